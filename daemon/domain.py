@@ -1,0 +1,201 @@
+"""The words of the project as frozen types. Imports nothing of ours; no torch, no Pillow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rgb = NDArray[np.uint8]
+"""H,W,3 uint8, RGB, upright (EXIF orientation applied)."""
+
+Mask = NDArray[np.bool_]
+"""H,W bool, True = protected / repainted."""
+
+
+class Box(NamedTuple):
+    """Pixels of the upright picture; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows, columns: `picture[box.slices]`."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def grown(self, margin: int, width: int, height: int) -> Box:
+        """The box with `margin` pixels around it, clipped to a picture of width x height."""
+        return Box(
+            max(self.left - margin, 0),
+            max(self.top - margin, 0),
+            min(self.right + margin, width),
+            min(self.bottom + margin, height),
+        )
+
+    def union(self, other: Box) -> Box:
+        return Box(
+            min(self.left, other.left),
+            min(self.top, other.top),
+            max(self.right, other.right),
+            max(self.bottom, other.bottom),
+        )
+
+    def overlaps(self, other: Box) -> bool:
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+    @classmethod
+    def around(cls, mask: Mask) -> Box:
+        """The bounding box of a mask that has at least one True pixel."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        return cls(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A sensitive part of a picture, found by a detector.
+
+    Attributes:
+        box: its bounding box.
+        label: what it is, e.g. `face`, `mask`.
+        score: the detector's confidence in [0,1].
+        detector: the name it has in the configuration.
+        mask: its exact shape as a plane of the box's size (box.height, box.width), or None
+            where the box itself is the shape.
+    """
+
+    box: Box
+    label: str
+    score: float
+    detector: str
+    mask: Mask | None = None
+
+    def plane(self, height: int, width: int) -> Mask:
+        """The region as a mask of the whole picture's size."""
+        plane = np.zeros((height, width), dtype=np.bool_)
+        plane[self.box.slices] = True if self.mask is None else self.mask
+        return plane
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a pixel may move: L-infinity, in levels of 255."""
+
+    epsilon: float
+
+    @property
+    def levels(self) -> int:
+        """The largest whole number of levels within epsilon: files hold whole levels."""
+        return int(self.epsilon)
+
+    @property
+    def unit(self) -> float:
+        """The bound on [0,1] images, in whole levels."""
+        return self.levels / 255
+
+
+class Verdict(StrEnum):
+    """What replaying the edits on the decoded output showed."""
+
+    PROTECTED = "protected"
+    WEAK = "weak"
+    FAILED = "failed"
+    UNPROTECTED = "unprotected"
+    """Nothing was found to protect and `none_found: pass` let the picture through unchanged."""
+
+
+class MaskKind(StrEnum):
+    """The edits that are replayed: the first three touch the region, the last two must not."""
+
+    TRIGGER = "trigger"
+    DILATED = "dilated"
+    PARTIAL = "partial"
+    NEAR = "near"
+    FAR = "far"
+
+
+class JobState(StrEnum):
+    """A job's way from sighting to rest; see `ACTIVE` for the states that still need work."""
+
+    SETTLING = "settling"
+    WAITING_MASK = "waiting_mask"
+    READY = "ready"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    PUBLISHED = "published"
+    ARCHIVED = "archived"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    SKIPPED = "skipped"
+    DUPLICATE = "duplicate"
+
+
+ACTIVE = frozenset(
+    {
+        JobState.SETTLING,
+        JobState.WAITING_MASK,
+        JobState.READY,
+        JobState.RUNNING,
+        JobState.PUBLISHING,
+        JobState.PUBLISHED,
+    }
+)
+"""States with work left: PUBLISHED still has its original to archive."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the store: one picture's content under one mask and one configuration.
+
+    Paths are bytes relative to their folder (inbox, outbox): file names need not be UTF-8.
+    Digests are lower-case hex SHA-256, None until the content was read. Times are Unix seconds.
+    """
+
+    id: int
+    path: bytes
+    state: JobState
+    attempts: int = 0
+    key: str | None = None
+    input_sha256: str | None = None
+    mask_sha256: str | None = None
+    config_sha256: str | None = None
+    output_path: bytes | None = None
+    output_sha256: str | None = None
+    verdict: Verdict | None = None
+    code: str | None = None
+    message: str | None = None
+    not_before: float = 0.0
+    created: float = 0.0
+    updated: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The path for people: undecodable bytes shown as escapes."""
+        return self.path.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's append-only history."""
+
+    at: float
+    state: JobState
+    detail: dict[str, Any]
