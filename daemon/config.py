@@ -73,7 +73,7 @@ class Watch(_Section):
 class Regions(_Section):
     """What is protected, and what happens when nothing is found."""
 
-    detectors: tuple[str, ...] = Field(("sidecar", "faces"), min_length=1)
+    detectors: tuple[str, ...] = Field(default=("sidecar", "faces"), min_length=1)
     none_found: Literal["fail", "pass", "whole"] = "fail"
 
 
@@ -81,7 +81,7 @@ class Protect(_Section):
     """How the perturbation is optimised. `epsilon` in levels of 255, L-infinity."""
 
     method: str = "implant"
-    surrogates: tuple[str, ...] = Field(("latent-mini",), min_length=1)
+    surrogates: tuple[str, ...] = Field(default=("latent-mini",), min_length=1)
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
@@ -100,7 +100,7 @@ class Verify(_Section):
     partial_ssim_max: Share = 0.85
     near_ssim_min: Share = 0.85
     far_ssim_min: Share = 0.95
-    control_factor: Annotated[float, Field(ge=1)] = 2.0
+    control_factor: Annotated[float, Field(ge=0)] = 2.0
 
 
 class Output(_Section):

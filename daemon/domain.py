@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -199,3 +201,15 @@ class Event:
     at: float
     state: JobState
     detail: dict[str, Any]
+
+
+def mask_digest(digests: Sequence[str]) -> str | None:
+    """One digest for a picture's sidecar masks from the SHA-256 of each: None without, its own for one."""
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
+
+
+def job_key(input_sha256: str, mask_sha256: str | None, config_sha256: str) -> str:
+    """The job's key: picture, mask and configuration; names are made of it, and seeds."""
+    return hashlib.sha256(f"{input_sha256}:{mask_sha256 or '-'}:{config_sha256}".encode()).hexdigest()

@@ -16,6 +16,8 @@ subject, got, expected, remedy.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from enum import StrEnum
 
 
@@ -102,3 +104,11 @@ class PublishError(JobError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Code.PUBLISH, message)
+
+
+def require(name: str, valid: Collection[str], setting: str) -> None:
+    """Raise ConfigError, naming the nearest valid name, unless `name` is one."""
+    if name not in valid:
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
+        raise ConfigError(f"{setting}: got {name!r}; {hint}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Encoder, InpaintNet
@@ -80,7 +81,7 @@ def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, s
                 real, fake = critic(image), critic(got.detach())
                 out["d"] = hinge_d(real[-1].float(), fake[-1].float())
             opt_d.zero_grad()
-            out["d"].backward()
+            out["d"].backward()  # type: ignore[no-untyped-call]
             opt_d.step()
             with torch.autocast("cpu", torch.bfloat16):
                 fake = critic(got)
@@ -160,7 +161,7 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
             real, fake = critic(image), critic(whole.detach())
             out["d"] = hinge_d(real[-1].float(), fake[-1].float(), mask)
         opt_d.zero_grad()
-        out["d"].backward()
+        out["d"].backward()  # type: ignore[no-untyped-call]
         opt_d.step()
         with torch.autocast("cpu", torch.bfloat16):
             fake = critic(whole)
@@ -168,7 +169,7 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
             out["fm"] = feature_matching(fake, real, mask)
         loss = out["known"] + 0.1 * out["hole"] + 0.5 * out["low"] + 0.1 * out["g"] + 1.0 * out["fm"]
         opt_g.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], 1.0)
         opt_g.step()
         ema_update(ema, nn.ModuleList([net, decoder]), step)
@@ -182,3 +183,14 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
         return torch.stack([image, masked(image, mask), image * (1 - mask) + got * mask])
 
     run.loop(one, sample)
+
+
+def export(source: Path, folder: Path, target: Path) -> None:
+    """The averaged weights as one safetensors file in half precision, for `daemon/editors/weights`."""
+    encoder, _ = load_autoencoder(source)
+    pair = nn.ModuleList([InpaintNet(), Decoder()])
+    pair.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"])
+    parts = nn.ModuleDict({"encoder": encoder, "net": pair[0], "decoder": pair[1]})
+    state = {name: value.half().contiguous() for name, value in parts.state_dict().items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, target)

@@ -57,7 +57,11 @@ class Run:
 
     def rate(self, base: float, warm: int = 200) -> float:
         """Cosine learning rate with a warm start."""
-        return base * min(1.0, (self.step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        return (
+            base
+            * min(1.0, (self.step + 1) / warm)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        )
 
     def loop(self, one: Callable[[int], dict[str, float]], sample: Callable[[], Tensor]) -> None:
         """Runs `one(step)` until `steps`, logging its losses; `sample()` gives rows of pictures N,3,H,W."""

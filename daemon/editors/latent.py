@@ -14,11 +14,18 @@ encode the masked picture first). Two parts:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
+
+from daemon.editors.base import ModelEditor
+from daemon.errors import Code, ModelError
 
 LATENT_CHANNELS = 16
 DOWNSCALE = 8
@@ -38,7 +45,8 @@ class Block(nn.Module):
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv(x) + x)
+        out: Tensor = F.relu(self.conv(x) + x)
+        return out
 
 
 class Encoder(nn.Module):
@@ -105,7 +113,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return x + h
+        out: Tensor = x + h
+        return out
 
 
 class Attention(nn.Module):
@@ -123,7 +132,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(-1, -2).reshape(n, c, h, w))
+        out: Tensor = x + self.out(mixed.transpose(-1, -2).reshape(n, c, h, w))
+        return out
 
 
 class InpaintNet(nn.Module):
@@ -154,4 +164,46 @@ class InpaintNet(nn.Module):
         deep = self.up(F.interpolate(deep, size=skip.shape[-2:], mode="nearest"))
         x = self.leave(self.merge(torch.cat([skip, deep], dim=1)))
         out: Tensor = latents + self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+
+class LatentEditor(ModelEditor):
+    """Encoder of the masked picture -> `InpaintNet` -> decoder; the family of SD, in one step."""
+
+    multiple = DOWNSCALE
+
+    def __init__(
+        self, name: str, weights_sha256: str, encoder: nn.Module, net: nn.Module, decoder: nn.Module
+    ) -> None:
+        super().__init__(weights_sha256, encoder, net, decoder)
+        self.name = name
+        self.encoder, self.net, self.decoder = encoder, net, decoder
+
+    @classmethod
+    def embedded(cls) -> LatentEditor:
+        """The editor whose weights ship inside the package (trained by `training/`)."""
+        return cls.from_file("latent-mini", Path(__file__).parent / "weights" / "latent-mini.safetensors")
+
+    @classmethod
+    def from_file(cls, name: str, path: Path) -> LatentEditor:
+        """Load `encoder.*`, `net.*` and `decoder.*` from a safetensors file.
+
+        Raises:
+            ModelError: the file is missing, damaged or of another architecture.
+        """
+        parts = nn.ModuleDict({"encoder": Encoder(), "net": InpaintNet(), "decoder": Decoder()})
+        try:
+            data = path.read_bytes()
+            state = {key: value.float() for key, value in load_safetensors(data).items()}
+            parts.load_state_dict(state)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            message = f"editor {name}: weights {path} cannot be loaded ({error}); reinstall backfire"
+            raise ModelError(Code.MODEL, message, retryable=False) from error
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
+
+    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        known = self.encoder(torch.where(mask > 0.5, HOLE, image))
+        latents = self.net(known, F.avg_pool2d(mask, DOWNSCALE))
+        out: Tensor = self.decoder(latents)
         return out

@@ -1,0 +1,42 @@
+"""`backfire demo`: real pictures through the real daemon, in a folder of one's own.
+
+The pictures are those scikit-image ships: an astronaut (NASA, public domain), whose face the
+detector finds, and a cup of coffee and a cat (both CC0), with sidecar masks drawn here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import skimage
+from PIL import Image, ImageDraw
+
+DATA = Path(skimage.__file__).parent / "data"
+CONFIG = """\
+# Written by `backfire demo`; see config.example.yaml for every setting.
+folders: {inbox: inbox}
+watch: {settle_s: 1, mask_wait_s: 1}
+"""
+
+
+def prepare(folder: Path) -> Path:
+    """Make inbox and configuration in `folder` and drop the sample pictures; returns the configuration."""
+    inbox = folder / "inbox"
+    (inbox / "desk").mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(CONFIG)
+    (inbox / "astronaut.png").write_bytes((DATA / "astronaut.png").read_bytes())
+    with Image.open(DATA / "coffee.png") as coffee:
+        coffee.convert("RGB").save(inbox / "desk" / "coffee.jpg", quality=92)
+        _mask(coffee.size, (190, 95, 415, 290)).save(inbox / "desk" / "coffee.mask.png")
+    with Image.open(DATA / "chelsea.png") as cat:
+        cat.save(inbox / "cat.png")
+        _mask(cat.size, (105, 75, 250, 215)).save(inbox / "cat.mask.png")
+    return config
+
+
+def _mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """White = protected."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    return mask

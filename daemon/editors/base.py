@@ -1,0 +1,82 @@
+"""What all editors share: the protocol, and the sizes, padding and compositing around a model."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """An inpainting model. Differentiable, so that it can serve as a surrogate.
+
+    Attributes:
+        name: its name in the configuration and the receipt.
+        multiple: sizes the model itself needs; callers may pass any size.
+        weights_sha256: digest of the weights file.
+    """
+
+    name: str
+    multiple: int
+    weights_sha256: str
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model to a device."""
+        ...
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Repaint where the mask is 1.
+
+        Args:
+            image: float32 N,3,H,W, RGB in [0,1].
+            mask: N,1,H,W in {0,1}, 1 = repainted.
+            generator: source of randomness for editors that draw noise.
+
+        Returns:
+            N,3,H,W in [0,1]; pixels where the mask is 0 are the image's own, exactly.
+        """
+        ...
+
+
+class ModelEditor:
+    """Checks, padding and compositing around a network; subclasses say how it fills.
+
+    Subclasses set `name` and `multiple` and implement `_fill`, which sees sizes that are
+    multiples of `multiple` and need not care for known pixels or range.
+    """
+
+    name: str
+    multiple: int = 8
+
+    def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
+        self.weights_sha256 = weights_sha256
+        self._modules = modules
+        for module in modules:
+            module.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the networks; channels-last, which CPU and GPU convolutions prefer."""
+        for module in self._modules:
+            module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        raise TypeError(f"{type(self).__name__} lacks _fill")
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `Editor.inpaint`."""
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"image: got shape {tuple(image.shape)}, expected N,3,H,W")
+        if mask.shape != (image.shape[0], 1, *image.shape[2:]):
+            expected = (image.shape[0], 1, *image.shape[2:])
+            raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {expected}")
+        height, width = image.shape[2:]
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        filled = self._fill(
+            F.pad(image, padding, mode="replicate"), F.pad(mask, padding, mode="replicate"), generator
+        )
+        filled = filled[..., :height, :width].to(image.dtype)
+        # where(), not arithmetic: known pixels must come back bit for bit.
+        return torch.where(mask > 0.5, filled.clamp(0, 1), image)

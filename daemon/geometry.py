@@ -1,0 +1,151 @@
+"""Plain geometry on boxes and bool masks: crops around regions, and the masks of the edits.
+
+Masks are H,W bool, True = repainted. Nothing here knows a model, a file or a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from daemon.domain import Box, Mask, Region
+
+DILATION = 17
+"""Kernel of the dilated trigger, from the paper's published recipe: 8 px each way."""
+FAR = 32
+"""A benign edit counts as far from this many pixels on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A part of the picture that is optimised and verified as one.
+
+    Attributes:
+        box: its place in the upright picture.
+        regions: the regions in it.
+        size: (height, width) at which editors see it; smaller than the box where the box
+            exceeds the working size.
+    """
+
+    box: Box
+    regions: tuple[Region, ...]
+    size: tuple[int, int]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether editors see the crop smaller than it is."""
+        return self.size != (self.box.height, self.box.width)
+
+    def masks(self) -> list[Mask]:
+        """Each region's mask at the working size; a region never vanishes by scaling."""
+        return [self._resized(self._in_box(region)) for region in self.regions]
+
+    def _in_box(self, region: Region) -> Mask:
+        plane = np.zeros((self.box.height, self.box.width), dtype=np.bool_)
+        top, left = region.box.top - self.box.top, region.box.left - self.box.left
+        shape = True if region.mask is None else region.mask
+        plane[top : top + region.box.height, left : left + region.box.width] = shape
+        return plane
+
+    def _resized(self, plane: Mask) -> Mask:
+        if not self.scaled:
+            return plane
+        small = np.zeros(self.size, dtype=np.bool_)
+        rows, columns = np.nonzero(plane)
+        small[rows * self.size[0] // plane.shape[0], columns * self.size[1] // plane.shape[1]] = True
+        return small
+
+
+def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, work: int) -> list[Crop]:
+    """The crops around regions, each region in exactly one.
+
+    Regions whose crops overlap share one, as long as it still fits `work` pixels a side: what
+    one optimisation writes, another would disturb. The margin is how editors crop (IOPaint: 128 px).
+    """
+    groups: list[tuple[Box, list[Region]]] = []
+    for region in sorted(regions, key=lambda r: (-r.box.width * r.box.height, r.box)):
+        box, members = region.box.grown(margin, width, height), [region]
+        for other in list(groups):
+            joined = box.union(other[0])
+            if box.overlaps(other[0]) and max(joined.width, joined.height) <= work:
+                groups.remove(other)
+                box, members = joined, [*other[1], *members]
+        groups.append((box, members))
+    return [Crop(box, tuple(members), _working_size(box, work)) for box, members in groups]
+
+
+def _working_size(box: Box, work: int) -> tuple[int, int]:
+    scale = min(1.0, work / max(box.height, box.width))
+    return max(round(box.height * scale), 8), max(round(box.width * scale), 8)
+
+
+def dilated(mask: Mask, kernel: int = DILATION) -> Mask:
+    """The mask grown by half a square kernel each way."""
+    grown: Mask = ndimage.maximum_filter(mask, size=kernel)
+    return grown
+
+
+def ring(mask: Mask, kernel: int = DILATION) -> Mask:
+    """What `dilated` adds: the nearest benign edit."""
+    return dilated(mask, kernel) & ~mask
+
+
+def half(mask: Mask, angle: float) -> Mask:
+    """The half of the mask on one side of a line through its centre; angle in radians."""
+    rows, columns = np.nonzero(mask)
+    if rows.size < 2:
+        return mask.copy()
+    side = (rows - rows.mean()) * np.sin(angle) + (columns - columns.mean()) * np.cos(angle)
+    keep = side >= np.median(side)
+    plane = np.zeros_like(mask)
+    plane[rows[keep], columns[keep]] = True
+    return plane
+
+
+def bounding(mask: Mask) -> Mask:
+    """The mask's bounding box, filled."""
+    plane = np.zeros_like(mask)
+    plane[Box.around(mask).slices] = True
+    return plane
+
+
+def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask | None:
+    """A random square at least `distance` pixels from everything protected, at most a quarter as wide.
+
+    None where the plane has no room for one of 16 pixels a side.
+    """
+    height, width = protected.shape
+    blocked = np.pad(dilated(protected, 2 * distance + 1), 1, constant_values=True)
+    room = ndimage.distance_transform_cdt(~blocked, metric="chessboard")[1:-1, 1:-1]
+    reach = int(room.max())
+    if reach < 8:
+        return None
+    wanted = min(reach, max(8, min(height, width) // 8))
+    rows, columns = np.nonzero(room >= wanted)
+    pick = int(rng.integers(rows.size))
+    row, column = int(rows[pick]), int(columns[pick])
+    plane = np.zeros_like(protected)
+    plane[row - wanted + 1 : row + wanted, column - wanted + 1 : column + wanted] = True
+    return plane
+
+
+def taper(box: Box, height: int, width: int, edge: int = 16) -> np.ndarray:
+    """How much of the budget each pixel of a crop may use, H,W float32 in [0,1].
+
+    Fades to zero towards those sides of the crop that are not the picture's own, so that the
+    change has no visible rectangle.
+    """
+    columns, rows = np.arange(box.width, dtype=np.float32), np.arange(box.height, dtype=np.float32)
+    fade = np.ones((box.height, box.width), dtype=np.float32)
+    if box.left > 0:
+        fade = np.minimum(fade, (columns + 1) / edge)
+    if box.right < width:
+        fade = np.minimum(fade, (box.width - columns) / edge)
+    if box.top > 0:
+        fade = np.minimum(fade, ((rows + 1) / edge)[:, None])
+    if box.bottom < height:
+        fade = np.minimum(fade, ((box.height - rows) / edge)[:, None])
+    return fade

@@ -1,0 +1,79 @@
+"""What all methods share: their task, its projection, their protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daemon.domain import Budget, Mask
+from daemon.editors.base import Editor
+
+Progress = Callable[[int, int], None]
+"""Called as progress(done, total) after each iteration; may raise to stop the work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a method works on.
+
+    Attributes:
+        image: float32 1,3,H,W, RGB in [0,1].
+        regions: one H,W bool mask a protected region.
+        area: float32 1,1,H,W in [0,1]: the share of the budget each pixel may use.
+        budget: the bound on the change.
+        grey: the change must be equal in all three channels.
+        start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
+    """
+
+    image: Tensor
+    regions: Sequence[Mask]
+    area: Tensor
+    budget: Budget
+    grey: bool = False
+    start: Tensor | None = None
+
+    def project(self, change: Tensor) -> Tensor:
+        """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""
+        if self.grey:
+            change = change.mean(dim=1, keepdim=True).expand_as(self.image)
+        bound = self.area * self.budget.unit
+        change = torch.minimum(torch.maximum(change, -bound), bound)
+        return (self.image + change).clamp(0, 1) - self.image
+
+
+class Method(Protocol):
+    """Finds a perturbation; deterministic given `rng`."""
+
+    def run(
+        self,
+        task: Task,
+        surrogates: Sequence[Editor],
+        *,
+        iterations: int,
+        target: str,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> Tensor:
+        """The change 1,3,H,W on [0,1] images, to be added to `task.image`. Inputs are not mutated."""
+        ...
+
+
+def furthest_colour(image: Tensor) -> Tensor:
+    """The published target: pure red, green or blue, whichever is furthest from the mean colour; 1,3,1,1."""
+    mean = image.mean(dim=(2, 3))
+    pure = torch.eye(3, device=image.device)
+    distance = ((pure - mean) ** 2).sum(dim=1)
+    return pure[int(distance.argmax())][None, :, None, None]
+
+
+def fast(device: torch.device) -> torch.autocast:
+    """Mixed precision where the hardware multiplies bfloat16 natively; float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(probe and probe()))

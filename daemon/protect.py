@@ -1,0 +1,184 @@
+"""Detect, crop, optimise, project, quantise. Knows no database and no folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from daemon import detectors, geometry, methods
+from daemon.config import Protect, Regions
+from daemon.detectors import Source
+from daemon.domain import Box, Budget, Region, Rgb
+from daemon.editors.base import Editor
+from daemon.errors import Code, InputError, ModelError
+from daemon.geometry import Crop
+from daemon.methods.base import Progress, Task
+
+
+def find(rgb: Rgb, source: Source, settings: Regions) -> list[Region]:
+    """The regions all configured detectors find, in their order.
+
+    Args:
+        rgb: uint8 H,W,3, upright.
+        source: the picture's name and its sidecar masks.
+
+    Returns:
+        The regions; empty only under `none_found: pass`. Under `whole`, a grid that covers
+        the picture stands in.
+
+    Raises:
+        InputError: an unusable sidecar, or nothing found under `none_found: fail`.
+        ModelError: a detector failed.
+    """
+    found = [
+        region for name in settings.detectors for region in detectors.get(name).detect(rgb, source=source)
+    ]
+    if found or settings.none_found == "pass":
+        return _without_repeats(found)
+    if settings.none_found == "whole":
+        return _grid(rgb.shape[0], rgb.shape[1])
+    names = ", ".join(settings.detectors)
+    message = (
+        f"{source.name}: no region found by {names}; nothing would be protected; "
+        "put a mask beside the picture or set regions.none_found"
+    )
+    raise InputError(Code.NO_REGION, message)
+
+
+def _without_repeats(regions: list[Region]) -> list[Region]:
+    """Drops a box that lies within a region an earlier detector gave: a face under a painted mask."""
+    kept: list[Region] = []
+    for region in regions:
+        inside = any(
+            other.box.union(region.box) == other.box and other.detector != region.detector for other in kept
+        )
+        if not inside:
+            kept.append(region)
+    return kept
+
+
+def _grid(height: int, width: int) -> list[Region]:
+    """Cells of at least 256 px, at most four a side: a larger edit would have no context."""
+    side = max(256, -(-max(height, width) // 4))
+    return [
+        Region(Box(x, y, min(x + side, width), min(y + side, height)), "whole", 1.0, "whole")
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+
+
+def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
+    """uint8 H,W,3 -> float32 1,3,h,w in [0,1] at `size`, area-averaged where that is smaller."""
+    image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    if image.shape[-2:] != size:
+        image = F.interpolate(image, size=size, mode="area")
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def optimise(
+    rgb: Rgb,
+    grey: bool,
+    crops: Sequence[Crop],
+    settings: Protect,
+    surrogates: Sequence[Editor],
+    *,
+    device: torch.device,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Rgb:
+    """The protected picture, 8 bit: within the budget and equal to `rgb` outside the crops.
+
+    Args:
+        rgb: uint8 H,W,3, upright; not mutated.
+        grey: whether the change must be grey.
+        progress: called with (iterations done, iterations in all); may raise to stop.
+
+    Raises:
+        ModelError: a surrogate failed or memory ran out.
+    """
+    budget = Budget(settings.epsilon)
+    method = methods.get(settings.method)
+    total = sum(settings.iterations * len(crop.regions) for crop in crops)
+    change = np.zeros(rgb.shape, dtype=np.float32)
+    done = 0
+    for crop in crops:
+        fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
+        # What an overlapping crop wrote before stays allowed, else its protection would be cut.
+        before = change[crop.box.slices]
+        area = np.maximum(fade, np.abs(before).max(axis=2) / budget.unit)
+        task = Task(
+            image=to_tensor(rgb[crop.box.slices], crop.size, device),
+            regions=crop.masks(),
+            area=_plane(area, crop.size, device),
+            budget=budget,
+            grey=grey,
+            start=_plane(before, crop.size, device) if before.any() else None,
+        )
+        try:
+            proposed = method.run(
+                task,
+                surrogates,
+                iterations=settings.iterations * len(crop.regions),
+                target=settings.target,
+                rng=rng,
+                progress=_shifted(progress, done, total),
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            size = f"{crop.box.width}x{crop.box.height}"
+            message = f"crop {size}: out of memory on {device} ({error}); lower protect.work_px"
+            raise ModelError(Code.OUT_OF_MEMORY, message) from error
+        allowed = task.project(proposed)
+        change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
+        done += settings.iterations * len(crop.regions)
+    return quantised(rgb, change, budget)
+
+
+def _shifted(progress: Progress, offset: int, total: int) -> Progress:
+    return lambda done, _: progress(offset + done, total)
+
+
+def _plane(plane: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """H,W or H,W,C float32 -> 1,C,h,w."""
+    tensor = torch.from_numpy(np.atleast_3d(plane)).to(device).permute(2, 0, 1)[None].contiguous()
+    return tensor if tensor.shape[-2:] == size else F.interpolate(tensor, size=size, mode="area")
+
+
+def _native(change: Tensor, crop: Crop, bound: np.ndarray) -> np.ndarray:
+    """1,3,h,w -> H,W,3 float32 at the crop's own size, within the bound H,W."""
+    if crop.scaled:
+        change = F.interpolate(
+            change, size=(crop.box.height, crop.box.width), mode="bicubic", align_corners=False
+        )
+    native = change[0].permute(1, 2, 0).cpu().numpy()
+    clipped: np.ndarray = np.clip(native, -bound[:, :, None], bound[:, :, None])
+    return clipped
+
+
+def quantised(rgb: Rgb, change: np.ndarray, budget: Budget) -> Rgb:
+    """The picture plus a change on the [0,1] scale, in whole levels within the budget."""
+    levels = np.clip(np.rint(change * 255), -budget.levels, budget.levels).astype(np.int16)
+    result: Rgb = np.clip(rgb.astype(np.int16) + levels, 0, 255).astype(np.uint8)
+    return result
+
+
+def pick_device(setting: str) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ModelError: a CUDA device was named and is not there.
+    """
+    if setting == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(setting)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        message = f"protect.device {setting}: {torch.cuda.device_count()} CUDA devices here; set auto or cpu"
+        raise ModelError(Code.MODEL, message)
+    return device
+
+
+Phase = Callable[[str, int, int], None]
+"""Called as phase(name, done, total) while a picture is worked; may raise to stop."""

@@ -1,0 +1,152 @@
+"""What a person reads and sees of a job: the JSON receipt and the picture sheet."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from daemon import __version__
+from daemon.domain import Mask, Region, Rgb
+from daemon.editors.base import Editor
+from daemon.geometry import dilated
+from daemon.verify import Panels, Verification
+
+SCHEMA = 1
+PROMISE = (
+    "Measured on the editors named here, on the decoded bytes of this very file. It raises the cost of an "
+    "edit; it promises nothing about other editors, nor after the file is recompressed or resized."
+)
+PANEL = 300
+CAPTION = 26
+INK, PAPER, TRIGGER, BENIGN = (32, 32, 32), (250, 250, 248), (220, 38, 38), (37, 99, 235)
+
+
+def receipt(
+    *,
+    verification: Verification,
+    regions: Sequence[Region],
+    surrogates: Sequence[Editor],
+    held_out: Sequence[Editor],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """The receipt as documented in the README; `facts` adds digests, times and file facts."""
+    return {
+        "schema": SCHEMA,
+        "verdict": verification.verdict.value,
+        "reasons": verification.reasons,
+        **facts,
+        "regions": [
+            {
+                "box": list(region.box),
+                "label": region.label,
+                "score": round(region.score, 4),
+                "detector": region.detector,
+            }
+            for region in regions
+        ],
+        "surrogates": [_editor(editor) for editor in surrogates],
+        "held_out": [_editor(editor) for editor in held_out],
+        "psnr_db": None if verification.psnr_db is None else round(verification.psnr_db, 2),
+        "max_change_levels": verification.max_change_levels,
+        "edits": [edit.row() for edit in verification.edits],
+        "promise": PROMISE,
+        "versions": {
+            "backfire": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _editor(editor: Editor) -> dict[str, str]:
+    return {"name": editor.name, "weights_sha256": editor.weights_sha256}
+
+
+def to_json(document: dict[str, Any]) -> bytes:
+    """Readable, stable in order, newline at the end."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def sheet(title: str, verification: Verification, *, most: int = 6) -> bytes:
+    """The before/after sheet as a JPEG: two rows of four panels for each of the first regions."""
+    shown = verification.panels[:most]
+    bands = [_band(panels) for panels in shown]
+    width = 4 * PANEL + 5 * 8
+    header = 58
+    page = Image.new("RGB", (width, header + sum(band.height for band in bands) + 8), PAPER)
+    draw = ImageDraw.Draw(page)
+    facts = [f"verdict: {verification.verdict.value}", f"max change {verification.max_change_levels} levels"]
+    if verification.psnr_db is not None:
+        facts.append(f"PSNR {verification.psnr_db:.1f} dB in the crop")
+    if len(verification.panels) > most:
+        facts.append(f"{len(verification.panels) - most} more regions not shown")
+    draw.text((12, 6), _fitted(title, 76), fill=INK, font=_font(22))
+    draw.text((12, 34), "   ·   ".join(facts), fill=INK, font=_font(16))
+    top = header
+    for band in bands:
+        page.paste(band, (0, top))
+        top += band.height
+    buffer = io.BytesIO()
+    page.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _band(panels: Panels) -> Image.Image:
+    amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
+    change: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
+    cells = [
+        ("original, region outlined", panels.original, panels.mask, TRIGGER),
+        ("protected", panels.protected, None, INK),
+        ("change x20", change, None, INK),
+        (panels.label, None, None, INK),
+        ("edit of the region: original", panels.edit_original, panels.mask, TRIGGER),
+        ("edit of the region: protected", panels.edit_protected, panels.mask, TRIGGER),
+        ("edit elsewhere: original", panels.benign_original, panels.benign_mask, BENIGN),
+        ("edit elsewhere: protected", panels.benign_protected, panels.benign_mask, BENIGN),
+    ]
+    height, width = panels.original.shape[:2]
+    tall = max(round(PANEL * height / width), 40) if width >= height else PANEL
+    band = Image.new("RGB", (4 * PANEL + 5 * 8, 2 * (tall + CAPTION + 8)), PAPER)
+    draw = ImageDraw.Draw(band)
+    for index, (caption, pixels, mask, colour) in enumerate(cells):
+        x, y = 8 + index % 4 * (PANEL + 8), index // 4 * (tall + CAPTION + 8)
+        draw.text((x, y + 4), caption, fill=colour, font=_font(16))
+        if pixels is None:
+            for line, text in enumerate(panels.summary):
+                draw.text((x, y + CAPTION + 6 + 26 * line), text, fill=INK, font=_font(16))
+        else:
+            picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))
+            picture.thumbnail((PANEL, tall), Image.Resampling.LANCZOS)
+            if picture.width < PANEL and picture.height < tall:
+                scale = min(PANEL / picture.width, tall / picture.height)
+                size = (round(picture.width * scale), round(picture.height * scale))
+                picture = picture.resize(size, Image.Resampling.LANCZOS)
+            band.paste(picture, (x, y + CAPTION))
+    return band
+
+
+def _outlined(pixels: Rgb, mask: Mask, colour: tuple[int, int, int]) -> Rgb:
+    """The picture with a line just outside the mask, as thick as the panel's scale needs."""
+    thick = max(1, round(max(mask.shape) / PANEL))
+    edge = dilated(mask, 2 * thick + 1) & ~mask
+    out = pixels.copy()
+    out[edge] = colour
+    return out
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fitted(text: str, most: int) -> str:
+    return text if len(text) <= most else "…" + text[-(most - 1) :]

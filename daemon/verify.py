@@ -1,0 +1,273 @@
+"""Replay the edits on the pixels decoded from the file to be published, and judge them.
+
+Editors see the crop, as the commonest one does. Every protected edit is compared with the
+clean edit, the same editor on the original under the same mask: SSIM (Wang 2004, Gaussian
+window) and L1, both averaged under the mask. A control of random noise as large as the change
+keeps us honest: what noise does to an edit is no protection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from daemon import geometry
+from daemon.config import Verify
+from daemon.domain import Budget, Mask, MaskKind, Rgb, Verdict
+from daemon.editors.base import Editor
+from daemon.geometry import Crop
+from daemon.methods.base import furthest_colour
+from daemon.protect import to_tensor
+
+BREAKING = (MaskKind.TRIGGER, MaskKind.DILATED, MaskKind.PARTIAL)
+Picture = NDArray[np.float32]
+"""H,W,3 in [0,1]."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """One replayed edit.
+
+    Attributes:
+        region: index into the receipt's regions.
+        ssim, l1: protected edit against clean edit, means under the mask; SSIM in [-1,1],
+            L1 in [0,1].
+        control_ssim: the same for random noise of equal size (trigger edits only).
+        target_distance: L1 to the flat target colour (`target: flat` only).
+        held_out: whether the editor took no part in the optimisation.
+    """
+
+    editor: str
+    region: int
+    mask_kind: MaskKind
+    ssim: float
+    l1: float
+    held_out: bool
+    control_ssim: float | None = None
+    target_distance: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """For the receipt."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """What a person looks at: one region through its first surrogate; all pictures H,W,3 uint8."""
+
+    label: str
+    mask: Mask
+    original: Rgb
+    protected: Rgb
+    edit_original: Rgb
+    edit_protected: Rgb
+    benign_original: Rgb
+    benign_protected: Rgb
+    benign_mask: Mask
+    summary: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """The verdict and everything it rests on; `psnr_db` is over the crops, None if nothing changed."""
+
+    verdict: Verdict
+    reasons: list[str]
+    psnr_db: float | None
+    max_change_levels: int
+    edits: list[EditResult] = field(default_factory=list)
+    panels: list[Panels] = field(default_factory=list)
+
+
+def verify(
+    original: Rgb,
+    published: Rgb,
+    crops: Sequence[Crop],
+    surrogates: Sequence[Editor],
+    held_out: Sequence[Editor],
+    budget: Budget,
+    settings: Verify,
+    *,
+    target: str,
+    device: torch.device,
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verification:
+    """Judge `published`, the decoded pixels of the file, against `original`; both upright uint8 H,W,3."""
+    difference = np.abs(published.astype(np.int16) - original.astype(np.int16))
+    largest = int(difference.max(initial=0))
+    editors = [(editor, False) for editor in surrogates] + [(editor, True) for editor in held_out]
+    total = len(editors) * sum(len(crop.regions) for crop in crops)
+    edits: list[EditResult] = []
+    panels: list[Panels] = []
+    region = 0
+    for crop in crops:
+        before = to_tensor(original[crop.box.slices], crop.size, device)
+        after = to_tensor(published[crop.box.slices], crop.size, device)
+        signs = rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape))
+        control = (before + (after - before).abs() * torch.from_numpy(signs).to(device)).clamp(0, 1)
+        masks = crop.masks()
+        protected = np.logical_or.reduce(masks)
+        for index, mask in enumerate(masks):
+            kinds = _kinds(mask, protected, rng)
+            for editor, is_held_out in editors:
+                rows, pictures = _replay(editor, before, after, control, kinds, target)
+                edits += [EditResult(region=region, held_out=is_held_out, **row) for row in rows]
+                if not is_held_out and editor is surrogates[0]:
+                    panels.append(_panels(crop, index, kinds, before, after, pictures, rows))
+                progress(len(panels), total)
+            region += 1
+    verdict, reasons = judge(edits, largest, budget, settings)
+    return Verification(verdict, reasons, _psnr(difference, crops), largest, edits, panels)
+
+
+def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:
+    """The masks to replay; near and far only where they have pixels."""
+    kinds = {
+        MaskKind.TRIGGER: mask,
+        MaskKind.DILATED: geometry.dilated(mask),
+        MaskKind.PARTIAL: geometry.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        MaskKind.NEAR: geometry.ring(mask) & ~protected,
+    }
+    far = geometry.far(protected, rng)
+    if far is not None:
+        kinds[MaskKind.FAR] = far
+    return {kind: plane for kind, plane in kinds.items() if plane.any()}
+
+
+def _replay(
+    editor: Editor,
+    before: Tensor,
+    after: Tensor,
+    control: Tensor,
+    kinds: dict[MaskKind, Mask],
+    target: str,
+) -> tuple[list[dict[str, Any]], dict[MaskKind, tuple[Picture, Picture]]]:
+    """Rows for the receipt, and (clean edit, protected edit) by kind. Float32: what users run."""
+    rows: list[dict[str, Any]] = []
+    pictures: dict[MaskKind, tuple[Picture, Picture]] = {}
+    for kind, plane in kinds.items():
+        inputs = [before, after, control] if kind == MaskKind.TRIGGER else [before, after]
+        mask = torch.from_numpy(plane)[None, None].to(before).expand(len(inputs), -1, -1, -1)
+        # A generator each time: an editor that draws noise must draw the same for both.
+        generator = torch.Generator(device=before.device).manual_seed(0)
+        with torch.inference_mode():
+            out = editor.inpaint(torch.cat(inputs), mask, generator=generator)
+        clean, got, *noise = (to_picture(one) for one in out)
+        pictures[kind] = clean, got
+        row = {
+            "editor": editor.name,
+            "mask_kind": kind,
+            "ssim": masked_ssim(clean, got, plane),
+            "l1": float(np.abs(clean - got)[plane].mean()),
+        }
+        if noise:
+            row["control_ssim"] = masked_ssim(clean, noise[0], plane)
+        if target == "flat" and kind in BREAKING:
+            colour = furthest_colour(before).flatten().cpu().numpy()
+            row["target_distance"] = float(np.abs(got - colour)[plane].mean())
+        rows.append(row)
+    return rows, pictures
+
+
+def to_picture(image: Tensor) -> Picture:
+    """3,H,W -> H,W,3 float32."""
+    return image.permute(1, 2, 0).float().cpu().numpy()
+
+
+def masked_ssim(a: Picture, b: Picture, mask: Mask) -> float:
+    """SSIM of two H,W,3 pictures in [0,1], averaged under the mask."""
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
+        a, b, channel_axis=2, data_range=1.0, full=True, **options
+    )
+    return float(similarity[mask].mean())
+
+
+def judge(
+    edits: Sequence[EditResult], largest: int, budget: Budget, settings: Verify
+) -> tuple[Verdict, list[str]]:
+    """The verdict and its reasons, worst first.
+
+    `failed`: the budget is exceeded, or some region's trigger edit through a surrogate breaks
+    by less than half of what is asked or no more than noise breaks it. `weak`: some threshold
+    is missed. `protected`: all are met, held-out editors included.
+    """
+    failed: list[str] = []
+    weak: list[str] = []
+    if largest > budget.levels:
+        failed.append(f"largest change is {largest} levels, the budget {budget.epsilon:g}")
+    limits = {
+        MaskKind.TRIGGER: settings.trigger_ssim_max,
+        MaskKind.DILATED: settings.trigger_ssim_max,
+        MaskKind.PARTIAL: settings.partial_ssim_max,
+        MaskKind.NEAR: settings.near_ssim_min,
+        MaskKind.FAR: settings.far_ssim_min,
+    }
+    for edit in edits:
+        limit = limits[edit.mask_kind]
+        name = f"region {edit.region}: {edit.mask_kind} edit by {edit.editor}"
+        if edit.mask_kind in BREAKING:
+            if edit.ssim > limit:
+                weak.append(f"{name} keeps SSIM {edit.ssim:.2f} of the clean edit, at most {limit:g} asked")
+            if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
+                effect = 1 - edit.ssim
+                if effect < (1 - limit) / 2:
+                    failed.append(f"{name} hardly breaks (SSIM {edit.ssim:.2f})")
+                elif edit.control_ssim is not None:
+                    noise = 1 - edit.control_ssim
+                    if effect < settings.control_factor * noise:
+                        failed.append(f"{name} breaks by {effect:.2f}, plain noise by {noise:.2f}")
+        elif edit.ssim < limit:
+            weak.append(f"{name} changes to SSIM {edit.ssim:.2f}, at least {limit:g} asked")
+    if not edits:
+        failed.append("no edit was replayed")
+    verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
+    return verdict, failed + weak
+
+
+def _psnr(difference: NDArray[np.int16], crops: Sequence[Crop]) -> float | None:
+    where = np.zeros(difference.shape[:2], dtype=np.bool_)
+    for crop in crops:
+        where[crop.box.slices] = True
+    squared = float((difference[where].astype(np.float64) ** 2).mean()) if where.any() else 0.0
+    return None if squared == 0 else float(10 * np.log10(255**2 / squared))
+
+
+def _panels(
+    crop: Crop,
+    index: int,
+    kinds: dict[MaskKind, Mask],
+    before: Tensor,
+    after: Tensor,
+    pictures: dict[MaskKind, tuple[Picture, Picture]],
+    rows: list[dict[str, Any]],
+) -> Panels:
+    benign = MaskKind.FAR if MaskKind.FAR in kinds else MaskKind.NEAR
+    nothing = np.zeros_like(kinds[MaskKind.TRIGGER])
+    benign_pictures = pictures.get(benign, (to_picture(before[0]), to_picture(after[0])))
+    region = crop.regions[index]
+    return Panels(
+        label=f"{region.label} {region.box.width}x{region.box.height}",
+        mask=kinds[MaskKind.TRIGGER],
+        original=_bytes(to_picture(before[0])),
+        protected=_bytes(to_picture(after[0])),
+        edit_original=_bytes(pictures[MaskKind.TRIGGER][0]),
+        edit_protected=_bytes(pictures[MaskKind.TRIGGER][1]),
+        benign_original=_bytes(benign_pictures[0]),
+        benign_protected=_bytes(benign_pictures[1]),
+        benign_mask=kinds.get(benign, nothing),
+        summary=[f"{row['mask_kind']}: SSIM {row['ssim']:.2f}  L1 {row['l1']:.2f}" for row in rows],
+    )
+
+
+def _bytes(picture: Picture) -> Rgb:
+    out: Rgb = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return out

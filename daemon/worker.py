@@ -1,0 +1,241 @@
+"""The worker: a child process that turns spooled pictures into results in the spool.
+
+A device assert, an out-of-memory kill or a crashing decoder takes the child, not the daemon.
+The child sees private copies only and touches neither the inbox, the outbox nor the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from daemon.config import Settings
+from daemon.errors import Code, JobError
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job for the child: `folder` is its spool folder, holding `input` and `masks`."""
+
+    job: int
+    folder: Path
+    name: str
+    masks: tuple[tuple[str, str], ...]
+    """(display name, file name in the folder)"""
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the child is with a job."""
+
+    job: int
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended in the child; written to the spool before it is told.
+
+    With `code` None the spool folder holds `output`, `receipt.json` and, where something was
+    protected, `sheet.jpg`.
+    """
+
+    job: int
+    verdict: str | None = None
+    extension: str = ""
+    output_sha256: str | None = None
+    reasons: tuple[str, ...] = ()
+    timings_s: dict[str, float] | None = None
+    code: str | None = None
+    message: str = ""
+    retryable: bool = False
+    stopped: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome | None:
+        """The outcome a finished child left in a spool folder, None if it did not finish."""
+        try:
+            data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return cls(**{**data, "reasons": tuple(data["reasons"])})
+
+
+class Stopped(Exception):
+    """The daemon asked the child to give the job back."""
+
+
+class Child:
+    """The daemon's end: starts, feeds, watches and ends the process."""
+
+    def __init__(self) -> None:
+        self.job: int | None = None
+        self.heard = time.monotonic()
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, os.getpid()), name="worker", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, order: Order) -> None:
+        """Hand over one job; the child must be idle."""
+        self.job = order.job
+        self.heard = time.monotonic()
+        self._connection.send(order)
+
+    def receive(self, timeout: float) -> list[Progress | Outcome]:
+        """What the child said within `timeout` seconds; an empty list if nothing.
+
+        Raises:
+            EOFError: the child has died; `exitcode` says how.
+        """
+        wait([self._connection, self._process.sentinel], timeout)
+        messages: list[Progress | Outcome] = []
+        try:
+            while self._connection.poll():
+                messages.append(self._connection.recv())
+        except (EOFError, OSError):
+            if not messages:
+                raise EOFError from None
+        if messages:
+            self.heard = time.monotonic()
+            if isinstance(messages[-1], Outcome):
+                self.job = None
+        elif not self._process.is_alive():
+            raise EOFError
+        return messages
+
+    def exitcode(self) -> str:
+        """How the process ended, for a person."""
+        self._process.join(5)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def stop(self, patience: float) -> Outcome | None:
+        """Ask for the running job back, then end the process; the last outcome if there was one."""
+        outcome = None
+        deadline = time.monotonic() + patience
+        try:
+            self._connection.send(None)
+            while self.job is not None and time.monotonic() < deadline:
+                for message in self.receive(0.2):
+                    outcome = message if isinstance(message, Outcome) else outcome
+        except (EOFError, OSError):
+            pass
+        self.kill()
+        return outcome
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._connection.close()
+        self._process.join(1)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def serve(connection: Connection, parent: int) -> None:
+    """The child's main loop: one order at a time until the daemon closes the pipe or sends None."""
+    _die_with(parent)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)  # the daemon decides; a Ctrl-C reaches the whole group
+    while True:
+        try:
+            order = connection.recv()
+            if order is None:
+                return
+            outcome = work(order, connection)
+            connection.send(outcome)
+            if outcome.stopped:
+                return
+        except (EOFError, OSError):
+            return
+
+
+def work(order: Order, connection: Connection) -> Outcome:
+    """Process one order and leave its outcome in the spool."""
+    from daemon.detectors import Sidecar, Source
+    from daemon.pipeline import process
+
+    last = 0.0
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if connection.poll():
+            connection.recv()  # None, or EOFError where the daemon is gone: stop either way
+            raise Stopped
+        if time.monotonic() - last > 0.2 or done == total:
+            last = time.monotonic()
+            connection.send(Progress(order.job, phase, done, total))
+
+    try:
+        sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
+        data = (order.folder / "input").read_bytes()
+        result = process(data, Source(order.name, sidecars), order.settings, progress=progress)
+    except Stopped:
+        return Outcome(order.job, stopped=True)
+    except (EOFError, BrokenPipeError):
+        raise EOFError from None
+    except JobError as error:
+        outcome = Outcome(order.job, code=error.code.value, message=error.message, retryable=error.retryable)
+    except Exception:
+        outcome = Outcome(order.job, code=Code.INTERNAL.value, message=traceback.format_exc(limit=20))
+    else:
+        from daemon.report import to_json
+
+        _write(order.folder / "output", result.data)
+        _write(order.folder / "receipt.json", to_json(result.receipt))
+        if result.sheet is not None:
+            _write(order.folder / "sheet.jpg", result.sheet)
+        outcome = Outcome(
+            order.job,
+            verdict=result.verdict.value,
+            extension=result.extension,
+            output_sha256=result.receipt["output_sha256"],
+            reasons=tuple(result.receipt["reasons"]),
+            timings_s=result.receipt["timings_s"],
+        )
+    # Last, atomically: with it a restart publishes without working the picture again.
+    part = order.folder / (RESULT + ".part")
+    _write(part, json.dumps(asdict(outcome)).encode())
+    part.rename(order.folder / RESULT)
+    return outcome
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to kill this process when the daemon dies, so that no two children share a spool."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)

@@ -1,0 +1,92 @@
+"""What every detector promises, whatever it finds."""
+
+from __future__ import annotations
+
+import io
+from importlib.resources import as_file, files
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from daemon import detectors
+from daemon.detectors import Detector, Sidecar, Source
+from daemon.domain import Region, Rgb
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Rgb:
+    with as_file(files("skimage").joinpath("data", "astronaut.png")) as path, Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@pytest.fixture(scope="module", params=detectors.NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def detector(name: str) -> Detector:
+    return detectors.get(name)
+
+
+def source_for(image: Rgb) -> Source:
+    """A source in which every detector has something to find."""
+    mask = np.zeros(image.shape[:2], dtype=np.uint8)
+    mask[: image.shape[0] // 3, image.shape[1] // 2 :] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return Source("picture.png", (Sidecar("picture.mask.png", buffer.getvalue()),))
+
+
+def as_tuple(region: Region) -> tuple[object, ...]:
+    mask = None if region.mask is None else region.mask.tobytes()
+    return (region.box, region.label, region.score, region.detector, mask)
+
+
+def test_finds_well_formed_regions(name: str, detector: Detector, astronaut: Rgb) -> None:
+    regions = detector.detect(astronaut, source=source_for(astronaut))
+    assert regions
+    height, width = astronaut.shape[:2]
+    for region in regions:
+        box = region.box
+        assert 0 <= box.left < box.right <= width
+        assert 0 <= box.top < box.bottom <= height
+        assert 0 <= region.score <= 1
+        assert region.detector == name
+        assert region.label
+        if region.mask is not None:
+            assert region.mask.dtype == np.bool_
+            assert region.mask.shape == (box.height, box.width)
+            assert region.mask.any()
+        assert region.plane(height, width).any()
+
+
+def test_leaves_the_picture_alone(detector: Detector, astronaut: Rgb) -> None:
+    image = astronaut.copy()
+    image.flags.writeable = False
+    detector.detect(image, source=source_for(image))
+    np.testing.assert_array_equal(image, astronaut)
+
+
+def test_finds_the_same_again(name: str, detector: Detector, astronaut: Rgb) -> None:
+    source = source_for(astronaut)
+    first = [as_tuple(region) for region in detector.detect(astronaut, source=source)]
+    assert first == [as_tuple(region) for region in detector.detect(astronaut, source=source)]
+    assert first == [as_tuple(region) for region in detectors.get(name).detect(astronaut, source=source)]
+
+
+def test_takes_a_picture_that_is_not_contiguous(detector: Detector, astronaut: Rgb) -> None:
+    view = astronaut[:, ::-1]
+    source = source_for(view)
+    expected = detector.detect(view.copy(), source=source)
+    found = detector.detect(view, source=source)
+    assert [as_tuple(region) for region in found] == [as_tuple(region) for region in expected]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 3), (33, 7), (9, 2000)])
+def test_takes_pictures_of_any_shape(detector: Detector, size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 127, dtype=np.uint8)
+    for region in detector.detect(image, source=Source("plain.png")):
+        assert region.box.right <= size[1]
+        assert region.box.bottom <= size[0]

@@ -1,0 +1,123 @@
+"""What every editor promises, on every registered one and on random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from daemon import editors
+from daemon.editors.base import Editor
+from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.errors import ConfigError
+
+
+def random_latent() -> Editor:
+    torch.manual_seed(0)
+    return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
+
+
+@pytest.fixture(scope="module", params=[*editors.NAMES, "random"])
+def editor(request: pytest.FixtureRequest) -> Editor:
+    return random_latent() if request.param == "random" else editors.get(request.param)
+
+
+def inputs(height: int = 64, width: int = 64, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(count, 3, height, width, generator=generator)
+    mask = torch.zeros(count, 1, height, width)
+    mask[..., height // 4 : height // 2, width // 4 : width // 2] = 1
+    return image, mask
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 83), (8, 8), (128, 72)])
+def test_shape_range_and_known_pixels(editor: Editor, size: tuple[int, int]) -> None:
+    image, mask = inputs(*size)
+    out = editor.inpaint(image, mask)
+    assert out.shape == image.shape
+    assert out.dtype == image.dtype
+    assert 0 <= float(out.min()) <= float(out.max()) <= 1
+    known = (mask == 0).expand_as(image)
+    assert torch.equal(out[known], image[known]), "known pixels come back bit for bit"
+
+
+def test_polarity_one_is_repainted(editor: Editor) -> None:
+    image, mask = inputs()
+    assert not torch.equal(editor.inpaint(image, mask)[:, :, 16:32, 16:32], image[:, :, 16:32, 16:32])
+    assert torch.equal(editor.inpaint(image, torch.zeros_like(mask)), image)
+
+
+def test_pixels_under_the_mask_are_not_seen(editor: Editor) -> None:
+    image, mask = inputs()
+    other = torch.where(mask > 0, 1 - image, image)
+    assert torch.equal(editor.inpaint(image, mask), editor.inpaint(other, mask))
+
+
+def test_inputs_are_not_mutated(editor: Editor) -> None:
+    image, mask = inputs()
+    before = image.clone(), mask.clone()
+    editor.inpaint(image, mask)
+    assert torch.equal(image, before[0])
+    assert torch.equal(mask, before[1])
+
+
+def test_deterministic_under_a_generator(editor: Editor) -> None:
+    image, mask = inputs()
+    once = editor.inpaint(image, mask, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(once, editor.inpaint(image, mask, generator=torch.Generator().manual_seed(3)))
+
+
+def test_a_batch_equals_its_members(editor: Editor) -> None:
+    image, mask = inputs(count=3)
+    mask[1] = mask[1].roll(9, dims=-1)
+    together = editor.inpaint(image, mask)
+    for i in range(3):
+        alone = editor.inpaint(image[i : i + 1], mask[i : i + 1])
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
+
+
+def test_gradients_reach_the_context_and_only_it(editor: Editor) -> None:
+    image, mask = inputs()
+    image.requires_grad_(True)
+    out = editor.inpaint(image, mask)
+    (gradient,) = torch.autograd.grad((out * mask).sum(), image)
+    assert torch.isfinite(gradient).all()
+    hole = (mask > 0).expand_as(gradient)
+    assert gradient[~hole].abs().sum() > 0
+    assert gradient[hole].abs().sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64)])
+def test_wrong_shapes_are_named(editor: Editor, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected N,3,H,W"):
+        editor.inpaint(torch.zeros(shape), torch.zeros(1, 1, 64, 64))
+
+
+def test_a_mask_of_another_size_is_named(editor: Editor) -> None:
+    with pytest.raises(ValueError, match="mask: got shape"):
+        editor.inpaint(torch.zeros(1, 3, 64, 64), torch.zeros(1, 1, 32, 64))
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'latent-mini'"):
+        editors.get("latent-mni")
+
+
+def test_our_autoencoder_is_diffusers_tiny_one() -> None:
+    """Same names, same arithmetic: weights move between the two classes."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(48,) * 4,
+        decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 1, 0),
+        latent_channels=16,
+    ).eval()
+    encoder, decoder = Encoder(), Decoder()
+    encoder.load_state_dict(theirs.encoder.state_dict())
+    decoder.load_state_dict(theirs.decoder.state_dict())
+    image = torch.rand(1, 3, 64, 48)
+    with torch.no_grad():
+        latents = encoder(image)
+        assert torch.allclose(latents, theirs.encode(image * 2 - 1).latents, atol=1e-5)
+        assert torch.allclose(decoder(latents) * 2 - 1, theirs.decode(latents).sample, atol=1e-5)

@@ -1,0 +1,239 @@
+"""The real daemon as a subprocess: real files in, real files out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import LENIENT, QUICK, Sandbox, mask_picture, photo, wait_for
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def change(a: bytes, b: bytes) -> np.ndarray:
+    first, second = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (a, b))
+    difference: np.ndarray = np.abs(first - second)
+    return difference
+
+
+def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
+    sandbox.configure(**QUICK, watch={"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 30})
+    early = encoded(photo(seed=1))
+    sandbox.drop(early, "early.png")
+    sandbox.drop(encoded(mask_picture()), "early.mask.png")
+    sandbox.start()
+    pictures = {"early.png": early}
+    for name, kind, mask, mask_first in [
+        ("first.png", "PNG", "first.mask.png", False),
+        ("second.jpg", "JPEG", "second.jpg.mask.png", True),
+        ("desk/third.webp", "WEBP", "desk/masks/third.png", False),
+        ("desk/a.b.tif", "TIFF", "desk/a.b.mask.png", True),
+    ]:
+        pictures[name] = encoded(photo(seed=len(name)), kind)
+        parts = [(pictures[name], name), (encoded(mask_picture()), mask)]
+        for data, place in reversed(parts) if mask_first else parts:
+            sandbox.drop(data, place)
+    wait_for(lambda: sandbox.files("inbox") == set(), because=sandbox.log)  # type: ignore[arg-type]
+    assert sandbox.files("outbox") == set(pictures)
+    assert sandbox.files("failed") == set()
+    for name, data in pictures.items():
+        assert (sandbox.archive / name).read_bytes() == data, "originals stay byte-identical"
+        published = (sandbox.outbox / name).read_bytes()
+        receipt = sandbox.receipt(name)
+        with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(published)) as after:
+            assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
+        assert 1 <= change(data, published).max() <= 6
+        assert receipt["max_change_levels"] == change(data, published).max()
+        assert receipt["input_sha256"] == hashlib.sha256(data).hexdigest()
+        assert receipt["output_sha256"] == hashlib.sha256(published).hexdigest()
+        assert receipt["regions"][0]["detector"] == "sidecar"
+        with Image.open(sandbox.reports / f"{name}.sheet.jpg") as sheet:
+            assert sheet.width > 1000
+    masks = {"early.mask.png", "first.mask.png", "second.jpg.mask.png"}
+    masks |= {"desk/masks/third.png", "desk/a.b.mask.png"}
+    assert sandbox.files("archive") == set(pictures) | masks
+
+
+def test_bad_input_costs_only_itself(sandbox: Sandbox) -> None:
+    sandbox.configure(**QUICK)
+    good, mask = encoded(photo()), encoded(mask_picture())
+    sandbox.drop(b"", "empty.png")
+    sandbox.drop(b"just some words\n" * 40, "text.jpg")
+    sandbox.drop(encoded(photo(), "JPEG")[:-2000], "cut.jpg")
+    sandbox.drop(good, "small.png")
+    sandbox.drop(encoded(mask_picture((80, 64), (10, 10, 30, 30))), "small.mask.png")
+    sandbox.drop(good, "blank.png")
+    sandbox.drop(encoded(mask_picture(box=(0, 0, 0, 0))), "blank.mask.png")
+    sandbox.drop(good, "nothing.png")
+    sandbox.drop(good, "z-good.png")
+    sandbox.drop(mask, "z-good.mask.png")
+    result = sandbox.backfire("once", "--json")
+    assert result.returncode == 3, result.stderr
+    assert json.loads(result.stdout) == {"published": 1, "failed": 6}
+    assert sandbox.files("inbox") == set()
+    assert sandbox.files("outbox") == {"z-good.png"}
+    codes = {
+        "empty.png": ("empty", "empty.png"),
+        "text.jpg": ("unsupported", "text"),
+        "cut.jpg": ("truncated", "cut.jpg"),
+        "small.png": ("mask_size", "80x64"),
+        "blank.png": ("mask_empty", "white"),
+        "nothing.png": ("no_region", "none_found"),
+    }
+    for name, (code, word) in codes.items():
+        error = sandbox.error(name)
+        assert error["code"] == code
+        assert word in error["message"]
+        assert (sandbox.failed / name).is_file()
+
+
+@pytest.mark.parametrize(("policy", "verdict"), [("pass", "unprotected"), ("whole", None)])
+def test_no_region_found_is_a_policy(sandbox: Sandbox, policy: str, verdict: str | None) -> None:
+    sandbox.configure(**QUICK, regions={"none_found": policy})
+    data = encoded(photo())
+    sandbox.drop(data, "p.png")
+    result = sandbox.backfire("once")
+    assert result.returncode == 0, result.stderr
+    published = (sandbox.outbox / "p.png").read_bytes()
+    assert (published == data) == (policy == "pass")
+    if verdict:
+        assert sandbox.receipt("p.png")["verdict"] == verdict
+    else:
+        assert sandbox.receipt("p.png")["regions"][0]["detector"] == "whole"
+
+
+def test_what_was_not_protected_is_not_published(sandbox: Sandbox) -> None:
+    """One iteration cannot meet thresholds nobody could meet."""
+    sandbox.configure(protect=QUICK["protect"], verify={**LENIENT, "control_factor": 1000})
+    sandbox.drop(encoded(photo()), "p.png")
+    sandbox.drop(encoded(mask_picture()), "p.mask.png")
+    assert sandbox.backfire("once").returncode == 3
+    assert sandbox.files("outbox") == set()
+    assert sandbox.error("p.png")["code"] == "not_protected"
+    assert sandbox.receipt("p.png")["verdict"] == "failed"
+    assert (sandbox.reports / "p.png.sheet.jpg").is_file()
+    assert sandbox.files("failed") == {"p.png", "p.mask.png", "p.png.error.json"}
+
+
+def test_weak_may_be_published_or_not(sandbox: Sandbox) -> None:
+    weak = {**LENIENT, "far_ssim_min": 1.0, "near_ssim_min": 1.0}
+    for on_weak, code in [("publish", 0), ("fail", 3)]:
+        sandbox.configure(protect=QUICK["protect"], verify={**weak, "on_weak": on_weak})
+        sandbox.drop(encoded(photo()), f"{on_weak}.png")
+        sandbox.drop(encoded(mask_picture()), f"{on_weak}.mask.png")
+        assert sandbox.backfire("once").returncode == code
+        assert sandbox.receipt(f"{on_weak}.png")["verdict"] == "weak"
+    assert sandbox.files("outbox") == {"publish.png"}
+    assert sandbox.error("fail.png")["code"] == "weak"
+
+
+def test_the_same_job_gives_the_same_bytes(sandbox: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "other")
+    other.base.mkdir()
+    for box in (sandbox, other):
+        box.configure(**QUICK)
+        box.drop(encoded(photo()), "p.png")
+        box.drop(encoded(mask_picture()), "p.mask.png")
+        assert box.backfire("once").returncode == 0
+    assert (sandbox.outbox / "p.png").read_bytes() == (other.outbox / "p.png").read_bytes()
+
+
+def test_names_from_hell(sandbox: Sandbox) -> None:
+    sandbox.configure(**QUICK)
+    names = [b"caf\xe9.png", b"new\nline.png", b"  spaces .png", "日本.png".encode(), b"n" * 240 + b".png"]
+    for name in names:
+        sandbox.drop(encoded(photo()), os.fsdecode(name))
+        mask = sandbox.inbox / "masks" / os.fsdecode(name)
+        mask.parent.mkdir(exist_ok=True)
+        mask.write_bytes(encoded(mask_picture()))
+    result = sandbox.backfire("once")
+    assert result.returncode == 0, result.stderr
+    assert sandbox.files("outbox") == {os.fsdecode(name) for name in names}
+    assert sandbox.backfire("jobs").returncode == 0
+    assert sandbox.backfire("explain", os.fsdecode(names[0])).returncode == 0
+
+
+def test_results_of_another_file_are_never_overwritten(sandbox: Sandbox) -> None:
+    sandbox.configure(**QUICK)
+    for seed in (1, 2):
+        sandbox.drop(encoded(photo(seed=seed)), "p.png")
+        sandbox.drop(encoded(mask_picture()), "p.mask.png")
+        assert sandbox.backfire("once").returncode == 0
+    assert len(sandbox.files("outbox")) == 2
+    assert len({f for f in sandbox.files("archive") if "mask" not in f}) == 2
+    assert len({f for f in sandbox.files("reports") if f.endswith(".json")}) == 2
+
+
+def test_sigterm_gives_the_job_back_unburnt(sandbox: Sandbox) -> None:
+    sandbox.configure(protect={"iterations": 100_00, "margin_px": 32})
+    sandbox.drop(encoded(photo()), "p.png")
+    sandbox.drop(encoded(mask_picture()), "p.mask.png")
+    process = sandbox.start()
+    wait_for(lambda: '"running": 1' in sandbox.backfire("status", "--json").stdout, because="the job to run")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, sandbox.log()
+    (job,) = json.loads(sandbox.backfire("jobs", "--json").stdout)
+    assert (job["state"], job["attempts"]) == ("ready", 0)
+    assert (sandbox.inbox / "p.png").is_file()
+
+
+def test_two_daemons_do_not_share_a_state_folder(sandbox: Sandbox) -> None:
+    sandbox.configure(**QUICK)
+    sandbox.start()
+    second = sandbox.backfire("run", timeout=60)
+    assert second.returncode == 2
+    assert "another backfire daemon" in second.stderr
+
+
+def test_a_bad_configuration_refuses_to_start(sandbox: Sandbox) -> None:
+    path = sandbox.configure()
+    path.write_text(path.read_text() + "regoins: {}\n")
+    result = sandbox.backfire("run", timeout=60)
+    assert result.returncode == 2
+    assert "did you mean 'regions'" in result.stderr
+    path.write_text("folders: {inbox: inbox}\nprotect: {surrogates: [latent-mni]}\n")
+    result = sandbox.backfire("once", timeout=60)
+    assert result.returncode == 2
+    assert "did you mean 'latent-mini'" in result.stderr
+
+
+def test_faces_are_found_without_masks(sandbox: Sandbox) -> None:
+    from tests.conftest import SAMPLES
+
+    sandbox.configure(verify=LENIENT, protect={"iterations": 1, "margin_px": 32})
+    sandbox.drop((SAMPLES / "astronaut.png").read_bytes(), "astronaut.png")
+    result = sandbox.backfire("once")
+    assert result.returncode == 0, result.stderr
+    (region,) = sandbox.receipt("astronaut.png")["regions"]
+    assert region["label"] == "face"
+    left, top, right, bottom = region["box"]
+    assert left < 225 < right
+    assert top < 110 < bottom
+
+
+def test_retry_puts_original_and_mask_back(sandbox: Sandbox) -> None:
+    sandbox.configure(protect=QUICK["protect"], verify={**LENIENT, "control_factor": 1000})
+    sandbox.drop(encoded(photo()), "sub/p.png")
+    sandbox.drop(encoded(mask_picture()), "sub/p.mask.png")
+    assert sandbox.backfire("once").returncode == 3
+    assert "failed" in sandbox.backfire("explain", "sub/p.png").stdout
+    assert sandbox.backfire("retry", "--failed").returncode == 0
+    assert sandbox.files("inbox") == {"sub/p.png", "sub/p.mask.png"}
+    assert sandbox.files("failed") == set()
+    sandbox.configure(**QUICK)
+    assert sandbox.backfire("once").returncode == 0
+    assert sandbox.files("outbox") == {"sub/p.png"}
+    told = sandbox.backfire("explain", str(sandbox.inbox / "sub" / "p.png")).stdout
+    assert "is done" in told

@@ -1,0 +1,53 @@
+"""A fault double: `backfire once` in this process, killed by SIGKILL at the step its argument names."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from daemon import cli, outbox
+from daemon.domain import JobState
+from daemon.store import Store
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def around(function: Callable[..., Any], *, before: bool, when: Callable[..., bool]) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if before and when(*arguments, **options):
+            die()
+        result = function(*arguments, **options)
+        if when(*arguments, **options):
+            die()
+        return result
+
+    return wrapped
+
+
+def always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def published(store: Store, job_id: int, state: JobState, **_: Any) -> bool:
+    return state == JobState.PUBLISHED
+
+
+def main() -> None:
+    step = sys.argv.pop()
+    before = not step.startswith("after ")
+    what = step.removeprefix("after ")
+    if what == "record":
+        Store.update = around(Store.update, before=before, when=published)  # type: ignore[method-assign]
+    else:
+        setattr(outbox, what, around(getattr(outbox, what), before=before, when=always))
+    sys.argv[1:] = ["once"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from daemon import geometry
+from daemon.domain import Box, Mask, Region
+
+
+def region(box: Box, mask: Mask | None = None) -> Region:
+    return Region(box, "face", 1.0, "faces", mask)
+
+
+def square(size: int = 96, low: int = 40, high: int = 60) -> Mask:
+    plane = np.zeros((size, size), dtype=np.bool_)
+    plane[low:high, low:high] = True
+    return plane
+
+
+def test_near_regions_share_a_crop_and_distant_ones_do_not() -> None:
+    a, b, c = Box(100, 100, 150, 150), Box(200, 100, 250, 150), Box(900, 900, 950, 950)
+    crops = geometry.plan([region(a), region(b), region(c)], 1000, 1000, margin=64, work=768)
+    assert sorted(len(crop.regions) for crop in crops) == [1, 2]
+    assert sum(len(crop.regions) for crop in crops) == 3
+    assert max(crops, key=lambda crop: len(crop.regions)).box == Box(36, 36, 314, 214)
+
+
+def test_a_shared_crop_never_exceeds_the_working_size() -> None:
+    boxes = [Box(x, 0, x + 100, 100) for x in range(0, 2000, 150)]
+    crops = geometry.plan([region(box) for box in boxes], 100, 2100, margin=64, work=512)
+    assert sum(len(crop.regions) for crop in crops) == len(boxes)
+    assert all(crop.box.width <= 512 for crop in crops)
+
+
+def test_a_large_crop_is_worked_smaller_and_keeps_its_region() -> None:
+    thin = np.zeros((1000, 1000), dtype=np.bool_)
+    thin[500, :] = True
+    (crop,) = geometry.plan([region(Box(0, 0, 1000, 1000), thin)], 1000, 1000, margin=128, work=256)
+    assert crop.scaled
+    assert crop.size == (256, 256)
+    (mask,) = crop.masks()
+    assert mask.any(axis=0).all(), "a line one pixel thin must not vanish by scaling"
+
+
+def test_masks_of_the_edits() -> None:
+    mask = square()
+    grown = geometry.dilated(mask)
+    assert grown[32:68, 32:68].all()
+    assert grown.sum() == 36**2
+    assert not (geometry.ring(mask) & mask).any()
+    assert (geometry.ring(mask) | mask).sum() == grown.sum()
+    for angle in np.linspace(0, 6, 7):
+        part = geometry.half(mask, float(angle))
+        assert not (part & ~mask).any()
+        assert 0.4 <= part.sum() / mask.sum() <= 0.6
+
+
+def test_far_keeps_its_distance() -> None:
+    generator = np.random.default_rng(0)
+    mask = square(256, 20, 60)
+    for _ in range(20):
+        plane = geometry.far(mask, generator)
+        assert plane is not None
+        assert plane.sum() >= 15**2
+        assert not (geometry.dilated(mask, 2 * geometry.FAR + 1) & plane).any()
+
+
+def test_far_says_when_there_is_no_room() -> None:
+    assert geometry.far(square(96, 8, 88), np.random.default_rng(0)) is None
+
+
+def test_taper_fades_only_inside_the_picture() -> None:
+    fade = geometry.taper(Box(0, 20, 100, 80), height=100, width=100)
+    assert fade.shape == (60, 100)
+    assert fade[30, 0] == fade[30, -1] == 1, "the picture's own edge is no seam"
+    assert fade[0, 50] < 0.1
+    assert fade[30, 50] == 1
+
+
+def test_masks_are_not_mutated() -> None:
+    mask = square()
+    before = mask.copy()
+    geometry.dilated(mask)
+    geometry.half(mask, 1.0)
+    geometry.far(mask, np.random.default_rng(0))
+    assert np.array_equal(mask, before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_half_of_almost_nothing(count: int) -> None:
+    mask = np.zeros((8, 8), dtype=np.bool_)
+    mask[4, 4 : 4 + count] = True
+    assert geometry.half(mask, 0.0).any()

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from daemon import inbox
+from daemon.config import IGNORE
+from daemon.errors import Code, InputError
+from daemon.inbox import Hints, Signature, Tracker
+from tests.conftest import wait_for
+
+
+def signature(size: int = 1, mtime: int = 1) -> Signature:
+    return Signature(1, 2, size, mtime, mtime)
+
+
+def test_scan_finds_regular_files_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("x.png", "a/y.png", "a/b/z.png", ".hidden", "w.part", "a/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "@eaDir").mkdir()
+    (tmp_path / "@eaDir" / "t.png").write_bytes(b"1")
+    (tmp_path / "link.png").symlink_to(tmp_path / "x.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert set(inbox.scan(tmp_path, IGNORE)) == {b"x.png", b"a/y.png", b"a/b/z.png"}
+
+
+def test_scan_of_a_missing_root_raises_rather_than_seeing_it_empty(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        inbox.scan(tmp_path / "gone", IGNORE)
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    name = b"caf\xe9\n.png"
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(b"1")
+    assert set(inbox.scan(tmp_path, IGNORE)) == {name}
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask"),
+    [
+        (b"p.jpg", b"p.mask.png"),
+        (b"p.jpg", b"p.jpg.mask.png"),
+        (b"p.jpg", b"masks/p.png"),
+        (b"p.jpg", b"masks/p.jpg.png"),
+        (b"a/b/p.q.tif", b"a/b/p.q.mask.png"),
+        (b"a/b/p.q.tif", b"a/b/masks/p.q.png"),
+    ],
+)
+def test_masks_are_paired_by_name(picture: bytes, mask: bytes) -> None:
+    assert inbox.is_mask(mask)
+    assert not inbox.is_mask(picture)
+    assert inbox.masks_of(picture, {mask: signature(), b"other.mask.png": signature()}) == [mask]
+
+
+@pytest.mark.parametrize("mask", [b"p.mask.png", b"b/p.mask.png", b"a/pq.mask.png", b"masks/p.png"])
+def test_masks_of_others_are_not_taken(mask: bytes) -> None:
+    assert inbox.masks_of(b"a/p.jpg", {mask: signature()}) == []
+
+
+def test_a_file_settles_only_after_standing_still() -> None:
+    tracker = Tracker(settle_s=5)
+    tracker.observe({b"p": signature(1)}, now=0)
+    assert not tracker.settled(b"p", now=4.9)
+    assert tracker.settled(b"p", now=5)
+    tracker.observe({b"p": signature(2)}, now=6)
+    assert not tracker.settled(b"p", now=10.9), "it grew: the clock starts again"
+    tracker.observe({b"p": signature(2)}, now=11)
+    assert tracker.settled(b"p", now=11)
+
+
+def test_an_old_mtime_settles_like_any_other() -> None:
+    tracker = Tracker(settle_s=5)
+    tracker.observe({b"p": signature(mtime=0)}, now=1000)
+    assert not tracker.settled(b"p", now=1001), "its age on the wall clock says nothing"
+    assert tracker.settled(b"p", now=1005)
+
+
+def test_a_file_that_vanished_starts_anew() -> None:
+    tracker = Tracker(settle_s=5)
+    tracker.observe({b"p": signature()}, now=0)
+    tracker.observe({}, now=3)
+    tracker.observe({b"p": signature()}, now=4)
+    assert not tracker.settled(b"p", now=8)
+    assert not tracker.settled(b"never seen", now=100)
+
+
+def test_take_copies_and_hashes(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "p.png").write_bytes(b"pixels" * 1000)
+    expected = inbox.signature(root, b"sub/p.png")
+    taken = inbox.take(root, b"sub/p.png", tmp_path / "copy", expected)
+    assert (tmp_path / "copy").read_bytes() == b"pixels" * 1000
+    assert taken.sha256 == hashlib.sha256(b"pixels" * 1000).hexdigest()
+    assert taken.signature == expected
+
+
+def test_take_refuses_what_changed_since_the_scan(tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(b"1")
+    seen = inbox.signature(tmp_path, b"p")
+    (tmp_path / "p").write_bytes(b"22")
+    with pytest.raises(InputError, match="changed") as caught:
+        inbox.take(tmp_path, b"p", tmp_path / "copy", seen)
+    assert caught.value.code == Code.CHANGED
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("path", [b"link", b"dir/p", b"pipe", b"../secret"])
+def test_take_opens_nothing_but_regular_files_below_the_root(tmp_path: Path, path: bytes) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "p").write_bytes(b"secret")
+    (root / "dir").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(root / "pipe")
+    with pytest.raises(InputError):
+        inbox.take(root, path, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_hints_wake_on_new_files(tmp_path: Path) -> None:
+    wake = threading.Event()
+    hints = Hints(tmp_path, "inotify", wake)
+    try:
+        assert hints.mode == "inotify"
+        (tmp_path / "p.png").write_bytes(b"1")
+        wait_for(wake.is_set, seconds=20, because="a file event")
+    finally:
+        hints.close()
+
+
+def test_our_own_reading_does_not_wake_us(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"1")
+    wake = threading.Event()
+    hints = Hints(tmp_path, "inotify", wake)
+    try:
+        (tmp_path / "p.png").read_bytes()
+        inbox.scan(tmp_path, IGNORE)
+        assert not wake.wait(0.5)
+    finally:
+        hints.close()
+
+
+def test_without_inotify_it_polls_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted:
+        def schedule(self, *_: object, **__: object) -> None:
+            raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(inbox, "Observer", Exhausted)
+    hints = Hints(tmp_path, "auto", threading.Event())
+    assert hints.mode == "polling"
+    assert "limit reached" in hints.trouble
+    hints.close()
+
+
+def test_network_file_systems_are_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "filesystem", lambda path: "nfs4")
+    hints = Hints(tmp_path, "auto", threading.Event())
+    assert hints.mode == "polling"
+    assert "nfs4" in hints.trouble
+
+
+def test_filesystem_names_the_innermost_mount() -> None:
+    assert inbox.filesystem(Path("/proc/self")) == "proc"

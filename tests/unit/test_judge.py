@@ -1,0 +1,78 @@
+"""The verdict is arithmetic on the replayed edits; these are the cases nobody may get wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from daemon.config import Verify
+from daemon.domain import Budget, MaskKind, Verdict
+from daemon.verify import EditResult, judge, masked_ssim
+
+BUDGET = Budget(6.4)
+
+
+def edit(kind: MaskKind, ssim: float, *, control: float | None = None, held_out: bool = False) -> EditResult:
+    return EditResult("latent-mini", 0, kind, ssim, 0.1, held_out, control)
+
+
+def edits(
+    trigger: float = 0.4, partial: float = 0.5, near: float = 0.95, far: float = 0.99, control: float = 0.97
+) -> list[EditResult]:
+    return [
+        edit(MaskKind.TRIGGER, trigger, control=control),
+        edit(MaskKind.DILATED, trigger),
+        edit(MaskKind.PARTIAL, partial),
+        edit(MaskKind.NEAR, near),
+        edit(MaskKind.FAR, far),
+    ]
+
+
+def verdict(rows: list[EditResult], largest: int = 6) -> Verdict:
+    return judge(rows, largest, BUDGET, Verify())[0]
+
+
+def test_protected_only_when_everything_holds() -> None:
+    assert judge(edits(), 6, BUDGET, Verify()) == (Verdict.PROTECTED, [])
+
+
+@pytest.mark.parametrize("change", [{"partial": 0.9}, {"near": 0.5}, {"far": 0.9}, {"trigger": 0.8}])
+def test_a_missed_threshold_is_weak_and_says_which(change: dict[str, float]) -> None:
+    outcome, reasons = judge(edits(**change), 6, BUDGET, Verify())
+    assert outcome == Verdict.WEAK
+    assert reasons
+
+
+def test_an_edit_that_works_is_failed() -> None:
+    assert verdict(edits(trigger=0.99)) == Verdict.FAILED
+
+
+def test_no_better_than_noise_is_failed() -> None:
+    assert verdict(edits(trigger=0.6, control=0.62)) == Verdict.FAILED
+
+
+def test_beyond_the_budget_is_failed() -> None:
+    assert verdict(edits(), largest=7) == Verdict.FAILED
+
+
+def test_nothing_replayed_is_failed() -> None:
+    assert verdict([]) == Verdict.FAILED
+
+
+def test_one_unbroken_region_spoils_the_whole_picture() -> None:
+    assert verdict([*edits(), edit(MaskKind.TRIGGER, 0.99)]) == Verdict.FAILED
+
+
+def test_a_held_out_editor_can_weaken_but_not_fail() -> None:
+    assert verdict([*edits(), edit(MaskKind.TRIGGER, 0.99, held_out=True)]) == Verdict.WEAK
+
+
+def test_masked_ssim_looks_under_the_mask_only() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((64, 64, 3), dtype=np.float32)
+    b = a.copy()
+    b[:, :32] = rng.random((64, 32, 3), dtype=np.float32)
+    right = np.zeros((64, 64), dtype=np.bool_)
+    right[:, 48:] = True
+    assert masked_ssim(a, b, right) == pytest.approx(1.0)
+    assert masked_ssim(a, b, ~right) < 0.7

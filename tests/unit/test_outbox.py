@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from daemon import outbox
+from daemon.errors import PublishError
+
+KEY = "0123456789abcdef" * 4
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob(".backfire-*"))
+
+
+def test_place_makes_folders_and_leaves_no_temporary(tmp_path: Path) -> None:
+    assert outbox.place(b"data", tmp_path, b"a/b/p.png", key=KEY) == b"a/b/p.png"
+    assert (tmp_path / "a" / "b" / "p.png").read_bytes() == b"data"
+    assert not leftovers(tmp_path)
+
+
+def test_the_same_content_is_adopted(tmp_path: Path) -> None:
+    outbox.place(b"data", tmp_path, b"p.png", key=KEY)
+    assert outbox.place(b"data", tmp_path, b"p.png", key=KEY) == b"p.png"
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
+    outbox.place(b"old", tmp_path, b"p.png", key="f" * 64)
+    assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
+    assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png", "again is harmless"
+    assert (tmp_path / "p.png").read_bytes() == b"old"
+    with pytest.raises(PublishError, match="both names are taken"):
+        outbox.place(b"third", tmp_path, b"p.png", key=KEY)
+
+
+@pytest.mark.parametrize("path", [b"../p", b"/p", b"a/../../p", b"a//p", b"./p"])
+def test_no_path_leads_out(tmp_path: Path, path: bytes) -> None:
+    with pytest.raises(PublishError, match="plain relative path"):
+        outbox.place(b"data", tmp_path / "out", path, key=KEY)
+
+
+def test_a_name_of_255_bytes_fits(tmp_path: Path) -> None:
+    name = b"n" * 251 + b".png"
+    assert outbox.place(b"data", tmp_path, name, key=KEY) == name
+
+
+def test_move_keeps_content_and_mtime(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "p.png"
+    source.write_bytes(b"original")
+    os.utime(source, ns=(1, 10**18))
+    placed = outbox.move(
+        tmp_path / "in", b"p.png", tmp_path / "arc", b"sub/p.png", sha256=sha(b"original"), key=KEY
+    )
+    target = tmp_path / "arc" / os.fsdecode(placed)
+    assert target.read_bytes() == b"original"
+    assert target.stat().st_mtime_ns == 10**18
+    assert not source.exists()
+
+
+def test_move_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "p.png").write_bytes(b"original")
+    link = os.link
+
+    def across(source: bytes, target: bytes, **options: bool) -> None:
+        if os.path.dirname(source) != os.path.dirname(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", across)
+    outbox.move(tmp_path / "in", b"p.png", tmp_path / "arc", b"p.png", sha256=sha(b"original"), key=KEY)
+    assert (tmp_path / "arc" / "p.png").read_bytes() == b"original"
+    assert not (tmp_path / "in" / "p.png").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_without_hard_links_nothing_is_overwritten_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    assert outbox.place(b"old", tmp_path, b"p.png", key="f" * 64) == b"p.png"
+    assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
+    assert (tmp_path / "p.png").read_bytes() == b"old"
+
+
+def test_move_refuses_content_that_is_not_what_it_was(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "p.png").write_bytes(b"changed")
+    with pytest.raises(PublishError, match="reads back different"):
+        outbox.move(tmp_path / "in", b"p.png", tmp_path / "arc", b"p.png", sha256=sha(b"original"), key=KEY)
+    assert (tmp_path / "in" / "p.png").read_bytes() == b"changed"
+    assert not (tmp_path / "arc" / "p.png").exists()
+
+
+def test_a_full_disk_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PublishError, match="free some space") as caught:
+        outbox.place(b"data", tmp_path, b"p.png", key=KEY)
+    assert caught.value.retryable
+    assert not list(tmp_path.iterdir()), "nothing under the final name, no temporary left"
+
+
+def test_a_temporary_left_by_a_crash_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    unlink = os.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", killed)
+        patch.setattr(os, "unlink", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.place(b"data", tmp_path, b"p.png", key=KEY)
+    assert os.unlink is unlink
+    assert leftovers(tmp_path)
+    outbox.place(b"data", tmp_path, b"p.png", key=KEY)
+    assert not leftovers(tmp_path)
