@@ -19,7 +19,7 @@ from rich.text import Text
 
 from daemon import __version__, config, inbox, log, outbox
 from daemon.config import Folders, Settings
-from daemon.domain import Job, JobState
+from daemon.domain import Job, JobState, shown
 from daemon.errors import BackfireError, ConfigError, JobError, StoreError
 from daemon.service import Service, Summary
 from daemon.store import Store
@@ -334,7 +334,7 @@ def _job_document(job: Job) -> dict[str, Any]:
     return {
         **fields,
         "path": job.name,
-        "output_path": os.fsdecode(job.output_path) if job.output_path else None,
+        "output_path": shown(job.output_path) if job.output_path else None,
     }
 
 
@@ -356,7 +356,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         ]
         print(
             json.dumps(
-                {"path": os.fsdecode(relative), "in_inbox": here, "waits_for": waits, "jobs": told}, indent=2
+                {"path": shown(relative), "in_inbox": here, "waits_for": waits, "jobs": told}, indent=2
             )
         )
         return
@@ -380,7 +380,7 @@ def _relative(path: Path, settings: Settings) -> bytes:
 
 
 def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool, alive: bool) -> str:
-    name = path.decode("utf-8", "backslashreplace")
+    name = shown(path)
     if not found:
         if not here:
             return f"{name}: is not in {settings.folders.inbox} and never was a job; check the name"
@@ -388,7 +388,7 @@ def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool,
             return f"{name}: is a mask; it is used with its picture"
         return f"{name}: not seen yet" + ("" if alive else "; the daemon is not running: backfire run")
     job = found[0]
-    result = settings.folders.outbox / os.fsdecode(job.output_path or b"")
+    result = settings.folders.outbox / shown(job.output_path or b"")
     sentences = {
         JobState.SETTLING: f"its size or time changed less than {settings.watch.settle_s:g} s ago",
         JobState.WAITING_MASK: f"waits up to {settings.watch.mask_wait_s:g} s for a mask",

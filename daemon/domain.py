@@ -18,6 +18,11 @@ Mask = NDArray[np.bool_]
 """H,W bool, True = protected / repainted."""
 
 
+def shown(path: bytes) -> str:
+    """A path for people, logs and JSON: names need not be UTF-8, so other bytes become escapes."""
+    return path.decode("utf-8", "backslashreplace")
+
+
 class Box(NamedTuple):
     """Pixels of the upright picture; right and bottom are exclusive."""
 
@@ -190,8 +195,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The path for people: undecodable bytes shown as escapes."""
-        return self.path.decode("utf-8", "backslashreplace")
+        """The path for people."""
+        return shown(self.path)
 
 
 @dataclass(frozen=True)

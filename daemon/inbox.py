@@ -22,6 +22,7 @@ from typing import NamedTuple
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from daemon.domain import shown
 from daemon.errors import Code, InputError
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
@@ -139,7 +140,7 @@ def take(root: Path, path: bytes, copy: Path, expected: Signature | None = None)
         InputError: CHANGED (retryable) if it changed while being read or is not `expected`;
             UNREADABLE if it is no regular file or may not be read.
     """
-    name = path.decode("utf-8", "backslashreplace")
+    name = shown(path)
     try:
         descriptor = _open_below(root, path)
     except FileNotFoundError as error:

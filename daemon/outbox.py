@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from daemon.domain import shown
 from daemon.errors import PublishError
 
 
@@ -121,7 +122,7 @@ def keyed(path: bytes, key: str) -> bytes:
 def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if file_sha256(temporary) != sha256:
-        raise PublishError(f"{_shown(path)}: reads back different from what was written; check the disk")
+        raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in (path, keyed(path, key)):
         target = _target(folder, candidate)
         try:
@@ -131,7 +132,7 @@ def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str) 
                 continue
         _sync_folder(os.path.dirname(target))
         return candidate
-    message = f"{_shown(path)}: both names are taken by other content in {folder}; move those files away"
+    message = f"{shown(path)}: both names are taken by other content in {folder}; move those files away"
     raise PublishError(message)
 
 
@@ -150,7 +151,7 @@ def _target(folder: Path, path: bytes) -> bytes:
     """The absolute path, its parents made; `path` must stay inside `folder`."""
     parts = path.split(b"/")
     if path.startswith(b"/") or any(part in (b"", b".", b"..") for part in parts):
-        raise PublishError(f"{_shown(path)}: is not a plain relative path; it would leave {folder}")
+        raise PublishError(f"{shown(path)}: is not a plain relative path; it would leave {folder}")
     target = os.path.join(os.fsencode(folder), path)
     os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
     return target
@@ -185,9 +186,5 @@ def _explained(folder: Path, path: bytes) -> Iterator[None]:
             remedy = "free some space; it is tried again"
         else:
             remedy = f"give uid {os.geteuid()} write access"
-        message = f"{_shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"
+        message = f"{shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"
         raise PublishError(message) from error
-
-
-def _shown(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

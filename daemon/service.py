@@ -25,7 +25,7 @@ import structlog
 
 from daemon import detectors, editors, inbox, methods, outbox
 from daemon.config import Settings
-from daemon.domain import Job, JobState, Verdict, job_key, mask_digest
+from daemon.domain import Job, JobState, Verdict, job_key, mask_digest, shown
 from daemon.errors import Code, ConfigError, InputError, PublishError, require
 from daemon.inbox import Hints, Signature, Tracker
 from daemon.store import Store
@@ -252,7 +252,7 @@ class Service:
             mask_sha256=mask_sha,
             config_sha256=self.settings.sha256,
             key=job_key(picture.sha256, mask_sha, self.settings.sha256),
-            detail={"masks": [os.fsdecode(mask) for mask in masks]} if masks else None,
+            detail={"masks": [shown(mask) for mask in masks]} if masks else None,
         )
 
     def _vanished(self, job: Job) -> None:
@@ -271,7 +271,7 @@ class Service:
         claimed = {mask for path in self._present for mask in inbox.mask_names(path)}
         orphans = {path for path in self._present if inbox.is_mask(path) and path not in claimed}
         for path in sorted(orphans - self._orphans):
-            log.warning("mask without picture", path=path.decode("utf-8", "backslashreplace"))
+            log.warning("mask without picture", path=shown(path))
         self._orphans = orphans
 
     # The child
@@ -291,10 +291,7 @@ class Service:
         job = self._remember(self._store.start_attempt(job.id, at=self._now()))
         spool = self._spool(job)
         (spool.folder / "result.json").unlink(missing_ok=True)
-        masks = tuple(
-            (path.decode("utf-8", "backslashreplace"), f"mask-{index}")
-            for index, (path, _) in enumerate(spool.masks())
-        )
+        masks = tuple((shown(path), f"mask-{index}") for index, (path, _) in enumerate(spool.masks()))
         self._running = job
         try:
             self._child.send(Order(job.id, spool.folder, job.name, masks, self.settings))
@@ -394,7 +391,7 @@ class Service:
             return
         job = self._update(
             job, JobState.PUBLISHED, output_path=placed, output_sha256=outcome.output_sha256,
-            detail={"output": os.fsdecode(placed)},
+            detail={"output": shown(placed)},
         )  # fmt: skip
         self._archive(job)
 
@@ -538,7 +535,7 @@ class Service:
             verdict=job.verdict.value if job.verdict else None,
             code=job.code,
             message=job.message,
-            output=os.fsdecode(job.output_path) if job.output_path else None,
+            output=shown(job.output_path) if job.output_path else None,
             attempts=job.attempts,
             seconds=round(job.updated - job.created, 1),
             timings_s=timings,

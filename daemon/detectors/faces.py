@@ -65,8 +65,8 @@ FACE_MIN = 20
 LEVEL_PIXELS = 4_000_000
 """The largest level; bounds time and memory whatever the picture's size."""
 
-STRIP_PIXELS = 250_000
-"""A level goes through P-Net in strips: some 50 MB, and faster for what stays in the cache."""
+STRIP_PIXELS = 120_000
+"""A level goes through P-Net in strips: little memory, and faster for what stays in the cache."""
 
 BATCH = 128
 """Squares that R-Net and O-Net see at a time: some 50 MB."""

@@ -101,4 +101,4 @@ def test_digest_follows_what_decides_a_result() -> None:
 def test_settings_are_frozen() -> None:
     settings = Settings(folders=Folders(inbox=Path("i")))
     with pytest.raises(ValueError, match="frozen"):
-        settings.protect.iterations = 3  # type: ignore[misc]
+        settings.protect.iterations = 3
