@@ -1,0 +1,105 @@
+"""How good are the editor's fills? On photographs kept out of training, with seeded masks.
+
+Beside OpenCV's Telea and Navier-Stokes fills: SSIM and L1 under the mask; sharpness, the
+energy above a Gaussian blur of sigma 1 in the hole over the same in the true pixels (a blur
+scores under 0.3); seam, the jump across the hole's border over the same jump in the true
+picture (1 is invisible). For the autoencoder: PSNR and sharpness of a plain reconstruction.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from daemon.domain import Mask
+from daemon.editors.latent import LatentEditor
+from daemon.geometry import dilated
+from daemon.verify import Picture, masked_ssim, to_picture
+from training import data
+from training.run import sheet
+
+SIDE = 256
+
+
+def sharpness(got: Picture, truth: Picture, mask: Mask) -> float:
+    def energy(picture: Picture) -> float:
+        band = picture - ndimage.gaussian_filter(picture, (1, 1, 0))
+        return float((band[mask] ** 2).mean())
+
+    return energy(got) / max(energy(truth), 1e-8)
+
+
+def seam(got: Picture, truth: Picture, mask: Mask) -> float:
+    inner, outer = mask & dilated(~mask, 3), dilated(mask, 3) & ~mask
+
+    def jump(picture: Picture) -> float:
+        near = ndimage.uniform_filter(picture * outer[:, :, None], (3, 3, 0))
+        weight = ndimage.uniform_filter(outer.astype(np.float32), 3)[:, :, None]
+        return float(np.abs(picture - near / np.maximum(weight, 1e-6))[inner].mean())
+
+    return jump(got) / max(jump(truth), 1e-6)
+
+
+def opencv(picture: Picture, mask: Mask, method: int) -> Picture:
+    filled = cv2.inpaint((picture * 255).astype(np.uint8), mask.astype(np.uint8), 5, method)
+    out: NDArray[np.float32] = np.asarray(filled, dtype=np.float32) / 255
+    return out
+
+
+def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> None:
+    """Writes `judge.json` and `fills.jpg` (16 fills: masked, filled, true) to `target`."""
+    pictures = data.load(photos)
+    editor = LatentEditor.from_file("latent-mini", weights)
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[list[float]]] = {"latent-mini": [], "telea": [], "navier-stokes": []}
+    codec: list[list[float]] = []
+    shown = []
+    for index in rng.permutation(len(pictures))[:count]:
+        image = (
+            torch.from_numpy(data.crop(pictures[index], SIDE, rng).copy()).permute(2, 0, 1)[None].float()
+            / 255
+        )
+        plane = data.hole(SIDE, rng)
+        mask = plane > 0.5
+        if not mask.any():
+            continue
+        truth = to_picture(image[0])
+        with torch.inference_mode():
+            fill = editor.inpaint(image, torch.from_numpy(plane)[None, None])
+            decoded = to_picture(editor.decoder(editor.encoder(image))[0].clamp(0, 1))
+        fills = {
+            "latent-mini": to_picture(fill[0]),
+            "telea": opencv(truth, mask, cv2.INPAINT_TELEA),
+            "navier-stokes": opencv(truth, mask, cv2.INPAINT_NS),
+        }
+        for name, got in fills.items():
+            l1 = float(np.abs(got - truth)[mask].mean())
+            rows[name].append(
+                [masked_ssim(got, truth, mask), l1, sharpness(got, truth, mask), seam(got, truth, mask)]
+            )
+        everywhere = np.ones_like(mask)
+        error = float(((decoded - truth) ** 2).mean())
+        codec.append([10 * np.log10(1 / max(error, 1e-9)), sharpness(decoded, truth, everywhere)])
+        if len(shown) < 16:
+            hidden = torch.where(torch.from_numpy(mask), 0.5, image[0])
+            shown.append(torch.stack([hidden, fill[0], image[0]]))
+    target.mkdir(parents=True, exist_ok=True)
+    columns = ("ssim", "l1", "sharpness", "seam")
+    # Medians of the ratios: one flat true patch divides by almost nothing.
+    result = {
+        name: dict(zip(columns, np.median(values, axis=0).round(3).tolist(), strict=True))
+        for name, values in rows.items()
+    }
+    result["autoencoder"] = dict(
+        zip(("psnr_db", "sharpness"), np.median(codec, axis=0).round(3).tolist(), strict=True)
+    )
+    (target / "judge.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    page = torch.stack([torch.cat([shown[i], shown[i + 8]]) for i in range(min(8, len(shown) // 2))])
+    sheet(page).save(target / "fills.jpg", quality=90)
