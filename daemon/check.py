@@ -33,6 +33,7 @@ class Finding:
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Folders, space, file systems, inotify, device, detectors, methods and editors, in that order."""
+    yield Finding("config", f"valid, digest {settings.sha256[:12]}…")
     for name, folder in settings.folders.named().items():
         yield _folder(name, folder)
     yield _space(settings.folders.state)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,8 +20,9 @@ from rich.text import Text
 
 from daemon import __version__, config, inbox, log, outbox
 from daemon.config import Folders, Settings
-from daemon.domain import Job, JobState, shown
+from daemon.domain import Job, JobState, mask_digest, shown
 from daemon.errors import BackfireError, ConfigError, JobError, StoreError
+from daemon.publish import renamed
 from daemon.service import Service, Summary
 from daemon.store import Store
 
@@ -94,15 +96,17 @@ def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     log.setup()
     summary = _serve(config.load(config_file), until_idle=True)
     if as_json:
-        print(json.dumps({"published": summary.published, "failed": summary.failed}))
-    raise typer.Exit(SOME_FAILED if summary.failed else 0)
+        print(json.dumps(asdict(summary)))
+    if summary.left:
+        err.print(f"backfire: {summary.left} could not go on now; backfire explain says why", markup=False)
+    raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
 
 
 def _serve(settings: Settings, *, until_idle: bool) -> Summary:
     with _bar() as advance:
         service = Service(settings, on_progress=lambda job, *step: _named(advance, job.name)(*step))
         with closing(service):
-            for name in (signal.SIGTERM, signal.SIGINT):
+            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(name, lambda *_: service.stop())
             return service.run(until_idle=until_idle)
 
@@ -147,10 +151,12 @@ def protect(
 
     settings = _settings(config_file)
     several = len(pictures) > 1 or output.is_dir()
-    if several and mask is not None and len(pictures) > 1:
+    if len(pictures) > 1 and mask is not None:
         raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
     if several and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file, expected a folder for {len(pictures)} pictures")
+    if not several:
+        settings = _writing_as(output, settings)
     receipts, failed = [], 0
     for picture in pictures:
         target = output / picture.name if several else output
@@ -161,22 +167,29 @@ def protect(
             with _bar() as advance:
                 result = process(data, source, settings, progress=_named(advance, picture.name))
             receipts.append(_write(target, result, settings))
-            failed += result.verdict == "failed"
-        except JobError as error:
-            failed += 1
-            receipts.append(
-                {
-                    "file": str(picture),
-                    "verdict": "failed",
-                    "code": error.code.value,
-                    "reasons": [error.message],
-                }
-            )
+        except BackfireError as error:
+            if len(pictures) == 1 and isinstance(error, ConfigError):
+                raise
+            code = error.code.value if isinstance(error, JobError) else "config"
+            reasons = [str(error)]
+            receipts.append({"file": str(picture), "verdict": "failed", "code": code, "reasons": reasons})
+        failed += not receipts[-1].get("output")
         if not as_json:
             _print_receipt(receipts[-1])
     if as_json:
         print(json.dumps(receipts, indent=2))
     raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+def _writing_as(output: Path, settings: Settings) -> Settings:
+    """The settings with the format that the output's own extension names."""
+    named = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
+    wanted = named.get(output.suffix.lower())
+    if wanted is None:
+        raise ConfigError(
+            f"--output {output}: got {output.suffix or 'no extension'}, expected {', '.join(named)}"
+        )
+    return settings.model_copy(update={"output": settings.output.model_copy(update={"format": wanted})})
 
 
 def _settings(config_file: Path | None) -> Settings:
@@ -207,7 +220,8 @@ def _write(target: Path, result: Result, settings: Settings) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
-        placed = outbox.place(result.data, folder, os.fsencode(target.name), key=receipt["key"])
+        name = renamed(os.fsencode(target.name), result.extension)
+        placed = outbox.place(result.data, folder, name, key=receipt["key"])
         receipt["output"] = str(folder / os.fsdecode(placed))
     outbox.replace(
         json.dumps(receipt, indent=2).encode(), folder, os.fsencode(target.name) + b".receipt.json"
@@ -387,11 +401,11 @@ def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool,
         if inbox.is_mask(path):
             return f"{name}: is a mask; it is used with its picture"
         return f"{name}: not seen yet" + ("" if alive else "; the daemon is not running: backfire run")
-    job = found[0]
+    job, watch = found[0], settings.watch
     result = settings.folders.outbox / shown(job.output_path or b"")
     sentences = {
-        JobState.SETTLING: f"its size or time changed less than {settings.watch.settle_s:g} s ago",
-        JobState.WAITING_MASK: f"waits up to {settings.watch.mask_wait_s:g} s for a mask",
+        JobState.SETTLING: f"must stand still for {watch.settle_s:g} s, or waits its turn to be copied",
+        JobState.WAITING_MASK: f"waits up to {watch.mask_wait_s:g} s for a mask",
         JobState.READY: "is next in line" if job.not_before <= time.time() else "waits to be tried again",
         JobState.RUNNING: "is being worked",
         JobState.PUBLISHING: "is done and waits for the outbox",
@@ -412,40 +426,53 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Put failed originals and their masks back into the inbox, as new jobs."""
-    moved, missing = [], []
+    moved: list[str] = []
+    missing: list[str] = []
     with _store(config_file) as (settings, store):
         chosen = [job for i in ids or () if (job := store.get(i)) is not None]
+        unknown = sorted(set(ids or ()) - {job.id for job in chosen})
         if failed:
-            chosen += [
-                job for state in (JobState.FAILED, JobState.QUARANTINED) for job in store.jobs(state, 100_000)
-            ]
-    unknown = sorted(set(ids or ()) - {job.id for job in chosen})
-    folders = settings.folders
-    for job in {job.path: job for job in reversed(chosen)}.values():
-        places = (job.path, outbox.keyed(job.path, job.key or ""))
-        held = [place for place in places if outbox.holds(folders.failed, place, job.input_sha256 or "")]
-        if not held:
-            missing.append(job.name)
-            continue
-        # Masks first: the picture must find them when it settles.
-        for mask in inbox.mask_names(job.path):
-            if inbox.signature(folders.failed, mask) is not None:
-                sha = outbox.file_sha256(folders.failed / os.fsdecode(mask))
-                outbox.move(folders.failed, mask, folders.inbox, mask, sha256=sha, key=job.key or "")
-        outbox.move(
-            folders.failed, held[0], folders.inbox, job.path, sha256=job.input_sha256 or "", key=job.key or ""
-        )
-        (folders.failed / os.fsdecode(job.path + b".error.json")).unlink(missing_ok=True)
-        moved.append(job.name)
+            ends = (JobState.FAILED, JobState.QUARANTINED)
+            held = [job for state in ends for job in store.jobs(state, 100_000)]
+            chosen += [job for job in held if _held(job, job.path, job.input_sha256 or "", settings)]
+    for job in chosen:
+        (moved if _put_back(job, settings) else missing).append(job.name)
     if as_json:
-        print(json.dumps({"retried": moved, "not_in_failed": missing, "unknown": unknown}))
+        print(json.dumps({"retried": moved, "not_moved": missing, "unknown": unknown}))
     else:
-        out.print(f"{len(moved)} put back into {folders.inbox}", markup=False)
+        out.print(f"{len(moved)} put back into {settings.folders.inbox}", markup=False)
         for name in missing:
-            out.print(f"{name}: no longer in {folders.failed}", markup=False)
+            out.print(f"{name}: not in failed any more, or its name is taken in the inbox", markup=False)
         for number in unknown:
             out.print(f"no job {number}")
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)
+
+
+def _held(job: Job, path: bytes, sha256: str, settings: Settings) -> bytes | None:
+    """Where in the failed folder a file of this job lies."""
+    places = (path, outbox.keyed(path, job.key or ""))
+    return next((place for place in places if outbox.holds(settings.folders.failed, place, sha256)), None)
+
+
+def _put_back(job: Job, settings: Settings) -> bool:
+    """Move one original and its masks from failed to the inbox; False if that cannot be."""
+    failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
+    sha = job.input_sha256 or ""
+    held = _held(job, job.path, sha, settings)
+    if held is None or (target / os.fsdecode(job.path)).exists():
+        return False
+    present = [
+        (mask, place, outbox.file_sha256(failed / os.fsdecode(place)))
+        for mask in inbox.mask_names(job.path)
+        for place in (mask, outbox.keyed(mask, key))
+        if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
+    ]
+    if mask_digest([digest for _, _, digest in present]) == job.mask_sha256:  # else they are another job's
+        for mask, place, digest in present:  # before the picture, which must find them when it settles
+            outbox.move(failed, place, target, mask, sha256=digest, key=key)
+    outbox.move(failed, held, target, job.path, sha256=sha, key=key)
+    (failed / os.fsdecode(outbox.beside(held, b".error.json", key))).unlink(missing_ok=True)
+    return True
 
 
 @app.command()
@@ -470,6 +497,7 @@ def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to make inbox, outbox and the rest.")] = Path("demo"),
+    as_json: AsJson = False,
 ) -> None:
     """Run the daemon over sample pictures and say where to look."""
     from daemon.demo import prepare
@@ -478,10 +506,13 @@ def demo(
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
     log.setup()
     settings = config.load(prepare(folder))
-    out.print(f"sample pictures lie in {settings.folders.inbox}; working them", markup=False)
+    err.print(f"sample pictures lie in {settings.folders.inbox}; working them", markup=False)
     summary = _serve(settings, until_idle=True)
-    for receipt_file in sorted(settings.folders.reports.rglob("*.json")):
-        receipt = json.loads(receipt_file.read_bytes())
+    receipts = [json.loads(path.read_bytes()) for path in sorted(settings.folders.reports.rglob("*.json"))]
+    if as_json:
+        print(json.dumps(receipts, indent=2))
+        raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
+    for receipt in receipts:
         _print_receipt({**receipt, "edits": None})
     for name in ("outbox", "archive", "failed", "reports"):
         files = sorted(p for p in settings.folders.named()[name].rglob("*") if p.is_file())
@@ -489,7 +520,7 @@ def demo(
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)
     out.print("open the *.sheet.jpg files in reports to see the edits before and after")
-    raise typer.Exit(SOME_FAILED if summary.failed else 0)
+    raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class Verify(_Section):
     held_out: tuple[str, ...] = ()
     on_weak: Literal["publish", "fail"] = "publish"
     trigger_ssim_max: Share = 0.75
+    trigger_l1_min: Share = 0.05
     partial_ssim_max: Share = 0.85
+    partial_l1_min: Share = 0.03
     near_ssim_min: Share = 0.85
     far_ssim_min: Share = 0.95
     control_factor: Annotated[float, Field(ge=0)] = 2.0
@@ -176,6 +178,8 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def _absolute(path: Path, base: Path) -> Path:
     """Absolute and free of links where it exists, so that nesting cannot hide behind one."""
+    if "\0" in str(path):
+        raise ConfigError(f"folder {str(path)!r}: holds a NUL character; name another folder")
     return (base / path.expanduser()).resolve()
 
 

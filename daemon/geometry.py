@@ -28,11 +28,14 @@ class Crop:
         regions: the regions in it.
         size: (height, width) at which editors see it; smaller than the box where the box
             exceeds the working size.
+        neighbours: regions of other crops that reach into this one: an edit that touches them
+            is no benign one.
     """
 
     box: Box
     regions: tuple[Region, ...]
     size: tuple[int, int]
+    neighbours: tuple[Region, ...] = ()
 
     @property
     def scaled(self) -> bool:
@@ -43,11 +46,24 @@ class Crop:
         """Each region's mask at the working size; a region never vanishes by scaling."""
         return [self._resized(self._in_box(region)) for region in self.regions]
 
+    def protected(self) -> Mask:
+        """Everything protected in the crop, neighbours too, at the working size."""
+        planes = [self._resized(self._in_box(region)) for region in (*self.regions, *self.neighbours)]
+        together: Mask = np.logical_or.reduce(planes)
+        return together
+
     def _in_box(self, region: Region) -> Mask:
+        """The part of the region that lies in the crop, on the crop's own pixels."""
         plane = np.zeros((self.box.height, self.box.width), dtype=np.bool_)
-        top, left = region.box.top - self.box.top, region.box.left - self.box.left
-        shape = True if region.mask is None else region.mask
-        plane[top : top + region.box.height, left : left + region.box.width] = shape
+        box = region.box
+        left, top = max(box.left, self.box.left), max(box.top, self.box.top)
+        right, bottom = min(box.right, self.box.right), min(box.bottom, self.box.bottom)
+        if left < right and top < bottom:
+            shape = np.ones((box.height, box.width), np.bool_) if region.mask is None else region.mask
+            part = shape[top - box.top : bottom - box.top, left - box.left : right - box.left]
+            plane[
+                top - self.box.top : bottom - self.box.top, left - self.box.left : right - self.box.left
+            ] = part
         return plane
 
     def _resized(self, plane: Mask) -> Mask:
@@ -74,7 +90,11 @@ def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, wor
                 groups.remove(other)
                 box, members = joined, [*other[1], *members]
         groups.append((box, members))
-    return [Crop(box, tuple(members), _working_size(box, work)) for box, members in groups]
+    crops = []
+    for box, members in groups:
+        others = tuple(r for r in regions if r.box.overlaps(box) and all(r is not m for m in members))
+        crops.append(Crop(box, tuple(members), _working_size(box, work), others))
+    return crops
 
 
 def _working_size(box: Box, work: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,44 @@ class Signature(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def scan(root: Path, ignore: Iterable[str]) -> dict[bytes, Signature]:
+@dataclass(frozen=True)
+class Scan:
+    """What lay in the inbox.
+
+    Attributes:
+        files: every regular file but the ignored ones.
+        unreadable: folders that could not be looked into: what they hold is unknown, not gone.
+    """
+
+    files: dict[bytes, Signature] = field(default_factory=dict)
+    unreadable: frozenset[bytes] = frozenset()
+
+    @cached_property
+    def pictures(self) -> list[bytes]:
+        """All files that are no masks."""
+        return [path for path in self.files if not is_mask(path)]
+
+    @cached_property
+    def _masks(self) -> dict[bytes, bytes]:
+        # By lower case: P.MASK.PNG belongs to p.jpg on every desk.
+        return {path.lower(): path for path in self.files if is_mask(path)}
+
+    def masks_of(self, picture: bytes) -> list[bytes]:
+        """The sidecar masks of a picture that are there."""
+        names = dict.fromkeys(name.lower() for name in mask_names(picture))
+        return [self._masks[name] for name in names if name in self._masks]
+
+    def orphans(self) -> set[bytes]:
+        """Masks that no picture claims."""
+        claimed = {name.lower() for path in self.pictures for name in mask_names(path)}
+        return {path for lower, path in self._masks.items() if lower not in claimed}
+
+    def knows(self, path: bytes) -> bool:
+        """Whether the absence of a path means that it is gone."""
+        return not any(path.startswith(folder + b"/") for folder in self.unreadable)
+
+
+def scan(root: Path, ignore: Iterable[str]) -> Scan:
     """All regular files below `root` but the ignored; links, FIFOs and devices are not followed.
 
     Raises:
@@ -51,28 +89,47 @@ def scan(root: Path, ignore: Iterable[str]) -> dict[bytes, Signature]:
     """
     patterns = [os.fsencode(pattern) for pattern in ignore]
     top = os.fsencode(root)
-    found: dict[bytes, Signature] = {}
+    files: dict[bytes, Signature] = {}
+    unreadable: set[bytes] = set()
     pending = [b""]
     while pending:
         folder = pending.pop()
         try:
-            entries = os.scandir(os.path.join(top, folder))
+            with os.scandir(os.path.join(top, folder)) as entries:
+                for entry in entries:
+                    if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
+                        continue
+                    path = os.path.join(folder, entry.name)
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            pending.append(path)
+                        elif stat.S_ISREG(status.st_mode):
+                            files[path] = Signature.of(status)
+        except FileNotFoundError:
+            if not folder:
+                raise
         except OSError:
             if not folder:
                 raise
-            continue  # vanished or unreadable below the root: the next scan sees
-        with entries:
+            unreadable.add(folder)
+    return Scan(files, frozenset(unreadable))
+
+
+def scan_beside(root: Path, picture: bytes) -> Scan:
+    """What lies in a picture's folder and the `masks` folder below it: enough to see picture and masks."""
+    top, folder = os.fsencode(root), os.path.dirname(picture)
+    files: dict[bytes, Signature] = {}
+    for place in (folder, os.path.join(folder, b"masks")):
+        with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
-                if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
-                    continue
-                path = os.path.join(folder, entry.name)
-                with suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(status.st_mode):
-                        pending.append(path)
-                    elif stat.S_ISREG(status.st_mode):
-                        found[path] = Signature.of(status)
-    return found
+                path = os.path.join(place, entry.name)
+                if path == picture or is_mask(path):
+                    with suppress(OSError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            files[path] = Signature.of(status)
+    return Scan(files)
 
 
 def is_mask(path: bytes) -> bool:
@@ -92,11 +149,6 @@ def mask_names(picture: bytes) -> list[bytes]:
         os.path.join(folder, b"masks", stem + b".png"),
         os.path.join(folder, b"masks", name + b".png"),
     ]
-
-
-def masks_of(picture: bytes, present: Mapping[bytes, Signature]) -> list[bytes]:
-    """The sidecar masks of a picture among the files present."""
-    return list(dict.fromkeys(name for name in mask_names(picture) if name in present))
 
 
 @dataclass

@@ -19,6 +19,12 @@ from typing import BinaryIO
 from daemon.domain import shown
 from daemon.errors import PublishError
 
+NAME_MAX = 255
+"""Bytes of a file name on every common file system."""
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""How a file system without hard links refuses one."""
+
 
 def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
@@ -34,48 +40,83 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return _settle(folder, temporary, path, hashlib.sha256(data).hexdigest(), key)
+            return _settle(folder, temporary, path, sha256(data), key)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
 
-def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
-    """Move `root`/`source` to `folder`/`path`, across file systems too; returns the path it got.
+def put(source: Path, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+    """Give a private file a second name `folder`/`path`, a copy across file systems; returns the path it got.
 
-    The source is unlinked only after its content stands, synced and hashed, in its new place.
+    `source` must have no other writer: on one file system both names share the content.
 
     Raises:
-        PublishError: no space, no permission, or the content is not `sha256` any more.
+        PublishError: no space, no permission, or the content is not `sha256`.
     """
-    origin = os.path.join(os.fsencode(root), source)
     with _explained(folder, path):
         target = _target(folder, path)
         temporary = _temporary(target, key)
         try:
             try:
-                os.link(origin, temporary, follow_symlinks=False)
+                os.link(source, temporary, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (
-                    errno.EXDEV,
-                    errno.EPERM,
-                    errno.EOPNOTSUPP,
-                    errno.ENOSYS,
-                    errno.EMLINK,
-                ):
+                if error.errno not in (errno.EXDEV, *NO_LINKS):
                     raise
-                with open(origin, "rb") as reader, _create(temporary) as writer:
+                with open(source, "rb") as reader, _create(temporary) as writer:
                     shutil.copyfileobj(reader, writer, 1 << 20)
                     writer.flush()
                     os.fsync(writer.fileno())
-                shutil.copystat(origin, temporary)
-            placed = _settle(folder, temporary, path, sha256, key)
-            os.unlink(origin)
-            _sync_folder(os.path.dirname(origin))
-            return placed
+                shutil.copystat(source, temporary)
+            return _settle(folder, temporary, path, sha256, key)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
+    """Unlink `root`/`path` if its content is `sha256`; anything else that has come there stays.
+
+    The file is renamed first, so that what is hashed is what is unlinked, whoever writes meanwhile.
+
+    Returns:
+        Whether the content is gone from there; False if other content lies there now.
+
+    Raises:
+        PublishError: no permission.
+    """
+    origin = os.path.join(os.fsencode(root), path)
+    with _explained(root, path):
+        aside = _temporary(origin, key)
+        _clear(aside, root, path, sha256, key)  # what a crash left there
+        try:
+            os.rename(origin, aside)
+        except FileNotFoundError:
+            return True
+        return _clear(aside, root, path, sha256, key)
+
+
+def _clear(aside: bytes, root: Path, path: bytes, sha256: str, key: str) -> bool:
+    """Unlink a file that stands aside if it has the content, else put it back under a free name."""
+    if not os.path.lexists(aside):
+        return True
+    if file_sha256(aside) == sha256:
+        os.unlink(aside)
+        return True
+    for name in (path, keyed(path, key)):
+        with suppress(FileExistsError):
+            _name(aside, os.path.join(os.fsencode(root), name))
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+            break
+    return False
+
+
+def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+    """`put`, then `remove`: for files that have no other writer."""
+    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key)
+    remove(root, source, sha256=sha256, key=key)
+    return placed
 
 
 def replace(data: bytes, folder: Path, path: bytes) -> None:
@@ -107,6 +148,11 @@ def holds(folder: Path, path: bytes, sha256: str) -> bool:
         return False
 
 
+def sha256(data: bytes) -> str:
+    """Lower-case hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_sha256(path: bytes | Path) -> str:
     """Lower-case hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
@@ -116,7 +162,25 @@ def file_sha256(path: bytes | Path) -> str:
 def keyed(path: bytes, key: str) -> bytes:
     """The path with the first eight digits of a key before the extension: `a.1f2e3d4c.jpg`."""
     stem, extension = os.path.splitext(path)
-    return stem + b"." + key[:8].encode() + extension
+    return _fitted(stem, b"." + key[:8].encode() + extension)
+
+
+def beside(path: bytes, suffix: bytes, key: str) -> bytes:
+    """The path with a suffix; a name too long for it is shortened and gets the key."""
+    if len(os.path.basename(path)) + len(suffix) <= NAME_MAX:
+        return path + suffix
+    return _fitted(path, b"." + key[:8].encode() + suffix)
+
+
+def _fitted(stem: bytes, ending: bytes) -> bytes:
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name[: NAME_MAX - len(ending)] + ending)
+
+
+def destined(folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+    """The path that content would get in `folder` now: what `place` and `put` do, without doing it."""
+    taken = os.path.lexists(os.path.join(os.fsencode(folder), path))
+    return keyed(path, key) if taken and not holds(folder, path, sha256) else path
 
 
 def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str) -> bytes:
@@ -141,7 +205,7 @@ def _name(temporary: bytes, target: bytes) -> None:
     try:
         os.link(temporary, target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in NO_LINKS:
             raise
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
         os.rename(temporary, target)
@@ -184,6 +248,8 @@ def _explained(folder: Path, path: bytes) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space; it is tried again"
+        elif error.errno == errno.ENAMETOOLONG:
+            remedy = "shorten the name"
         else:
             remedy = f"give uid {os.geteuid()} write access"
         message = f"{shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"

@@ -6,6 +6,7 @@ decode -> detect -> crop -> optimise -> encode -> decode again -> verify -> rece
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from daemon.config import Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
-from daemon.errors import BudgetExceeded, Code, InputError
+from daemon.errors import BudgetExceeded, Code, InputError, ModelError
+from daemon.geometry import Crop
+from daemon.images import Picture
 from daemon.protect import Phase
 from daemon.verify import Verification
 
@@ -85,8 +88,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
     """
     watch = _Watch()
     began = time.perf_counter()
-    input_sha, mask_sha = hashlib.sha256(data).hexdigest(), _mask_digest(source)
-    key = job_key(input_sha, mask_sha, settings.sha256)
+    key = _digests(data, b"", source, settings)["key"]
 
     with watch.phase("decode"):
         progress("decode", 0, 1)
@@ -95,27 +97,21 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         progress("detect", 0, 1)
         regions = protect.find(picture.rgb, source, settings.regions)
     if not regions:
-        return _passed(data, source, input_sha, mask_sha, settings, watch, began)
+        return _passed(data, picture, source, settings, watch, began)
 
     with watch.phase("load"):
-        device = protect.pick_device(settings.protect.device)
-        surrogates = [editors.get(name, device) for name in settings.protect.surrogates]
-        held_out = [editors.get(name, device) for name in settings.verify.held_out]
-    height, width = picture.rgb.shape[:2]
-    crops = geometry.plan(
-        regions, height, width, margin=settings.protect.margin_px, work=settings.protect.work_px
-    )
-    regions = [region for crop in crops for region in crop.regions]
+        bench = _Bench.of(settings)
+    crops = _crops(picture.rgb, regions, settings)
     budget = Budget(settings.protect.epsilon)
 
-    with watch.phase("optimise"):
+    with watch.phase("optimise"), _memory(source):
         changed = protect.optimise(
             picture.rgb,
             picture.grey,
             crops,
             settings.protect,
-            surrogates,
-            device=device,
+            bench.surrogates,
+            device=bench.device,
             rng=generator(key, "optimise"),
             progress=lambda done, total: progress("optimise", done, total),
         )
@@ -129,32 +125,20 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
             metadata=settings.output.metadata,
         )
         published = _decoded_again(encoded.data, source, picture.rgb, settings, budget)
-    with watch.phase("verify"):
-        verification = verify.verify(
-            picture.rgb,
-            published,
-            crops,
-            surrogates,
-            held_out,
-            budget,
-            settings.verify,
-            target=settings.protect.target,
-            device=device,
-            rng=generator(key, "verify"),
-            progress=lambda done, total: progress("verify", done, total),
-        )
+    with watch.phase("verify"), _memory(source):
+        verification = _verified(picture.rgb, published, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
         "written_as": encoded.how,
-        **_digests(data, encoded.data, mask_sha, settings, key),
-        "width": width,
-        "height": height,
+        **_digests(data, encoded.data, source, settings),
+        "width": picture.rgb.shape[1],
+        "height": picture.rgb.shape[0],
         "method": settings.protect.method,
         "epsilon": settings.protect.epsilon,
         "iterations": settings.protect.iterations,
-        "device": _device_name(device),
+        "device": bench.device_name,
     }
-    receipt, sheet = _told(verification, regions, surrogates, held_out, facts, source.name, watch, began)
+    receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
     return Result(verification.verdict, encoded.data, encoded.extension, receipt, sheet)
 
 
@@ -180,39 +164,17 @@ def replay(
         )
         raise InputError(Code.UNREADABLE, message)
     regions = protect.find(picture.rgb, source, settings.regions)
-    device = protect.pick_device(settings.protect.device)
-    surrogates = [editors.get(name, device) for name in settings.protect.surrogates]
-    held_out = [editors.get(name, device) for name in settings.verify.held_out]
-    crops = geometry.plan(
-        regions,
-        picture.rgb.shape[0],
-        picture.rgb.shape[1],
-        margin=settings.protect.margin_px,
-        work=settings.protect.work_px,
-    )
-    regions = [region for crop in crops for region in crop.regions]
-    mask_sha = _mask_digest(source)
-    key = job_key(hashlib.sha256(original).hexdigest(), mask_sha, settings.sha256)
-    with watch.phase("verify"):
-        verification = verify.verify(
-            picture.rgb,
-            other.rgb,
-            crops,
-            surrogates,
-            held_out,
-            Budget(settings.protect.epsilon),
-            settings.verify,
-            target=settings.protect.target,
-            device=device,
-            rng=generator(key, "verify"),
-            progress=lambda done, total: progress("verify", done, total),
-        )
+    bench = _Bench.of(settings)
+    crops = _crops(picture.rgb, regions, settings)
+    key = _digests(original, b"", source, settings)["key"]
+    with watch.phase("verify"), _memory(source):
+        verification = _verified(picture.rgb, other.rgb, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
-        **_digests(original, protected, mask_sha, settings, key),
-        "device": _device_name(device),
+        **_digests(original, protected, source, settings),
+        "device": bench.device_name,
     }
-    receipt, sheet = _told(verification, regions, surrogates, held_out, facts, source.name, watch, began)
+    receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
     return Result(verification.verdict, protected, "", receipt, sheet)
 
 
@@ -235,64 +197,131 @@ def _decoded_again(data: bytes, source: Source, original: Rgb, settings: Setting
 
 
 def _passed(
-    data: bytes,
-    source: Source,
-    input_sha: str,
-    mask_sha: str | None,
-    settings: Settings,
-    watch: _Watch,
-    began: float,
+    data: bytes, picture: Picture, source: Source, settings: Settings, watch: _Watch, began: float
 ) -> Result:
-    """No region and `none_found: pass`: the very bytes that came in, and a receipt that says so."""
+    """No region and `none_found: pass`: the very bytes that came in where the output settings allow it."""
+    output, how = data, "unchanged"
+    extension = os.path.splitext(source.name)[1].lower()
+    if (settings.output.format, settings.output.metadata) != ("same", "keep"):
+        encoded = images.encode(
+            picture,
+            picture.rgb,
+            levels=Budget(settings.protect.epsilon).levels,
+            format=settings.output.format,
+            metadata=settings.output.metadata,
+        )
+        output, extension, how = encoded.data, encoded.extension, encoded.how
     names = ", ".join(settings.regions.detectors)
-    verification = Verification(
-        Verdict.UNPROTECTED, [f"no region found by {names}; passed on unchanged"], None, 0
-    )
+    reasons = [f"no region found by {names}; published without protection"]
     facts = {
         "file": source.name,
-        "written_as": "unchanged",
-        **_digests(data, data, mask_sha, settings, job_key(input_sha, mask_sha, settings.sha256)),
+        "written_as": how,
+        **_digests(data, output, source, settings),
+        "width": picture.rgb.shape[1],
+        "height": picture.rgb.shape[0],
+        "method": None,
+        "epsilon": 0,
+        "iterations": 0,
+        "device": "none",
     }
-    receipt, _ = _told(verification, [], [], [], facts, source.name, watch, began)
-    extension = "." + source.name.rpartition(".")[2].lower()
-    return Result(Verdict.UNPROTECTED, data, extension, receipt, None)
+    verification = Verification(Verdict.UNPROTECTED, reasons, None, 0)
+    receipt, _ = _told(verification, (), None, facts, source.name, watch, began)
+    return Result(Verdict.UNPROTECTED, output, extension, receipt, None)
 
 
-def _digests(
-    original: bytes, output: bytes, mask_sha: str | None, settings: Settings, key: str
-) -> dict[str, Any]:
+def _digests(original: bytes, output: bytes, source: Source, settings: Settings) -> dict[str, Any]:
+    input_sha, mask_sha = hashlib.sha256(original).hexdigest(), _mask_digest(source)
     return {
-        "key": key,
-        "input_sha256": hashlib.sha256(original).hexdigest(),
+        "key": job_key(input_sha, mask_sha, settings.sha256),
+        "input_sha256": input_sha,
         "output_sha256": hashlib.sha256(output).hexdigest(),
         "mask_sha256": mask_sha,
         "config_sha256": settings.sha256,
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """The device and the editors on it."""
+
+    device: torch.device
+    surrogates: Sequence[Editor]
+    held_out: Sequence[Editor]
+
+    @classmethod
+    def of(cls, settings: Settings) -> _Bench:
+        device = protect.pick_device(settings.protect.device)
+        return cls(
+            device,
+            [editors.get(name, device) for name in settings.protect.surrogates],
+            [editors.get(name, device) for name in settings.verify.held_out],
+        )
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
+
+def _crops(rgb: Rgb, regions: Sequence[Region], settings: Settings) -> list[Crop]:
+    height, width = rgb.shape[:2]
+    margin, work = settings.protect.margin_px, settings.protect.work_px
+    return geometry.plan(regions, height, width, margin=margin, work=work)
+
+
+def _verified(
+    original: Rgb,
+    published: Rgb,
+    crops: Sequence[Crop],
+    bench: _Bench,
+    settings: Settings,
+    key: str,
+    progress: Phase,
+) -> Verification:
+    return verify.verify(
+        original,
+        published,
+        crops,
+        bench.surrogates,
+        bench.held_out,
+        Budget(settings.protect.epsilon),
+        settings.verify,
+        target=settings.protect.target,
+        device=bench.device,
+        rng=generator(key, "verify"),
+        progress=lambda done, total: progress("verify", done, total),
+    )
+
+
+@contextmanager
+def _memory(source: Source) -> Iterator[None]:
+    """Words every way of running out of memory; torch's CPU allocator raises a bare RuntimeError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        message = f"{source.name}: out of memory ({error}); lower protect.work_px or add memory"
+        raise ModelError(Code.OUT_OF_MEMORY, message) from error
+
+
 def _told(
     verification: Verification,
-    regions: Sequence[Region],
-    surrogates: Sequence[Editor],
-    held_out: Sequence[Editor],
+    crops: Sequence[Crop],
+    bench: _Bench | None,
     facts: dict[str, Any],
     title: str,
     watch: _Watch,
     began: float,
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Receipt and sheet."""
+    """Receipt and sheet; regions in the order in which the edits count them."""
     with watch.phase("report"):
         sheet = report.sheet(title, verification) if verification.panels else None
     times = {"elapsed_s": round(time.perf_counter() - began, 3), "timings_s": watch.seconds}
     document = report.receipt(
         verification=verification,
-        regions=regions,
-        surrogates=surrogates,
-        held_out=held_out,
+        regions=[region for crop in crops for region in crop.regions],
+        surrogates=bench.surrogates if bench else (),
+        held_out=bench.held_out if bench else (),
         facts={**facts, **times},
     )
     return document, sheet
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

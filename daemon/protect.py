@@ -50,15 +50,19 @@ def find(rgb: Rgb, source: Source, settings: Regions) -> list[Region]:
 
 
 def _without_repeats(regions: list[Region]) -> list[Region]:
-    """Drops a box that lies within a region an earlier detector gave: a face under a painted mask."""
+    """Drops a region that an earlier detector's covers: a face under a painted mask."""
     kept: list[Region] = []
     for region in regions:
-        inside = any(
-            other.box.union(region.box) == other.box and other.detector != region.detector for other in kept
-        )
-        if not inside:
+        rivals = [other for other in kept if other.detector != region.detector]
+        if not any(_covers(other, region) for other in rivals):
             kept.append(region)
     return kept
+
+
+def _covers(region: Region, other: Region) -> bool:
+    """Whether 95 % of the other's box lies under this region's shape, not merely in its bounding box."""
+    crop = Crop(other.box, (region,), (other.box.height, other.box.width))
+    return bool(crop.masks()[0].mean() >= 0.95)
 
 
 def _grid(height: int, width: int) -> list[Region]:
@@ -96,9 +100,6 @@ def optimise(
         rgb: uint8 H,W,3, upright; not mutated.
         grey: whether the change must be grey.
         progress: called with (iterations done, iterations in all); may raise to stop.
-
-    Raises:
-        ModelError: a surrogate failed or memory ran out.
     """
     budget = Budget(settings.epsilon)
     method = methods.get(settings.method)
@@ -113,24 +114,20 @@ def optimise(
         task = Task(
             image=to_tensor(rgb[crop.box.slices], crop.size, device),
             regions=crop.masks(),
+            protected=crop.protected(),
             area=_plane(area, crop.size, device),
             budget=budget,
             grey=grey,
             start=_plane(before, crop.size, device) if before.any() else None,
         )
-        try:
-            proposed = method.run(
-                task,
-                surrogates,
-                iterations=settings.iterations * len(crop.regions),
-                target=settings.target,
-                rng=rng,
-                progress=_shifted(progress, done, total),
-            )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            size = f"{crop.box.width}x{crop.box.height}"
-            message = f"crop {size}: out of memory on {device} ({error}); lower protect.work_px"
-            raise ModelError(Code.OUT_OF_MEMORY, message) from error
+        proposed = method.run(
+            task,
+            surrogates,
+            iterations=settings.iterations * len(crop.regions),
+            target=settings.target,
+            rng=rng,
+            progress=_shifted(progress, done, total),
+        )
         allowed = task.project(proposed)
         change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
         done += settings.iterations * len(crop.regions)
@@ -172,11 +169,12 @@ def pick_device(setting: str) -> torch.device:
         ModelError: a CUDA device was named and is not there.
     """
     if setting == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        setting = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(setting)
+    torch.backends.cudnn.deterministic = True  # the job's key must give the same bytes again
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         message = f"protect.device {setting}: {torch.cuda.device_count()} CUDA devices here; set auto or cpu"
-        raise ModelError(Code.MODEL, message)
+        raise ModelError(Code.MODEL, message, retryable=False)
     return device
 
 

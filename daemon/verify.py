@@ -26,6 +26,12 @@ from daemon.geometry import Crop
 from daemon.methods.base import furthest_colour
 from daemon.protect import to_tensor
 
+MOST_PANELS = 6
+"""Regions shown to a person; each holds megabytes of pictures."""
+
+SSIM_WINDOW = 11
+HARDLY = 8
+"""A trigger edit that breaks by less than this fraction of what is asked is not broken at all."""
 BREAKING = (MaskKind.TRIGGER, MaskKind.DILATED, MaskKind.PARTIAL)
 Picture = NDArray[np.float32]
 """H,W,3 in [0,1]."""
@@ -107,22 +113,23 @@ def verify(
     total = len(editors) * sum(len(crop.regions) for crop in crops)
     edits: list[EditResult] = []
     panels: list[Panels] = []
-    region = 0
+    region = done = 0
     for crop in crops:
         before = to_tensor(original[crop.box.slices], crop.size, device)
         after = to_tensor(published[crop.box.slices], crop.size, device)
         signs = rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape))
         control = (before + (after - before).abs() * torch.from_numpy(signs).to(device)).clamp(0, 1)
         masks = crop.masks()
-        protected = np.logical_or.reduce(masks)
+        protected = crop.protected()
         for index, mask in enumerate(masks):
             kinds = _kinds(mask, protected, rng)
             for editor, is_held_out in editors:
                 rows, pictures = _replay(editor, before, after, control, kinds, target)
                 edits += [EditResult(region=region, held_out=is_held_out, **row) for row in rows]
-                if not is_held_out and editor is surrogates[0]:
+                done += 1
+                if editor is editors[0][0] and len(panels) < MOST_PANELS:
                     panels.append(_panels(crop, index, kinds, before, after, pictures, rows))
-                progress(len(panels), total)
+                progress(done, total)
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(difference, crops), largest, edits, panels)
@@ -185,6 +192,10 @@ def to_picture(image: Tensor) -> Picture:
 def masked_ssim(a: Picture, b: Picture, mask: Mask) -> float:
     """SSIM of two H,W,3 pictures in [0,1], averaged under the mask."""
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    short = [(0, max(SSIM_WINDOW - side, 0)) for side in mask.shape]
+    if any(more for _, more in short):  # a picture smaller than SSIM's window
+        a, b = (np.pad(picture, [*short, (0, 0)], mode="edge") for picture in (a, b))
+        mask = np.pad(mask, short)
     _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
         a, b, channel_axis=2, data_range=1.0, full=True, **options
     )
@@ -196,41 +207,54 @@ def judge(
 ) -> tuple[Verdict, list[str]]:
     """The verdict and its reasons, worst first.
 
-    `failed`: the budget is exceeded, or some region's trigger edit through a surrogate breaks
-    by less than half of what is asked or no more than noise breaks it. `weak`: some threshold
-    is missed. `protected`: all are met, held-out editors included.
+    `failed`: the budget is exceeded, a number is not finite, or some region's trigger edit
+    through a surrogate breaks by less than an eighth of what is asked or no more than noise breaks it.
+    `weak`: some threshold is missed. `protected`: all are met, held-out editors included.
     """
     failed: list[str] = []
     weak: list[str] = []
     if largest > budget.levels:
         failed.append(f"largest change is {largest} levels, the budget {budget.epsilon:g}")
-    limits = {
-        MaskKind.TRIGGER: settings.trigger_ssim_max,
-        MaskKind.DILATED: settings.trigger_ssim_max,
-        MaskKind.PARTIAL: settings.partial_ssim_max,
-        MaskKind.NEAR: settings.near_ssim_min,
-        MaskKind.FAR: settings.far_ssim_min,
-    }
     for edit in edits:
-        limit = limits[edit.mask_kind]
         name = f"region {edit.region}: {edit.mask_kind} edit by {edit.editor}"
-        if edit.mask_kind in BREAKING:
-            if edit.ssim > limit:
-                weak.append(f"{name} keeps SSIM {edit.ssim:.2f} of the clean edit, at most {limit:g} asked")
+        if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
+            failed.append(f"{name} gave no finite picture")
+        elif edit.mask_kind in BREAKING:
+            most, least = _asked(edit.mask_kind, settings)
+            if not edit.ssim <= most:
+                weak.append(f"{name} keeps SSIM {edit.ssim:.2f} of the clean edit, at most {most:g} asked")
+            if not edit.l1 >= least:
+                weak.append(f"{name} moves by L1 {edit.l1:.3f}, at least {least:g} asked")
             if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
-                effect = 1 - edit.ssim
-                if effect < (1 - limit) / 2:
-                    failed.append(f"{name} hardly breaks (SSIM {edit.ssim:.2f})")
-                elif edit.control_ssim is not None:
-                    noise = 1 - edit.control_ssim
-                    if effect < settings.control_factor * noise:
-                        failed.append(f"{name} breaks by {effect:.2f}, plain noise by {noise:.2f}")
-        elif edit.ssim < limit:
-            weak.append(f"{name} changes to SSIM {edit.ssim:.2f}, at least {limit:g} asked")
+                failed += _ineffective(edit, name, most, least, settings)
+        else:
+            floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
+            if not edit.ssim >= floor:
+                weak.append(f"{name} changes to SSIM {edit.ssim:.2f}, at least {floor:g} asked")
+    for region in sorted({edit.region for edit in edits}):
+        if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
+            weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
     if not edits:
         failed.append("no edit was replayed")
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
+
+
+def _asked(kind: MaskKind, settings: Verify) -> tuple[float, float]:
+    """The most SSIM and the least L1 that a broken edit may have."""
+    if kind == MaskKind.PARTIAL:
+        return settings.partial_ssim_max, settings.partial_l1_min
+    return settings.trigger_ssim_max, settings.trigger_l1_min
+
+
+def _ineffective(edit: EditResult, name: str, most: float, least: float, settings: Verify) -> list[str]:
+    """Why a trigger edit counts as not broken at all, if it does."""
+    effect, noise = 1 - edit.ssim, 1 - (1.0 if edit.control_ssim is None else edit.control_ssim)
+    if effect < (1 - most) / HARDLY or edit.l1 < least / HARDLY:
+        return [f"{name} hardly breaks (SSIM {edit.ssim:.2f}, L1 {edit.l1:.3f})"]
+    if effect < settings.control_factor * noise:
+        return [f"{name} breaks by {effect:.2f}, plain noise by {noise:.2f}"]
+    return []
 
 
 def _psnr(difference: NDArray[np.int16], crops: Sequence[Crop]) -> float | None:

@@ -14,13 +14,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from daemon.config import Settings
-from daemon.errors import Code, JobError
+from daemon.errors import Code, JobError, ModelError
 
 RESULT = "result.json"
 
@@ -64,6 +65,8 @@ class Outcome:
     code: str | None = None
     message: str = ""
     retryable: bool = False
+    transient: bool = False
+    """The trouble is not the picture's: no space in the spool, weights that do not load."""
     stopped: bool = False
 
     @classmethod
@@ -71,9 +74,9 @@ class Outcome:
         """The outcome a finished child left in a spool folder, None if it did not finish."""
         try:
             data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
-        except (OSError, ValueError):
+            return cls(**{**data, "reasons": tuple(data["reasons"])})
+        except (OSError, ValueError, TypeError, KeyError):  # absent, or written by another version
             return None
-        return cls(**{**data, "reasons": tuple(data["reasons"])})
 
 
 class Stopped(Exception):
@@ -176,9 +179,6 @@ def serve(connection: Connection, parent: int) -> None:
 
 def work(order: Order, connection: Connection) -> Outcome:
     """Process one order and leave its outcome in the spool."""
-    from daemon.detectors import Sidecar, Source
-    from daemon.pipeline import process
-
     last = 0.0
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -191,37 +191,59 @@ def work(order: Order, connection: Connection) -> Outcome:
             connection.send(Progress(order.job, phase, done, total))
 
     try:
-        sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
-        data = (order.folder / "input").read_bytes()
-        result = process(data, Source(order.name, sidecars), order.settings, progress=progress)
+        outcome = _process(order, progress)
     except Stopped:
         return Outcome(order.job, stopped=True)
     except (EOFError, BrokenPipeError):
         raise EOFError from None
+    except ModelError as error:
+        # One that trying again does not mend (weights, device) would fail every picture alike.
+        outcome = _failed(order, error, transient=not error.retryable)
     except JobError as error:
-        outcome = Outcome(order.job, code=error.code.value, message=error.message, retryable=error.retryable)
+        outcome = _failed(order, error)
+    except (OSError, ImportError) as error:
+        outcome = Outcome(order.job, code=Code.INTERNAL.value, message=repr(error), transient=True)
     except Exception:
         outcome = Outcome(order.job, code=Code.INTERNAL.value, message=traceback.format_exc(limit=20))
-    else:
-        from daemon.report import to_json
-
-        _write(order.folder / "output", result.data)
-        _write(order.folder / "receipt.json", to_json(result.receipt))
-        if result.sheet is not None:
-            _write(order.folder / "sheet.jpg", result.sheet)
-        outcome = Outcome(
-            order.job,
-            verdict=result.verdict.value,
-            extension=result.extension,
-            output_sha256=result.receipt["output_sha256"],
-            reasons=tuple(result.receipt["reasons"]),
-            timings_s=result.receipt["timings_s"],
-        )
-    # Last, atomically: with it a restart publishes without working the picture again.
-    part = order.folder / (RESULT + ".part")
-    _write(part, json.dumps(asdict(outcome)).encode())
-    part.rename(order.folder / RESULT)
+    if not outcome.transient:
+        # Last, atomically: with it a restart publishes without working the picture again.
+        part = order.folder / (RESULT + ".part")
+        _write(part, json.dumps(asdict(outcome)).encode())
+        part.rename(order.folder / RESULT)
     return outcome
+
+
+def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    # Here and not above: the daemon imports this module too, and must stay free of torch.
+    from daemon.detectors import Sidecar, Source
+    from daemon.pipeline import process
+    from daemon.report import to_json
+
+    sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
+    data = (order.folder / "input").read_bytes()
+    result = process(data, Source(order.name, sidecars), order.settings, progress=progress)
+    _write(order.folder / "output", result.data)
+    _write(order.folder / "receipt.json", to_json(result.receipt))
+    if result.sheet is not None:
+        _write(order.folder / "sheet.jpg", result.sheet)
+    return Outcome(
+        order.job,
+        verdict=result.verdict.value,
+        extension=result.extension,
+        output_sha256=result.receipt["output_sha256"],
+        reasons=tuple(result.receipt["reasons"]),
+        timings_s=result.receipt["timings_s"],
+    )
+
+
+def _failed(order: Order, error: JobError, *, transient: bool = False) -> Outcome:
+    return Outcome(
+        order.job,
+        code=error.code.value,
+        message=error.message,
+        retryable=error.retryable,
+        transient=transient,
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

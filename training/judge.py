@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from daemon.domain import Mask
@@ -29,8 +28,8 @@ SIDE = 256
 
 def sharpness(got: Picture, truth: Picture, mask: Mask) -> float:
     def energy(picture: Picture) -> float:
-        band = picture - ndimage.gaussian_filter(picture, (1, 1, 0))
-        return float((band[mask] ** 2).mean())
+        low = ndimage.gaussian_filter(picture, (1, 1, 0))
+        return float(((picture - low)[mask] ** 2).mean())
 
     return energy(got) / max(energy(truth), 1e-8)
 
@@ -48,7 +47,7 @@ def seam(got: Picture, truth: Picture, mask: Mask) -> float:
 
 def opencv(picture: Picture, mask: Mask, method: int) -> Picture:
     filled = cv2.inpaint((picture * 255).astype(np.uint8), mask.astype(np.uint8), 5, method)
-    out: NDArray[np.float32] = np.asarray(filled, dtype=np.float32) / 255
+    out: Picture = (np.asarray(filled) / 255).astype(np.float32)
     return out
 
 
@@ -59,7 +58,7 @@ def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> N
     rng = np.random.default_rng(seed)
     rows: dict[str, list[list[float]]] = {"latent-mini": [], "telea": [], "navier-stokes": []}
     codec: list[list[float]] = []
-    shown = []
+    shown: list[torch.Tensor] = []
     for index in rng.permutation(len(pictures))[:count]:
         image = (
             torch.from_numpy(data.crop(pictures[index], SIDE, rng).copy()).permute(2, 0, 1)[None].float()

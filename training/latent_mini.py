@@ -167,7 +167,8 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
             fake = critic(whole)
             out["g"] = hinge_g(fake[-1].float(), mask)
             out["fm"] = feature_matching(fake, real, mask)
-        loss = out["known"] + 0.1 * out["hole"] + 0.5 * out["low"] + 0.1 * out["g"] + 1.0 * out["fm"]
+        # Structure first: with less weight on it the adversary alone fills holes with lattices.
+        loss = out["known"] + 0.5 * out["hole"] + 2.0 * out["low"] + 0.05 * out["g"] + 1.0 * out["fm"]
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], 1.0)

@@ -24,6 +24,7 @@ class Task:
     Attributes:
         image: float32 1,3,H,W, RGB in [0,1].
         regions: one H,W bool mask a protected region.
+        protected: H,W bool, everything protected here: the regions and what neighbours reach in.
         area: float32 1,1,H,W in [0,1]: the share of the budget each pixel may use.
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
@@ -32,6 +33,7 @@ class Task:
 
     image: Tensor
     regions: Sequence[Mask]
+    protected: Mask
     area: Tensor
     budget: Budget
     grey: bool = False

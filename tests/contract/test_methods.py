@@ -35,7 +35,7 @@ def task(*, grey: bool = False) -> Task:
     image = to_tensor(picture(), (96, 96), CPU)
     if grey:
         image = image.mean(dim=1, keepdim=True).expand(1, 3, 96, 96).contiguous()
-    return Task(image, [mask], torch.ones(1, 1, 96, 96), Budget(6.4), grey)
+    return Task(image, [mask], mask, torch.ones(1, 1, 96, 96), Budget(6.4), grey)
 
 
 @pytest.fixture(scope="module", params=methods.NAMES)

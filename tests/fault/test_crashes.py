@@ -118,7 +118,11 @@ def test_a_picture_that_kills_the_worker_each_time_is_set_aside(sandbox: Sandbox
     wait_for(lambda: (sandbox.failed / "next.png.error.json").is_file(), because="the next file to be served")
 
 
-STEPS = ["place", "after place", "record", "after record", "move", "after move"]
+STEPS = [
+    f"{when}{what}"
+    for what in ("replace", "place", "record", "put", "remove", "unlink")
+    for when in ("", "after ")
+]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -32,6 +32,17 @@ def test_a_shared_crop_never_exceeds_the_working_size() -> None:
     assert all(crop.box.width <= 512 for crop in crops)
 
 
+def test_a_crop_knows_the_neighbours_that_reach_into_it() -> None:
+    a, b = region(Box(100, 100, 400, 400)), region(Box(460, 100, 760, 400))
+    crops = geometry.plan([a, b], 500, 900, margin=128, work=768)
+    assert len(crops) == 2
+    for crop in crops:
+        assert len(crop.neighbours) == 1
+        other = crop.neighbours[0].plane(500, 900)[crop.box.slices]
+        assert other.any()
+        assert (crop.protected() & other).sum() == other.sum()
+
+
 def test_a_large_crop_is_worked_smaller_and_keeps_its_region() -> None:
     thin = np.zeros((1000, 1000), dtype=np.bool_)
     thin[500, :] = True

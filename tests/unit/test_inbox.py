@@ -10,7 +10,7 @@ import pytest
 from daemon import inbox
 from daemon.config import IGNORE
 from daemon.errors import Code, InputError
-from daemon.inbox import Hints, Signature, Tracker
+from daemon.inbox import Hints, Scan, Signature, Tracker
 from tests.conftest import wait_for
 
 
@@ -27,7 +27,7 @@ def test_scan_finds_regular_files_at_any_depth_and_nothing_else(tmp_path: Path) 
     (tmp_path / "link.png").symlink_to(tmp_path / "x.png")
     (tmp_path / "linked").symlink_to(tmp_path / "a")
     os.mkfifo(tmp_path / "pipe.png")
-    assert set(inbox.scan(tmp_path, IGNORE)) == {b"x.png", b"a/y.png", b"a/b/z.png"}
+    assert set(inbox.scan(tmp_path, IGNORE).files) == {b"x.png", b"a/y.png", b"a/b/z.png"}
 
 
 def test_scan_of_a_missing_root_raises_rather_than_seeing_it_empty(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_scan_of_a_missing_root_raises_rather_than_seeing_it_empty(tmp_path: Pat
 def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     name = b"caf\xe9\n.png"
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(b"1")
-    assert set(inbox.scan(tmp_path, IGNORE)) == {name}
+    assert set(inbox.scan(tmp_path, IGNORE).files) == {name}
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,22 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
         (b"p.jpg", b"masks/p.jpg.png"),
         (b"a/b/p.q.tif", b"a/b/p.q.mask.png"),
         (b"a/b/p.q.tif", b"a/b/masks/p.q.png"),
+        (b"p.JPG", b"P.Mask.PNG"),
+        (b"p.jpg", b"Masks/p.png"),
     ],
 )
 def test_masks_are_paired_by_name(picture: bytes, mask: bytes) -> None:
     assert inbox.is_mask(mask)
     assert not inbox.is_mask(picture)
-    assert inbox.masks_of(picture, {mask: signature(), b"other.mask.png": signature()}) == [mask]
+    scan = Scan({picture: signature(), mask: signature(), b"other.mask.png": signature()})
+    assert scan.masks_of(picture) == [mask]
+    assert scan.pictures == [picture]
+    assert scan.orphans() == {b"other.mask.png"}
 
 
 @pytest.mark.parametrize("mask", [b"p.mask.png", b"b/p.mask.png", b"a/pq.mask.png", b"masks/p.png"])
 def test_masks_of_others_are_not_taken(mask: bytes) -> None:
-    assert inbox.masks_of(b"a/p.jpg", {mask: signature()}) == []
+    assert Scan({mask: signature()}).masks_of(b"a/p.jpg") == []
 
 
 def test_a_file_settles_only_after_standing_still() -> None:
@@ -170,3 +175,29 @@ def test_network_file_systems_are_polled(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_filesystem_names_the_innermost_mount() -> None:
     assert inbox.filesystem(Path("/proc/self")) == "proc"
+
+
+def test_beside_sees_what_a_scan_sees_of_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "sub" / "masks").mkdir(parents=True)
+    for name in ("sub/p.jpg", "sub/P.mask.png", "sub/masks/p.png", "sub/other.jpg", "top.mask.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    beside, whole = inbox.scan_beside(tmp_path, b"sub/p.jpg"), inbox.scan(tmp_path, IGNORE)
+    assert beside.masks_of(b"sub/p.jpg") == whole.masks_of(b"sub/p.jpg") != []
+    assert beside.files[b"sub/p.jpg"] == whole.files[b"sub/p.jpg"]
+
+
+def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "p.png").write_bytes(b"1")
+    scandir = os.scandir
+
+    def refusing(path: bytes) -> object:
+        if path.endswith(b"shut"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    scan = inbox.scan(tmp_path, IGNORE)
+    assert set(scan.files) == {b"p.png"}
+    assert not scan.knows(b"shut/q.png"), "what lies there is unknown, not gone"
+    assert scan.knows(b"q.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,30 @@ def edits(
         edit(MaskKind.NEAR, near),
         edit(MaskKind.FAR, far),
     ]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_failed(broken: float) -> None:
+    assert verdict(edits(trigger=broken)) == Verdict.FAILED
+    assert verdict([*edits(), edit(MaskKind.FAR, broken)]) == Verdict.FAILED
+
+
+def test_a_fill_that_only_looks_different_to_ssim_is_no_protection() -> None:
+    rows = [dataclasses.replace(row, l1=0.02) for row in edits()]
+    assert verdict(rows) == Verdict.WEAK
+    rows = [dataclasses.replace(row, l1=0.005) for row in edits()]
+    assert verdict(rows) == Verdict.FAILED
+
+
+def test_a_far_edit_that_could_not_be_measured_is_said() -> None:
+    outcome, reasons = judge(edits()[:-1], 6, BUDGET, Verify())
+    assert outcome == Verdict.WEAK
+    assert "not measured" in reasons[0]
+
+
+def test_a_picture_smaller_than_the_window_has_an_ssim() -> None:
+    a = np.zeros((5, 7, 3), dtype=np.float32)
+    assert masked_ssim(a, a, np.ones((5, 7), dtype=np.bool_)) == pytest.approx(1.0)
 
 
 def verdict(rows: list[EditResult], largest: int = 6) -> Verdict:

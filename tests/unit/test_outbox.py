@@ -96,13 +96,54 @@ def test_without_hard_links_nothing_is_overwritten_either(
     assert (tmp_path / "p.png").read_bytes() == b"old"
 
 
-def test_move_refuses_content_that_is_not_what_it_was(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "p.png").write_bytes(b"changed")
+def test_put_refuses_content_that_is_not_what_it_was(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"changed")
     with pytest.raises(PublishError, match="reads back different"):
-        outbox.move(tmp_path / "in", b"p.png", tmp_path / "arc", b"p.png", sha256=sha(b"original"), key=KEY)
-    assert (tmp_path / "in" / "p.png").read_bytes() == b"changed"
-    assert not (tmp_path / "arc" / "p.png").exists()
+        outbox.put(tmp_path / "p.png", tmp_path / "arc", b"p.png", sha256=sha(b"original"), key=KEY)
+    assert list((tmp_path / "arc").iterdir()) == []
+
+
+def test_remove_takes_only_the_content_it_was_told(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"a newer picture")
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is False
+    assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
+    (tmp_path / "p.png").write_bytes(b"original")
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
+    assert list(tmp_path.iterdir()) == []
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True, "again is harmless"
+
+
+def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.png").write_bytes(b"original")
+    hashed = outbox.file_sha256
+
+    def meanwhile(path: bytes | Path) -> str:
+        digest = hashed(path)
+        (tmp_path / "new").write_bytes(b"a newer picture")
+        os.rename(tmp_path / "new", tmp_path / "p.png")
+        return digest
+
+    monkeypatch.setattr(outbox, "file_sha256", meanwhile)
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
+    assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
+
+
+@pytest.mark.parametrize("length", [10, 240, 251])
+def test_reports_of_long_names_fit(tmp_path: Path, length: int) -> None:
+    name = b"d/" + b"n" * length + b".png"
+    report = outbox.beside(name, b".error.json", KEY)
+    outbox.replace(b"{}", tmp_path, report)
+    assert (tmp_path / os.fsdecode(report)).is_file()
+    assert len(os.path.basename(outbox.keyed(name, KEY))) <= 255
+    assert outbox.keyed(name, KEY).endswith(b".01234567.png")
+
+
+def test_destined_foretells_the_name(tmp_path: Path) -> None:
+    for data in (b"one", b"two", b"two"):
+        foretold = outbox.destined(tmp_path, b"p.png", sha256=sha(data), key=KEY)
+        assert outbox.place(data, tmp_path, b"p.png", key=KEY) == foretold
 
 
 def test_a_full_disk_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,187 @@
+"""From a finished result to its place: reports, outbox, record, archive; or the failed folder.
+
+Every step may be done again: names follow from content and key, the same content is adopted.
+A step that cannot be done now is put off and burns no attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from daemon import inbox, outbox
+from daemon.config import Settings
+from daemon.domain import Job, JobState, Verdict, shown
+from daemon.errors import Code, PublishError
+from daemon.intake import Intake
+from daemon.ledger import Ledger, Spool
+from daemon.worker import Outcome
+
+
+class Publisher:
+    """Puts results and originals where they belong."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
+        self._settings, self._ledger, self._intake = settings, ledger, intake
+
+    def conclude(self, job: Job, outcome: Outcome) -> None:
+        """Decide on a verdict: publish, or set aside."""
+        verdict = Verdict(outcome.verdict or Verdict.FAILED)
+        reasons = "; ".join(outcome.reasons)
+        if verdict == Verdict.FAILED:
+            message = f"{job.name}: verification failed: {reasons}; see the sheet in the reports folder"
+            self.fail(job, Code.NOT_PROTECTED, message, verdict)
+        elif verdict == Verdict.WEAK and self._settings.verify.on_weak == "fail":
+            message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
+            self.fail(job, Code.WEAK, message, verdict)
+        else:
+            self._publish(self._ledger.update(job, JobState.PUBLISHING, verdict=verdict))
+
+    def fail(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
+        """Record why, then set the original aside."""
+        self._set_aside(
+            self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, verdict=verdict)
+        )
+
+    def step(self) -> None:
+        """Take up again what a crash, a full disk or a missing permission interrupted."""
+        for job in list(self._ledger.jobs.values()):
+            if job.state not in (JobState.PUBLISHING, JobState.PUBLISHED) or not self._ledger.due(job):
+                continue
+            if job.state == JobState.PUBLISHED:
+                self._archive(job)
+            elif job.code is not None:
+                self._set_aside(job)
+            else:
+                self._publish(job)
+
+    def _publish(self, job: Job) -> None:
+        spool, folders = self._ledger.spool(job), self._settings.folders
+        outcome = Outcome.read(spool.folder)
+        try:
+            data = (spool.folder / "output").read_bytes()
+        except OSError:
+            data = b""
+        if outcome is None or outcome.verdict is None or outbox.sha256(data) != outcome.output_sha256:
+            detail = {"reason": "the result in the spool is gone or damaged"}
+            self._ledger.update(job, JobState.READY, detail=detail)
+            return
+        if not self._intake.unchanged(job):
+            # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
+            detail = {"reason": "picture or mask changed while it was worked"}
+            self._ledger.update(job, JobState.SETTLING, detail=detail)
+            return
+        wanted = renamed(job.path, outcome.extension)
+        key, sha = job.key or "", outcome.output_sha256 or ""
+        try:
+            # The receipt first: what stands in the outbox must never be without one.
+            self._report(spool, outbox.destined(folders.outbox, wanted, sha256=sha, key=key), job)
+            placed = outbox.place(data, folders.outbox, wanted, key=key)
+        except (PublishError, OSError) as error:
+            self._ledger.postpone(job, error)
+            return
+        self._archive(
+            self._ledger.update(
+                job,
+                JobState.PUBLISHED,
+                output_path=placed,
+                output_sha256=sha,
+                detail={"output": shown(placed)},
+            )
+        )
+
+    def _archive(self, job: Job) -> None:
+        spool = self._ledger.spool(job)
+        try:
+            self._put_away(job, spool, self._settings.folders.archive)
+        except (PublishError, OSError) as error:
+            self._ledger.postpone(job, error)
+            return
+        outcome = Outcome.read(spool.folder)
+        self._ledger.rest(job, JobState.ARCHIVED, timings=outcome.timings_s if outcome else None)
+
+    def _set_aside(self, job: Job) -> None:
+        """Original, masks, error file and, where there are any, receipt and sheet."""
+        spool, folder = self._ledger.spool(job), self._settings.folders.failed
+        sha, key = job.input_sha256 or "", job.key or ""
+        document = {
+            "file": job.name,
+            "code": job.code,
+            "message": job.message,
+            "attempts": job.attempts,
+            "input_sha256": job.input_sha256,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._ledger.now())),
+        }
+        try:
+            name = outbox.destined(folder, job.path, sha256=sha, key=key)
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            outbox.replace(text.encode("utf-8", "replace"), folder, outbox.beside(name, b".error.json", key))
+            self._report(spool, job.path, job)
+            self._put_away(job, spool, folder)
+        except (PublishError, OSError) as error:
+            self._ledger.postpone(job, error)
+            return
+        died = job.code == Code.WORKER_DIED
+        self._ledger.rest(job, JobState.QUARANTINED if died else JobState.FAILED)
+
+    def _report(self, spool: Spool, path: bytes, job: Job) -> None:
+        """Receipt and sheet, beside each other; never over those of another job."""
+        reports, key = self._settings.folders.reports, job.key or ""
+        if _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key):
+            path = outbox.keyed(path, key)
+        for file, suffix in (("receipt.json", b".json"), ("sheet.jpg", b".sheet.jpg")):
+            with suppress(FileNotFoundError):
+                data = (spool.folder / file).read_bytes()
+                outbox.replace(data, reports, outbox.beside(path, suffix, key))
+
+    def _put_away(self, job: Job, spool: Spool, folder: Path) -> None:
+        """Original and masks from the spool's verified copies into `folder`, then out of the inbox.
+
+        What leaves the inbox is only what has the content that was worked; a newer file stays.
+        """
+        root, sha, key = self._intake.root, job.input_sha256 or "", job.key or ""
+        times = {path: signature.mtime_ns for path, signature in spool.files().items()}
+        if spool.input.exists():
+            if job.path in times:
+                os.utime(spool.input, ns=(times[job.path], times[job.path]))
+            outbox.put(spool.input, folder, job.path, sha256=sha, key=key)
+        elif not any(outbox.holds(folder, path, sha) for path in (job.path, outbox.keyed(job.path, key))):
+            outbox.put(root / os.fsdecode(job.path), folder, job.path, sha256=sha, key=key)
+        outbox.remove(root, job.path, sha256=sha, key=key)
+        others = {
+            name.lower()
+            for path in self._ledger.jobs
+            if path != job.path and inbox.signature(root, path) is not None
+            for name in inbox.mask_names(path)
+        }
+        for index, (mask, digest) in enumerate(spool.masks()):
+            if mask.lower() in others:
+                continue  # another picture still needs it
+            if spool.mask(index).exists():
+                outbox.put(spool.mask(index), folder, mask, sha256=digest, key=key)
+            outbox.remove(root, mask, sha256=digest, key=key)
+
+
+FAMILIES = ({b".jpg", b".jpeg", b".jpe", b".jfif"}, {b".tif", b".tiff"}, {b".png"}, {b".webp"})
+
+
+def renamed(path: bytes, extension: str) -> bytes:
+    """The path under the extension of what was written; an extension of the same format stays."""
+    stem, own = os.path.splitext(path)
+    wanted = os.fsencode(extension.lower())
+    same = next((family for family in FAMILIES if wanted in family), {wanted})
+    return path if own.lower() in same else stem + wanted
+
+
+def _key_of(reports: Path, path: bytes) -> str | None:
+    """The job key in a receipt, None if there is no such receipt."""
+    try:
+        key = json.loads((reports / os.fsdecode(path)).read_bytes()).get("key")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return str(key)
