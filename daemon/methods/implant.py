@@ -29,7 +29,7 @@ from daemon.methods.base import Progress, Task, fast, furthest_colour
 
 MOMENTUM = 0.9
 HIDE_WEIGHT = 1.0
-"""Of the hide loss against the two others. Published: 2, over the ring alone; ours also counts a far square."""
+"""Of the hide loss against the two others. Published: 2, over the ring alone; ours has a far square too."""
 FAR_MASKS = 4
 CHUNK = 4
 """Edits that go through an editor as one batch."""

@@ -1,0 +1,49 @@
+"""The command `backfire`. Each module adds its commands to the app in `common`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, NoReturn
+
+import typer
+from rich.text import Text
+
+from daemon import __version__
+from daemon.cli import check, jobs, pictures, serve
+from daemon.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, app, err
+from daemon.errors import BackfireError, ConfigError, StoreError
+
+__all__ = ["check", "jobs", "main", "pictures", "serve"]
+
+
+def main() -> None:
+    """Entry point: Backfire's own errors become a message and an exit code, never a traceback."""
+    os.umask(0o027)
+    try:
+        app()
+    except ConfigError as error:
+        _refuse(str(error), BAD_CONFIG)
+    except StoreError as error:
+        _refuse(str(error), BAD_STORE)
+    except BackfireError as error:
+        _refuse(str(error), SOME_FAILED)
+
+
+def _refuse(message: str, code: int) -> NoReturn:
+    err.print(Text(f"backfire: {message}", style="red"))
+    raise SystemExit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"backfire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,30 @@
+"""The command `check`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.text import Text
+
+from daemon import config
+from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+
+
+@app.command()
+def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+    """Configuration, folders, space, file systems, inotify, device, detectors, weights."""
+    from daemon.check import check as findings
+
+    settings = config.load(config_file)
+    found = list(findings(settings))
+    if as_json:
+        rows = [{"subject": f.subject, "ok": f.ok, "found": f.found, "remedy": f.remedy} for f in found]
+        print(json.dumps(rows, indent=2))
+    else:
+        for finding in found:
+            mark = Text("ok  ", "green") if finding.ok else Text("BAD ", "red")
+            out.print(mark + Text(f"{finding.subject}: {finding.found}"), soft_wrap=True)
+            if not finding.ok:
+                out.print(Text(f"      {finding.remedy}"), soft_wrap=True)
+    raise typer.Exit(0 if all(f.ok for f in found) else SOME_FAILED)

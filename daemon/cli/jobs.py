@@ -1,0 +1,212 @@
+"""The commands that look into the job database: `status`, `jobs`, `explain`, `retry`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from daemon import config, inbox, outbox
+from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+from daemon.config import Settings
+from daemon.domain import Job, JobState, mask_digest, shown
+from daemon.store import Store
+
+
+@contextmanager
+def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
+    settings = config.load(config_file)
+    with Store.read_only(settings.folders.state / "backfire.sqlite") as store:
+        yield settings, store
+
+
+@app.command()
+def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+    """Is the daemon alive, what is it doing, how much waits?"""
+    with _store(config_file) as (_, store):
+        counts = {state.value: count for state, count in store.counts().items() if count}
+        fact = store.fact("daemon")
+    alive = fact is not None and time.time() - fact[1] < 30
+    document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts}
+    if as_json:
+        print(json.dumps(document))
+        return
+    if alive and fact is not None:
+        working = fact[0]["working"]
+        out.print(
+            f"running as pid {fact[0]['pid']}, " + (f"working {working}" if working else "watching"),
+            markup=False,
+        )
+    else:
+        seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fact[1])) if fact else "never"
+        out.print(f"not running (last heard of: {seen})")
+    for state, count in counts.items():
+        out.print(f"{count:8d} {state}")
+
+
+@app.command()
+def jobs(
+    state: Annotated[JobState | None, typer.Option("--state", help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 50,
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with _store(config_file) as (_, store):
+        listed = store.jobs(state, limit)
+    if as_json:
+        print(json.dumps([_job_document(job) for job in listed], indent=2))
+        return
+    table = Table("id", "picture", "state", "verdict", "attempts", "why")
+    for job in listed:
+        why = (job.message or "").splitlines()
+        cells = (
+            str(job.id),
+            job.name,
+            job.state.value,
+            job.verdict or "",
+            str(job.attempts),
+            why[-1] if why else "",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    out.print(table)
+
+
+def _job_document(job: Job) -> dict[str, Any]:
+    fields = {name: getattr(job, name) for name in Job.__dataclass_fields__}
+    return {
+        **fields,
+        "path": job.name,
+        "output_path": shown(job.output_path) if job.output_path else None,
+    }
+
+
+@app.command()
+def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+    """Why is this file not done? Its history, and what it waits for."""
+    with _store(config_file) as (settings, store):
+        relative = _relative(path, settings)
+        found = store.by_path(relative)
+        histories = [(job, store.history(job.id)) for job in found]
+        fact = store.fact("daemon")
+    alive = fact is not None and time.time() - fact[1] < 30
+    here = inbox.signature(settings.folders.inbox, relative) is not None
+    waits = _waits_for(relative, settings, found, here=here, alive=alive)
+    if as_json:
+        told = [
+            {**_job_document(job), "events": [{"at": e.at, "state": e.state, **e.detail} for e in events]}
+            for job, events in histories
+        ]
+        print(
+            json.dumps(
+                {"path": shown(relative), "in_inbox": here, "waits_for": waits, "jobs": told}, indent=2
+            )
+        )
+        return
+    out.print(Text(waits))
+    for job, events in histories:
+        out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
+        for event in events:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+            detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+            out.print(Text(f"  {at}  {event.state.value:<13} {detail}"))
+        if job.message:
+            out.print(Text(f"  {job.message}"))
+
+
+def _relative(path: Path, settings: Settings) -> bytes:
+    for folder in settings.folders.named().values():
+        absolute = path if path.is_absolute() else Path.cwd() / path
+        if folder in absolute.parents:
+            return os.fsencode(absolute.relative_to(folder))
+    return os.fsencode(path)
+
+
+def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool, alive: bool) -> str:
+    name = shown(path)
+    if not found:
+        if not here:
+            return f"{name}: is not in {settings.folders.inbox} and never was a job; check the name"
+        if inbox.is_mask(path):
+            return f"{name}: is a mask; it is used with its picture"
+        return f"{name}: not seen yet" + ("" if alive else "; the daemon is not running: backfire run")
+    job, watch = found[0], settings.watch
+    result = settings.folders.outbox / shown(job.output_path or b"")
+    sentences = {
+        JobState.SETTLING: f"must stand still for {watch.settle_s:g} s, or waits its turn to be copied",
+        JobState.WAITING_MASK: f"waits up to {watch.mask_wait_s:g} s for a mask",
+        JobState.READY: "is next in line" if job.not_before <= time.time() else "waits to be tried again",
+        JobState.RUNNING: "is being worked",
+        JobState.PUBLISHING: "is done and waits for the outbox",
+        JobState.PUBLISHED: "is published; its original waits for the archive",
+        JobState.ARCHIVED: f"is done; the result is {result}",
+        JobState.FAILED: f"failed; the original lies in {settings.folders.failed}: backfire retry {job.id}",
+        JobState.QUARANTINED: f"is set aside in {settings.folders.failed}: backfire retry {job.id}",
+    }
+    sentence = sentences.get(job.state, job.state.value)
+    return f"{name}: {sentence}" + ("" if alive or not here else "; the daemon is not running: backfire run")
+
+
+@app.command()
+def retry(
+    ids: Annotated[list[int] | None, typer.Argument(help="Job ids.", show_default=False)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All that failed or are set aside.")] = False,
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Put failed originals and their masks back into the inbox, as new jobs."""
+    moved: list[str] = []
+    missing: list[str] = []
+    with _store(config_file) as (settings, store):
+        chosen = [job for i in ids or () if (job := store.get(i)) is not None]
+        unknown = sorted(set(ids or ()) - {job.id for job in chosen})
+        if failed:
+            ends = (JobState.FAILED, JobState.QUARANTINED)
+            held = [job for state in ends for job in store.jobs(state, 100_000)]
+            chosen += [job for job in held if _held(job, job.path, job.input_sha256 or "", settings)]
+    for job in chosen:
+        (moved if _put_back(job, settings) else missing).append(job.name)
+    if as_json:
+        print(json.dumps({"retried": moved, "not_moved": missing, "unknown": unknown}))
+    else:
+        out.print(f"{len(moved)} put back into {settings.folders.inbox}", markup=False)
+        for name in missing:
+            out.print(f"{name}: not in failed any more, or its name is taken in the inbox", markup=False)
+        for number in unknown:
+            out.print(f"no job {number}")
+    raise typer.Exit(SOME_FAILED if missing or unknown else 0)
+
+
+def _held(job: Job, path: bytes, sha256: str, settings: Settings) -> bytes | None:
+    """Where in the failed folder a file of this job lies."""
+    places = (path, outbox.keyed(path, job.key or ""))
+    return next((place for place in places if outbox.holds(settings.folders.failed, place, sha256)), None)
+
+
+def _put_back(job: Job, settings: Settings) -> bool:
+    """Move one original and its masks from failed to the inbox; False if that cannot be."""
+    failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
+    sha = job.input_sha256 or ""
+    held = _held(job, job.path, sha, settings)
+    if held is None or (target / os.fsdecode(job.path)).exists():
+        return False
+    present = [
+        (mask, place, outbox.file_sha256(failed / os.fsdecode(place)))
+        for mask in inbox.mask_names(job.path)
+        for place in (mask, outbox.keyed(mask, key))
+        if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
+    ]
+    if mask_digest([digest for _, _, digest in present]) == job.mask_sha256:  # else they are another job's
+        for mask, place, digest in present:  # before the picture, which must find them when it settles
+            outbox.move(failed, place, target, mask, sha256=digest, key=key)
+    outbox.move(failed, held, target, job.path, sha256=sha, key=key)
+    (failed / os.fsdecode(outbox.beside(held, b".error.json", key))).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,76 @@
+"""The commands that run the daemon: `run`, `once`, `demo`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon import config, log
+from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
+from daemon.config import Settings
+from daemon.errors import ConfigError
+from daemon.service import Service, Summary
+
+
+@app.command()
+def run(config_file: Config = DEFAULT) -> None:
+    """Watch the inbox until stopped (SIGTERM, Ctrl-C)."""
+    log.setup()
+    serve(config.load(config_file), until_idle=False)
+
+
+@app.command()
+def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+    """Work everything that waits, then exit: 0 all published, 3 some failed, 2 bad configuration."""
+    log.setup()
+    summary = serve(config.load(config_file), until_idle=True)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+    if summary.left:
+        err.print(f"backfire: {summary.left} could not go on now; backfire explain says why", markup=False)
+    raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
+
+
+def serve(settings: Settings, *, until_idle: bool) -> Summary:
+    """Run the service under signals and a progress bar."""
+    with bar() as advance:
+        service = Service(settings, on_progress=lambda job, *step: named(advance, job.name)(*step))
+        with closing(service):
+            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(name, lambda *_: service.stop())
+            return service.run(until_idle=until_idle)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to make inbox, outbox and the rest.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Run the daemon over sample pictures and say where to look."""
+    from daemon.demo import prepare
+
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
+    log.setup()
+    settings = config.load(prepare(folder))
+    err.print(f"sample pictures lie in {settings.folders.inbox}; working them", markup=False)
+    summary = serve(settings, until_idle=True)
+    receipts = [json.loads(path.read_bytes()) for path in sorted(settings.folders.reports.rglob("*.json"))]
+    if as_json:
+        print(json.dumps(receipts, indent=2))
+        raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
+    for receipt in receipts:
+        print_receipt({**receipt, "edits": None})
+    for name in ("outbox", "archive", "failed", "reports"):
+        files = sorted(p for p in settings.folders.named()[name].rglob("*") if p.is_file())
+        out.print(f"{name}:", style="bold")
+        for file in files:
+            out.print(f"  {file}", markup=False, soft_wrap=True)
+    out.print("open the *.sheet.jpg files in reports to see the edits before and after")
+    raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
