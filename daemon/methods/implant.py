@@ -28,8 +28,8 @@ from daemon.editors.base import Editor
 from daemon.methods.base import Progress, Task, fast, furthest_colour
 
 MOMENTUM = 0.9
-HIDE_WEIGHT = 1.0
-"""Of the hide loss against the two others. Published: 2, over the ring alone; ours has a far square too."""
+HIDE_WEIGHT = 2.0
+"""The published weight of the hide loss against the two others."""
 FAR_MASKS = 4
 CHUNK = 4
 """Edits that go through an editor as one batch."""
@@ -76,7 +76,9 @@ class Implant:
         momentum = torch.zeros_like(change)
         for iteration in range(iterations):
             pool = pools[iteration % len(pools)]
-            incomplete = pool.incomplete[int(rng.integers(len(pool.incomplete)))]
+            # Every second time the dilated region, as published: it is the edit people make.
+            pick = 0 if iteration // len(pools) % 2 == 0 else int(rng.integers(1, len(pool.incomplete)))
+            incomplete = pool.incomplete[pick]
             hidden = [pool.ring] + ([pool.far[int(rng.integers(len(pool.far)))]] if pool.far else [])
             gradient = torch.zeros_like(change)
             for index, surrogate in enumerate(surrogates):
