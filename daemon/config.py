@@ -98,10 +98,10 @@ class Verify(_Section):
     on_weak: Literal["publish", "fail"] = "publish"
     trigger_ssim_max: Share = 0.75
     trigger_l1_min: Share = 0.05
-    partial_ssim_max: Share = 0.85
-    partial_l1_min: Share = 0.03
-    near_ssim_min: Share = 0.85
-    far_ssim_min: Share = 0.95
+    incomplete_ssim_max: Share = 0.85
+    incomplete_l1_min: Share = 0.03
+    near_ssim_min: Share = 0.90
+    far_ssim_min: Share = 0.92
     control_factor: Annotated[float, Field(ge=0)] = 2.0
 
 

@@ -242,8 +242,8 @@ def judge(
 
 def _asked(kind: MaskKind, settings: Verify) -> tuple[float, float]:
     """The most SSIM and the least L1 that a broken edit may have."""
-    if kind == MaskKind.PARTIAL:
-        return settings.partial_ssim_max, settings.partial_l1_min
+    if kind != MaskKind.TRIGGER:
+        return settings.incomplete_ssim_max, settings.incomplete_l1_min
     return settings.trigger_ssim_max, settings.trigger_l1_min
 
 

@@ -136,9 +136,9 @@ def _environment() -> dict[str, str]:
 
 LENIENT: dict[str, Any] = {
     "trigger_ssim_max": 1.0,
-    "partial_ssim_max": 1.0,
+    "incomplete_ssim_max": 1.0,
     "trigger_l1_min": 0.0,
-    "partial_l1_min": 0.0,
+    "incomplete_l1_min": 0.0,
     "near_ssim_min": 0.0,
     "far_ssim_min": 0.0,
     "control_factor": 0.0,

@@ -62,7 +62,7 @@ def test_protected_only_when_everything_holds() -> None:
     assert judge(edits(), 6, BUDGET, Verify()) == (Verdict.PROTECTED, [])
 
 
-@pytest.mark.parametrize("change", [{"partial": 0.9}, {"near": 0.5}, {"far": 0.9}, {"trigger": 0.8}])
+@pytest.mark.parametrize("change", [{"partial": 0.9}, {"near": 0.5}, {"far": 0.91}, {"trigger": 0.8}])
 def test_a_missed_threshold_is_weak_and_says_which(change: dict[str, float]) -> None:
     outcome, reasons = judge(edits(**change), 6, BUDGET, Verify())
     assert outcome == Verdict.WEAK
