@@ -64,7 +64,7 @@ class Intake:
         for job in list(known.values()):
             if job.state in WAITING:
                 ready += self._advance(job, now, may_take=ready < READY_AHEAD)
-        self._mention_orphans()
+        self._mention_orphans(now)
         watch = self._settings.watch
         unsettled = any(job.state in (JobState.SETTLING, JobState.WAITING_MASK) for job in known.values())
         pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
@@ -182,9 +182,10 @@ class Intake:
         else:
             self._ledger.rest(job, JobState.SKIPPED, detail={"reason": "left the inbox before it was worked"})
 
-    def _mention_orphans(self) -> None:
-        """Say once of a mask that no picture claims it."""
-        orphans = self._scan.orphans()
+    def _mention_orphans(self, now: float) -> None:
+        """Say once of a mask that has long stood there that no picture claims it."""
+        long = self._settings.watch.settle_s + max(self._settings.watch.mask_wait_s, 60)
+        orphans = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > long}
         for path in sorted(orphans - self._orphans):
             log.warning("mask without picture", path=shown(path))
         self._orphans = orphans
