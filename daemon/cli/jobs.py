@@ -111,15 +111,15 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
             )
         )
         return
-    out.print(Text(waits))
+    out.print(Text(waits), soft_wrap=True)
     for job, events in histories:
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
             detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
-            out.print(Text(f"  {at}  {event.state.value:<13} {detail}"))
+            out.print(Text(f"  {at}  {event.state.value:<13} {detail}"), soft_wrap=True)
         if job.message:
-            out.print(Text(f"  {job.message}"))
+            out.print(Text(f"  {job.message}"), soft_wrap=True)
 
 
 def _relative(path: Path, settings: Settings) -> bytes:
