@@ -1,6 +1,7 @@
 """One picture from its bytes to the bytes to publish: the steps of a job, in order, without folders.
 
 decode -> detect -> crop -> optimise -> encode -> decode again -> verify -> receipt and sheet.
+Longer than 300 lines so that the job and its replay (`backfire verify`) share one set of steps.
 """
 
 from __future__ import annotations
