@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def drop(sandbox: Sandbox) -> bytes:
     return data
 
 
+def start_and_run(sandbox: Sandbox) -> tuple[subprocess.Popen[str], int]:
+    """The daemon with its one job running, and the worker's process id."""
+    process = sandbox.start()
+    wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
+    worker = wait_for(lambda: child_of(process.pid), because="the worker to start")
+    assert worker
+    return process, worker
+
+
 def assert_done_once(sandbox: Sandbox, original: bytes) -> None:
     wait_for(lambda: states(sandbox) and states(sandbox)[-1] == "archived", because="the job to be archived")
     assert sandbox.files("inbox") == set()
@@ -72,10 +82,7 @@ def assert_done_once(sandbox: Sandbox, original: bytes) -> None:
 def test_the_daemon_is_killed_in_mid_job(sandbox: Sandbox) -> None:
     sandbox.configure(**SLOW)
     original = drop(sandbox)
-    process = sandbox.start()
-    wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
-    worker = wait_for(lambda: child_of(process.pid), because="the worker to start")
-    assert worker
+    process, worker = start_and_run(sandbox)
     kill(process.pid)
     process.wait()
     wait_for(lambda: not running(worker), seconds=20, because="the worker to die with its daemon")
@@ -87,10 +94,7 @@ def test_the_daemon_is_killed_in_mid_job(sandbox: Sandbox) -> None:
 def test_the_worker_is_killed_in_mid_job(sandbox: Sandbox) -> None:
     sandbox.configure(**SLOW)
     original = drop(sandbox)
-    process = sandbox.start()
-    wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
-    worker = wait_for(lambda: child_of(process.pid), because="the worker to start")
-    assert worker
+    process, worker = start_and_run(sandbox)
     kill(worker)
     assert_done_once(sandbox, original)
     assert "killed by SIGKILL" in sandbox.log()
