@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Encoder, InpaintNet
 from training import data
 from training.losses import (
+    Critics,
     Discriminator,
     ema_update,
     feature_matching,
@@ -118,7 +119,7 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
     encoder, decoder = load_autoencoder(source)
     encoder.requires_grad_(False)
     torch.manual_seed(seed)
-    net, critic = _prepared(InpaintNet()), _prepared(Discriminator())
+    net, critic = _prepared(InpaintNet()), _prepared(Critics())
     ema = copy.deepcopy(nn.ModuleList([net, decoder]))
     opt_g, opt_d = _adam([net]), _adam([critic])
     opt_g.add_param_group({"params": list(decoder.parameters())})
@@ -136,9 +137,9 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
 
     def one(step: int) -> dict[str, float]:
         rng = next(data.batches(pictures, seed=seed, start=step))[1]
-        # A third of the steps see crops of twice the side, for holes as wide as real ones.
-        wide = step % 3 == 2
-        image, mask = data.draw(pictures, batch // 4 if wide else batch, size * 2 if wide else size, rng)
+        # Two thirds of the steps see crops of twice and thrice the side, for holes as wide as real ones.
+        times = 1 + step % 3
+        image, mask = data.draw(pictures, max(1, batch // times**2), size * times, rng)
         cells = F.avg_pool2d(mask, DOWNSCALE)
         _set_rate(opt_g, run.rate(4e-4))
         opt_g.param_groups[1]["lr"] = run.rate(1e-4)
@@ -159,16 +160,17 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
         }
         with torch.autocast("cpu", torch.bfloat16):
             real, fake = critic(image), critic(whole.detach())
-            out["d"] = hinge_d(real[-1].float(), fake[-1].float(), mask)
+            pairs = list(zip(real, fake, strict=True))
+            out["d"] = torch.stack([hinge_d(r[-1].float(), f[-1].float(), mask) for r, f in pairs]).mean()
         opt_d.zero_grad()
         out["d"].backward()  # type: ignore[no-untyped-call]
         opt_d.step()
         with torch.autocast("cpu", torch.bfloat16):
-            fake = critic(whole)
-            out["g"] = hinge_g(fake[-1].float(), mask)
-            out["fm"] = feature_matching(fake, real, mask)
-        # Structure first: with less weight on it the adversary alone fills holes with lattices.
-        loss = out["known"] + 0.5 * out["hole"] + 2.0 * out["low"] + 0.05 * out["g"] + 1.0 * out["fm"]
+            pairs = list(zip(real, critic(whole), strict=True))
+            out["g"] = torch.stack([hinge_g(f[-1].float(), mask) for _, f in pairs]).mean()
+            out["fm"] = torch.stack([feature_matching(f, r, mask) for r, f in pairs]).mean()
+        # Structure keeps weight: the adversary alone fills holes with lattices.
+        loss = out["known"] + 0.3 * out["hole"] + 1.0 * out["low"] + 0.1 * out["g"] + 2.0 * out["fm"]
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], 1.0)

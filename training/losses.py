@@ -28,6 +28,18 @@ class Discriminator(nn.Module):
         return [*features, self.head(x)]
 
 
+class Critics(nn.Module):
+    """Two discriminators: one sees the picture, one sees it at half size (92-pixel patches), which
+    judges what a fill depicts rather than its grain. Returns one list of features a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList([Discriminator(), Discriminator()])
+
+    def forward(self, image: Tensor) -> list[list[Tensor]]:
+        return [self.scales[0](image), self.scales[1](F.avg_pool2d(image, 2))]
+
+
 def pyramid_l1(got: Tensor, want: Tensor, levels: int = 3) -> Tensor:
     """L1 of the pictures plus L1 of their band-pass differences, so that detail counts too."""
     loss = F.l1_loss(got, want)
