@@ -85,6 +85,8 @@ class Protect(_Section):
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
+    flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    withstand: tuple[Literal["jpeg", "resize"], ...] = ()
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
     {"", "errors", "domain"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
+    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},

@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks COMMAND`. See README.md beside this file."""

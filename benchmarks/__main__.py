@@ -1,0 +1,24 @@
+"""`python -m benchmarks COMMAND …`; each command is a module with a `main(argv)`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "protection": "what a protection does to edits, and what is left of it after the web",
+}
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        lines = [f"  {command:<12} {about}" for command, about in COMMANDS.items()]
+        print("usage: python -m benchmarks COMMAND …\n" + "\n".join(lines), file=sys.stderr)
+        return 2
+    run = importlib.import_module(f"benchmarks.{name}").main
+    return int(run(sys.argv[2:]) or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
