@@ -152,10 +152,10 @@ class Finding:
     got: str | None = None
 
 
-def verify(folder: Path) -> Iterator[Finding]:
-    """Hash every file of every model that is there, at least in part, again."""
+def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
+    """Hash every file of every model (or of one) that is there, at least in part, again."""
     for model in catalogue().values():
-        if not (folder / model.name).is_dir():
+        if name not in (None, model.name) or not (folder / model.name).is_dir():
             continue
         for file in model.files:
             yield _verified(model, file, folder)

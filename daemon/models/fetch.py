@@ -30,8 +30,8 @@ TIMEOUT_S = 30.0
 WAITS_S = (1.0, 3.0, 10.0)
 """Before each retry; what has arrived is kept, so that a retry only asks for the rest."""
 CHUNK = 1 << 18
-FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
-"""Answers that asking again does not change."""
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers that asking again may change."""
 
 NETWORK = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 
@@ -171,7 +171,7 @@ def _download(
         except urllib.error.HTTPError as error:
             error.close()
             cause: Exception = error
-            again = error.code not in FINAL
+            again = error.code in AGAIN
             trouble = f"the server answers {error.code} {error.reason}"
         except NETWORK as error:
             cause = error
@@ -203,7 +203,7 @@ def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None],
             return
         part.write_bytes(b"")
         raise ConnectionError("what was there is longer than the file; started over") from error
-    with answer, part.open("ab") as out:
+    with answer, _append(part) as out:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             out.truncate(0)
             have = 0
@@ -268,6 +268,10 @@ def _alone(part: Path) -> Iterator[None]:
 def _room(folder: Path, more: int) -> None:
     if more > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, f"{more} bytes more are needed")
+
+
+def _append(path: Path) -> IO[bytes]:
+    return path.open("ab")
 
 
 def _flush(out: IO[bytes]) -> None:
