@@ -44,14 +44,15 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
         return
     table = Table("name", "kind", "what", "size", "licence", "SHA-256", "here")
     for row in rows:
-        size = f"{row['size'] / 1e6:,.0f} MB" if row["size"] else "?"
-        known = "published" if row["sha256_published"] else "not published: the first copy's holds"
+        size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
+        known = f"{row['sha256_published']} of {row['files']} published"
         what = f"{row['family']}, {row['parameters']}"
         table.add_row(row["name"], row["kind"], what, size, row["licence"], known, row["here"])
     out.print(table)
     for row in rows:
         if row["note"]:
             out.print(Text(f"{row['name']}: {row['note']}"))
+    out.print("where no SHA-256 is published, that of the first copy fetched is recorded and holds")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
 
 
@@ -64,8 +65,9 @@ def _row(model: models.Model, folder: Path) -> dict[str, Any]:
         "parameters": model.parameters,
         "licence": model.licence,
         "home": model.home,
-        "size": model.size,
-        "sha256_published": model.verifiable,
+        "files": len(model.files),
+        "known_size": model.known_size,
+        "sha256_published": model.published,
         "here": "yes" if all(there) else "in part" if any(there) else "no",
         "note": model.note,
     }

@@ -7,6 +7,7 @@ digest of the first copy it saw. Importing this package loads no torch and opens
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -54,15 +55,14 @@ class Model:
     note: str = ""
 
     @property
-    def size(self) -> int | None:
-        """Bytes of all files, None where one's is not known."""
-        sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(size for size in sizes if size)
+    def known_size(self) -> int:
+        """Bytes of the files whose size is publicly known."""
+        return sum(file.size or 0 for file in self.files)
 
     @property
-    def verifiable(self) -> bool:
-        """Whether the SHA-256 of every file is publicly known."""
-        return all(file.sha256 for file in self.files)
+    def published(self) -> int:
+        """How many files' SHA-256 is publicly known."""
+        return sum(file.sha256 is not None for file in self.files)
 
 
 @cache
@@ -129,13 +129,16 @@ def pins(folder: Path) -> dict[str, str]:
 
 def pin(model: Model, file: File, digest: str, folder: Path) -> None:
     """Record the digest of a file whose SHA-256 is not publicly known."""
-    found = {**pins(folder), f"{model.name}/{file.path}": digest}
-    temporary = folder / f".{PINS}.part"
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(found, indent=2, sort_keys=True) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(folder / PINS)
+    # One file serves all models: the lock keeps two fetches from losing each other's record.
+    with (folder / f".{PINS}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {**pins(folder), f"{model.name}/{file.path}": digest}
+        temporary = folder / f".{PINS}.part"
+        with temporary.open("w", encoding="utf-8") as out:
+            out.write(json.dumps(found, indent=2, sort_keys=True) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(folder / PINS)
 
 
 State = Literal["ok", "absent", "changed", "unpinned"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_recomputing_activations_changes_no_gradient(tmp_path: Path, monkeypatch
     editor = EncoderEditor.load("toy", pair(tmp_path))
     picture, mask = image()
     picture.requires_grad_(True)
-    gradients = []
+    gradients: list[torch.Tensor] = []
     for pixels in (1, 1 << 40):
         monkeypatch.setattr(encoders, "FRUGAL_PIXELS", pixels)
         with torch.autocast("cpu", torch.bfloat16):
@@ -122,11 +123,11 @@ def test_recomputing_activations_changes_no_gradient(tmp_path: Path, monkeypatch
 
 
 class Bomb:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (str(self.path),)  # type: ignore[return-value]
-
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
 
 
 def test_a_pickle_that_is_code_is_refused_and_not_run(tmp_path: Path) -> None:
