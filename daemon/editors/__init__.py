@@ -34,6 +34,7 @@ class Kind:
         loads: the class, with a classmethod `load(name, path, **options)`.
         options: keys the configuration may give besides `kind` and `weights`.
         files: how many weights may be listed; `load` then gets a tuple of paths.
+        also: kinds of the catalogue whose weights it takes besides its own.
         hub: `weights` may also be a hub name, which reaches `load` as it stands.
     """
 
@@ -41,6 +42,7 @@ class Kind:
     loads: str
     options: tuple[str, ...] = ()
     files: int = 1
+    also: tuple[str, ...] = ()
     hub: bool = False
 
     def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
@@ -51,7 +53,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "latent": Kind("encoders", "EncoderEditor", files=2),
-    "inpainter": Kind("encoders", "PairInpainter", files=3),
+    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
 }
 
 
@@ -125,8 +127,7 @@ def _check(name: str, declared: DeclaredEditor) -> None:
         raise ConfigError(f"{subject}.weights: got {count}, kind {declared.kind} takes at most {kind.files}")
     for weights in declared.weights:
         model = models.catalogue().get(weights)
-        fits = model is None or model.kind == declared.kind or declared.kind == "inpainter"
-        if model is not None and not fits:
+        if model is not None and model.kind not in (declared.kind, *kind.also):
             raise ConfigError(f"{subject}.kind: got {declared.kind}, but {weights} is of kind {model.kind}")
 
 

@@ -135,9 +135,8 @@ def _source(model: Model, file: File, source: str | None) -> str | Path:
             raise _failure(f"--from {source}", "is one file", remedy)
         return source
     if len(scheme) > 1:
-        raise _failure(
-            f"--from {source}", f"got {scheme}:, expected http, https or a path", "name one of these"
-        )
+        trouble = f"got {scheme}:, expected http, https or a path"
+        raise _failure(f"--from {source}", trouble, "name one of these")
     path = Path(source).expanduser()
     path = path / file.path if path.is_dir() else path
     if not path.is_file() or (len(model.files) > 1 and path == Path(source).expanduser()):
@@ -218,6 +217,8 @@ def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None],
                 out.write(piece)
                 have += len(piece)
                 progress(have, total)
+                if file.size is not None and have > file.size:
+                    return  # not the file, and perhaps without end: the check will say so
         finally:
             _flush(out)
         if total is not None and have < total:
@@ -293,12 +294,11 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = (
-            "free some space and run it again: it goes on where it stopped" if full else "check models.folder"
-        )
-        raise _failure(
-            str(target), f"cannot be written ({error.strerror})", remedy, retryable=full
-        ) from error
+        remedy = "check models.folder"
+        if full:
+            remedy = "free some space and run it again, it goes on where it stopped"
+        trouble = f"cannot be written ({error.strerror})"
+        raise _failure(str(target), trouble, remedy, retryable=full) from error
 
 
 def _failure(subject: str, trouble: str, remedy: str, *, retryable: bool = False) -> ModelError:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -211,6 +212,20 @@ def test_redirects_stay_on_the_web(site: Site, tmp_path: Path, location: str) ->
     with pytest.raises(ModelError, match=r"redirects to|answers 302"):
         fetch(model(site.url), tmp_path, sleep=no_sleep)
     assert not (tmp_path / "toy" / "weights.bin").exists()
+
+
+def test_redirects_never_leave_https() -> None:
+    request = urllib.request.Request("https://example.org/weights.bin")
+    with pytest.raises(ModelError, match=r"redirects to http://example\.org/x, which is refused"):
+        fetching._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/x")
+
+
+def test_an_answer_without_end_is_cut_off(site: Site, tmp_path: Path) -> None:
+    seen: list[int] = []
+    toy = model(site.url, sha256=None, size=10)
+    with pytest.raises(ModelError, match="bytes, expected 10"):
+        fetch(toy, tmp_path, progress=lambda _, done, total: seen.append(done))
+    assert seen[-1] < len(DATA)
 
 
 def test_redirects_on_the_web_are_followed(site: Site, tmp_path: Path) -> None:
