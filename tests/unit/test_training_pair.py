@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from daemon.editors.encoders import PairInpainter
+from daemon.editors.encoders import EncoderEditor, PairInpainter
 from tests.conftest import photo
 from tests.unit.test_encoders import image, pair
 from training import latent_pair
@@ -40,7 +40,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
 
 def test_other_settings_encode_again(tmp_path: Path) -> None:
     paths = pair(tmp_path / "pair")
-    editor = latent_pair.EncoderEditor.load("pair", paths)
+    editor = EncoderEditor.load("pair", paths)
     pictures, file = [photo()], tmp_path / "latents.safetensors"
     one = latent_pair.encoded(pictures, editor, file, count=3, seed=1, size=64)
     again = latent_pair.encoded(pictures, editor, file, count=3, seed=1, size=64)
