@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training import latent_mini
+from training import latent_mini, latent_pair
 
 WEIGHTS = Path("daemon/editors/weights/latent-mini.safetensors")
 
@@ -24,6 +24,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="pictures to judge")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument(
+        "--latents",
+        type=lambda text: [Path(part) for part in text.split(",")],
+        metavar="ENCODER,DECODER",
+        help="inpainter, export: on the latents of this autoencoder instead of latent-mini's",
+    )
+    parser.add_argument("--crops", type=int, default=4800, help="crops encoded in advance, with --latents")
     given = parser.parse_args()
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
@@ -31,7 +38,9 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     encoder, inpainter = given.runs / "autoencoder", given.runs / "inpainter"
     common = {name: getattr(given, name) for name in ("steps", "seed", "batch", "size")}
-    if given.command == "autoencoder":
+    if given.latents and given.command in ("inpainter", "export"):
+        _on_latents(given, common)
+    elif given.command == "autoencoder":
         latent_mini.autoencoder(given.data, encoder, **common)
     elif given.command == "inpainter":
         latent_mini.inpainter(given.data, encoder, inpainter, **common)
@@ -41,6 +50,16 @@ def main() -> None:
         from training.judge import judge  # needs OpenCV, which training does not
 
         judge(given.data, given.weights, given.runs / "judge", given.count, given.seed)
+
+
+def _on_latents(given: argparse.Namespace, common: dict[str, int]) -> None:
+    folder = given.runs / "pair"
+    if given.command == "inpainter":
+        latent_pair.inpainter(given.data, given.latents, folder, crops=given.crops, **common)
+    else:
+        target = folder / "net.safetensors" if given.weights == WEIGHTS else given.weights
+        latent_pair.export(folder, target)
+        print(target)
 
 
 if __name__ == "__main__":

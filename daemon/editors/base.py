@@ -16,11 +16,14 @@ class Editor(Protocol):
     Attributes:
         name: its name in the configuration and the receipt.
         multiple: sizes the model itself needs; callers may pass any size.
+        blind: whether pixels under the mask are hidden from the model. Editors that fill a hole
+            are; those that render the picture again (encode and decode) see all of it.
         weights_sha256: digest of the weights file.
     """
 
     name: str
     multiple: int
+    blind: bool
     weights_sha256: str
 
     def to(self, device: torch.device | str) -> None:
@@ -50,6 +53,7 @@ class ModelEditor:
 
     name: str
     multiple: int = 8
+    blind: bool = True
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256

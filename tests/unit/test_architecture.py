@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
     {"", "errors", "domain"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception"},
+    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
@@ -91,7 +91,7 @@ DOORS = {
     "yaml": {"config.py"},
     "watchdog": {"inbox.py"},
     "PIL": {"images/intake.py", "images/metadata.py", "images/encoding.py", "report.py", "demo.py"},
-    "diffusers": {"editors/diffusion.py"},
+    "diffusers": {"editors/diffusion.py", "editors/encoders.py"},
 }
 
 
