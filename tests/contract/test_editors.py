@@ -7,6 +7,7 @@ import torch
 
 from daemon import editors
 from daemon.editors.base import Editor
+from daemon.editors.lama import Config, Generator, LamaEditor
 from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 
@@ -16,9 +17,18 @@ def random_latent() -> Editor:
     return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
 
 
-@pytest.fixture(scope="module", params=[*editors.NAMES, "random"])
+def random_lama() -> Editor:
+    torch.manual_seed(0)
+    return LamaEditor("random-lama", "0" * 64, Generator(Config(base=8, blocks=2)))
+
+
+RANDOM = {"random": random_latent, "random-lama": random_lama}
+
+
+@pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
 def editor(request: pytest.FixtureRequest) -> Editor:
-    return random_latent() if request.param == "random" else editors.get(request.param)
+    make = RANDOM.get(request.param)
+    return make() if make else editors.get(request.param)
 
 
 def inputs(height: int = 64, width: int = 64, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
