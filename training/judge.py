@@ -115,5 +115,6 @@ def judge(photos: Path, editor: Editor, target: Path, count: int, seed: int) -> 
         result["autoencoder"] = dict(zip(("psnr_db", "sharpness"), figures, strict=True))
     (target / "judge.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    page = torch.stack([torch.cat([shown[i], shown[i + 8]]) for i in range(min(8, len(shown) // 2))])
+    half = max(1, len(shown) // 2)
+    page = torch.stack([torch.cat(shown[i::half][:2]) for i in range(half)])
     sheet(page).save(target / "fills.jpg", quality=90)
