@@ -270,9 +270,14 @@ class LamaEditor(ModelEditor):
         try:
             if prefix is None:
                 raise KeyError(f"no {STEM}")
-            own = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
-            net = Generator(Config.of(own))
-            net.load_state_dict(own)
+            own = {
+                key.removeprefix(prefix): value.float() if value.is_floating_point() else value
+                for key, value in state.items()
+                if key.startswith(prefix)
+            }
+            with torch.device("meta"):  # nothing is drawn or held twice: the file's tensors become the net's
+                net = Generator(Config.of(own))
+            net.load_state_dict(own, assign=True)
         except (KeyError, ValueError, RuntimeError, ZeroDivisionError) as error:
             reason = str(error).replace("\n\t", " ")[:300]
             message = (

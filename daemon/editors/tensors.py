@@ -10,6 +10,7 @@ to the weights-only unpickler as `_Inert`, a class of ours that only keeps attri
   refuses it for that code. Its modules are pickled as objects that hold their tensors, so we
   copy the archive without code and constants and read those; `torch.jit` never sees it.
 
+Classes that extend dict or list cannot be stood for, and end in an error that says how to convert.
 weights_only itself was unsafe before torch 2.6 (CVE-2025-32434); the package asks for that.
 """
 
@@ -35,6 +36,15 @@ class _Inert:
     def __init__(self, *_: Any) -> None:
         pass
 
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stands for defaultdict, whose items the unpickler would not set."""
+    return {}
+
 
 def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
     """All named tensors of a weights file, wherever it nests them, and the file's SHA-256.
@@ -59,7 +69,8 @@ def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
     except MemoryError:
         raise
     except Exception as error:  # an unpickler fed with garbage raises anything
-        raise _unusable(name, path, error, "fetch the file again") from error
+        remedy = "fetch the file again, or save its state dict as safetensors"
+        raise _unusable(name, path, error, remedy) from error
     if not state:
         raise _unusable(name, path, "it holds no named tensors", "name a file of weights")
     return state, digest
@@ -76,7 +87,8 @@ def _load(file: BinaryIO) -> Any:
     archive = _without_code(file)
     unknown = torch.serialization.get_unsafe_globals_in_checkpoint(archive)
     archive.seek(0)
-    with torch.serialization.safe_globals([(_Inert, each) for each in unknown]):
+    known = {"collections.defaultdict": _plain_dict}
+    with torch.serialization.safe_globals([(known.get(each, _Inert), each) for each in unknown]):
         return torch.load(archive, map_location="cpu", weights_only=True)
 
 
