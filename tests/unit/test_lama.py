@@ -179,7 +179,7 @@ def lightning(net: Generator, path: Path) -> None:
             "epoch": 3,
             "state_dict": {**other, **state},
             "callbacks": {Callback: Callback()},
-            "hyper_parameters": defaultdict(dict, seed=3),
+            "hyper_parameters": defaultdict(int, seed=3),
             "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
         },
         path,
