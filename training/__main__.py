@@ -7,17 +7,21 @@ from pathlib import Path
 
 import torch
 
-from training import latent_mini, latent_pair
+from training import lama, latent_mini, latent_pair
 
-WEIGHTS = Path("daemon/editors/weights/latent-mini.safetensors")
+WEIGHTS = Path("daemon/editors/weights")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("command", choices=["autoencoder", "inpainter", "export", "judge"])
+    parser.add_argument("command", choices=["autoencoder", "inpainter", "lama", "export", "judge"])
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="what export writes and judge reads")
+    parser.add_argument("--editor", default="latent-mini", help="what is exported, or judged by its name")
+    parser.add_argument("--weights", type=Path, help="what export writes; judge: a file, not --editor")
+    parser.add_argument(
+        "--kind", choices=["latent", "lama"], default="latent", help="of --weights, for judge"
+    )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
@@ -36,7 +40,7 @@ def main() -> None:
         parser.error(f"{given.command} needs --data, a folder of photographs")
     if given.threads:
         torch.set_num_threads(given.threads)
-    encoder, inpainter = given.runs / "autoencoder", given.runs / "inpainter"
+    encoder, inpainter, small_lama = (given.runs / name for name in ("autoencoder", "inpainter", "lama"))
     common = {name: getattr(given, name) for name in ("steps", "seed", "batch", "size")}
     if given.latents and given.command in ("inpainter", "export"):
         _on_latents(given, common)
@@ -44,12 +48,21 @@ def main() -> None:
         latent_mini.autoencoder(given.data, encoder, **common)
     elif given.command == "inpainter":
         latent_mini.inpainter(given.data, encoder, inpainter, **common)
-    elif given.command == "export":
-        latent_mini.export(encoder, inpainter, given.weights)
-    else:
-        from training.judge import judge  # needs OpenCV, which training does not
+    elif given.command == "lama":
+        lama.train(given.data, small_lama, **common)
+    elif given.command == "judge":
+        from training import judge  # needs OpenCV, which training does not
 
-        judge(given.data, given.weights, given.runs / "judge", given.count, given.seed)
+        editor = judge.editor(given.editor, given.weights, given.kind)
+        judge.judge(given.data, editor, given.runs / "judge" / editor.name, given.count, given.seed)
+    else:
+        target = given.weights or WEIGHTS / f"{given.editor}.safetensors"
+        if given.editor == "latent-mini":
+            latent_mini.export(encoder, inpainter, target)
+        elif given.editor == "lama-mini":
+            lama.export(small_lama, target)
+        else:
+            parser.error(f"--editor {given.editor}: export knows latent-mini and lama-mini")
 
 
 def _on_latents(given: argparse.Namespace, common: dict[str, int]) -> None:
@@ -57,7 +70,7 @@ def _on_latents(given: argparse.Namespace, common: dict[str, int]) -> None:
     if given.command == "inpainter":
         latent_pair.inpainter(given.data, given.latents, folder, crops=given.crops, **common)
     else:
-        target = folder / "net.safetensors" if given.weights == WEIGHTS else given.weights
+        target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)
         print(target)
 

@@ -52,6 +52,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "lama": Kind("lama", "LamaEditor"),
     "latent": Kind("encoders", "EncoderEditor", files=2),
     "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -54,6 +53,8 @@ class ModelEditor:
     name: str
     multiple: int = 8
     blind: bool = True
+    smallest: int = 1
+    """Shorter sides are padded up to this."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -77,10 +78,17 @@ class ModelEditor:
             expected = (image.shape[0], 1, *image.shape[2:])
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {expected}")
         height, width = image.shape[2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        filled = self._fill(
-            F.pad(image, padding, mode="replicate"), F.pad(mask, padding, mode="replicate"), generator
-        )
+        filled = self._fill(self._padded(image), self._padded(mask), generator)
         filled = filled[..., :height, :width].to(image.dtype)
         # where(), not arithmetic: known pixels must come back bit for bit.
         return torch.where(mask > 0.5, filled.clamp(0, 1), image)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Mirrored below and on the right, edge pixels included, as IOPaint and LaMa's own code pad."""
+        for dim in (2, 3):
+            size = max(x.shape[dim], self.smallest)
+            size += -size % self.multiple
+            while x.shape[dim] < size:
+                missing = min(size - x.shape[dim], x.shape[dim])
+                x = torch.cat([x, x.flip(dim).narrow(dim, 0, missing)], dim)
+        return x

@@ -10,6 +10,7 @@ import torch
 from daemon import editors
 from daemon.editors.base import Editor
 from daemon.editors.encoders import EncoderEditor, PairInpainter
+from daemon.editors.lama import Config, Generator, LamaEditor
 from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 
@@ -31,16 +32,23 @@ def random_pair() -> Editor:
     return PairInpainter("random", "0" * 64, encoder, InpaintNet(4, (32, 32)), decoder)
 
 
+def random_lama() -> Editor:
+    torch.manual_seed(0)
+    return LamaEditor("random-lama", "0" * 64, Generator(Config(base=8, blocks=2)))
+
+
 RANDOM: dict[str, Callable[[], Editor]] = {
     "random": random_latent,
     "random-encoder": random_encoder,
     "random-pair": random_pair,
+    "random-lama": random_lama,
 }
 
 
 @pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
 def editor(request: pytest.FixtureRequest) -> Editor:
-    return RANDOM[request.param]() if request.param in RANDOM else editors.get(request.param)
+    make = RANDOM.get(request.param)
+    return make() if make else editors.get(request.param)
 
 
 def inputs(height: int = 64, width: int = 64, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
