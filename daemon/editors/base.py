@@ -41,6 +41,15 @@ class Editor(Protocol):
         ...
 
 
+def mirror(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend N,C,H,W to the right and below with its mirror image, again and again (numpy's "symmetric")."""
+    for dim, size in ((2, height), (3, width)):
+        length = x.shape[dim]
+        index = torch.arange(size, device=x.device) % (2 * length)
+        x = x.index_select(dim, torch.minimum(index, 2 * length - 1 - index))
+    return x
+
+
 class ModelEditor:
     """Checks, padding and compositing around a network; subclasses say how it fills.
 
@@ -50,6 +59,8 @@ class ModelEditor:
 
     name: str
     multiple: int = 8
+    square: bool = False
+    """Whether the model takes squares only; the picture is then mirrored out to one, as IOPaint does."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -73,10 +84,16 @@ class ModelEditor:
             expected = (image.shape[0], 1, *image.shape[2:])
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {expected}")
         height, width = image.shape[2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        filled = self._fill(
-            F.pad(image, padding, mode="replicate"), F.pad(mask, padding, mode="replicate"), generator
-        )
+        filled = self._fill(self._pad(image), self._pad(mask), generator)
         filled = filled[..., :height, :width].to(image.dtype)
         # where(), not arithmetic: known pixels must come back bit for bit.
         return torch.where(mask > 0.5, filled.clamp(0, 1), image)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if self.square:
+            side = max(height, width)
+            side += -side % self.multiple
+            return mirror(x, side, side)
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        return F.pad(x, padding, mode="replicate")

@@ -8,6 +8,7 @@ import torch
 from daemon import editors
 from daemon.editors.base import Editor
 from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.editors.mat import Config, MatEditor, MatNet
 from daemon.errors import ConfigError
 
 
@@ -16,9 +17,21 @@ def random_latent() -> Editor:
     return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
 
 
-@pytest.fixture(scope="module", params=[*editors.NAMES, "random"])
+def random_mat() -> Editor:
+    torch.manual_seed(0)
+    net = MatNet(Config(64, channels=12, heads=2, grid=16, windows=(4,) * 5, latent=16, budget=512, most=16))
+    for name, parameter in net.named_parameters():
+        if name.endswith("toRGB.conv.weight"):  # random ones saturate
+            parameter.data *= 0.1
+    return MatEditor("random", "0" * 64, net)
+
+
+RANDOM = {"random": random_latent, "random-mat": random_mat}
+
+
+@pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
 def editor(request: pytest.FixtureRequest) -> Editor:
-    return random_latent() if request.param == "random" else editors.get(request.param)
+    return RANDOM[request.param]() if request.param in RANDOM else editors.get(request.param)
 
 
 def inputs(height: int = 64, width: int = 64, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,11 +7,11 @@ Three ideas recur, all from StyleGAN2 (arXiv 1912.04958), on which MAT builds:
   variance. We scale the activations, not the weights: the same sums, with one shared kernel for the batch.
 * *Resampling* through the low-pass filter [1, 3, 3, 1], so that strides do not alias.
 
-Activations are leaky ReLUs of slope 0.2 and gain sqrt(2). A leaky ReLU commutes with a positive factor, so the
-gain is folded into weights and biases, and the ReLU can work in place: both save a plane of memory a layer.
+Activations are leaky ReLUs of slope 0.2 and gain sqrt(2). A leaky ReLU commutes with a positive factor, so
+the gain is folded into weights and biases, and the ReLU works in place: both save a plane of memory a layer.
 
-Parameter names are those of the published network (see the package docstring). Convolutions take and
-return N,C,H,W; attention takes and returns N,H,W,C. Masks are N,1,H,W with 1 = known, the network's own polarity.
+Parameter names are those of the published network (see the package docstring). Convolutions take and return
+N,C,H,W; attention takes and returns N,H,W,C. Masks are N,1,H,W with 1 = known, the network's own polarity.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def convolve_up(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
 class Conv(nn.Module):
     """An equalised convolution with a leaky ReLU, optionally to half or twice the size."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, up: bool = False, down: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, *, up: bool = False, down: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -181,7 +183,7 @@ class StyleConv(nn.Module):
         x, factor = self.conv(x, style)
         assert factor is not None
         bias = self.bias[:, None, None]
-        if self.noise_const is not None:
+        if self.noise_const is not None and self.noise_strength is not None:
             # White noise may be tiled: pictures larger than the trained size get the same draw each time.
             tiles = x.shape[2] // self.noise_const.shape[0], x.shape[3] // self.noise_const.shape[1]
             bias = bias + self.noise_const.repeat(tiles) * self.noise_strength

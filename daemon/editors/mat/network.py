@@ -27,7 +27,7 @@ from daemon.editors.mat.layers import (
     TransformerBlock,
 )
 
-__all__ = ["Config", "Draw", "Generator", "ModulatedConv"]
+__all__ = ["Config", "Draw", "MatNet", "ModulatedConv"]
 
 SQUARE = 16
 """Side of the plane that a style paints into the features, and of the second stage's smallest features."""
@@ -43,7 +43,7 @@ class Config:
         grid: side of the first stage's finest token grid at that resolution.
         depths, windows: transformer blocks and window side of its five levels: grid, 1/2, 1/4, 1/2, grid.
         latent: features of the latent and of the style made from it.
-        budget, most: the second stage has min(budget / side, most) channels where its features have that side.
+        budget, most: the second stage has min(budget / side, most) channels at features of that side.
         noise: whether the second stage adds noise; published snapshots hold it, IOPaint's file does not.
     """
 
@@ -74,7 +74,7 @@ class Draw:
 
     Attributes:
         latent: float32 1,latent, normally distributed.
-        first: bool 1,channels,h,w: which of the first stage's smallest features stay; the style paints the others.
+        first: bool 1,channels,h,w: which of the first stage's smallest features stay; a style paints the rest.
         second: bool 1,width,h,w: the same for the second stage.
     """
 
@@ -133,7 +133,9 @@ class UpBlock(nn.Module):
         self.conv1 = StyleConv(outputs, outputs, style, noise=noise)
         self.toRGB = ToRGB(outputs, style)
 
-    def forward(self, x: Tensor, skip: Tensor, style: Tensor, picture: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, skip: Tensor, style: Tensor, picture: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """N,C,H,W; N,C',2H,2W; N,style; N,3,H,W -> N,C',2H,2W; N,3,2H,2W."""
         x = self.conv1(self.conv0(x, style) + skip, style)
         return x, self.toRGB(x, style, picture)
@@ -171,7 +173,7 @@ class FirstStage(nn.Module):
         self.dec_conv = nn.ModuleList(UpBlock(channels, channels, 3 * channels) for _ in range(halvings))
 
     def forward(self, image: Tensor, known: Tensor, latent: Tensor, keep: Tensor) -> Tensor:
-        """The arguments of `Generator`, the mapped latent and `Draw.first` -> a first picture N,3,H,W."""
+        """The arguments of `MatNet`, the mapped latent and `Draw.first` -> a first picture N,3,H,W."""
         x, seen = frugal(self.conv_first, torch.cat([known - 0.5, image * known], dim=1), known)
         skips = []
         for conv in self.enc_conv:
@@ -193,7 +195,7 @@ class FirstStage(nn.Module):
         for level, skip in zip(self.tran[middle + 1 :], reversed(falling), strict=True):
             x = frugal(level, x, None)[0] + skip
 
-        picture = None
+        picture: Tensor | None = None
         for block, skip in zip(self.dec_conv, reversed(skips), strict=True):
             x, picture = frugal(block, x, skip, style, picture)
         assert picture is not None
@@ -250,7 +252,7 @@ class Synthesis(nn.Module):
         self.to_style = ToStyle(smallest)
 
     def forward(self, image: Tensor, known: Tensor, latent: Tensor, draw: Draw) -> Tensor:
-        """See `Generator`; `latent` is the mapped one."""
+        """See `MatNet`; `latent` is the mapped one."""
         first = self.first_stage(image, known, latent, draw.first)
         masked = image * known
         x = torch.cat([known - 0.5, torch.where(known > 0.5, image, first.to(image.dtype)), masked], dim=1)
@@ -270,13 +272,13 @@ class Synthesis(nn.Module):
         return torch.where(known > 0.5, image, picture.to(image.dtype))
 
 
-class Generator(nn.Module):
+class MatNet(nn.Module):
     """MAT's generator. State dicts of the published network fit, see `ModulatedConv` for the one difference.
 
     Args of the forward:
         image: float32 N,3,S,S in [-1,1]; S a multiple of `config.resolution`.
         known: float32 N,1,S,S in {0,1}; **1 = known**, MAT's own polarity. Other pixels are not looked at.
-        draw: what is random; `Generator.draw` makes one.
+        draw: what is random; `MatNet.draw` makes one.
 
     Returns N,3,S,S, meant for [-1,1] but not clamped; known pixels are the image's own.
     """
