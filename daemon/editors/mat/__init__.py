@@ -23,6 +23,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -136,7 +137,10 @@ def _state(data: bytes, path: Path) -> dict[str, Tensor]:
 def _unzip(data: bytes) -> object:
     """What torch.save wrote, if it holds tensors only."""
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # What torch finds odd about a file that it then refuses is in the refusal.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _Foreign(f"holds more than tensors, or is damaged; get it again, or {CONVERSION}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -152,8 +156,7 @@ def _build(state: dict[str, Tensor], config: Config | None) -> MatNet:
         if resolution not in (256, 512):
             raise _Foreign(f"got a network for {resolution} pixels, expected one for 256 or 512")
         config = Config(resolution=resolution, noise=any(key.endswith(".noise_const") for key in state))
-    with torch.device("meta"):
-        net = MatNet(config)
+    net = MatNet(config)
     expected = {key: value.shape for key, value in net.state_dict().items()}
     got = {key: value.shape for key, value in state.items()}
     differing = sorted(set(expected.items()) ^ set(got.items()))

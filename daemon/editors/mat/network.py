@@ -74,7 +74,7 @@ class Draw:
 
     Attributes:
         latent: float32 1,latent, normally distributed.
-        first: bool 1,channels,h,w: which of the first stage's smallest features stay; a style paints the rest.
+        first: bool 1,channels,h,w: which of the first stage's smallest features stay; a style paints others.
         second: bool 1,width,h,w: the same for the second stage.
     """
 
