@@ -336,7 +336,11 @@ def _truncated(path: Path) -> None:
         ("empty.safetensors", Path.touch, "no whole safetensors"),
         ("list.pth", lambda path: torch.save([torch.zeros(1)], path), "got list"),
         ("numbers.pth", lambda path: torch.save({"lr": 1}, path), "other things than tensors"),
-        ("other.pth", lambda path: torch.save({"x": torch.zeros(1)}, path), "not MAT's generator"),
+        (
+            "bomb.pth",
+            lambda path: torch.save({"x": torch.zeros(()).half().expand(1 << 40)}, path),
+            "not MAT's",
+        ),
         ("folder.pth", Path.mkdir, "cannot be read.*correct the path"),
         ("missing.pth", lambda path: None, "cannot be read.*correct the path"),
     ],
