@@ -53,6 +53,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "lama": Kind("lama", "LamaEditor"),
+    "mat": Kind("mat", "MatEditor"),
     "latent": Kind("encoders", "EncoderEditor", files=2),
     "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
 }

@@ -43,6 +43,15 @@ class Editor(Protocol):
         ...
 
 
+def mirror(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend N,C,H,W to the right and below with its mirror image, again and again (numpy's "symmetric")."""
+    for dim, size in ((2, height), (3, width)):
+        length = x.shape[dim]
+        index = torch.arange(size, device=x.device) % (2 * length)
+        x = x.index_select(dim, torch.minimum(index, 2 * length - 1 - index))
+    return x
+
+
 class ModelEditor:
     """Checks, padding and compositing around a network; subclasses say how it fills.
 
@@ -55,6 +64,8 @@ class ModelEditor:
     blind: bool = True
     smallest: int = 1
     """Shorter sides are padded up to this."""
+    square: bool = False
+    """Whether the model takes squares only; the picture is then mirrored out to one, as IOPaint does."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -84,11 +95,8 @@ class ModelEditor:
         return torch.where(mask > 0.5, filled.clamp(0, 1), image)
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Mirrored below and on the right, edge pixels included, as IOPaint and LaMa's own code pad."""
-        for dim in (2, 3):
-            size = max(x.shape[dim], self.smallest)
-            size += -size % self.multiple
-            while x.shape[dim] < size:
-                missing = min(size - x.shape[dim], x.shape[dim])
-                x = torch.cat([x, x.flip(dim).narrow(dim, 0, missing)], dim)
-        return x
+        """Below and on the right, to the sizes the model needs."""
+        height, width = (max(side, self.smallest) for side in x.shape[2:])
+        if self.square:
+            height = width = max(height, width)
+        return mirror(x, height + -height % self.multiple, width + -width % self.multiple)

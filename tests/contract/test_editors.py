@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from daemon import editors
+from daemon.editors import lama, mat
 from daemon.editors.base import Editor
 from daemon.editors.encoders import EncoderEditor, PairInpainter
-from daemon.editors.lama import Config, Generator, LamaEditor
 from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 
@@ -34,7 +34,18 @@ def random_pair() -> Editor:
 
 def random_lama() -> Editor:
     torch.manual_seed(0)
-    return LamaEditor("random-lama", "0" * 64, Generator(Config(base=8, blocks=2)))
+    return lama.LamaEditor("random-lama", "0" * 64, lama.Generator(lama.Config(base=8, blocks=2)))
+
+
+def random_mat() -> Editor:
+    torch.manual_seed(0)
+    net = mat.MatNet(
+        mat.Config(64, channels=12, heads=2, grid=16, windows=(4,) * 5, latent=16, budget=512, most=16)
+    )
+    for name, parameter in net.named_parameters():
+        if name.endswith("toRGB.conv.weight"):  # random ones saturate
+            parameter.data *= 0.1
+    return mat.MatEditor("random-mat", "0" * 64, net)
 
 
 RANDOM: dict[str, Callable[[], Editor]] = {
@@ -42,6 +53,7 @@ RANDOM: dict[str, Callable[[], Editor]] = {
     "random-encoder": random_encoder,
     "random-pair": random_pair,
     "random-lama": random_lama,
+    "random-mat": random_mat,
 }
 
 
