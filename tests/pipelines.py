@@ -25,10 +25,16 @@ def library(name: str) -> Any:
     return module
 
 
-def save(folder: Path, *, xl: bool = False, channels: int = 9, **scheduler: Any) -> Path:
-    """Write a pipeline to a folder, which is returned; `channels` of the UNet 9 or 4; DDIM options follow."""
+def save(
+    folder: Path, *, xl: bool = False, channels: int = 9, scheduler: str = "DDIMScheduler", **options: Any
+) -> Path:
+    """Write a pipeline to a folder, which is returned; UNet of 9 or 4 channels, scheduler options follow."""
     torch.manual_seed(0)
-    parts: dict[str, Any] = {"unet": _unet(xl, channels), "vae": _vae(), "scheduler": _ddim(scheduler)}
+    parts: dict[str, Any] = {
+        "unet": _unet(xl, channels),
+        "vae": _vae(),
+        "scheduler": _scheduler(scheduler, options),
+    }
     for suffix in ("", "_2") if xl else ("",):
         parts[f"tokenizer{suffix}"] = _tokenizer(folder.with_name(f"{folder.name}-vocabulary"))
         parts[f"text_encoder{suffix}"] = _text_encoder(projected=bool(suffix))
@@ -66,18 +72,24 @@ def _unet(xl: bool, channels: int) -> Any:
 
 
 def _vae() -> Any:
-    return library("diffusers").AutoencoderKL(
+    vae = library("diffusers").AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
         norm_num_groups=4,
     )
+    with torch.no_grad():  # sure of its latents, as trained ones are
+        vae.quant_conv.weight[4:] = 0
+        vae.quant_conv.bias[4:] = -30
+    return vae
 
 
-def _ddim(options: dict[str, Any]) -> Any:
+def _scheduler(name: str, options: dict[str, Any]) -> Any:
+    # Stable Diffusion's own schedule.
     usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    return library("diffusers").DDIMScheduler(**{**usual, "clip_sample": False, **options})
+    kept = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    return getattr(library("diffusers"), name)(**usual, **kept, **options)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -16,11 +16,14 @@ class Editor(Protocol):
     Attributes:
         name: its name in the configuration and the receipt.
         multiple: sizes the model itself needs; callers may pass any size.
+        blind: whether pixels under the mask are hidden from the model. Editors that fill a hole
+            are; those that render the picture again (encode and decode) see all of it.
         weights_sha256: digest of the weights file.
     """
 
     name: str
     multiple: int
+    blind: bool
     weights_sha256: str
 
     def to(self, device: torch.device | str) -> None:
@@ -50,7 +53,7 @@ class Latent(Editor, Protocol):
 
         Args:
             image: float32 N,3,H,W, RGB in [0,1].
-            mask: N,1,H,W in {0,1}, 1 = repainted; those pixels are not seen.
+            mask: N,1,H,W in {0,1}, 1 = repainted; those pixels are not seen where the editor is `blind`.
 
         Returns:
             float32 N,c,h,w with h = ceil(H / multiple), w likewise, in the scale the net works in
@@ -94,6 +97,7 @@ class ModelEditor:
 
     name: str
     multiple: int = 8
+    blind: bool = True
     hole: float = 0.0
     """What pixels under the mask become on the [0,1] scale before the network sees them."""
 
@@ -128,8 +132,9 @@ class ModelEditor:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {expected}")
         height, width = image.shape[2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        mask = self._edited(F.pad(mask, padding, mode="replicate"))
-        return torch.where(mask > 0.5, self.hole, F.pad(image, padding, mode="replicate")), mask
+        image, mask = (F.pad(plane, padding, mode="replicate") for plane in (image, mask))
+        mask = self._edited(mask)
+        return (torch.where(mask > 0.5, self.hole, image) if self.blind else image), mask
 
     @staticmethod
     def _composited(filled: Tensor, image: Tensor, mask: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class DiffusionEditor(DenoisingEditor):
         name: str,
         path: Path | str,
         *,
-        prompts: Sequence[str] = ("",),
+        prompts: str | Sequence[str] = ("",),
         negative: str = "",
         steps: int = 20,
         guidance: float = 7.5,
@@ -58,7 +58,7 @@ class DiffusionEditor(DenoisingEditor):
         Args:
             name: the editor's name in the configuration and the receipt.
             path: a folder as `save_pretrained` writes it, or `owner/name` on the Hugging Face hub.
-            prompts: what the edit asks for; embedded once, then the text encoders are freed.
+            prompts: what the edit asks for, '' for nothing; embedded once, then the text encoders are freed.
             negative: what it must not show.
             steps: denoising steps of an edit.
             guidance: weight of the prompt; no guidance, and half the work, up to 1 and
@@ -71,15 +71,20 @@ class DiffusionEditor(DenoisingEditor):
             variant: the files' variant, such as `fp16`.
 
         Raises:
-            ConfigError: no prompts, steps or blur out of range, an unknown dtype.
+            ConfigError: an option that is of another type, out of range or unknown.
             ModelError: no such folder or hub name, no safetensors, damaged, or another kind of pipeline.
         """
-        number = dtype_named(dtype, f"editor {name}: dtype")
-        if not prompts or steps < 1 or mask_blur < 0:
-            got = f"{len(prompts)} prompts, steps {steps}, mask_blur {mask_blur}"
-            raise ConfigError(
-                f"editor {name}: got {got}; expected a prompt (may be ''), steps >= 1, blur >= 0"
-            )
+        number = dtype_named(str(dtype), f"editor {name}: dtype")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        for option, value, holds, expected in (
+            ("prompts", prompts, prompts and all(isinstance(one, str) for one in prompts), "a list of texts"),
+            ("negative", negative, isinstance(negative, str), "a text"),
+            ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1"),
+            ("guidance", guidance, isinstance(guidance, int | float) and guidance >= 0, "a number from 0"),
+            ("mask_blur", mask_blur, isinstance(mask_blur, int) and mask_blur >= 0, "whole pixels from 0"),
+        ):
+            if not holds:  # the YAML's values come here unchecked
+                raise ConfigError(f"editor {name}: {option}: got {value!r}, expected {expected}")
         if importlib.util.find_spec("transformers") is None:
             raise _error(name, "diffusion needs transformers", "pip install 'backfire[diffusion]'")
         _hush()

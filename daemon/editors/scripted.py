@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from daemon.editors.base import ModelEditor
-from daemon.errors import Code, ModelError
+from daemon.errors import Code, ConfigError, ModelError
 
 WARNING = "such a file is code and can do whatever this process can"
 
@@ -51,11 +51,14 @@ class ScriptedEditor(ModelEditor):
             multiple: what height and width are padded to a multiple of.
 
         Raises:
+            ConfigError: an impossible `multiple`.
             ModelError: not trusted, another digest, missing, or neither kind of file.
         """
-        if trust is not True or not sha256:
+        if trust is not True or not isinstance(sha256, str):
             reason = f"{path} is not trusted: {WARNING}"
-            raise _error(name, reason, "if you know its author, set trust: true and sha256: its SHA-256")
+            raise _error(name, reason, "if you know its author, set trust: true and sha256: 'its SHA-256'")
+        if not isinstance(multiple, int) or multiple < 1:
+            raise ConfigError(f"editor {name}: multiple: got {multiple!r}, expected whole pixels from 1")
         try:
             data = path.read_bytes()
         except OSError as error:

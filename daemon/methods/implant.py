@@ -24,7 +24,7 @@ from torch import Tensor
 
 from daemon import geometry
 from daemon.domain import Mask
-from daemon.editors.base import Editor
+from daemon.editors.base import Denoiser, Editor
 from daemon.methods.base import Progress, Task, fast, furthest_colour
 
 MOMENTUM = 0.9
@@ -115,9 +115,11 @@ def _clean(image: Tensor, planes: Sequence[Mask], surrogates: Sequence[Editor]) 
     edits: list[list[Tensor]] = [[] for _ in planes]
     with torch.no_grad(), fast(image.device):
         for surrogate in surrogates:
+            # The clean edit must be of the sort that the gradient compares with it.
+            edit = surrogate.one_step if isinstance(surrogate, Denoiser) else surrogate.inpaint
             for start in range(0, len(planes), CHUNK):
                 chunk = masks[start : start + CHUNK]
-                out = surrogate.inpaint(image.expand(len(chunk), -1, -1, -1), chunk)
+                out = edit(image.expand(len(chunk), -1, -1, -1), chunk)
                 for offset in range(len(chunk)):
                     edits[start + offset].append(out[offset : offset + 1])
     return [_Edit(masks[i : i + 1], clean) for i, clean in enumerate(edits)]
