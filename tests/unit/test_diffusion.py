@@ -5,24 +5,24 @@ On tiny random pipelines, saved and loaded as real ones are.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 from daemon.domain import Budget
-from daemon.editors import denoising
+from daemon.editors import denoising, diffusion
 from daemon.editors.diffusion import DiffusionEditor
 from daemon.errors import Code, ConfigError, ModelError
 from daemon.methods.base import Task
@@ -56,12 +56,21 @@ def inputs(count: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
     return image, mask
 
 
+class Call(NamedTuple):
+    seen: Tensor
+    timestep: float
+    predicted: Tensor
+
+
 @contextmanager
-def unet_calls(editor: DiffusionEditor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def unet_calls(editor: DiffusionEditor) -> Iterator[list[Call]]:
     """What the UNet is given and what it returns, call by call."""
-    calls: list[tuple[Tensor, Tensor]] = []
-    unet = editor._pipe.unet
-    hook = unet.register_forward_hook(lambda module, args, out: calls.append((args[0], out[0])))
+    calls: list[Call] = []
+
+    def record(_: nn.Module, given: tuple[Tensor, Tensor], out: tuple[Tensor]) -> None:
+        calls.append(Call(given[0].detach(), float(given[1]), out[0].detach()))
+
+    hook = editor._pipe.unet.register_forward_hook(record)
     yield calls
     hook.remove()
 
@@ -93,18 +102,41 @@ def test_the_edit_is_the_one_that_diffusers_pipeline_makes(folder: Path) -> None
     assert torch.allclose(editor.inpaint(image, mask)[hole], theirs[hole], atol=1e-4)
 
 
-def test_the_first_step_is_the_pipelines_own(folder: Path) -> None:
+ANCIENT_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""Some of diffusers' schedulers hand tensors to numpy in its old way."""
+
+
+@ANCIENT_NUMPY
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        ("sd", "DDIMScheduler"),
+        ("sd", "PNDMScheduler"),
+        ("sd", "EulerAncestralDiscreteScheduler"),
+        ("sd", "DPMSolverMultistepScheduler"),
+        ("sd", "UniPCMultistepScheduler"),
+        ("sdxl", "EulerDiscreteScheduler"),
+    ],
+)
+def test_the_first_step_is_the_pipelines_own(family: str, scheduler: str, folders: dict[str, Path]) -> None:
     image, mask = inputs(count=2)
     mask[1] = mask[1].roll(13, dims=-1)
-    editor = DiffusionEditor.load("sd", folder, steps=3, guidance=1.0)
+    loaded = DiffusionEditor.load("sd", folders[family], guidance=1.0)
+    pipe = loaded._pipe
+    kind = getattr(pipelines.library("diffusers"), scheduler)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)  # PNDM as published
+    editor = DiffusionEditor("sd", "0" * 64, pipe, loaded._prompts, steps=3, mask_blur=0)
     with unet_calls(editor) as calls:
         editor.inpaint(image, mask)
-    seen, predicted = calls[0]
+    theirs = calls[0]
     with unet_calls(editor) as calls, torch.no_grad():
-        assert torch.allclose(editor.first_step(image, mask), predicted, atol=1e-5)
-    assert torch.allclose(calls[0][0], seen, atol=1e-6)
+        predicted = editor.first_step(image, mask)
+    assert calls[0].timestep == theirs.timestep
+    assert torch.allclose(calls[0].seen, theirs.seen, atol=1e-4)
+    assert torch.allclose(predicted, theirs.predicted, atol=1e-4)
 
 
+@ANCIENT_NUMPY
 @pytest.mark.parametrize(
     ("scheduler", "predicts"),
     [
@@ -134,7 +166,7 @@ def sign_steps(
     losses = []
     for _ in range(8):
         variable = (image + change).clamp(0, 1).requires_grad_(True)
-        loss = -((editor.inpaint(variable, mask) - clean) ** 2).sum()
+        loss = -(((editor.inpaint(variable, mask) - clean) * mask) ** 2).sum()
         losses.append(float(loss.detach()))
         change = change - bound / 4 * torch.autograd.grad(loss, variable)[0].sign()
         change = change.clamp(-bound, bound)
@@ -146,14 +178,14 @@ def test_the_gradient_lowers_the_loss_and_the_full_edit_moves(folder: Path) -> N
     editor = DiffusionEditor.load("sd", folder, steps=3)
     bound = 6 / 255
     protected, losses = sign_steps(editor, image, mask, bound)
-    assert losses[-1] < 3 * losses[0] < 0, "the one-step edit moved away"
+    assert losses[-1] < 10 * losses[0] < 0, "the one-step edit moved away"
     with torch.no_grad():
         clean, broken = editor.inpaint(image, mask), editor.inpaint(protected, mask)
         signs = torch.randint(0, 2, image.shape, generator=torch.Generator().manual_seed(6)) * 2 - 1
         noisy = editor.inpaint((image + bound * signs).clamp(0, 1), mask)
     hole = (mask > 0).expand_as(image)
     moved, by_noise = ((other - clean)[hole].abs().mean() for other in (broken, noisy))
-    assert moved > 1.5 * by_noise, "the pipeline's own edit moves by more than noise of that size moves it"
+    assert moved > 5 * by_noise, "the pipeline's own edit moves far more than noise of that size moves it"
 
 
 def test_the_encoder_door_can_be_optimised_through(folders: dict[str, Path]) -> None:
@@ -183,7 +215,7 @@ def test_the_implant_compares_like_with_like(folders: dict[str, Path]) -> None:
             rng=np.random.default_rng(0),
             progress=lambda done, total: None,
         )
-    assert all(float((seen[:1, :4] - calls[0][0][:1, :4]).abs().max()) == 0 for seen, _ in calls)
+    assert len({call.timestep for call in calls}) == 1, "no call is a later step's"
     assert 0 < float(change.abs().max()) <= Budget(6).unit + 1e-6
 
 
@@ -244,7 +276,7 @@ def test_guidance_costs_nothing_where_it_does_nothing(
     editor = DiffusionEditor.load("sd", folders["sd"], prompts=[prompt], guidance=guidance, steps=1)
     with unet_calls(editor) as calls:
         editor.inpaint(*inputs())
-    assert [len(seen) for seen, _ in calls] == [batch]
+    assert [len(call.seen) for call in calls] == [batch]
 
 
 def test_a_blurred_mask_is_opencvs_gaussian_cut_at_one_half(folders: dict[str, Path]) -> None:
@@ -368,37 +400,37 @@ def test_impossible_options_are_named(
     assert message in str(caught.value)
 
 
-OFFLINE = """
-import sys
-from daemon.editors.diffusion import DiffusionEditor
-assert not {"diffusers", "transformers"} & set(sys.modules), "imported before anything was loaded"
-from daemon.errors import ModelError
-print(DiffusionEditor.load("sd", "somebody/tiny", steps=1).weights_sha256)
-try:
-    DiffusionEditor.load("sd", "nobody/nothing")
-except ModelError as error:
-    print(error)
-"""
-
-
 def test_hub_names_come_from_the_cache_or_are_refused_offline(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child: the hub's client reads its environment when imported. Nothing but ours is said, too."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     commit = "0" * 40
-    cache = tmp_path / "hub" / "models--somebody--tiny"
+    cache = tmp_path / "models--somebody--tiny"
     shutil.copytree(folders["sd"], cache / "snapshots" / commit)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
-    result = subprocess.run(
-        [sys.executable, "-c", OFFLINE],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    )
-    digest, message = result.stdout.splitlines()
-    assert digest == DiffusionEditor.load("sd", folders["sd"], steps=1).weights_sha256
-    assert message.startswith("editor sd: nobody/nothing is no folder, not in the hub's cache")
+    cached = DiffusionEditor.load("sd", "somebody/tiny", steps=1)
+    assert cached.weights_sha256 == DiffusionEditor.load("sd", folders["sd"], steps=1).weights_sha256
+    message = refusal(Path("nobody/nothing"))
+    assert "nobody/nothing is no folder, not in the hub's cache, and cannot be fetched" in message
     assert "go online once" in message
-    assert result.stderr == "", "the daemon's stderr is JSON lines"
+
+
+def test_loading_says_nothing_of_its_own(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """The daemon's stderr is JSON lines; these libraries like bars and advice."""
+    for name in ("diffusers", "transformers"):
+        noisy = pipelines.library(name).utils.logging
+        noisy.enable_progress_bar()
+        noisy.set_verbosity_info()
+    DiffusionEditor.load("sd", folders["sd"], steps=1).inpaint(*inputs())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_module_imports_neither_library_before_it_loads() -> None:
+    """They cost seconds that other editors need not pay."""
+    for module in (diffusion, denoising):
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [line for line in imported if "diffusers" in line or "transformers" in line]
