@@ -94,11 +94,11 @@ def test_the_fill_is_the_models_and_its_weights_are_frozen(script: tuple[Path, s
     assert torch.allclose(out[hole], expected[hole], atol=1e-6)
 
 
-class Fixed(scripts.Tiny):
-    """Knows one size, as a model saved with `torch.jit.trace` and a reshape often does."""
+class Fixed(nn.Module):
+    """Knows one size, as models with a reshape often do."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return super().forward(image.reshape(1, 3, 64, 64), mask.reshape(1, 1, 64, 64))
+        return image.reshape(1, 3, 64, 64)
 
 
 class Doubled(nn.Module):
