@@ -76,8 +76,9 @@ class DiffusionEditor(DenoisingEditor):
         """
         number = dtype_named(str(dtype), f"editor {name}: dtype")
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        texts = isinstance(prompts, Sequence) and prompts and all(isinstance(one, str) for one in prompts)
         for option, value, holds, expected in (
-            ("prompts", prompts, prompts and all(isinstance(one, str) for one in prompts), "a list of texts"),
+            ("prompts", prompts, texts, "a list of texts"),
             ("negative", negative, isinstance(negative, str), "a text"),
             ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1"),
             ("guidance", guidance, isinstance(guidance, int | float) and guidance >= 0, "a number from 0"),
@@ -97,6 +98,8 @@ class DiffusionEditor(DenoisingEditor):
         except (BackfireError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what diffusers, transformers and safetensors raise has no common root
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise  # torch's CPU allocator has no exception of its own
             reason = f"{folder} cannot be loaded as a pipeline ({_brief(error)})"
             raise _error(name, reason, "fetch it again, as safetensors (no pickles)") from error
 

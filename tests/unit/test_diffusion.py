@@ -385,6 +385,7 @@ def test_the_missing_extra_is_named(folders: dict[str, Path], monkeypatch: pytes
     [
         ({"prompts": []}, "prompts: got []"),
         ({"prompts": [3]}, "prompts: got [3]"),
+        ({"prompts": 3}, "prompts: got 3, expected a list of texts"),
         ({"steps": 0}, "steps: got 0, expected a whole number from 1"),
         ({"steps": "many"}, "steps: got 'many'"),
         ({"guidance": -1}, "guidance: got -1"),
