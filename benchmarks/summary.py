@@ -99,7 +99,8 @@ def _table(groups: dict[tuple[str, str], list[Row]]) -> str:
 
 def _worst(row: Row, editor: str) -> float:
     """The treatment that leaves the edit least broken."""
-    return max(e["ssim"] for e in row["edits"] if e["editor"] == editor and e["edit"].startswith("after "))
+    found = [e for e in row["edits"] if e["editor"] == editor and e["edit"].startswith("after ")]
+    return max(float(e["ssim"]) for e in found)
 
 
 def _plots(groups: dict[tuple[str, str], list[Row]], folder: Path) -> None:

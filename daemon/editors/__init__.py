@@ -54,6 +54,13 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "lama": Kind("lama", "LamaEditor"),
     "mat": Kind("mat", "MatEditor"),
+    "diffusion": Kind(
+        "diffusion",
+        "DiffusionEditor",
+        ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
+        hub=True,
+    ),
+    "torchscript": Kind("scripted", "ScriptedEditor", ("sha256", "trust", "multiple")),
     "latent": Kind("encoders", "EncoderEditor", files=2),
     "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
 }

@@ -75,19 +75,12 @@ class EncoderEditor(ModelEditor):
         return cls(name, *_autoencoder(name, [path] if isinstance(path, Path) else path))
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Latents of the whole picture.
-
-        Args:
-            image: float32 N,3,H,W in [0,1]; H and W multiples of `multiple`.
-            mask: N,1,H,W; not looked at, because these editors read the picture before they mask it.
-
-        Returns:
-            N,C,H/f,W/f, differentiable in the image.
-        """
-        return _run(self.encoder, image)
+        """See `Latent.encode`; they read the picture before they mask it."""
+        seen, _ = self._ready(image, mask)
+        return _run(self.encoder, seen).to(image.dtype)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        return _run(self.decoder, self.encode(image, mask), self.multiple)
+        return _run(self.decoder, _run(self.encoder, image), self.multiple)
 
 
 class PairInpainter(LatentEditor):

@@ -288,6 +288,5 @@ class LamaEditor(ModelEditor):
         return cls(name, digest, net)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        hole = mask > 0.5
-        out: Tensor = self.net(torch.cat([torch.where(hole, 0, image), hole.to(image.dtype)], dim=1))
+        out: Tensor = self.net(torch.cat([image, (mask > 0.5).to(image.dtype)], dim=1))
         return out

@@ -193,6 +193,7 @@ class LatentEditor(ModelEditor):
     """Encoder of the masked picture -> `InpaintNet` -> decoder; the family of SD, in one step."""
 
     multiple = DOWNSCALE
+    hole = HOLE
 
     def __init__(
         self, name: str, weights_sha256: str, encoder: nn.Module, net: nn.Module, decoder: nn.Module
@@ -224,8 +225,13 @@ class LatentEditor(ModelEditor):
         digest = hashlib.sha256(data).hexdigest()
         return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
 
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See `Latent.encode`."""
+        seen, _ = self._ready(image, mask)
+        latents: Tensor = self.encoder(seen)
+        return latents.to(image.dtype)
+
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        known = self.encoder(torch.where(mask > 0.5, HOLE, image))
-        latents = self.net(known, F.avg_pool2d(mask, DOWNSCALE))
+        latents = self.net(self.encoder(image), F.avg_pool2d(mask, DOWNSCALE))
         out: Tensor = self.decoder(latents)
         return out

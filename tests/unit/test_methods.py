@@ -21,7 +21,7 @@ from tests.conftest import photo
 class Counting:
     """An editor that fills with the mean of what it sees, and counts its edits."""
 
-    name, multiple, weights_sha256 = "counting", 1, "0" * 64
+    name, multiple, weights_sha256, blind = "counting", 1, "0" * 64, False
 
     def __init__(self) -> None:
         self.edits = 0

@@ -76,7 +76,7 @@ class MatEditor(ModelEditor):
         self.latent = torch.from_numpy(latent).float()
 
     @classmethod
-    def load(cls, name: str, path: Path, *, config: Config | None = None) -> Self:
+    def load(cls, name: str, path: Path, config: Config | None = None) -> Self:
         """Load a state dict from a .pth or .safetensors file; nothing in it is executed.
 
         Args:
