@@ -93,7 +93,9 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
 
     with watch.phase("decode"):
         progress("decode", 0, 1)
-        picture = images.decode(data, name=source.name, max_pixels=settings.output.max_pixels)
+        picture = images.decode(
+            data, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
+        )
     with watch.phase("detect"):
         progress("detect", 0, 1)
         regions = protect.find(picture.rgb, source, settings.regions)
@@ -155,7 +157,9 @@ def replay(
     """
     watch = _Watch()
     began = time.perf_counter()
-    picture = images.decode(original, name=source.name, max_pixels=settings.output.max_pixels)
+    picture = images.decode(
+        original, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
+    )
     other = images.decode(protected, name="the protected picture", max_pixels=settings.output.max_pixels)
     if other.rgb.shape != picture.rgb.shape:
         got, want = other.rgb.shape[1::-1], picture.rgb.shape[1::-1]
