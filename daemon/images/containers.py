@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from daemon.errors import Code, InputError
+from daemon.images import refusals
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -78,7 +79,7 @@ def sniff(data: bytes, name: str) -> str:
         if data.startswith(signature):
             return kind
     if not any(data[:HEAD]) or any(signature.startswith(data) for signature in SIGNATURES):
-        raise cut_short(name, "a picture")
+        raise refusals.cut_short(name, "a picture")
     suffix = PurePath(name).suffix.lower()
     says = f"says {suffix}, is" if suffix in SUFFIXES else "is"
     what = _guess(data)
@@ -104,11 +105,6 @@ def is_complete(data: bytes, kind: str) -> bool:
         case "GIF":
             return data.rstrip(b"\0").endswith(b";")
     return True
-
-
-def cut_short(name: str, what: str) -> InputError:
-    """The error for a file whose end is missing."""
-    return InputError(Code.TRUNCATED, f"{name}: ends too early, expected the whole of {what}; copy it again")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -13,7 +13,7 @@ from PIL import Image
 from daemon.domain import Rgb
 from daemon.images import blocks, colour, writers
 from daemon.images.colour import Samples
-from daemon.images.intake import Picture, decode, stored
+from daemon.images.intake import Picture, stored
 from daemon.images.metadata import Metadata
 from daemon.images.readers import heif_ready, pillow
 from daemon.images.writers import Sheet, saved
@@ -30,7 +30,6 @@ INK = frozenset({"JPEG", "TIFF"})
 DEEP = frozenset({"PNG", "TIFF", "JPEG2000"})
 NO_GREY = frozenset({"WEBP"})
 NO_ALPHA = frozenset({"JPEG", "BMP"})
-LOSSY = frozenset({"JPEG", "AVIF"})
 MISFITS = {(b"GRAY", 3), (b"GRAY", 4), (b"RGB ", 1), (b"RGB ", 4), (b"CMYK", 1), (b"CMYK", 3)}
 
 COEFFICIENTS: dict[str, Any] = {"quality": 100, "subsampling": 0}
@@ -94,30 +93,13 @@ def encode(
         kind = "PNG"
     with pillow(None):
         about = picture.metadata.reduced(metadata)
-        for _ in range(ROUNDS):
-            sheet = _fitted(picture, rgb, kind, levels)
-            write = _jpeg if kind == "JPEG" else writers.written
-            data, how = write(kind, sheet, picture, _fitting(about, sheet), levels)
-            if kind not in LOSSY or picture.look is None or sheet.is_srgb:
-                break
-            # The samples keep the bound; what they look like through the profile need not.
-            seen = decode(data, name="the written file", max_pixels=rgb.shape[0] * rgb.shape[1]).rgb
-            apart = np.maximum(seen, picture.rgb) - np.minimum(seen, picture.rgb)
-            beyond: NDArray[np.bool_] = (apart > levels).any(axis=2)
-            if not beyond.any():
-                break
-            rgb = _calmer(rgb, picture.rgb, _blocks(beyond))
+        sheet = _fitted(picture, rgb, kind, levels)
+        write = _jpeg if kind == "JPEG" else writers.written
+        data, how = write(kind, sheet, picture, _fitting(about, sheet), levels)
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
     return Encoded(data, EXTENSIONS[kind], f"{how} ({'; '.join(notes)})" if notes else how)
-
-
-def _calmer(rgb: Rgb, original: Rgb, where: NDArray[np.bool_]) -> Rgb:
-    """The change at half its size in some places."""
-    calmer = rgb.copy()
-    calmer[where] = original[where] + (rgb[where].astype(np.int16) - original[where]) // 2
-    return calmer
 
 
 def _fitting(about: Metadata, sheet: Sheet) -> Metadata:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from daemon.domain import Mask, Rgb
 from daemon.errors import Code, InputError
-from daemon.images import colour, readers
+from daemon.images import colour, readers, refusals
 from daemon.images.colour import Look, Samples
 from daemon.images.metadata import Metadata
 
@@ -88,7 +88,7 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
     kind, raw = readers.read(data, name=name, max_pixels=max_pixels, frames=frames)
     if raw.mode == "1":
         what = "has one bit a pixel, which leaves no room for a small change"
-        raise readers.unsupported(name, what, "save it as 8-bit grey")
+        raise refusals.unsupported(name, what, "save it as 8-bit grey")
     bands = raw.bands if raw.turned else np.ascontiguousarray(upright(raw.bands, raw.about.orientation))
     samples = np.ascontiguousarray(bands[..., :-1]) if raw.alpha else bands
     look = colour.look_of(raw.about.icc, samples.shape[2])
@@ -119,7 +119,7 @@ def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
         # A mask's values are data, not colours: no profile has a say in them.
         _, raw = readers.read(data, name=name, max_pixels=max_pixels, frames="refuse")
         if raw.mode == "CMYK":
-            raise readers.unsupported(name, "is CMYK", "save it as 8-bit grey", expected="grey or RGB")
+            raise refusals.unsupported(name, "is CMYK", "save it as 8-bit grey", expected="grey or RGB")
         bands = colour.eight(raw.bands)
         colours = bands[..., :-1] if raw.alpha else bands
         plane = readers.luminance(colours)
@@ -134,6 +134,24 @@ def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
 def max_change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
     """The largest difference of two equally shaped uint8 pictures, in levels."""
     return int(_difference(a, b).max(initial=0))
+
+
+def largest_change(picture: Picture, other: Picture) -> int:
+    """The largest difference of two pictures' own samples, in levels of 255, rounded up.
+
+    Samples of different depth are compared at 8 bits; pictures stored in different colours by what
+    they look like.
+    """
+    a, b = picture.samples, other.samples
+    if a.shape != b.shape:
+        return max_change(picture.rgb, other.rgb)
+    if a.dtype != b.dtype:
+        a, b = colour.eight(a), colour.eight(b)
+    largest = max(
+        int((np.maximum(a[rows], b[rows]) - np.minimum(a[rows], b[rows])).max(initial=0))
+        for rows in (slice(top, top + colour.ROWS) for top in range(0, len(a), colour.ROWS))
+    )
+    return -(-largest // colour.unit(a))
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -149,6 +149,8 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
             found = replace(found, parts=tuple(part for part in chunks if not part[1].startswith(ELSEWHERE)))
         case "JPEG2000":
             found = _with_boxes(found, data)
+        case "AVIF":
+            found = _with_exif_of_avif(found, data)
         case "TIFF":
             return of_tiff(tags.parse(data))
     return _clean(found)
@@ -217,6 +219,19 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
     if _JPEG_IN_BASE64 not in b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended):
         parts += extended
     return replace(found, photoshop=photoshop or None, parts=tuple(parts))
+
+
+def _with_exif_of_avif(found: Metadata, data: bytes) -> Metadata:
+    """The tags as they lie in the file: where the picture is turned Pillow writes them anew, as ASCII.
+
+    Every value is found by its offset from the start of the block, so its end need not be known.
+    """
+    at = max(data.find(b"Exif\0\0II*\0"), data.find(b"Exif\0\0MM\0*"))
+    orientation = (tags.SHORT, [found.orientation])
+    exif = _exif(data[at:]) if at >= 0 else found.exif
+    # The container's turn counts, not the tag's.
+    exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
+    return replace(found, exif=exif)
 
 
 def _with_boxes(found: Metadata, data: bytes) -> Metadata:

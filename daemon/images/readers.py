@@ -14,15 +14,13 @@ from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from daemon.errors import Code, InputError, JobError
-from daemon.images import containers, metadata, tags
+from daemon.errors import JobError
+from daemon.images import containers, metadata, refusals, tags, tiff
 from daemon.images.colour import Samples
 from daemon.images.metadata import Metadata
-from daemon.images.tags import Directory
 
 GREY, ALPHA = frozenset({"1", "L", "LA"}), frozenset({"LA", "RGBA", "PA"})
 INKED = frozenset({"JPEG", "TIFF"})
@@ -39,7 +37,6 @@ COMPRESSIONS = {
     1: "raw", 5: "tiff_lzw", 7: "jpeg", 8: "tiff_adobe_deflate", 32773: "packbits", 32946: "tiff_deflate",
     34925: "lzma", 50000: "zstd",
 }  # fmt: skip
-DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 MOST_PAGES = 10_000
 
 
@@ -77,21 +74,14 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
         raise ValueError(f"frames: got {frames!r}, expected refuse or first")
     kind = containers.sniff(data, name)
     if not containers.is_complete(data, kind):
-        raise containers.cut_short(name, f"the {kind}")
+        raise refusals.cut_short(name, f"the {kind}")
     with _refusing(name, kind, max_pixels):
         reader = {"TIFF": _tiff, "HEIF": _heif}.get(kind, _plain)
         raw = reader(data, kind, name, max_pixels)
         if raw.frames > 1 and frames == "refuse":
             way_out = "save each as its own file or set output.frames to first"
-            raise unsupported(name, f"has {raw.frames} pages or frames", way_out, expected="one")
+            raise refusals.unsupported(name, f"has {raw.frames} pages or frames", way_out, expected="one")
         return kind, raw
-
-
-def unsupported(
-    name: str, what: str, way_out: str, *, expected: str = "8 or 16 bits of grey, RGB or CMYK"
-) -> InputError:
-    """The refusal of what is whole but cannot be protected as it is."""
-    return InputError(Code.UNSUPPORTED, f"{name}: {what}, expected {expected}; {way_out}")
 
 
 @contextmanager
@@ -117,19 +107,11 @@ def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
         except (JobError, MemoryError):
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise _too_large(name, str(error).partition(" exceeds")[0].lower(), max_pixels) from error
+            raise refusals.too_large(name, str(error).partition(" exceeds")[0].lower(), max_pixels) from error
         except Exception as error:  # on hostile bytes the libraries raise anything
             if isinstance(error, EOFError) or "truncated" in str(error).lower():
-                raise containers.cut_short(name, f"the {kind}") from error
-            raise InputError(
-                Code.UNREADABLE,
-                f"{name}: is a damaged {kind} ({error}), expected a whole one; save it again in an editor",
-            ) from error
-
-
-def _too_large(name: str, size: str, max_pixels: int) -> InputError:
-    message = f"{name}: {size}, expected at most {max_pixels} pixels; shrink it or raise output.max_pixels"
-    return InputError(Code.TOO_LARGE, message)
+                raise refusals.cut_short(name, f"the {kind}") from error
+            raise refusals.damaged(name, kind, error) from error
 
 
 def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
@@ -151,13 +133,13 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
 def _deep(data: bytes, kind: str, about: Metadata, stream: str | None) -> Raw:
     decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
     bands = np.atleast_3d(decoded).astype(np.uint16, copy=False)
-    mode = DEEP_MODES[bands.shape[2]]
+    mode = tiff.DEEP_MODES[bands.shape[2]]
     return Raw(bands, mode, mode in ALPHA, about, compression=stream)
 
 
 def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     if not heif_ready():
-        raise unsupported(
+        raise refusals.unsupported(
             name,
             "is HEIC, and no reader for it is installed",
             "pip install 'backfire[heic]', or export it as JPEG",
@@ -166,7 +148,7 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
         depth = int(image.info.get("bit_depth") or 8)
         if depth != 8:
-            raise _odd_depth(name, depth)
+            raise refusals.odd_depth(name, depth)
         _check_mode(image.mode, kind, name)
         count = int(getattr(image, "n_frames", 1))
         image.load()
@@ -187,57 +169,36 @@ def heif_ready() -> bool:
 
 def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     if len(data) < 16:
-        raise containers.cut_short(name, "the TIFF")
+        raise refusals.cut_short(name, "the TIFF")
     try:
         pages = tags.chain(data, most=MOST_PAGES)
     except ValueError as error:
         if "outside" in str(error):
-            raise containers.cut_short(name, "the TIFF") from error
+            raise refusals.cut_short(name, "the TIFF") from error
         raise
     if not pages:
-        raise containers.cut_short(name, "the TIFF")
+        raise refusals.cut_short(name, "the TIFF")
     first = pages[0]
-    depth = _check_tiff(first, data, name, max_pixels)
+    depth = tiff.check(first, data, name, max_pixels)
     # Thumbnails and masks of the first page are no pages of their own.
     count = 1 + sum(not page.number(254) & 5 for page in pages[1:])
     compression, big = COMPRESSIONS.get(first.number(259, 1)), data[2:4] in (b"+\0", b"\0+")
     about = metadata.of_tiff(first)
     if depth == 16:
-        bands, mode, alpha = _deep_tiff(data, name)
+        bands, mode, alpha = tiff.deep_samples(data, name)
         return Raw(bands, mode, alpha, about, compression=compression, big=big, frames=count)
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         _check_mode(image.mode, kind, name)
         image.load()
         bands, alpha = _bands(image)
         if first.number(277, 1) > bands.shape[2]:
-            raise unsupported(
+            raise refusals.unsupported(
                 name,
                 f"has {first.number(277)} channels, {bands.shape[2]} of which are understood",
                 "save it without the others",
             )
         # Pillow turns a TIFF upright as it loads it.
         return Raw(bands, image.mode, alpha, about, True, compression, big, count)
-
-
-def _deep_tiff(data: bytes, name: str) -> tuple[Samples, str, bool]:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        bands = np.atleast_3d(page.asarray(maxworkers=1))
-        if page.planarconfig == 2 and page.samplesperpixel > 1:
-            bands = bands.transpose(1, 2, 0)
-        extra, photometric = tuple(page.extrasamples), int(page.photometric)
-    colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric)
-    if colours is None or bands.shape[2] != colours + len(extra) or len(extra) > (colours < 4):
-        raise unsupported(
-            name, f"has 16 bits and an unusual make (photometric {photometric})", "save it as 16-bit RGB"
-        )
-    if extra and int(extra[0]) != 2:
-        raise unsupported(name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha")
-    bands = np.ascontiguousarray(bands, dtype=np.uint16)
-    if photometric == 0:  # white is zero
-        bands[..., 0] = 65535 - bands[..., 0]
-    mode = "CMYK" if colours == 4 else DEEP_MODES[bands.shape[2]]
-    return bands, mode, bool(extra)
 
 
 def _bands(image: Image.Image) -> tuple[Samples, bool]:
@@ -256,9 +217,9 @@ def luminance(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _check_mode(mode: str, kind: str, name: str) -> None:
     if mode in NO_WAY_IN or mode.startswith("I;"):
-        raise unsupported(name, *NO_WAY_IN.get(mode, NO_WAY_IN["I;16"]))
+        raise refusals.unsupported(name, *NO_WAY_IN.get(mode, NO_WAY_IN["I;16"]))
     if mode == "CMYK" and kind not in INKED:
-        raise unsupported(name, f"is a CMYK {kind}", "save it as TIFF or JPEG")
+        raise refusals.unsupported(name, f"is a CMYK {kind}", "save it as TIFF or JPEG")
 
 
 def _is_deep(data: bytes, kind: str) -> bool:
@@ -270,17 +231,17 @@ def _check_depth(data: bytes, kind: str, name: str) -> None:
     if kind == "AVIF":
         at = data.find(b"av1C")
         if at >= 0 and data[at + 6] & 0x40:
-            raise _odd_depth(name, 12 if data[at + 6] & 0x20 else 10)
+            raise refusals.odd_depth(name, 12 if data[at + 6] & 0x20 else 10)
     if kind == "JPEG2000":
         depths = set(_siz(data))
         if depths != {8} and depths != {16}:
-            raise _odd_depth(name, max(depths, default=0))
+            raise refusals.odd_depth(name, max(depths, default=0))
     if (
         kind == "PNG"
         and data[24:25] == b"\x10"
         and any(one == b"tRNS" for one, _ in containers.png_chunks(data))
     ):
-        raise unsupported(name, "has 16 bits and a colour key", "save it with an alpha channel")
+        raise refusals.unsupported(name, "has 16 bits and a colour key", "save it with an alpha channel")
 
 
 def _siz(data: bytes) -> list[int]:
@@ -289,40 +250,3 @@ def _siz(data: bytes) -> list[int]:
     count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
     sizes = data[at + 42 : at + 42 + 3 * count : 3]
     return [0 if size & 0x80 else size + 1 for size in sizes]
-
-
-def _odd_depth(name: str, depth: int) -> InputError:
-    way_out = "export it with 8 bits, or as 16-bit PNG or TIFF"
-    return unsupported(name, f"has {depth} bits a sample", way_out, expected="8 or 16")
-
-
-def _check_tiff(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
-    """Bits a sample, 8 or 16, of a page that is no camera raw, not too large, and all there."""
-    # Of a camera raw Pillow would decode the small preview that comes first.
-    if 50706 in first.entries or data[8:10] == b"CR" or first.number(254) & 1:
-        raise InputError(
-            Code.UNSUPPORTED,
-            f"{name}: is {containers.RAW}, expected a picture; {containers.WAYS_OUT[containers.RAW]}",
-        )
-    width, height = first.number(256), first.number(257)
-    if width * height > max_pixels:
-        raise _too_large(name, f"image size ({width * height} pixels)", max_pixels)
-    tile = first.number(322) * first.number(323)
-    if tile > max(4 * width * height, 1 << 22):
-        raise InputError(
-            Code.UNREADABLE,
-            f"{name}: is a damaged TIFF (tiles of {tile} pixels in a picture of {width}x{height}), "
-            "expected a whole one; save it again in an editor",
-        )
-    depths = set(first.numbers(258) or (1,))
-    if 3 in first.numbers(339):
-        raise unsupported(name, f"has floating-point samples of {max(depths)} bits", NO_WAY_IN["F"][1])
-    if 2 in first.numbers(339):
-        raise unsupported(name, "has signed samples", NO_WAY_IN["F"][1])
-    if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
-        raise _odd_depth(name, max(depths))
-    for offsets, sizes in ((273, 279), (324, 325)):
-        pieces = zip(first.numbers(offsets), first.numbers(sizes), strict=False)
-        if any(offset + size > len(data) for offset, size in pieces):
-            raise containers.cut_short(name, "the TIFF")
-    return max(depths)

@@ -1,4 +1,4 @@
-"""A TIFF writer that carries every tag it is given: 8 and 16 bits, grey, RGB, CMYK, alpha, BigTIFF.
+"""TIFF: what is refused, 16-bit samples in, and a writer that carries every tag it is given.
 
 Pillow writes no 16-bit colour, and neither it nor tifffile carries the directories of EXIF into a
 compressed file. Source: TIFF 6.0; the supplement of 2002 for Deflate.
@@ -6,19 +6,25 @@ compressed file. Source: TIFF 6.0; the supplement of 2002 for Deflate.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
+import tifffile
 
-from daemon.images import tags
+from daemon.errors import Code, InputError
+from daemon.images import containers, refusals, tags
 from daemon.images.colour import Samples
 from daemon.images.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
 from daemon.images.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
 
 STRIP = 1 << 20
 """Bytes of samples in a strip, before compression."""
+
+DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Channels with alpha → the mode in Pillow's words."""
 
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
@@ -99,3 +105,57 @@ def _bytes(strip: Samples, order: str, *, predicted: bool) -> bytes:
         strip = strip.copy()
         strip[:, 1:] -= strip[:, :-1].copy()
     return np.ascontiguousarray(strip).astype(f"{order}u{strip.dtype.itemsize}", copy=False).tobytes()
+
+
+def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
+    """Bits a sample, 8 or 16, of a page that is no camera raw, not too large, and all there."""
+    # Of a camera raw Pillow would decode the small preview that comes first.
+    if 50706 in first.entries or data[8:10] == b"CR" or first.number(254) & 1:
+        raise InputError(
+            Code.UNSUPPORTED,
+            f"{name}: is {containers.RAW}, expected a picture; {containers.WAYS_OUT[containers.RAW]}",
+        )
+    width, height = first.number(256), first.number(257)
+    if width * height > max_pixels:
+        raise refusals.too_large(name, f"image size ({width * height} pixels)", max_pixels)
+    tile = first.number(322) * first.number(323)
+    if tile > max(4 * width * height, 1 << 22):
+        raise refusals.damaged(name, "TIFF", f"tiles of {tile} pixels in a picture of {width}x{height}")
+    depths = set(first.numbers(258) or (1,))
+    if 3 in first.numbers(339):
+        raise refusals.unsupported(
+            name, f"has floating-point samples of {max(depths)} bits", "save it with 8 or 16 bits a sample"
+        )
+    if 2 in first.numbers(339):
+        raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits a sample")
+    if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
+        raise refusals.odd_depth(name, max(depths))
+    for offsets, sizes in ((273, 279), (324, 325)):
+        pieces = zip(first.numbers(offsets), first.numbers(sizes), strict=False)
+        if any(offset + size > len(data) for offset, size in pieces):
+            raise refusals.cut_short(name, "the TIFF")
+    return max(depths)
+
+
+def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
+    """H,W,C uint16 of the first page, its mode in Pillow's words, and whether alpha comes last."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        bands = np.atleast_3d(page.asarray(maxworkers=1))
+        if page.planarconfig == 2 and page.samplesperpixel > 1:
+            bands = bands.transpose(1, 2, 0)
+        extra, photometric = tuple(page.extrasamples), int(page.photometric)
+    colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric)
+    if colours is None or bands.shape[2] != colours + len(extra) or len(extra) > (colours < 4):
+        raise refusals.unsupported(
+            name, f"has 16 bits and an unusual make (photometric {photometric})", "save it as 16-bit RGB"
+        )
+    if extra and int(extra[0]) != 2:
+        raise refusals.unsupported(
+            name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha"
+        )
+    bands = np.ascontiguousarray(bands, dtype=np.uint16)
+    if photometric == 0:  # white is zero
+        bands[..., 0] = 65535 - bands[..., 0]
+    mode = "CMYK" if colours == 4 else DEEP_MODES[bands.shape[2]]
+    return bands, mode, bool(extra)

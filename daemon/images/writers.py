@@ -105,6 +105,7 @@ def _image(bands: Pixels, *, ink: bool = False) -> Image.Image:
 
 
 def saved(bands: Pixels, kind: str, options: dict[str, Any], *, ink: bool = False) -> bytes:
+    """Bands as Pillow writes them; CMYK where `ink` says so. Options of None are left out."""
     file = io.BytesIO()
     given = {key: value for key, value in options.items() if value is not None}
     _image(np.ascontiguousarray(bands), ink=ink).save(file, kind, **given)

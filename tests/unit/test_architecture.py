@@ -96,7 +96,7 @@ DOORS = {
         "demo.py",
     },
     "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},
-    "tifffile": {"images/readers.py"},
+    "tifffile": {"images/tiff.py"},
     "pillow_heif": {"images/readers.py"},
     "diffusers": {"editors/diffusion.py"},
 }
