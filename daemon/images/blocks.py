@@ -37,9 +37,10 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
         segments.append((b"\xe1", exif))
     if about.xmp is not None:
         segments.append((b"\xe1", XMP_HEAD + about.xmp))
-    if about.photoshop is not None:
+    resources = about.resources()
+    if resources is not None:
         size = SEGMENT - len(PHOTOSHOP_HEAD)
-        pieces = (about.photoshop[at : at + size] for at in range(0, len(about.photoshop), size))
+        pieces = (resources[at : at + size] for at in range(0, len(resources), size))
         segments += [(b"\xed", PHOTOSHOP_HEAD + piece) for piece in pieces]
     if about.icc is not None:
         parts = [about.icc[at : at + ICC_PIECE] for at in range(0, len(about.icc), ICC_PIECE)]
@@ -68,8 +69,8 @@ def png(data: bytes, about: Metadata, *, same: bool) -> bytes:
         later.append((b"pHYs", struct.pack(">IIB", *(round(one / 0.0254) for one in about.dpi), 1)))
     if about.xmp is not None:
         later.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + about.xmp))
-    if about.exif:
-        later.append((b"eXIf", about.exif.block()))
+    if (exif := about.exif_block()) is not None:
+        later.append((b"eXIf", exif[6:]))
     head = 33  # signature and IHDR
     return data[:head] + b"".join(_chunk(*part) for part in [*first, *later]) + data[head:]
 
@@ -85,8 +86,8 @@ def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
     for kind, body in containers.boxes(data):
         if kind == b"jp2c":
             boxes += [part for part in parts if part[0] != b"res "]
-            if about.exif:
-                boxes.append((b"uuid", UUID_EXIF + about.exif.block()))
+            if (exif := about.exif_block()) is not None:
+                boxes.append((b"uuid", UUID_EXIF + exif[6:]))
             if about.xmp is not None:
                 boxes.append((b"uuid", UUID_XMP + about.xmp))
         boxes.append((kind, _jp2_header(bytes(body), about, parts) if kind == b"jp2h" else bytes(body)))

@@ -93,13 +93,17 @@ def encode(
         kind = "PNG"
     with pillow(None):
         about = picture.metadata.reduced(metadata)
-        sheet = _fitted(picture, rgb, kind, levels)
-        write = _jpeg if kind == "JPEG" else writers.written
-        data, how = write(kind, sheet, picture, _fitting(about, sheet), levels)
+        data, how = _written(kind, picture, rgb, about, levels)
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
     return Encoded(data, EXTENSIONS[kind], f"{how} ({'; '.join(notes)})" if notes else how)
+
+
+def _written(kind: str, picture: Picture, rgb: Rgb, about: Metadata, levels: int) -> tuple[bytes, str]:
+    sheet = _fitted(picture, rgb, kind, levels)
+    write = _jpeg if kind == "JPEG" else writers.written
+    return write(kind, sheet, picture, _fitting(about, sheet), levels)
 
 
 def _fitting(about: Metadata, sheet: Sheet) -> Metadata:

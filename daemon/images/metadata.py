@@ -52,6 +52,7 @@ IIM = 0x0404
 """Photoshop image resources: the thumbnails, and the IPTC record."""
 
 _XMP_THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+_XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 _JPEG, _JPEG_IN_BASE64 = b"\xff\xd8\xff", b"/9j/"
 
 Part = tuple[bytes, bytes]
@@ -110,8 +111,9 @@ class Metadata:
         return Metadata(exif=turned if self.orientation != 1 else Directory())
 
     def upright(self) -> Metadata:
-        """For pixels that are stored upright."""
-        return replace(self, exif=self.exif.without({ORIENTATION}))
+        """For pixels that are stored upright: no tag and no XMP that would turn them."""
+        xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
+        return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
 
     def with_resolution(self) -> Metadata:
         """The resolution in EXIF too, for files that have no other place for it."""
@@ -125,7 +127,15 @@ class Metadata:
 
     def exif_block(self) -> bytes | None:
         """The tags as an EXIF block that starts with `Exif`, or None where there is no tag."""
-        return b"Exif\0\0" + self.exif.block() if self.exif else None
+        exif = self.exif.without({IPTC})  # a TIFF's own place for it
+        return b"Exif\0\0" + exif.block() if exif else None
+
+    def resources(self) -> bytes | None:
+        """Photoshop's image resources, with the IPTC record of a TIFF that has it in a tag."""
+        iptc, block = self.exif.raw(IPTC), self.photoshop or b""
+        if iptc is not None and not any(kind == IIM for kind, _ in _resources(block)):
+            block += _resource(IIM, iptc)
+        return block or None
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
@@ -168,11 +178,9 @@ def of_tiff(first: Directory) -> Metadata:
         pairs = [struct.unpack(f"{first.order}II", value) for value in resolution if value]
         scale = 2.54 if first.number(RESOLUTION[2], 2) == 3 else 1.0
         dpi = _dpi([above * scale / below if below else 0 for above, below in pairs])
-    photoshop = first.raw(PHOTOSHOP)
-    iptc = first.raw(IPTC)
-    if iptc and not (photoshop and any(kind == IIM for kind, _ in _resources(photoshop))):
-        photoshop = (photoshop or b"") + _resource(IIM, iptc)
-    return _clean(Metadata(exif=exif, icc=first.raw(ICC), xmp=first.raw(XMP), photoshop=photoshop, dpi=dpi))
+    return _clean(
+        Metadata(exif=exif, icc=first.raw(ICC), xmp=first.raw(XMP), photoshop=first.raw(PHOTOSHOP), dpi=dpi)
+    )
 
 
 def _clean(found: Metadata) -> Metadata:

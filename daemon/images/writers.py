@@ -74,13 +74,11 @@ def written(kind: str, sheet: Sheet, picture: Picture, about: Metadata, levels: 
             return _avif(sheet, picture, about, levels)
     options: dict[str, Any] = {"icc_profile": about.icc, "exif": about.exif_block(), "xmp": about.xmp}
     if kind == "HEIF":
-        # The identity matrix: YCbCr at 8 bits would round the change.
-        options |= {
-            "exif": about.upright().exif_block(),
-            "quality": -1,
-            "chroma": 444,
-            "matrix_coefficients": 0,
-        }
+        # The pixels are stored upright, and the encoder would take a turn from either block. The
+        # identity matrix: YCbCr at 8 bits would round the change.
+        about = about.upright()
+        options |= {"exif": about.exif_block(), "xmp": about.xmp}
+        options |= {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
         return saved(colour.eight(sheet.bands), kind, options), "HEIC lossless"
     # exact: the colour below full transparency is part of the picture too.
     options |= {"lossless": True, "exact": True}
