@@ -7,6 +7,7 @@ compressed file. Source: TIFF 6.0; the supplement of 2002 for Deflate.
 from __future__ import annotations
 
 import io
+import logging
 import zlib
 from collections.abc import Callable
 
@@ -19,6 +20,9 @@ from daemon.images import containers, refusals, tags
 from daemon.images.colour import Samples
 from daemon.images.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
 from daemon.images.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
+
+# What tifffile would put into its log is told by an error here.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 STRIP = 1 << 20
 """Bytes of samples in a strip, before compression."""
@@ -130,11 +134,24 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
         raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits a sample")
     if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
         raise refusals.odd_depth(name, max(depths))
-    for offsets, sizes in ((273, 279), (324, 325)):
-        pieces = zip(first.numbers(offsets), first.numbers(sizes), strict=False)
-        if any(offset + size > len(data) for offset, size in pieces):
-            raise refusals.cut_short(name, "the TIFF")
+    _check_pieces(first, len(data), name)
     return max(depths)
+
+
+def _check_pieces(first: Directory, size: int, name: str) -> None:
+    """Every strip or tile must be there: readers fill what is missing with black, without a word."""
+    width, height = first.number(256), first.number(257)
+    tiled = 324 in first.entries
+    offsets, sizes = (first.numbers(tag) for tag in ((324, 325) if tiled else (273, 279)))
+    across, down = (first.number(322), first.number(323)) if tiled else (width, first.number(278, height))
+    if min(width, height, across, down) < 1:
+        raise refusals.damaged(name, "TIFF", f"{width}x{height} pixels in pieces of {across}x{down}")
+    planes = first.number(277, 1) if first.number(284, 1) == 2 else 1
+    expected = -(-width // across) * -(-height // min(down, height)) * planes
+    if min(len(offsets), len(sizes)) < expected or not all(sizes[:expected]):
+        raise refusals.damaged(name, "TIFF", f"{min(len(offsets), len(sizes))} of {expected} pieces")
+    if any(offset + piece > size for offset, piece in zip(offsets, sizes, strict=False)):
+        raise refusals.cut_short(name, "the TIFF")
 
 
 def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
@@ -144,6 +161,8 @@ def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
         bands = np.atleast_3d(page.asarray(maxworkers=1))
         if page.planarconfig == 2 and page.samplesperpixel > 1:
             bands = bands.transpose(1, 2, 0)
+        if bands.shape[:2] != (page.imagelength, page.imagewidth):
+            raise refusals.damaged(name, "TIFF", f"samples of shape {bands.shape}")
         extra, photometric = tuple(page.extrasamples), int(page.photometric)
     colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric)
     if colours is None or bands.shape[2] != colours + len(extra) or len(extra) > (colours < 4):

@@ -92,7 +92,7 @@ def profiled(icc: bytes) -> dict[str, Any]:
 # ---- 16 bits
 
 
-DEEP: dict[str, Callable[[], bytes]] = {
+DEEP: dict[str, Callable[[], bytes | bytearray]] = {
     "png grey": lambda: imagecodecs.png_encode(deep(1)[..., 0].copy()),
     "png grey alpha": lambda: imagecodecs.png_encode(deep(2)),
     "png rgb": lambda: imagecodecs.png_encode(deep(3)),
