@@ -43,9 +43,9 @@ def _gamma(value: float) -> bytes:
 
 def rgb(gamma: float = 2.2, primaries: tuple[tuple[float, float, float], ...] = ADOBE) -> bytes:
     """A matrix profile; the default is Adobe RGB (1998)."""
-    tags = {}
+    tags: dict[bytes, bytes] = {}
     for name, xyz in zip("rgb", primaries, strict=True):
-        tags |= {f"{name}XYZ".encode(): _xyz(xyz), f"{name}TRC".encode(): _gamma(gamma)}  # type: ignore[arg-type]
+        tags |= {f"{name}XYZ".encode(): _xyz(xyz), f"{name}TRC".encode(): _gamma(gamma)}
     return _profile(b"RGB ", b"mntr", b"XYZ ", tags)
 
 
