@@ -17,9 +17,13 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from daemon.config import parse
+from daemon.detectors import Sidecar, Source
 from daemon.domain import Rgb
 from daemon.errors import Code, InputError
 from daemon.images import Picture, colour, decode, encode, largest_change, max_change, readers
+from daemon.pipeline import process
+from tests.conftest import QUICK, mask_picture, photo
 from tests.unit import profiles
 from tests.unit.test_images import ICC, file, frames, scene
 
@@ -550,3 +554,36 @@ def test_the_readmes_table_says_what_is_measured(tmp_path: Path) -> None:
     assert not missing, "\n".join(
         ["the README should say:", lines[0], "|---" * len(table[0]) + "|", *lines[1:]]
     )
+
+
+# ---- the whole job
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "wide 16-bit tiff",
+        pytest.param("cmyk jpeg", marks=pytest.mark.slow),
+        pytest.param("grey 16-bit png", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
+    photograph = np.array(photo())
+    deep_photograph = photograph.astype(np.uint16) * 257
+    data = {
+        "wide 16-bit tiff": lambda: tiff(deep_photograph, **profiled(WIDE)),
+        "cmyk jpeg": lambda: file(Image.fromarray(photograph).convert("CMYK"), "JPEG", quality=95),
+        "grey 16-bit png": lambda: bytes(imagecodecs.png_encode(deep_photograph[..., 1].copy())),
+    }[make]()
+    mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
+    settings = parse({"folders": {"inbox": "in"}, **QUICK}, base=Path("/"))
+    result = process(data, Source("a", (mask,)), settings)
+    before, after = taken(data), taken(result.data)
+    assert (after.format, after.mode, after.samples.dtype) == (
+        before.format,
+        before.mode,
+        before.samples.dtype,
+    )
+    assert after.metadata.icc == before.metadata.icc
+    assert 0 < largest_change(before, after) <= LEVELS
+    assert result.receipt["max_change_levels"] == largest_change(before, after)
