@@ -111,7 +111,8 @@ class Verify(_Section):
 class Output(_Section):
     """What the published file is like."""
 
-    format: Literal["same", "png", "jpeg", "tiff", "webp"] = "same"
+    format: Literal["same", "png", "jpeg", "tiff", "webp", "heic", "avif", "jpeg2000", "bmp"] = "same"
+    frames: Literal["refuse", "first"] = "refuse"
     metadata: Literal["keep", "strip-gps", "strip-all"] = "keep"
     max_pixels: Annotated[int, Field(ge=1)] = 120_000_000
 

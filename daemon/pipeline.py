@@ -93,7 +93,9 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
 
     with watch.phase("decode"):
         progress("decode", 0, 1)
-        picture = images.decode(data, name=source.name, max_pixels=settings.output.max_pixels)
+        picture = images.decode(
+            data, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
+        )
     with watch.phase("detect"):
         progress("detect", 0, 1)
         regions = protect.find(picture.rgb, source, settings.regions)
@@ -125,9 +127,9 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
             format=settings.output.format,
             metadata=settings.output.metadata,
         )
-        published = _decoded_again(encoded.data, source, picture.rgb, settings, budget)
+        published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), _memory(source):
-        verification = _verified(picture.rgb, published, crops, bench, settings, key, progress)
+        verification = _verified(picture.rgb, published, largest, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
         "written_as": encoded.how,
@@ -155,7 +157,9 @@ def replay(
     """
     watch = _Watch()
     began = time.perf_counter()
-    picture = images.decode(original, name=source.name, max_pixels=settings.output.max_pixels)
+    picture = images.decode(
+        original, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
+    )
     other = images.decode(protected, name="the protected picture", max_pixels=settings.output.max_pixels)
     if other.rgb.shape != picture.rgb.shape:
         got, want = other.rgb.shape[1::-1], picture.rgb.shape[1::-1]
@@ -169,7 +173,8 @@ def replay(
     crops = _crops(picture.rgb, regions, settings)
     key = _digests(original, b"", source, settings)["key"]
     with watch.phase("verify"), _memory(source):
-        verification = _verified(picture.rgb, other.rgb, crops, bench, settings, key, progress)
+        largest = images.largest_change(picture, other)
+        verification = _verified(picture.rgb, other.rgb, largest, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
         **_digests(original, protected, source, settings),
@@ -179,22 +184,25 @@ def replay(
     return Result(verification.verdict, protected, "", receipt, sheet)
 
 
-def _decoded_again(data: bytes, source: Source, original: Rgb, settings: Settings, budget: Budget) -> Rgb:
-    """The pixels somebody will get from the bytes to publish; refused if they left the budget."""
-    published = images.decode(
-        data, name=f"{source.name} as written", max_pixels=settings.output.max_pixels
-    ).rgb
-    if published.shape != original.shape:
+def _decoded_again(
+    data: bytes, source: Source, original: Picture, settings: Settings, budget: Budget
+) -> tuple[Rgb, int]:
+    """What somebody will see of the bytes to publish, and the largest change of a stored sample.
+
+    Refused if that left the budget.
+    """
+    published = images.decode(data, name=f"{source.name} as written", max_pixels=settings.output.max_pixels)
+    if published.rgb.shape != original.rgb.shape:
         raise InputError(
-            Code.INTERNAL, f"{source.name}: came out {published.shape}, went in {original.shape}"
+            Code.INTERNAL, f"{source.name}: came out {published.rgb.shape}, went in {original.rgb.shape}"
         )
-    largest = int(np.abs(published.astype(np.int16) - original).max())
+    largest = images.largest_change(original, published)
     if largest > budget.levels:
         raise BudgetExceeded(
             f"{source.name}: the written file differs from the original by {largest} levels, the budget "
             f"is {budget.epsilon:g}; set output.format to png or raise protect.epsilon"
         )
-    return published
+    return published.rgb, largest
 
 
 def _passed(
@@ -272,6 +280,7 @@ def _crops(rgb: Rgb, regions: Sequence[Region], settings: Settings) -> list[Crop
 def _verified(
     original: Rgb,
     published: Rgb,
+    largest: int,
     crops: Sequence[Crop],
     bench: _Bench,
     settings: Settings,
@@ -286,6 +295,7 @@ def _verified(
         bench.held_out,
         Budget(settings.protect.epsilon),
         settings.verify,
+        largest=largest,
         target=settings.protect.target,
         device=bench.device,
         rng=generator(key, "verify"),

@@ -133,7 +133,11 @@ def optimise(
         allowed = task.project(proposed)
         change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
         done += settings.iterations * len(crop.regions)
-    return quantised(rgb, change, budget)
+    result = rgb.copy()
+    for crop in crops:  # of the whole picture a float copy would be gigabytes
+        here = crop.box.slices
+        result[here] = quantised(rgb[here], change[here], budget)
+    return result
 
 
 def _shifted(progress: Progress, offset: int, total: int) -> Progress:

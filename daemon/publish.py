@@ -165,7 +165,13 @@ class Publisher:
             outbox.remove(root, mask, sha256=digest, key=key)
 
 
-FAMILIES = ({b".jpg", b".jpeg", b".jpe", b".jfif"}, {b".tif", b".tiff"}, {b".png"}, {b".webp"})
+FAMILIES = (
+    {b".jpg", b".jpeg", b".jpe", b".jfif"},
+    {b".tif", b".tiff"},
+    {b".heic", b".heif", b".hif"},
+    {b".jp2", b".j2k", b".jpf", b".jpx"},
+)
+"""Extensions of one format; of the others each has its own."""
 
 
 def renamed(path: bytes, extension: str) -> bytes:

@@ -101,14 +101,17 @@ def verify(
     budget: Budget,
     settings: Verify,
     *,
+    largest: int,
     target: str,
     device: torch.device,
     rng: np.random.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Judge `published`, the decoded pixels of the file, against `original`; both upright uint8 H,W,3."""
-    difference = np.abs(published.astype(np.int16) - original.astype(np.int16))
-    largest = int(difference.max(initial=0))
+    """Judge `published`, the decoded pixels of the file, against `original`; both upright uint8 H,W,3.
+
+    Args:
+        largest: the largest change of a sample as the file stores it, in levels of 255.
+    """
     editors = [(editor, False) for editor in surrogates] + [(editor, True) for editor in held_out]
     total = len(editors) * sum(len(crop.regions) for crop in crops)
     edits: list[EditResult] = []
@@ -132,7 +135,7 @@ def verify(
                 progress(done, total)
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
-    return Verification(verdict, reasons, _psnr(difference, crops), largest, edits, panels)
+    return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:
@@ -257,11 +260,12 @@ def _ineffective(edit: EditResult, name: str, most: float, least: float, setting
     return []
 
 
-def _psnr(difference: NDArray[np.int16], crops: Sequence[Crop]) -> float | None:
-    where = np.zeros(difference.shape[:2], dtype=np.bool_)
+def _psnr(original: Rgb, published: Rgb, crops: Sequence[Crop]) -> float | None:
+    where = np.zeros(original.shape[:2], dtype=np.bool_)
     for crop in crops:
         where[crop.box.slices] = True
-    squared = float((difference[where].astype(np.float64) ** 2).mean()) if where.any() else 0.0
+    difference = published[where].astype(np.float32) - original[where]
+    squared = float((difference**2).mean(dtype=np.float64)) if where.any() else 0.0
     return None if squared == 0 else float(10 * np.log10(255**2 / squared))
 
 

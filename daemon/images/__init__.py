@@ -9,6 +9,6 @@ Pillow's size limit and Python's warning filters belong to the process: one thre
 """
 
 from daemon.images.encoding import Encoded, encode
-from daemon.images.intake import Picture, decode, decode_mask, max_change, psnr
+from daemon.images.intake import Picture, decode, decode_mask, largest_change, max_change, psnr
 
-__all__ = ["Encoded", "Picture", "decode", "decode_mask", "encode", "max_change", "psnr"]
+__all__ = ["Encoded", "Picture", "decode", "decode_mask", "encode", "largest_change", "max_change", "psnr"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from daemon.errors import Code, InputError
+from daemon.images import refusals
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -19,32 +20,50 @@ SIGNATURES = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
 }
+RAW = "a camera raw file"
 OTHERS = {
     b"%PDF": "a PDF document",
     b"%!PS": "PostScript",
     b"\xc5\xd0\xd3\xc6": "EPS",
     b"8BPS": "a Photoshop document",
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
     b"v/1\x01": "OpenEXR",
-    b"FUJIFILM": "a camera raw file",
+    b"FUJIFILM": RAW,
+    b"IIRO": RAW,
+    b"IIRS": RAW,
+    b"IIU\0": RAW,
+    b"FOVb": RAW,
     b"PK\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive",
     b"MZ": "a program",
     b"\x7fELF": "a program",
 }
-BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp"})
+WAYS_OUT = {
+    RAW: "develop it to JPEG or 16-bit TIFF",
+    "a Photoshop document": "save a copy as TIFF (8 or 16 bits) or PNG",
+}
+BRANDS = {
+    b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF", b"msf1": "HEIF",
+    b"hevc": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
+}  # fmt: skip
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif", ".hif", ".avif"}
+    | {".jp2", ".j2k", ".jpf", ".jpx", ".bmp", ".gif"}
+)
+FORMATS = "JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF"
 HEAD = 4096
 
 
 def sniff(data: bytes, name: str) -> str:
-    """The format of a file by its content: `JPEG`, `PNG`, `TIFF` or `WEBP`.
+    """The format of a file by its content, in Pillow's words: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`,
+    `AVIF`, `JPEG2000`, `BMP` or `GIF`.
 
     Raises:
         InputError: EMPTY, TRUNCATED (nothing but zeros, or a signature cut short) or
@@ -54,17 +73,18 @@ def sniff(data: bytes, name: str) -> str:
         raise InputError(Code.EMPTY, f"{name}: is empty, expected a picture; copy it again")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp" and (kind := _brand(data)):
+        return kind
     for signature, kind in SIGNATURES.items():
         if data.startswith(signature):
             return kind
     if not any(data[:HEAD]) or any(signature.startswith(data) for signature in SIGNATURES):
-        raise cut_short(name, "a picture")
+        raise refusals.cut_short(name, "a picture")
     suffix = PurePath(name).suffix.lower()
     says = f"says {suffix}, is" if suffix in SUFFIXES else "is"
-    raise InputError(
-        Code.UNSUPPORTED,
-        f"{name}: {says} {_guess(data)}, expected JPEG, PNG, TIFF or WebP; export it as one of these",
-    )
+    what = _guess(data)
+    way_out = WAYS_OUT.get(what, "export it as one of these")
+    raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {way_out}")
 
 
 def is_complete(data: bytes, kind: str) -> bool:
@@ -76,12 +96,15 @@ def is_complete(data: bytes, kind: str) -> bool:
             return any(chunk == b"IEND" for chunk, _ in png_chunks(data))
         case "WEBP":
             return _webp_ends(data)
+        case "HEIF" | "AVIF":
+            return all(bytes(kind) != b"" for kind, _ in boxes(data)) and _holds(data, b"mdat")
+        case "JPEG2000":
+            return b"\xff\xd9" in data[-HEAD:] and (data[:1] == b"\xff" or _holds(data, b"jp2c"))
+        case "BMP":
+            return _bmp_ends(data)
+        case "GIF":
+            return data.rstrip(b"\0").endswith(b";")
     return True
-
-
-def cut_short(name: str, what: str) -> InputError:
-    """The error for a file whose end is missing."""
-    return InputError(Code.TRUNCATED, f"{name}: ends too early, expected the whole of {what}; copy it again")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -93,6 +116,34 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             return
         yield kind, view[at + 8 : at + 8 + size]
         at += 12 + size
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Marker (its second byte) and body of each segment of a JPEG before its pixels."""
+    view, at = memoryview(data), 2
+    while marker := _MARKER.match(data, at):
+        at = marker.end()
+        size = int.from_bytes(data[at : at + 2], "big")
+        if marker[1] in (b"\xda", b"\xd9") or size < 2:
+            return
+        yield marker[1], view[at + 2 : at + size]
+        at += size
+
+
+def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and body of each box of an ISO media or JPEG 2000 file; one cut short ends with kind `b""`."""
+    view, at = memoryview(data), start
+    while at + 8 <= len(data):
+        size, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        elif size == 0:
+            size = len(data) - at
+        if size < head or at + size > len(data):
+            yield b"", view[at:]
+            return
+        yield kind, view[at + head : at + size]
+        at += size
 
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
@@ -111,6 +162,25 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
+def _brand(data: bytes) -> str | None:
+    """HEIF or AVIF by the brands of an ISO media file: AVIF may call itself `mif1` first."""
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    names = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
+    kinds = [BRANDS[name] for name in names if name in BRANDS]
+    if data[8:12] not in BRANDS:
+        return None
+    return "AVIF" if "AVIF" in kinds else "HEIF"
+
+
+def _holds(data: bytes, kind: bytes) -> bool:
+    return any(name == kind for name, _ in boxes(data))
+
+
+def _bmp_ends(data: bytes) -> bool:
+    """By the size its header gives; where that is left at zero, the decoder finds out."""
+    return len(data) >= 26 and int.from_bytes(data[2:6], "little") <= len(data)
+
+
 def _webp_ends(data: bytes) -> bool:
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
         return False
@@ -121,7 +191,7 @@ def _webp_ends(data: bytes) -> bool:
 
 def _guess(data: bytes) -> str:
     if data[4:8] == b"ftyp":
-        return BRANDS.get(data[8:12], "a video or another ISO media file")
+        return RAW if data[8:11] == b"crx" else "a video or another ISO media file"
     for signature, what in OTHERS.items():
         if data.startswith(signature):
             return what

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import io
-import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 
 from daemon.domain import Rgb
-from daemon.images.intake import Picture, pillow, stored
+from daemon.images import blocks, colour, writers
+from daemon.images.colour import Samples
+from daemon.images.intake import Picture, stored
 from daemon.images.metadata import Metadata
+from daemon.images.readers import heif_ready, pillow
+from daemon.images.writers import Sheet, saved
 
-EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
-LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
-LOSSLESS = frozenset({"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "zstd", "lzma"})
-PREDICTED = LOSSLESS - {"raw", "packbits"}
-SEGMENT = 65_000
-"""What one JPEG segment holds, with room for its header."""
+EXTENSIONS = {
+    "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "HEIF": ".heic", "AVIF": ".avif",
+    "JPEG2000": ".jp2", "BMP": ".bmp",
+}  # fmt: skip
+NAMES = {"same": "same", "heic": "HEIF", "jpeg2000": "JPEG2000"}
+"""Formats that the settings call otherwise than by their name in lower case."""
+
+LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "HEIF": 16_384, "AVIF": 65_536}
+INK = frozenset({"JPEG", "TIFF"})
+DEEP = frozenset({"PNG", "TIFF", "JPEG2000"})
+NO_GREY = frozenset({"WEBP"})
+NO_ALPHA = frozenset({"JPEG", "BMP"})
+MISFITS = {(b"GRAY", 3), (b"GRAY", 4), (b"RGB ", 1), (b"RGB ", 4), (b"CMYK", 1), (b"CMYK", 3)}
 
 COEFFICIENTS: dict[str, Any] = {"quality": 100, "subsampling": 0}
 """All that decides which pixels a JPEG decodes to."""
@@ -57,17 +66,18 @@ def encode(
 ) -> Encoded:
     """Write changed pixels as a file like the one the picture came from.
 
-    PNG, TIFF and WebP are lossless. A JPEG is written so that its decoded pixels stay within
-    `levels` of the picture wherever that can be had; the caller measures. Grey pictures stay
-    grey (the luminance of `rgb` is written; WebP has no grey). Palettes become RGB or RGBA.
-    Pixels are stored under the orientation they had. What a format cannot hold (transparency in
-    a JPEG, sides beyond its limit) is written as PNG, and `how` says so.
+    The change is carried into the picture's own samples: its colour space, its depth, its low
+    bits. All formats but JPEG and AVIF are written lossless; those so that the decoded pixels stay
+    within `levels` of the picture wherever that can be had; the caller measures. Grey stays grey
+    (WebP has none), CMYK stays CMYK (JPEG and TIFF; sRGB elsewhere), 16 bits stay 16 (PNG, TIFF and
+    JPEG 2000; 8 elsewhere). Palettes become RGB or RGBA. Pixels are stored under the orientation
+    they had. What a format cannot hold is written as PNG, and `how` says so.
 
     Args:
         picture: the original.
-        rgb: H,W,3 uint8, upright, within `levels` of `picture.rgb`.
-        levels: the bound on every sample, in levels of 255.
-        format: `same`, `png`, `jpeg`, `tiff` or `webp`.
+        rgb: H,W,3 uint8 sRGB, upright, within `levels` of `picture.rgb`.
+        levels: the bound on every sample and every colour, in levels of 255.
+        format: `same`, `png`, `jpeg`, `tiff`, `webp`, `heic`, `avif`, `jpeg2000` or `bmp`.
         metadata: `keep`, `strip-gps` or `strip-all`.
 
     Raises:
@@ -75,145 +85,109 @@ def encode(
     """
     if rgb.shape != picture.rgb.shape or rgb.dtype != np.uint8:
         raise ValueError(f"rgb: got {rgb.dtype} {rgb.shape}, expected uint8 {picture.rgb.shape}")
-    kind = picture.format if format == "same" else format.upper()
-    if kind not in EXTENSIONS:
-        raise ValueError(f"format: got {format!r}, expected same, png, jpeg, tiff or webp")
+    kind = picture.format if format == "same" else NAMES.get(format, format.upper())
+    if kind not in (*EXTENSIONS, "GIF"):
+        raise ValueError(f"format: got {format!r}, expected same or one of {', '.join(EXTENSIONS).lower()}")
     hurdle = _hurdle(picture, kind)
     if hurdle:
         kind = "PNG"
     with pillow(None):
         about = picture.metadata.reduced(metadata)
-        grey = picture.grey and kind != "WEBP"
-        if not grey and about.icc is not None and about.icc[16:20] == b"GRAY":
-            about = replace(about, icc=None)  # a grey profile on colour pixels is an invalid file
-        colour = stored(_flat(rgb, grey), picture.orientation)
-        if kind == "JPEG":
-            original = stored(_flat(picture.rgb, grey), picture.orientation)
-            data, how = _jpeg(colour, original, levels, about)
-        else:
-            data, how = _lossless(kind, _with_alpha(colour, picture), picture, about)
-    return Encoded(data, EXTENSIONS[kind], f"{how} ({hurdle})" if hurdle else how)
+        data, how = _written(kind, picture, rgb, about, levels)
+    notes = [hurdle] if hurdle else []
+    if picture.frames > 1:
+        notes.append(f"first of {picture.frames}")
+    return Encoded(data, EXTENSIONS[kind], f"{how} ({'; '.join(notes)})" if notes else how)
+
+
+def _written(kind: str, picture: Picture, rgb: Rgb, about: Metadata, levels: int) -> tuple[bytes, str]:
+    sheet = _fitted(picture, rgb, kind, levels)
+    write = _jpeg if kind == "JPEG" else writers.written
+    return write(kind, sheet, picture, _fitting(about, sheet), levels)
+
+
+def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
+    """Less a profile that is for samples of another make: the file would be invalid."""
+    misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
+    return replace(about, icc=None) if misfit or sheet.is_srgb else about
+
+
+def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
+    """The picture's samples with the change, as far as the format can hold them."""
+    turn = 1 if kind == "HEIF" else picture.orientation
+    channels = picture.samples.shape[2]
+    if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
+        # Not every profile of grey is one for colour, and none of ink is.
+        wanted: Samples = rgb if channels == 4 or picture.look is not None else _grey(picture, rgb)
+        original: Samples = picture.rgb
+        is_srgb = channels == 4 or picture.look is not None
+    else:
+        wanted = colour.carried(picture.samples, picture.rgb, rgb, picture.look, levels)
+        original, is_srgb = picture.samples, False
+    alpha = picture.alpha
+    if kind not in DEEP:
+        wanted, original = colour.eight(wanted), colour.eight(original)
+        alpha = None if alpha is None else colour.eight(alpha)
+    if kind in NO_ALPHA:
+        alpha = None
+    return Sheet(
+        stored(wanted, turn), stored(original, turn), None if alpha is None else stored(alpha, turn), is_srgb
+    )
+
+
+def _grey(picture: Picture, rgb: Rgb) -> Rgb:
+    """The picture with the luminance of the change, in three equal channels."""
+    plane = colour.carried(picture.rgb[..., :1], picture.rgb, rgb, None, 255)
+    return colour.eight(plane).repeat(3, axis=2)
 
 
 def _hurdle(picture: Picture, kind: str) -> str | None:
     """Why the format cannot hold the picture."""
-    if kind == "JPEG" and picture.alpha is not None and picture.alpha.min() < 255:
-        return "JPEG holds no transparency"
+    if kind == "GIF":
+        return "GIF holds no more than 256 colours"
+    if kind == "HEIF" and not heif_ready():
+        return "no HEIC writer is installed"
+    name = "JPEG" if kind == "JPEG" else kind
+    if (
+        kind in NO_ALPHA
+        and picture.alpha is not None
+        and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max
+    ):
+        return f"{name} holds no transparency"
     longest = LONGEST_SIDE.get(kind)
     if longest is not None and max(picture.rgb.shape[:2]) > longest:
         return f"{kind} holds no side beyond {longest} pixels"
     return None
 
 
-def _flat(rgb: Rgb, grey: bool) -> Pixels:
-    """H,W,1 or H,W,3."""
-    return np.asarray(Image.fromarray(rgb).convert("L"))[..., None] if grey else rgb
-
-
-def _with_alpha(colour: Pixels, picture: Picture) -> Pixels:
-    if picture.alpha is None:
-        return colour
-    return np.concatenate([colour, stored(picture.alpha, picture.orientation)[..., None]], axis=2)
-
-
-def _image(bands: Pixels) -> Image.Image:
-    return Image.fromarray(bands[..., 0] if bands.shape[2] == 1 else bands)
-
-
-def _saved(bands: Pixels, kind: str, options: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    _image(bands).save(file, kind, **{key: value for key, value in options.items() if value is not None})
-    return file.getvalue()
-
-
-def _lossless(kind: str, bands: Pixels, picture: Picture, about: Metadata) -> tuple[bytes, str]:
-    options: dict[str, Any] = {"icc_profile": about.icc}
-    if kind == "PNG":
-        return _saved(bands, kind, options | _png(picture, about)), "PNG lossless"
-    if kind == "WEBP":
-        # exact: the colour below full transparency is part of the picture too.
-        options |= {"lossless": True, "exact": True, "exif": about.exif(), "xmp": about.xmp}
-        return _saved(bands, kind, options), "WebP lossless"
-    compression = picture.compression if picture.compression in LOSSLESS else "tiff_adobe_deflate"
-    options |= {"compression": compression, "dpi": about.dpi}
-    try:
-        data = _tiff(bands, about, options)
-    except (ValueError, TypeError, RuntimeError, struct.error):  # libtiff is choosier about tags than EXIF is
-        data = _tiff(bands, about.bare(), options)
-    return data, f"TIFF {compression} lossless"
-
-
-def _tiff(bands: Pixels, about: Metadata, options: dict[str, Any]) -> bytes:
-    tags, directories = dict(about.main), about.directories()
-    if about.xmp is not None:
-        tags[700] = about.xmp
-    if options["compression"] in PREDICTED:
-        tags[317] = 2  # store differences of neighbours: smaller
-    tags |= dict.fromkeys(directories, 8)  # placeholders
-    return _with_directories(_saved(bands, "TIFF", options | {"tiffinfo": tags}), directories)
-
-
-def _png(picture: Picture, about: Metadata) -> dict[str, Any]:
-    extra = PngInfo()
-    if picture.format == "PNG":
-        for kind, body in picture.chunks:
-            extra.add(kind, body)
-    if about.xmp is not None:
-        extra.add_itxt("XML:com.adobe.xmp", about.xmp.decode("utf-8", "replace"))
-    return {"pnginfo": extra, "exif": about.exif(), "dpi": about.dpi}
-
-
-def _with_directories(tiff: bytes, directories: dict[int, Any]) -> bytes:
-    """Append EXIF directories and point the placeholders at them: Pillow cannot in a compressed TIFF."""
-    data = bytearray(tiff)
-    order = "<" if data[:2] == b"II" else ">"
-    (at,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, at)
-    for entry in range(at + 2, at + 2 + 12 * count, 12):
-        (tag,) = struct.unpack_from(f"{order}H", data, entry)
-        if tag in directories:
-            data += b"\0" * (len(data) % 2)
-            ifd = TiffImagePlugin.ImageFileDirectory_v2(bytes(data[:8]), group=tag)
-            for key, value in directories[tag].items():
-                ifd[key] = value
-            struct.pack_into(f"{order}HHII", data, entry, tag, 4, 1, len(data))
-            data += ifd.tobytes(len(data))
-    return bytes(data)
-
-
-def _jpeg(colour: Pixels, original: Pixels, levels: int, about: Metadata) -> tuple[bytes, str]:
+def _jpeg(kind: str, sheet: Sheet, picture: Picture, about: Metadata, levels: int) -> tuple[bytes, str]:
     """Stored as RGB: the rounding to YCbCr and back alone would cost a third of a small budget.
 
     A JFIF header means YCbCr to every reader, so RGB goes without one and the resolution into EXIF.
     """
-    grey = colour.shape[2] == 1
-    if about.dpi is not None:
-        resolution = {0x011A: about.dpi[0], 0x011B: about.dpi[1], 0x0128: 2}
-        about = replace(about, main={**about.main, **resolution})
-    exif = about.exif()
-    if exif is not None and len(exif) > SEGMENT:
-        exif = about.bare().exif()
+    wanted, original = colour.eight(sheet.wanted), colour.eight(sheet.original)
+    grey, ink = wanted.shape[2] == 1, wanted.shape[2] == 4
+    if not grey:
+        about = about.with_resolution()
     options = COEFFICIENTS | {
-        "keep_rgb": not grey,
-        "icc_profile": about.icc,
-        "exif": exif,
-        "xmp": about.xmp if about.xmp is None or len(about.xmp) <= SEGMENT else None,
+        "keep_rgb": not grey and not ink,
+        "extra": blocks.jpeg(about, same=picture.format == "JPEG"),
         "dpi": about.dpi if grey else None,
     }
-    aim = colour.copy()
-    touched = _touched(colour, original)
-    aim[touched] = _within(colour[touched], original[touched], levels, keep_rgb=not grey)
-    data = _saved(aim, "JPEG", options)
-    return data, f"JPEG quality 100 {'grey' if grey else '4:4:4 RGB'}"
+    aim = wanted.copy()
+    touched = _touched(wanted, original)
+    aim[touched] = _within(wanted[touched], original[touched], levels, keep_rgb=not grey and not ink)
+    data = saved(aim, "JPEG", options, ink=ink)
+    return data, f"JPEG quality 100 {'grey' if grey else '4:4:4 CMYK' if ink else '4:4:4 RGB'}"
 
 
-def _touched(colour: Pixels, original: Pixels) -> tuple[slice, slice]:
+def _touched(wanted: Pixels, original: Pixels) -> tuple[slice, slice]:
     """The smallest rectangle of whole 8x8 blocks that holds every change.
 
     Without chroma subsampling each block is coded on its own: what comes out of this part comes
     out of the whole file too.
     """
-    rows, columns = (np.flatnonzero((colour != original).any(axis=(other, 2))) // 8 * 8 for other in (1, 0))
+    rows, columns = (np.flatnonzero((wanted != original).any(axis=(other, 2))) // 8 * 8 for other in (1, 0))
     if not rows.size:
         return slice(0), slice(0)
     return slice(rows[0], rows[-1] + 8), slice(columns[0], columns[-1] + 8)
@@ -231,7 +205,7 @@ def _within(aim: Pixels, original: Pixels, levels: int, *, keep_rgb: bool) -> Pi
     low, high = np.clip(middle - levels, 0, 255), np.clip(middle + levels, 0, 255)
     margin = np.zeros(original.shape[:2], np.int16)
     for attempt in range(ROUNDS):
-        data = _saved(aim, "JPEG", COEFFICIENTS | {"keep_rgb": keep_rgb})
+        data = saved(aim, "JPEG", COEFFICIENTS | {"keep_rgb": keep_rgb}, ink=original.shape[2] == 4)
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             came_out = np.array(image).reshape(original.shape)
         beyond = came_out - np.clip(came_out, low, high)

@@ -1,53 +1,61 @@
 """What a file says about its picture, and what of it may go on.
 
-An EXIF thumbnail, a maker note's preview or an XMP thumbnail shows the *unprotected* picture:
-none is carried. Tags outside `CARRIED` are not carried either, nor are IPTC-IIM, Photoshop
-resources and text comments. EXIF that is broken is dropped; it never costs the picture.
+Everything goes on as the bytes it came in, so that what is not understood survives, except what
+shows the *unprotected* picture: EXIF thumbnails, maker notes with a preview, XMP thumbnails,
+Photoshop's thumbnail and layers, further pictures of the file. What describes the storage of the
+samples is written anew. A C2PA manifest is not carried: its signature would no longer fit. EXIF
+that is broken is dropped; it never costs the picture.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
-ORIENTATION = int(ExifTags.Base.Orientation)
-CAMERA = int(ExifTags.IFD.Exif)
-GPS = int(ExifTags.IFD.GPSInfo)
-MAKER_NOTE = int(ExifTags.Base.MakerNote)
-INTEROP = int(ExifTags.IFD.Interop)
+from daemon.images import containers, tags
+from daemon.images.tags import CAMERA, GPS, MAKER_NOTE, Directory
 
-CARRIED = frozenset(
-    {
-        0x010E,  # ImageDescription
-        0x010F,  # Make
-        0x0110,  # Model
-        0x0112,  # Orientation
-        0x011A,  # XResolution
-        0x011B,  # YResolution
-        0x0128,  # ResolutionUnit
-        0x0131,  # Software
-        0x0132,  # DateTime
-        0x013B,  # Artist
-        0x013C,  # HostComputer
-        0x4746,  # Rating
-        0x4749,  # RatingPercent
-        0x8298,  # Copyright
-        0x9C9B,  # XPTitle
-        0x9C9C,  # XPComment
-        0x9C9D,  # XPAuthor
-        0x9C9E,  # XPKeywords
-        0x9C9F,  # XPSubject
-    }
+ORIENTATION = 0x0112
+RESOLUTION = (0x011A, 0x011B, 0x0128)
+XMP, IPTC, PHOTOSHOP, ICC = 700, 33723, 34377, 34675
+LAYERS, SUBFILES, JPEG_XR = 37724, 330, 50341
+
+STORAGE = frozenset(
+    {254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289}
+    | {290, 291, 292, 293, 317, 320, 321, 322, 323, 324, 325, SUBFILES, 338, 339, 340, 341, 347, 400}
+    | {*range(512, 522), 529, 530, 531, 532, 559, LAYERS, JPEG_XR}
 )
-"""The tags of the first directory that describe the picture; the rest describe its storage."""
+"""Tags of a TIFF's first directory that say how the samples lie in the file, or hold more pictures."""
+
+PNG_COLOUR = frozenset({b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
+PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+PNG_CARRIED = PNG_COLOUR | PNG_TEXT | {b"tIME", b"oFFs", b"pHYs"}
+ELSEWHERE = (
+    b"XML:com.adobe.xmp\0",
+    b"Raw profile type exif\0",
+    b"Raw profile type APP1\0",
+    b"Raw profile type xmp\0",
+)
+"""Keywords of PNG text whose content is carried as EXIF or XMP."""
+
+UUID_EXIF = b"JpgTiffExif->JP2"
+UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+THUMBNAILS = (1033, 1036)
+IIM = 0x0404
+"""Photoshop image resources: the thumbnails, and the IPTC record."""
 
 _XMP_THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
-_JPEG_IN_BASE64 = b"/9j/"
+_XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
+_JPEG, _JPEG_IN_BASE64 = b"\xff\xd8\xff", b"/9j/"
+
+Part = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -55,113 +63,226 @@ class Metadata:
     """What is carried from file to file.
 
     Attributes:
-        main: tags of EXIF's first directory, orientation among them where the file had one.
-        camera: tags of the Exif directory.
-        gps: tags of the GPS directory.
+        exif: the tags, orientation among them where the file had one.
         icc: the colour profile's bytes.
         xmp: the XMP packet's bytes.
+        photoshop: image resources, the IPTC-IIM record among them.
         dpi: horizontal and vertical.
+        parts: what only the same kind of file holds, as (kind, body): JPEG segments, PNG chunks,
+            JPEG 2000 boxes.
     """
 
-    main: Mapping[int, Any] = field(default_factory=dict)
-    camera: Mapping[int, Any] = field(default_factory=dict)
-    gps: Mapping[int, Any] = field(default_factory=dict)
+    exif: Directory = field(default_factory=Directory)
     icc: bytes | None = None
     xmp: bytes | None = None
+    photoshop: bytes | None = None
     dpi: tuple[float, float] | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def orientation(self) -> int:
         """1..8 as in EXIF; 1 where the file says nothing."""
-        return int(self.main.get(ORIENTATION, 1))
+        value = self.exif.number(ORIENTATION, 1)
+        return value if 1 <= value <= 8 else 1
 
     def reduced(self, policy: str) -> Metadata:
         """What `keep`, `strip-gps` or `strip-all` leaves; orientation and profile always stay."""
         if policy == "keep":
             return self
         if policy == "strip-all":
-            return replace(self.bare(), icc=self.icc)
+            colour = tuple(part for part in self.parts if part[0] in PNG_COLOUR)
+            return replace(self.bare(), icc=self.icc, parts=colour)
         if policy == "strip-gps":
-            # A maker note is opaque, and some hold a position.
-            camera = {tag: value for tag, value in self.camera.items() if tag != MAKER_NOTE}
-            # An XMP packet may be UTF-16 and may call the namespace as it likes.
-            private = self.xmp is not None and b"GPS" in self.xmp.replace(b"\0", b"")
-            return replace(self, camera=camera, gps={}, xmp=None if private else self.xmp)
+            exif = self.exif.without({GPS})
+            if CAMERA in exif.below:  # a maker note is opaque, and some hold a position
+                camera = exif.below[CAMERA].without({MAKER_NOTE})
+                exif = replace(exif, below={**exif.below, CAMERA: camera})
+            return replace(
+                self,
+                exif=exif,
+                xmp=None if self.xmp is not None and _has_position(self.xmp) else self.xmp,
+                parts=tuple(part for part in self.parts if not _has_position(part[1])),
+            )
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
     def bare(self) -> Metadata:
         """Nothing but an orientation that matters."""
-        return Metadata(main={ORIENTATION: self.orientation} if self.orientation != 1 else {})
+        turned = Directory().having({ORIENTATION: (tags.SHORT, [self.orientation])})
+        return Metadata(exif=turned if self.orientation != 1 else Directory())
 
-    def directories(self) -> dict[int, Mapping[int, Any]]:
-        """The directories below the first one that hold anything, by the tag that points to them."""
-        return {tag: ifd for tag, ifd in ((CAMERA, self.camera), (GPS, self.gps)) if ifd}
+    def upright(self) -> Metadata:
+        """For pixels that are stored upright: no tag and no XMP that would turn them."""
+        xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
+        return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
 
-    def exif(self) -> bytes | None:
+    def with_resolution(self) -> Metadata:
+        """The resolution in EXIF too, for files that have no other place for it."""
+        if self.dpi is None or RESOLUTION[0] in self.exif.entries:
+            return self
+        across, down = ([(round(one * 1000), 1000)] for one in self.dpi)
+        values = zip(
+            RESOLUTION, [(tags.RATIONAL, across), (tags.RATIONAL, down), (tags.SHORT, [2])], strict=True
+        )
+        return replace(self, exif=self.exif.having(dict(values)))
+
+    def exif_block(self) -> bytes | None:
         """The tags as an EXIF block that starts with `Exif`, or None where there is no tag."""
-        if not self.main and not self.directories():
-            return None
-        exif = Image.Exif()
-        for tag, value in self.main.items():
-            exif[tag] = value
-        for tag, ifd in self.directories().items():
-            exif[tag] = dict(ifd)
-        return exif.tobytes()
+        exif = self.exif.without({IPTC})  # a TIFF's own place for it
+        return b"Exif\0\0" + exif.block() if exif else None
+
+    def resources(self) -> bytes | None:
+        """Photoshop's image resources, with the IPTC record of a TIFF that has it in a tag."""
+        iptc, block = self.exif.raw(IPTC), self.photoshop or b""
+        if iptc is not None and not any(kind == IIM for kind, _ in _resources(block)):
+            block += _resource(IIM, iptc)
+        return block or None
 
 
-def read(image: Image.Image) -> Metadata:
-    """The metadata of an opened picture, clean and known to be writable again.
-
-    To be called before a TIFF is loaded (Pillow turns it upright then and forgets the tag), and
-    after anything else is (a PNG may hold its metadata behind the pixels).
-    """
+def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
+    """The metadata of a loaded picture in the file `data`, less what may not go on."""
     info = image.info
-    # Pillow would take an orientation from XMP, which browsers and viewers ignore.
-    packet = [info.pop(key, None) for key in ("XML:com.adobe.xmp", "xmp")]
     found = Metadata(
         icc=_bytes(info.get("icc_profile")),
-        xmp=_clean_xmp(next((_bytes(xmp) for xmp in packet if xmp), None)),
+        xmp=_bytes(info.get("xmp")) or _bytes(info.get("XML:com.adobe.xmp")),
+        exif=_exif(_bytes(info.get("exif"))),
+        dpi=_dpi(info.get("dpi")),
     )
-    main = _directory(image, None)
-    # Pillow answers 72 for a JPEG and 1 for a TIFF whose tags say nothing about it.
-    made_up = image.format in ("JPEG", "MPO", "TIFF") and not info.get("jfif_unit") and 0x011A not in main
-    found = replace(found, dpi=None if made_up else _dpi(info.get("dpi")))
-    orientation = main.pop(ORIENTATION, None)
-    if isinstance(orientation, int) and 1 <= orientation <= 8:
-        main[ORIENTATION] = orientation
-    found = replace(found, main=main, camera=_directory(image, CAMERA), gps=_directory(image, GPS))
+    match kind:
+        case "JPEG":
+            found = _with_segments(found, data)
+            if not info.get("jfif_unit") and RESOLUTION[0] not in found.exif.entries:
+                found = replace(found, dpi=None)  # Pillow answers 72 for a file that says nothing
+        case "PNG":
+            chunks = [
+                (name, bytes(body)) for name, body in containers.png_chunks(data) if name in PNG_CARRIED
+            ]
+            found = replace(found, parts=tuple(part for part in chunks if not part[1].startswith(ELSEWHERE)))
+        case "JPEG2000":
+            found = _with_boxes(found, data)
+        case "AVIF":
+            found = _with_exif_of_avif(found, data)
+        case "TIFF":
+            return of_tiff(tags.parse(data))
+    return _clean(found)
+
+
+def of_tiff(first: Directory) -> Metadata:
+    """The metadata in the first directory of a TIFF file."""
+    exif = first.without(STORAGE | {XMP, PHOTOSHOP, ICC})
+    resolution = [first.raw(tag) for tag in RESOLUTION[:2]]
+    dpi = None
+    if (
+        all(value is not None and len(value) == 8 for value in resolution)
+        and first.number(RESOLUTION[2], 2) > 1
+    ):
+        pairs = [struct.unpack(f"{first.order}II", value) for value in resolution if value]
+        scale = 2.54 if first.number(RESOLUTION[2], 2) == 3 else 1.0
+        dpi = _dpi([above * scale / below if below else 0 for above, below in pairs])
+    return _clean(
+        Metadata(exif=exif, icc=first.raw(ICC), xmp=first.raw(XMP), photoshop=first.raw(PHOTOSHOP), dpi=dpi)
+    )
+
+
+def _clean(found: Metadata) -> Metadata:
+    xmp = None if found.xmp is None else _XMP_THUMBNAILS.sub(b"", found.xmp)
+    if xmp is not None and _JPEG_IN_BASE64 in xmp:
+        xmp = None
+    photoshop = found.photoshop and b"".join(
+        body for kind, body in _resources(found.photoshop) if kind not in THUMBNAILS and _JPEG not in body
+    )
+    parts = tuple(part for part in found.parts if _JPEG not in part[1] and _JPEG_IN_BASE64 not in part[1])
+    return replace(found, exif=_quiet(found.exif), xmp=xmp, photoshop=photoshop or None, parts=parts)
+
+
+def _exif(block: bytes | None) -> Directory:
+    """An EXIF block's tree; empty where it is broken."""
+    if block is None:
+        return Directory()
     try:
-        found.exif()
-    except Exception:  # the tags of strangers fail in any way they like
-        bare = found.bare()
-        found = replace(found, main=bare.main, camera={}, gps={})
-    return found
+        return tags.parse(block.removeprefix(b"Exif\0\0"))
+    except ValueError:
+        return Directory()
 
 
-def _directory(image: Image.Image, tag: int | None) -> dict[int, Any]:
-    try:
-        exif = image.getexif()
-        if tag is None:
-            return {key: _writable(value) for key, value in exif.items() if key in CARRIED}
-        ifd = {key: _writable(value) for key, value in exif.get_ifd(tag).items() if key != INTEROP}
-    except Exception:  # as above
-        return {}
-    note = ifd.get(MAKER_NOTE)
-    if note is not None and (not isinstance(note, bytes) or b"\xff\xd8\xff" in note):
-        del ifd[MAKER_NOTE]
-    return ifd
+def _quiet(exif: Directory) -> Directory:
+    """The tree less values that hold a JPEG, and less an orientation that is none."""
+    odd = {tag for tag, entry in exif.entries.items() if _JPEG in entry.data}
+    if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
+        odd.add(ORIENTATION)
+    below = {tag: _quiet(directory) for tag, directory in exif.below.items()}
+    return replace(exif.without(odd), below={tag: one for tag, one in below.items() if one})
 
 
-def _writable(value: Any) -> Any:
-    """Text as its bytes: Pillow reads it as Latin-1 but writes ASCII, and UTF-8 names would suffer."""
-    return value.encode("latin-1", "replace") if isinstance(value, str) else value
+def _with_segments(found: Metadata, data: bytes) -> Metadata:
+    photoshop, parts, extended = b"", [], []
+    for marker, segment in containers.jpeg_segments(data):
+        body = bytes(segment)
+        if marker == b"\xed" and body.startswith(b"Photoshop 3.0\0"):
+            photoshop += body[14:]
+        elif marker == b"\xfe":
+            parts.append((marker, body))
+        elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
+            extended.append((marker, body))
+    # A preview may be spread over the segments, so they go together or not at all.
+    if _JPEG_IN_BASE64 not in b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended):
+        parts += extended
+    return replace(found, photoshop=photoshop or None, parts=tuple(parts))
 
 
-def _clean_xmp(xmp: bytes | None) -> bytes | None:
-    if xmp is None:
-        return None
-    xmp = _XMP_THUMBNAILS.sub(b"", xmp)
-    return None if _JPEG_IN_BASE64 in xmp else xmp
+def _with_exif_of_avif(found: Metadata, data: bytes) -> Metadata:
+    """The tags as they lie in the file: where the picture is turned Pillow writes them anew, as ASCII.
+
+    Every value is found by its offset from the start of the block, so its end need not be known.
+    """
+    at = max(data.find(b"Exif\0\0II*\0"), data.find(b"Exif\0\0MM\0*"))
+    orientation = (tags.SHORT, [found.orientation])
+    exif = _exif(data[at:]) if at >= 0 else found.exif
+    # The container's turn counts, not the tag's.
+    exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
+    return replace(found, exif=exif)
+
+
+def _with_boxes(found: Metadata, data: bytes) -> Metadata:
+    parts: list[Part] = []
+    for kind, view in containers.boxes(data):
+        body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
+        if kind == b"uuid" and body.startswith(UUID_EXIF):
+            found = replace(found, exif=_exif(body[16:]))
+        elif kind == b"uuid" and body.startswith(UUID_XMP):
+            found = replace(found, xmp=body[16:])
+        elif kind in (b"uuid", b"xml "):
+            parts.append((kind, body))
+        elif kind == b"jp2h":
+            for name, inner in containers.boxes(body, 0):
+                if name == b"res ":
+                    parts.append((name, bytes(inner)))
+                elif name == b"colr" and bytes(inner[:1]) == b"\2":
+                    found = replace(found, icc=bytes(inner[3:]))
+    return replace(found, parts=tuple(parts))
+
+
+def _resources(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and whole bytes of each of Photoshop's image resources."""
+    at = 0
+    while at + 12 <= len(block) and block[at : at + 4].isalnum():
+        name = (block[at + 6] + 2) // 2 * 2
+        if at + 10 + name > len(block):
+            return
+        size = int.from_bytes(block[at + 6 + name : at + 10 + name], "big")
+        end = at + 10 + name + size + size % 2
+        if at + 10 + name + size > len(block):
+            return
+        yield int.from_bytes(block[at + 4 : at + 6], "big"), block[at:end]
+        at = end
+
+
+def _resource(kind: int, body: bytes) -> bytes:
+    return b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def _has_position(text: bytes) -> bool:
+    """A packet may be UTF-16 and may call the namespace as it likes."""
+    return b"GPS" in text.replace(b"\0", b"")
 
 
 def _bytes(value: object) -> bytes | None:

@@ -90,7 +90,14 @@ DOORS = {
     "sqlalchemy": {"store.py"},
     "yaml": {"config.py"},
     "watchdog": {"inbox.py"},
-    "PIL": {"images/intake.py", "images/metadata.py", "images/encoding.py", "report.py", "demo.py"},
+    "PIL": {
+        *(f"images/{one}.py" for one in ("readers", "colour", "metadata", "encoding", "writers")),
+        "report.py",
+        "demo.py",
+    },
+    "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},
+    "tifffile": {"images/tiff.py"},
+    "pillow_heif": {"images/readers.py"},
     "diffusers": {"editors/diffusion.py", "editors/encoders.py"},
 }
 

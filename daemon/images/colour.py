@@ -1,0 +1,182 @@
+"""What stored samples look like, and how a change of the look goes back into them.
+
+Editors and detectors see sRGB. A profile's *forward* transform is all that is used: many profiles
+(cameras, scanners) have no way back, and a way back through a table would re-separate CMYK and move
+pixels that nobody touched. Instead a wanted change of colour is divided by the transform's slope at
+each pixel, so an untouched pixel keeps its very bits, out of sRGB's gamut too. Black ink stays.
+
+The transform works on 8-bit values (littlecms through Pillow); of 16-bit samples it sees the upper
+half, and the change is added to the whole.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from daemon.domain import Rgb
+
+Samples = NDArray[np.uint8 | np.uint16]
+Look = Callable[[NDArray[np.uint8]], Rgb]
+"""H,W,C uint8 stored samples -> H,W,3 uint8 sRGB."""
+
+MODES = {1: ("L", "GRAY"), 3: ("RGB", "RGB "), 4: ("CMYK", "CMYK")}
+ROWS = 256
+"""Rows worked at a time: what a hundred megapixels may not cost is a float copy."""
+
+STEP = 8
+"""Levels to either side over which a slope is taken: one level would drown in rounding."""
+
+DAMPING = 0.05
+"""Keeps a pixel whose colour hardly answers (out of gamut, under black ink) from being pushed hard."""
+
+SHRINK, ROUNDS = 0.7, 6
+
+
+def eight(samples: Samples) -> NDArray[np.uint8]:
+    """Samples as 8-bit levels; a view where they are."""
+    if samples.dtype == np.uint8:
+        return samples.view(np.uint8)
+    # (s + 128) // 257 without leaving 16 bits: 65535 has no room for the 128.
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def unit(samples: Samples) -> int:
+    """What one level of 255 is in the samples' own steps."""
+    return 257 if samples.dtype == np.uint16 else 1
+
+
+def look_of(icc: bytes | None, channels: int) -> Look | None:
+    """How samples under a profile look; None where they are sRGB as they stand.
+
+    A profile that is broken or meant for other samples is ignored, as viewers do. CMYK without a
+    usable profile looks as Pillow's plain formula says.
+    """
+    mode, space = MODES[channels]
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
+        if profile.profile.xcolor_space != space:
+            raise ValueError(space)
+        transform = ImageCms.buildTransform(
+            profile,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return _plain_ink if channels == 4 else None
+
+    def look(samples: NDArray[np.uint8]) -> Rgb:
+        seen = np.array(ImageCms.applyTransform(_image(samples, mode), transform))
+        return seen[..., 1:2].repeat(3, axis=2) if channels == 1 else seen
+
+    return None if channels < 4 and _is_srgb(look, channels) else look
+
+
+def seen(samples: Samples, look: Look | None) -> Rgb:
+    """H,W,3 uint8 sRGB of H,W,C stored samples; the samples themselves where nothing is to do."""
+    if look is None:
+        plain = eight(samples)
+        return np.ascontiguousarray(plain.repeat(3, axis=2) if plain.shape[2] == 1 else plain)
+    rgb = np.empty((*samples.shape[:2], 3), np.uint8)
+    for top in range(0, len(rgb), ROWS):
+        rgb[top : top + ROWS] = look(eight(samples[top : top + ROWS]))
+    return rgb
+
+
+def carried(samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels: int) -> Samples:
+    """Samples that look like `after` where it differs from `before`, and are unchanged elsewhere.
+
+    Args:
+        samples: H,W,C, not mutated; they look like `before`.
+        levels: bound on the change of every sample, and of every colour seen, in levels of 255.
+    """
+    result = samples.copy()
+    for top in range(0, len(samples), ROWS):
+        rows = slice(top, top + ROWS)
+        hit = (before[rows] != after[rows]).any(axis=2)
+        if not hit.any():
+            continue
+        wanted = after[rows][hit].astype(np.float32) - before[rows][hit]
+        result[rows][hit] = _answer(samples[rows][hit], wanted, look, levels)
+    return result
+
+
+def _answer(samples: Samples, wanted: NDArray[np.float32], look: Look | None, levels: int) -> Samples:
+    """N,C samples moved by what N,3 levels of sRGB ask for."""
+    if samples.shape[1] == 1:
+        # Rec. 601 luma, as everywhere in Pillow: a grey picture gets the luminance of the change.
+        wanted = (wanted @ np.array([0.299, 0.587, 0.114], np.float32))[:, None]
+    if look is None:
+        return _moved(samples, np.rint(wanted))
+    here = eight(samples)
+    start = _row(look, here)
+    change = np.clip(_solved(_slopes(look, here), wanted), -levels, levels)
+    for _ in range(ROUNDS):
+        moved = _moved(samples, change)
+        beyond = (np.abs(_row(look, eight(moved)) - start) > levels).any(axis=1)
+        if not beyond.any():
+            return moved
+        change[beyond] *= SHRINK
+    change[beyond] = 0
+    return _moved(samples, change)
+
+
+def _moved(samples: Samples, change: NDArray[Any]) -> Samples:
+    step = unit(samples)
+    moved = samples[:, : change.shape[1]] + np.rint(change * step).astype(np.int32)
+    result = samples.copy()
+    result[:, : change.shape[1]] = np.clip(moved, 0, np.iinfo(samples.dtype).max)
+    return result
+
+
+def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """N,3,3 (or N,1,1 for grey): levels of sRGB per level of each sample; black ink is left out."""
+    channels = min(here.shape[1], 3)
+    columns = []
+    for channel in range(channels):
+        high, low = here.copy(), here.copy()
+        high[:, channel] = np.minimum(here[:, channel], 255 - STEP) + STEP
+        low[:, channel] = np.maximum(here[:, channel], STEP) - STEP
+        run = high[:, channel].astype(np.float32) - low[:, channel]
+        columns.append((_row(look, high) - _row(look, low)) / run[:, None])
+    return np.stack(columns, axis=2)[:, :channels]
+
+
+def _solved(slopes: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The least change that gives what is wanted, damped (Levenberg-Marquardt's step)."""
+    transposed = slopes.transpose(0, 2, 1)
+    square = slopes @ transposed + DAMPING**2 * np.eye(slopes.shape[1], dtype=np.float32)
+    answer: NDArray[np.float32] = (transposed @ np.linalg.solve(square, wanted[..., None]))[..., 0]
+    return answer
+
+
+def _row(look: Look, samples: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """A list of samples seen: N,C -> N,3 (N,1 for grey)."""
+    colours: NDArray[np.int16] = look(np.ascontiguousarray(samples[None]))[0].astype(np.int16)
+    return colours[:, :1] if samples.shape[1] == 1 else colours
+
+
+def _is_srgb(look: Look, channels: int) -> bool:
+    axis = np.linspace(0, 255, 18).astype(np.uint8)
+    if channels == 1:
+        ramp = np.arange(256, dtype=np.uint8)[None, :, None]
+        return bool(np.abs(look(ramp).astype(int) - ramp).max() <= 1)
+    grid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(1, -1, 3)
+    return bool(np.abs(look(grid).astype(int) - grid).max() <= 1)
+
+
+def _plain_ink(samples: NDArray[np.uint8]) -> Rgb:
+    return np.array(_image(samples, "CMYK").convert("RGB"))
+
+
+def _image(samples: NDArray[np.uint8], mode: str) -> Image.Image:
+    plain = np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    return Image.frombytes(mode, plain.shape[1::-1], plain.tobytes())

@@ -1,0 +1,252 @@
+"""Bytes of a picture file to its stored samples, at their full depth, or a refusal by name.
+
+Pillow reads what has 8 bits a sample. It would halve deeper colour without a word, so 16-bit PNG
+and JPEG 2000 go through imagecodecs and 16-bit TIFF through tifffile.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from daemon.errors import JobError
+from daemon.images import containers, metadata, refusals, tags, tiff
+from daemon.images.colour import Samples
+from daemon.images.metadata import Metadata
+
+GREY, ALPHA = frozenset({"1", "L", "LA"}), frozenset({"LA", "RGBA", "PA"})
+INKED = frozenset({"JPEG", "TIFF"})
+"""Formats whose CMYK is read and written."""
+
+NO_WAY_IN = {
+    "LAB": ("is CIE Lab", "convert it to sRGB"),
+    "YCbCr": ("holds bare YCbCr", "convert it to sRGB"),
+    "I": ("has 32 bits a sample", "save it with 8 or 16 bits a sample"),
+    "F": ("has floating-point samples", "save it with 8 or 16 bits a sample"),
+    "I;16": ("has 16 bits a sample", "save it as 16-bit PNG or TIFF"),
+}
+COMPRESSIONS = {
+    1: "raw", 5: "tiff_lzw", 7: "jpeg", 8: "tiff_adobe_deflate", 32773: "packbits", 32946: "tiff_deflate",
+    34925: "lzma", 50000: "zstd",
+}  # fmt: skip
+MOST_PAGES = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Stored samples and what goes with them.
+
+    Attributes:
+        bands: H,W,C uint8 or uint16: grey, RGB or CMYK, with alpha last where `alpha` says so.
+        mode: in Pillow's words, as stored.
+        turned: whether the samples are upright already.
+        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000.
+        big: whether a TIFF has 64-bit offsets.
+        frames: pages or frames in the file; the bands are the first.
+    """
+
+    bands: Samples
+    mode: str
+    alpha: bool
+    about: Metadata
+    turned: bool = False
+    compression: str | None = None
+    big: bool = False
+    frames: int = 1
+
+
+def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, Raw]:
+    """The format of a file and what it holds.
+
+    Raises:
+        InputError: see `daemon.images.decode`.
+        ValueError: `frames` is neither `refuse` nor `first`.
+    """
+    if frames not in ("refuse", "first"):
+        raise ValueError(f"frames: got {frames!r}, expected refuse or first")
+    kind = containers.sniff(data, name)
+    if not containers.is_complete(data, kind):
+        raise refusals.cut_short(name, f"the {kind}")
+    with _refusing(name, kind, max_pixels):
+        reader = {"TIFF": _tiff, "HEIF": _heif}.get(kind, _plain)
+        raw = reader(data, kind, name, max_pixels)
+        if raw.frames > 1 and frames == "refuse":
+            way_out = "save each as its own file or set output.frames to first"
+            raise refusals.unsupported(name, f"has {raw.frames} pages or frames", way_out, expected="one")
+        return kind, raw
+
+
+@contextmanager
+def pillow(max_pixels: int | None) -> Iterator[None]:
+    """Pillow without its remarks, and with our size limit in place of its own."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
+    """Whatever a library raises within becomes an InputError."""
+    with pillow(max_pixels):
+        try:
+            yield
+        except (JobError, MemoryError):
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise refusals.too_large(name, str(error).partition(" exceeds")[0].lower(), max_pixels) from error
+        except Exception as error:  # on hostile bytes the libraries raise anything
+            if isinstance(error, EOFError) or "truncated" in str(error).lower():
+                raise refusals.cut_short(name, f"the {kind}") from error
+            raise refusals.damaged(name, kind, error) from error
+
+
+def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
+    _check_depth(data, kind, name)
+    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        deep = image.mode.startswith("I;16") or _is_deep(data, kind)
+        if not deep or image.mode == "CMYK":
+            _check_mode(image.mode, kind, name)
+        count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        image.load()
+        about = metadata.read(image, data, kind)
+        stream = ("j2k" if data[:1] == b"\xff" else "jp2") if kind == "JPEG2000" else None
+        if deep:
+            return _deep(data, kind, about, stream)
+        bands, alpha = _bands(image)
+        return Raw(bands, image.mode, alpha, about, compression=stream, frames=count)
+
+
+def _deep(data: bytes, kind: str, about: Metadata, stream: str | None) -> Raw:
+    decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
+    bands = np.atleast_3d(decoded).astype(np.uint16, copy=False)
+    mode = tiff.DEEP_MODES[bands.shape[2]]
+    return Raw(bands, mode, mode in ALPHA, about, compression=stream)
+
+
+def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
+    if not heif_ready():
+        raise refusals.unsupported(
+            name,
+            "is HEIC, and no reader for it is installed",
+            "pip install 'backfire[heic]', or export it as JPEG",
+            expected="another format",
+        )
+    with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
+        depth = int(image.info.get("bit_depth") or 8)
+        if depth != 8:
+            raise refusals.odd_depth(name, depth)
+        _check_mode(image.mode, kind, name)
+        count = int(getattr(image, "n_frames", 1))
+        image.load()
+        bands, alpha = _bands(image)
+        about = metadata.read(image, data, kind).upright()  # libheif applies the file's own turns
+        return Raw(bands, image.mode, alpha, about, turned=True, frames=count)
+
+
+def heif_ready() -> bool:
+    """Whether HEIC can be read and written here: pillow-heif is an extra, its encoder being GPL."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return True
+
+
+def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
+    if len(data) < 16:
+        raise refusals.cut_short(name, "the TIFF")
+    try:
+        pages = tags.chain(data, most=MOST_PAGES)
+    except ValueError as error:
+        if "outside" in str(error):
+            raise refusals.cut_short(name, "the TIFF") from error
+        raise
+    if not pages:
+        raise refusals.cut_short(name, "the TIFF")
+    first = pages[0]
+    depth = tiff.check(first, data, name, max_pixels)
+    # Thumbnails and masks of the first page are no pages of their own.
+    count = 1 + sum(not page.number(254) & 5 for page in pages[1:])
+    compression, big = COMPRESSIONS.get(first.number(259, 1)), data[2:4] in (b"+\0", b"\0+")
+    about = metadata.of_tiff(first)
+    if depth == 16:
+        bands, mode, alpha = tiff.deep_samples(data, name)
+        return Raw(bands, mode, alpha, about, compression=compression, big=big, frames=count)
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        _check_mode(image.mode, kind, name)
+        image.load()
+        bands, alpha = _bands(image)
+        if first.number(277, 1) > bands.shape[2]:
+            raise refusals.unsupported(
+                name,
+                f"has {first.number(277)} channels, {bands.shape[2]} of which are understood",
+                "save it without the others",
+            )
+        # Pillow turns a TIFF upright as it loads it.
+        return Raw(bands, image.mode, alpha, about, True, compression, big, count)
+
+
+def _bands(image: Image.Image) -> tuple[Samples, bool]:
+    """H,W,C of a loaded picture: grey, CMYK or RGB, and whether alpha comes last."""
+    alpha = image.mode in ALPHA or "transparency" in image.info
+    mode = image.mode if image.mode == "CMYK" else ("L" if image.mode in GREY else "RGB") + "A" * alpha
+    bands = np.array(image if image.mode == mode else image.convert(mode))
+    return (bands if bands.ndim == 3 else bands[..., None]), alpha
+
+
+def luminance(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """H,W of H,W,1 or H,W,3."""
+    plane = colours[..., 0]
+    return plane if colours.shape[2] == 1 else np.array(Image.fromarray(colours).convert("L"))
+
+
+def _check_mode(mode: str, kind: str, name: str) -> None:
+    if mode in NO_WAY_IN or mode.startswith("I;"):
+        raise refusals.unsupported(name, *NO_WAY_IN.get(mode, NO_WAY_IN["I;16"]))
+    if mode == "CMYK" and kind not in INKED:
+        raise refusals.unsupported(name, f"is a CMYK {kind}", "save it as TIFF or JPEG")
+
+
+def _is_deep(data: bytes, kind: str) -> bool:
+    return (kind == "PNG" and data[24:25] == b"\x10") or (kind == "JPEG2000" and 16 in _siz(data))
+
+
+def _check_depth(data: bytes, kind: str, name: str) -> None:
+    """Refuses what a library would reduce without a word."""
+    if kind == "AVIF":
+        at = data.find(b"av1C")
+        if at >= 0 and data[at + 6] & 0x40:
+            raise refusals.odd_depth(name, 12 if data[at + 6] & 0x20 else 10)
+    if kind == "JPEG2000":
+        depths = set(_siz(data))
+        if depths != {8} and depths != {16}:
+            raise refusals.odd_depth(name, max(depths, default=0))
+    if (
+        kind == "PNG"
+        and data[24:25] == b"\x10"
+        and any(one == b"tRNS" for one, _ in containers.png_chunks(data))
+    ):
+        raise refusals.unsupported(name, "has 16 bits and a colour key", "save it with an alpha channel")
+
+
+def _siz(data: bytes) -> list[int]:
+    """Bits of each component of a JPEG 2000; 0 for a signed one."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
+    sizes = data[at + 42 : at + 42 + 3 * count : 3]
+    return [0 if size & 0x80 else size + 1 for size in sizes]
