@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
+    {"manifest"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
@@ -26,7 +27,7 @@ FLOORS = [
     {"intake"},
     {"publish"},
     {"service"},
-    {"check", "demo"},
+    {"audit", "check", "demo"},
     {"cli"},
 ]
 """Top-level rooms by floor; within floor 2 the folders may use each other's protocols as listed."""
