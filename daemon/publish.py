@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from daemon import inbox, manifest, outbox
+from daemon import inbox, manifest, outbox, premis
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
@@ -100,6 +100,7 @@ class Publisher:
         try:
             kept = self._put_away(job, spool, archive)
             manifest.append(archive, kept, at=self._ledger.now())
+            self._note_archived(job, spool, kept[0])
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
@@ -108,6 +109,18 @@ class Publisher:
         self._ledger.rest(
             job, JobState.ARCHIVED, detail=detail, timings=outcome.timings_s if outcome else None
         )
+
+    def _note_archived(self, job: Job, spool: Spool, original: Entry) -> None:
+        """Add the fixity check to the receipt, in the spool and then in the reports."""
+        file = spool.folder / "receipt.json"
+        if not file.exists() or job.output_path is None:
+            return
+        where, at = shown(original.path), self._ledger.now()
+        checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
+        receipt = premis.added(json.loads(file.read_bytes()), checked)
+        text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
+        outbox.replace(text.encode("utf-8", "replace"), spool.folder, os.fsencode(file.name))
+        self._report(spool, job.output_path, job)
 
     def _set_aside(self, job: Job) -> None:
         """Original, masks, error file and, where there are any, receipt and sheet."""

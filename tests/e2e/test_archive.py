@@ -20,20 +20,28 @@ def test_audit_of_what_the_daemon_kept(sandbox: Sandbox) -> None:
     assert sandbox.backfire("once").returncode == 0
     for folder, count in (("archive", 3), ("outbox", 2)):
         (manifest,) = (sandbox.base / folder).glob(".manifest-*.sha256")
-        result = sha256sum(sandbox.base / folder, manifest.name)
-        assert (result.returncode, result.stdout.count(b": OK")) == (0, count), result.stderr
+        judged = sha256sum(sandbox.base / folder, manifest.name)
+        assert (judged.returncode, judged.stdout.count(b": OK")) == (0, count), judged.stderr
     for name, data in originals.items():
         digest = hashlib.sha256(data).hexdigest().encode()
         assert digest in next(sandbox.archive.glob(".manifest-*")).read_bytes(), name
+
+    events = {event["eventType"]: event for event in sandbox.receipt("p.png")["events"]}
+    assert list(events) == ["message digest calculation", "creation", "validation", "fixity check"]
+    (checked,) = events["fixity check"]["linkingObjectIdentifier"]
+    assert checked["linkingObjectIdentifierValue"] == hashlib.sha256(originals["p.png"]).hexdigest()
+    assert "p.png" in events["fixity check"]["eventDetail"]
+    passed = [event["eventType"] for event in sandbox.receipt("desk/new\nline.png")["events"]]
+    assert passed[1] == "replication"
 
     sound = sandbox.backfire("audit", "--json")
     assert sound.returncode == 0, sound.stderr
     assert json.loads(sound.stdout)["files"] == 5
 
     target = sandbox.archive / "p.png"
-    data = bytearray(target.read_bytes())
-    data[100] ^= 4
-    target.write_bytes(data)
+    flipped = bytearray(target.read_bytes())
+    flipped[100] ^= 4
+    target.write_bytes(flipped)
     os.unlink(sandbox.outbox / "p.png")
     (sandbox.archive / "added.png").write_bytes(b"x")
     result = sandbox.backfire("audit", "--json")

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
-    {"manifest"},
+    {"manifest", "premis"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
