@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
-    {"manifest", "premis"},
+    {"manifest", "premis", "hooks"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
@@ -24,7 +24,8 @@ FLOORS = [
     {"pipeline"},
     {"worker"},
     {"ledger"},
-    {"intake"},
+    {"intake", "metrics"},
+    {"operations"},
     {"publish"},
     {"service"},
     {"audit", "check", "demo"},
@@ -91,6 +92,7 @@ DOORS = {
     "sqlalchemy": {"store.py"},
     "yaml": {"config.py"},
     "watchdog": {"inbox.py"},
+    "prometheus_client": {"metrics.py"},
     "PIL": {"images/intake.py", "images/metadata.py", "images/encoding.py", "report.py", "demo.py"},
     "diffusers": {"editors/diffusion.py"},
 }
