@@ -85,7 +85,7 @@ class Service:
         self._wake = threading.Event()
         self._intake = Intake(settings, self._ledger, self._wake, monotonic)
         self._publisher = Publisher(settings, self._ledger, self._intake)
-        self._operations = Operations(settings, self._ledger, silence_s=SILENCE_S)
+        self._operations = Operations(settings, self._ledger, silence_s=SILENCE_S, monotonic=monotonic)
         self._child: Child | None = None
         self._running: Job | None = None
         self._paused_until = self._next_beat = 0.0
