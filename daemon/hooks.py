@@ -265,6 +265,12 @@ def masked(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
 
 
+def host(url: str) -> tuple[str, int]:
+    """The receiver's host and port."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
 def post(url: str, body: bytes, identity: str, timeout_s: float) -> None:
     """POST JSON; credentials in the address go as Basic authorisation; redirections are not followed.
 

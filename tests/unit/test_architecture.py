@@ -17,6 +17,7 @@ FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
     {"manifest", "premis", "hooks"},
+    {"probes"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
