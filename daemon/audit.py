@@ -91,7 +91,7 @@ def audit(
             findings.append(Finding(name, str(folder), Kind.MISSING))
             continue
         present = set(_files(folder))  # before the manifests are read: what comes after is not looked at
-        expected, damaged = _expected(name, folder, jobs())
+        expected, damaged = expected_in(name, folder, jobs())
         findings += [Finding(name, text, Kind.DAMAGED) for text in damaged]
         present -= expected.keys()
         for done, outcome in enumerate(_looked(name, folder, expected), start=1):
@@ -114,7 +114,9 @@ def document(result: Audit) -> dict[str, Any]:
     return {"ok": result.ok, "files": result.files, "bytes": result.size, "findings": rows}
 
 
-def _expected(name: str, folder: Path, jobs: Iterable[Job]) -> tuple[dict[bytes, set[str]], tuple[str, ...]]:
+def expected_in(
+    name: str, folder: Path, jobs: Iterable[Job]
+) -> tuple[dict[bytes, set[str]], tuple[str, ...]]:
     """Path → the digests its content may have, and the damaged lines.
 
     A name may be used again after its file was taken away: what lies there must be one of the
@@ -157,7 +159,7 @@ def _strangers(
     if not unexpected:
         return
     now = list(jobs())
-    known, _ = _expected(name, folder, now)
+    known, _ = expected_in(name, folder, now)
     moving = (JobState.PUBLISHING, JobState.PUBLISHED)
     stems = tuple(os.path.splitext(job.path)[0] for job in now if job.state in moving)
     for path in unexpected - known.keys():

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +75,22 @@ def parse(text: bytes) -> Entry | None:
     return Entry(path, digest.decode())
 
 
-def read(folder: Path) -> Listing:
-    """All manifests of a folder, oldest day first.
+def read(folder: Path, days: Collection[str] = ()) -> Listing:
+    """The manifests of a folder, oldest day first.
+
+    Args:
+        folder: the folder they lie in.
+        days: as `2026-11-24`; all where left out.
 
     Raises:
         OSError: the folder or a manifest in it cannot be read.
     """
     entries: list[Entry] = []
     damaged: list[str] = []
+    wanted = {f".manifest-{day}.sha256".encode() for day in days}
     for file in sorted(file for file in os.listdir(os.fsencode(folder)) if NAME.fullmatch(file)):
+        if wanted and file not in wanted:
+            continue
         text = (folder / os.fsdecode(file)).read_bytes()
         *lines, torn = text.split(b"\n")
         for number, one in enumerate([*lines, torn] if torn else lines, start=1):

@@ -1,9 +1,10 @@
-"""The command for whoever keeps the originals: `audit`."""
+"""The commands for whoever keeps the originals: `audit` and `bag`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,3 +66,40 @@ def audit(
         f"{len(result.findings)} findings"
     )
     raise typer.Exit(0 if result.ok else SOME_FAILED)
+
+
+@app.command()
+def bag(
+    target: Annotated[
+        Path, typer.Argument(help="The bag's folder, which must not exist.", show_default=False)
+    ],
+    day: Annotated[
+        list[str] | None, typer.Option("--day", help="Only this day (UTC), as 2026-11-24; may be repeated.")
+    ] = None,
+    info: Annotated[
+        list[str] | None, typer.Option("--info", help="Field for bag-info.txt, as Name=value.")
+    ] = None,
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Make a BagIt bag of published pictures, originals and receipts, each compared with its digest."""
+    from daemon.bag import bag as bagged
+
+    if wrong := [field for field in info or () if not field.partition("=")[1]]:
+        raise ConfigError(f"--info {wrong[0]}: expected Name=value")
+    settings = config.load(config_file)
+    fields = {name: value for name, _, value in (field.partition("=") for field in info or ())}
+    with bar() as advance:
+        made = bagged(
+            settings, target.absolute(), _jobs(settings)(), days=day or (), info=fields, progress=advance
+        )
+    if as_json:
+        print(
+            json.dumps(
+                {"bag": str(made.folder), "files": made.files, "bytes": made.size, "absent": made.absent}
+            )
+        )
+        return
+    for name in made.absent:
+        out.print(Text(f"left out: {name} was taken out of the outbox"), soft_wrap=True)
+    out.print(Text(f"{made.folder}: {made.files} files, {made.size / 2**20:.1f} MiB"), soft_wrap=True)
