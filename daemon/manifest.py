@@ -143,26 +143,25 @@ def _opened(path: bytes) -> Iterator[int]:
 
 
 def _mended(descriptor: int, path: bytes) -> int:
-    """Cut off the torn line a crash may have left; returns the size in bytes."""
+    """Cut off the torn line a crash may have left; returns the size in bytes.
+
+    A file that does not begin as a manifest is somebody else's: nothing of it is touched.
+    """
     size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, LONGEST, 0)
+    first, whole, _ = head.partition(b"\n")
+    if parse(first) is None if whole else not _begins_a_line(head):
+        raise PublishError(f"{shown(path)}: is not a manifest; move it away, it is tried again")
     start = max(size - LONGEST, 0)
-    tail = os.pread(descriptor, size - start, start)
-    end = tail.rfind(b"\n") + 1
-    if end and parse(tail[:end].split(b"\n")[-2]) is None:
-        # Somebody else's file: truncating it would destroy what is not ours.
-        raise PublishError(f"{shown(path)}: is not a manifest; move it away, it is tried again")
-    if not end and start:
-        raise PublishError(f"{shown(path)}: holds no lines, so it is not a manifest; move it away")
-    if not end and tail and not _begins_a_line(tail):
-        raise PublishError(f"{shown(path)}: is not a manifest; move it away, it is tried again")
-    if start + end < size:
-        os.ftruncate(descriptor, start + end)
-    return start + end
+    end = start + os.pread(descriptor, size - start, start).rfind(b"\n") + 1
+    if end < size:
+        os.ftruncate(descriptor, end)
+    return end
 
 
-def _begins_a_line(tail: bytes) -> bool:
-    """Whether a file without any line end is the beginning of a line, or the zeros of a power cut."""
-    return not tail.strip(b"\0") or re.match(rb"\\?[0-9a-f]{1,64}(\0|$| )", tail) is not None
+def _begins_a_line(head: bytes) -> bool:
+    """Whether bytes without any line end are empty, the beginning of a line, or the zeros of a power cut."""
+    return not head.strip(b"\0") or re.match(rb"\\?[0-9a-f]{1,64}(\0|$| )", head) is not None
 
 
 def _write(descriptor: int, data: bytes) -> None:

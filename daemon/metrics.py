@@ -68,7 +68,7 @@ class Metrics:
     def __call__(self, job: Job, timings: Mapping[str, float] | None = None) -> None:
         """A job is about to be recorded in a new state; `timings` are its seconds by stage."""
         with suppress(OSError):
-            if job.state == JobState.READY and job.input_sha256:
+            if job.state == JobState.READY and job.input_sha256 and not job.attempts:
                 self._bytes.labels("taken").inc(self._ledger.spool(job).input.stat().st_size)
             elif job.state == JobState.PUBLISHED and job.output_path:
                 published = self._folders["outbox"] / os.fsdecode(job.output_path)

@@ -118,6 +118,25 @@ def test_a_file_that_is_no_manifest_is_left_alone(tmp_path: Path, content: bytes
     assert path.read_bytes() == content
 
 
+def test_damage_in_the_last_line_stops_nobody(tmp_path: Path) -> None:
+    """A flipped bit is the audit's to tell; the daemon goes on."""
+    first, second, third = filled(tmp_path, [b"first.png", b"second.png", b"third.png"])
+    manifest.append(tmp_path, [first, second], at=DAY)
+    path = tmp_path / os.fsdecode(manifest.name(DAY))
+    path.write_bytes(path.read_bytes().replace(b"  second", b" !second"))
+    manifest.append(tmp_path, [third], at=DAY)
+    assert manifest.read(tmp_path) == manifest.Listing((first, third), (f"{path.name}, line 2",))
+
+
+def test_a_manifest_longer_than_one_look_is_added_to(tmp_path: Path) -> None:
+    entries = [Entry(b"x" * 200 + b"%d" % number, "0" * 64) for number in range(1000)]
+    manifest.append(tmp_path, entries, at=DAY)
+    path = tmp_path / os.fsdecode(manifest.name(DAY))
+    path.write_bytes(path.read_bytes()[:-5])
+    manifest.append(tmp_path, entries[-1:], at=DAY)
+    assert manifest.read(tmp_path) == manifest.Listing(tuple(entries), ())
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"")
