@@ -1,7 +1,7 @@
 """What happened to a picture, as PREMIS events in its receipt.
 
-Semantic units and their names follow the PREMIS Data Dictionary 3.0 (Library of Congress, 2015), event
-types its vocabulary id.loc.gov/vocabulary/preservation/eventType. An event's identifier follows from the
+Semantic units bear the names of the PREMIS Data Dictionary 3.0 (Library of Congress, 2015); containers of
+one unit are left out. Event types are of its vocabulary id.loc.gov/vocabulary/preservation/eventType. An event's identifier follows from the
 job's key and the event's type, so that a step that is done again replaces its event.
 """
 
