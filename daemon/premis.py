@@ -1,8 +1,9 @@
 """What happened to a picture, as PREMIS events in its receipt.
 
-Semantic units bear the names of the PREMIS Data Dictionary 3.0 (Library of Congress, 2015); containers of
-one unit are left out. Event types are of its vocabulary id.loc.gov/vocabulary/preservation/eventType. An event's identifier follows from the
-job's key and the event's type, so that a step that is done again replaces its event.
+Semantic units bear the names of the PREMIS Data Dictionary 3.0 (Library of Congress, 2015); containers
+of one unit are left out. Event types are of its vocabulary
+id.loc.gov/vocabulary/preservation/eventType. An event's identifier follows from the job's key and the
+event's type, so that a step that is done again replaces its event.
 """
 
 from __future__ import annotations
