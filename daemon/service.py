@@ -144,7 +144,7 @@ class Service:
                 detail = {"reason": "the daemon ended in mid-job"}
                 job = self._ledger.update(job, JobState.READY, detail=detail)
             if job.state == JobState.READY:
-                if job.config_sha256 != self.settings.sha256:
+                if job.config_sha256 != self.settings.for_path(job.path).sha256:
                     detail = {"reason": "the configuration changed"}
                     self._ledger.update(job, JobState.SETTLING, detail=detail)
                 elif not spool.files():
@@ -170,7 +170,7 @@ class Service:
         masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
         self._running = job
         try:
-            self._child.send(Order(job.id, spool.folder, job.name, masks, self.settings))
+            self._child.send(Order(job.id, spool.folder, job.name, masks, self.settings.for_path(job.path)))
         except OSError:
             self._died(job)
 
@@ -263,13 +263,16 @@ class Service:
 
 def _require_names(settings: Settings) -> None:
     """A name that no detector, editor or method has is an error at start, not in the first job."""
-    for name in settings.regions.detectors:
-        require(name, detectors.NAMES, "regions.detectors")
-    require(settings.protect.method, methods.NAMES, "protect.method")
-    for name in settings.protect.surrogates:
-        require(name, editors.NAMES, "protect.surrogates")
-    for name in settings.verify.held_out:
-        require(name, editors.NAMES, "verify.held_out")
+    for where, variant in settings.variants():
+        try:
+            detectors.check(variant.regions)
+            require(variant.protect.method, methods.NAMES, "protect.method")
+            for name in variant.protect.surrogates:
+                require(name, editors.NAMES, "protect.surrogates")
+            for name in variant.verify.held_out:
+                require(name, editors.NAMES, "verify.held_out")
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
 
 
 def _make_folders(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from daemon.domain import Mask, Rgb
+from daemon.domain import Rgb
 from daemon.errors import Code, InputError, JobError
 from daemon.images import containers, metadata
 from daemon.images.metadata import Metadata
@@ -107,11 +107,10 @@ def decode(data: bytes, *, name: str, max_pixels: int) -> Picture:
         )
 
 
-def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
-    """A mask from the bytes of a picture file: H,W bool, upright by its own EXIF, True = protected.
+def decode_painting(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """A painted mask from the bytes of a picture file: H,W,4 uint8 RGBA, upright by its own EXIF.
 
-    Bright is protected: luminance of 128 and more. Transparency counts only where it is all
-    there is, that is where every pixel has one colour: then opaque is protected.
+    What it marks is for the caller to say.
 
     Raises:
         InputError: MASK_UNREADABLE, whatever is wrong with it.
@@ -121,14 +120,8 @@ def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
             about = _loaded(image)
             if image.mode in ("CMYK", "LAB", "I", "F") or image.mode.startswith("I;"):
                 raise _unsupported(name, f"has mode {image.mode}", "save it as 8-bit grey")
-            plane = np.array(image.convert("RGBA").convert("L"))
-            if image.mode in ALPHA or "transparency" in image.info:
-                bands = np.array(image.convert("RGBA"))
-                one_colour = (bands[..., :3] == bands[0, 0, :3]).all()
-                if one_colour and np.ptp(bands[..., 3]):
-                    plane = bands[..., 3]
-            upright = _upright(plane, about.orientation, done=image.format == "TIFF")
-            return np.ascontiguousarray(upright >= 128)
+            bands = np.array(image.convert("RGBA"))
+            return np.ascontiguousarray(_upright(bands, about.orientation, done=image.format == "TIFF"))
     except InputError as error:
         raise InputError(Code.MASK_UNREADABLE, f"mask {error.message}") from error
 

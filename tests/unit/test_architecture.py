@@ -17,6 +17,7 @@ FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
     {"detectors", "editors", "methods"},
+    {"finding", "overlay"},
     {"protect"},
     {"verify"},
     {"report"},
@@ -90,7 +91,14 @@ DOORS = {
     "sqlalchemy": {"store.py"},
     "yaml": {"config.py"},
     "watchdog": {"inbox.py"},
-    "PIL": {"images/intake.py", "images/metadata.py", "images/encoding.py", "report.py", "demo.py"},
+    "PIL": {
+        "images/intake.py",
+        "images/metadata.py",
+        "images/encoding.py",
+        "report.py",
+        "overlay.py",
+        "demo.py",
+    },
     "diffusers": {"editors/diffusion.py"},
 }
 

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from daemon import detectors, protect
+from daemon import detectors, finding
 from daemon.config import Regions
 from daemon.detectors import Source
 from daemon.domain import Box, Region, Rgb
 from daemon.errors import Code, InputError
+from daemon.images import Picture
 
 RGB: Rgb = np.zeros((400, 600, 3), dtype=np.uint8)
+
+
+def pictured(rgb: Rgb) -> Picture:
+    return Picture(rgb, "PNG", "RGB", grey=False, alpha=None)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_detectors() -> Iterator[None]:
+    finding._detector.cache_clear()
+    yield
+    finding._detector.cache_clear()
 
 
 class Fixed:
@@ -22,8 +36,8 @@ class Fixed:
 
 def found(monkeypatch: pytest.MonkeyPatch, mask: Region, face: Region) -> list[str]:
     by_name = {"sidecar": Fixed(mask), "faces": Fixed(face)}
-    monkeypatch.setattr(detectors, "get", lambda name: by_name[name])
-    return [region.detector for region in protect.find(RGB, Source("p.png"), Regions())]
+    monkeypatch.setattr(detectors, "get", lambda name, settings: by_name[name])
+    return [region.detector for region in finding.find(pictured(RGB), Source("p.png"), Regions()).regions]
 
 
 FACE = Region(Box(250, 150, 330, 240), "face", 0.99, "faces")
@@ -45,7 +59,8 @@ def test_a_face_inside_a_frame_is_protected_too(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
 def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
     rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
-    regions = protect.find(rgb, Source("p.png"), Regions(detectors=("sidecar",), none_found="whole"))
+    settings = Regions(detectors=("sidecar",), none_found="whole")
+    regions = finding.find(pictured(rgb), Source("p.png"), settings).regions
     covered = sum(region.plane(size[1], size[0]).astype(int) for region in regions)
     assert (np.asarray(covered) == 1).all()
     assert len(regions) <= 16
@@ -53,5 +68,5 @@ def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
 
 def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
     with pytest.raises(InputError, match="none_found") as caught:
-        protect.find(RGB, Source("p.png"), Regions(detectors=("sidecar",)))
+        finding.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",)))
     assert caught.value.code == Code.NO_REGION
