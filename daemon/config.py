@@ -120,7 +120,7 @@ class Faces(_Section):
 class Text(_Section):
     """The detectors `text` and `signatures`: the score a line needs."""
 
-    score_min: Share = 0.6
+    score_min: Share = 0.8
 
 
 class Logos(_Section):

@@ -42,7 +42,8 @@ def test_lightrooms_faces() -> None:
 
 def test_digikams_elements_are_read_like_attributes() -> None:
     inner = (
-        '<mwg-rs:Regions rdf:parseType="Resource"><mwg-rs:RegionList><rdf:Bag><rdf:li rdf:parseType="Resource">'
+        '<mwg-rs:Regions rdf:parseType="Resource"><mwg-rs:RegionList><rdf:Bag>'
+        '<rdf:li rdf:parseType="Resource">'
         '<mwg-rs:Type>Pet</mwg-rs:Type><mwg-rs:Area rdf:parseType="Resource"><stArea:x>0.25</stArea:x>'
         "<stArea:y>0.5</stArea:y><stArea:w>0.1</stArea:w><stArea:h>0.2</stArea:h></mwg-rs:Area>"
         "</rdf:li></rdf:Bag></mwg-rs:RegionList></mwg-rs:Regions>"
@@ -80,18 +81,18 @@ def numbers(**values: float | str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("values", "box"),
+    ("shape", "unit", "values"),
     [
-        ({"rbShape": "rectangle", "rbUnit": "relative", "rbX": 0.2, "rbY": 0.4, "rbW": 0.1, "rbH": 0.2}, (80, 80, 120, 120)),
-        ({"rbShape": "rectangle", "rbUnit": "pixel", "rbX": 80, "rbY": 80, "rbW": 40, "rbH": 40}, (80, 80, 120, 120)),
-        ({"rbShape": "circle", "rbUnit": "pixel", "rbX": 100, "rbY": 100, "rbRx": 20}, (80, 80, 120, 120)),
-        ({"rbShape": "circle", "rbUnit": "relative", "rbX": 0.25, "rbY": 0.5, "rbRx": 0.05}, (80, 80, 120, 120)),
+        ("rectangle", "relative", {"rbX": 0.2, "rbY": 0.4, "rbW": 0.1, "rbH": 0.2}),
+        ("rectangle", "pixel", {"rbX": 80, "rbY": 80, "rbW": 40, "rbH": 40}),
+        ("circle", "pixel", {"rbX": 100, "rbY": 100, "rbRx": 20}),
+        ("circle", "relative", {"rbX": 0.25, "rbY": 0.5, "rbRx": 0.05}),
     ],
-)  # fmt: skip
-def test_iptc_boundaries(values: dict[str, float | str], box: tuple[int, int, int, int]) -> None:
-    (region,) = found(iptc(numbers(**values)))
-    assert region.box == Box(*box)
-    if values["rbShape"] == "circle":
+)
+def test_iptc_boundaries(shape: str, unit: str, values: dict[str, float]) -> None:
+    (region,) = found(iptc(numbers(rbShape=shape, rbUnit=unit, **values)))
+    assert region.box == Box(80, 80, 120, 120)
+    if shape == "circle":
         assert region.mask is not None
         assert region.mask.mean() == pytest.approx(np.pi / 4, abs=0.03)
 
