@@ -42,6 +42,9 @@ FEATURES = 20_000
 RATIO = 0.8
 """Lowe's: a match must be so much closer than the second best."""
 
+RIVALS, SAME_SPOT = 10, 0.04
+"""Neighbours among which a rival is looked for, and how near, in parts of the long side, is no rival."""
+
 AGREE_PX, AGREE_MIN = 4.0, 7
 """How far a feature may lie from where the homography puts it, and how many must agree."""
 
@@ -206,19 +209,7 @@ def _instances(
     """Corners and likeness of every place where the logo is."""
     if len(points) < AGREE_MIN:
         return
-    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features, logo.features, k=2)
-    # The same spot is known from several views: a rival counts only where it lies elsewhere.
-    near = 0.05 * max(logo.grey.shape)
-    kept = [
-        (best.queryIdx, best.trainIdx)
-        for best, second in pairs
-        if best.distance < RATIO * second.distance
-        or (
-            np.hypot(*(logo.points[best.trainIdx] - logo.points[second.trainIdx])) < near
-            and best.distance < 0.45
-        )
-    ]
-    left = np.array(kept, dtype=np.int64).reshape(-1, 2)
+    left = _matched(logo, features)
     count = 0
     for _ in range(TRIES):
         if len(left) < AGREE_MIN or count == INSTANCES:
@@ -238,6 +229,24 @@ def _instances(
                 yield corners, min(likeness, 1.0)
                 inside |= _inside(corners, at_picture)
         left = left[~inside]
+
+
+def _matched(logo: _Logo, features: Floats) -> NDArray[np.int64]:
+    """Pairs of a picture's feature and the logo's that it is surely like: M,2 indices.
+
+    The same spot is known from several views, so a rival counts only where it lies elsewhere.
+    """
+    count = min(RIVALS, len(logo.features))
+    found = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features, logo.features, k=count)
+    index = np.array([[match.trainIdx for match in row] for row in found])
+    distance = np.array([[match.distance for match in row] for row in found])
+    away = logo.points[index] - logo.points[index[:, :1]]
+    elsewhere = np.hypot(away[..., 0], away[..., 1]) > SAME_SPOT * max(logo.grey.shape)
+    rival = np.where(elsewhere, distance, np.inf).min(axis=1)
+    # All of the nearest from one spot: the farthest of them is the least that a rival can be.
+    rival = np.where(np.isinf(rival), distance[:, -1], rival)
+    sure = np.flatnonzero(distance[:, 0] < RATIO * rival)
+    return np.stack([sure, index[sure, 0]], axis=1)
 
 
 def _projected(points: Points, matrix: NDArray[np.float64]) -> Points:
