@@ -320,7 +320,5 @@ def _inside(corners: Points, points: Points) -> NDArray[np.bool_]:
     """Which points lie in a convex outline that turns right."""
     edges = np.roll(corners, -1, axis=0) - corners
     offsets = points[:, None] - corners[None]
-    inside: NDArray[np.bool_] = (edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0] >= 0).all(
-        axis=1
-    )
-    return inside
+    right_of = edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0] >= 0
+    return np.asarray(right_of.all(axis=1))

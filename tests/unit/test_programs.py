@@ -134,7 +134,8 @@ def test_the_network_sees_the_picture_at_the_top_left_on_grey() -> None:
     white = np.full((60, 90, 3), 255, dtype=np.uint8)
     white[..., 2] = 0
     seen = _fitted(white, 96, 96 / 90)
-    assert (seen.shape, seen.dtype) == ((1, 3, 96, 96), np.float32)
+    assert seen.shape == (1, 3, 96, 96)
+    assert seen.dtype == np.float32
     np.testing.assert_allclose(
         seen[0, :, :64], np.broadcast_to([[[1]], [[1]], [[0]]], (3, 64, 96)), atol=1e-6
     )
