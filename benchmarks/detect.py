@@ -97,7 +97,7 @@ def logos(most: int) -> None:
                     rng = np.random.default_rng([size, int(100 * opacity)])
                     pasted = [(name, _pasted(image, logo, size, opacity, rng)) for name, image in pictures]
                     found = sum(
-                        _covered(detector.detect(image, source=Source(name)), box)
+                        _framed(detector.detect(image, source=Source(name)), box)
                         for name, (image, box) in pasted
                     )
                     print(f"  {size} px, opacity {opacity}: {found} of {len(pasted)}", flush=True)
@@ -129,6 +129,18 @@ def _covered(regions: Sequence[Region], box: Box) -> bool:
             whole = region.plane(max(region.box.bottom, box.bottom), max(region.box.right, box.right))
             plane |= whole[: box.bottom, : box.right]
     return bool(plane[box.slices].mean() >= FOUND_MIN)
+
+
+def _framed(regions: Sequence[Region], box: Box) -> bool:
+    """Whether a region's box has half of its union with the true one in common: logos are not level."""
+
+    def shared(other: Box) -> float:
+        width = min(box.right, other.right) - max(box.left, other.left)
+        height = min(box.bottom, other.bottom) - max(box.top, other.top)
+        both = max(width, 0) * max(height, 0)
+        return both / (box.width * box.height + other.width * other.height - both)
+
+    return any(shared(region.box) >= FOUND_MIN for region in regions)
 
 
 def _meets(a: Box, b: Box) -> bool:
