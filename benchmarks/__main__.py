@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "detect": "recall and false alarms of the detectors on real pictures",
     "formats": "reading and writing every format against bare Pillow",
     "protection": "what a protection does to edits, and what is left of it after the web",
 }

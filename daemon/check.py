@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from daemon import detectors, editors, inbox, methods, probes
-from daemon.config import Settings
+from daemon.config import Regions, Settings
 from daemon.errors import BackfireError
 from daemon.probes import Finding
 
@@ -30,18 +30,30 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield probes.clock(settings.folders.state / "backfire.sqlite")
     yield from probes.surroundings(settings)
     yield _device(settings)
-    for name in settings.regions.detectors:
-        yield _loads(f"detector {name}", partial(_detector, name))
-    method = settings.protect.method
-    yield _loads(f"method {method}", lambda: type(methods.get(method)).__name__)
     if settings.editors:
         yield _loads("declared editors", partial(_declared, settings))
-    for name in dict.fromkeys((*settings.protect.surrogates, *settings.verify.held_out)):
-        yield _loads(f"editor {name}", partial(_editor, name, settings))
+    seen: set[tuple[str, object]] = set()
+    for where, variant in settings.variants():
+        for name in variant.regions.detectors:
+            if (name, variant.regions) not in seen:
+                yield _loads(f"{where}detector {name}", partial(_detector, name, variant.regions))
+            seen.add((name, variant.regions))
+        method = variant.protect.method
+        if (method, "method") not in seen:
+            yield _loads(f"{where}method {method}", partial(_method, method))
+        seen.add((method, "method"))
+        for name in dict.fromkeys((*variant.protect.surrogates, *variant.verify.held_out)):
+            if (name, "editor") not in seen:
+                yield _loads(f"{where}editor {name}", partial(_editor, name, variant))
+            seen.add((name, "editor"))
 
 
-def _detector(name: str) -> str:
-    return type(detectors.get(name)).__name__
+def _detector(name: str, regions: Regions) -> str:
+    return type(detectors.get(name, regions)).__name__
+
+
+def _method(name: str) -> str:
+    return type(methods.get(name)).__name__
 
 
 def _declared(settings: Settings) -> str:

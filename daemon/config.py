@@ -1,7 +1,8 @@
 """Settings: YAML in, frozen typed models out. The only YAML door.
 
 Unknown keys are errors that name the nearest valid one; relative paths are relative to the
-file that holds them; all folders but `inbox` default to siblings of it.
+file that holds them; all folders but `inbox` default to siblings of it. Longer than 300 lines
+so that every setting stands in one place.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import difflib
 import hashlib
 import ipaddress
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,6 +30,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic import ValidationInfo as Info
 
 from daemon.errors import ConfigError
 
@@ -39,6 +43,15 @@ IGNORE = (
 Positive = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _beside_file(path: Path, info: Info) -> Path:
+    """A path as the file's folder sees it."""
+    return (info.context["base"] / path.expanduser()).resolve() if info.context else path
+
+
+FromFile = Annotated[Path, AfterValidator(_beside_file)]
+"""A path that, relative, is meant from the configuration file's folder."""
 
 
 class _Section(BaseModel):
@@ -81,11 +94,87 @@ class Watch(_Section):
     ignore: tuple[str, ...] = IGNORE
 
 
+class Sidecars(_Section):
+    """How mask files are read: `threshold` in levels of 255, from which a soft mask's pixel counts."""
+
+    protected: Literal["white", "black"] = "white"
+    threshold: Annotated[int, Field(ge=1, le=255)] = 128
+
+
+class FixedBox(_Section):
+    """A box that is protected in every picture: left, top, right, bottom, in pixels or parts of its sides."""
+
+    box: tuple[float, float, float, float]
+    unit: Literal["relative", "pixels"] = "relative"
+    label: str = "fixed"
+
+    @model_validator(mode="after")
+    def _sound(self) -> FixedBox:
+        left, top, right, bottom = self.box
+        most = 1.0 if self.unit == "relative" else math.inf
+        if not (0 <= left < right <= most and 0 <= top < bottom <= most):
+            raise ValueError(
+                f"regions.fixed: got the {self.unit} box {list(self.box)}, expected left < right and "
+                f"top < bottom{' within 0..1' if most == 1 else ', none below 0'}; "
+                "write [left, top, right, bottom], and unit: pixels where pixels are meant"
+            )
+        return self
+
+
+class Faces(_Section):
+    """The detector `faces`: sides of the smallest face in pixels, and the score it needs."""
+
+    min_px: Annotated[int, Field(ge=12, le=512)] = 20
+    score_min: Share = 0.87
+
+
+class Text(_Section):
+    """The detectors `text` and `signatures`: the score a line needs."""
+
+    score_min: Share = 0.8
+
+
+class Logos(_Section):
+    """The detector `logos`: folders of the logo files, and of the half-transparent watermarks."""
+
+    folder: FromFile | None = None
+    watermarks: FromFile | None = None
+
+
+class Command(_Section):
+    """The detector `command`: a program and its arguments, never a shell; see the README for its output."""
+
+    argv: tuple[str, ...] = ()
+    timeout_s: Positive = 60
+    max_bytes: Annotated[int, Field(ge=2)] = 1_000_000
+
+
+class Onnx(_Section):
+    """The detector `onnx`: a network that gives boxes; see the README for its contract."""
+
+    model: FromFile | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    size_px: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 640
+    labels: tuple[str, ...] = ()
+    score_min: Share = 0.4
+
+
 class Regions(_Section):
-    """What is protected, and what happens when nothing is found."""
+    """What is protected, and what happens when nothing is found or a detector fails."""
 
     detectors: tuple[str, ...] = Field(default=("sidecar", "faces"), min_length=1)
     none_found: Literal["fail", "pass", "whole"] = "fail"
+    on_error: Literal["fail", "skip"] = "fail"
+    pad_px: Annotated[int, Field(ge=0, le=512)] = 0
+    merge_px: Annotated[int, Field(ge=0, le=4096)] | None = None
+    most: Annotated[int, Field(ge=1, le=256)] = 24
+    sidecar: Sidecars = Sidecars()
+    faces: Faces = Faces()
+    text: Text = Text()
+    fixed: tuple[FixedBox, ...] = ()
+    logos: Logos = Logos()
+    command: Command = Command()
+    onnx: Onnx = Onnx()
 
 
 class Protect(_Section):
@@ -227,6 +316,24 @@ class Hooks(_Section):
         return value
 
 
+class Rule(_Section):
+    """The settings of the pictures that `match` names, already merged with the file's own sections.
+
+    `match` is a pattern of paths relative to the inbox: `*` and `?` stay within a folder,
+    `**/` is any folders or none, a closing `**` everything below; upper and lower case differ.
+    """
+
+    match: str
+    regions: Regions
+    protect: Protect
+    verify: Verify
+    output: Output
+
+    def matches(self, path: bytes) -> bool:
+        """Whether the rule is for a path relative to the inbox."""
+        return re.fullmatch(_glob(self.match), os.fsdecode(path), re.DOTALL) is not None
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -240,6 +347,7 @@ class Settings(_Section):
     models: Models = Field(default_factory=Models)
     serve: Serve = Serve()
     hooks: Hooks = Hooks()
+    rules: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")
     def _models_apart(self) -> Settings:
@@ -255,12 +363,46 @@ class Settings(_Section):
 
     @property
     def sha256(self) -> str:
-        """Digest of everything that decides what a result looks like."""
-        aside = {"folders", "watch", "models", "serve", "hooks"}
+        """Digest of everything that decides what a result looks like.
+
+        A rule's part is in the digest of the settings that `for_path` gives.
+        """
+        aside = {"folders", "watch", "models", "serve", "hooks", "rules"}
         deciding = self.model_dump(mode="json", exclude=aside)
         if not self.editors:
             del deciding["editors"]  # as before this section existed: nobody's pictures are done again
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def rule_of(self, path: bytes) -> int | None:
+        """The index of the first rule that matches a path relative to the inbox, None without one."""
+        return next((i for i, rule in enumerate(self.rules) if rule.matches(path)), None)
+
+    def for_path(self, path: bytes) -> Settings:
+        """The settings of one picture: its rule's sections in place of the general ones."""
+        if not self.rules:
+            return self
+        index = self.rule_of(path)
+        rule = self if index is None else self.rules[index]
+        sections = {name: getattr(rule, name) for name in RULED}
+        return self.model_copy(update={**sections, "rules": ()})
+
+    def variants(self) -> Iterator[tuple[str, Settings]]:
+        """All settings a picture may get, with where they stand: the general ones, then each rule's."""
+        yield "", self.model_copy(update={"rules": ()})
+        for index, rule in enumerate(self.rules):
+            sections = {name: getattr(rule, name) for name in RULED}
+            yield f"rules.{index} ({rule.match}): ", self.model_copy(update={**sections, "rules": ()})
+
+
+RULED = tuple(name for name in Rule.model_fields if name != "match")
+"""The sections that a rule may change."""
+
+
+def _glob(pattern: str) -> str:
+    """A path pattern as a regular expression."""
+    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return "".join(tokens.get(part, re.escape(part)) for part in parts)
 
 
 def load(path: Path) -> Settings:
@@ -284,11 +426,68 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
     """Check settings that are already a mapping; relative folders are taken from `base`."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: got {type(data).__name__}, expected a mapping; see config.example.yaml")
+    general = {key: value for key, value in data.items() if key != "rules"}
     try:
-        return Settings.model_validate(_with_weights(_with_folders(dict(data), base), base))
+        absolute = _with_weights(_with_folders(general, base), base)
+        settings = Settings.model_validate(absolute, context={"base": base})
     except ValidationError as error:
         lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    return settings.model_copy(update={"rules": _rules(data.get("rules"), general, base, source)})
+
+
+def _rules(rules: object, general: Mapping[str, Any], base: Path, source: str) -> tuple[Rule, ...]:
+    """Each rule's keys laid over the general ones, and checked like these; all errors are told at once."""
+    if not isinstance(rules, list | tuple | None):
+        raise ConfigError(f"{source}: 'rules': got {rules!r}, expected a list; see config.example.yaml")
+    checked: list[Rule] = []
+    lines: list[str] = []
+    for index, rule in enumerate(rules or ()):
+        try:
+            merged = {"match": rule["match"], **_overlaid(rule, general)}
+            checked.append(Rule.model_validate(merged, context={"base": base}))
+        except (KeyError, TypeError):
+            lines.append(f"{source}: rules.{index}: got {rule!r}, expected a mapping with the key 'match'")
+        except ConfigError as error:
+            lines.append(f"{source}: rules.{index}: {error}")
+        except ValidationError as error:
+            lines += [f"{source}: rules.{index}: {_explain(problem)}" for problem in error.errors()]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return tuple(checked)
+
+
+def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ruled sections with the rule's keys laid over: whole sections, or keys that only one has."""
+    sections = {name: dict(general.get(name) or {}) for name in RULED}
+    fields = {name: Settings.model_fields[name].annotation for name in RULED}
+    for key, value in rule.items():
+        owners = [name for name, model in fields.items() if model and key in model.model_fields]
+        if key in sections and isinstance(value, Mapping):
+            sections[key] = _laid_over(sections[key], value)
+        elif len(owners) == 1:
+            sections[owners[0]] = _laid_over(sections[owners[0]], {key: value})
+        elif key != "match":
+            valid = [
+                "match",
+                *RULED,
+                *(key for model in fields.values() if model for key in model.model_fields),
+            ]
+            near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+            raise ConfigError(f"unknown key {key!r}; {hint}")
+    return sections
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: the upper's values win, and mappings within are laid over in turn."""
+    both = {key: (below[key], above[key]) for key in above if key in below}
+    inner = {
+        key: _laid_over(low, high)
+        for key, (low, high) in both.items()
+        if isinstance(low, Mapping) and isinstance(high, Mapping)
+    }
+    return {**below, **above, **inner}
 
 
 def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -362,8 +561,13 @@ def _explain(problem: Any) -> str:
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in location:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_in(model.model_fields[part].annotation) or model
     return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, by itself or as the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -95,6 +95,11 @@ class Region:
     detector: str
     mask: Mask | None = None
 
+    def row(self) -> dict[str, Any]:
+        """The region as receipts and `backfire detect --json` tell it."""
+        score = round(self.score, 4)
+        return {"box": list(self.box), "label": self.label, "score": score, "detector": self.detector}
+
     def plane(self, height: int, width: int) -> Mask:
         """The region as a mask of the whole picture's size."""
         plane = np.zeros((height, width), dtype=np.bool_)

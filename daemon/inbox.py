@@ -133,14 +133,14 @@ def scan_beside(root: Path, picture: bytes) -> Scan:
 
 
 def is_mask(path: bytes) -> bool:
-    """Whether a file is a sidecar mask by its name: NAME.mask.png, or any PNG in a folder `masks`."""
+    """Whether a file is a sidecar by its name: NAME.mask.png, any PNG in a folder `masks`, or JSON."""
     lower = path.lower()
     in_folder = os.path.basename(os.path.dirname(lower)) == b"masks"
-    return lower.endswith(b".mask.png") or (in_folder and lower.endswith(b".png"))
+    return lower.endswith((b".mask.png", b".json")) or (in_folder and lower.endswith(b".png"))
 
 
 def mask_names(picture: bytes) -> list[bytes]:
-    """Where a picture's sidecar mask may lie, relative to the inbox."""
+    """Where a picture's sidecars, painted or JSON, may lie, relative to the inbox."""
     folder, name = os.path.split(picture)
     stem = os.path.splitext(name)[0]
     return [
@@ -148,6 +148,10 @@ def mask_names(picture: bytes) -> list[bytes]:
         os.path.join(folder, name + b".mask.png"),
         os.path.join(folder, b"masks", stem + b".png"),
         os.path.join(folder, b"masks", name + b".png"),
+        os.path.join(folder, stem + b".regions.json"),
+        os.path.join(folder, name + b".regions.json"),
+        os.path.join(folder, stem + b".json"),
+        os.path.join(folder, b"masks", stem + b".json"),
     ]
 
 

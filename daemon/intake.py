@@ -135,7 +135,7 @@ class Intake:
         masks = self._scan.masks_of(job.path)
         if any(not self._tracker.settled(path, now) for path in (job.path, *masks)):
             return False
-        expects = "sidecar" in self._settings.regions.detectors and not masks
+        expects = "sidecar" in self._settings.for_path(job.path).regions.detectors and not masks
         if expects and self._tracker.still_for(job.path, now) < watch.settle_s + watch.mask_wait_s:
             if job.state != JobState.WAITING_MASK:
                 self._ledger.update(job, JobState.WAITING_MASK)
@@ -165,7 +165,7 @@ class Intake:
             self._ledger.postpone(job, error)
             return 0
         mask_sha = mask_digest([digest for _, digest in digests])
-        config_sha = self._settings.sha256
+        config_sha = self._settings.for_path(job.path).sha256
         self._ledger.update(
             job,
             JobState.READY,

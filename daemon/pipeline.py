@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from daemon import editors, geometry, images, protect, report, verify
+from daemon import editors, finding, geometry, images, protect, report, verify
 from daemon.config import Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
 from daemon.errors import BudgetExceeded, Code, InputError, ModelError
+from daemon.finding import Found
 from daemon.geometry import Crop
 from daemon.images import Picture
 from daemon.protect import Phase
@@ -98,13 +99,13 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         )
     with watch.phase("detect"):
         progress("detect", 0, 1)
-        regions = protect.find(picture.rgb, source, settings.regions)
-    if not regions:
-        return _passed(data, picture, source, settings, watch, began)
+        found = finding.find(picture, source, settings.regions)
+    if not found.regions:
+        return _passed(data, picture, source, settings, found, watch, began)
 
     with watch.phase("load"):
         bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, regions, settings)
+    crops = _crops(picture.rgb, found.regions, settings)
     budget = Budget(settings.protect.epsilon)
 
     with watch.phase("optimise"), _memory(source):
@@ -136,6 +137,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         **_digests(data, encoded.data, source, settings),
         "width": picture.rgb.shape[1],
         "height": picture.rgb.shape[0],
+        "skipped_detectors": found.skipped,
         "method": settings.protect.method,
         "epsilon": settings.protect.epsilon,
         "iterations": settings.protect.iterations,
@@ -168,9 +170,9 @@ def replay(
             "verify needs the file as it was published, not a resized copy"
         )
         raise InputError(Code.UNREADABLE, message)
-    regions = protect.find(picture.rgb, source, settings.regions)
+    found = finding.find(picture, source, settings.regions)
     bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, regions, settings)
+    crops = _crops(picture.rgb, found.regions, settings)
     key = _digests(original, b"", source, settings)["key"]
     with watch.phase("verify"), _memory(source):
         largest = images.largest_change(picture, other)
@@ -178,6 +180,7 @@ def replay(
     facts = {
         "file": source.name,
         **_digests(original, protected, source, settings),
+        "skipped_detectors": found.skipped,
         "device": bench.device_name,
     }
     receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
@@ -206,7 +209,13 @@ def _decoded_again(
 
 
 def _passed(
-    data: bytes, picture: Picture, source: Source, settings: Settings, watch: _Watch, began: float
+    data: bytes,
+    picture: Picture,
+    source: Source,
+    settings: Settings,
+    found: Found,
+    watch: _Watch,
+    began: float,
 ) -> Result:
     """No region and `none_found: pass`: the very bytes that came in where the output settings allow it."""
     output, how = data, "unchanged"
@@ -221,13 +230,14 @@ def _passed(
         )
         output, extension, how = encoded.data, encoded.extension, encoded.how
     names = ", ".join(settings.regions.detectors)
-    reasons = [f"no region found by {names}; published without protection"]
+    reasons = [f"no region found by {names}; published without protection", *found.notes]
     facts = {
         "file": source.name,
         "written_as": how,
         **_digests(data, output, source, settings),
         "width": picture.rgb.shape[1],
         "height": picture.rgb.shape[0],
+        "skipped_detectors": found.skipped,
         "method": None,
         "epsilon": 0,
         "iterations": 0,

@@ -1,4 +1,4 @@
-"""Detect, crop, optimise, project, quantise. Knows no database and no folder."""
+"""Optimise, project, quantise. Knows no database and no folder."""
 
 from __future__ import annotations
 
@@ -9,70 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon import detectors, geometry, methods, perception
-from daemon.config import Protect, Regions
-from daemon.detectors import Source
-from daemon.domain import Box, Budget, Region, Rgb
+from daemon import geometry, methods, perception
+from daemon.config import Protect
+from daemon.domain import Budget, Rgb
 from daemon.editors.base import Editor
-from daemon.errors import Code, InputError, ModelError
+from daemon.errors import Code, ModelError
 from daemon.geometry import Crop
 from daemon.methods.base import Progress, Task
-
-
-def find(rgb: Rgb, source: Source, settings: Regions) -> list[Region]:
-    """The regions all configured detectors find, in their order.
-
-    Args:
-        rgb: uint8 H,W,3, upright.
-        source: the picture's name and its sidecar masks.
-
-    Returns:
-        The regions; empty only under `none_found: pass`. Under `whole`, a grid that covers
-        the picture stands in.
-
-    Raises:
-        InputError: an unusable sidecar, or nothing found under `none_found: fail`.
-        ModelError: a detector failed.
-    """
-    found = [
-        region for name in settings.detectors for region in detectors.get(name).detect(rgb, source=source)
-    ]
-    if found or settings.none_found == "pass":
-        return _without_repeats(found)
-    if settings.none_found == "whole":
-        return _grid(rgb.shape[0], rgb.shape[1])
-    names = ", ".join(settings.detectors)
-    message = (
-        f"{source.name}: no region found by {names}; nothing would be protected; "
-        "put a mask beside the picture or set regions.none_found"
-    )
-    raise InputError(Code.NO_REGION, message)
-
-
-def _without_repeats(regions: list[Region]) -> list[Region]:
-    """Drops a region that an earlier detector's covers: a face under a painted mask."""
-    kept: list[Region] = []
-    for region in regions:
-        rivals = [other for other in kept if other.detector != region.detector]
-        if not any(_covers(other, region) for other in rivals):
-            kept.append(region)
-    return kept
-
-
-def _covers(region: Region, other: Region) -> bool:
-    """Whether 95 % of the other's box lies under this region's shape, not merely in its bounding box."""
-    crop = Crop(other.box, (region,), (other.box.height, other.box.width))
-    return bool(crop.masks()[0].mean() >= 0.95)
-
-
-def _grid(height: int, width: int) -> list[Region]:
-    """Cells of at least 256 px, at most four a side: a larger edit would have no context."""
-    side = max(256, -(-max(height, width) // 4))
-    return [
-        Region(Box(x, y, min(x + side, width), min(y + side, height)), "whole", 1.0, "whole")
-        for y in range(0, height, side)
-        for x in range(0, width, side)
-    ]
 
 
 def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ class Publisher:
         if verdict == Verdict.FAILED:
             message = f"{job.name}: verification failed: {reasons}; see the sheet in the reports folder"
             self.fail(job, Code.NOT_PROTECTED, message, verdict)
-        elif verdict == Verdict.WEAK and self._settings.verify.on_weak == "fail":
+        elif verdict == Verdict.WEAK and self._settings.for_path(job.path).verify.on_weak == "fail":
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self.fail(job, Code.WEAK, message, verdict)
         else:

@@ -44,15 +44,7 @@ def receipt(
         "verdict": verification.verdict.value,
         "reasons": verification.reasons,
         **facts,
-        "regions": [
-            {
-                "box": list(region.box),
-                "label": region.label,
-                "score": round(region.score, 4),
-                "detector": region.detector,
-            }
-            for region in regions
-        ],
+        "regions": [region.row() for region in regions],
         "surrogates": [_editor(editor) for editor in surrogates],
         "held_out": [_editor(editor) for editor in held_out],
         "psnr_db": None if verification.psnr_db is None else round(verification.psnr_db, 2),

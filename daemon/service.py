@@ -148,7 +148,7 @@ class Service:
                 detail = {"reason": "the daemon ended in mid-job"}
                 job = self._ledger.update(job, JobState.READY, detail=detail)
             if job.state == JobState.READY:
-                if job.config_sha256 != self.settings.sha256:
+                if job.config_sha256 != self.settings.for_path(job.path).sha256:
                     detail = {"reason": "the configuration changed"}
                     self._ledger.update(job, JobState.SETTLING, detail=detail)
                 elif not spool.files():
@@ -174,7 +174,7 @@ class Service:
         masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
         self._running = job
         try:
-            self._child.send(Order(job.id, spool.folder, job.name, masks, self.settings))
+            self._child.send(Order(job.id, spool.folder, job.name, masks, self.settings.for_path(job.path)))
         except OSError:
             self._died(job)
 
@@ -270,10 +270,13 @@ class Service:
 
 def _require_names(settings: Settings) -> None:
     """A name that no detector, editor or method has is an error at start, not in the first job."""
-    for name in settings.regions.detectors:
-        require(name, detectors.NAMES, "regions.detectors")
-    require(settings.protect.method, methods.NAMES, "protect.method")
-    editors.require_known(settings)
+    for where, variant in settings.variants():
+        try:
+            detectors.check(variant.regions)
+            require(variant.protect.method, methods.NAMES, "protect.method")
+            editors.require_known(variant)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
 
 
 def _make_folders(settings: Settings) -> None:

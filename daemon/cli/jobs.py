@@ -100,6 +100,8 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
     alive = fact is not None and time.time() - fact[1] < 30
     here = inbox.signature(settings.folders.inbox, relative) is not None
     waits = _waits_for(relative, settings, found, here=here, alive=alive)
+    rule = settings.rule_of(relative)
+    told_rule = None if rule is None else f"rules.{rule} ({settings.rules[rule].match})"
     if as_json:
         told = [
             {**_job_document(job), "events": [{"at": e.at, "state": e.state, **e.detail} for e in events]}
@@ -107,11 +109,20 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         ]
         print(
             json.dumps(
-                {"path": shown(relative), "in_inbox": here, "waits_for": waits, "jobs": told}, indent=2
+                {
+                    "path": shown(relative),
+                    "in_inbox": here,
+                    "waits_for": waits,
+                    "rule": told_rule,
+                    "jobs": told,
+                },
+                indent=2,
             )
         )
         return
     out.print(Text(waits), soft_wrap=True)
+    if settings.rules:
+        out.print(Text(f"settings: {told_rule or 'the general ones, no rule matches'}"), soft_wrap=True)
     for job, events in histories:
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:

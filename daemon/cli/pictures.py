@@ -31,21 +31,20 @@ def protect(
     """Protect pictures here and now, without daemon or database; receipt and sheet lie beside the result."""
     from daemon.pipeline import process
 
-    settings = _settings(config_file)
     several = len(pictures) > 1 or output.is_dir()
     if len(pictures) > 1 and mask is not None:
         raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
     if several and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file, expected a folder for {len(pictures)} pictures")
-    if not several:
-        settings = _writing_as(output, settings)
     receipts, failed = [], 0
     for picture in pictures:
         target = output / picture.name if several else output
         try:
             if target.exists():
                 raise ConfigError(f"{target}: exists already; nothing is overwritten; name another --output")
-            data, source = _read(picture), _source(picture, mask)
+            settings, _ = settings_for(picture, config_file)
+            settings = settings if several else _writing_as(output, settings)
+            data, source = read(picture), source_of(picture, mask)
             with bar() as advance:
                 result = process(data, source, settings, progress=named(advance, picture.name))
             receipts.append(_write(target, result, settings))
@@ -74,25 +73,32 @@ def _writing_as(output: Path, settings: Settings) -> Settings:
     return settings.model_copy(update={"output": settings.output.model_copy(update={"format": wanted})})
 
 
-def _settings(config_file: Path | None) -> Settings:
-    return config.load(config_file) if config_file else Settings(folders=Folders(inbox=Path("inbox")))
+def settings_for(picture: Path, config_file: Path | None) -> tuple[Settings, str | None]:
+    """A picture's settings and its rule's pattern; rules see the path as below the inbox, or as given."""
+    settings = config.load(config_file) if config_file else Settings(folders=Folders(inbox=Path("inbox")))
+    path = picture.absolute()
+    inside = settings.folders.inbox in path.parents
+    relative = os.fsencode(path.relative_to(settings.folders.inbox) if inside else picture)
+    index = settings.rule_of(relative)
+    return settings.for_path(relative), None if index is None else settings.rules[index].match
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """A file's bytes; ConfigError where there are none to read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error
 
 
-def _source(picture: Path, mask: Path | None) -> Source:
-    """The picture's name with the given mask, or with the sidecars that lie beside it."""
+def source_of(picture: Path, mask: Path | None) -> Source:
+    """The picture's name with the given mask or annotations, or with the sidecars that lie beside it."""
     from daemon.detectors import Sidecar, Source
 
     if mask is not None:
-        return Source(picture.name, (Sidecar(mask.name, _read(mask)),))
+        return Source(picture.name, (Sidecar(mask.name, read(mask)),))
     beside = [picture.parent / os.fsdecode(name) for name in inbox.mask_names(os.fsencode(picture.name))]
-    return Source(picture.name, tuple(Sidecar(path.name, _read(path)) for path in beside if path.is_file()))
+    return Source(picture.name, tuple(Sidecar(path.name, read(path)) for path in beside if path.is_file()))
 
 
 def _write(target: Path, result: Result, settings: Settings) -> dict[str, Any]:
@@ -131,10 +137,10 @@ def verify(
 
     with bar() as advance:
         result = replay(
-            _read(original),
-            _read(protected),
-            _source(original, mask),
-            _settings(config_file),
+            read(original),
+            read(protected),
+            source_of(original, mask),
+            settings_for(original, config_file)[0],
             progress=lambda phase, done, total: advance(phase, done, total),
         )
     if sheet is not None and result.sheet is not None:

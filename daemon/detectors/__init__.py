@@ -6,18 +6,18 @@ contract tests, which run over every name. Nothing heavy is imported before `get
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from daemon.config import Regions
 from daemon.domain import Region, Rgb
-from daemon.errors import Code, ConfigError, ModelError
+from daemon.errors import Code, ConfigError, ModelError, require
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A mask file that came with a picture: its name for messages, and its bytes."""
+    """A mask or annotation file that came with a picture: its name for messages, and its bytes."""
 
     name: str
     data: bytes
@@ -25,10 +25,19 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Source:
-    """What a detector may know of a picture besides its pixels."""
+    """What a detector may know of a picture besides its pixels.
+
+    Attributes:
+        name: for messages.
+        sidecars: mask and annotation files.
+        xmp: the XMP packet's bytes, if it has one.
+        orientation: 1..8 as in EXIF: how the stored pixels, which metadata may speak of, are turned.
+    """
 
     name: str
     sidecars: tuple[Sidecar, ...] = ()
+    xmp: bytes | None = None
+    orientation: int = 1
 
 
 class Detector(Protocol):
@@ -39,57 +48,138 @@ class Detector(Protocol):
 
         Args:
             image: H,W,3 uint8 RGB, upright; left unchanged.
-            source: the picture's name and mask files.
+            source: what is known of the picture besides its pixels.
 
         Returns:
             Regions whose boxes are not empty and lie within the picture, scores in [0,1].
 
         Raises:
-            InputError: a mask file cannot be used.
-            ModelError: `Code.DETECTOR`, the detector's model failed.
+            InputError: a sidecar cannot be used.
+            ModelError: `Code.DETECTOR`, the detector's model or program failed.
         """
         ...
 
 
-def _sidecar() -> Detector:
+def _sidecar(settings: Regions) -> Detector:
     from daemon.detectors.sidecar import SidecarDetector
 
-    return SidecarDetector()
+    return SidecarDetector(settings.sidecar)
 
 
-def _faces() -> Detector:
+def _metadata(settings: Regions) -> Detector:
+    from daemon.detectors.metadata import MetadataDetector
+
+    return MetadataDetector()
+
+
+def _faces(settings: Regions) -> Detector:
     from daemon.detectors.faces import FaceDetector
 
-    return FaceDetector()
+    return FaceDetector(settings.faces)
 
 
-_LOADERS: dict[str, Callable[[], Detector]] = {
+def _text(settings: Regions) -> Detector:
+    from daemon.detectors.text import TextDetector
+
+    return TextDetector(settings.text)
+
+
+def _signatures(settings: Regions) -> Detector:
+    from daemon.detectors.text import SignatureDetector
+
+    return SignatureDetector(settings.text)
+
+
+def _logos(settings: Regions) -> Detector:
+    from daemon.detectors.logos import LogoDetector
+
+    return LogoDetector(settings.logos)
+
+
+def _fixed(settings: Regions) -> Detector:
+    from daemon.detectors.fixed import FixedDetector
+
+    return FixedDetector(settings.fixed)
+
+
+def _whole(settings: Regions) -> Detector:
+    from daemon.detectors.fixed import WholeDetector
+
+    return WholeDetector()
+
+
+def _command(settings: Regions) -> Detector:
+    from daemon.detectors.command import CommandDetector
+
+    return CommandDetector(settings.command)
+
+
+def _onnx(settings: Regions) -> Detector:
+    from daemon.detectors.onnx import OnnxDetector
+
+    return OnnxDetector(settings.onnx)
+
+
+_LOADERS: dict[str, Callable[[Regions], Detector]] = {
     "sidecar": _sidecar,
+    "metadata": _metadata,
     "faces": _faces,
+    "text": _text,
+    "signatures": _signatures,
+    "logos": _logos,
+    "fixed": _fixed,
+    "whole": _whole,
+    "command": _command,
+    "onnx": _onnx,
 }
 
 NAMES = tuple(_LOADERS)
 """The names that `regions.detectors` may hold."""
 
+EXTRAS = {"text": "text", "signatures": "text", "logos": "logos"}
+"""The optional dependencies, by the detector that needs them."""
 
-def get(name: str) -> Detector:
+
+def check(settings: Regions) -> None:
+    """Whether every detector of a configuration has a name that exists and the settings it needs.
+
+    Loads nothing, so that a daemon can ask at start.
+
+    Raises:
+        ConfigError: naming the setting and its remedy.
+    """
+    needs = {
+        "logos": ("regions.logos.folder or watermarks", settings.logos.folder or settings.logos.watermarks),
+        "fixed": ("regions.fixed", settings.fixed),
+        "command": ("regions.command.argv", settings.command.argv),
+        "onnx": ("regions.onnx.model", settings.onnx.model),
+    }
+    for name in settings.detectors:
+        require(name, NAMES, "regions.detectors")
+        if name in needs and not needs[name][1]:
+            setting = needs[name][0]
+            raise ConfigError(f"regions.detectors: {name} needs {setting}, got nothing there; set it")
+
+
+def get(name: str, settings: Regions = Regions()) -> Detector:  # noqa: B008 (frozen)
     """Load a detector; each call returns a new one, so load once and keep it.
 
     Raises:
-        ConfigError: no detector has this name.
+        ConfigError: no detector has this name, or it lacks a setting.
         ModelError: `Code.DETECTOR`, a package or the model that it needs is missing or broken.
     """
-    loader = _LOADERS.get(name)
-    if loader is None:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(NAMES)}"
-        raise ConfigError(f"regions.detectors: got {name!r}, expected a detector's name; {hint}")
+    check(settings.model_copy(update={"detectors": (name,)}))
     try:
-        return loader()
+        return _LOADERS[name](settings)
     except ImportError as error:
+        remedy = (
+            f"pip install 'backfire[{EXTRAS[name]}]'"
+            if name in EXTRAS
+            else "install Backfire again with all it requires"
+        )
         raise ModelError(
             Code.DETECTOR,
-            f"detector {name}: cannot be loaded ({error}); install Backfire again with all it requires, "
+            f"detector {name}: cannot be loaded ({error}); {remedy}, "
             f"or take {name!r} out of regions.detectors",
             retryable=False,
         ) from error

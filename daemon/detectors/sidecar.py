@@ -1,14 +1,21 @@
-"""The masks that a producer put beside a picture, as regions of their exact shape."""
+"""The masks and annotations that a producer put beside a picture, as regions of their exact shape.
+
+A file whose name ends in `.json` is an annotation (see `markup`), any other is a painting.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.detectors import Sidecar, Source
+from daemon.config import Sidecars
+from daemon.detectors import Sidecar, Source, markup
 from daemon.domain import Box, Mask, Region, Rgb
 from daemon.errors import Code, InputError
-from daemon.images import decode_mask
+from daemon.images import decode_painting
 
 NEAR = 16
 """Parts of a mask closer than this many pixels are one region: a signature is not a region per stroke."""
@@ -16,36 +23,81 @@ NEAR = 16
 MOST = 16
 """Regions at most. Each one costs optimisation and verification, and a noisy mask has thousands of specks."""
 
+COLOURS = 32
+"""A painting of at most so many colours, not all grey, has one region for each; more are shades."""
+
 
 class SidecarDetector:
-    """Turns mask files into regions; needs no model."""
+    """Turns mask and annotation files into regions; needs no model.
+
+    Args:
+        settings: which paint is protected, and from which level on.
+    """
+
+    def __init__(self, settings: Sidecars = Sidecars()) -> None:  # noqa: B008 (frozen)
+        self._settings = settings
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per group of marked parts that lie near each other; see `Detector.detect`.
+        """The regions of all files; see `Detector.detect`.
 
-        Several mask files count as one mask that marks what any of them marks. Every marked
-        pixel is in exactly one region's mask, and no other pixel is in any.
+        The paintings count as one that marks what any of them marks, with one region per group of
+        marked parts that lie near each other; every marked pixel is in exactly one region's mask, and
+        no other pixel is in any. Where colours tell regions apart, each colour is grouped by itself.
 
         Raises:
             InputError: `MASK_UNREADABLE`; `MASK_SIZE`, not the upright picture's size;
                 `MASK_EMPTY`, a file marks nothing.
         """
-        height, width = image.shape[:2]
-        marked = np.zeros((height, width), dtype=np.bool_)
-        for sidecar in source.sidecars:
-            marked |= _read(sidecar, source, height, width)
-        return _regions(marked) if source.sidecars else []
+        annotated = [s for s in source.sidecars if s.name.lower().endswith(".json")]
+        painted = [s for s in source.sidecars if s not in annotated]
+        regions = _painted_regions(painted, source, image.shape[:2], self._settings)
+        for sidecar in annotated:
+            regions += _annotated_regions(sidecar, source, image.shape[:2])
+        return regions
 
 
-def _read(sidecar: Sidecar, source: Source, height: int, width: int) -> Mask:
+def marked(painting: NDArray[np.uint8], settings: Sidecars) -> Mask:
+    """What a painting H,W,4 RGBA marks: H,W bool, True = protected.
+
+    The brightest channel counts, so that pure blue is as white. Transparency counts only where it is
+    all there is, that is where every pixel has one colour: then opaque is protected.
+    """
+    colour, alpha = painting[..., :3], painting[..., 3]
+    if np.ptp(alpha) and (colour == colour[0, 0]).all():
+        opaque: Mask = alpha >= settings.threshold
+        return opaque
+    bright: Mask = colour.max(axis=2) >= settings.threshold
+    return ~bright if settings.protected == "black" else bright
+
+
+def _painted_regions(
+    sidecars: Sequence[Sidecar], source: Source, shape: tuple[int, int], settings: Sidecars
+) -> list[Region]:
+    layers: dict[str, Mask] = {}
+    for sidecar in sidecars:
+        painting = _painting(sidecar, source, shape)
+        mask = marked(painting, settings)
+        if not mask.any():
+            raise InputError(
+                Code.MASK_EMPTY,
+                f"mask {sidecar.name}: marks nothing, expected {settings.protected} where {source.name} is "
+                f"to be protected; paint the region {settings.protected}, or remove the mask",
+            )
+        for label, layer in _layers(painting, mask, settings).items():
+            layers[label] = layers.get(label, np.zeros(shape, dtype=np.bool_)) | layer
+    return [region for label, layer in layers.items() for region in _grouped(layer, label)]
+
+
+def _painting(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> NDArray[np.uint8]:
     # A mask of the wrong size is still decoded within reason, so that the message can say which size.
+    height, width = shape
     limit = max(4 * height * width, 1 << 22)
-    mask = decode_mask(sidecar.data, name=sidecar.name, max_pixels=limit)
-    got_height, got_width = mask.shape
-    if (got_height, got_width) != (height, width):
+    painting = decode_painting(sidecar.data, name=sidecar.name, max_pixels=limit)
+    if painting.shape[:2] != shape:
+        got_height, got_width = painting.shape[:2]
         turned = (
             " (it looks turned: apply the picture's orientation to it)"
-            if mask.shape == (width, height)
+            if (got_height, got_width) == (width, height)
             else ""
         )
         raise InputError(
@@ -53,16 +105,44 @@ def _read(sidecar: Sidecar, source: Source, height: int, width: int) -> Mask:
             f"mask {sidecar.name}: got {got_width}x{got_height} pixels, expected the {width}x{height} "
             f"of the upright {source.name}; export the mask at the picture's size{turned}",
         )
-    if not mask.any():
-        raise InputError(
-            Code.MASK_EMPTY,
-            f"mask {sidecar.name}: marks nothing, expected white where {source.name} is to be protected; "
-            "paint the region white, or remove the mask",
+    return painting
+
+
+def _layers(painting: NDArray[np.uint8], mask: Mask, settings: Sidecars) -> dict[str, Mask]:
+    """The marked pixels by label: `mask`, or one label a colour where a few colours tell regions apart."""
+    if settings.protected == "white":
+        painted = painting[mask][:, :3].astype(np.uint32)
+        coded = painted[:, 0] << 16 | painted[:, 1] << 8 | painted[:, 2]
+        colours = np.unique(coded)
+        if len(colours) <= COLOURS and np.ptp(painted, axis=1).any():
+            layers = {f"mask #{colour:06x}": np.zeros_like(mask) for colour in colours}
+            for colour, layer in zip(colours, layers.values(), strict=True):
+                layer[mask] = coded == colour
+            return layers
+    return {"mask": mask}
+
+
+def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> list[Region]:
+    height, width = shape
+    subject = f"annotations {sidecar.name}"
+    size = f"the {width}x{height} of the upright {source.name}"
+    try:
+        regions = markup.read(
+            sidecar.data, picture=source.name, width=width, height=height, detector="sidecar"
         )
-    return mask
+    except markup.WrongSize as error:
+        message = f"{subject}: {error}, expected {size}; annotate this very picture"
+        raise InputError(Code.MASK_SIZE, message) from error
+    except ValueError as error:
+        message = f"{subject}: {error}; see the README for what is read, or remove the file"
+        raise InputError(Code.MASK_UNREADABLE, message) from error
+    if not regions:
+        message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"
+        raise InputError(Code.MASK_EMPTY, message)
+    return regions
 
 
-def _regions(marked: Mask) -> list[Region]:
+def _grouped(marked: Mask, label: str) -> list[Region]:
     """Groups of marked pixels, in reading order; the reach grows until there are few enough.
 
     Parts are grouped on a grid of cells of `reach` pixels: those closer than `reach` lie in
@@ -74,7 +154,7 @@ def _regions(marked: Mask) -> list[Region]:
         if count <= MOST:
             break
         reach *= 2
-    return [_region(marked, cells == number, reach) for number in range(1, count + 1)]
+    return [_region(marked, cells == number, reach, label) for number in range(1, count + 1)]
 
 
 def _grid(marked: Mask, cell: int) -> Mask:
@@ -85,7 +165,7 @@ def _grid(marked: Mask, cell: int) -> Mask:
     return cells
 
 
-def _region(marked: Mask, cells: Mask, cell: int) -> Region:
+def _region(marked: Mask, cells: Mask, cell: int, label: str) -> Region:
     """The marked pixels of one group of cells."""
     left, top, right, bottom = (edge * cell for edge in Box.around(cells))
     member = cells[top // cell : bottom // cell, left // cell : right // cell]
@@ -93,4 +173,4 @@ def _region(marked: Mask, cells: Mask, cell: int) -> Region:
     part = part & member.repeat(cell, axis=0).repeat(cell, axis=1)[: part.shape[0], : part.shape[1]]
     tight = Box.around(part)
     box = Box(left + tight.left, top + tight.top, left + tight.right, top + tight.bottom)
-    return Region(box, label="mask", score=1.0, detector="sidecar", mask=part[tight.slices].copy())
+    return Region(box, label=label, score=1.0, detector="sidecar", mask=part[tight.slices].copy())

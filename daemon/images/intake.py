@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.domain import Mask, Rgb
+from daemon.domain import Rgb
 from daemon.errors import Code, InputError
 from daemon.images import colour, readers, refusals
 from daemon.images.colour import Look, Samples
@@ -106,11 +106,10 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
     )
 
 
-def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
-    """A mask from the bytes of a picture file: H,W bool, upright by its own EXIF, True = protected.
+def decode_painting(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """A painted mask from the bytes of a picture file: H,W,4 uint8 RGBA, upright by its own EXIF.
 
-    Bright is protected: luminance of 128 and more. Transparency counts only where it is all
-    there is, that is where every pixel has one colour: then opaque is protected.
+    What it marks is for the caller to say.
 
     Raises:
         InputError: MASK_UNREADABLE, whatever is wrong with it.
@@ -122,11 +121,11 @@ def decode_mask(data: bytes, *, name: str, max_pixels: int) -> Mask:
             raise refusals.unsupported(name, "is CMYK", "save it as 8-bit grey", expected="grey or RGB")
         bands = colour.eight(raw.bands)
         colours = bands[..., :-1] if raw.alpha else bands
-        plane = readers.luminance(colours)
-        if raw.alpha and np.ptp(bands[..., -1]) and (colours == colours[0, 0]).all():
-            plane = bands[..., -1]
-        turned = plane if raw.turned else upright(plane, raw.about.orientation)
-        return np.ascontiguousarray(turned >= 128)
+        alpha = bands[..., -1:] if raw.alpha else np.full((*bands.shape[:2], 1), 255, np.uint8)
+        if colours.shape[2] == 1:
+            colours = colours.repeat(3, axis=2)
+        rgba = np.concatenate([colours, alpha], axis=2)
+        return np.ascontiguousarray(rgba if raw.turned else upright(rgba, raw.about.orientation))
     except InputError as error:
         raise InputError(Code.MASK_UNREADABLE, f"mask {error.message}") from error
 

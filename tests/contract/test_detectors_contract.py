@@ -10,14 +10,34 @@ import pytest
 from PIL import Image
 
 from daemon import detectors
+from daemon.config import Command, FixedBox, Logos, Onnx, Regions
 from daemon.detectors import Detector, Sidecar, Source
 from daemon.domain import Region, Rgb
+from tests.regions import area, lettered, logo, mwg, network, program, xmp
 
 
 @pytest.fixture(scope="module")
 def astronaut() -> Rgb:
     with as_file(files("skimage").joinpath("data", "astronaut.png")) as path, Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        image = np.asarray(picture.convert("RGB")).copy()
+    image[300:400, 20:170] = np.asarray(logo(100).convert("RGB"))
+    return lettered(image, "BACKFIRE PRESS", (24, 470), 22)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Regions:
+    """What the detectors that look for nothing by themselves are given to find."""
+    folder = tmp_path_factory.mktemp("detectors")
+    (folder / "logos").mkdir()
+    logo().save(folder / "logos" / "acme.png")
+    says = 'print(\'{"regions": [{"box": [0.5, 0.5, 1, 1]}], "unit": "relative"}\')'
+    boxes = np.array([[[8, 8, 32, 32, 0.9, 0], [0, 0, 9, 9, 0.1, 0]]], dtype=np.float32)
+    return Regions(
+        fixed=(FixedBox(box=(0.5, 0.5, 1, 1)),),
+        logos=Logos(folder=folder / "logos"),
+        command=Command(argv=program(folder, says)),
+        onnx=Onnx(model=network(folder / "n.onnx", boxes), size_px=64),
+    )
 
 
 @pytest.fixture(scope="module", params=detectors.NAMES)
@@ -26,8 +46,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def detector(name: str) -> Detector:
-    return detectors.get(name)
+def detector(name: str, settings: Regions) -> Detector:
+    return detectors.get(name, settings)
 
 
 def source_for(image: Rgb) -> Source:
@@ -36,7 +56,8 @@ def source_for(image: Rgb) -> Source:
     mask[: image.shape[0] // 3, image.shape[1] // 2 :] = 255
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
-    return Source("picture.png", (Sidecar("picture.mask.png", buffer.getvalue()),))
+    packet = xmp(mwg(area(0.4, 0.2, 0.2, 0.2)))
+    return Source("picture.png", (Sidecar("picture.mask.png", buffer.getvalue()),), packet)
 
 
 def as_tuple(region: Region) -> tuple[object, ...]:
@@ -69,11 +90,13 @@ def test_leaves_the_picture_alone(detector: Detector, astronaut: Rgb) -> None:
     np.testing.assert_array_equal(image, astronaut)
 
 
-def test_finds_the_same_again(name: str, detector: Detector, astronaut: Rgb) -> None:
+def test_finds_the_same_again(name: str, detector: Detector, astronaut: Rgb, settings: Regions) -> None:
     source = source_for(astronaut)
     first = [as_tuple(region) for region in detector.detect(astronaut, source=source)]
     assert first == [as_tuple(region) for region in detector.detect(astronaut, source=source)]
-    assert first == [as_tuple(region) for region in detectors.get(name).detect(astronaut, source=source)]
+    assert first == [
+        as_tuple(region) for region in detectors.get(name, settings).detect(astronaut, source=source)
+    ]
 
 
 def test_takes_a_picture_that_is_not_contiguous(detector: Detector, astronaut: Rgb) -> None:

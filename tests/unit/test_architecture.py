@@ -19,6 +19,7 @@ FLOORS = [
     {"manifest", "premis", "hooks"},
     {"probes"},
     {"detectors", "editors", "methods"},
+    {"finding", "overlay"},
     {"protect"},
     {"verify"},
     {"report"},
@@ -97,6 +98,7 @@ DOORS = {
     "PIL": {
         *(f"images/{one}.py" for one in ("readers", "colour", "metadata", "encoding", "writers")),
         "report.py",
+        "overlay.py",
         "demo.py",
     },
     "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},

@@ -23,8 +23,8 @@ def test_the_example_holds_every_setting_with_its_default() -> None:
     assert parse(example) == parse({"folders": {"inbox": "inbox"}})
     for section, field in Settings.model_fields.items():
         model: Any = field.annotation
-        if section == "editors":
-            continue  # names of the user's own
+        if section in ("editors", "rules"):
+            continue  # the user's own
         assert set(example[section]) == set(model.model_fields), section
     commented = text.replace(",\n", ", ")  # a list may break its line
     settings = [line for line in commented.splitlines() if line.startswith("  ") and ":" in line]
@@ -98,6 +98,84 @@ def test_digest_follows_what_decides_a_result() -> None:
     assert parse({**base, "watch": {"settle_s": 1}}).sha256 == plain.sha256
     assert parse({"folders": {"inbox": "elsewhere"}}).sha256 == plain.sha256
     assert parse({**base, "protect": {"iterations": 21}}).sha256 != plain.sha256
+
+
+def ruled(*rules: Any, **sections: Any) -> Settings:
+    return parse({"folders": {"inbox": "i"}, **sections, "rules": list(rules)})
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    settings = ruled(
+        {"match": "portraits/**", "detectors": ["faces"], "epsilon": 8},
+        {"match": "**/*.png", "output": {"format": "jpeg"}, "regions": {"none_found": "whole"}},
+        protect={"iterations": 7},
+    )
+    assert settings.rule_of(b"portraits/a/b.png") == 0
+    portrait = settings.for_path(b"portraits/a/b.png")
+    assert (portrait.regions.detectors, portrait.protect.epsilon) == (("faces",), 8)
+    assert portrait.protect.iterations == 7  # what the rule does not name stays as the file has it
+    assert (settings.for_path(b"x.png").output.format, settings.rule_of(b"x.png")) == ("jpeg", 1)
+    assert settings.for_path(b"x.jpg").output.format == "same"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "fits_not"),
+    [
+        ("a/**", [b"a/b", b"a/b/c.jpg", b"a/\xff.jpg", b"a/x\ny"], [b"a", b"ab/c", b"b/a/c"]),
+        ("**/a/*.jpg", [b"a/b.jpg", b"x/y/a/b.jpg"], [b"a/b/c.jpg", b"xa/b.jpg"]),
+        ("*.jpg", [b"a.jpg", b".jpg"], [b"b/a.jpg", b"a.JPG", b"ajpg"]),
+        ("a?.png", [b"ab.png"], [b"a/.png", b"a.png"]),
+        ("[x](1)+.png", [b"[x](1)+.png"], [b"x1.png"]),
+    ],
+)
+def test_patterns(pattern: str, fits: list[bytes], fits_not: list[bytes]) -> None:
+    settings = ruled({"match": pattern})
+    assert [path for path in fits if settings.rule_of(path) is None] == []
+    assert [path for path in fits_not if settings.rule_of(path) is not None] == []
+
+
+def test_the_digest_of_a_picture_follows_its_rule_alone() -> None:
+    plain, settings = parse({"folders": {"inbox": "i"}}), ruled({"match": "a/*", "epsilon": 8})
+    assert settings.for_path(b"b.jpg").sha256 == plain.sha256
+    assert settings.for_path(b"a/b.jpg").sha256 == ruled(protect={"epsilon": 8}).sha256
+    assert settings.for_path(b"a/b.jpg").sha256 != plain.sha256
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"match": "*", "detektors": []}, r"rules\.0: unknown key 'detektors'; did you mean 'detectors'"),
+        ({"match": "*", "folders": {}}, "unknown key 'folders'"),
+        ({"match": "*", "regions": {"none": 1}}, r"unknown key 'regions\.none'; did you mean 'none_found'"),
+        ({"match": "*", "logos": {"foldr": "x"}}, "did you mean 'folder'"),
+        ({"match": "*", "epsilon": 900}, r"'protect\.epsilon': got 900"),
+        ({"match": "*", "protect": 3}, r"'protect'"),
+        ({"match": 3}, "'match': got 3"),
+        ({"detectors": ["faces"]}, "expected a mapping with the key 'match'"),
+        ("portraits", "expected a mapping with the key 'match'"),
+    ],
+)
+def test_bad_rules_are_named(rule: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ruled({"match": "fine"}, rule) if "0" not in says[:9] else ruled(rule)
+
+
+def test_paths_within_sections_are_relative_to_the_file(tmp_path: Path) -> None:
+    data = {"folders": {"inbox": "i"}, "rules": [{"match": "*", "logos": {"folder": "sub/logos"}}]}
+    assert config.parse(data, base=tmp_path).rules[0].regions.logos.folder == tmp_path / "sub" / "logos"
+
+
+@pytest.mark.parametrize(
+    ("fixed", "says"),
+    [
+        ({"box": [0, 0, 3, 4]}, r"the relative box .* within 0\.\.1.*unit: pixels"),
+        ({"box": [5, 0, 3, 4], "unit": "pixels"}, "expected left < right"),
+        ({"bx": [0, 0, 1, 1]}, "did you mean 'box'"),
+    ],
+)
+def test_bad_boxes_are_named(fixed: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"folders": {"inbox": "i"}, "regions": {"fixed": [fixed]}})
 
 
 def test_settings_are_frozen() -> None:

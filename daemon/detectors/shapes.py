@@ -1,0 +1,160 @@
+"""Outlines as regions: polygons, ellipses and run lengths to boxes and masks; several regions as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from skimage.draw import polygon2mask
+
+from daemon.domain import Box, Mask, Region
+
+Points = NDArray[np.float64]
+"""N,2 positions x, y: corners of an outline."""
+
+CORNERS = 64
+"""Of the polygon that stands for an ellipse."""
+
+
+def ellipse(x: float, y: float, across: float, down: float) -> Points:
+    """The outline of an ellipse around x, y with the given half axes."""
+    turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
+    return np.stack([x + across * np.cos(turn), y + down * np.sin(turn)], axis=1)
+
+
+def region_of(
+    points: Points, label: str, detector: str, width: int, height: int, score: float = 1.0
+) -> Region | None:
+    """The region within an outline, clipped to a picture; None where nothing of it lies inside.
+
+    Args:
+        points: in pixels of the upright picture; every pixel that a bounding box touches counts, so
+            that a rectangle never loses part of a pixel.
+    """
+    # Clipped first: a coordinate of 1e300 must not reach an integer.
+    low, high = (np.clip(edge, 0, (width, height)) for edge in (points.min(axis=0), points.max(axis=0)))
+    # A billionth of a pixel is no pixel: relative coordinates seldom multiply to whole numbers.
+    (left, top), (right, bottom) = np.floor(low + 1e-6).astype(int), np.ceil(high - 1e-6).astype(int)
+    box = Box(int(left), int(top), int(right), int(bottom))
+    if box.width <= 0 or box.height <= 0:
+        return None
+    mask = None if _is_rectangle(points) else _filled(points, box)
+    if mask is not None and not mask.any():  # thinner than a pixel
+        mask = None
+    return Region(box, label=label, score=score, detector=detector, mask=mask)
+
+
+def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -> Region | None:
+    """The region of a whole picture's mask; None where it marks nothing."""
+    if not plane.any():
+        return None
+    box = Box.around(plane)
+    return Region(box, label=label, score=score, detector=detector, mask=plane[box.slices].copy())
+
+
+def _is_rectangle(points: Points) -> bool:
+    """Whether an outline has four corners on two columns and two rows."""
+    if len(points) != 4:
+        return False
+    low, high = points.min(axis=0), points.max(axis=0)
+    corners = np.abs(points - high) < np.abs(points - low)
+    at_corners = np.allclose(points, np.where(corners, high, low), atol=1e-6, rtol=0)
+    return at_corners and len(np.unique(corners, axis=0)) == 4
+
+
+def _filled(points: Points, box: Box) -> Mask:
+    """The pixels of a box whose centres lie within an outline."""
+    corners = np.clip(points - (box.left, box.top), -1e5, 1e5)[:, ::-1] - 0.5
+    filled: Mask = polygon2mask((box.height, box.width), corners)  # type: ignore[no-untyped-call]
+    return filled
+
+
+def unrolled(counts: Sequence[int], width: int, height: int) -> Mask:
+    """A COCO run-length mask: column by column, lengths of alternately unmarked and marked pixels.
+
+    Raises:
+        ValueError: lengths below 0, or that do not add up to the picture.
+    """
+    lengths = np.asarray(counts, dtype=np.int64)
+    if (lengths < 0).any() or lengths.sum() != width * height:
+        raise ValueError(f"run lengths add up to {lengths.sum()}, expected {width * height} pixels")
+    marked = np.arange(len(lengths)) % 2 == 1
+    mask: Mask = np.repeat(marked, lengths).reshape(width, height).T
+    return mask
+
+
+def uncompressed(text: str) -> list[int]:
+    """COCO's run lengths from their compressed form.
+
+    Each number is written in groups of 5 bits, lowest first, as characters from `0` on, bit 5 saying
+    that more follow, the last group's bit 4 the sign; from the fourth on it is the difference to the
+    number two before.
+
+    Raises:
+        ValueError: a character that no group has, or a number cut short.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 40:
+            raise ValueError(f"{character!r} is no part of a run length")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("the last run length is cut short")
+    return counts
+
+
+def within(region: Region, box: Box) -> Mask:
+    """The part of a region's shape that lies in a box, as a plane of the box's size."""
+    plane = np.zeros((box.height, box.width), dtype=np.bool_)
+    left, top = max(region.box.left, box.left), max(region.box.top, box.top)
+    right, bottom = min(region.box.right, box.right), min(region.box.bottom, box.bottom)
+    if left < right and top < bottom:
+        part = True if region.mask is None else region.mask[_seen(left, top, right, bottom, region.box)]
+        plane[_seen(left, top, right, bottom, box)] = part
+    return plane
+
+
+def _seen(left: int, top: int, right: int, bottom: int, box: Box) -> tuple[slice, slice]:
+    """A rectangle of the picture as slices of a box."""
+    return slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left)
+
+
+def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) -> list[Region]:
+    """Regions that are near each other become one, and these again, until none are.
+
+    A merged region has the joint shape, the labels and detectors of all its parts, and the best score.
+    """
+    kept = list(regions)
+    while True:
+        close = np.array([[near(a, b) for b in kept] for a in kept], dtype=np.bool_)
+        count, group = connected_components(close.reshape(len(kept), len(kept))) if kept else (0, [])
+        if count == len(kept):
+            return kept
+        kept = [_joined([kept[i] for i in np.flatnonzero(group == g)]) for g in range(count)]
+
+
+def _joined(regions: Sequence[Region]) -> Region:
+    """One region of the joint shape of several."""
+    if len(regions) == 1:
+        return regions[0]
+    box = reduce(Box.union, (region.box for region in regions))
+    mask: Mask = np.logical_or.reduce([within(region, box) for region in regions])
+    return Region(
+        box,
+        label="+".join(dict.fromkeys(part for region in regions for part in region.label.split("+"))),
+        score=max(region.score for region in regions),
+        detector="+".join(dict.fromkeys(part for region in regions for part in region.detector.split("+"))),
+        mask=None if mask.all() else mask,
+    )

@@ -1,0 +1,144 @@
+"""What of a picture is to be protected: every detector asked, their answers made one list.
+
+Loads no torch, so that `backfire detect` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import structlog
+
+from daemon import detectors, geometry
+from daemon.config import Regions
+from daemon.detectors import Detector, Source
+from daemon.detectors.fixed import WholeDetector
+from daemon.detectors.shapes import merged, within
+from daemon.domain import Box, Region
+from daemon.errors import Code, ConfigError, InputError
+from daemon.images import Picture
+
+log = structlog.get_logger()
+
+COVERED = 0.95
+"""Share of a region's pixels under another detector's from which it adds nothing."""
+
+REACH = 16
+"""Pixels between regions that are joined first where there are too many; doubled until they are few."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The regions of a picture, and what could not be asked.
+
+    Attributes:
+        regions: in the detectors' order, padded, merged and clipped as configured.
+        skipped: detector to error, of those that failed under `on_error: skip`.
+    """
+
+    regions: list[Region]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """The skipped detectors in words."""
+        return [f"detector {name} failed and was skipped: {error}" for name, error in self.skipped.items()]
+
+
+def find(picture: Picture, source: Source, settings: Regions) -> Found:
+    """The regions that all configured detectors find.
+
+    Args:
+        picture: the decoded picture; its metadata is shown to the detectors with `source`.
+        source: its name and its sidecars.
+
+    Returns:
+        No regions only under `none_found: pass`. Under `whole`, a grid that covers the picture
+        stands in.
+
+    Raises:
+        InputError: an unusable sidecar or metadata, or nothing found under `none_found: fail`.
+        ModelError: a detector failed, under `on_error: fail`.
+        ConfigError: a detector has no such name or lacks a setting.
+    """
+    source = replace(source, xmp=picture.metadata.xmp, orientation=picture.orientation)
+    regions: list[Region] = []
+    skipped: dict[str, str] = {}
+    for name in settings.detectors:
+        try:
+            regions += _detector(name, settings).detect(picture.rgb, source=source)
+        except (InputError, ConfigError):
+            raise  # the producer's own word about the picture is never skipped
+        except Exception as error:
+            if settings.on_error == "fail":
+                raise
+            skipped[name] = str(error)
+            log.warning("detector skipped", path=source.name, detector=name, error=str(error))
+    height, width = picture.rgb.shape[:2]
+    found = Found(_arranged(regions, height, width, settings), skipped)
+    if found.regions or settings.none_found == "pass":
+        return found
+    if settings.none_found == "whole":
+        return replace(found, regions=WholeDetector().detect(picture.rgb, source=source))
+    names = ", ".join(settings.detectors)
+    message = (
+        f"{source.name}: no region found by {names}; nothing would be protected; "
+        "put a mask beside the picture or set regions.none_found"
+    )
+    raise InputError(Code.NO_REGION, "; ".join([message, *found.notes]))
+
+
+@lru_cache(maxsize=16)
+def _detector(name: str, settings: Regions) -> Detector:
+    """Loaded once a process: a text network takes a fifth of a second."""
+    return detectors.get(name, settings)
+
+
+def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:
+    """Padded and clipped; without those that others cover; merged where near, or where too many."""
+    kept = _without_repeats([padded(region, settings.pad_px, height, width) for region in regions])
+    if settings.merge_px is not None:
+        kept = merged(kept, _closer_than(settings.merge_px))
+    reach = max(settings.merge_px or 0, REACH)
+    while len(kept) > settings.most:
+        kept = merged(kept, _closer_than(reach))
+        reach *= 2
+    return kept
+
+
+def _closer_than(reach: int) -> Callable[[Region, Region], bool]:
+    """Whether two regions' boxes lie within `reach` pixels of each other."""
+    return lambda a, b: a.box.overlaps(
+        Box(b.box.left - reach, b.box.top - reach, b.box.right + reach, b.box.bottom + reach)
+    )
+
+
+def padded(region: Region, margin: int, height: int, width: int) -> Region:
+    """A region with `margin` pixels more on all sides, within the picture; its shape grows with it."""
+    if not margin:
+        return region
+    box = region.box.grown(margin, width, height)
+    if region.mask is None:
+        return replace(region, box=box)
+    plane = np.zeros((box.height, box.width), dtype=np.bool_)
+    top, left = region.box.top - box.top, region.box.left - box.left
+    plane[top : top + region.box.height, left : left + region.box.width] = region.mask
+    return replace(region, box=box, mask=geometry.dilated(plane, 2 * margin + 1))
+
+
+def _without_repeats(regions: list[Region]) -> list[Region]:
+    """Drops a region that an earlier detector's covers: a face under a painted mask."""
+    kept: list[Region] = []
+    for region in regions:
+        rivals = [other for other in kept if other.detector != region.detector]
+        if not any(_covers(other, region) for other in rivals):
+            kept.append(region)
+    return kept
+
+
+def _covers(region: Region, other: Region) -> bool:
+    """Whether nearly all of the other lies under this region's shape, not merely in its bounding box."""
+    return region.box.overlaps(other.box) and bool(within(region, other.box).mean() >= COVERED)

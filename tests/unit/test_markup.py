@@ -1,0 +1,262 @@
+"""Regions from JSON: ours, COCO, LabelMe."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from daemon.config import Sidecars
+from daemon.detectors import Sidecar, Source
+from daemon.detectors.shapes import uncompressed
+from daemon.detectors.sidecar import SidecarDetector
+from daemon.domain import Box, Region, Rgb
+from daemon.errors import Code, InputError
+
+PICTURE: Rgb = np.zeros((200, 300, 3), dtype=np.uint8)
+
+
+def found(*documents: Any, name: str = "cat.regions.json", settings: Sidecars | None = None) -> list[Region]:
+    sidecars = tuple(
+        Sidecar(f"cat-{i}.png", d) if isinstance(d, bytes) else Sidecar(name, json.dumps(d).encode())
+        for i, d in enumerate(documents)
+    )
+    return SidecarDetector(settings or Sidecars()).detect(PICTURE, source=Source("in/cat.jpg", sidecars))
+
+
+def png(pixels: NDArray[np.uint8], mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Ours
+
+
+def test_our_own_schema() -> None:
+    regions = found(
+        {
+            "size": [300, 200],
+            "regions": [
+                {"label": "signature", "score": 0.5, "box": [10, 20, 60, 50]},
+                {"polygon": [[100, 100], [140, 100], [100, 140]]},
+                {"box": [290, 190, 999, 999]},
+                {"box": [900, 900, 999, 999]},
+            ],
+        }
+    )
+    assert [(r.box, r.label, r.score, r.detector) for r in regions] == [
+        (Box(10, 20, 60, 50), "signature", 0.5, "sidecar"),
+        (Box(100, 100, 140, 140), "region", 1.0, "sidecar"),
+        (Box(290, 190, 300, 200), "region", 1.0, "sidecar"),
+    ]
+    assert regions[1].mask is not None
+    assert regions[1].mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_relative_coordinates() -> None:
+    (region,) = found({"unit": "relative", "regions": [{"box": [0.1, 0.2, 0.7, 0.5]}]})
+    assert region.box == Box(30, 40, 210, 100)
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"regions": [{"box": [10, 20, 5, 50]}]}, r"regions\.0: got box"),
+        ({"regions": [{"box": [0, 0, 5, 5], "polygon": [[0, 0], [1, 1], [0, 1]]}]}, "both or neither"),
+        ({"regions": [{}]}, "both or neither"),
+        ({"regions": [{"bx": [0, 0, 5, 5]}]}, r"regions\.0\.bx"),
+        ({"regions": [{"box": [0, 0, 5, 5], "score": 3}]}, r"regions\.0\.score"),
+        ({"regions": "all"}, "regions"),
+        ({"regoins": []}, "none of the keys"),
+        ([1, 2], "none of the keys"),
+    ],
+)
+def test_errors_say_where(document: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        found(document)
+    assert caught.value.code is Code.MASK_UNREADABLE
+    assert "cat.regions.json" in caught.value.message
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000, b'{"regions": [{"box": [NaN, 0, 1, 1]}]}'])
+def test_what_is_no_json_is_an_error(data: bytes) -> None:
+    source = Source("cat.jpg", (Sidecar("cat.json", data),))
+    with pytest.raises(InputError) as caught:
+        SidecarDetector().detect(PICTURE, source=source)
+    assert caught.value.code is Code.MASK_UNREADABLE
+
+
+@pytest.mark.parametrize("size", [[200, 300], [301, 200]])
+def test_another_pictures_size_is_an_error(size: list[int]) -> None:
+    with pytest.raises(InputError, match="300x200 of the upright") as caught:
+        found({"size": size, "regions": [{"box": [0, 0, 9, 9]}]})
+    assert caught.value.code is Code.MASK_SIZE
+    assert ("looks turned" in caught.value.message) == (size == [200, 300])
+
+
+@pytest.mark.parametrize("regions", [[], [{"box": [300, 0, 310, 10]}]])
+def test_no_region_in_the_picture_is_an_error(regions: list[Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        found({"regions": regions})
+    assert caught.value.code is Code.MASK_EMPTY
+
+
+# COCO
+
+
+def coco(annotation: dict[str, Any], **image: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 1, "file_name": "cat.jpg", "width": 300, "height": 200, **image}],
+        "categories": [{"id": 7, "name": "logo"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, **annotation}],
+    }
+
+
+def test_coco_boxes_and_polygons() -> None:
+    (box,) = found(coco({"bbox": [10, 20, 30, 40]}))
+    assert (box.box, box.label) == (Box(10, 20, 40, 60), "logo")
+    outline = [10.0, 20.0, 40.0, 20.0, 40.0, 60.0, 10.0, 60.0]
+    (polygon,) = found(coco({"bbox": [0, 0, 300, 200], "segmentation": [outline]}))
+    assert polygon.box == Box(10, 20, 40, 60)
+
+
+def test_coco_run_lengths_in_both_forms() -> None:
+    mask = np.zeros((200, 300), dtype=np.bool_)
+    mask[20:60, 10:40] = True
+    mask[70:90, 20:25] = True
+    flat = np.concatenate([[False], mask.T.ravel(), [False]])
+    edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
+    counts = np.diff([0, *edges, mask.size]).tolist()
+    for written in (counts, compressed(counts)):
+        (region,) = found(coco({"segmentation": {"counts": written, "size": [200, 300]}}))
+        np.testing.assert_array_equal(region.plane(200, 300), mask)
+
+
+def compressed(counts: list[int]) -> str:
+    """The inverse of `uncompressed`, written from the format's description."""
+    text = ""
+    for i, count in enumerate(counts):
+        number = count - (counts[i - 2] if i > 2 else 0)
+        while True:
+            group, number = number & 31, number >> 5
+            more = number != (-1 if group & 16 else 0)
+            text += chr(group + (32 if more else 0) + 48)
+            if not more:
+                break
+    return text
+
+
+def test_a_known_compressed_mask() -> None:
+    """Worked out by hand: 6, 1, 40, then 4 and 5 as -- differences to 1 and 40 -- 3 and -35."""
+    assert uncompressed("61X13mN") == [6, 1, 40, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {},
+        {"segmentation": [[1, 2, 3]]},
+        {"segmentation": {"counts": [5, 5], "size": [200, 300]}},
+        {"segmentation": {"counts": [60001, -1], "size": [200, 300]}},
+        {"segmentation": {"counts": "\x10", "size": [200, 300]}},
+        {"segmentation": {"counts": "o", "size": [200, 300]}},
+    ],
+)
+def test_coco_nonsense_is_an_error(annotation: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        found(coco(annotation))
+    assert caught.value.code is Code.MASK_UNREADABLE
+
+
+def test_of_several_pictures_the_one_of_this_name_counts() -> None:
+    document = coco({"bbox": [10, 20, 30, 40]})
+    document["images"].append({"id": 2, "file_name": "sub/dog.jpg", "width": 9, "height": 9})
+    document["annotations"].append({"image_id": 2, "bbox": [0, 0, 5, 5]})
+    assert [region.box for region in found(document)] == [Box(10, 20, 40, 60)]
+    document["images"][0]["file_name"] = "bird.jpg"
+    with pytest.raises(InputError, match=r"0 of them named cat\.jpg"):
+        found(document)
+
+
+# LabelMe
+
+
+def labelme(**shape: Any) -> dict[str, Any]:
+    return {"imageWidth": 300, "imageHeight": 200, "imageData": None, "shapes": [{"label": "face", **shape}]}
+
+
+def test_labelme_shapes() -> None:
+    (box,) = found(labelme(shape_type="rectangle", points=[[40, 60], [10, 20]]), name="cat.json")
+    assert (box.box, box.label, box.mask) == (Box(10, 20, 40, 60), "face", None)
+    (circle,) = found(labelme(shape_type="circle", points=[[100, 100], [100, 120]]))
+    assert circle.box == Box(80, 80, 120, 120)
+    (polygon,) = found(labelme(points=[[0, 0], [50, 0], [0, 50]]))
+    assert polygon.mask is not None
+
+
+def test_labelme_masks_hold_zeros_and_ones() -> None:
+    inner = np.zeros((30, 20), np.uint8)
+    inner[5:25, 5:15] = 1
+    encoded = base64.b64encode(png(inner)).decode()
+    (region,) = found(labelme(shape_type="mask", points=[[100, 50], [119, 79]], mask=encoded))
+    assert region.box == Box(105, 55, 115, 75)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"shape_type": "line", "points": [[0, 0], [9, 9]]},
+        {"points": [[0, 0], [9, 9]]},
+        {"shape_type": "rectangle", "points": [[0, 0]]},
+        {"shape_type": "mask", "points": [[0, 0], [9, 9]], "mask": "?"},
+    ],
+)
+def test_labelme_nonsense_is_an_error(shape: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        found(labelme(**shape))
+    assert caught.value.code is Code.MASK_UNREADABLE
+
+
+# Paintings
+
+
+def test_paintings_and_annotations_merge() -> None:
+    mask = np.zeros((200, 300), np.uint8)
+    mask[100:150, 200:250] = 255
+    regions = found(png(mask), {"regions": [{"box": [10, 20, 60, 50]}]})
+    assert [region.box for region in regions] == [Box(200, 100, 250, 150), Box(10, 20, 60, 50)]
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_each_colour_is_a_region_of_its_own(palette: bool) -> None:
+    painting = np.zeros((200, 300, 3), np.uint8)
+    painting[10:60, 10:60] = (0, 0, 255)
+    painting[10:60, 60:90] = (255, 0, 0)
+    painting[150:160, 10:20] = (255, 255, 255)
+    regions = found(png(painting, "P" if palette else None))
+    assert {(region.label, region.box) for region in regions} == {
+        ("mask #0000ff", Box(10, 10, 60, 60)),
+        ("mask #ff0000", Box(60, 10, 90, 60)),
+        ("mask #ffffff", Box(10, 150, 20, 160)),
+    }
+
+
+def test_threshold_and_polarity_of_soft_masks() -> None:
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[:, None], 300, axis=1)
+    (default,) = found(png(ramp))
+    (low,) = found(png(ramp), settings=Sidecars(threshold=50))
+    (black,) = found(png(ramp), settings=Sidecars(protected="black", threshold=50))
+    assert (default.box.top, low.box.top, black.box) == (128, 50, Box(0, 0, 300, 50))
+
+
+def test_a_mask_without_the_protected_paint_names_it() -> None:
+    with pytest.raises(InputError, match="paint the region black"):
+        found(png(np.full((200, 300), 255, np.uint8)), settings=Sidecars(protected="black"))
