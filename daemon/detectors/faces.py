@@ -67,7 +67,7 @@ BATCH = 128
 
 
 class FaceDetector:
-    """Finds faces from `min_px` pixels (some 21 in a picture of 12 megapixels) to the whole frame.
+    """Finds faces from `min_px` pixels (some 21 at least in a picture of 12 megapixels) to the whole frame.
 
     Raises:
         ModelError: `Code.DETECTOR`, a network's file is missing or not the one expected.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -215,9 +216,7 @@ def _instances(
         if len(left) < AGREE_MIN or count == INSTANCES:
             return
         at_logo, at_picture = logo.points[left[:, 1]], points[left[:, 0]]
-        matrix, agree = cv2.findHomography(
-            at_logo, at_picture, cv2.USAC_MAGSAC, AGREE_PX, None, 10_000, 0.999
-        )
+        matrix, agree = _placed(logo, at_logo, at_picture)
         if matrix is None or agree.sum() < AGREE_MIN:
             return
         corners = _projected(logo.corners, matrix)
@@ -229,6 +228,23 @@ def _instances(
                 yield corners, min(likeness, 1.0)
                 inside |= _inside(corners, at_picture)
         left = left[~inside]
+
+
+def _placed(logo: _Logo, at_logo: Points, at_picture: Points) -> tuple[Any, Any]:
+    """Where most matches put the logo: the matrix, and N,1 which of them agree; None where none do.
+
+    Eight freedoms fit chance matches on a busy ground better than four: where what comes out is no
+    logo, it is looked for again without tilt.
+    """
+    matrix, agree = cv2.findHomography(at_logo, at_picture, cv2.USAC_MAGSAC, AGREE_PX, None, 10_000, 0.999)
+    if matrix is not None and _plausible(_projected(logo.corners, matrix), logo.corners):
+        return matrix, agree
+    level, agree_level = cv2.estimateAffinePartial2D(
+        at_logo, at_picture, method=cv2.RANSAC, ransacReprojThreshold=2 * AGREE_PX, maxIters=10_000
+    )
+    if level is None or agree_level.sum() < AGREE_MIN:
+        return matrix, agree
+    return np.vstack([level, [0, 0, 1]]), agree_level
 
 
 def _matched(logo: _Logo, features: Floats) -> NDArray[np.int64]:
