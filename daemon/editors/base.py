@@ -95,6 +95,14 @@ class Denoiser(Latent, Protocol):
         ...
 
 
+def rehearsed(surrogate: Editor, image: Tensor, mask: Tensor) -> Tensor:
+    """A surrogate's edit of the sort that its gradients are of: a denoiser's one step, else `inpaint`.
+
+    Clean edits that a loss compares with must come from here. Arguments and result as in `Editor.inpaint`.
+    """
+    return (surrogate.one_step if isinstance(surrogate, Denoiser) else surrogate.inpaint)(image, mask)
+
+
 class ModelEditor:
     """Checks, padding, masking and compositing around a network; subclasses say how it fills.
 

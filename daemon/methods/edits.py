@@ -12,7 +12,7 @@ from torch import Tensor
 
 from daemon import geometry
 from daemon.domain import Mask
-from daemon.editors.base import Denoiser, Editor
+from daemon.editors.base import Editor, rehearsed
 from daemon.methods.base import Task, fast
 
 INCOMPLETE, FAR = 12, 4
@@ -75,11 +75,7 @@ class Edits:
         if image.shape[-2:] != size:
             image, mask = resized(image, size), F.interpolate(mask, size=size, mode="nearest")
         with torch.no_grad(), fast(image.device):
-            # The clean edit must be of the sort that the gradient compares with it.
-            clean = [
-                (editor.one_step if isinstance(editor, Denoiser) else editor.inpaint)(image, mask)
-                for editor in self._surrogates
-            ]
+            clean = [rehearsed(surrogate, image, mask) for surrogate in self._surrogates]
         return Edit(mask, clean)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from daemon import geometry
-from daemon.editors.base import Editor
+from daemon.editors.base import Editor, rehearsed
 from daemon.methods.base import Progress, Task, furthest_colour
 from daemon.methods.edits import squared
 
@@ -52,7 +52,7 @@ class Recipe:
                 loss = torch.zeros((), device=task.image.device)
                 for surrogate in surrogates:
                     with torch.no_grad():
-                        clean = surrogate.inpaint(task.image, ring)
+                        clean = rehearsed(surrogate, task.image, ring)
                     loss = loss + squared(surrogate.inpaint(picture, mask), colour, mask)
                     loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
                     loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)

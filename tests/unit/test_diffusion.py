@@ -25,8 +25,9 @@ from daemon.domain import Budget
 from daemon.editors import denoising, diffusion
 from daemon.editors.diffusion import DiffusionEditor
 from daemon.errors import Code, ConfigError, ModelError
-from daemon.methods.base import Task
+from daemon.methods.base import Method, Task
 from daemon.methods.implant import Implant
+from daemon.methods.recipe import Recipe
 from tests import pipelines
 
 FAMILIES = ("sd", "sdxl")
@@ -200,14 +201,15 @@ def test_the_encoder_door_can_be_optimised_through(folders: dict[str, Path]) -> 
     assert closer < loss
 
 
-def test_the_implant_compares_like_with_like(folders: dict[str, Path]) -> None:
-    """Its clean edits come from the same one step as the gradient, not from the long edit."""
+@pytest.mark.parametrize("method", [Implant(), Recipe()], ids=["implant", "recipe"])
+def test_methods_compare_like_with_like(method: Method, folders: dict[str, Path]) -> None:
+    """Their clean edits come from the same one step as the gradient, not from the long edit."""
     editor = DiffusionEditor.load("sd", folders["sd"], steps=2)
     image, mask = inputs()
     plane = mask[0, 0].bool().numpy()
     task = Task(image, [plane], plane, torch.ones(1, 1, 64, 64), Budget(6))
     with unet_calls(editor) as calls:
-        change = Implant().run(
+        change = method.run(
             task,
             [editor],
             iterations=2,
