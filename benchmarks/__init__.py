@@ -1,1 +1,1 @@
-"""Measurements that take minutes: `python -m benchmarks NAME --help`. Not installed with the package."""
+"""Measurements: `python -m benchmarks COMMAND`. See README.md beside this file."""

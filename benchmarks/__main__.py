@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME …`: one module a command, each with `main(arguments)`."""
+"""`python -m benchmarks COMMAND …`; each command is a module with a `main(argv)`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import importlib
 import sys
 
 COMMANDS = {
-    "formats": "benchmarks.formats",
+    "formats": "what decoding and encoding cost per megapixel and format, against bare Pillow",
+    "protection": "what a protection does to edits, and what is left of it after the web",
 }
 
 
 def main() -> int:
-    """Run the named benchmark; its exit code is ours."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
-        print(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]", file=sys.stderr)
+        lines = [f"  {command:<12} {about}" for command, about in COMMANDS.items()]
+        print("usage: python -m benchmarks COMMAND …\n" + "\n".join(lines), file=sys.stderr)
         return 2
-    result: int = importlib.import_module(COMMANDS[name]).main(sys.argv[2:])
-    return result
+    run = importlib.import_module(f"benchmarks.{name}").main
+    return int(run(sys.argv[2:]) or 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -45,16 +45,23 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _loads(f"detector {name}", partial(_detector, name))
     method = settings.protect.method
     yield _loads(f"method {method}", lambda: type(methods.get(method)).__name__)
+    if settings.editors:
+        yield _loads("declared editors", partial(_declared, settings))
     for name in dict.fromkeys((*settings.protect.surrogates, *settings.verify.held_out)):
-        yield _loads(f"editor {name}", partial(_editor, name))
+        yield _loads(f"editor {name}", partial(_editor, name, settings))
 
 
 def _detector(name: str) -> str:
     return type(detectors.get(name)).__name__
 
 
-def _editor(name: str) -> str:
-    return f"weights {editors.get(name).weights_sha256[:12]}…"
+def _declared(settings: Settings) -> str:
+    editors.require_known(settings)
+    return ", ".join(settings.editors)
+
+
+def _editor(name: str, settings: Settings) -> str:
+    return f"weights {editors.get(name, settings=settings).weights_sha256[:12]}…"
 
 
 def _folder(name: str, folder: Path) -> Finding:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from daemon.errors import ConfigError
 
@@ -85,6 +86,8 @@ class Protect(_Section):
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
+    flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    withstand: tuple[Literal["jpeg", "resize"], ...] = ()
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -114,6 +117,48 @@ class Output(_Section):
     max_pixels: Annotated[int, Field(ge=1)] = 120_000_000
 
 
+class DeclaredEditor(_Section):
+    """An editor beside the built-in ones; keys other than these two are options of its kind.
+
+    Attributes:
+        kind: which class loads it, one of `daemon.editors.KINDS`.
+        weights: files or folders (absolute by now), names of the catalogue, or what else the
+            kind understands (a hub name).
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str
+    weights: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that are handed to the kind's loader."""
+        return dict(self.model_extra or {})
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def _models_home() -> Path:
+    """Where the XDG base directory specification has data of an application's own."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(home) if home.startswith("/") else Path("~/.local/share").expanduser()) / "backfire/models"
+
+
+class Models(_Section):
+    """Where fetched weights lie; None stands for the user's data folder."""
+
+    folder: Path = Field(default_factory=_models_home)
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _default(cls, value: object) -> object:
+        return _models_home() if value is None else value
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -123,11 +168,27 @@ class Settings(_Section):
     protect: Protect = Protect()
     verify: Verify = Verify()
     output: Output = Output()
+    editors: dict[str, DeclaredEditor] = {}
+    models: Models = Field(default_factory=Models)
+
+    @model_validator(mode="after")
+    def _models_apart(self) -> Settings:
+        models = self.models.folder
+        for name, folder in self.folders.named().items():
+            # `state` is nobody's to look into; weights may lie there.
+            if name != "state" and (models == folder or folder in models.parents or models in folder.parents):
+                raise ValueError(
+                    f"models.folder {models} and {name} {folder} lie inside each other or are the same; "
+                    "weights are no pictures; move models.folder elsewhere"
+                )
+        return self
 
     @property
     def sha256(self) -> str:
         """Digest of everything that decides what a result looks like (folders and watch do not)."""
-        deciding = self.model_dump(mode="json", exclude={"folders", "watch"})
+        deciding = self.model_dump(mode="json", exclude={"folders", "watch", "models"})
+        if not self.editors:
+            del deciding["editors"]  # as before this section existed: nobody's pictures are done again
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,7 +214,7 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: got {type(data).__name__}, expected a mapping; see config.example.yaml")
     try:
-        return Settings.model_validate(_with_folders(dict(data), base))
+        return Settings.model_validate(_with_weights(_with_folders(dict(data), base), base))
     except ValidationError as error:
         lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
@@ -175,6 +236,34 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
         elif isinstance(value, str | Path):
             absolute[name] = _absolute(Path(value), base)
     return {**data, "folders": absolute}
+
+
+def _with_weights(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Absolute models folder, and absolute weights where a path is meant: `./`, `/`, `~`, or it exists.
+
+    Anything else is a name of the catalogue or of a hub, which only its editor can tell apart.
+    """
+    models, editors = data.get("models"), data.get("editors")
+    if isinstance(models, Mapping) and isinstance(models.get("folder"), str | Path):
+        data = {**data, "models": {**models, "folder": _absolute(Path(models["folder"]), base)}}
+    if not isinstance(editors, Mapping):
+        return data  # pydantic words the error
+
+    def place(weights: object) -> object:
+        if isinstance(weights, list):
+            return [place(one) for one in weights]
+        if not isinstance(weights, str):
+            return weights
+        path = _absolute(Path(weights), base)
+        return str(path) if weights.startswith((".", "/", "~")) or path.exists() else weights
+
+    placed = {
+        name: {**one, "weights": place(one["weights"])}
+        if isinstance(one, Mapping) and "weights" in one
+        else one
+        for name, one in editors.items()
+    }
+    return {**data, "editors": placed}
 
 
 def _absolute(path: Path, base: Path) -> Path:
@@ -202,7 +291,8 @@ def _explain(problem: Any) -> str:
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return list(model.model_fields)

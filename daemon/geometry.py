@@ -125,6 +125,45 @@ def half(mask: Mask, angle: float) -> Mask:
     return plane
 
 
+def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
+    """The mask shrunk by half a square kernel each way; itself where nothing would be left."""
+    shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
+    return shrunk if shrunk.any() else mask.copy()
+
+
+def shifted(mask: Mask, down: int, right: int) -> Mask:
+    """The mask moved by whole pixels; what leaves the plane is lost."""
+    moved: Mask = ndimage.shift(mask, (down, right), order=0, cval=0, prefilter=False)
+    return moved if moved.any() else mask.copy()
+
+
+def covering(mask: Mask, share: float) -> Mask:
+    """The mask grown or shrunk evenly, until it has about `share` times its area.
+
+    By distance from its edge, so that every shape keeps its shape roughly.
+    """
+    wanted = max(1, round(share * int(mask.sum())))
+    inside = ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask) if mask.any() else np.zeros(mask.shape)
+    depth = (inside - outside).ravel()
+    plane = np.zeros(mask.size, dtype=np.bool_)
+    plane[np.argsort(-depth, kind="stable")[:wanted]] = True
+    return plane.reshape(mask.shape)
+
+
+def stroke(mask: Mask, rng: np.random.Generator) -> Mask:
+    """A random brush stroke through the region, from beyond one side of its box to beyond another."""
+    rows, columns = np.nonzero(mask)
+    pick = int(rng.integers(rows.size))
+    angle = float(rng.uniform(0, np.pi))
+    box = Box.around(mask)
+    width = max(4.0, 0.35 * min(box.width, box.height))
+    down, right = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    across = np.abs((down - rows[pick]) * np.cos(angle) - (right - columns[pick]) * np.sin(angle))
+    plane: Mask = (across <= width / 2) & dilated(bounding(mask))
+    return plane
+
+
 def bounding(mask: Mask) -> Mask:
     """The mask's bounding box, filled."""
     plane = np.zeros_like(mask)

@@ -262,8 +262,8 @@ class _Bench:
         device = protect.pick_device(settings.protect.device)
         return cls(
             device,
-            [editors.get(name, device) for name in settings.protect.surrogates],
-            [editors.get(name, device) for name in settings.verify.held_out],
+            [editors.get(name, device, settings) for name in settings.protect.surrogates],
+            [editors.get(name, device, settings) for name in settings.verify.held_out],
         )
 
     @property

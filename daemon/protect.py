@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon import detectors, geometry, methods
+from daemon import detectors, geometry, methods, perception
 from daemon.config import Protect, Regions
 from daemon.detectors import Source
 from daemon.domain import Box, Budget, Region, Rgb
@@ -108,6 +108,7 @@ def optimise(
     done = 0
     for crop in crops:
         fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
+        fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
         # What an overlapping crop wrote before stays allowed, else its protection would be cut.
         before = change[crop.box.slices]
         area = np.maximum(fade, np.abs(before).max(axis=2) / budget.unit)
@@ -119,6 +120,7 @@ def optimise(
             budget=budget,
             grey=grey,
             start=_plane(before, crop.size, device) if before.any() else None,
+            withstand=settings.withstand,
         )
         proposed = method.run(
             task,

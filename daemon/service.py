@@ -266,10 +266,7 @@ def _require_names(settings: Settings) -> None:
     for name in settings.regions.detectors:
         require(name, detectors.NAMES, "regions.detectors")
     require(settings.protect.method, methods.NAMES, "protect.method")
-    for name in settings.protect.surrogates:
-        require(name, editors.NAMES, "protect.surrogates")
-    for name in settings.verify.held_out:
-        require(name, editors.NAMES, "verify.held_out")
+    editors.require_known(settings)
 
 
 def _make_folders(settings: Settings) -> None:

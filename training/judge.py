@@ -1,14 +1,15 @@
-"""How good are the editor's fills? On photographs kept out of training, with seeded masks.
+"""How good are an editor's fills? On photographs kept out of training, with seeded masks.
 
 Beside OpenCV's Telea and Navier-Stokes fills: SSIM and L1 under the mask; sharpness, the
 energy above a Gaussian blur of sigma 1 in the hole over the same in the true pixels (a blur
 scores under 0.3); seam, the jump across the hole's border over the same jump in the true
-picture (1 is invisible). For the autoencoder: PSNR and sharpness of a plain reconstruction.
+picture (1 is invisible). For a latent editor's autoencoder: PSNR and sharpness of a plain reconstruction.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,14 +17,27 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from daemon import editors
 from daemon.domain import Mask
+from daemon.editors.base import Editor
+from daemon.editors.lama import LamaEditor
 from daemon.editors.latent import LatentEditor
+from daemon.errors import BackfireError
 from daemon.geometry import dilated
 from daemon.verify import Picture, masked_ssim, to_picture
 from training import data
 from training.run import sheet
 
 SIDE = 256
+KINDS: dict[str, Callable[[str, Path], Editor]] = {"latent": LatentEditor.from_file, "lama": LamaEditor.load}
+
+
+def editor(name: str, weights: Path | None, kind: str) -> Editor:
+    """The registered editor of that name or, where a weights file is given, the file's, named after it."""
+    try:
+        return KINDS[kind](weights.stem, weights) if weights else editors.get(name)
+    except BackfireError as error:
+        raise SystemExit(str(error)) from error
 
 
 def sharpness(got: Picture, truth: Picture, mask: Mask) -> float:
@@ -51,12 +65,12 @@ def opencv(picture: Picture, mask: Mask, method: int) -> Picture:
     return out
 
 
-def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> None:
+def judge(photos: Path, editor: Editor, target: Path, count: int, seed: int) -> None:
     """Writes `judge.json` and `fills.jpg` (16 fills: masked, filled, true) to `target`."""
     pictures = data.load(photos)
-    editor = LatentEditor.from_file("latent-mini", weights)
     rng = np.random.default_rng(seed)
-    rows: dict[str, list[list[float]]] = {"latent-mini": [], "telea": [], "navier-stokes": []}
+    noise = torch.Generator().manual_seed(seed)
+    rows: dict[str, list[list[float]]] = {editor.name: [], "telea": [], "navier-stokes": []}
     codec: list[list[float]] = []
     shown: list[torch.Tensor] = []
     for index in rng.permutation(len(pictures))[:count]:
@@ -70,10 +84,14 @@ def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> N
             continue
         truth = to_picture(image[0])
         with torch.inference_mode():
-            fill = editor.inpaint(image, torch.from_numpy(plane)[None, None])
-            decoded = to_picture(editor.decoder(editor.encoder(image))[0].clamp(0, 1))
+            fill = editor.inpaint(image, torch.from_numpy(plane)[None, None], generator=noise)
+            if isinstance(editor, LatentEditor):
+                decoded = to_picture(editor.decoder(editor.encoder(image))[0].clamp(0, 1))
+                error = float(((decoded - truth) ** 2).mean())
+                everywhere = np.ones_like(mask)
+                codec.append([10 * np.log10(1 / max(error, 1e-9)), sharpness(decoded, truth, everywhere)])
         fills = {
-            "latent-mini": to_picture(fill[0]),
+            editor.name: to_picture(fill[0]),
             "telea": opencv(truth, mask, cv2.INPAINT_TELEA),
             "navier-stokes": opencv(truth, mask, cv2.INPAINT_NS),
         }
@@ -82,9 +100,6 @@ def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> N
             rows[name].append(
                 [masked_ssim(got, truth, mask), l1, sharpness(got, truth, mask), seam(got, truth, mask)]
             )
-        everywhere = np.ones_like(mask)
-        error = float(((decoded - truth) ** 2).mean())
-        codec.append([10 * np.log10(1 / max(error, 1e-9)), sharpness(decoded, truth, everywhere)])
         if len(shown) < 16:
             hidden = torch.where(torch.from_numpy(mask), 0.5, image[0])
             shown.append(torch.stack([hidden, fill[0], image[0]]))
@@ -95,10 +110,11 @@ def judge(photos: Path, weights: Path, target: Path, count: int, seed: int) -> N
         name: dict(zip(columns, np.median(values, axis=0).round(3).tolist(), strict=True))
         for name, values in rows.items()
     }
-    result["autoencoder"] = dict(
-        zip(("psnr_db", "sharpness"), np.median(codec, axis=0).round(3).tolist(), strict=True)
-    )
+    if codec:
+        figures = np.median(codec, axis=0).round(3).tolist()
+        result["autoencoder"] = dict(zip(("psnr_db", "sharpness"), figures, strict=True))
     (target / "judge.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    page = torch.stack([torch.cat([shown[i], shown[i + 8]]) for i in range(min(8, len(shown) // 2))])
+    half = max(1, len(shown) // 2)
+    page = torch.stack([torch.cat(shown[i::half][:2]) for i in range(half)])
     sheet(page).save(target / "fills.jpg", quality=90)

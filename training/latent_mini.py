@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Encoder, InpaintNet
@@ -22,6 +20,7 @@ from training import data
 from training.losses import (
     Critics,
     Discriminator,
+    duel,
     ema_update,
     feature_matching,
     hinge_d,
@@ -29,20 +28,7 @@ from training.losses import (
     pyramid_l1,
     weighted,
 )
-from training.run import Run
-
-
-def _prepared(module: nn.Module) -> Any:
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _adam(parts: list[nn.Module]) -> torch.optim.Adam:
-    return torch.optim.Adam([p for m in parts for p in m.parameters()], lr=1e-4, betas=(0.5, 0.99))
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+from training.run import Run, adam, averaged, prepared, save_half, set_rate
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
@@ -52,9 +38,9 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
 def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, size: int) -> None:
     pictures = data.load(photos)
     torch.manual_seed(seed)
-    encoder, decoder, critic = _prepared(Encoder()), _prepared(Decoder()), _prepared(Discriminator())
+    encoder, decoder, critic = prepared(Encoder()), prepared(Decoder()), prepared(Discriminator())
     ema = copy.deepcopy(nn.ModuleList([encoder, decoder]))
-    opt_g, opt_d = _adam([encoder, decoder]), _adam([critic])
+    opt_g, opt_d = adam([encoder, decoder]), adam([critic])
     run = Run(
         folder,
         steps,
@@ -68,7 +54,7 @@ def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, s
         mask[: batch // 2] = 0
         image = masked(image, mask)
         adversarial = run.progress > 1 / 3
-        _set_rate(opt_g, run.rate(1e-3 if not adversarial else 6e-4))
+        set_rate(opt_g, run.rate(1e-3 if not adversarial else 6e-4))
         with torch.autocast("cpu", torch.bfloat16):
             latents = encoder(image)
             noise = torch.from_numpy(rng.standard_normal(latents.shape, "float32")) * 0.05
@@ -77,7 +63,7 @@ def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, s
         out = {"pyramid": pyramid_l1(got, image)}
         loss = out["pyramid"] + 1e-3 * latents.float().pow(2).mean()
         if adversarial:
-            _set_rate(opt_d, run.rate(2e-4))
+            set_rate(opt_d, run.rate(2e-4))
             with torch.autocast("cpu", torch.bfloat16):
                 real, fake = critic(image), critic(got.detach())
                 out["d"] = hinge_d(real[-1].float(), fake[-1].float())
@@ -109,9 +95,8 @@ def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, s
 
 def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
     """The averaged encoder and decoder of a run of `autoencoder`."""
-    pair = nn.ModuleList([Encoder(), Decoder()])
-    pair.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"])
-    return _prepared(pair[0]), _prepared(pair[1])
+    encoder, decoder = averaged(folder, nn.ModuleList([Encoder(), Decoder()]))
+    return encoder, decoder
 
 
 def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, batch: int, size: int) -> None:
@@ -119,9 +104,9 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
     encoder, decoder = load_autoencoder(source)
     encoder.requires_grad_(False)
     torch.manual_seed(seed)
-    net, critic = _prepared(InpaintNet()), _prepared(Critics())
+    net, critic = prepared(InpaintNet()), prepared(Critics())
     ema = copy.deepcopy(nn.ModuleList([net, decoder]))
-    opt_g, opt_d = _adam([net]), _adam([critic])
+    opt_g, opt_d = adam([net]), adam([critic])
     opt_g.add_param_group({"params": list(decoder.parameters())})
     run = Run(
         folder,
@@ -141,9 +126,9 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
         times = 1 + step % 3
         image, mask = data.draw(pictures, max(1, batch // times**2), size * times, rng)
         cells = F.avg_pool2d(mask, DOWNSCALE)
-        _set_rate(opt_g, run.rate(4e-4))
+        set_rate(opt_g, run.rate(4e-4))
         opt_g.param_groups[1]["lr"] = run.rate(1e-4)
-        _set_rate(opt_d, run.rate(3e-4))
+        set_rate(opt_d, run.rate(3e-4))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 truth = encoder(image).float()
@@ -158,17 +143,7 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
             "hole": weighted(diff, (cells > 0).float()),
             "low": weighted(low, (cells > 0).float()),
         }
-        with torch.autocast("cpu", torch.bfloat16):
-            real, fake = critic(image), critic(whole.detach())
-            pairs = list(zip(real, fake, strict=True))
-            out["d"] = torch.stack([hinge_d(r[-1].float(), f[-1].float(), mask) for r, f in pairs]).mean()
-        opt_d.zero_grad()
-        out["d"].backward()  # type: ignore[no-untyped-call]
-        opt_d.step()
-        with torch.autocast("cpu", torch.bfloat16):
-            pairs = list(zip(real, critic(whole), strict=True))
-            out["g"] = torch.stack([hinge_g(f[-1].float(), mask) for _, f in pairs]).mean()
-            out["fm"] = torch.stack([feature_matching(f, r, mask) for r, f in pairs]).mean()
+        out |= duel(critic, opt_d, image, whole, mask)
         # Structure keeps weight: the adversary alone fills holes with lattices.
         loss = out["known"] + 0.3 * out["hole"] + 1.0 * out["low"] + 0.1 * out["g"] + 2.0 * out["fm"]
         opt_g.zero_grad()
@@ -191,9 +166,5 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
 def export(source: Path, folder: Path, target: Path) -> None:
     """The averaged weights as one safetensors file in half precision, for `daemon/editors/weights`."""
     encoder, _ = load_autoencoder(source)
-    pair = nn.ModuleList([InpaintNet(), Decoder()])
-    pair.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"])
-    parts = nn.ModuleDict({"encoder": encoder, "net": pair[0], "decoder": pair[1]})
-    state = {name: value.half().contiguous() for name, value in parts.state_dict().items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target)
+    net, decoder = averaged(folder, nn.ModuleList([InpaintNet(), Decoder()]))
+    save_half(nn.ModuleDict({"encoder": encoder, "net": net, "decoder": decoder}), target)

@@ -83,8 +83,32 @@ def hinge_g(fake: Tensor, mask: Tensor | None = None) -> Tensor:
     return -fake.mean() if mask is None else -weighted(fake, at(mask, fake))
 
 
+def duel(
+    critics: Critics, optimiser: torch.optim.Optimizer, image: Tensor, whole: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    """One step of the critics on true and filled pictures, then what they hold against the fill.
+
+    Returns `d` (its step is done), and `g` and `fm`, whose gradients reach `whole`.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        real, fake = critics(image), critics(whole.detach())
+        pairs = list(zip(real, fake, strict=True))
+        d = torch.stack([hinge_d(r[-1].float(), f[-1].float(), mask) for r, f in pairs]).mean()
+    optimiser.zero_grad()
+    d.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    with torch.autocast("cpu", torch.bfloat16):
+        pairs = list(zip(real, critics(whole), strict=True))
+        g = torch.stack([hinge_g(f[-1].float(), mask) for _, f in pairs]).mean()
+        fm = torch.stack([feature_matching(f, r, mask) for r, f in pairs]).mean()
+    return {"d": d, "g": g, "fm": fm}
+
+
 @torch.no_grad()
 def ema_update(average: nn.Module, current: nn.Module, step: int, decay: float = 0.999) -> None:
     decay = min(decay, (1 + step) / (10 + step))
     for a, c in zip(average.parameters(), current.parameters(), strict=True):
         a.lerp_(c.detach(), 1 - decay)
+    # Batch norm's statistics are averages already.
+    for kept, now in zip(average.buffers(), current.buffers(), strict=True):
+        kept.copy_(now)

@@ -15,7 +15,40 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def prepared(module: nn.Module) -> Any:
+    """The module in channels-last, which CPU and GPU convolutions prefer."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def adam(parts: list[nn.Module]) -> torch.optim.Adam:
+    return torch.optim.Adam([p for m in parts for p in m.parameters()], lr=1e-4, betas=(0.5, 0.99))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def averaged(folder: Path, module: nn.Module) -> Any:
+    """The module with the averaged weights of a run that has a part named `ema`."""
+    module.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"])
+    return prepared(module)
+
+
+def save_half(module: nn.Module, target: Path) -> None:
+    """One safetensors file in half precision, for `daemon/editors/weights`."""
+    # Not the statistics of batch norm: variances of a spectrum pass what half precision holds.
+    halved = {name for name, _ in module.named_parameters()}
+    state = {
+        name: (value.half() if name in halved else value).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, target)
 
 
 @dataclass

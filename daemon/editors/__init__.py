@@ -1,21 +1,69 @@
 """Editors: the inpainting models that are attacked while optimising and replayed to verify.
 
-To add one: a file with a class that has the `Editor` protocol (deriving from `ModelEditor`
-saves the padding and compositing), one line in `_LOADERS`; the contract tests find it there.
-Importing this package loads no torch.
+Two sorts: the built-in ones, whose weights ship inside the package, and those the configuration
+declares (`editors: {NAME: {kind, weights, ...options}}`). To add a kind: a file with a class that
+has the `Editor` protocol (deriving from `ModelEditor` saves the padding and compositing) and a
+classmethod `load(name, path, **options)`, and one line in `KINDS`; the contract tests find it
+there. Importing this package loads no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from daemon.errors import require
+from daemon import models
+from daemon.config import DeclaredEditor, Settings
+from daemon.errors import Code, ConfigError, ModelError, require
 
 if TYPE_CHECKING:
     import torch
 
     from daemon.editors.base import Editor
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How editors of one kind are loaded.
+
+    Attributes:
+        module: below `daemon.editors`, imported when one is loaded.
+        loads: the class, with a classmethod `load(name, path, **options)`.
+        options: keys the configuration may give besides `kind` and `weights`.
+        files: how many weights may be listed; `load` then gets a tuple of paths.
+        also: kinds of the catalogue whose weights it takes besides its own.
+        hub: `weights` may also be a hub name, which reaches `load` as it stands.
+    """
+
+    module: str
+    loads: str
+    options: tuple[str, ...] = ()
+    files: int = 1
+    also: tuple[str, ...] = ()
+    hub: bool = False
+
+    def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
+        loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
+        editor: Editor = loads.load(name, paths[0] if self.files == 1 else paths, **options)
+        return editor
+
+
+KINDS: dict[str, Kind] = {
+    "lama": Kind("lama", "LamaEditor"),
+    "mat": Kind("mat", "MatEditor"),
+    "diffusion": Kind(
+        "diffusion",
+        "DiffusionEditor",
+        ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
+        hub=True,
+    ),
+    "torchscript": Kind("scripted", "ScriptedEditor", ("sha256", "trust", "multiple")),
+    "latent": Kind("encoders", "EncoderEditor", files=2),
+    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
+}
 
 
 def _latent_mini() -> Editor:
@@ -24,22 +72,83 @@ def _latent_mini() -> Editor:
     return LatentEditor.embedded()
 
 
-_LOADERS: dict[str, Callable[[], Editor]] = {"latent-mini": _latent_mini}
-NAMES = tuple(_LOADERS)
-_loaded: dict[tuple[str, str], Editor] = {}
+_BUILT_IN: dict[str, Callable[[], Editor]] = {"latent-mini": _latent_mini}
+NAMES = tuple(_BUILT_IN)
+"""The built-in editors."""
+
+_loaded: dict[tuple[str, str, str], Editor] = {}
 
 
-def get(name: str, device: torch.device | str = "cpu") -> Editor:
+def get(name: str, device: torch.device | str = "cpu", settings: Settings | None = None) -> Editor:
     """The editor of that name on a device, loaded once per process.
 
+    Args:
+        name: a built-in one, or one that `settings.editors` declares.
+        device: where its model lies.
+        settings: None knows the built-in ones only.
+
     Raises:
-        ConfigError: no editor of that name; the nearest valid one is named.
-        ModelError: its weights are missing or damaged.
+        ConfigError: no editor of that name, or a declaration that cannot be; see `require_known`.
+        ModelError: its weights are missing, damaged or of another kind.
     """
-    require(name, NAMES, "editor")
-    key = name, str(device)
+    declared = settings.editors if settings else {}
+    require(name, (*NAMES, *declared), "editor")
+    said = f"{declared[name]!r} {settings.models.folder}" if settings and name in declared else ""
+    key = name, str(device), said
     if key not in _loaded:
-        editor = _LOADERS[name]()
+        if settings and name in declared:
+            _check(name, declared[name])
+            editor = _declared(name, declared[name], settings.models.folder)
+        else:
+            editor = _BUILT_IN[name]()
         editor.to(device)
         _loaded[key] = editor
     return _loaded[key]
+
+
+def require_known(settings: Settings) -> None:
+    """Check everything the configuration says of editors that needs no weights to be read.
+
+    Raises:
+        ConfigError: an unknown surrogate, held-out editor, kind or option (the nearest is named), a
+            declaration under a built-in name, too many weights.
+    """
+    for name, declared in settings.editors.items():
+        _check(name, declared)
+    for setting, names in (
+        ("protect.surrogates", settings.protect.surrogates),
+        ("verify.held_out", settings.verify.held_out),
+    ):
+        for name in names:
+            require(name, (*NAMES, *settings.editors), setting)
+
+
+def _check(name: str, declared: DeclaredEditor) -> None:
+    subject = f"editors.{name}"
+    if name in NAMES:
+        raise ConfigError(f"{subject}: {name} is built in; choose another name")
+    require(declared.kind, KINDS, f"{subject}.kind")
+    kind = KINDS[declared.kind]
+    for option in declared.options:
+        require(option, ("kind", "weights", *kind.options), f"{subject}: option")
+    if len(declared.weights) > kind.files:
+        count = len(declared.weights)
+        raise ConfigError(f"{subject}.weights: got {count}, kind {declared.kind} takes at most {kind.files}")
+    for weights in declared.weights:
+        model = models.catalogue().get(weights)
+        if model is not None and model.kind not in (declared.kind, *kind.also):
+            raise ConfigError(f"{subject}.kind: got {declared.kind}, but {weights} is of kind {model.kind}")
+
+
+def _declared(name: str, declared: DeclaredEditor, folder: Path) -> Editor:
+    kind = KINDS[declared.kind]
+    paths = []
+    for weights in declared.weights:
+        known = weights in models.catalogue()
+        if not known and not kind.hub and not Path(weights).is_absolute():
+            # The configuration made every path absolute that is there.
+            names = ", ".join(models.catalogue())
+            message = f"editor {name}: weights {weights}: no such file, nor a catalogue name ({names})"
+            raise ModelError(Code.MODEL, message, retryable=False)
+        paths.append(models.located(weights, folder) if known else Path(weights))
+    return kind.load(name, tuple(paths), declared.options)

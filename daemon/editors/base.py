@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,11 +15,14 @@ class Editor(Protocol):
     Attributes:
         name: its name in the configuration and the receipt.
         multiple: sizes the model itself needs; callers may pass any size.
+        blind: whether pixels under the mask are hidden from the model. Editors that fill a hole
+            are; those that render the picture again (encode and decode) see all of it.
         weights_sha256: digest of the weights file.
     """
 
     name: str
     multiple: int
+    blind: bool
     weights_sha256: str
 
     def to(self, device: torch.device | str) -> None:
@@ -41,15 +43,75 @@ class Editor(Protocol):
         ...
 
 
-class ModelEditor:
-    """Checks, padding and compositing around a network; subclasses say how it fills.
+def mirror(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend N,C,H,W to the right and below with its mirror image, again and again (numpy's "symmetric")."""
+    for dim, size in ((2, height), (3, width)):
+        length = x.shape[dim]
+        index = torch.arange(size, device=x.device) % (2 * length)
+        x = x.index_select(dim, torch.minimum(index, 2 * length - 1 - index))
+    return x
 
-    Subclasses set `name` and `multiple` and implement `_fill`, which sees sizes that are
-    multiples of `multiple` and need not care for known pixels or range.
+
+@runtime_checkable
+class Latent(Editor, Protocol):
+    """An editor that encodes the masked picture first, as Stable Diffusion and its heirs do."""
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The latents of the masked picture, as the denoising net is given them. Differentiable in `image`.
+
+        Args:
+            image: float32 N,3,H,W, RGB in [0,1].
+            mask: N,1,H,W in {0,1}, 1 = repainted; those pixels are not seen where the editor is `blind`.
+
+        Returns:
+            float32 N,c,h,w with h = ceil(H / multiple), w likewise, in the scale the net works in
+            (about unit variance).
+        """
+        ...
+
+
+@runtime_checkable
+class Denoiser(Latent, Protocol):
+    """A latent editor that paints by denoising in many steps, too many to differentiate through."""
+
+    def first_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The net's first prediction, without guidance. Differentiable in `image`.
+
+        Args:
+            image, mask: as in `encode`.
+            generator: draws the starting noise, one for the whole batch; None is always the same noise.
+
+        Returns:
+            float32 N,c,h,w: noise, velocity or latents, whatever the net was trained to predict.
+        """
+        ...
+
+    def one_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The edit as its first step foresees it: what `inpaint` returns when gradients flow through it.
+
+        A loss that compares a surrogate's edit with its clean edit must take both from here.
+        Arguments and result as in `Editor.inpaint`.
+        """
+        ...
+
+
+class ModelEditor:
+    """Checks, padding, masking and compositing around a network; subclasses say how it fills.
+
+    Subclasses set `name`, `multiple` and `hole` and implement `_fill`, which sees sizes that are
+    multiples of `multiple`, pixels under the mask already emptied to `hole`, and need not care
+    for known pixels or range.
     """
 
     name: str
     multiple: int = 8
+    smallest: int = 1
+    """Shorter sides are padded up to this."""
+    square: bool = False
+    """Whether the model takes squares only; the picture is then mirrored out to one, as IOPaint does."""
+    blind: bool = True
+    hole: float = 0.0
+    """What pixels under the mask become on the [0,1] scale before the network sees them."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -67,16 +129,32 @@ class ModelEditor:
 
     def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """See `Editor.inpaint`."""
+        return self._composited(self._fill(*self._ready(image, mask), generator), image, mask)
+
+    def _edited(self, mask: Tensor) -> Tensor:
+        """The mask the network works under, from the user's; N,1,H,W in {0,1} both."""
+        return mask
+
+    def _ready(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Picture and mask as the network sees them: checked, padded, the hole emptied."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"image: got shape {tuple(image.shape)}, expected N,3,H,W")
         if mask.shape != (image.shape[0], 1, *image.shape[2:]):
             expected = (image.shape[0], 1, *image.shape[2:])
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {expected}")
+        image, mask = self._padded(image), self._edited(self._padded(mask))
+        return (torch.where(mask > 0.5, self.hole, image) if self.blind else image), mask
+
+    @staticmethod
+    def _composited(filled: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         height, width = image.shape[2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        filled = self._fill(
-            F.pad(image, padding, mode="replicate"), F.pad(mask, padding, mode="replicate"), generator
-        )
         filled = filled[..., :height, :width].to(image.dtype)
         # where(), not arithmetic: known pixels must come back bit for bit.
         return torch.where(mask > 0.5, filled.clamp(0, 1), image)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Below and on the right, to the sizes the model needs."""
+        height, width = (max(side, self.smallest) for side in x.shape[2:])
+        if self.square:
+            height = width = max(height, width)
+        return mirror(x, height + -height % self.multiple, width + -width % self.multiple)

@@ -34,10 +34,15 @@ HOLE = 0.5
 
 
 class Block(nn.Module):
-    """Three 3x3 convolutions around a skip connection; N,C,H,W in and out."""
+    """Three 3x3 convolutions around a skip connection; N,C,H,W in and out.
 
-    def __init__(self, channels: int) -> None:
+    `pooled` adds a branch in front whose group norm sees the whole plane: what the tiny
+    autoencoder of FLUX.2 has in its deepest blocks.
+    """
+
+    def __init__(self, channels: int, *, pooled: bool = False) -> None:
         super().__init__()
+        self.pool = _pooled(channels) if pooled else None
         layers: list[nn.Module] = []
         for i in range(3):
             layers += [nn.Conv2d(channels, channels, 3, padding=1)]
@@ -45,8 +50,20 @@ class Block(nn.Module):
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pool is not None:
+            x = x + self.pool(x)
         out: Tensor = F.relu(self.conv(x) + x)
         return out
+
+
+def _pooled(channels: int) -> nn.Sequential:
+    wide = 4 * channels
+    return nn.Sequential(
+        nn.Conv2d(channels, wide, 1, bias=False),
+        nn.GroupNorm(4, wide),
+        nn.ReLU(),
+        nn.Conv2d(wide, channels, 1, bias=False),
+    )
 
 
 class Encoder(nn.Module):
@@ -57,13 +74,16 @@ class Encoder(nn.Module):
         channels: int = 48,
         blocks: Sequence[int] = (0, 1, 2, 3),
         latent: int = LATENT_CHANNELS,
+        *,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
+        last = len(blocks) - 1
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
         for level, count in enumerate(blocks):
             if level:
                 layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False))
-            layers += [Block(channels) for _ in range(count)]
+            layers += [Block(channels, pooled=pooled and level == last) for _ in range(count)]
         layers.append(nn.Conv2d(channels, latent, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
@@ -80,12 +100,14 @@ class Decoder(nn.Module):
         channels: int = 48,
         blocks: Sequence[int] = (3, 2, 1, 0),
         latent: int = LATENT_CHANNELS,
+        *,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(latent, channels, 3, padding=1), nn.ReLU()]
         last = len(blocks) - 1
         for level, count in enumerate(blocks):
-            layers += [Block(channels) for _ in range(count)]
+            layers += [Block(channels, pooled=pooled and level == 0) for _ in range(count)]
             if level < last:
                 layers += [
                     nn.Upsample(scale_factor=2),
@@ -171,6 +193,7 @@ class LatentEditor(ModelEditor):
     """Encoder of the masked picture -> `InpaintNet` -> decoder; the family of SD, in one step."""
 
     multiple = DOWNSCALE
+    hole = HOLE
 
     def __init__(
         self, name: str, weights_sha256: str, encoder: nn.Module, net: nn.Module, decoder: nn.Module
@@ -202,8 +225,13 @@ class LatentEditor(ModelEditor):
         digest = hashlib.sha256(data).hexdigest()
         return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
 
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See `Latent.encode`."""
+        seen, _ = self._ready(image, mask)
+        latents: Tensor = self.encoder(seen)
+        return latents.to(image.dtype)
+
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        known = self.encoder(torch.where(mask > 0.5, HOLE, image))
-        latents = self.net(known, F.avg_pool2d(mask, DOWNSCALE))
+        latents = self.net(self.encoder(image), F.avg_pool2d(mask, DOWNSCALE))
         out: Tensor = self.decoder(latents)
         return out

@@ -23,7 +23,13 @@ def _implant() -> Method:
     return Implant()
 
 
-_LOADERS: dict[str, Callable[[], Method]] = {"implant": _implant}
+def _recipe() -> Method:
+    from daemon.methods.recipe import Recipe
+
+    return Recipe()
+
+
+_LOADERS: dict[str, Callable[[], Method]] = {"implant": _implant, "recipe": _recipe}
 NAMES = tuple(_LOADERS)
 
 

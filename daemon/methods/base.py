@@ -29,6 +29,7 @@ class Task:
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
         start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
+        withstand: what the change should survive on its way to an editor: `jpeg`, `resize`.
     """
 
     image: Tensor
@@ -38,6 +39,7 @@ class Task:
     budget: Budget
     grey: bool = False
     start: Tensor | None = None
+    withstand: Sequence[str] = ()
 
     def project(self, change: Tensor) -> Tensor:
         """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""

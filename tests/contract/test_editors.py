@@ -2,23 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
 from daemon import editors
-from daemon.editors.base import Editor
+from daemon.editors import lama, mat
+from daemon.editors.base import Denoiser, Editor, Latent
+from daemon.editors.diffusion import DiffusionEditor
+from daemon.editors.encoders import EncoderEditor, PairInpainter
 from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.editors.scripted import ScriptedEditor
 from daemon.errors import ConfigError
+from tests import pipelines, scripts
 
 
-def random_latent() -> Editor:
+def random_latent(folder: Path) -> Editor:
     torch.manual_seed(0)
     return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
 
 
-@pytest.fixture(scope="module", params=[*editors.NAMES, "random"])
-def editor(request: pytest.FixtureRequest) -> Editor:
-    return random_latent() if request.param == "random" else editors.get(request.param)
+def random_encoder(folder: Path) -> Editor:
+    torch.manual_seed(0)
+    encoder = Encoder(16, (1, 1, 1, 1), 4, pooled=True)
+    return EncoderEditor("random", "0" * 64, encoder, Decoder(16, (1, 1, 1, 1), 4, pooled=True))
+
+
+def random_pair(folder: Path) -> Editor:
+    torch.manual_seed(0)
+    encoder, decoder = Encoder(16, latent=4, pooled=True), Decoder(16, latent=4, pooled=True)
+    return PairInpainter("random", "0" * 64, encoder, InpaintNet(4, (32, 32)), decoder)
+
+
+def random_lama(folder: Path) -> Editor:
+    torch.manual_seed(0)
+    return lama.LamaEditor("random-lama", "0" * 64, lama.Generator(lama.Config(base=8, blocks=2)))
+
+
+def random_mat(folder: Path) -> Editor:
+    torch.manual_seed(0)
+    net = mat.MatNet(
+        mat.Config(64, channels=12, heads=2, grid=16, windows=(4,) * 5, latent=16, budget=512, most=16)
+    )
+    for name, parameter in net.named_parameters():
+        if name.endswith("toRGB.conv.weight"):  # random ones saturate
+            parameter.data *= 0.1
+    return mat.MatEditor("random-mat", "0" * 64, net)
+
+
+def random_diffusion(folder: Path, xl: bool, channels: int) -> Editor:
+    return DiffusionEditor.load("random", pipelines.save(folder / "sd", xl=xl, channels=channels), steps=2)
+
+
+def random_script(folder: Path, exported: bool) -> Editor:
+    path, sha256 = scripts.save(folder / "model", exported=exported)
+    return ScriptedEditor.load("random", path, sha256=sha256, trust=True)
+
+
+RANDOM: dict[str, Callable[[Path], Editor]] = {
+    "random-latent": random_latent,
+    "random-encoder": random_encoder,
+    "random-pair": random_pair,
+    "random-lama": random_lama,
+    "random-mat": random_mat,
+    "random-sd": partial(random_diffusion, xl=False, channels=9),
+    "random-sd-plain": partial(random_diffusion, xl=False, channels=4),
+    "random-sdxl": partial(random_diffusion, xl=True, channels=9),
+    "random-torchscript": partial(random_script, exported=False),
+    "random-exported": partial(random_script, exported=True),
+}
+"""Editors on random weights, written to the folder and loaded from it where they come from files."""
+
+
+@pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
+def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Editor:
+    if request.param in RANDOM:
+        return RANDOM[request.param](tmp_path_factory.mktemp(request.param))
+    return editors.get(request.param)
+
+
+@pytest.fixture
+def latent(editor: Editor) -> Latent:
+    if not isinstance(editor, Latent):
+        pytest.skip("encodes nothing")
+    return editor
+
+
+@pytest.fixture
+def denoiser(editor: Editor) -> Denoiser:
+    if not isinstance(editor, Denoiser):
+        pytest.skip("denoises nothing")
+    return editor
 
 
 def inputs(height: int = 64, width: int = 64, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,10 +123,10 @@ def test_polarity_one_is_repainted(editor: Editor) -> None:
     assert torch.equal(editor.inpaint(image, torch.zeros_like(mask)), image)
 
 
-def test_pixels_under_the_mask_are_not_seen(editor: Editor) -> None:
+def test_pixels_under_the_mask_are_seen_only_by_who_says_so(editor: Editor) -> None:
     image, mask = inputs()
     other = torch.where(mask > 0, 1 - image, image)
-    assert torch.equal(editor.inpaint(image, mask), editor.inpaint(other, mask))
+    assert torch.equal(editor.inpaint(image, mask), editor.inpaint(other, mask)) == editor.blind
 
 
 def test_inputs_are_not_mutated(editor: Editor) -> None:
@@ -75,15 +152,72 @@ def test_a_batch_equals_its_members(editor: Editor) -> None:
         assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
 
-def test_gradients_reach_the_context_and_only_it(editor: Editor) -> None:
+def test_gradients_reach_what_the_editor_sees_and_only_it(editor: Editor) -> None:
     image, mask = inputs()
     image.requires_grad_(True)
     out = editor.inpaint(image, mask)
     (gradient,) = torch.autograd.grad((out * mask).sum(), image)
+    assert_gradient_of_what_is_seen(gradient, mask, editor.blind)
+
+
+def assert_gradient_of_what_is_seen(gradient: torch.Tensor, mask: torch.Tensor, blind: bool) -> None:
     assert torch.isfinite(gradient).all()
     hole = (mask > 0).expand_as(gradient)
     assert gradient[~hole].abs().sum() > 0
-    assert gradient[hole].abs().sum() == 0
+    assert (gradient[hole].abs().sum() == 0) == blind
+
+
+def test_mixed_precision_as_the_methods_use_it(editor: Editor) -> None:
+    image, mask = inputs()
+    image.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = editor.inpaint(image, mask)
+    assert out.dtype == torch.float32
+    (gradient,) = torch.autograd.grad((out * mask).sum(), image)
+    assert_gradient_of_what_is_seen(gradient, mask, editor.blind)
+
+
+def test_latents_have_the_promised_shape_and_do_not_see_the_hole(latent: Latent) -> None:
+    image, mask = inputs(61, 83, count=2)
+    latents = latent.encode(image, mask)
+    assert latents.dtype == torch.float32
+    assert latents.shape[0] == 2
+    assert latents.shape[2:] == (-(-61 // latent.multiple), -(-83 // latent.multiple))
+    other = latent.encode(torch.where(mask > 0, 1 - image, image), mask)
+    assert torch.equal(latents, other) == latent.blind
+
+
+def test_latents_depend_on_the_context_differentiably(latent: Latent) -> None:
+    image, mask = inputs()
+    image.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(latent.encode(image, mask).square().sum(), image)
+    assert_gradient_of_what_is_seen(gradient, mask, latent.blind)
+
+
+def test_the_first_step_depends_on_the_context_differentiably(denoiser: Denoiser) -> None:
+    image, mask = inputs(61, 83)
+    image.requires_grad_(True)
+    prediction = denoiser.first_step(image, mask)
+    assert prediction.shape == denoiser.encode(image, mask).shape
+    assert prediction.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(prediction.square().sum(), image)
+    assert_gradient_of_what_is_seen(gradient, mask, denoiser.blind)
+
+
+def test_the_first_step_is_drawn_from_the_generator(denoiser: Denoiser) -> None:
+    image, mask = inputs()
+    first, again, other = (
+        denoiser.first_step(image, mask, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_one_step_is_what_gradients_flow_through(denoiser: Denoiser) -> None:
+    image, mask = inputs()
+    foreseen = denoiser.one_step(image, mask)
+    assert torch.allclose(denoiser.inpaint(image.clone().requires_grad_(True), mask), foreseen, atol=1e-5)
+    assert torch.equal(foreseen[:, :, :16], image[:, :, :16])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64)])

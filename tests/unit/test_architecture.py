@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
     {"", "errors", "domain"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry"},
+    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
@@ -98,7 +98,7 @@ DOORS = {
     "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},
     "tifffile": {"images/tiff.py"},
     "pillow_heif": {"images/readers.py"},
-    "diffusers": {"editors/diffusion.py"},
+    "diffusers": {"editors/diffusion.py", "editors/encoders.py"},
 }
 
 

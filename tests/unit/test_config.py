@@ -23,6 +23,8 @@ def test_the_example_holds_every_setting_with_its_default() -> None:
     assert parse(example) == parse({"folders": {"inbox": "inbox"}})
     for section, field in Settings.model_fields.items():
         model: Any = field.annotation
+        if section == "editors":
+            continue  # names of the user's own
         assert set(example[section]) == set(model.model_fields), section
     commented = text.replace(",\n", ", ")  # a list may break its line
     settings = [line for line in commented.splitlines() if line.startswith("  ") and ":" in line]

@@ -102,3 +102,45 @@ def test_half_of_almost_nothing(count: int) -> None:
     mask = np.zeros((8, 8), dtype=np.bool_)
     mask[4, 4 : 4 + count] = True
     assert geometry.half(mask, 0.0).any()
+
+
+def disc(size: int = 64, radius: int = 14) -> Mask:
+    rows, columns = np.ogrid[:size, :size]
+    plane: Mask = (rows - size // 2) ** 2 + (columns - size // 2) ** 2 <= radius**2
+    return plane
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 1.25, 1.5])
+def test_covering_has_the_area_asked_for(share: float) -> None:
+    mask = disc()
+    other = geometry.covering(mask, share)
+    assert other.sum() == pytest.approx(share * mask.sum(), abs=1)
+    assert (other & ~mask).any() == (share > 1)
+    assert (other <= mask).all() == (share < 1)
+
+
+def test_covering_cannot_leave_the_plane() -> None:
+    full = np.ones((8, 8), dtype=np.bool_)
+    assert geometry.covering(full, 1.5).all()
+
+
+def test_eroded_never_loses_a_region() -> None:
+    assert geometry.eroded(disc()).sum() < disc().sum()
+    thin = np.zeros((32, 32), dtype=np.bool_)
+    thin[10, 5:20] = True
+    assert np.array_equal(geometry.eroded(thin), thin)
+
+
+def test_shifted_moves_and_never_vanishes() -> None:
+    mask = disc()
+    moved = geometry.shifted(mask, 5, -7)
+    assert np.array_equal(moved[5:, :-7], mask[:-5, 7:])
+    assert np.array_equal(geometry.shifted(mask, 500, 0), mask)
+
+
+def test_a_stroke_touches_the_region_and_stays_near_it() -> None:
+    mask = disc()
+    for seed in range(20):
+        plane = geometry.stroke(mask, np.random.default_rng(seed))
+        assert (plane & mask).any()
+        assert not (plane & ~geometry.dilated(geometry.bounding(mask))).any()

@@ -1,0 +1,138 @@
+"""The commands `models list`, `models fetch`, `models verify`: published weights on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from daemon import config, models
+from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
+from daemon.errors import require
+from daemon.models.fetch import Progress as Advance
+from daemon.models.fetch import fetch as bring
+
+commands = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True)
+app.add_typer(commands, name="models")
+
+ModelsConfig = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Only models.folder is used; config.yaml where there is one."),
+]
+
+
+def _folder(config_file: Path | None) -> Path:
+    if config_file is None and not DEFAULT.exists():
+        return config.Models().folder
+    return config.load(config_file or DEFAULT).models.folder
+
+
+@commands.command("list")
+def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
+    """What can be fetched, under which licence, and what is here."""
+    folder = _folder(config_file)
+    rows = [_row(model, folder) for model in models.catalogue().values()]
+    if as_json:
+        print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
+        return
+    table = Table("name", "kind", "what", "size", "licence", "SHA-256", "here")
+    for row in rows:
+        size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
+        known = f"{row['sha256_published']} of {row['files']} published"
+        what = f"{row['family']}, {row['parameters']}"
+        table.add_row(row["name"], row["kind"], what, size, row["licence"], known, row["here"])
+    out.print(table)
+    for row in rows:
+        if row["note"]:
+            out.print(Text(f"{row['name']}: {row['note']}"))
+    out.print("where no SHA-256 is published, that of the first copy fetched is recorded and holds")
+    out.print(Text(f"folder: {folder}"), soft_wrap=True)
+
+
+def _row(model: models.Model, folder: Path) -> dict[str, Any]:
+    there = [(folder / model.name / file.path).is_file() for file in model.files]
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "family": model.family,
+        "parameters": model.parameters,
+        "licence": model.licence,
+        "home": model.home,
+        "files": len(model.files),
+        "known_size": model.known_size,
+        "sha256_published": model.published,
+        "here": "yes" if all(there) else "in part" if any(there) else "no",
+        "note": model.note,
+    }
+
+
+@commands.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name that `models list` shows.", show_default=False)],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="A file, folder or http(s) URL that stands in for the source."),
+    ] = None,
+    config_file: ModelsConfig = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model's files here; goes on where an interrupted fetch stopped."""
+    require(name, models.catalogue(), "model")
+    model, folder = models.catalogue()[name], _folder(config_file)
+    with _bar() as advance:
+        files = bring(model, folder, source=source, progress=advance)
+    found = list(models.verify(folder, name))
+    if as_json:
+        rows = [{"file": str(path), "sha256": one.got} for path, one in zip(files, found, strict=True)]
+        print(json.dumps(rows, indent=2))
+        return
+    for path, finding, file in zip(files, found, model.files, strict=True):
+        word = "as published" if file.sha256 else "recorded: nobody has published one"
+        out.print(Text(f"{path}  SHA-256 {finding.got} ({word})"), soft_wrap=True)
+    out.print(f"licence: {model.licence}; {model.home}", soft_wrap=True)
+
+
+@commands.command()
+def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
+    """Hash everything that is here again: exit 0 all as expected, 3 something changed or is missing."""
+    folder = _folder(config_file)
+    found = list(models.verify(folder))
+    if as_json:
+        print(json.dumps([vars(finding) for finding in found], indent=2))
+    elif not found:
+        out.print(Text(f"no models in {folder}"), soft_wrap=True)
+    for finding in found if not as_json else ():
+        good = finding.state == "ok"
+        line = Text("ok  ", "green") if good else Text("BAD ", "red")
+        line.append(f"{finding.model}/{finding.path}: {finding.state}")
+        if finding.state == "changed":
+            line.append(f", SHA-256 is {finding.got}, expected {finding.expected}")
+        if not good:
+            line.append(f"; run: backfire models fetch {finding.model}")
+        out.print(line, soft_wrap=True)
+    raise typer.Exit(0 if all(finding.state == "ok" for finding in found) else SOME_FAILED)
+
+
+@contextmanager
+def _bar() -> Iterator[Advance]:
+    """Bytes, rate and time left on a terminal; nothing off one."""
+    if not err.is_terminal:
+        yield lambda path, done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(path: str, done: int, total: int | None) -> None:
+            if path not in tasks:
+                tasks[path] = bars.add_task(path, total=total)
+            bars.update(tasks[path], completed=done, total=total)
+
+        yield advance

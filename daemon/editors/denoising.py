@@ -1,0 +1,243 @@
+"""Latent diffusion as arithmetic: what a loaded Stable Diffusion pipeline computes for us.
+
+Two editors in one, on the same weights:
+
+* to verify, diffusers' own pipeline denoises in `steps` steps with guidance, as people run it;
+* to optimise, one step: encode the masked picture, let the UNet predict once without guidance, take
+  the picture it foresees, decode it. Twenty steps cannot be differentiated through in any
+  ordinary memory, and the first step decides what becomes of the hole (DiffusionGuard, 2024).
+
+Encoding, decoding and noise are this module's for both, so that they agree; `diffusion` loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from daemon.editors.base import ModelEditor
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt's embeddings, 1,... each, by the names that diffusers' pipelines take them under."""
+
+    embeds: dict[str, Tensor]
+    guidance: float
+
+    def to(self, device: torch.device | str) -> Prompt:
+        return Prompt({key: value.to(device) for key, value in self.embeds.items()}, self.guidance)
+
+    def batch(self, count: int) -> dict[str, Tensor]:
+        return {key: value.expand(count, *value.shape[1:]) for key, value in self.embeds.items()}
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first denoising step, in plain numbers.
+
+    Attributes:
+        timestep: what the UNet is told.
+        scale: what unit noise is multiplied by before the UNet sees it.
+        kept: alpha-bar, the share of the picture's variance at that timestep.
+        predicts: `epsilon`, `v_prediction` or `sample`.
+    """
+
+    timestep: float
+    scale: float
+    kept: float
+    predicts: str
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """What the picture and the noise are multiplied by in the noisy latents."""
+        return math.sqrt(self.kept), math.sqrt(1 - self.kept)
+
+    def foreseen(self, prediction: Tensor, noisy: Tensor) -> Tensor:
+        """The clean latents that a prediction at `noisy` amounts to."""
+        signal, noise = self.shares
+        if self.predicts == "sample":
+            return prediction
+        if self.predicts == "v_prediction":
+            return signal * noisy - noise * prediction
+        return (noisy - noise * prediction) / signal
+
+
+class DenoisingEditor(ModelEditor):
+    """A diffusers inpainting pipeline; satisfies `Denoiser`.
+
+    The generator draws one noise for the whole batch and picks the prompt; without one, both are
+    always the same: the first prompt, the noise of seed 0. Equal seeds mean equal noise on every device.
+    UNets with 9 input channels are made for inpainting; with 4, diffusers puts the
+    known latents back after each step.
+    """
+
+    hole = 0.5  # zero on [-1,1]: how the pipelines empty it
+
+    def __init__(
+        self, name: str, weights_sha256: str, pipe: Any, prompts: Sequence[Prompt], steps: int, mask_blur: int
+    ) -> None:
+        super().__init__(weights_sha256, pipe.unet, pipe.vae)
+        self.name, self.multiple = name, max(8, pipe.vae_scale_factor)
+        self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
+        self._start = _first(pipe.scheduler, steps)
+        pipe.set_progress_bar_config(disable=True)
+        for module in (pipe.unet, pipe.vae):
+            # Acts only where gradients are on. Tiny autoencoders may have none.
+            with contextlib.suppress(ValueError):
+                module.enable_gradient_checkpointing()
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Editor.to`."""
+        super().to(device)
+        self._prompts = [prompt.to(device) for prompt in self._prompts]
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See `Latent.encode`: the mean of the autoencoder's posterior, times its scaling factor."""
+        return self._encoded(self._ready(image, mask)[0])
+
+    def first_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `Denoiser.first_step`."""
+        seen, edited = self._ready(image, mask)
+        return self._predicted(self._encoded(seen), edited, generator)[0]
+
+    def one_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `Denoiser.one_step`."""
+        seen, edited = self._ready(image, mask)
+        return self._composited(self._foreseen(seen, edited, generator), image, mask)
+
+    def _edited(self, mask: Tensor) -> Tensor:
+        return (_blurred(mask, self._blur) >= 0.5).to(mask.dtype) if self._blur else mask
+
+    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        if torch.is_grad_enabled() and image.requires_grad:
+            return self._foreseen(image, mask, generator)
+        known = self._encoded(image)
+        prompt, noise, seed = self._drawn(known, generator)
+        count, _, height, width = image.shape
+        latents = self._pipe(
+            **prompt.batch(count),
+            image=known,
+            mask_image=mask,
+            masked_image_latents=known,
+            latents=noise.to(self._pipe.unet.dtype),
+            height=height,
+            width=width,
+            strength=1.0,
+            num_inference_steps=self._steps,
+            guidance_scale=prompt.guidance,
+            # One each, all alike: some schedulers add noise, and a batch must equal its members.
+            generator=[torch.Generator().manual_seed(seed) for _ in range(count)],
+            output_type="latent",
+        ).images
+        return self._decoded(latents)
+
+    def _foreseen(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        known = self._encoded(image)
+        prediction, noisy = self._predicted(known, mask, generator)
+        latents = self._start.foreseen(prediction, noisy)
+        if self._plain(known):
+            latents = torch.where(_cells(mask, known) > 0.5, latents, known)
+        return self._decoded(latents)
+
+    def _plain(self, latents: Tensor) -> bool:
+        """Whether the UNet is not made for inpainting: it takes nothing but noisy latents."""
+        return bool(self._pipe.unet.config.in_channels == latents.shape[1])
+
+    def _drawn(self, known: Tensor, generator: torch.Generator | None) -> tuple[Prompt, Tensor, int]:
+        """Prompt, unit noise (equal for the whole batch, of the shape of `known`) and seed."""
+        if generator is None:
+            index = seed = 0
+        else:
+            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+            index = seed % len(self._prompts)
+        # Drawn on the CPU, where a seed means the same numbers for every device.
+        noise = torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed))
+        return self._prompts[index], noise.to(known).expand_as(known), seed
+
+    def _predicted(
+        self, known: Tensor, mask: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The UNet's first prediction and the noisy latents it saw, float32 N,c,h,w."""
+        prompt, noise, _ = self._drawn(known, generator)
+        unet, start = self._pipe.unet, self._start
+        cells = _cells(mask, known)
+        noisy = noise * start.scale
+        if self._plain(known):
+            # The pipeline puts the known cells back after each step; before the first, we must ourselves.
+            signal, share = start.shares
+            seen = noisy = torch.where(cells > 0.5, noisy, signal * known + share * noise)
+        else:
+            seen = torch.cat([noisy, cells, known], dim=1)
+        embeds = prompt.batch(len(known))
+        timestep = torch.tensor(start.timestep, device=known.device)
+        prediction = unet(
+            seen.to(unet.dtype),
+            timestep,
+            encoder_hidden_states=embeds["prompt_embeds"],
+            added_cond_kwargs=self._conditions(embeds, mask),
+            return_dict=False,
+        )[0]
+        return prediction.float(), noisy
+
+    def _conditions(self, embeds: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor] | None:
+        """What XL's UNet is told besides: the pooled prompt, and sizes as its pipeline states them."""
+        pooled = embeds.get("pooled_prompt_embeds")
+        if pooled is None:
+            return None
+        size = list(mask.shape[-2:])
+        aesthetic = self._pipe.config.requires_aesthetics_score
+        ids = [*size, 0, 0, *([6.0] if aesthetic else size)]  # no crop; the pipeline's default score
+        return {"text_embeds": pooled, "time_ids": pooled.new_tensor(ids).expand(len(mask), -1)}
+
+    def _encoded(self, seen: Tensor) -> Tensor:
+        vae = self._pipe.vae
+        out = vae.encode((seen * 2 - 1).to(vae.dtype))
+        # Tiny autoencoders have latents, the others a distribution of them.
+        latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+        scaled: Tensor = latents.float() * vae.config.scaling_factor
+        return scaled
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        vae = self._pipe.vae
+        latents = latents.float() / vae.config.scaling_factor
+        mean, std = (getattr(vae.config, f"latents_{moment}", None) for moment in ("mean", "std"))
+        if mean is not None and std is not None:
+            spread, centre = (latents.new_tensor(each)[:, None, None] for each in (std, mean))
+            latents = latents * spread + centre
+        picture: Tensor = vae.decode(latents.to(vae.dtype)).sample
+        return picture.float() / 2 + 0.5
+
+
+def _first(scheduler: Any, steps: int) -> Start:
+    """Read the first step off a copy of the scheduler: schedulers remember where they are."""
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps)
+    timestep = scheduler.timesteps[0]
+    noise = torch.ones(1) * scheduler.init_noise_sigma
+    kept = float(scheduler.alphas_cumprod[round(float(timestep))])
+    # Some schedules end at zero, where a predicted noise says nothing of the picture.
+    kept = max(kept, 1e-6)
+    scale = float(scheduler.scale_model_input(noise, timestep))
+    return Start(float(timestep), scale, kept, str(scheduler.config.prediction_type))
+
+
+def _cells(mask: Tensor, latents: Tensor) -> Tensor:
+    """The mask at the latents' size, by the nearest pixel: how the pipelines shrink it."""
+    return F.interpolate(mask, size=latents.shape[-2:])
+
+
+def _blurred(mask: Tensor, radius: int) -> Tensor:
+    """N,1,H,W under a Gaussian of 2 * radius + 1 pixels, of the width that OpenCV derives from it."""
+    sigma = 0.3 * (radius - 1) + 0.8
+    offsets = torch.arange(-radius, radius + 1, device=mask.device, dtype=mask.dtype)
+    weights = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=0)
+    padded = F.pad(mask, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights[None, None, None]), weights[None, None, :, None])

@@ -1,0 +1,233 @@
+"""Stable Diffusion pipelines (1.x, 2.x, XL) from a folder or the Hugging Face hub. The only diffusers door.
+
+diffusers is imported on loading only: it costs seconds and hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from daemon.editors.denoising import DenoisingEditor, Prompt
+from daemon.editors.hardware import dtype_named
+from daemon.errors import BackfireError, Code, ConfigError, ModelError
+
+_FAMILIES = {
+    "StableDiffusionInpaintPipeline": "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",
+}
+"""What a model_index.json may name, and the diffusers class it is loaded by."""
+_UNUSED = {
+    "StableDiffusionInpaintPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
+    "StableDiffusionXLInpaintPipeline": ("feature_extractor", "image_encoder"),
+}
+"""Components that are neither fetched nor loaded: they judge pictures or take extra ones."""
+_TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+class DiffusionEditor(DenoisingEditor):
+    """A diffusers inpainting pipeline, loaded; satisfies `Denoiser`."""
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        path: Path | str,
+        *,
+        prompts: str | Sequence[str] = ("",),
+        negative: str = "",
+        steps: int = 20,
+        guidance: float = 7.5,
+        dtype: str = "float32",
+        mask_blur: int = 0,
+        variant: str | None = None,
+    ) -> Self:
+        """Load a pipeline from a folder, or by its hub name: from the hub's cache, else fetched.
+
+        Args:
+            name: the editor's name in the configuration and the receipt.
+            path: a folder as `save_pretrained` writes it, or `owner/name` on the Hugging Face hub.
+            prompts: what the edit asks for, '' for nothing; embedded once, then the text encoders are freed.
+            negative: what it must not show.
+            steps: denoising steps of an edit.
+            guidance: weight of the prompt; no guidance, and half the work, up to 1 and
+                where prompt and negative mean the same.
+            dtype: `float32`, `bfloat16` or `float16`. Under float16 the autoencoder stays in float32
+                unless its configuration says that it does not overflow.
+            mask_blur: pixels. The network works under the mask blurred by a Gaussian of
+                2 * mask_blur + 1 pixels and cut at one half, as IOPaint gives it to the pipeline (there 11):
+                sharp corners and thin strokes of the mask are left as they are, and seen. 0: the mask itself.
+            variant: the files' variant, such as `fp16`.
+
+        Raises:
+            ConfigError: an option that is of another type, out of range or unknown.
+            ModelError: no such folder or hub name, no safetensors, damaged, or another kind of pipeline.
+        """
+        number = dtype_named(str(dtype), f"editor {name}: dtype")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        texts = isinstance(prompts, Sequence) and prompts and all(isinstance(one, str) for one in prompts)
+        for option, value, holds, expected in (
+            ("prompts", prompts, texts, "a list of texts"),
+            ("negative", negative, isinstance(negative, str), "a text"),
+            ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1"),
+            ("guidance", guidance, isinstance(guidance, int | float) and guidance >= 0, "a number from 0"),
+            ("mask_blur", mask_blur, isinstance(mask_blur, int) and mask_blur >= 0, "whole pixels from 0"),
+        ):
+            if not holds:  # the YAML's values come here unchecked
+                raise ConfigError(f"editor {name}: {option}: got {value!r}, expected {expected}")
+        if importlib.util.find_spec("transformers") is None:
+            raise _error(name, "diffusion needs transformers", "pip install 'backfire[diffusion]'")
+        _hush()
+        folder = _folder(name, str(path), variant)
+        try:
+            pipe = _pipeline(name, folder, number, variant)
+            embedded = [_embedded(pipe, prompt, negative, guidance) for prompt in prompts]
+            pipe.register_modules(**{part: None for part in _TEXT if hasattr(pipe, part)})
+            return cls(name, _digest(folder, variant), pipe, embedded, steps, mask_blur)
+        except (BackfireError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what diffusers, transformers and safetensors raise has no common root
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise  # torch's CPU allocator has no exception of its own
+            reason = f"{folder} cannot be loaded as a pipeline ({_brief(error)})"
+            raise _error(name, reason, "fetch it again, as safetensors (no pickles)") from error
+
+
+def _folder(name: str, weights: str, variant: str | None) -> Path:
+    """The local folder of a path or hub name; the network is asked only for a hub name not yet cached."""
+    if Path(weights).is_dir():
+        return Path(weights)
+    remedy = "name a folder with a model_index.json, or owner/name on the Hugging Face hub"
+    if not _HUB_NAME.fullmatch(weights):
+        raise _error(name, f"{weights} is no folder", remedy)
+    from diffusers import DiffusionPipeline
+
+    unused = dict.fromkeys({part for parts in _UNUSED.values() for part in parts})
+    options = {"use_safetensors": True, "variant": variant, **unused}
+    with contextlib.suppress(Exception):  # whatever ails the cache, fetching mends it or says why not
+        return Path(DiffusionPipeline.download(weights, local_files_only=True, **options))
+    try:
+        return Path(DiffusionPipeline.download(weights, **options))
+    except Exception as error:  # the hub client raises its own, httpx's, requests' and OSError
+        reason = f"{weights} is no folder, not in the hub's cache, and cannot be fetched ({_brief(error)})"
+        raise _error(name, reason, f"go online once, or {remedy}") from error
+
+
+def _pipeline(name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    """The pipeline on the CPU, of a class we know: no other class's code is run."""
+    import diffusers
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        kind = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{folder} has no readable model_index.json ({_brief(error)})"
+        raise _error(name, reason, "name the folder that save_pretrained wrote") from error
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        expected = ", ".join(_FAMILIES)
+        raise _error(name, f"{folder} holds a {kind}, expected one of {expected}", "name another pipeline")
+    family = _FAMILIES[kind]
+    options: dict[str, Any] = dict.fromkeys(_UNUSED[family])
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False
+    else:
+        options["add_watermarker"] = False
+    pipe = getattr(diffusers, family).from_pretrained(
+        folder,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
+        **options,
+    )
+    channels, latent = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if channels not in (latent, 2 * latent + 1):
+        reason = f"its UNet takes {channels} channels, expected {latent} or {2 * latent + 1}"
+        raise _error(name, reason, "name an inpainting pipeline")
+    predicts = pipe.scheduler.config.get("prediction_type")
+    if not hasattr(pipe.scheduler, "alphas_cumprod") or predicts not in ("epsilon", "v_prediction", "sample"):
+        reason = f"its scheduler {type(pipe.scheduler).__name__} ({predicts}) is not one for such UNets"
+        raise _error(name, reason, "use DDIM, DPM-Solver++, Euler or their like")
+    if dtype == torch.float16 and pipe.vae.config.get("force_upcast", True):
+        pipe.vae.to(torch.float32)
+    return pipe
+
+
+@torch.no_grad()
+def _embedded(pipe: Any, prompt: str, negative: str, guidance: float) -> Prompt:
+    values = pipe.encode_prompt(
+        prompt=prompt,
+        device=torch.device("cpu"),
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        # None and not "": XL pipelines have their own meaning of nothing.
+        negative_prompt=negative or None,
+    )
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    embeds = dict(zip(names, values, strict=False))
+    idle = guidance <= 1 or all(
+        torch.equal(embeds[k], embeds[f"negative_{k}"]) for k in names[::2] if k in embeds
+    )
+    return Prompt(embeds, 1.0 if idle else guidance)
+
+
+def _loaded(folder: Path, variant: str | None) -> Iterator[Path]:
+    """The files that make up the pipeline: configurations, vocabularies and weights of its components."""
+    yield folder / "model_index.json"
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    unused = {part for parts in _UNUSED.values() for part in parts}
+    for component in sorted(set(index) - unused):
+        files = sorted((folder / component).glob("*"))
+        yield from (file for file in files if file.suffix in (".json", ".txt"))
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        # NAME[.VARIANT][-SHARD].safetensors; a component without the variant is loaded without it.
+        marked = [file for file in weights if variant and f".{variant}" in file.name]
+        yield from marked or (file for file in weights if file.name.count(".") == 1)
+
+
+def _digest(folder: Path, variant: str | None) -> str:
+    """SHA-256 over the names and contents of the files loaded."""
+    total = hashlib.sha256()
+    for path in _loaded(folder, variant):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}:{content}\n".encode())
+    return total.hexdigest()
+
+
+def _hush() -> None:
+    """No bars and no chatter from the libraries: the daemon's stderr is JSON lines."""
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public there
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    disable_progress_bars()
+
+
+def _brief(error: BaseException) -> str:
+    """An error in one line of at most 300 characters: theirs run to pages."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _error(name: str, reason: str, remedy: str) -> ModelError:
+    return ModelError(Code.MODEL, f"editor {name}: {reason}; {remedy}", retryable=False)

@@ -1,0 +1,284 @@
+"""Autoencoders as editors: the part that Stable Diffusion 3, FLUX and Qwen-Image share.
+
+Those editors cannot run here, but each of them reads the picture through its autoencoder first.
+An edit by `EncoderEditor` is therefore decode(encode(picture)) composited under the mask: what
+the region looks like to such an editor. A picture whose latents break there breaks every editor
+on that latent space, whatever its prompt. `PairInpainter` is our one-step inpainting net on a
+space of others.
+
+Two sorts of files are read, as safetensors or by `torch.load(weights_only=True)`:
+
+* a TAESD-style pair of encoder and decoder (https://github.com/madebyollin/taesd), whose
+  architecture follows from the names and shapes; a diffusers `AutoencoderTiny` is one too;
+* a folder of diffusers with `config.json`: `AutoencoderTiny`, or `AutoencoderKL`, for which
+  diffusers itself must be installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from daemon.editors.base import ModelEditor
+from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.errors import Code, ModelError
+from daemon.models import sha256
+
+State = dict[str, Tensor]
+
+FRUGAL_PIXELS = 1 << 19
+"""From so many pixels a batch on, activations are computed twice instead of kept for the gradient:
+64 channels at full size are 0.3 GB a layer and million pixels."""
+REMEDY = "list the encoder and the decoder file of a TAESD-style autoencoder, or name a folder of diffusers"
+
+
+class EncoderEditor(ModelEditor):
+    """decode(encode(picture)) under the mask; pixels under the mask are seen.
+
+    Args:
+        encoder: N,3,H,W in [0,1] -> N,C,H/f,W/f.
+        decoder: the inverse; need not clamp.
+        multiple: f.
+    """
+
+    blind = False
+
+    def __init__(
+        self, name: str, weights_sha256: str, encoder: nn.Module, decoder: nn.Module, multiple: int = 8
+    ) -> None:
+        super().__init__(weights_sha256, encoder, decoder)
+        self.name = name
+        self.multiple = multiple
+        self.encoder, self.decoder = encoder, decoder
+
+    @classmethod
+    def load(cls, name: str, path: Path | Sequence[Path]) -> Self:
+        """Load an autoencoder.
+
+        Args:
+            name: its name in the configuration.
+            path: a folder of diffusers, a folder with one `*encoder*` and one `*decoder*` file, or
+                those two files.
+
+        Raises:
+            ModelError: missing, damaged, or not an autoencoder that is known here.
+        """
+        return cls(name, *_autoencoder(name, [path] if isinstance(path, Path) else path))
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See `Latent.encode`; they read the picture before they mask it."""
+        seen, _ = self._ready(image, mask)
+        return _run(self.encoder, seen).to(image.dtype)
+
+    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        return _run(self.decoder, _run(self.encoder, image), self.multiple)
+
+
+class PairInpainter(LatentEditor):
+    """`LatentEditor` on an autoencoder of others: only the inpainting net's own weights are ours."""
+
+    @classmethod
+    def load(cls, name: str, path: Sequence[Path]) -> Self:
+        """Load encoder and decoder, as `EncoderEditor.load` does, and the net, the last of the paths.
+
+        Raises:
+            ModelError: missing, damaged, or a net for another latent space.
+        """
+        *pair, net_path = path
+        if not pair:
+            raise _refused(name, net_path, "is one file", "list the autoencoder first, then the net")
+        of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
+        state = read_state(name, net_path)
+        try:
+            latent = state["conv_out.weight"].shape[0]
+            net = InpaintNet(latent, (state["conv_in.weight"].shape[0], state["down.weight"].shape[0]))
+            net.load_state_dict(state)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            remedy = "make one with: python -m training inpainter --latents"
+            raise _refused(name, net_path, f"is no inpainting net ({reason})", remedy) from error
+        with torch.inference_mode():
+            have = encoder(torch.zeros(1, 3, 64, 64)).shape[1]
+        if (have, multiple) != (latent, DOWNSCALE):
+            wrong = f"fills {latent} channels at 1/{DOWNSCALE}, the autoencoder has {have} at 1/{multiple}"
+            raise _refused(name, net_path, wrong, "use the autoencoder that it was trained on")
+        whole = hashlib.sha256((of_pair + sha256(net_path)).encode()).hexdigest()
+        return cls(name, whole, encoder, net, decoder)
+
+
+def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
+    """The module's output; for a gradient over many pixels, activations are computed twice, not kept."""
+    pixels = x.shape[0] * x.shape[-2] * x.shape[-1] * scale**2
+    frugal = torch.is_grad_enabled() and x.requires_grad and pixels >= FRUGAL_PIXELS
+    out: Tensor = checkpoint(module, x, use_reentrant=False) if frugal else module(x)
+    return out
+
+
+def read_state(name: str, path: Path) -> State:
+    """The tensors of a safetensors file or of a state dict saved by torch, as float32.
+
+    Raises:
+        ModelError: missing, damaged, or something else than named tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): value.float() for key, value in state.items()}
+    except Exception as error:  # foreign bytes make torch.load raise nearly anything
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        remedy = "use a safetensors file or a plain state dict"
+        raise _refused(name, path, f"cannot be read ({reason})", remedy) from error
+
+
+_Parts = tuple[str, nn.Module, nn.Module, int]
+"""Digest of the files, encoder, decoder, and how many pixels a latent cell is wide."""
+
+
+def _autoencoder(name: str, paths: Sequence[Path]) -> _Parts:
+    """A folder of diffusers, a folder with a pair, or a pair."""
+    if len(paths) == 1 and (paths[0] / "config.json").is_file():
+        return _from_diffusers(name, paths[0])
+    pair = _two_in(name, paths[0]) if len(paths) == 1 else list(paths)
+    parts = [_part(name, path, _plain(read_state(name, path))) for path in pair]
+    return _joined(name, pair, parts)
+
+
+def _joined(name: str, files: Sequence[Path], parts: Sequence[tuple[nn.Module, int, int]]) -> _Parts:
+    """Encoder and decoder, in either order, of one latent space."""
+    found = {type(module): (module, space) for module, *space in parts}
+    spaces = [space for _, space in found.values()]
+    if set(found) != {Encoder, Decoder} or spaces[0] != spaces[1]:
+        names = " and ".join(path.name for path in files)
+        raise _refused(
+            name, files[0].parent, f"{names} are no encoder and decoder of one latent space", REMEDY
+        )
+    return digest(files), found[Encoder][0], found[Decoder][0], 2 ** spaces[0][1]
+
+
+def _two_in(name: str, folder: Path) -> list[Path]:
+    found = [sorted(folder.glob(f"*{role}*")) for role in ("encoder", "decoder")]
+    if [len(files) for files in found] != [1, 1]:
+        here = (
+            ", ".join(path.name for path in sorted(folder.glob("*"))) or "nothing"
+            if folder.is_dir()
+            else "no folder"
+        )
+        raise _refused(name, folder, f"got {here}, expected one *encoder* and one *decoder* file", REMEDY)
+    return [files[0] for files in found]
+
+
+def _plain(state: State) -> State:
+    """TAESD's names as ours: `0.weight` is `layers.0.weight`; its decoder counts a clamp that we do not."""
+    if not all(key[:1].isdigit() for key in state):
+        return state
+    first = min(int(key.partition(".")[0]) for key in state)
+    return {
+        f"layers.{int(i) - first}.{rest}": v
+        for (i, _, rest), v in ((k.partition("."), v) for k, v in state.items())
+    }
+
+
+def _part(name: str, path: Path, state: State) -> tuple[nn.Module, int, int]:
+    """Encoder or decoder, its latent channels and its number of halvings, from names and shapes."""
+    try:
+        indices = {int(key.split(".")[1]) for key in state}
+        plain = sorted(i for i in indices if f"layers.{i}.weight" in state)
+        # Each plain convolution but the first and the last stands between two sizes.
+        blocks = [sum(a < i < b for i in indices) for a, b in pairwise(plain)]
+        pooled = any(".pool." in key for key in state)
+        channels, inward = state["layers.0.weight"].shape[:2]
+        module: nn.Module
+        if inward == 3:
+            latent = state[f"layers.{plain[-1]}.weight"].shape[0]
+            module = Encoder(channels, blocks, latent, pooled=pooled)
+        else:
+            latent = inward
+            module = Decoder(channels, blocks, latent, pooled=pooled)
+        module.load_state_dict(state)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise _refused(name, path, f"is no part of a TAESD-style autoencoder ({reason})", REMEDY) from error
+    return module, latent, len(blocks) - 1
+
+
+def _from_diffusers(name: str, folder: Path) -> _Parts:
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    try:
+        config: dict[str, Any] = json.loads(files[0].read_bytes())
+        kind = config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _refused(name, files[0], f"cannot be read ({error!r})", REMEDY) from error
+    if len(files) != 2:
+        wrong = f"got {len(files) - 1} safetensors files beside config.json, expected one"
+        raise _refused(name, folder, wrong, "keep one precision; a .bin is not read")
+    if kind == "AutoencoderTiny":
+        state = read_state(name, files[1])
+        parts = [_part(name, files[1], _below(state, role)) for role in ("encoder.", "decoder.")]
+        return _joined(name, files, parts)
+    if kind == "AutoencoderKL":
+        return digest(files), *_kl(name, folder), 2 ** (len(config["block_out_channels"]) - 1)
+    raise _refused(name, folder, f"is a {kind}, expected AutoencoderKL or AutoencoderTiny", REMEDY)
+
+
+def _below(state: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _kl(name: str, folder: Path) -> tuple[nn.Module, nn.Module]:
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise _refused(
+            name, folder, "needs diffusers, which is not installed", "pip install diffusers"
+        ) from error
+    try:
+        vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # whatever diffusers makes of a damaged folder
+        reason = str(error).strip().partition("\n")[0]
+        raise _refused(name, folder, f"cannot be loaded by diffusers ({reason})", REMEDY) from error
+    return _KlEncoder(vae), _KlDecoder(vae)
+
+
+class _KlEncoder(nn.Module):
+    """The mean of the latents' distribution: an attacker's editor samples around it."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.vae.encode(image * 2 - 1).latent_dist.mode()
+        return out
+
+
+class _KlDecoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        out: Tensor = self.vae.decode(latents).sample / 2 + 0.5
+        return out
+
+
+def digest(files: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the SHA-256s of several, in their order."""
+    each = [sha256(path) for path in files]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def _refused(name: str, path: Path, wrong: str, remedy: str) -> ModelError:
+    return ModelError(Code.MODEL, f"editor {name}: {path}: {wrong}; {remedy}", retryable=False)

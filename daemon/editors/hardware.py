@@ -1,0 +1,63 @@
+"""Number formats and memory of the machine that the editors run on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from daemon.errors import require
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number formats by their names in the configuration; float32 on CPUs, the halves for GPUs."""
+
+_PROC = Path("/proc/self")
+_RESET_PEAK = "5"  # proc(5), clear_refs
+
+
+def dtype_named(name: str, setting: str = "dtype") -> torch.dtype:
+    """The number format of that name; raises ConfigError naming the nearest valid one."""
+    require(name, DTYPES, setting)
+    return DTYPES[name]
+
+
+class PeakMemory:
+    """The most memory in use at any moment since it was made.
+
+    On a CUDA device: bytes of tensors there, by torch's own count. On a CPU: bytes of the
+    whole process in RAM, libraries and weights included, as Linux counts them (Python's
+    tracemalloc does not see torch). Linux lets a process restart that count; where it does not
+    (old kernels, other systems) the peak of the process's whole life stands in and
+    `since_start` is False. One at a time: a second one restarts the first one's count.
+
+    Attributes:
+        device: where the work is done.
+        since_start: whether the count was restarted, so that earlier work does not show.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.since_start = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                (_PROC / "clear_refs").write_text(_RESET_PEAK)
+            except OSError:
+                self.since_start = False
+
+    @property
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        with contextlib.suppress(OSError):
+            found = re.search(r"^VmHWM:\s+(\d+) kB$", (_PROC / "status").read_text(), re.MULTILINE)
+            if found:
+                return int(found[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

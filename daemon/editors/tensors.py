@@ -1,0 +1,140 @@
+"""Weights files as plain tensors: safetensors, torch checkpoints, TorchScript archives.
+
+No code in a file ever runs. Checkpoints go through `torch.load(weights_only=True)`. Two
+kinds need help to get there, and get the same: every class that the pickle names is given
+to the weights-only unpickler as `_Inert`, a class of ours that only keeps attributes.
+
+* A Lightning checkpoint names the classes of its callbacks; they are neither imported nor
+  needed.
+* A TorchScript archive is the same zip of pickle and tensors with code beside it, and torch
+  refuses it for that code. Its modules are pickled as objects that hold their tensors, so we
+  copy the archive without code and constants and read those; `torch.jit` never sees it.
+
+Classes that extend dict or list cannot be stood for, and end in an error that says how to convert.
+weights_only itself was unsafe before torch 2.6 (CVE-2025-32434); the package asks for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from daemon.errors import Code, ModelError
+
+
+class _Inert:
+    """Stands for any class that a checkpoint names: takes what it is given, does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stands for defaultdict, whose items the unpickler would not set."""
+    return {}
+
+
+def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
+    """All named tensors of a weights file, wherever it nests them, and the file's SHA-256.
+
+    Args:
+        name: the editor's, for messages.
+        path: safetensors, a torch checkpoint or a TorchScript archive; told by content.
+
+    Returns:
+        Tensors on the CPU by dotted name (`state_dict.generator.model.1.ffc...`), and the digest.
+
+    Raises:
+        ModelError: the file is missing, damaged, or no weights file; not retryable.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            state = dict(_named(_load(file)))
+    except OSError as error:
+        raise _unusable(name, path, error, "name a readable file in the editor's settings") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # an unpickler fed with garbage raises anything
+        remedy = "fetch the file again, or save its state dict as safetensors"
+        raise _unusable(name, path, error, remedy) from error
+    if not state:
+        raise _unusable(name, path, "it holds no named tensors", "name a file of weights")
+    return state, digest
+
+
+def _load(file: BinaryIO) -> Any:
+    head = file.read(9)
+    file.seek(0)
+    if head[8:] == b"{":
+        return load_safetensors(file.read())
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    archive = _without_code(file)
+    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(archive)
+    archive.seek(0)
+    known = {"collections.defaultdict": _plain_dict}
+    with torch.serialization.safe_globals([(known.get(each, _Inert), each) for each in unknown]):
+        return torch.load(archive, map_location="cpu", weights_only=True)
+
+
+def _without_code(file: BinaryIO) -> Any:
+    """The archive itself, or a copy in memory without the records that make it TorchScript."""
+    with zipfile.ZipFile(file) as source:
+        # torch stores and never deflates: what is deflated may be a bomb, and is not torch's.
+        records = [each for each in source.infolist() if "code" not in _inside(each.filename)]
+        if any(each.compress_type != zipfile.ZIP_STORED for each in records):
+            raise ValueError("its records are compressed, torch writes them uncompressed")
+        if not any(_inside(each.filename) == ["constants.pkl"] for each in records):
+            file.seek(0)
+            return file
+        copy = io.BytesIO()
+        with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as target:
+            for each in records:
+                if _inside(each.filename)[:1] in (["data"], ["data.pkl"], ["version"], ["byteorder"]):
+                    target.writestr(each.filename, source.read(each))
+    copy.seek(0)
+    return copy
+
+
+def _inside(record: str) -> list[str]:
+    """A record's path below the archive's own folder."""
+    return record.split("/")[1:]
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """(dotted name, tensor) pairs of nested mappings and modules; each of these is entered once,
+    so that a pickle that refers to itself ends."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        prefix, node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        items = vars(node) if isinstance(node, _Inert) else node if isinstance(node, Mapping) else {}
+        for key, value in items.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{key}", value
+            else:
+                waiting.append((f"{prefix}{key}.", value))
+
+
+def _unusable(name: str, path: Path, why: object, remedy: str) -> ModelError:
+    reason = str(why).splitlines()[0][:300] if str(why) else type(why).__name__
+    message = f"editor {name}: weights {path} cannot be loaded ({reason}); {remedy}"
+    return ModelError(Code.MODEL, message, retryable=False)

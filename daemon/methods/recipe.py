@@ -1,0 +1,65 @@
+"""The published recipe to the letter, for comparison (METHOD.md; arXiv 2410.14966).
+
+Noise drawn from U(0, 0.01), Adam at a rate of 0.1 with betas (0.5, 0.5), the change clipped to
+the bound after every step, a flat colour as the target whatever was asked, three edits of
+the picture one after the other: the region, the region dilated, the ring between them.
+Each clean edit is computed anew in every iteration, as the published LaMa script does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daemon import geometry
+from daemon.editors.base import Editor
+from daemon.methods.base import Progress, Task, furthest_colour
+from daemon.methods.edits import squared
+
+NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
+HIDE_WEIGHT = 2.0
+
+
+class Recipe:
+    """See the module's docstring; satisfies `Method`. `target` is not looked at."""
+
+    def run(
+        self,
+        task: Task,
+        surrogates: Sequence[Editor],
+        *,
+        iterations: int,
+        target: str,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> Tensor:
+        """See `Method.run`. All regions of the crop are one mask, as the recipe knows one only."""
+        plane = np.logical_or.reduce(list(task.regions))
+        mask, wider, ring = (
+            torch.from_numpy(one)[None, None].to(task.image)
+            for one in (plane, geometry.dilated(plane), geometry.ring(plane))
+        )
+        colour = furthest_colour(task.image).expand_as(task.image)
+        noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)
+        change = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
+        adam = torch.optim.Adam([change], lr=RATE, betas=BETAS, eps=TINY)
+        for iteration in range(iterations):
+            with torch.enable_grad():
+                picture = (task.image + change).clamp(0, 1)
+                loss = torch.zeros((), device=task.image.device)
+                for surrogate in surrogates:
+                    with torch.no_grad():
+                        clean = surrogate.inpaint(task.image, ring)
+                    loss = loss + squared(surrogate.inpaint(picture, mask), colour, mask)
+                    loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
+                    loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            with torch.no_grad():
+                change.copy_(task.project(change))
+            progress(iteration + 1, iterations)
+        return change.detach()

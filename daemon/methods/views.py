@@ -1,0 +1,116 @@
+"""What may happen to a published picture before an editor sees it: resized, recompressed.
+
+Both are differentiable, so that a method can optimise through them. JPEG is the real codec's
+arithmetic (ITU-T T.81: YCbCr 4:2:0, 8x8 DCT, the tables of its Annex K scaled by quality as
+libjpeg scales them); rounding passes its gradient straight through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from daemon.methods.edits import resized
+
+QUALITIES = (75, 50)
+"""JPEG qualities drawn: what sites and messengers save at, and worse."""
+SCALES = (0.67,)
+"""Sizes drawn: a crop as it looks in a picture scaled down for the web."""
+
+# fmt: off
+_LUMINANCE = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+)
+_CHROMINANCE = (
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99,
+    47, 66, 99, 99, 99, 99, 99, 99, *([99] * 32),
+)
+# fmt: on
+_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to an editor.
+
+    Attributes:
+        size: (height, width) at which the editor sees the crop.
+        quality: of the JPEG on the way; None for none.
+    """
+
+    size: tuple[int, int]
+    quality: int | None = None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """N,3,H,W in [0,1] -> N,3,*size, differentiable."""
+        image = resized(image, self.size)
+        return image if self.quality is None else jpeg(image, self.quality)
+
+
+def views(size: tuple[int, int], withstand: Sequence[str]) -> list[View]:
+    """The plain view first, then those that `withstand` (`jpeg`, `resize`) names."""
+    found = [View(size)]
+    if "jpeg" in withstand:
+        found += [View(size, quality) for quality in QUALITIES]
+    if "resize" in withstand:
+        found += [View((round(size[0] * scale), round(size[1] * scale))) for scale in SCALES]
+    return found
+
+
+def jpeg(image: Tensor, quality: int) -> Tensor:
+    """N,3,H,W in [0,1] as it comes out of a 4:2:0 JPEG of that quality (1 to 100).
+
+    The gradient passes rounding as if it were not there.
+    """
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
+    matrix = torch.tensor(_TO_YCBCR, dtype=torch.float32, device=image.device)
+    planes = torch.einsum("ij,njhw->nihw", matrix, _rounded(padded.float() * 255))
+    chroma = F.avg_pool2d(planes[:, 1:], 2)
+    luma = _coded(planes[:, :1] - 128, _table(quality, luminance=True).to(image.device)) + 128
+    chroma = _coded(chroma, _table(quality, luminance=False).to(image.device))
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(matrix), torch.cat([luma, chroma], dim=1))
+    return _rounded(rgb.clamp(0, 255))[..., :height, :width] / 255
+
+
+def _coded(plane: Tensor, table: Tensor) -> Tensor:
+    """N,C,H,W through DCT, quantisation and back; H and W are multiples of 8."""
+    n, c, height, width = plane.shape
+    basis = _basis().to(plane.device)
+    blocks = plane.reshape(n, c, height // 8, 8, width // 8, 8).transpose(3, 4)
+    coefficients = basis @ blocks @ basis.T
+    coefficients = _rounded(coefficients / table) * table
+    blocks = basis.T @ coefficients @ basis
+    return blocks.transpose(3, 4).reshape(n, c, height, width)
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return value + (value.round() - value).detach()
+
+
+@cache
+def _basis() -> Tensor:
+    """The orthonormal 8-point DCT-II; 8,8."""
+    k, x = np.mgrid[:8, :8]
+    basis = np.cos((2 * x + 1) * k * math.pi / 16) / 2
+    basis[0] /= math.sqrt(2)
+    return torch.from_numpy(basis).float()
+
+
+@cache
+def _table(quality: int, *, luminance: bool) -> Tensor:
+    """Quantisation steps, 8,8, as libjpeg scales them."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    base = np.array(_LUMINANCE if luminance else _CHROMINANCE)
+    steps = np.clip((base * scale + 50) // 100, 1, 255)
+    return torch.from_numpy(steps.reshape(8, 8)).float()

@@ -1,0 +1,179 @@
+"""Published weights: the catalogue, where a model's files lie, and whether they are what they were.
+
+A model lies in a folder of its name below `models.folder`. What its files must be comes from the
+catalogue where their SHA-256 is publicly known, else from `pins.json`, where `fetch` records the
+digest of the first copy it saw. Importing this package loads no torch and opens no connection.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urljoin
+
+from daemon.errors import Code, ModelError
+
+PINS = "pins.json"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a model.
+
+    Attributes:
+        path: relative to the model's folder.
+        url: where it comes from; None where nobody serves it as it is needed.
+        size: bytes, None where not publicly known.
+        sha256: lower-case hex, None where not publicly known.
+    """
+
+    path: str
+    url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """An entry of the catalogue; `kind` is the editor kind that loads it."""
+
+    name: str
+    kind: str
+    family: str
+    parameters: str
+    licence: str
+    home: str
+    files: tuple[File, ...]
+    note: str = ""
+
+    @property
+    def known_size(self) -> int:
+        """Bytes of the files whose size is publicly known."""
+        return sum(file.size or 0 for file in self.files)
+
+    @property
+    def published(self) -> int:
+        """How many files' SHA-256 is publicly known."""
+        return sum(file.sha256 is not None for file in self.files)
+
+
+@cache
+def catalogue() -> dict[str, Model]:
+    """All models by name, in the order of `catalogue.toml`."""
+    text = (Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8")
+    return {name: _model(name, entry) for name, entry in tomllib.loads(text).items()}
+
+
+def _model(name: str, entry: dict[str, Any]) -> Model:
+    base = entry.pop("base", None)
+    files = []
+    for file in entry.pop("files"):
+        url = file.pop("url", file["path"] if base else None)
+        files.append(File(**file, url=urljoin(base, url) if base else url))
+    return Model(name, files=tuple(files), **entry)
+
+
+def located(name: str, folder: Path) -> Path:
+    """What an editor loads of a fetched model: its only file, or its folder.
+
+    Args:
+        name: a name of the catalogue.
+        folder: `models.folder`.
+
+    Raises:
+        ModelError: not fetched, or only in part.
+    """
+    model = catalogue()[name]
+    missing = [file.path for file in model.files if not (folder / name / file.path).is_file()]
+    if missing:
+        message = (
+            f"model {name}: {', '.join(missing)} not in {folder / name}; run: backfire models fetch {name}"
+        )
+        raise ModelError(Code.MODEL, message, retryable=False)
+    return folder / name / model.files[0].path if len(model.files) == 1 else folder / name
+
+
+def expected(model: Model, file: File, folder: Path) -> str | None:
+    """The SHA-256 that a file must have: the published one, else the recorded one, else None."""
+    return file.sha256 or pins(folder).get(f"{model.name}/{file.path}")
+
+
+def pins(folder: Path) -> dict[str, str]:
+    """Digests recorded at the first fetch, by `NAME/PATH`.
+
+    Raises:
+        ModelError: the record is damaged; guessing would accept anything.
+    """
+    path = folder / PINS
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("no mapping")
+        return {str(name): str(digest) for name, digest in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        message = (
+            f"{path}: cannot be read ({error}); restore it, or delete it to trust the next copies fetched"
+        )
+        raise ModelError(Code.MODEL, message, retryable=False) from error
+
+
+def pin(model: Model, file: File, digest: str, folder: Path) -> None:
+    """Record the digest of a file whose SHA-256 is not publicly known."""
+    # One file serves all models: the lock keeps two fetches from losing each other's record.
+    with (folder / f".{PINS}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {**pins(folder), f"{model.name}/{file.path}": digest}
+        temporary = folder / f".{PINS}.part"
+        with temporary.open("w", encoding="utf-8") as out:
+            out.write(json.dumps(found, indent=2, sort_keys=True) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(folder / PINS)
+
+
+State = Literal["ok", "absent", "changed", "unpinned"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file as `verify` found it; `unpinned`: its digest is neither published nor recorded."""
+
+    model: str
+    path: str
+    state: State
+    expected: str | None = None
+    got: str | None = None
+
+
+def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
+    """Hash every file of every model (or of one) that is there, at least in part, again."""
+    for model in catalogue().values():
+        if name not in (None, model.name) or not (folder / model.name).is_dir():
+            continue
+        for file in model.files:
+            yield _verified(model, file, folder)
+
+
+def _verified(model: Model, file: File, folder: Path) -> Finding:
+    want, path = expected(model, file, folder), folder / model.name / file.path
+    if not path.is_file():
+        return Finding(model.name, file.path, "absent", want)
+    got = sha256(path)
+    state: State = "unpinned" if want is None else "ok" if got == want else "changed"
+    return Finding(model.name, file.path, state, want, got)
+
+
+def sha256(path: Path) -> str:
+    """Lower-case hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

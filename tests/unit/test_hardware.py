@@ -1,0 +1,38 @@
+"""Number formats by name, and the peak of memory as it was."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from daemon.editors.hardware import PeakMemory, dtype_named
+from daemon.errors import ConfigError
+
+
+def test_number_formats_by_name() -> None:
+    assert dtype_named("bfloat16") == torch.bfloat16
+    with pytest.raises(ConfigError, match="editor sd: dtype: got 'bfloat'; did you mean 'bfloat16'"):
+        dtype_named("bfloat", "editor sd: dtype")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process restart its peak")
+def test_the_peak_counts_what_was_freed_again_but_nothing_from_before() -> None:
+    megabyte = 2**20
+    torch.ones(100 * megabyte)  # 400 MiB, gone before the count starts
+    peak = PeakMemory(torch.device("cpu"))
+    before = peak.bytes
+    torch.ones(50 * megabyte)  # 200 MiB
+    assert peak.since_start
+    assert 150 * megabyte < peak.bytes - before < 250 * megabyte
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_on_a_cuda_device_is_torchs_own() -> None:
+    device = torch.device("cuda:0")
+    peak = PeakMemory(device)
+    before = peak.bytes
+    torch.ones(50 * 2**20, device=device)
+    assert 190 * 2**20 < peak.bytes - before < 210 * 2**20

@@ -1,0 +1,158 @@
+"""Editors that the configuration declares: what is checked at start, and how they are found."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import check, config, editors, models
+from daemon.config import Settings
+from daemon.editors.encoders import EncoderEditor
+from daemon.errors import ConfigError, ModelError
+from tests.conftest import Sandbox, mask_picture, photo
+from tests.unit.test_encoders import pair
+
+
+def settings(base: Path, declared: dict[str, Any], **sections: Any) -> Settings:
+    folders = {"inbox": "in"}
+    data = {"folders": folders, "models": {"folder": "weights"}, "editors": declared, **sections}
+    return config.parse(data, base=base)
+
+
+TOY = {"kind": "latent", "weights": "toy"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "sections", "says"),
+    [
+        ({"toy": {**TOY, "kind": "latnet"}}, {}, "editors.toy.kind: got 'latnet'; did you mean 'latent'"),
+        ({"toy": {**TOY, "wieghts": "x"}}, {}, "option: got 'wieghts'; did you mean 'weights'"),
+        ({"latent-mini": TOY}, {}, "is built in"),
+        ({"toy": {"kind": "latent", "weights": ["a", "b", "c"]}}, {}, "takes at most 2"),
+        ({"toy": {"kind": "latent", "weights": "big-lama"}}, {}, "big-lama is of kind lama"),
+        (
+            {"toy": TOY},
+            {"protect": {"surrogates": ["tyo"]}},
+            "protect.surrogates: got 'tyo'; did you mean 'toy'",
+        ),
+        ({"toy": TOY}, {"verify": {"held_out": ["latent-mni"]}}, "did you mean 'latent-mini'"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_at_start(
+    tmp_path: Path, declared: dict[str, Any], sections: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        editors.require_known(settings(tmp_path, declared, **sections))
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [({"toy": {"kind": "latent"}}, "'editors.toy.weights' is missing"), ({"toy": 3}, "editors.toy")],
+)
+def test_an_incomplete_declaration_is_a_config_error(tmp_path: Path, declared: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings(tmp_path, declared)
+
+
+def test_weights_are_a_path_from_the_file_or_a_name(tmp_path: Path) -> None:
+    pair(tmp_path / "pair")
+    said = {"a": "pair", "b": "./gone", "c": "taef2", "d": ["pair/toy_encoder.pth", "~/x"]}
+    found = settings(tmp_path, {name: {"kind": "latent", "weights": w} for name, w in said.items()}).editors
+    assert found["a"].weights == (str(tmp_path / "pair"),)
+    assert found["b"].weights == (str(tmp_path / "gone"),)
+    assert found["c"].weights == ("taef2",)
+    assert found["d"].weights == (str(tmp_path / "pair/toy_encoder.pth"), str(Path("~/x").expanduser()))
+
+
+def test_a_declared_editor_is_loaded_once(tmp_path: Path) -> None:
+    pair(tmp_path / "pair")
+    known = settings(tmp_path, {"toy": {"kind": "latent", "weights": "pair"}})
+    editor = editors.get("toy", settings=known)
+    assert isinstance(editor, EncoderEditor)
+    assert editor.name == "toy"
+    assert editors.get("toy", settings=known) is editor
+    other = settings(
+        tmp_path, {"toy": {"kind": "latent", "weights": ["pair/toy_encoder.pth", "pair/toy_decoder.pth"]}}
+    )
+    assert editors.get("toy", settings=other) is not editor
+
+
+def test_a_catalogue_name_is_looked_for_in_the_models_folder(tmp_path: Path) -> None:
+    known = settings(tmp_path, {"toy": {"kind": "latent", "weights": "taef2"}})
+    with pytest.raises(ModelError, match="backfire models fetch taef2"):
+        editors.get("toy", settings=known)
+    files = [tmp_path / "weights" / "taef2" / file.path for file in models.catalogue()["taef2"].files]
+    files[0].parent.mkdir(parents=True)
+    for source, target in zip(pair(tmp_path / "pair"), files, strict=True):
+        target.write_bytes(source.read_bytes())
+    assert editors.get("toy", settings=known).name == "toy"
+
+
+def test_weights_that_are_nowhere_name_the_catalogue(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file, nor a catalogue name"):
+        editors.get("toy", settings=settings(tmp_path, {"toy": TOY}))
+
+
+def test_the_digest_covers_declarations_and_no_folder(tmp_path: Path) -> None:
+    plain, one = settings(tmp_path, {}), settings(tmp_path, {"toy": TOY})
+    assert one.sha256 != plain.sha256
+    assert settings(tmp_path, {"toy": {**TOY, "weights": "other"}}).sha256 != one.sha256
+    assert settings(tmp_path, {"toy": TOY}, models={"folder": "elsewhere"}).sha256 == one.sha256
+
+
+@pytest.mark.parametrize("folder", ["in", "in/weights", "outbox", "."])
+def test_weights_lie_outside_every_watched_folder(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"models.folder .* lie inside each other"):
+        settings(tmp_path, {}, models={"folder": folder})
+    assert (
+        settings(tmp_path, {}, models={"folder": "state/models"}).models.folder == tmp_path / "state/models"
+    )
+
+
+def test_the_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/srv/data")
+    assert config.Models().folder == Path("/srv/data/backfire/models")
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert config.Models().folder == Path("~/.local/share/backfire/models").expanduser()
+
+
+@pytest.mark.parametrize("name", editors.KINDS)
+def test_a_kind_names_the_options_its_class_takes(name: str) -> None:
+    """So that a misspelt option is refused at start, where torch is not loaded."""
+    kind = editors.KINDS[name]
+    load = getattr(import_module(f"daemon.editors.{kind.module}"), kind.loads).load
+    taken = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert tuple(taken) == kind.options
+
+
+def test_check_tells_of_declared_editors(tmp_path: Path) -> None:
+    pair(tmp_path / "pair")
+    declared = {"toy": {"kind": "latent", "weights": "pair"}, "bad": {"kind": "latent", "weights": "gone"}}
+    known = settings(tmp_path, declared, protect={"surrogates": ["toy"]}, verify={"held_out": ["bad"]})
+    found = {finding.subject: finding for finding in check.check(known)}
+    assert found["declared editors"].found == "toy, bad"
+    assert found["editor toy"].ok
+    assert "no such file" in found["editor bad"].remedy
+
+
+def test_the_worker_protects_against_a_declared_editor(sandbox: Sandbox) -> None:
+    """The whole way: configuration, daemon, child process, receipt."""
+    pair(sandbox.base / "pair")
+    lenient = {"trigger_ssim_max": 1, "incomplete_ssim_max": 1, "trigger_l1_min": 0, "incomplete_l1_min": 0}
+    sandbox.configure(
+        editors={"toy": {"kind": "latent", "weights": "pair"}},
+        regions={"detectors": ["sidecar"]},
+        protect={"surrogates": ["toy"], "iterations": 1, "margin_px": 16},
+        verify={**lenient, "near_ssim_min": 0, "far_ssim_min": 0, "control_factor": 0},
+    )
+    photo().save(sandbox.inbox / "a.png")
+    mask_picture().save(sandbox.inbox / "a.mask.png")
+    result = sandbox.backfire("once")
+    assert result.returncode == 0, result.stderr
+    (surrogate,) = sandbox.receipt("a.png")["surrogates"]
+    want = EncoderEditor.load("toy", sandbox.base / "pair").weights_sha256
+    assert surrogate == {"name": "toy", "weights_sha256": want}

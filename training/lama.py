@@ -1,0 +1,76 @@
+"""lama-mini: the LaMa generator in small, trained as LaMa was, as far as that goes here.
+
+L1 keeps the known pixels and says nothing about single pixels of the hole; there the critics and
+their features decide (WACV 2022, section 3). What differs from the published training: the
+perceptual loss needs a segmentation network that cannot be had here, so the hole's means over 8
+pixels carry a little L1 instead; the critics are the two that latent-mini has, whose spectral
+norm does what LaMa's gradient penalty is for; they see the composite, so that the seam counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daemon.editors.lama import MINI, Config, Generator
+from training import data
+from training.losses import Critics, duel, ema_update, weighted
+from training.run import Run, adam, averaged, prepared, save_half, set_rate
+
+
+def train(
+    photos: Path, folder: Path, steps: int, seed: int, batch: int, size: int, config: Config = MINI
+) -> None:
+    pictures = data.load(photos)
+    torch.manual_seed(seed)
+    net, critics = prepared(Generator(config)), prepared(Critics())
+    ema = copy.deepcopy(net).eval()
+    opt_g, opt_d = adam([net]), adam([critics])
+    run = Run(folder, steps, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run.resume()
+
+    def fill(net: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = net(torch.cat([image * (1 - mask), mask], dim=1))
+        return out
+
+    def one(step: int) -> dict[str, float]:
+        rng = next(data.batches(pictures, seed=seed, start=step))[1]
+        # Every other step sees crops twice as wide, for holes as wide as real ones.
+        times = 1 + step % 2
+        image, mask = data.draw(pictures, max(1, batch // times**2), size * times, rng)
+        set_rate(opt_g, run.rate(1e-3))
+        set_rate(opt_d, run.rate(3e-4))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = fill(net, image, mask)
+        whole = image * (1 - mask) + got * mask
+        low = (F.avg_pool2d(got, 8) - F.avg_pool2d(image, 8)).abs()
+        out = {
+            "known": weighted((got - image).abs(), 1 - mask),
+            "low": weighted(low, F.max_pool2d(mask, 8)),
+        }
+        out |= duel(critics, opt_d, image, whole, mask)
+        loss = out["known"] + 0.5 * out["low"] + 0.2 * out["g"] + 2.0 * out["fm"]
+        opt_g.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        opt_g.step()
+        ema_update(ema, net, step)
+        return {k: float(v.detach()) for k, v in out.items()}
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        rng = next(data.batches(pictures, seed=seed + 1, start=0))[1]
+        image, mask = data.draw(pictures, 6, 2 * size, rng)
+        got = fill(ema, image, mask)
+        return torch.stack([image, image * (1 - mask), image * (1 - mask) + got * mask])
+
+    run.loop(one, sample)
+
+
+def export(folder: Path, target: Path, config: Config = MINI) -> None:
+    """The averaged generator of a run of `train`, under the published parameter names."""
+    save_half(averaged(folder, Generator(config)), target)
