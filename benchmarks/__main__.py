@@ -6,7 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {
-    "formats": "what decoding and encoding cost per megapixel and format, against bare Pillow",
+    "formats": "reading and writing every format against bare Pillow",
     "protection": "what a protection does to edits, and what is left of it after the web",
 }
 

@@ -5,41 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from daemon import detectors, editors, inbox, methods
+from daemon import detectors, editors, inbox, methods, probes
 from daemon.config import Settings
 from daemon.errors import BackfireError
+from daemon.probes import Finding
 
 LOW_SPACE = 2 << 30
-FEW_WATCHES = 8192
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the check; `remedy` is empty where all is well."""
-
-    subject: str
-    found: str
-    remedy: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing needs doing."""
-        return not self.remedy
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Folders, space, file systems, inotify, device, detectors, methods and editors, in that order."""
+    """Folders, space, file systems, inotify, clock, surroundings, device, detectors, methods, editors.
+
+    Probes really write: a small hidden file in each folder, or where it will be made, deleted again.
+    """
     yield Finding("config", f"valid, digest {settings.sha256[:12]}…")
     for name, folder in settings.folders.named().items():
         yield _folder(name, folder)
-    yield _space(settings.folders.state)
-    yield _space(settings.folders.outbox)
+    yield from _spaces(settings)
     yield from _filesystems(settings)
-    yield _watches()
+    yield from probes.inotify()
+    yield probes.clock(settings.folders.state / "backfire.sqlite")
+    yield from probes.surroundings(settings)
     yield _device(settings)
     for name in settings.regions.detectors:
         yield _loads(f"detector {name}", partial(_detector, name))
@@ -69,21 +58,26 @@ def _folder(name: str, folder: Path) -> Finding:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         return Finding(subject, f"{existing} is a file", "move it away or name another folder")
-    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+    trouble = probes.write(existing)
+    if trouble is not None:
         mode = existing.stat().st_mode & 0o7777
-        return Finding(
-            subject,
-            f"{existing} (mode {mode:04o}) is not writable by uid {os.geteuid()}",
-            f"chown or chmod {existing}",
-        )
-    return Finding(subject, f"{folder}" if folder.exists() else f"{folder} will be made")
+        found = f"{existing} (mode {mode:04o}): uid {os.geteuid()} cannot {trouble.found}"
+        return Finding(subject, found, trouble.remedy)
+    return Finding(subject, f"{folder}" if folder == existing else f"{folder} will be made")
 
 
-def _space(folder: Path) -> Finding:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    remedy = "free some space: results and private copies need it" if free < LOW_SPACE else ""
-    return Finding(f"space for {folder.name}", f"{free / 2**30:.1f} GiB free", remedy)
+def _spaces(settings: Settings) -> Iterator[Finding]:
+    """One line a disk, with all the folders on it."""
+    disks: dict[int, list[str]] = {}
+    free: dict[int, int] = {}
+    for name, folder in settings.folders.named().items():
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        disk = existing.stat().st_dev
+        disks.setdefault(disk, []).append(name)
+        free[disk] = shutil.disk_usage(existing).free
+    for disk, names in disks.items():
+        remedy = "free some space: results and private copies need it" if free[disk] < LOW_SPACE else ""
+        yield Finding(f"space for {', '.join(names)}", f"{free[disk] / 2**30:.1f} GiB free", remedy)
 
 
 def _filesystems(settings: Settings) -> Iterator[Finding]:
@@ -94,15 +88,6 @@ def _filesystems(settings: Settings) -> Iterator[Finding]:
     blind = kind in inbox.NETWORK and settings.watch.mode == "inotify"
     remedy = "other hosts' changes raise no events here: set watch.mode to auto or polling" if blind else ""
     yield Finding("file system of inbox", kind, remedy)
-
-
-def _watches() -> Finding:
-    try:
-        limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
-    except (OSError, ValueError):
-        return Finding("inotify", "no inotify here; rescans find everything")
-    remedy = "raise it: sysctl fs.inotify.max_user_watches=524288" if limit < FEW_WATCHES else ""
-    return Finding("inotify", f"max_user_watches {limit}", remedy)
 
 
 def _device(settings: Settings) -> Finding:

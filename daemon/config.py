@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from daemon.errors import ConfigError
 
@@ -159,6 +169,64 @@ class Models(_Section):
         return _models_home() if value is None else value
 
 
+class Serve(_Section):
+    """What the daemon tells a monitoring system over HTTP; only to this machine."""
+
+    metrics: str | None = None
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of `metrics`."""
+        if self.metrics is None:
+            return None
+        host, _, port = self.metrics.rpartition(":")
+        return host.strip("[]").replace("localhost", "127.0.0.1"), int(port)
+
+    @field_validator("metrics")
+    @classmethod
+    def _loopback(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        host, _, port = value.rpartition(":")
+        try:
+            inside = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        except ValueError:
+            inside = False
+        if not inside or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(
+                f"serve.metrics: got {value!r}, expected an address of this machine such as "
+                "'127.0.0.1:9477'; let a proxy with access control show it to others"
+            )
+        return value
+
+
+class Hooks(_Section):
+    """Whom to tell when a picture is published or has failed. Times in seconds."""
+
+    events: tuple[Literal["published", "failed"], ...] = ("published", "failed")
+    webhook: SecretStr | None = None
+    command: tuple[str, ...] = ()
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 12
+
+    @field_validator("webhook", mode="before")
+    @classmethod
+    def _url(cls, value: Any) -> Any:
+        """Refuses what is no address without repeating it: it may hold a password."""
+        if value is None:
+            return None
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        try:
+            parts = urlsplit(text) if isinstance(text, str) else None
+            sound = parts is not None and parts.scheme in ("http", "https") and parts.hostname is not None
+            _ = parts and parts.port
+        except ValueError:
+            sound = False
+        if not sound or not re.fullmatch(r"[!-~]+", text):
+            raise ValueError("hooks.webhook: is no address such as 'https://host/path', in plain ASCII")
+        return value
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -170,6 +238,8 @@ class Settings(_Section):
     output: Output = Output()
     editors: dict[str, DeclaredEditor] = {}
     models: Models = Field(default_factory=Models)
+    serve: Serve = Serve()
+    hooks: Hooks = Hooks()
 
     @model_validator(mode="after")
     def _models_apart(self) -> Settings:
@@ -185,8 +255,9 @@ class Settings(_Section):
 
     @property
     def sha256(self) -> str:
-        """Digest of everything that decides what a result looks like (folders and watch do not)."""
-        deciding = self.model_dump(mode="json", exclude={"folders", "watch", "models"})
+        """Digest of everything that decides what a result looks like."""
+        aside = {"folders", "watch", "models", "serve", "hooks"}
+        deciding = self.model_dump(mode="json", exclude=aside)
         if not self.editors:
             del deciding["editors"]  # as before this section existed: nobody's pictures are done again
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

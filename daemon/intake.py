@@ -47,6 +47,11 @@ class Intake:
         """The inbox."""
         return self._settings.folders.inbox
 
+    @property
+    def last_scan(self) -> float:
+        """When the inbox was last looked at, by the monotonic clock; also in vain."""
+        return self._last
+
     def step(self) -> None:
         """Scan if one is due, and bring every waiting job one step on."""
         now = self._monotonic()

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Ledger:
 
     Attributes:
         now: wall clock, Unix seconds.
+        listeners: called as listener(job, timings) with the job as it is about to be recorded.
         troubles: how often in a row a job's next step was put off.
         published, failed: jobs that came to rest since the start.
     """
@@ -80,6 +81,7 @@ class Ledger:
     store: Store
     spools: Path
     now: Callable[[], float]
+    listeners: list[Callable[[Job, dict[str, float] | None], None]] = field(default_factory=list)
     jobs: dict[bytes, Job] = field(default_factory=dict)
     troubles: dict[int, int] = field(default_factory=dict)
     published: int = 0
@@ -105,11 +107,20 @@ class Ledger:
         return job
 
     def update(
-        self, job: Job, state: JobState, *, detail: dict[str, Any] | None = None, **fields: Any
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        detail: dict[str, Any] | None = None,
+        timings: dict[str, float] | None = None,
+        **fields: Any,
     ) -> Job:
-        """Record a step."""
+        """Tell the listeners of a step, then record it: what they write down survives a crash in between."""
         self.troubles.pop(job.id, None)
-        return self.remember(self.store.update(job.id, state, at=self.now(), detail=detail, **fields))
+        now = self.now()
+        for listen in self.listeners:
+            listen(replace(job, state=state, updated=now, **fields), timings)
+        return self.remember(self.store.update(job.id, state, at=now, detail=detail, **fields))
 
     def rest(
         self,
@@ -121,7 +132,7 @@ class Ledger:
         **fields: Any,
     ) -> None:
         """Record a job's end, log its one line, forget it and its spool."""
-        job = self.update(job, state, detail=detail, **fields)
+        job = self.update(job, state, detail=detail, timings=timings, **fields)
         del self.jobs[job.path]
         self._retry_at.pop(job.id, None)
         self.spool(job).drop()

@@ -148,14 +148,37 @@ def holds(folder: Path, path: bytes, sha256: str) -> bool:
         return False
 
 
+def confirm(folder: Path, path: bytes, sha256: str) -> None:
+    """Read `folder`/`path` back from the disk, under its final name, before its source may go.
+
+    Raises:
+        PublishError: it cannot be read, or its content is not `sha256`.
+    """
+    with _explained(folder, path):
+        found = file_sha256(os.path.join(os.fsencode(folder), path), from_disk=True)
+    if found != sha256:
+        raise PublishError(
+            f"{shown(path)}: reads back from {folder} as {found[:12]}…, expected {sha256[:12]}…; "
+            "the original stays where it is; check the disk, then move the damaged copy away"
+        )
+
+
 def sha256(data: bytes) -> str:
     """Lower-case hex SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: bytes | Path) -> str:
-    """Lower-case hex SHA-256 of a file's content."""
+def file_sha256(path: bytes | Path, *, from_disk: bool = False) -> str:
+    """Lower-case hex SHA-256 of a file's content.
+
+    Args:
+        path: the file; links are followed.
+        from_disk: read what the disk holds rather than what memory still remembers of it.
+    """
     with open(path, "rb") as file:
+        if from_disk:
+            # Only synced pages are dropped, so a file that was just written needs its fsync before.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

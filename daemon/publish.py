@@ -12,12 +12,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from daemon import inbox, outbox
+from daemon import inbox, manifest, outbox, premis
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
 from daemon.intake import Intake
 from daemon.ledger import Ledger, Spool
+from daemon.manifest import Entry
 from daemon.worker import Outcome
 
 
@@ -80,6 +81,7 @@ class Publisher:
             # The receipt first: what stands in the outbox must never be without one.
             self._report(spool, outbox.destined(folders.outbox, wanted, sha256=sha, key=key), job)
             placed = outbox.place(data, folders.outbox, wanted, key=key)
+            manifest.append(folders.outbox, [Entry(placed, sha)], at=self._ledger.now())
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
@@ -94,14 +96,31 @@ class Publisher:
         )
 
     def _archive(self, job: Job) -> None:
-        spool = self._ledger.spool(job)
+        spool, archive = self._ledger.spool(job), self._settings.folders.archive
         try:
-            self._put_away(job, spool, self._settings.folders.archive)
+            kept = self._put_away(job, spool, archive)
+            manifest.append(archive, kept, at=self._ledger.now())
+            self._note_archived(job, spool, kept[0])
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
         outcome = Outcome.read(spool.folder)
-        self._ledger.rest(job, JobState.ARCHIVED, timings=outcome.timings_s if outcome else None)
+        detail = {"archived": [shown(entry.path) for entry in kept], "sha256": job.input_sha256}
+        self._ledger.rest(
+            job, JobState.ARCHIVED, detail=detail, timings=outcome.timings_s if outcome else None
+        )
+
+    def _note_archived(self, job: Job, spool: Spool, original: Entry) -> None:
+        """Add the fixity check to the receipt, in the spool and then in the reports."""
+        file = spool.folder / "receipt.json"
+        if not file.exists() or job.output_path is None:
+            return
+        where, at = shown(original.path), self._ledger.now()
+        checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
+        receipt = premis.added(json.loads(file.read_bytes()), checked)
+        text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
+        outbox.replace(text.encode("utf-8", "replace"), spool.folder, os.fsencode(file.name))
+        self._report(spool, job.output_path, job)
 
     def _set_aside(self, job: Job) -> None:
         """Original, masks, error file and, where there are any, receipt and sheet."""
@@ -137,19 +156,25 @@ class Publisher:
                 data = (spool.folder / file).read_bytes()
                 outbox.replace(data, reports, outbox.beside(path, suffix, key))
 
-    def _put_away(self, job: Job, spool: Spool, folder: Path) -> None:
+    def _put_away(self, job: Job, spool: Spool, folder: Path) -> list[Entry]:
         """Original and masks from the spool's verified copies into `folder`, then out of the inbox.
 
         What leaves the inbox is only what has the content that was worked; a newer file stays.
+        Nothing leaves it before its copy was read back from the disk. Returns what `folder` now keeps.
         """
         root, sha, key = self._intake.root, job.input_sha256 or "", job.key or ""
         times = {path: signature.mtime_ns for path, signature in spool.files().items()}
         if spool.input.exists():
             if job.path in times:
                 os.utime(spool.input, ns=(times[job.path], times[job.path]))
-            outbox.put(spool.input, folder, job.path, sha256=sha, key=key)
-        elif not any(outbox.holds(folder, path, sha) for path in (job.path, outbox.keyed(job.path, key))):
-            outbox.put(root / os.fsdecode(job.path), folder, job.path, sha256=sha, key=key)
+            placed = outbox.put(spool.input, folder, job.path, sha256=sha, key=key)
+        else:
+            places = (job.path, outbox.keyed(job.path, key))
+            held = next((path for path in places if outbox.holds(folder, path, sha)), None)
+            source = root / os.fsdecode(job.path)
+            placed = held or outbox.put(source, folder, job.path, sha256=sha, key=key)
+        outbox.confirm(folder, placed, sha)
+        kept = [Entry(placed, sha)]
         outbox.remove(root, job.path, sha256=sha, key=key)
         others = {
             name.lower()
@@ -161,8 +186,11 @@ class Publisher:
             if mask.lower() in others:
                 continue  # another picture still needs it
             if spool.mask(index).exists():
-                outbox.put(spool.mask(index), folder, mask, sha256=digest, key=key)
+                placed = outbox.put(spool.mask(index), folder, mask, sha256=digest, key=key)
+                outbox.confirm(folder, placed, digest)
+                kept.append(Entry(placed, digest))
             outbox.remove(root, mask, sha256=digest, key=key)
+        return kept
 
 
 FAMILIES = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from daemon import __version__
+from daemon import __version__, premis
 from daemon.domain import Mask, Region, Rgb
 from daemon.editors.base import Editor
 from daemon.geometry import dilated
@@ -38,7 +39,7 @@ def receipt(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """The receipt as documented in the README; `facts` adds digests, times and file facts."""
-    return {
+    document = {
         "schema": SCHEMA,
         "verdict": verification.verdict.value,
         "reasons": verification.reasons,
@@ -66,6 +67,7 @@ def receipt(
             "python": platform.python_version(),
         },
     }
+    return {**document, "events": premis.of_job(document, at=time.time())}
 
 
 def _editor(editor: Editor) -> dict[str, str]:

@@ -26,6 +26,7 @@ from daemon.errors import Code, ConfigError, require
 from daemon.inbox import Hints
 from daemon.intake import Intake
 from daemon.ledger import Ledger
+from daemon.operations import Operations
 from daemon.publish import Publisher
 from daemon.store import Store
 from daemon.worker import Child, Order, Outcome, Progress
@@ -84,6 +85,7 @@ class Service:
         self._wake = threading.Event()
         self._intake = Intake(settings, self._ledger, self._wake, monotonic)
         self._publisher = Publisher(settings, self._ledger, self._intake)
+        self._operations = Operations(settings, self._ledger, silence_s=SILENCE_S, monotonic=monotonic)
         self._child: Child | None = None
         self._running: Job | None = None
         self._paused_until = self._next_beat = 0.0
@@ -102,6 +104,7 @@ class Service:
         if hints.trouble:
             log.warning("polling", reason=hints.trouble, every_s=self.settings.watch.rescan_s)
         log.info("ready", inbox=str(self._intake.root), mode=hints.mode, waiting=len(self._ledger.jobs))
+        self._operations.start()
         notify("READY=1", "STATUS=watching")
         try:
             self._resume()
@@ -118,6 +121,7 @@ class Service:
 
     def close(self) -> None:
         """Give up the store and the locks."""
+        self._operations.close()
         self._ledger.store.close()
         for lock in self._locks:
             if lock is not None:
@@ -258,7 +262,10 @@ class Service:
         working, waiting = self._running.name if self._running else None, len(self._ledger.jobs)
         fact = {"pid": os.getpid(), "working": working, "waiting": waiting, "trouble": self._intake.trouble}
         self._ledger.store.set_fact("daemon", fact, at=self._ledger.now())
-        notify("WATCHDOG=1", f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting")
+        heard = self._child.heard if self._child and self._running else None
+        alive = self._operations.beat(scan=self._intake.last_scan, heard=heard, trouble=self._intake.trouble)
+        status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
+        notify(*["WATCHDOG=1"] * alive, status)
 
 
 def _require_names(settings: Settings) -> None:

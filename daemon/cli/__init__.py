@@ -9,11 +9,11 @@ import typer
 from rich.text import Text
 
 from daemon import __version__
-from daemon.cli import check, jobs, models, pictures, serve
+from daemon.cli import archive, check, jobs, models, pictures, serve
 from daemon.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, app, err
 from daemon.errors import BackfireError, ConfigError, StoreError
 
-__all__ = ["check", "jobs", "main", "models", "pictures", "serve"]
+__all__ = ["archive", "check", "jobs", "main", "models", "pictures", "serve"]
 
 
 def main() -> None:

@@ -68,7 +68,9 @@ def demo(
     for receipt in receipts:
         print_receipt({**receipt, "edits": None})
     for name in ("outbox", "archive", "failed", "reports"):
-        files = sorted(p for p in settings.folders.named()[name].rglob("*") if p.is_file())
+        files = sorted(
+            p for p in settings.folders.named()[name].rglob("*") if p.is_file() and p.name[0] != "."
+        )
         out.print(f"{name}:", style="bold")
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from daemon import cli, outbox
+from daemon import cli, manifest, outbox
 from daemon.domain import JobState
 from daemon.store import Store
 
@@ -52,7 +52,8 @@ def main() -> None:
         # Inside `remove`: the original stands aside under a hidden name at this moment.
         os.unlink = around(os.unlink, before=before, when=is_aside)
     else:
-        setattr(outbox, what, around(getattr(outbox, what), before=before, when=always))
+        module = manifest if what == "append" else outbox
+        setattr(module, what, around(getattr(module, what), before=before, when=always))
     sys.argv[1:] = ["once"]
     cli.main()
 

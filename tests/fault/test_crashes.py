@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon import config
+from daemon.audit import audit
 from tests.conftest import QUICK, Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
 
@@ -124,7 +126,7 @@ def test_a_picture_that_kills_the_worker_each_time_is_set_aside(sandbox: Sandbox
 
 STEPS = [
     f"{when}{what}"
-    for what in ("replace", "place", "record", "put", "remove", "unlink")
+    for what in ("replace", "place", "append", "record", "put", "remove", "unlink")
     for when in ("", "after ")
 ]
 
@@ -132,7 +134,8 @@ STEPS = [
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_every_step_of_publishing(sandbox: Sandbox, step: str) -> None:
     """The daemon kills itself at the named step; a plain restart finishes the job, without new GPU work."""
-    sandbox.configure(**QUICK)
+    tell = ["sh", "-c", "cat >> told && echo >> told"]
+    config_file = sandbox.configure(**QUICK, hooks={"command": tell})
     original = drop(sandbox)
     killed = sandbox.killed_once(step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -141,3 +144,9 @@ def test_killed_at_every_step_of_publishing(sandbox: Sandbox, step: str) -> None
     runs = events(sandbox).count("running")
     assert runs == 1, "the finished result is adopted"
     assert json.loads(sandbox.backfire("status", "--json").stdout)["jobs"] == {"archived": 1}
+    kept = audit(config.load(config_file), list)
+    assert (kept.files, kept.findings) == (3, ()), "the manifests alone know all that was put away"
+    told = [json.loads(line) for line in (sandbox.base / "told").read_text().splitlines()]
+    assert {(payload["event"], payload["file"]) for payload in told} == {("published", "p.png")}
+    assert len({payload["id"] for payload in told}) == 1, "a repetition bears the same id"
+    assert list((sandbox.state / "hooks").iterdir()) == []

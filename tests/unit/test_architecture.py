@@ -16,6 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 FLOORS = [
     {"", "errors", "domain"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
+    {"manifest", "premis", "hooks"},
+    {"probes"},
     {"detectors", "editors", "methods"},
     {"protect"},
     {"verify"},
@@ -23,10 +25,12 @@ FLOORS = [
     {"pipeline"},
     {"worker"},
     {"ledger"},
-    {"intake"},
+    {"intake", "metrics"},
+    {"operations"},
     {"publish"},
     {"service"},
-    {"check", "demo"},
+    {"audit", "check", "demo"},
+    {"bag"},
     {"cli"},
 ]
 """Top-level rooms by floor; within floor 2 the folders may use each other's protocols as listed."""
@@ -99,6 +103,8 @@ DOORS = {
     "tifffile": {"images/tiff.py"},
     "pillow_heif": {"images/readers.py"},
     "diffusers": {"editors/diffusion.py", "editors/encoders.py"},
+    "prometheus_client": {"metrics.py"},
+    "bagit": {"bag.py"},
 }
 
 

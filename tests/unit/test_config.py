@@ -104,3 +104,35 @@ def test_settings_are_frozen() -> None:
     settings = Settings(folders=Folders(inbox=Path("i")))
     with pytest.raises(ValueError, match="frozen"):
         settings.protect.iterations = 3
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:9477", "9477", "example.org:80", "[::]:80", "127.0.0.1:99999", "::1"]
+)
+def test_metrics_are_for_this_machine_only(address: str) -> None:
+    with pytest.raises(ConfigError, match="an address of this machine"):
+        parse({"folders": {"inbox": "i"}, "serve": {"metrics": address}})
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("127.0.0.1:0", "127.0.0.1"), ("localhost:80", "127.0.0.1"), ("[::1]:80", "::1")]
+)
+def test_loopback_addresses_are_taken(address: str, host: str) -> None:
+    found = parse({"folders": {"inbox": "i"}, "serve": {"metrics": address}}).serve.address
+    assert found is not None
+    assert found[0] == host
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://u:hunter2@h/", "https://", "//hunter2", ["hunter2"], "http://h:hunter2/"]
+)
+def test_a_bad_webhook_is_not_repeated(url: Any) -> None:
+    with pytest.raises(ConfigError, match=r"hooks\.webhook: is no address") as caught:
+        parse({"folders": {"inbox": "i"}, "hooks": {"webhook": url}})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_show_no_webhook() -> None:
+    settings = parse({"folders": {"inbox": "i"}, "hooks": {"webhook": "https://u:hunter2@h/"}})
+    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
+    assert settings.sha256 == parse({"folders": {"inbox": "i"}}).sha256

@@ -103,6 +103,17 @@ def test_put_refuses_content_that_is_not_what_it_was(tmp_path: Path) -> None:
     assert list((tmp_path / "arc").iterdir()) == []
 
 
+def test_confirm_reads_the_final_name_back(tmp_path: Path) -> None:
+    outbox.place(b"original", tmp_path, b"p.png", key=KEY)
+    outbox.confirm(tmp_path, b"p.png", sha(b"original"))
+    (tmp_path / "p.png").write_bytes(b"originaL")
+    with pytest.raises(PublishError, match="the original stays where it is"):
+        outbox.confirm(tmp_path, b"p.png", sha(b"original"))
+    (tmp_path / "p.png").unlink()
+    with pytest.raises(PublishError, match="cannot be"):
+        outbox.confirm(tmp_path, b"p.png", sha(b"original"))
+
+
 def test_remove_takes_only_the_content_it_was_told(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"a newer picture")
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is False

@@ -1,0 +1,191 @@
+"""`backfire audit`: is everything that was published and archived still there, and still the same?
+
+What ought to be there is what the folders' manifests and the job database say. Every file is read
+from the disk again, not from memory. Runs beside the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from daemon import manifest, outbox
+from daemon.config import Settings
+from daemon.domain import Job, JobState, shown
+from daemon.manifest import Entry
+
+FOLDERS = ("outbox", "archive")
+THREADS = 4
+"""Hashing leaves the interpreter's lock; more threads than this only make a disk seek."""
+
+Progress = Callable[[str, int, int], None]
+
+
+class Kind(StrEnum):
+    """What is wrong with a file."""
+
+    CHANGED = "changed"
+    """Its content is not what it was, or it is no regular file any more."""
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    UNKNOWN = "unknown"
+    """Neither a manifest nor the database knows it."""
+    DAMAGED = "damaged"
+    """A line of a manifest that is none."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it ought to be; digests are lower-case hex SHA-256."""
+
+    folder: str
+    path: str
+    kind: Kind
+    expected: str | None = None
+    found: str | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result: `files` and `size` (bytes) count what was read and is as it ought to be."""
+
+    files: int
+    size: int
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is as it ought to be."""
+        return not self.findings
+
+
+def audit(
+    settings: Settings,
+    jobs: Callable[[], Iterable[Job]],
+    *,
+    folders: Iterable[str] = FOLDERS,
+    progress: Progress = lambda text, done, total: None,
+) -> Audit:
+    """Read everything again and compare.
+
+    Args:
+        settings: only the folders are used.
+        jobs: reads the jobs from the database; called again at the end, because the daemon goes on meanwhile.
+        folders: which of `FOLDERS`.
+        progress: called as progress(folder, files done, files in all).
+
+    Raises:
+        OSError: a folder cannot be listed at all.
+    """
+    files = size = 0
+    findings: list[Finding] = []
+    for name in folders:
+        folder = settings.folders.named()[name]
+        if not folder.is_dir():
+            findings.append(Finding(name, str(folder), Kind.MISSING))
+            continue
+        present = set(_files(folder))  # before the manifests are read: what comes after is not looked at
+        expected, damaged = expected_in(name, folder, jobs())
+        findings += [Finding(name, text, Kind.DAMAGED) for text in damaged]
+        present -= expected.keys()
+        for done, outcome in enumerate(_looked(name, folder, expected), start=1):
+            progress(name, done, len(expected))
+            if isinstance(outcome, Finding):
+                findings.append(outcome)
+            else:
+                files, size = files + 1, size + outcome
+        findings += _strangers(name, folder, present, jobs)
+    order = list(Kind)
+    findings.sort(key=lambda finding: (finding.folder, order.index(finding.kind), finding.path))
+    return Audit(files, size, tuple(findings))
+
+
+def document(result: Audit) -> dict[str, Any]:
+    """The result for `--json`."""
+    rows = [
+        {name: getattr(finding, name) for name in Finding.__dataclass_fields__} for finding in result.findings
+    ]
+    return {"ok": result.ok, "files": result.files, "bytes": result.size, "findings": rows}
+
+
+def expected_in(
+    name: str, folder: Path, jobs: Iterable[Job]
+) -> tuple[dict[bytes, set[str]], tuple[str, ...]]:
+    """Path → the digests its content may have, and the damaged lines.
+
+    A name may be used again after its file was taken away: what lies there must be one of the
+    contents that were put there.
+    """
+    listing = manifest.read(folder)
+    expected: dict[bytes, set[str]] = {}
+    for entry in (*_from_jobs(name, folder, jobs, set(listing.entries)), *listing.entries):
+        expected.setdefault(entry.path, set()).add(entry.sha256)
+    return expected, listing.damaged
+
+
+def _from_jobs(name: str, folder: Path, jobs: Iterable[Job], listed: set[Entry]) -> Iterator[Entry]:
+    """What the database knows and the manifests do not: a manifest that was deleted hides nothing."""
+    for job in jobs:
+        if name == "outbox":
+            if job.output_path and job.output_sha256 and job.state in (JobState.PUBLISHED, JobState.ARCHIVED):
+                yield Entry(job.output_path, job.output_sha256)
+        elif job.state == JobState.ARCHIVED and job.input_sha256:
+            places = (job.path, outbox.keyed(job.path, job.key or ""))
+            if not any(Entry(place, job.input_sha256) in listed for place in places):
+                held = [place for place in places if (folder / os.fsdecode(place)).exists()]
+                yield Entry(held[-1] if held else job.path, job.input_sha256)
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    """Everything below the folder that is no folder, relative to it, but our own hidden files."""
+    top = os.fsencode(folder)
+    for parent, _, names in os.walk(top):
+        for name in names:
+            path = os.path.relpath(os.path.join(parent, name), top)
+            if not manifest.NAME.fullmatch(path) and not name.startswith(b".backfire-"):
+                yield path
+
+
+def _strangers(
+    name: str, folder: Path, unexpected: set[bytes], jobs: Callable[[], Iterable[Job]]
+) -> Iterator[Finding]:
+    """Files that are still unknown now: the daemon puts a file into place before it writes that down."""
+    if not unexpected:
+        return
+    now = list(jobs())
+    known, _ = expected_in(name, folder, now)
+    moving = (JobState.PUBLISHING, JobState.PUBLISHED)
+    stems = tuple(os.path.splitext(job.path)[0] for job in now if job.state in moving)
+    for path in unexpected - known.keys():
+        if not path.startswith(stems):
+            yield Finding(name, shown(path), Kind.UNKNOWN)
+
+
+def _looked(name: str, folder: Path, expected: Mapping[bytes, set[str]]) -> Iterator[Finding | int]:
+    """For each path its size in bytes where it is as it ought to be, else what is wrong."""
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        yield from pool.map(lambda item: _look(name, folder, *item), expected.items())
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for a whole archive
+
+
+def _look(name: str, folder: Path, path: bytes, digests: set[str]) -> Finding | int:
+    file = os.path.join(os.fsencode(folder), path)
+    wanted = " or ".join(sorted(digests))
+    try:
+        status = os.lstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            return Finding(name, shown(path), Kind.CHANGED, wanted, "no regular file")
+        found = outbox.file_sha256(file, from_disk=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return Finding(name, shown(path), Kind.MISSING, wanted)
+    except OSError as error:
+        return Finding(name, shown(path), Kind.UNREADABLE, wanted, error.strerror)
+    return status.st_size if found in digests else Finding(name, shown(path), Kind.CHANGED, wanted, found)

@@ -1,0 +1,214 @@
+"""`backfire bag`: published pictures, originals and receipts as one BagIt bag (RFC 8493).
+
+Every file is compared with what the manifests and the database say of it while it is copied; a bag
+with a changed original, or without one, is never made. The bag stands under its name only when it is
+whole and has been validated. The only door of the library `bagit` (extra `archive`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon import __version__, manifest, outbox
+from daemon.audit import Progress, expected_in
+from daemon.config import Settings
+from daemon.domain import Job, shown
+from daemon.errors import BackfireError, ConfigError
+
+SPARE = 64 << 20
+"""Bytes left free beside the bag."""
+
+
+@dataclass(frozen=True)
+class Bagged:
+    """The bag's folder, its payload (files, bytes), and published files that were not there any more."""
+
+    folder: Path
+    files: int
+    size: int
+    absent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A file to go into the bag; `digests` are the contents it may have, none means any."""
+
+    source: bytes
+    target: str
+    digests: frozenset[str]
+
+
+def bag(
+    settings: Settings,
+    target: Path,
+    jobs: Iterable[Job],
+    *,
+    days: Collection[str] = (),
+    info: Mapping[str, str] | None = None,
+    progress: Progress = lambda text, done, total: None,
+) -> Bagged:
+    """Make a bag.
+
+    Args:
+        settings: only the folders are used.
+        target: the bag's folder, which must not exist.
+        jobs: from the database.
+        days: only what was published and archived on these days (UTC, `2026-11-24`); all where left out.
+        info: fields for `bag-info.txt`.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        ConfigError: `target` exists or has no room, a day is none, or the library is not installed.
+        BackfireError: an original is missing, or a file is not what it was; nothing is left behind.
+    """
+    bagit = _library()
+    if os.path.lexists(target):
+        raise ConfigError(f"bag {target}: exists already; nothing is overwritten; name another folder")
+    if wrong := [day for day in days if not re.fullmatch(r"\d{4}-\d\d-\d\d", day)]:
+        raise ConfigError(f"--day {', '.join(wrong)}: expected days as 2026-11-24")
+    items, absent = _collected(settings, list(jobs), days)
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a crash
+    try:
+        part.mkdir(mode=0o750, parents=True)
+        _require_room(part, items)
+        digests: dict[str, str] = {}
+        for done, item in enumerate(items, start=1):
+            digests[f"data/{item.target}"] = _copy(item, part / item.target)
+            progress("copy", done, len(items))
+        progress("bag", 0, 1)
+        made = bagit.make_bag(str(part), _info(info), checksums=["sha256"])
+        kept = {path: entry["sha256"] for path, entry in made.payload_entries().items()}
+        if kept != digests:
+            wrong_path = next(path for path in {**kept, **digests} if kept.get(path) != digests.get(path))
+            raise BackfireError(f"bag {target}: {wrong_path} reads back different; check the disk")
+        made.validate(completeness_only=True)
+        size = sum(os.path.getsize(part / path) for path in kept)
+        _synced(part)
+        os.rename(part, target)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        message = f"bag {target}: cannot be written ({error.strerror}); name another place"
+        raise ConfigError(message) from error
+    except bagit.BagError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BackfireError(f"bag {target}: could not be made ({error})") from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return Bagged(target, len(kept), size, tuple(absent))
+
+
+def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tuple[list[_Item], list[str]]:
+    """What goes into the bag, and which published files were taken out of the outbox meanwhile."""
+    items: list[_Item] = []
+    absent: list[str] = []
+    for name in ("archive", "outbox"):
+        folder = settings.folders.named()[name]
+        if days:
+            expected: dict[bytes, set[str]] = {}
+            for entry in manifest.read(folder, days).entries:
+                expected.setdefault(entry.path, set()).add(entry.sha256)
+        else:
+            expected, _ = expected_in(name, folder, jobs)
+        for path, digests in expected.items():
+            source = os.path.join(os.fsencode(folder), path)
+            if os.path.lexists(source):
+                items.append(_Item(source, f"{name}/{_text(path)}", frozenset(digests)))
+            elif name == "archive":
+                raise BackfireError(
+                    f"original {shown(path)}: is missing from {folder}; backfire audit tells all that is"
+                )
+            else:
+                absent.append(shown(path))
+        if name == "outbox":
+            items += _receipts(settings.folders.reports, expected, jobs)
+    if not items:
+        when = f" on {', '.join(sorted(days))}" if days else ""
+        raise BackfireError(f"nothing was published or archived{when}; there is nothing to bag")
+    return items, absent
+
+
+def _receipts(reports: Path, published: Iterable[bytes], jobs: Iterable[Job]) -> list[_Item]:
+    """Receipts and sheets of what was published; their names follow from path and key."""
+    keys = {job.output_path: job.key or "" for job in jobs if job.output_path}
+    items = []
+    for path in published:
+        key = keys.get(path, "")
+        for name in dict.fromkeys((path, outbox.keyed(path, key))):
+            for suffix in (b".json", b".sheet.jpg"):
+                file = outbox.beside(name, suffix, key)
+                source = os.path.join(os.fsencode(reports), file)
+                if os.path.isfile(source) and not os.path.islink(source):
+                    items.append(_Item(source, f"reports/{_text(file)}", frozenset()))
+    return list({item.target: item for item in items}.values())
+
+
+def _copy(item: _Item, target: Path) -> str:
+    """Copy one file, never following a link, and return its SHA-256."""
+    target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    try:
+        descriptor = os.open(item.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackfireError(f"{shown(item.source)}: cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(1 << 20):
+            digest.update(chunk)
+            writer.write(chunk)
+    shutil.copystat(item.source, target)
+    found = digest.hexdigest()
+    if item.digests and found not in item.digests:
+        wanted = " or ".join(sorted(item.digests))
+        raise BackfireError(
+            f"{shown(item.source)}: is {found}, expected {wanted}; it was changed after it was put away; "
+            "backfire audit tells all that was"
+        )
+    return found
+
+
+def _text(path: bytes) -> str:
+    """The path in a bag, whose manifests are UTF-8: other bytes are percent-encoded."""
+    name = path.decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
+
+
+def _require_room(part: Path, items: Iterable[_Item]) -> None:
+    size = sum(os.path.getsize(item.source) for item in items)
+    free = shutil.disk_usage(part).free
+    if size + SPARE > free:
+        raise ConfigError(
+            f"bag: needs {size / 2**20:.0f} MiB, {part.parent} has {free / 2**20:.0f}; name another place"
+        )
+
+
+def _info(info: Mapping[str, str] | None) -> dict[str, str]:
+    about = "Protected pictures (outbox), their originals (archive) and receipts (reports) of Backfire"
+    ours = {"External-Description": about, "Internal-Sender-Description": f"backfire {__version__}"}
+    return {**ours, **(info or {})}
+
+
+def _synced(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for path in (*(os.path.join(parent, name) for name in names), parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _library() -> Any:
+    try:
+        import bagit
+    except ImportError as error:
+        remedy = "pip install 'backfire[archive]'"
+        raise ConfigError(f"bag: the library bagit is not installed; {remedy}") from error
+    return bagit

@@ -1,0 +1,178 @@
+"""Manifests: what was put into a folder, as lines that `sha256sum -c` takes.
+
+Outbox and archive hold one hidden file a day (UTC), `.manifest-2026-11-24.sha256`, with paths
+relative to the folder: `cd archive && sha256sum -c .manifest-*.sha256`. Lines are only ever added,
+each in one write that is durable before the job goes on. What a crash left of a line is cut off
+before the next one; a line may stand twice where a step was done again, which is harmless.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from daemon.domain import shown
+from daemon.errors import PublishError
+
+LONGEST = 64 << 10
+"""Bytes to look back for the last whole line; a path of 4096 bytes, each escaped, is far shorter."""
+
+NAME = re.compile(rb"\.manifest-\d{4}-\d\d-\d\d\.sha256")
+_LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
+_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
+_PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
+
+
+class Entry(NamedTuple):
+    """A file below a folder (path relative to it) and its lower-case hex SHA-256."""
+
+    path: bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder's manifests say.
+
+    Attributes:
+        entries: oldest first.
+        damaged: lines that are none, each named for a person.
+    """
+
+    entries: tuple[Entry, ...]
+    damaged: tuple[str, ...]
+
+
+def name(at: float) -> bytes:
+    """The manifest's file name for a time, Unix seconds."""
+    return time.strftime(".manifest-%Y-%m-%d.sha256", time.gmtime(at)).encode()
+
+
+def line(entry: Entry) -> bytes:
+    """As `sha256sum` (coreutils 9) writes it: a backslash in front where the name needed escapes."""
+    escaped = re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], entry.path)
+    mark = b"\\" if escaped != entry.path else b""
+    return mark + entry.sha256.encode() + b"  " + escaped + b"\n"
+
+
+def parse(text: bytes) -> Entry | None:
+    """One line without its end; None if it is none, or names a path that leaves the folder."""
+    found = _LINE.fullmatch(text)
+    if found is None:
+        return None
+    mark, digest, path = found.groups()
+    if mark:
+        path = re.sub(rb"\\[\\nr]", lambda escape: _PLAIN[escape[0]], path)
+    if path.startswith(b"/") or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+        return None
+    return Entry(path, digest.decode())
+
+
+def read(folder: Path, days: Collection[str] = ()) -> Listing:
+    """The manifests of a folder, oldest day first.
+
+    Args:
+        folder: the folder they lie in.
+        days: as `2026-11-24`; all where left out.
+
+    Raises:
+        OSError: the folder or a manifest in it cannot be read.
+    """
+    entries: list[Entry] = []
+    damaged: list[str] = []
+    wanted = {f".manifest-{day}.sha256".encode() for day in days}
+    for file in sorted(file for file in os.listdir(os.fsencode(folder)) if NAME.fullmatch(file)):
+        if wanted and file not in wanted:
+            continue
+        text = (folder / os.fsdecode(file)).read_bytes()
+        *lines, torn = text.split(b"\n")
+        for number, one in enumerate([*lines, torn] if torn else lines, start=1):
+            entry = parse(one)
+            if entry is None or number > len(lines):
+                damaged.append(f"{shown(file)}, line {number}")
+            else:
+                entries.append(entry)
+    return Listing(tuple(entries), tuple(damaged))
+
+
+def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
+    """Add lines to the manifest of the day of `at` (Unix seconds); durable on return, or nothing is added.
+
+    Raises:
+        PublishError: no space, no permission, or a file of another kind bears the manifest's name.
+    """
+    text = b"".join(line(entry) for entry in entries)
+    path = os.path.join(os.fsencode(folder), name(at))
+    try:
+        with _opened(path) as descriptor:
+            size = _mended(descriptor, path)
+            try:
+                _write(descriptor, text)
+                os.fsync(descriptor)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+        if size == 0:
+            _sync_folder(folder)
+    except OSError as error:
+        message = (
+            f"manifest {shown(path)}: cannot be written ({error.strerror}); free some space, or give "
+            f"uid {os.geteuid()} write access; it is tried again"
+        )
+        raise PublishError(message) from error
+
+
+@contextmanager
+def _opened(path: bytes) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o640)
+    try:
+        with suppress(OSError):  # a file system without locks; two daemons may share an archive elsewhere
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _mended(descriptor: int, path: bytes) -> int:
+    """Cut off the torn line a crash may have left; returns the size in bytes.
+
+    A file that does not begin as a manifest is somebody else's: nothing of it is touched.
+    """
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, LONGEST, 0)
+    first, whole, _ = head.partition(b"\n")
+    if parse(first) is None if whole else not _begins_a_line(head):
+        raise PublishError(f"{shown(path)}: is not a manifest; move it away, it is tried again")
+    start = max(size - LONGEST, 0)
+    end = start + os.pread(descriptor, size - start, start).rfind(b"\n") + 1
+    if end < size:
+        os.ftruncate(descriptor, end)
+    return end
+
+
+def _begins_a_line(head: bytes) -> bool:
+    """Whether bytes without any line end are empty, the beginning of a line, or the zeros of a power cut."""
+    return not head.strip(b"\0") or re.match(rb"\\?[0-9a-f]{1,64}(\0|$| )", head) is not None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

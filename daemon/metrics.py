@@ -1,0 +1,130 @@
+"""What a fleet operator's Prometheus reads: the only prometheus-client door.
+
+Counters and histograms are fed by the ledger as jobs move; gauges are looked up when they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from daemon import __version__
+from daemon.domain import ACTIVE, Job, JobState
+from daemon.ledger import Ledger
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGE_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+JOB_S = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
+
+ENDS = frozenset(JobState) - ACTIVE
+
+
+class Metrics:
+    """Listens to the ledger, and words what it heard for Prometheus.
+
+    Args:
+        ledger: the daemon's books.
+        folders: by name; their free space is told.
+        ages: called at each scrape: seconds since each part of the daemon last moved.
+        hooks: called at each scrape: deliveries by what became of them.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        folders: Mapping[str, Path],
+        ages: Callable[[], Mapping[str, float]],
+        hooks: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._ledger, self._folders = ledger, folders
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        build = Gauge("backfire_build", "The software; always 1.", ["version"], registry=registry)
+        build.labels(__version__).set(1)
+        self._jobs = Counter(
+            "backfire_jobs", "Jobs that came to rest.", ["state", "verdict"], registry=registry
+        )
+        self._failures = Counter(
+            "backfire_failures", "Jobs that failed, by reason.", ["code"], registry=registry
+        )
+        self._bytes = Counter(
+            "backfire_bytes", "Bytes of pictures taken in and published.", ["direction"], registry=registry
+        )
+        self._job_seconds = Histogram(
+            "backfire_job_seconds", "From sighting to rest.", registry=registry, buckets=JOB_S
+        )
+        self._stage_seconds = Histogram(
+            "backfire_stage_seconds", "A job's stages.", ["stage"], registry=registry, buckets=STAGE_S
+        )
+        registry.register(_Now(ledger, folders, ages, hooks))
+
+    def __call__(self, job: Job, timings: Mapping[str, float] | None = None) -> None:
+        """A job is about to be recorded in a new state; `timings` are its seconds by stage."""
+        with suppress(OSError):
+            if job.state == JobState.READY and job.input_sha256 and not job.attempts:
+                self._bytes.labels("taken").inc(self._ledger.spool(job).input.stat().st_size)
+            elif job.state == JobState.PUBLISHED and job.output_path:
+                published = self._folders["outbox"] / os.fsdecode(job.output_path)
+                self._bytes.labels("published").inc(published.stat().st_size)
+        if job.state in ENDS:
+            self._jobs.labels(job.state.value, job.verdict.value if job.verdict else "").inc()
+            self._job_seconds.observe(max(job.updated - job.created, 0.0))
+            if job.state in (JobState.FAILED, JobState.QUARANTINED):
+                self._failures.labels(job.code or "").inc()
+            for stage, seconds in (timings or {}).items():
+                self._stage_seconds.labels(stage).observe(seconds)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)
+
+
+class _Now(Collector):
+    """Gauges of this moment; asked in the endpoint's thread, so it only copies what the loop owns."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        folders: Mapping[str, Path],
+        ages: Callable[[], Mapping[str, float]],
+        hooks: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._ledger, self._folders, self._ages, self._hooks = ledger, folders, ages, hooks
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = list(self._ledger.jobs.values())  # one step under the interpreter's lock
+        now = self._ledger.now()
+        active = GaugeMetricFamily("backfire_active_jobs", "Jobs with work left.", labels=["state"])
+        tally = Tally(job.state for job in jobs)
+        for active_state in sorted(ACTIVE):
+            active.add_metric([active_state.value], tally[active_state])
+        yield active
+        oldest = max((now - job.created for job in jobs), default=0.0)
+        yield GaugeMetricFamily("backfire_queue_age_seconds", "Age of the oldest active job.", oldest)
+        stuck = len(self._ledger.troubles)
+        yield GaugeMetricFamily("backfire_postponed_jobs", "Jobs whose next step was put off.", stuck)
+        ages = GaugeMetricFamily(
+            "backfire_heartbeat_age_seconds", "Since the part last moved.", labels=["part"]
+        )
+        for part, seconds in self._ages().items():
+            ages.add_metric([part], seconds)
+        yield ages
+        hooks = GaugeMetricFamily(
+            "backfire_hook_deliveries", "Deliveries since the start, and those waiting.", labels=["state"]
+        )
+        for state, count in self._hooks().items():
+            hooks.add_metric([state], count)
+        yield hooks
+        free = GaugeMetricFamily("backfire_free_bytes", "Free space of a folder's disk.", labels=["folder"])
+        for name, folder in self._folders.items():
+            with suppress(OSError):  # a share that is gone has no space to tell
+                space = os.statvfs(folder)
+                free.add_metric([name], space.f_bavail * space.f_frsize)
+        yield free

@@ -1,0 +1,224 @@
+"""What surrounds the loop for an operator: heartbeats, `/metrics` and `/healthz`, hooks.
+
+Nothing in here decides about a job, and nothing in here can hold one up.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import structlog
+
+from daemon import __version__
+from daemon.config import Settings
+from daemon.errors import ConfigError
+from daemon.hooks import Courier
+from daemon.ledger import Ledger
+
+log = structlog.get_logger()
+
+STILL_S = 60.0
+"""The loop turns twice a second; one that stood so long hangs in a system call."""
+
+Answer = tuple[int, str, bytes]
+"""Status, content type, body."""
+
+
+@dataclass
+class Pulse:
+    """When each part of the daemon last moved, by the monotonic clock.
+
+    Attributes:
+        rescan_s, silence_s: how often the scanner looks, and how long the worker may be silent.
+        loop, scan: when the loop turned and when the inbox was last looked at.
+        heard: when the worker last said something; None while it has nothing to do.
+        trouble: why the inbox cannot be read; no reason to restart, for a restart mends no share.
+    """
+
+    rescan_s: float
+    silence_s: float
+    loop: float
+    scan: float
+    heard: float | None = None
+    trouble: str = ""
+
+    def ages(self, now: float) -> dict[str, float]:
+        """Seconds since each part moved."""
+        times = {"loop": self.loop, "scanner": self.scan, "worker": self.heard}
+        return {part: max(now - at, 0.0) for part, at in times.items() if at is not None}
+
+    def stuck(self, now: float) -> list[str]:
+        """What hangs, in words; empty while loop, scanner and worker all progress."""
+        limits = {"loop": STILL_S, "scanner": 2 * self.rescan_s + STILL_S, "worker": self.silence_s + STILL_S}
+        return [
+            f"{part}: has not moved for {age:.0f} s, at most {limits[part]:.0f} s expected"
+            for part, age in self.ages(now).items()
+            if age > limits[part]
+        ]
+
+
+class Operations:
+    """The daemon's surroundings over one configuration.
+
+    Args:
+        settings: `serve`, `hooks`, `watch.rescan_s` and the folders are used.
+        ledger: the daemon's books; told to report here.
+        silence_s: how long the worker may say nothing.
+        monotonic: the clock of the heartbeats.
+
+    Raises:
+        ConfigError: the address of `serve.metrics` is taken.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        silence_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic = monotonic
+        self.pulse = Pulse(settings.watch.rescan_s, silence_s, monotonic(), monotonic())
+        self._courier = Courier(settings, now=ledger.now)
+        ledger.listeners.append(self._courier)
+        self._endpoint: Endpoint | None = None
+        if settings.serve.address is not None:
+            from daemon.metrics import CONTENT_TYPE, Metrics
+
+            metrics = Metrics(
+                ledger, settings.folders.named(), lambda: self.pulse.ages(self._monotonic()), self._deliveries
+            )
+            ledger.listeners.append(metrics)
+            pages = {"/metrics": lambda: (200, CONTENT_TYPE, metrics.text()), "/healthz": self._health}
+            self._endpoint = Endpoint(settings.serve.address, pages)
+
+    def start(self) -> None:
+        """Begin to answer and to deliver."""
+        self._courier.start()
+        if self._endpoint is not None:
+            self._endpoint.start()
+            log.info("serving", metrics=self._endpoint.url + "/metrics")
+
+    def beat(self, *, scan: float, heard: float | None, trouble: str) -> bool:
+        """Note the loop's turn; see `Pulse`. Returns whether scanner and worker progress."""
+        now = self._monotonic()
+        self.pulse.loop, self.pulse.scan = now, max(scan, self.pulse.scan)
+        self.pulse.heard, self.pulse.trouble = heard, trouble
+        stuck = self.pulse.stuck(now)
+        if stuck:
+            log.error("stuck", parts=stuck)
+        return not stuck
+
+    def configure(self, settings: Settings) -> None:
+        """Take over `hooks` and `watch` of a reloaded configuration; `serve` needs a restart."""
+        self.pulse.rescan_s = settings.watch.rescan_s
+        self._courier.configure(settings.hooks)
+
+    def close(self) -> None:
+        """Stop answering; give deliveries that are due their try."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+        self._courier.close()
+
+    def _deliveries(self) -> Mapping[str, int]:
+        courier = self._courier
+        return {
+            "delivered": courier.delivered,
+            "given_up": courier.given_up,
+            "pending": courier.pending,
+        }
+
+    def _health(self) -> Answer:
+        now = self._monotonic()
+        faults = self.pulse.stuck(now)
+        if self.pulse.trouble:
+            faults.append(f"inbox: {self.pulse.trouble}")
+        ages = {part: round(age, 1) for part, age in self.pulse.ages(now).items()}
+        document = {"status": "failing" if faults else "ok", "faults": faults, "ages_s": ages}
+        return 503 if faults else 200, "application/json", (json.dumps(document) + "\n").encode()
+
+
+class Endpoint:
+    """A small HTTP server in threads of its own; GET and HEAD of the given pages.
+
+    Args:
+        address: host and port; port 0 takes a free one.
+        pages: path → what answers it.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+
+    def __init__(self, address: tuple[str, int], pages: Mapping[str, Callable[[], Answer]]) -> None:
+        host, port = address
+        self._running = False
+        try:
+            self._server = _Server(address, partial(_Handler, pages))
+        except OSError as error:
+            message = f"serve.metrics {host}:{port}: cannot be had ({error.strerror}); name another port"
+            raise ConfigError(message) from error
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        host, port = str(self._server.server_address[0]), self._server.server_address[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> None:
+        """Answer until closed."""
+        self._running = True
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering. Harmless before the start."""
+        if self._running:
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away in mid-answer is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 10  # seconds a client may take over its request
+    server_version, sys_version = f"backfire/{__version__}", ""
+
+    def __init__(self, pages: Mapping[str, Callable[[], Answer]], *arguments: Any) -> None:
+        self._pages = pages
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        page = self._pages.get(self.path.partition("?")[0])
+        known = ", ".join(self._pages)
+        status, kind, body = page() if page else (404, "text/plain", f"try {known}\n".encode())
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            with suppress(OSError):
+                self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """A scrape each few seconds is no news."""

@@ -1,0 +1,168 @@
+"""Probes of the machine for `backfire check`: can we write, is the clock sane, who listens?"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon import hooks
+from daemon.config import Settings
+
+FEW_WATCHES, FEW_INSTANCES = 8192, 16
+SKEW_S = 60.0
+"""How far a file server's clock may be off ours; times of files are shown to people and kept."""
+
+INOTIFY = Path("/proc/sys/fs/inotify")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check; `remedy` is empty where all is well."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs doing."""
+        return not self.remedy
+
+
+def write(folder: Path, *, now: Callable[[], float] = time.time) -> Finding | None:
+    """Make, sync, rename and delete a hidden file as the daemon does; None if all that can be done.
+
+    A mode says little: read-only mounts, ACLs and file servers that distrust root have their own will.
+    """
+    first = folder / f".backfire-check-{os.getpid()}.part"
+    second = first.with_suffix(".tmp")
+    doing = "make a file"
+    try:
+        descriptor = os.open(first, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640)
+        try:
+            doing = "write"
+            os.write(descriptor, b"backfire check\n")
+            os.fsync(descriptor)
+            written = os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
+        doing = "rename"
+        os.rename(first, second)
+        doing = "list"
+        os.listdir(folder)
+        doing = "delete"
+        os.unlink(second)
+    except OSError as error:
+        remedies = {
+            errno.EROFS: f"mount {folder} writable; under systemd name it in ReadWritePaths=",
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some space or raise the quota",
+        }
+        remedy = remedies.get(error.errno or 0, f"chown or chmod {folder}")
+        return Finding("write", f"{doing} ({error.strerror})", remedy)
+    finally:
+        for path in (first, second):
+            with suppress(OSError):
+                os.unlink(path)
+    if abs(written - now()) > SKEW_S:
+        off = written - now()
+        found = f"trust its clock: files get times {off:+.0f} s off ours"
+        return Finding("write", found, "set both clocks by NTP")
+    return None
+
+
+def inotify(limits: Path = INOTIFY) -> Iterator[Finding]:
+    """The kernel's limits for file events; without events rescans find everything, only later."""
+    try:
+        watches, instances, queued = (
+            int((limits / f"max_{name}").read_text())
+            for name in ("user_watches", "user_instances", "queued_events")
+        )
+    except (OSError, ValueError):
+        yield Finding("inotify", "none here; rescans find everything")
+        return
+    for name, value, least, better in (
+        ("watches", watches, FEW_WATCHES, 524_288),
+        ("instances", instances, FEW_INSTANCES, 128),
+    ):
+        remedy = f"raise it: sysctl fs.inotify.max_user_{name}={better}" if value < least else ""
+        yield Finding(f"inotify {name}", f"max_user_{name} {value}", remedy)
+    yield Finding("inotify queue", f"max_queued_events {queued}; what overflows is found by the next rescan")
+
+
+def clock(database: Path, *, now: Callable[[], float] = time.time) -> Finding:
+    """The wall clock must not lie before what was already written here, or before this software."""
+    witnesses = {"this software was installed": Path(__file__), "the job database was written": database}
+    for what, path in witnesses.items():
+        with suppress(OSError):
+            behind = path.stat().st_mtime - now()
+            if behind > SKEW_S:
+                return Finding(
+                    "clock",
+                    f"{_day(now())}, {behind:.0f} s before {what}",
+                    "set the clock: timedatectl set-ntp true",
+                )
+    return Finding("clock", _day(now()))
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def surroundings(settings: Settings) -> Iterator[Finding]:
+    """What `serve` and `hooks` need, where they are set; nothing is sent to anybody."""
+    address = settings.serve.address
+    if address is not None:
+        yield _listening(address)
+    if settings.hooks.command:
+        program = settings.hooks.command[0]
+        found = shutil.which(program)
+        remedy = "" if found else "name a program that exists and that this uid may run"
+        yield Finding("hook command", found or f"{program} cannot be run", remedy)
+    if settings.hooks.webhook is not None:
+        yield _resolved(settings.hooks.webhook.get_secret_value())
+
+
+def _listening(address: tuple[str, int]) -> Finding:
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                if _is_ours(address):
+                    return Finding("metrics", f"{host}:{port} is answered by the running daemon")
+                return Finding("metrics", f"{host}:{port} is in use", "name another port")
+            return Finding("metrics", f"{host}:{port}: {error.strerror}", "name another address")
+    return Finding("metrics", f"{host}:{port} is free")
+
+
+def _is_ours(address: tuple[str, int]) -> bool:
+    connection = http.client.HTTPConnection(*address, timeout=2)
+    try:
+        connection.request("HEAD", "/healthz")
+        return (connection.getresponse().getheader("Server") or "").startswith("backfire/")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _resolved(url: str) -> Finding:
+    host, port = hooks.host(url)
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        remedy = "check the name, and under systemd systemd/webhook.conf"
+        return Finding("webhook", f"{hooks.masked(url)}: {error.strerror}", remedy)
+    return Finding("webhook", f"{hooks.masked(url)} has an address")

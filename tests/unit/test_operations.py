@@ -1,0 +1,193 @@
+"""Metrics, health and heartbeats, asked over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
+from daemon.config import Settings, parse
+from daemon.domain import JobState, Verdict
+from daemon.errors import ConfigError
+from daemon.ledger import Ledger
+from daemon.operations import Operations
+from daemon.store import Store
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    found = parse({"folders": {"inbox": "inbox"}, "serve": {"metrics": "127.0.0.1:0"}}, base=tmp_path)
+    for folder in found.folders.named().values():
+        folder.mkdir()
+    return found
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(settings: Settings, clock: Clock) -> Iterator[Ledger]:
+    with Store(settings.folders.state / "jobs.db") as store:
+        yield Ledger(store, settings.folders.state / "spool", clock)
+
+
+@pytest.fixture
+def operations(settings: Settings, ledger: Ledger, clock: Clock) -> Iterator[Operations]:
+    found = Operations(settings, ledger, silence_s=900, monotonic=clock)
+    found.start()
+    yield found
+    found.close()
+
+
+def get(operations: Operations, page: str, method: str = "GET") -> tuple[int, str]:
+    assert operations._endpoint is not None
+    request = urllib.request.Request(operations._endpoint.url + page, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(operations: Operations) -> dict[tuple[str, ...], float]:
+    status, text = get(operations, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def work(ledger: Ledger, clock: Clock, settings: Settings) -> None:
+    """One job published, one failed, one waiting."""
+    good, bad, waiting = ledger.store.sight([b"good.png", b"bad.png", b"late.png"], at=clock.now - 50)
+    for job in (good, bad, waiting):
+        ledger.remember(job)
+    ledger.spool(good).folder.mkdir(parents=True)
+    ledger.spool(good).input.write_bytes(b"x" * 1000)
+    good = ledger.update(good, JobState.READY, input_sha256="a" * 64)
+    (settings.folders.outbox / "good.png").write_bytes(b"y" * 3000)
+    good = ledger.update(
+        good, JobState.PUBLISHED, output_path=b"good.png", output_sha256="b" * 64, verdict=Verdict.WEAK
+    )
+    ledger.rest(good, JobState.ARCHIVED, timings={"optimise": 7.0, "verify": 0.2})
+    ledger.rest(bad, JobState.FAILED, code="empty", message="bad.png: is empty")
+
+
+def test_metrics_tell_what_happened(
+    operations: Operations, ledger: Ledger, clock: Clock, settings: Settings
+) -> None:
+    work(ledger, clock, settings)
+    clock.now += 10
+    found = samples(operations)
+    expected: dict[tuple[str, ...], float] = {
+        ("backfire_jobs_total", "archived", "weak"): 1,
+        ("backfire_jobs_total", "failed", ""): 1,
+        ("backfire_failures_total", "empty"): 1,
+        ("backfire_active_jobs", "settling"): 1,
+        ("backfire_active_jobs", "running"): 0,
+        ("backfire_queue_age_seconds",): 60,
+        ("backfire_bytes_total", "taken"): 1000,
+        ("backfire_bytes_total", "published"): 3000,
+        ("backfire_job_seconds_count",): 2,
+        ("backfire_job_seconds_sum",): 100,
+        ("backfire_stage_seconds_sum", "optimise"): 7,
+        ("backfire_stage_seconds_bucket", "5.0", "optimise"): 0,
+        ("backfire_stage_seconds_bucket", "10.0", "optimise"): 1,
+        ("backfire_heartbeat_age_seconds", "loop"): 10,
+        ("backfire_hook_deliveries", "pending"): 0,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert found["backfire_free_bytes", "outbox"] > 0
+    assert found["process_resident_memory_bytes",] > 1e6
+
+
+def test_health_follows_scanner_and_worker(operations: Operations, clock: Clock) -> None:
+    assert operations.beat(scan=clock.now, heard=None, trouble="")
+    status, text = get(operations, "/healthz")
+    assert (status, json.loads(text)["status"]) == (200, "ok")
+
+    clock.now += 125  # the scanner is asked to look each 30 s
+    with capture_logs() as lines:
+        assert not operations.beat(scan=clock.now - 125, heard=clock.now, trouble="")
+    assert "scanner" in lines[0]["parts"][0]
+    status, text = get(operations, "/healthz")
+    assert (status, json.loads(text)["faults"]) == (
+        503,
+        ["scanner: has not moved for 125 s, at most 120 s expected"],
+    )
+    with capture_logs():
+        assert not operations.beat(scan=clock.now, heard=clock.now - 961, trouble="")
+    assert "worker" in get(operations, "/healthz")[1]
+    assert operations.beat(scan=clock.now, heard=clock.now - 900, trouble="")
+    assert get(operations, "/healthz")[0] == 200
+
+    clock.now += 61  # nobody beats
+    assert "loop" in get(operations, "/healthz")[1]
+
+
+def test_an_unreadable_inbox_is_unhealthy_but_no_reason_to_restart(
+    operations: Operations, clock: Clock
+) -> None:
+    assert operations.beat(scan=clock.now, heard=None, trouble="the share is gone")
+    status, text = get(operations, "/healthz")
+    assert (status, json.loads(text)["faults"]) == (503, ["inbox: the share is gone"])
+
+
+def test_other_pages_and_methods(operations: Operations) -> None:
+    status, text = get(operations, "/etc/passwd")
+    assert (status, text) == (404, "try /metrics, /healthz\n")
+    assert get(operations, "/metrics", "HEAD") == (200, "")
+    assert get(operations, "/metrics", "POST")[0] == 501
+    assert get(operations, "/metrics?name=x")[0] == 200
+
+
+def test_a_client_that_says_nothing_holds_nobody_up(operations: Operations) -> None:
+    assert operations._endpoint is not None
+    port = int(operations._endpoint.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as mute:
+        mute.sendall(b"GET /met")
+        assert get(operations, "/metrics")[0] == 200
+
+
+def test_a_taken_address_is_a_configuration_error(settings: Settings, ledger: Ledger) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        other = settings.model_copy(update={"serve": settings.serve.model_copy(update={"metrics": address})})
+        with pytest.raises(ConfigError, match="name another port"):
+            Operations(other, ledger, silence_s=900)
+
+
+def test_off_by_default(tmp_path: Path, ledger: Ledger) -> None:
+    operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), ledger, silence_s=900)
+    operations.start()
+    assert operations._endpoint is None
+    assert len(ledger.listeners) == 1, "only the hooks, which have nobody to tell"
+    operations.close()
+
+
+def test_listeners_hear_of_a_step_before_it_is_recorded(ledger: Ledger) -> None:
+    """A delivery must be on disk when the record says that the job is done."""
+    (job,) = ledger.store.sight([b"p.png"], at=1.0)
+    seen = []
+    ledger.listeners.append(lambda job, _: seen.append((job.state, ledger.store.history(job.id)[-1].state)))
+    ledger.rest(ledger.remember(job), JobState.SKIPPED)
+    assert seen == [(JobState.SKIPPED, JobState.SETTLING)]

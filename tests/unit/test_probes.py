@@ -1,0 +1,153 @@
+"""The probes of `backfire check` on what they are there to find."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import probes
+from daemon.config import Settings, parse
+from daemon.operations import Endpoint
+from daemon.probes import Finding
+
+
+def test_a_sound_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    assert probes.write(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "doing", "remedy"),
+    [
+        ("open", errno.EROFS, "make a file", "ReadWritePaths="),
+        ("open", errno.EACCES, "make a file", "chown or chmod"),
+        ("write", errno.ENOSPC, "write", "free some space"),
+        ("fsync", errno.EDQUOT, "write", "quota"),
+        ("rename", errno.EPERM, "rename", "chown or chmod"),
+        ("listdir", errno.EACCES, "list", "chown or chmod"),
+    ],
+)
+def test_each_thing_the_daemon_does_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int, doing: str, remedy: str
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, refuses)
+        found = probes.write(tmp_path)
+    assert found is not None
+    assert found.found.startswith(doing)
+    assert remedy in found.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    found = probes.write(tmp_path)
+    tmp_path.chmod(0o755)
+    assert found is not None
+
+
+def test_a_file_servers_clock_that_is_off(tmp_path: Path) -> None:
+    import time
+
+    found = probes.write(tmp_path, now=lambda: time.time() + 300)
+    assert found is not None
+    assert "-300 s off" in found.found
+
+
+def limits(tmp_path: Path, watches: int, instances: int) -> Path:
+    for name, value in (("user_watches", watches), ("user_instances", instances), ("queued_events", 16384)):
+        (tmp_path / f"max_{name}").write_text(f"{value}\n")
+    return tmp_path
+
+
+def test_inotify_limits(tmp_path: Path) -> None:
+    assert all(finding.ok for finding in probes.inotify(limits(tmp_path, 100_000, 128)))
+    found = list(probes.inotify(limits(tmp_path, 100, 4)))
+    assert [finding.ok for finding in found] == [False, False, True]
+    assert "sysctl fs.inotify.max_user_watches=" in found[0].remedy
+    assert [finding.ok for finding in probes.inotify(tmp_path / "none")] == [True]
+
+
+def test_a_clock_before_what_it_witnessed(tmp_path: Path) -> None:
+    database = tmp_path / "backfire.sqlite"
+    assert probes.clock(database).ok
+    database.write_bytes(b"")
+    os.utime(database, (4e9, 4e9))
+    found = probes.clock(database)
+    assert "the job database was written" in found.found
+    assert "timedatectl" in found.remedy
+    assert "installed" in probes.clock(tmp_path / "none", now=lambda: 0.0).found
+
+
+def configured(tmp_path: Path, **sections: Any) -> Settings:
+    return parse({"folders": {"inbox": "inbox"}, **sections}, base=tmp_path)
+
+
+def test_surroundings_are_looked_at_only_where_set(tmp_path: Path) -> None:
+    assert list(probes.surroundings(configured(tmp_path))) == []
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_the_metrics_address(tmp_path: Path, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert only(probes.surroundings(configured(tmp_path, serve={"metrics": "127.0.0.1:0"}))).ok
+    monkeypatch.setattr(probes, "_is_ours", lambda _: False)  # else it waits two seconds for the mute server
+    assert (
+        only(probes.surroundings(configured(tmp_path, serve={"metrics": taken}))).remedy
+        == "name another port"
+    )
+
+
+def test_the_running_daemon_may_have_the_metrics_address(tmp_path: Path) -> None:
+    pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {"/healthz": lambda: (503, "text/plain", b"")}
+    endpoint = Endpoint(("127.0.0.1", 0), pages)
+    endpoint.start()
+    address = endpoint.url.removeprefix("http://")
+    found = only(probes.surroundings(configured(tmp_path, serve={"metrics": address})))
+    endpoint.close()
+    assert found.ok
+    assert "running daemon" in found.found
+
+
+@pytest.mark.parametrize(("program", "sound"), [("true", True), ("/nowhere/tell", False)])
+def test_the_hook_command(tmp_path: Path, program: str, sound: bool) -> None:
+    assert only(probes.surroundings(configured(tmp_path, hooks={"command": [program]}))).ok == sound
+
+
+def test_the_webhook_is_looked_up_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = configured(tmp_path, hooks={"webhook": "https://u:hunter2@h.example/hunter2?t=hunter2"})
+
+    def lookup(host: str, port: int, **_: object) -> list[object]:
+        assert (host, port) == ("h.example", 443)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    sound = only(probes.surroundings(settings))
+
+    def refuses(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuses)
+    bad = only(probes.surroundings(settings))
+    assert (sound.ok, bad.ok) == (True, False)
+    assert "hunter2" not in repr((sound, bad))
