@@ -64,7 +64,10 @@ def protect(
 
 def _writing_as(output: Path, settings: Settings) -> Settings:
     """The settings with the format that the output's own extension names."""
-    named = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
+    named = {
+        ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp",
+        ".heic": "heic", ".heif": "heic", ".avif": "avif", ".jp2": "jpeg2000", ".bmp": "bmp",
+    }  # fmt: skip
     wanted = named.get(output.suffix.lower())
     if wanted is None:
         raise ConfigError(

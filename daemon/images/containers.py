@@ -97,7 +97,7 @@ def is_complete(data: bytes, kind: str) -> bool:
         case "WEBP":
             return _webp_ends(data)
         case "HEIF" | "AVIF":
-            return all(bytes(kind) != b"" for kind, _ in boxes(data)) and _holds(data, b"mdat")
+            return all(kind != b"" for kind, _ in boxes(data)) and _holds(data, b"mdat") and _tail(data)
         case "JPEG2000":
             return b"\xff\xd9" in data[-HEAD:] and (data[:1] == b"\xff" or _holds(data, b"jp2c"))
         case "BMP":
@@ -184,7 +184,11 @@ def _bmp_ends(data: bytes) -> bool:
 def _webp_ends(data: bytes) -> bool:
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
         return False
-    # Flat pictures end in honest zeros, up to a twentieth of the file.
+    return _tail(data)
+
+
+def _tail(data: bytes) -> bool:
+    """Whether the end is more than zeros; flat pictures end in honest ones, up to a twentieth of the file."""
     zeros = len(data) - len(data.rstrip(b"\0"))
     return zeros <= max(64, len(data) // 8)
 

@@ -111,6 +111,13 @@ def test_a_file_cut_anywhere_is_refused(make: str) -> None:
             assert code in (Code.TRUNCATED, Code.UNREADABLE, Code.UNSUPPORTED, Code.TOO_LARGE)
 
 
+@pytest.mark.parametrize("kind", sorted({*NAMES} - {"BMP", "TIFF"}))  # whose samples may be zeros
+def test_a_tail_of_zeros_is_refused(kind: str) -> None:
+    data = file(scene(200, 200), kind)
+    half = len(data) // 2
+    assert outcome(data[:half] + bytes(len(data) - half)) in (Code.TRUNCATED, Code.UNREADABLE)
+
+
 def flipped(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
     random = np.random.default_rng(seed)
     for _ in range(rounds):
