@@ -67,7 +67,15 @@ class Watch(_Section):
     settle_s: Seconds = 5
     rescan_s: Positive = 30
     mask_wait_s: Seconds = 10
+    incomplete_wait_s: Seconds = 60
+    proof: Literal["none", "done", "sha256"] = "none"
+    priorities: dict[str, int] = Field(default_factory=dict)
     ignore: tuple[str, ...] = IGNORE
+
+    @property
+    def proof_ending(self) -> bytes:
+        """How the names of proof files end; empty where none are used."""
+        return b"" if self.proof == "none" else f".{self.proof}".encode()
 
 
 class Regions(_Section):
@@ -88,6 +96,7 @@ class Protect(_Section):
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    cpu_fallback: bool = True
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
 
 
@@ -113,6 +122,15 @@ class Output(_Section):
     max_pixels: Annotated[int, Field(ge=1)] = 120_000_000
 
 
+class Limits(_Section):
+    """Where the daemon pauses, gives up or forgets; none of it changes what a result looks like."""
+
+    free_mb: Annotated[int, Field(ge=0)] = 500
+    silence_s: Positive = 900
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+    history_days: Annotated[float, Field(ge=0)] = 365
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -122,11 +140,12 @@ class Settings(_Section):
     protect: Protect = Protect()
     verify: Verify = Verify()
     output: Output = Output()
+    limits: Limits = Limits()
 
     @property
     def sha256(self) -> str:
-        """Digest of everything that decides what a result looks like (folders and watch do not)."""
-        deciding = self.model_dump(mode="json", exclude={"folders", "watch"})
+        """Digest of everything that decides what a result looks like (folders, watch, limits do not)."""
+        deciding = self.model_dump(mode="json", exclude={"folders", "watch", "limits"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from daemon import editors, geometry, images, protect, report, verify
-from daemon.config import Settings
+from daemon import editors, geometry, images, memory, protect, report, verify
+from daemon.config import Protect, Settings, Verify
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
-from daemon.errors import BudgetExceeded, Code, InputError, ModelError
+from daemon.errors import BudgetExceeded, Code, InputError
 from daemon.geometry import Crop
 from daemon.images import Picture
+from daemon.memory import Rung
 from daemon.protect import Phase
 from daemon.verify import Verification
 
@@ -75,7 +76,9 @@ def _nothing(phase: str, done: int, total: int) -> None:
     pass
 
 
-def process(data: bytes, source: Source, settings: Settings, *, progress: Phase = _nothing) -> Result:
+def process(
+    data: bytes, source: Source, settings: Settings, *, progress: Phase = _nothing, rung: int = 0
+) -> Result:
     """Protect one picture.
 
     Args:
@@ -83,14 +86,13 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         source: its name for messages, and its sidecar masks.
         settings: only regions, protect, verify and output are used.
         progress: called as progress(phase, done, total); may raise to stop.
+        rung: rungs of the memory ladder to skip, see `memory.descend`.
 
     Raises:
         JobError: see `daemon.errors`; a verdict of `failed` is no error here but in the result.
     """
     watch = _Watch()
     began = time.perf_counter()
-    key = _digests(data, b"", source, settings)["key"]
-
     with watch.phase("decode"):
         progress("decode", 0, 1)
         picture = images.decode(data, name=source.name, max_pixels=settings.output.max_pixels)
@@ -100,17 +102,38 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
     if not regions:
         return _passed(data, picture, source, settings, watch, began)
 
-    with watch.phase("load"):
-        bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, regions, settings)
+    ladder = memory.rungs(settings.protect, protect.pick_device(settings.protect.device))
+    return memory.descend(
+        ladder,
+        lambda step: _protected(data, picture, regions, source, settings, step, progress, watch, began),
+        start=rung,
+    )
+
+
+def _protected(
+    data: bytes,
+    picture: Picture,
+    regions: Sequence[Region],
+    source: Source,
+    settings: Settings,
+    rung: Rung,
+    progress: Phase,
+    watch: _Watch,
+    began: float,
+) -> Result:
+    """The steps that need memory, as one rung of the ladder has them; the key stays the configuration's."""
+    key = _digests(data, b"", source, settings)["key"]
+    with watch.phase("load"), memory.watched(source.name):
+        bench = _Bench.of(rung.protect, settings.verify, frugal=rung.frugal)
+    crops = _crops(picture.rgb, regions, rung.protect)
     budget = Budget(settings.protect.epsilon)
 
-    with watch.phase("optimise"), _memory(source):
+    with watch.phase("optimise"), memory.watched(source.name):
         changed = protect.optimise(
             picture.rgb,
             picture.grey,
             crops,
-            settings.protect,
+            rung.protect,
             bench.surrogates,
             device=bench.device,
             rng=generator(key, "optimise"),
@@ -126,7 +149,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
             metadata=settings.output.metadata,
         )
         published = _decoded_again(encoded.data, source, picture.rgb, settings, budget)
-    with watch.phase("verify"), _memory(source):
+    with watch.phase("verify"), memory.watched(source.name):
         verification = _verified(picture.rgb, published, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
@@ -138,6 +161,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         "epsilon": settings.protect.epsilon,
         "iterations": settings.protect.iterations,
         "device": bench.device_name,
+        "memory_rung": rung.name,
     }
     receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
     return Result(verification.verdict, encoded.data, encoded.extension, receipt, sheet)
@@ -165,10 +189,10 @@ def replay(
         )
         raise InputError(Code.UNREADABLE, message)
     regions = protect.find(picture.rgb, source, settings.regions)
-    bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, regions, settings)
+    bench = _Bench.of(settings.protect, settings.verify)
+    crops = _crops(picture.rgb, regions, settings.protect)
     key = _digests(original, b"", source, settings)["key"]
-    with watch.phase("verify"), _memory(source):
+    with watch.phase("verify"), memory.watched(source.name):
         verification = _verified(picture.rgb, other.rgb, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
@@ -250,23 +274,23 @@ class _Bench:
     held_out: Sequence[Editor]
 
     @classmethod
-    def of(cls, settings: Settings) -> _Bench:
-        device = protect.pick_device(settings.protect.device)
-        return cls(
-            device,
-            [editors.get(name, device) for name in settings.protect.surrogates],
-            [editors.get(name, device) for name in settings.verify.held_out],
-        )
+    def of(cls, settings: Protect, judging: Verify, *, frugal: bool = False) -> _Bench:
+        device = protect.pick_device(settings.device)
+
+        def editor(name: str) -> Editor:
+            found = editors.get(name, device)
+            return memory.Frugal(found) if frugal else found
+
+        return cls(device, [*map(editor, settings.surrogates)], [*map(editor, judging.held_out)])
 
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
 
-def _crops(rgb: Rgb, regions: Sequence[Region], settings: Settings) -> list[Crop]:
+def _crops(rgb: Rgb, regions: Sequence[Region], settings: Protect) -> list[Crop]:
     height, width = rgb.shape[:2]
-    margin, work = settings.protect.margin_px, settings.protect.work_px
-    return geometry.plan(regions, height, width, margin=margin, work=work)
+    return geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
 
 
 def _verified(
@@ -291,18 +315,6 @@ def _verified(
         rng=generator(key, "verify"),
         progress=lambda done, total: progress("verify", done, total),
     )
-
-
-@contextmanager
-def _memory(source: Source) -> Iterator[None]:
-    """Words every way of running out of memory; torch's CPU allocator raises a bare RuntimeError."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        message = f"{source.name}: out of memory ({error}); lower protect.work_px or add memory"
-        raise ModelError(Code.OUT_OF_MEMORY, message) from error
 
 
 def _told(

@@ -44,6 +44,10 @@ def wait_for(what: Callable[[], T], *, seconds: float = 120, because: str = "") 
         time.sleep(0.05)
 
 
+BRISK: dict[str, Any] = {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3, "incomplete_wait_s": 0.5}
+"""How the tests watch, unless they say otherwise."""
+
+
 @dataclass
 class Sandbox:
     """The daemon's folders and configuration below a temporary folder, and ways to drive it."""
@@ -54,8 +58,8 @@ class Sandbox:
     def configure(self, **sections: Any) -> Path:
         settings: dict[str, Any] = {
             "folders": {"inbox": "inbox"},
-            "watch": {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3},
             **sections,
+            "watch": {**BRISK, **sections.get("watch", {})},
         }
         path = self.base / "config.yaml"
         path.write_text(yaml.safe_dump(settings))

@@ -37,9 +37,8 @@ def published(store: Store, job_id: int, state: JobState, **_: Any) -> bool:
     return state == JobState.PUBLISHED
 
 
-def is_aside(path: bytes | str, *_: Any, **__: Any) -> bool:
-    path = os.fsencode(path)
-    return b"/inbox/" in path and b".backfire-" in path
+def is_aside(path: bytes | str, *_: Any, dir_fd: int | None = None, **__: Any) -> bool:
+    return dir_fd is not None and b".backfire-" in os.fsencode(path)
 
 
 def main() -> None:

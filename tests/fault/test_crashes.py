@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import QUICK, Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
 
-SLOW = {**QUICK, "protect": {"iterations": 150, "margin_px": 32, "attempts": 3}}
+SLOW = {**QUICK, "protect": {"iterations": 60, "margin_px": 32, "attempts": 3}}
 
 
 def states(sandbox: Sandbox) -> list[str]:
