@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from daemon import cli, outbox
+from benchmarks import passthrough
+from daemon import cli, outbox, worker
 from daemon.domain import JobState
 from daemon.store import Store
 
@@ -52,6 +53,7 @@ def main() -> None:
         os.unlink = around(os.unlink, before=before, when=is_aside)
     else:
         setattr(outbox, what, around(getattr(outbox, what), before=before, when=always))
+    worker.serve = passthrough.serve
     sys.argv[1:] = ["once"]
     cli.main()
 

@@ -1,0 +1,3 @@
+from tests.fault.books import gated
+
+__all__ = ["gated"]
