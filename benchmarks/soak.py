@@ -1,4 +1,4 @@
-"""Six writers with stalls, renames, replacements; `kill -9` of daemon and child; every original accounted for.
+"""Six writers with stalls, renames, replacements; `kill -9` of daemon and child; each original accounted for.
 
 Each round has folders of its own and a seed that is printed: `--seed` repeats it. Every file has
 content of its own, so that originals and outputs are told apart by their SHA-256 alone.
@@ -95,10 +95,15 @@ class Daemon:
 
     def _started(self) -> subprocess.Popen[bytes]:
         with (self.base / "daemon.log").open("ab") as log:
+            self._offset = log.tell()
             return subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.passthrough", "run"],
                 cwd=self.base, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
+
+    def is_ready(self) -> bool:
+        """Whether it has said so since it was started last."""
+        return b'"ready"' in (self.base / "daemon.log").read_bytes()[self._offset :]
 
     def kill(self, what: str) -> None:
         """SIGKILL the daemon or its child, whatever they are doing."""
@@ -195,6 +200,10 @@ def play(base: Path, files: int, seed: int, every: float) -> list[str]:
         writer.start()
     try:
         while any(writer.is_alive() for writer in writers) or daemon.states()["archived"] < files * 0.9:
+            # Mostly at work, now and then while it still starts: else a slow machine never gets anywhere.
+            while rng.random() > 0.01 and not daemon.is_ready():
+                daemon.alive()
+                time.sleep(0.05)
             time.sleep(rng.uniform(0.2, 2) * every)
             daemon.alive()
             daemon.kill(rng.choice(["daemon", "child"]))

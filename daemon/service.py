@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 HEARTBEAT_S = 2.0
 TICK_S = 0.5
+BURST_S = 0.05
+"""So that one scan serves a burst of events."""
 STORE_PAUSE_S = 5.0
 PRUNE_S = 3600.0
 
@@ -132,7 +134,7 @@ class Service:
             self._dispatcher.listen(TICK_S)
         elif not self._intake.busy:
             self._wake.wait(TICK_S)
-            time.sleep(0.05)  # let a burst of events gather
+            time.sleep(BURST_S)
         self._beat(hints)
 
     def _outlast(self, error: StoreError) -> None:
