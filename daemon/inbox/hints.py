@@ -36,8 +36,8 @@ class Hints:
             self.trouble = f"{kind} raises no events for other hosts" if kind in mounts.NETWORK else ""
         if self.mode == "polling":
             return
-        observer = Observer()
         try:
+            observer = Observer()  # this alone takes an inotify instance
             observer.schedule(_Waker(self._wake), str(self._root), recursive=True)
             observer.start()
             self._watched = _identity(self._root)

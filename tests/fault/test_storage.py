@@ -142,7 +142,7 @@ def test_fault_21_a_share_that_goes_is_missed_and_comes_back_without_a_restart(g
     inside(process, f"cp {gated.base}/p.png {gated.inbox}/p.png")
     wait_for(lambda: states(gated) == ["running"], because="the job to run")
     # The share goes, files and all: what shows is the empty folder below it.
-    inside(process, f"mount -t tmpfs keep /mnt && cp {gated.inbox}/p.png /mnt && umount {gated.inbox}")
+    inside(process, f"mount -t tmpfs keep /mnt && cp {gated.inbox}/p.png /mnt && umount -l {gated.inbox}")
     wait_for(lambda: "is not mounted now" in gated.backfire("status").stdout, because="it to be missed")
     (gated.base / "gate").unlink()
     wait_for(lambda: "is not mounted now" in reasons(gated), because="publishing to wait for it")
