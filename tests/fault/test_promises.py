@@ -29,13 +29,17 @@ class Crash(BaseException):
     """The process is gone."""
 
 
-class Reaper:
-    """Lets the process live for so many more system calls; then all of them fail until it is started anew."""
+class Fate:
+    """What happens after so many more system calls: somebody does something, or the process dies.
+
+    A dead process makes no further call until it is started anew.
+    """
 
     CALLS = ("fsync", "link", "rename", "replace", "unlink", "open")
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
+        self.act: Callable[[], None] | None = None
         self.dead = False
         for name in self.CALLS:
             patch.setattr(os, name, self._mortal(getattr(os, name)))
@@ -44,7 +48,11 @@ class Reaper:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             if self.left is not None:
                 self.left -= 1
-                self.dead |= self.left < 0
+                if self.left < 0:
+                    self.left = None
+                    self.dead = self.act is None
+                    if self.act is not None:
+                        self.act()
             if self.dead:
                 raise Crash
             return call(*arguments, **options)
@@ -63,7 +71,7 @@ class Promises(RuleBasedStateMachine):
         self.house = House(
             self.base, watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 10_000}
         )
-        self.reaper = Reaper(self.patch)
+        self.fate = Fate(self.patch)
         self.lying: dict[str, bytes] = {}
         """What people believe to lie in the inbox, whole, under which name."""
         self.partial: dict[str, bytes] = {}
@@ -130,15 +138,24 @@ class Promises(RuleBasedStateMachine):
 
     @rule(calls=st.integers(0, 60))
     def crash(self, calls: int) -> None:
-        self.reaper.left = calls
+        self.fate.left = calls
         try:
             self.house.turn(1, 6)
         except Crash:
             pass
         finally:
-            self.reaper.left, self.reaper.dead = None, False
+            self.fate.left, self.fate.dead = None, False
         self.house.crash()
         self.house.again()
+
+    @rule(name=NAMES, calls=st.integers(0, 60))
+    def drop_meanwhile(self, name: str, calls: int) -> None:
+        """Somebody drops a picture, perhaps over another, while the daemon is in the midst of something."""
+        self.fate.left, self.fate.act = calls, lambda: self.drop(name)
+        try:
+            self.house.turn(1, 6)
+        finally:
+            self.fate.left = self.fate.act = None
 
     @rule(seconds=st.sampled_from([-3600, 3600]))
     def jump(self, seconds: int) -> None:
@@ -188,7 +205,7 @@ class Promises(RuleBasedStateMachine):
 
 TestPromises = Promises.TestCase
 TestPromises.settings = settings(
-    max_examples=15,
+    max_examples=25,
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
