@@ -93,10 +93,10 @@ def process(
     """
     watch = _Watch()
     began = time.perf_counter()
-    with watch.phase("decode"):
+    with watch.phase("decode"), memory.watched(source.name):
         progress("decode", 0, 1)
         picture = images.decode(data, name=source.name, max_pixels=settings.output.max_pixels)
-    with watch.phase("detect"):
+    with watch.phase("detect"), memory.watched(source.name):
         progress("detect", 0, 1)
         regions = protect.find(picture.rgb, source, settings.regions)
     if not regions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -43,6 +44,12 @@ def events(sandbox: Sandbox) -> list[str]:
 def reasons(sandbox: Sandbox) -> str:
     """All that was noted with the events."""
     return "\n".join(_rows(sandbox, "select detail from events order by id"))
+
+
+def trouble(sandbox: Sandbox) -> str:
+    """What the daemon last said is wrong, as `backfire status` shows it."""
+    (fact,) = _rows(sandbox, "select value from facts where key = 'daemon'") or ["{}"]
+    return str(json.loads(fact).get("trouble"))
 
 
 def wait_until_idle(sandbox: Sandbox, count: int | None = None) -> None:
