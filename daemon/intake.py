@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Intake:
         self._ledger, self._wake, self._monotonic = ledger, wake, monotonic
         self._scan = Scan()
         self._line: Iterator[tuple[int, Job]] = iter(())
+        self._first: tuple[int, Job] | None = None
         self._unsighted: list[bytes] = []
         self._suspects: dict[int, dict[bytes, Signature]] = {}
         self._orphans: set[bytes] = set()
@@ -145,7 +146,7 @@ class Intake:
                 detail = {"reason": "picture or mask changed while queued"}
                 ledger.update(job, JobState.SETTLING, detail=detail)
         waiting = [(job, files[job.path].size) for job in untaken if job.path in files]
-        self._line = iter(Line(waiting, self._settings.watch.priorities))
+        self._line, self._first = iter(Line(waiting, self._settings.watch.priorities)), None
         unsettled = bool(waiting or first)
         watch = self._settings.watch
         pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
@@ -157,10 +158,11 @@ class Intake:
         now, priorities = self._monotonic(), self._settings.watch.priorities
         ready = [priority(job.path, priorities) for job in self._ledger.of(JobState.READY)]
         noted = 0
-        for rank, job in self._line:
+        while (entry := self._first or next(self._line, None)) is not None:
+            self._first, (rank, job) = None, entry
             # By rank: one of a high priority does not wait for room behind lower ones.
             if sum(other >= rank for other in ready) >= READY_AHEAD:
-                self._line = chain([(rank, job)], self._line)
+                self._first = entry
                 return
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
                 continue
