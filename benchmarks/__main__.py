@@ -7,6 +7,8 @@ import sys
 
 COMMANDS = {
     "detect": "recall and false alarms of the detectors on real pictures",
+    "ingest": "files taken in a second, memory, the time to READY with a backlog",
+    "soak": "thousands of files, six writers, killed daemons: nothing lost, nothing twice",
     "formats": "reading and writing every format against bare Pillow",
     "protection": "what a protection does to edits, and what is left of it after the web",
 }

@@ -91,7 +91,15 @@ class Watch(_Section):
     settle_s: Seconds = 5
     rescan_s: Positive = 30
     mask_wait_s: Seconds = 10
+    incomplete_wait_s: Seconds = 60
+    proof: Literal["none", "done", "sha256"] = "none"
+    priorities: dict[str, int] = Field(default_factory=dict)
     ignore: tuple[str, ...] = IGNORE
+
+    @property
+    def proof_ending(self) -> bytes:
+        """How the names of proof files end; empty where none are used."""
+        return b"" if self.proof == "none" else f".{self.proof}".encode()
 
 
 class Sidecars(_Section):
@@ -190,6 +198,7 @@ class Protect(_Section):
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    cpu_fallback: bool = True
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
 
 
@@ -334,6 +343,15 @@ class Rule(_Section):
         return re.fullmatch(_glob(self.match), os.fsdecode(path), re.DOTALL) is not None
 
 
+class Limits(_Section):
+    """Where the daemon pauses, gives up or forgets; none of it changes what a result looks like."""
+
+    free_mb: Annotated[int, Field(ge=0)] = 500
+    silence_s: Positive = 900
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+    history_days: Annotated[float, Field(ge=0)] = 365
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -347,6 +365,7 @@ class Settings(_Section):
     models: Models = Field(default_factory=Models)
     serve: Serve = Serve()
     hooks: Hooks = Hooks()
+    limits: Limits = Limits()
     rules: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")
@@ -367,7 +386,7 @@ class Settings(_Section):
 
         A rule's part is in the digest of the settings that `for_path` gives.
         """
-        aside = {"folders", "watch", "models", "serve", "hooks", "rules"}
+        aside = {"folders", "watch", "models", "serve", "hooks", "limits", "rules"}
         deciding = self.model_dump(mode="json", exclude=aside)
         if not self.editors:
             del deciding["editors"]  # as before this section existed: nobody's pictures are done again

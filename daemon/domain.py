@@ -179,6 +179,7 @@ class Job:
 
     Paths are bytes relative to their folder (inbox, outbox): file names need not be UTF-8.
     Digests are lower-case hex SHA-256, None until the content was read. Times are Unix seconds.
+    `lease` counts the starts, given back or not: what a worker says under an older one is void.
     """
 
     id: int
@@ -197,6 +198,7 @@ class Job:
     not_before: float = 0.0
     created: float = 0.0
     updated: float = 0.0
+    lease: int = 0
 
     @property
     def name(self) -> str:

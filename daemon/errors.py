@@ -2,7 +2,7 @@
 
     BackfireError
     ├── ConfigError            refuse to start; exit code 2
-    ├── StoreError             stop; the service manager restarts us
+    ├── StoreError             wait where it is transient, else stop; the service manager restarts us
     └── JobError(code)         this one job ends or is tried again; the others go on
         ├── InputError             the picture or its mask is not usable: failed at once
         ├── ModelError             detector or editor trouble: tried again, then failed
@@ -30,6 +30,7 @@ class Code(StrEnum):
     TRUNCATED = "truncated"
     TOO_LARGE = "too_large"
     CHANGED = "changed"
+    CHECKSUM = "checksum"
     MASK_UNREADABLE = "mask_unreadable"
     MASK_SIZE = "mask_size"
     MASK_EMPTY = "mask_empty"
@@ -54,7 +55,15 @@ class ConfigError(BackfireError):
 
 
 class StoreError(BackfireError):
-    """The job database cannot be used."""
+    """The job database cannot be used.
+
+    Args:
+        transient: it may work later without a change by somebody: locked, or its disk is full.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class JobError(BackfireError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,21 @@ from daemon import inbox, outbox
 from daemon.config import Settings
 from daemon.domain import Job, JobState, job_key, mask_digest, shown
 from daemon.errors import Code, InputError
-from daemon.inbox import Scan, Tracker
+from daemon.inbox import Scan, Signature, Tracker
 from daemon.ledger import Ledger
+from daemon.line import Line, priority
 
 log = structlog.get_logger()
 
-WAITING = (JobState.SETTLING, JobState.WAITING_MASK, JobState.READY)
+UNTAKEN = (JobState.SETTLING, JobState.WAITING_MASK)
+INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
+"""What the decoder says of a file that is still being written, or never will be whole."""
 READY_AHEAD = 8
 """Jobs copied ahead of the worker: enough to keep it busy, few enough that no copy of a backlog is made."""
+AT_ONCE = 2000
+"""Rows written in one step of the loop: it must stay free to stop, to publish and to beat."""
 LEAST_S = 0.5
-"""Between two scans, however many events there are."""
+"""Between two scans, however many events there are; and ten times as long as a scan takes."""
 
 
 class Intake:
@@ -32,15 +37,27 @@ class Intake:
     def __init__(
         self, settings: Settings, ledger: Ledger, wake: threading.Event, monotonic: Callable[[], float]
     ) -> None:
-        self._settings, self._ledger, self._wake, self._monotonic = settings, ledger, wake, monotonic
-        self._tracker = Tracker(settings.watch.settle_s)
+        self._ledger, self._wake, self._monotonic = ledger, wake, monotonic
         self._scan = Scan()
+        self._line: Iterator[tuple[int, Job]] = iter(())
+        self._first: tuple[int, Job] | None = None
+        self._unsighted: list[bytes] = []
+        self._suspects: dict[int, dict[bytes, Signature]] = {}
         self._orphans: set[bytes] = set()
         self._next = 0.0
         self._last = -LEAST_S
+        self._cost = 0.0
+        self._mount: str | None = None
         self.scanned = False
         self.trouble = ""
         """Why the inbox cannot be read at present; empty while it can."""
+        self._tracker = Tracker(settings.watch.settle_s)
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from now on; the folders must be the same."""
+        self._settings = settings
+        self._tracker.settle_s = settings.watch.settle_s
 
     @property
     def root(self) -> Path:
@@ -52,145 +69,227 @@ class Intake:
         """When the inbox was last looked at, by the monotonic clock; also in vain."""
         return self._last
 
-    def step(self) -> None:
-        """Scan if one is due, and bring every waiting job one step on."""
+    @property
+    def busy(self) -> bool:
+        """Whether sightings still wait to be recorded: no time to sleep."""
+        return bool(self._unsighted)
+
+    def step(self, *, may_take: bool = True) -> None:
+        """Scan if one is due, note what it found, and bring jobs to the worker as long as it needs any."""
         now = self._monotonic()
-        if now < self._next and not (self._wake.is_set() and now >= self._last + LEAST_S):
-            return
-        self._wake.clear()
-        self._last = now
-        if not self._look(now):
-            return
-        known = self._ledger.jobs
-        fresh = [path for path in self._scan.pictures if path not in known]
-        for job in self._ledger.store.sight(fresh, at=self._ledger.now()) if fresh else ():
-            self._ledger.remember(job)
-        ready = sum(job.state == JobState.READY for job in known.values())
-        for job in list(known.values()):
-            if job.state in WAITING:
-                ready += self._advance(job, now, may_take=ready < READY_AHEAD)
-        self._mention_orphans(now)
-        watch = self._settings.watch
-        unsettled = any(job.state in (JobState.SETTLING, JobState.WAITING_MASK) for job in known.values())
-        pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
-        self._next = now + pause
-        self.scanned = True
+        asked = self._wake.is_set() and now >= self._last + max(LEAST_S, 10 * self._cost)
+        if now >= self._next or asked:
+            self._wake.clear()
+            self._last = now
+            if self._look(now):
+                self._reconcile(now)
+                self._cost = self._monotonic() - now
+        if self._unsighted:
+            part, self._unsighted = self._unsighted[:AT_ONCE], self._unsighted[AT_ONCE:]
+            for job in self._ledger.store.sight(part, at=self._ledger.now()):
+                self._ledger.remember(job)
+        if may_take and not self.trouble:
+            self._fill()
 
     def _look(self, now: float) -> bool:
         """Scan; False where the inbox cannot be read: that must not look like an inbox that was emptied."""
+        watch = self._settings.watch
         try:
-            self._require_mount()
-            self._scan = inbox.scan(self.root, self._settings.watch.ignore)
+            self.require_mount()
+            found = inbox.scan(self.root, watch.ignore, watch.proof_ending)
+            self.require_mount()  # it may have gone while we looked
         except OSError as error:
             if not self.trouble:
                 log.warning("inbox unreadable", error=str(error))
             self.trouble = str(error)
-            self._next = now + min(self._settings.watch.rescan_s, 5)
+            self._next = now + min(watch.rescan_s, 5)
             return False
         if self.trouble:
             log.info("inbox back", inbox=str(self.root))
             self.trouble = ""
-        self._tracker.observe(self._scan.files, now)
+        self._scan = found
+        self._tracker.observe(found.files, now)
         return True
 
-    def _require_mount(self) -> None:
-        """An inbox that was a mount point once and is none now is a share that went away."""
-        mounted = os.path.ismount(self.root)
-        fact = self._ledger.store.fact("inbox")
-        known: dict[str, Any] = fact[0] if fact else {}
-        before = known.get("path") == str(self.root) and known.get("mounted", False)
-        if before and not mounted:
-            raise OSError(f"{self.root}: was a mount point and is none now; mount it again")
-        if mounted != before:
-            self._ledger.store.set_fact(
-                "inbox", {"path": str(self.root), "mounted": mounted}, at=self._ledger.now()
-            )
+    def require_mount(self) -> None:
+        """Raise OSError if the share that once held the inbox is gone; what shows instead is not the inbox.
 
-    def _advance(self, job: Job, now: float, *, may_take: bool) -> int:
-        """One step for a waiting job; returns by how much the number of ready ones changed."""
-        if job.path not in self._scan.files:
-            if self._scan.knows(job.path):
-                self._vanished(job)
-            return -(job.state == JobState.READY)
-        if job.state == JobState.READY:
-            if self.unchanged(job, self._scan):
-                return 0
-            detail = {"reason": "picture or mask changed while queued"}
-            self._ledger.update(job, JobState.SETTLING, detail=detail)
-            return -1
-        if may_take and self._ledger.due(job) and self._paired(job, now):
-            return self._take(job)
-        return 0
+        A file system mounted further in than before is one that came back.
+        """
+        mount = inbox.mount_of(self.root)
+        if self._mount is None:
+            noted = self._ledger.store.fact("inbox")
+            known: dict[str, Any] = noted[0] if noted else {}
+            self._mount = known.get("mount", "") if known.get("path") == str(self.root) else ""
+        if mount and self._mount.startswith(mount) and self._mount != mount:
+            raise OSError(
+                f"{self.root}: lay on {self._mount}, which is not mounted now; mount it again, or, if the "
+                "inbox has moved for good, give it another name in folders.inbox"
+            )
+        if not self.root.is_dir():
+            raise OSError(f"{self.root}: is not there; mount its share or make the folder again")
+        if mount != self._mount:
+            self._mount = mount
+            fact = {"path": str(self.root), "mount": mount}
+            self._ledger.store.set_fact("inbox", fact, at=self._ledger.now())
+
+    def _reconcile(self, now: float) -> None:
+        """Bring the books in line with what a scan found."""
+        ledger, files = self._ledger, self._scan.files
+        strays = self._strays(now)
+        first = sorted(
+            (path for path in (*self._scan.pictures, *strays) if path not in ledger.jobs),
+            key=lambda path: -priority(path, self._settings.watch.priorities),
+        )
+        self._unsighted = first
+        untaken, ready = ledger.of(*UNTAKEN), ledger.of(JobState.READY)
+        gone = (job for job in (*untaken, *ready) if job.path not in files and self._scan.knows(job.path))
+        for job in list(islice(gone, AT_ONCE // 10)):
+            self._vanished(job)
+        for job in ready:
+            if job.path in files and not self.unchanged(job, self._scan):
+                detail = {"reason": "picture or mask changed while queued"}
+                ledger.update(job, JobState.SETTLING, detail=detail)
+        waiting = [(job, files[job.path].size) for job in untaken if job.path in files]
+        self._line, self._first = iter(Line(waiting, self._settings.watch.priorities)), None
+        unsettled = bool(waiting or first)
+        watch = self._settings.watch
+        pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
+        self._next = now + max(pause, 10 * self._cost)
+        self.scanned = True
+
+    def _fill(self) -> None:
+        """Take jobs in until the worker has enough of them, those first in line first."""
+        now, priorities = self._monotonic(), self._settings.watch.priorities
+        ready = [priority(job.path, priorities) for job in self._ledger.of(JobState.READY)]
+        noted = 0
+        while (entry := self._first or next(self._line, None)) is not None:
+            self._first, (rank, job) = None, entry
+            # By rank: one of a high priority does not wait for room behind lower ones.
+            if sum(other >= rank for other in ready) >= READY_AHEAD:
+                self._first = entry
+                return
+            if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
+                continue
+            if self._paired(job, now):
+                if self._take(job, now):
+                    ready.append(rank)
+            elif noted < AT_ONCE // 40:
+                noted += self._note_mask_wait(job, now)
 
     def unchanged(self, job: Job, scan: Scan | None = None) -> bool:
-        """Whether the picture and its masks are still what was copied; without a scan, looks afresh."""
+        """Whether picture, masks and proof are still what was copied; without a scan, looks afresh.
+
+        Raises:
+            OSError: the inbox is gone, so that nobody can tell.
+        """
         taken = self._ledger.spool(job).files()
-        scan = scan or inbox.scan_beside(self.root, job.path)
-        names = {job.path, *scan.masks_of(job.path)}
+        if scan is None:
+            self.require_mount()
+            scan = inbox.scan_beside(self.root, job.path, self._settings.watch.proof_ending)
+        names = set(self._files_of(job.path, scan))
         return set(taken) == names and all(scan.files.get(path) == taken[path] for path in names)
 
-    def _paired(self, job: Job, now: float) -> bool:
-        """Whether picture and masks stand still and no further mask is waited for."""
-        watch = self._settings.watch
-        masks = self._scan.masks_of(job.path)
-        if any(not self._tracker.settled(path, now) for path in (job.path, *masks)):
-            return False
-        expects = "sidecar" in self._settings.for_path(job.path).regions.detectors and not masks
-        if expects and self._tracker.still_for(job.path, now) < watch.settle_s + watch.mask_wait_s:
-            if job.state != JobState.WAITING_MASK:
-                self._ledger.update(job, JobState.WAITING_MASK)
-            return False
-        return True
+    def _files_of(self, path: bytes, scan: Scan) -> list[bytes]:
+        """The picture, then its masks and, last, its proof."""
+        proof = scan.proof_of(path)
+        return [path, *scan.masks_of(path), *([proof] if proof else [])]
 
-    def _take(self, job: Job) -> int:
-        """Copy picture and masks into the spool and make the job ready; 1 if that went well."""
+    def _paired(self, job: Job, now: float) -> bool:
+        """Whether all its files stand still, and neither more bytes nor a mask nor a proof are waited for."""
+        files = self._files_of(job.path, self._scan)
+        if any(not self._tracker.settled(path, now) for path in files):
+            return False
+        suspect = self._suspects.get(job.id)
+        if suspect is not None:
+            if suspect == {path: self._scan.files[path] for path in files} and self.may_grow(job, now):
+                return False
+            del self._suspects[job.id]
+        watch = self._settings.watch
+        if watch.proof != "none" and self._scan.proof_of(job.path) is None:
+            return False
+        return not self._awaits_mask(job, now)
+
+    def _awaits_mask(self, job: Job, now: float) -> bool:
+        watch = self._settings.watch
+        regions = self._settings.for_path(job.path).regions
+        expects = "sidecar" in regions.detectors and not self._scan.masks_of(job.path)
+        return expects and self._tracker.still_for(job.path, now) < watch.settle_s + watch.mask_wait_s
+
+    def _note_mask_wait(self, job: Job, now: float) -> bool:
+        """Record for `explain` that it is a mask that is waited for; whether that was news."""
+        news = job.state == JobState.SETTLING and self._tracker.settled(job.path, now)
+        if news and self._awaits_mask(job, now):
+            self._ledger.update(job, JobState.WAITING_MASK)
+            return True
+        return False
+
+    def may_grow(self, job: Job, now: float | None = None) -> bool:
+        """Whether a picture or mask that ends too early has not stood still for long enough to give up."""
+        now = self._monotonic() if now is None else now
+        patience = self._settings.watch.settle_s + self._settings.watch.incomplete_wait_s
+        files = self._files_of(job.path, self._scan)
+        return any(self._tracker.still_for(path, now) < patience for path in files)
+
+    def suspect(self, job: Job) -> None:
+        """Take the job in again only when its files have changed, or have stood still for long enough."""
+        self._suspects[job.id] = self._ledger.spool(job).files()
+
+    def _take(self, job: Job, now: float) -> bool:
+        """Copy picture, masks and proof into the spool and make the job ready; whether that went well."""
         spool = self._ledger.spool(job)
-        masks = self._scan.masks_of(job.path)
         try:
-            spool.drop()
-            spool.folder.mkdir(parents=True)
-            picture = inbox.take(self.root, job.path, spool.input, self._scan.files[job.path])
-            taken = {job.path: picture.signature}
-            digests: list[tuple[bytes, str]] = []
-            for index, mask in enumerate(masks):
-                copy = inbox.take(self.root, mask, spool.mask(index), self._scan.files[mask])
-                taken[mask] = copy.signature
-                digests.append((mask, copy.sha256))
-            spool.note(taken, digests)
+            taken = spool.fill(self.root, job.path, self._scan)
         except InputError as error:
             if error.code != Code.CHANGED:  # the next scan sees a changed one as it is now
                 self._ledger.postpone(job, error)
-            return 0
+            return False
         except OSError as error:
             self._ledger.postpone(job, error)
-            return 0
-        mask_sha = mask_digest([digest for _, digest in digests])
+            return False
+        mask_sha = mask_digest([mask.sha256 for mask in taken.masks])
         config_sha = self._settings.for_path(job.path).sha256
-        self._ledger.update(
-            job,
-            JobState.READY,
-            input_sha256=picture.sha256,
-            mask_sha256=mask_sha,
-            config_sha256=config_sha,
-            key=job_key(picture.sha256, mask_sha, config_sha),
-            attempts=job.attempts if job.input_sha256 == picture.sha256 else 0,
-            detail={"masks": [shown(mask) for mask in masks]} if masks else None,
-        )
-        return 1
+        content: dict[str, Any] = {
+            "input_sha256": taken.picture.sha256,
+            "mask_sha256": mask_sha,
+            "config_sha256": config_sha,
+            "key": job_key(taken.picture.sha256, mask_sha, config_sha),
+        }
+        doubt = spool.doubt(job.name, taken, checksum=self._settings.watch.proof == "sha256")
+        if doubt is not None and self.may_grow(job, now):
+            self.suspect(job)
+            told = {"code": doubt.code.value, "reason": doubt.message}
+            self._ledger.update(job, JobState.SETTLING, detail=told)
+            return False
+        if doubt is not None and doubt.code == Code.CHECKSUM:
+            content |= {"code": doubt.code.value, "message": doubt.message}
+            self._ledger.update(job, JobState.PUBLISHING, **content)  # the publisher sets it aside
+            return False
+        attempts = job.attempts if job.input_sha256 == taken.picture.sha256 else 0
+        masks = [shown(path) for path in self._scan.masks_of(job.path)]
+        detail = {"masks": masks} if masks else None
+        self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
+        return True
 
     def _vanished(self, job: Job) -> None:
         """A waiting job whose file is gone: set aside just before a crash, or taken away by somebody."""
         failed, key = self._settings.folders.failed, job.key or ""
         places = (job.path, outbox.keyed(job.path, key))
+        self._suspects.pop(job.id, None)
         if job.input_sha256 and any(outbox.holds(failed, path, job.input_sha256) for path in places):
             self._ledger.rest(job, JobState.FAILED, detail={"reason": "found in failed after a restart"})
         else:
             self._ledger.rest(job, JobState.SKIPPED, detail={"reason": "left the inbox before it was worked"})
 
-    def _mention_orphans(self, now: float) -> None:
-        """Say once of a mask that has long stood there that no picture claims it."""
+    def _strays(self, now: float) -> set[bytes]:
+        """Files in a folder `masks` that no picture has claimed for long: pictures themselves.
+
+        Other masks without a picture are mentioned, once.
+        """
         long = self._settings.watch.settle_s + max(self._settings.watch.mask_wait_s, 60)
-        orphans = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > long}
-        for path in sorted(orphans - self._orphans):
+        lone = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > long}
+        strays = {path for path in lone if inbox.in_masks_folder(path)}
+        for path in sorted(lone - strays - self._orphans):
             log.warning("mask without picture", path=shown(path))
-        self._orphans = orphans
+        self._orphans = lone
+        return strays

@@ -1,14 +1,13 @@
-"""The daemon's books: the active jobs in memory beside their rows in the store, and the spool.
+"""The daemon's books: the active jobs in memory beside their rows in the store.
 
-Owns no decision; intake, publisher and service record theirs here. The spool is a private
-folder a job, below `state/spool`: copies of picture and masks, then the worker's result.
+Owns no decision; intake, publisher and dispatcher record theirs here.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,53 +17,14 @@ from typing import Any
 import structlog
 
 from daemon.domain import Job, JobState, shown
-from daemon.inbox import Signature
+from daemon.spool import Spool
 from daemon.store import Store
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Spool:
-    """A job's private folder, and what was taken into it."""
-
-    folder: Path
-
-    @property
-    def input(self) -> Path:
-        """The picture's copy; mask i lies beside it as `mask-i`."""
-        return self.folder / "input"
-
-    def mask(self, index: int) -> Path:
-        """The copy of a mask."""
-        return self.folder / f"mask-{index}"
-
-    def note(self, files: dict[bytes, Signature], masks: list[tuple[bytes, str]]) -> None:
-        """Write down of which files, in which condition, the copies were made; masks as (path, digest)."""
-        document = {
-            "files": [[os.fsdecode(path), list(signature)] for path, signature in files.items()],
-            "masks": [[os.fsdecode(path), digest] for path, digest in masks],
-        }
-        (self.folder / "taken.json").write_text(json.dumps(document))
-
-    def _noted(self) -> dict[str, Any]:
-        try:
-            document: dict[str, Any] = json.loads((self.folder / "taken.json").read_text())
-        except (OSError, ValueError):
-            return {"files": [], "masks": []}
-        return document
-
-    def files(self) -> dict[bytes, Signature]:
-        """The signatures of the files copied; empty if there is no complete copy."""
-        return {os.fsencode(path): Signature(*values) for path, values in self._noted()["files"]}
-
-    def masks(self) -> list[tuple[bytes, str]]:
-        """(path in the inbox, SHA-256) of the masks taken."""
-        return [(os.fsencode(path), digest) for path, digest in self._noted()["masks"]]
-
-    def drop(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+LONGEST_S = 600.0
+"""No step is put off for longer: a later time means that the clock was set back."""
 
 
 @dataclass
@@ -73,6 +33,7 @@ class Ledger:
 
     Attributes:
         now: wall clock, Unix seconds.
+        monotonic: for waiting; no clock change touches it.
         listeners: called as listener(job, timings) with the job as it is about to be recorded.
         troubles: how often in a row a job's next step was put off.
         published, failed: jobs that came to rest since the start.
@@ -81,16 +42,21 @@ class Ledger:
     store: Store
     spools: Path
     now: Callable[[], float]
+    monotonic: Callable[[], float] = time.monotonic
     listeners: list[Callable[[Job, dict[str, float] | None], None]] = field(default_factory=list)
     jobs: dict[bytes, Job] = field(default_factory=dict)
     troubles: dict[int, int] = field(default_factory=dict)
     published: int = 0
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
+    _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
         """Read the active jobs, and drop the spools of all others."""
-        self.jobs = {job.path: job for job in self.store.active()}
+        self.jobs.clear()
+        self._by_state.clear()
+        for job in self.store.active():
+            self.remember(job)
         known = {str(job.id) for job in self.jobs.values()}
         with suppress(FileNotFoundError):
             for folder in self.spools.iterdir():
@@ -101,9 +67,21 @@ class Ledger:
         """The job's private folder."""
         return Spool(self.spools / str(job.id))
 
+    def of(self, *states: JobState) -> list[Job]:
+        """The active jobs in these states; a backlog of other states costs nothing."""
+        return [job for state in states for job in self._by_state[state].values()]
+
+    def count(self, state: JobState) -> int:
+        """How many active jobs are in a state."""
+        return len(self._by_state[state])
+
     def remember(self, job: Job) -> Job:
         """Take over a row that the store returned."""
+        before = self.jobs.get(job.path)
+        if before is not None:
+            self._by_state[before.state].pop(before.id, None)
         self.jobs[job.path] = job
+        self._by_state[job.state][job.id] = job
         return job
 
     def update(
@@ -134,6 +112,7 @@ class Ledger:
         """Record a job's end, log its one line, forget it and its spool."""
         job = self.update(job, state, detail=detail, timings=timings, **fields)
         del self.jobs[job.path]
+        del self._by_state[state][job.id]
         self._retry_at.pop(job.id, None)
         self.spool(job).drop()
         self.published += state == JobState.ARCHIVED
@@ -155,13 +134,14 @@ class Ledger:
 
     def due(self, job: Job) -> bool:
         """Whether the job's next step may be tried now."""
-        return self.now() >= max(job.not_before, self._retry_at.get(job.id, 0.0))
+        held = self.now() < job.not_before <= self.now() + LONGEST_S
+        return not held and self.monotonic() >= self._retry_at.get(job.id, 0.0)
 
     def postpone(self, job: Job, error: Exception) -> None:
         """Try the job's next step again later, without burning an attempt; said at every tenth time."""
         count = self.troubles[job.id] = self.troubles.get(job.id, 0) + 1
-        wait = min(2.0 * 2**count, 60.0)
-        self._retry_at[job.id] = self.now() + wait
+        wait = min(2.0 * 2 ** min(count, 10), 60.0)
+        self._retry_at[job.id] = self.monotonic() + wait
         if count % 10 == 1:
             log.warning("postponed", path=job.name, state=job.state.value, error=str(error), retry_s=wait)
             self.store.update(job.id, job.state, at=self.now(), detail={"reason": str(error)})

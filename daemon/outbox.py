@@ -1,7 +1,7 @@
 """Putting files in place: outbox, archive, failed, reports. Atomic, durable, never over another file.
 
 A file is written under a hidden name in its destination's own folder, synced, read back, and
-linked to its final name, which fails if that is taken. The same content under that name is
+given its final name, which fails if that is taken. The same content under that name is
 adopted instead (a restart re-does a step without harm); other content gets the job's key in the name.
 """
 
@@ -11,19 +11,18 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from daemon import paths
 from daemon.domain import shown
 from daemon.errors import PublishError
 
 NAME_MAX = 255
 """Bytes of a file name on every common file system."""
-
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""How a file system without hard links refuses one."""
 
 
 def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
@@ -35,12 +34,13 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
     with _explained(folder, path):
         target = _target(folder, path)
         temporary = _temporary(target, key)
+        begun = os.path.lexists(temporary)
         try:
             with _create(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return _settle(folder, temporary, path, sha256(data), key)
+            return _settle(folder, temporary, path, sha256(data), key, begun=begun)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -57,18 +57,21 @@ def put(source: Path, folder: Path, path: bytes, *, sha256: str, key: str) -> by
     with _explained(folder, path):
         target = _target(folder, path)
         temporary = _temporary(target, key)
+        begun = os.path.lexists(temporary)
         try:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
             try:
                 os.link(source, temporary, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (errno.EXDEV, *NO_LINKS):
+                if error.errno not in (errno.EXDEV, *paths.NO_LINKS):
                     raise
                 with open(source, "rb") as reader, _create(temporary) as writer:
                     shutil.copyfileobj(reader, writer, 1 << 20)
                     writer.flush()
                     os.fsync(writer.fileno())
                 shutil.copystat(source, temporary)
-            return _settle(folder, temporary, path, sha256, key)
+            return _settle(folder, temporary, path, sha256, key, begun=begun)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -85,29 +88,40 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
     Raises:
         PublishError: no permission.
     """
-    origin = os.path.join(os.fsencode(root), path)
     with _explained(root, path):
-        aside = _temporary(origin, key)
-        _clear(aside, root, path, sha256, key)  # what a crash left there
         try:
-            os.rename(origin, aside)
-        except FileNotFoundError:
+            with paths.folder_of(root, path) as (folder, name):
+                aside = _temporary(name, key)
+                _clear(folder, aside, name, sha256, key)  # what a crash left there
+                try:
+                    os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+                except FileNotFoundError:
+                    return True
+                return _clear(folder, aside, name, sha256, key)
+        except FileNotFoundError:  # its folder went too
             return True
-        return _clear(aside, root, path, sha256, key)
 
 
-def _clear(aside: bytes, root: Path, path: bytes, sha256: str, key: str) -> bool:
+def _clear(folder: int, aside: bytes, name: bytes, sha256: str, key: str) -> bool:
     """Unlink a file that stands aside if it has the content, else put it back under a free name."""
-    if not os.path.lexists(aside):
+    try:
+        descriptor = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
         return True
-    if file_sha256(aside) == sha256:
-        os.unlink(aside)
+    except OSError:  # a link has come there: back with it, unread
+        same = False
+    else:
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            same = regular and hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    if same:
+        os.unlink(aside, dir_fd=folder)
         return True
-    for name in (path, keyed(path, key)):
+    for free in (name, keyed(name, key)):
         with suppress(FileExistsError):
-            _name(aside, os.path.join(os.fsencode(root), name))
+            paths.give_name(aside, free, folder=folder)
             with suppress(FileNotFoundError):
-                os.unlink(aside)
+                os.unlink(aside, dir_fd=folder)
             break
     return False
 
@@ -206,14 +220,14 @@ def destined(folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
     return keyed(path, key) if taken and not holds(folder, path, sha256) else path
 
 
-def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str) -> bytes:
+def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str, *, begun: bool) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in (path, keyed(path, key)):
         target = _target(folder, candidate)
         try:
-            _name(temporary, target)
+            paths.give_name(temporary, target, resume=begun)
         except FileExistsError:
             if not holds(folder, candidate, sha256):
                 continue
@@ -223,22 +237,13 @@ def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str) 
     raise PublishError(message)
 
 
-def _name(temporary: bytes, target: bytes) -> None:
-    """Link without clobbering; without hard links, claim the name with O_EXCL and rename over it."""
-    try:
-        os.link(temporary, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
-        os.rename(temporary, target)
-
-
 def _target(folder: Path, path: bytes) -> bytes:
     """The absolute path, its parents made; `path` must stay inside `folder`."""
-    parts = path.split(b"/")
-    if path.startswith(b"/") or any(part in (b"", b".", b"..") for part in parts):
-        raise PublishError(f"{shown(path)}: is not a plain relative path; it would leave {folder}")
+    try:
+        paths.parts(path)
+    except OSError:
+        message = f"{shown(path)}: is not a plain relative path; it would leave {folder}"
+        raise PublishError(message) from None
     target = os.path.join(os.fsencode(folder), path)
     os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
     return target

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from daemon import editors, finding, geometry, images, protect, report, verify
-from daemon.config import Settings
+from daemon import editors, finding, geometry, images, memory, protect, report, verify
+from daemon.config import Protect, Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
-from daemon.errors import BudgetExceeded, Code, InputError, ModelError
+from daemon.errors import BudgetExceeded, Code, InputError
 from daemon.finding import Found
 from daemon.geometry import Crop
 from daemon.images import Picture
+from daemon.memory import Rung
 from daemon.protect import Phase
 from daemon.verify import Verification
 
@@ -76,7 +77,9 @@ def _nothing(phase: str, done: int, total: int) -> None:
     pass
 
 
-def process(data: bytes, source: Source, settings: Settings, *, progress: Phase = _nothing) -> Result:
+def process(
+    data: bytes, source: Source, settings: Settings, *, progress: Phase = _nothing, rung: int = 0
+) -> Result:
     """Protect one picture.
 
     Args:
@@ -84,36 +87,56 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         source: its name for messages, and its sidecar masks.
         settings: only regions, protect, verify and output are used.
         progress: called as progress(phase, done, total); may raise to stop.
+        rung: rungs of the memory ladder to skip, see `memory.descend`.
 
     Raises:
         JobError: see `daemon.errors`; a verdict of `failed` is no error here but in the result.
     """
     watch = _Watch()
     began = time.perf_counter()
-    key = _digests(data, b"", source, settings)["key"]
-
-    with watch.phase("decode"):
+    with watch.phase("decode"), memory.watched(source.name):
         progress("decode", 0, 1)
         picture = images.decode(
             data, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
         )
-    with watch.phase("detect"):
+    with watch.phase("detect"), memory.watched(source.name):
         progress("detect", 0, 1)
         found = finding.find(picture, source, settings.regions)
     if not found.regions:
         return _passed(data, picture, source, settings, found, watch, began)
 
-    with watch.phase("load"):
-        bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, found.regions, settings)
+    ladder = memory.rungs(settings.protect, protect.pick_device(settings.protect.device))
+    return memory.descend(
+        ladder,
+        lambda step: _protected(data, picture, found, source, settings, step, progress, watch, began),
+        start=rung,
+    )
+
+
+def _protected(
+    data: bytes,
+    picture: Picture,
+    found: Found,
+    source: Source,
+    settings: Settings,
+    rung: Rung,
+    progress: Phase,
+    watch: _Watch,
+    began: float,
+) -> Result:
+    """The steps that need memory, as one rung of the ladder has them; the key stays the configuration's."""
+    key = _digests(data, b"", source, settings)["key"]
+    with watch.phase("load"), memory.watched(source.name):
+        bench = _Bench.of(settings, rung.protect, frugal=rung.frugal)
+    crops = _crops(picture.rgb, found.regions, rung.protect)
     budget = Budget(settings.protect.epsilon)
 
-    with watch.phase("optimise"), _memory(source):
+    with watch.phase("optimise"), memory.watched(source.name):
         changed = protect.optimise(
             picture.rgb,
             picture.grey,
             crops,
-            settings.protect,
+            rung.protect,
             bench.surrogates,
             device=bench.device,
             rng=generator(key, "optimise"),
@@ -129,7 +152,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
             metadata=settings.output.metadata,
         )
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
-    with watch.phase("verify"), _memory(source):
+    with watch.phase("verify"), memory.watched(source.name):
         verification = _verified(picture.rgb, published, largest, crops, bench, settings, key, progress)
     facts = {
         "file": source.name,
@@ -142,6 +165,7 @@ def process(data: bytes, source: Source, settings: Settings, *, progress: Phase 
         "epsilon": settings.protect.epsilon,
         "iterations": settings.protect.iterations,
         "device": bench.device_name,
+        "memory_rung": rung.name,
     }
     receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
     return Result(verification.verdict, encoded.data, encoded.extension, receipt, sheet)
@@ -171,10 +195,10 @@ def replay(
         )
         raise InputError(Code.UNREADABLE, message)
     found = finding.find(picture, source, settings.regions)
-    bench = _Bench.of(settings)
-    crops = _crops(picture.rgb, found.regions, settings)
+    bench = _Bench.of(settings, settings.protect)
+    crops = _crops(picture.rgb, found.regions, settings.protect)
     key = _digests(original, b"", source, settings)["key"]
-    with watch.phase("verify"), _memory(source):
+    with watch.phase("verify"), memory.watched(source.name):
         largest = images.largest_change(picture, other)
         verification = _verified(picture.rgb, other.rgb, largest, crops, bench, settings, key, progress)
     facts = {
@@ -268,23 +292,24 @@ class _Bench:
     held_out: Sequence[Editor]
 
     @classmethod
-    def of(cls, settings: Settings) -> _Bench:
-        device = protect.pick_device(settings.protect.device)
-        return cls(
-            device,
-            [editors.get(name, device, settings) for name in settings.protect.surrogates],
-            [editors.get(name, device, settings) for name in settings.verify.held_out],
-        )
+    def of(cls, settings: Settings, working: Protect, *, frugal: bool = False) -> _Bench:
+        """`working`: the protect section as the rung of the memory ladder has it."""
+        device = protect.pick_device(working.device)
+
+        def editor(name: str) -> Editor:
+            found = editors.get(name, device, settings)
+            return memory.Frugal(found) if frugal else found
+
+        return cls(device, [*map(editor, working.surrogates)], [*map(editor, settings.verify.held_out)])
 
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
 
-def _crops(rgb: Rgb, regions: Sequence[Region], settings: Settings) -> list[Crop]:
+def _crops(rgb: Rgb, regions: Sequence[Region], settings: Protect) -> list[Crop]:
     height, width = rgb.shape[:2]
-    margin, work = settings.protect.margin_px, settings.protect.work_px
-    return geometry.plan(regions, height, width, margin=margin, work=work)
+    return geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
 
 
 def _verified(
@@ -311,18 +336,6 @@ def _verified(
         rng=generator(key, "verify"),
         progress=lambda done, total: progress("verify", done, total),
     )
-
-
-@contextmanager
-def _memory(source: Source) -> Iterator[None]:
-    """Words every way of running out of memory; torch's CPU allocator raises a bare RuntimeError."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        message = f"{source.name}: out of memory ({error}); lower protect.work_px or add memory"
-        raise ModelError(Code.OUT_OF_MEMORY, message) from error
 
 
 def _told(

@@ -11,14 +11,16 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from daemon import inbox, manifest, outbox, premis
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
 from daemon.intake import Intake
-from daemon.ledger import Ledger, Spool
+from daemon.ledger import Ledger
 from daemon.manifest import Entry
+from daemon.spool import Spool
 from daemon.worker import Outcome
 
 
@@ -26,9 +28,14 @@ class Publisher:
     """Puts results and originals where they belong."""
 
     def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
-        self._settings, self._ledger, self._intake = settings, ledger, intake
+        self._ledger, self._intake = ledger, intake
+        self.configure(settings)
 
-    def conclude(self, job: Job, outcome: Outcome) -> None:
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from now on; the folders must be the same."""
+        self._settings = settings
+
+    def conclude(self, job: Job, outcome: Outcome, *, detail: dict[str, Any] | None = None) -> None:
         """Decide on a verdict: publish, or set aside."""
         verdict = Verdict(outcome.verdict or Verdict.FAILED)
         reasons = "; ".join(outcome.reasons)
@@ -39,7 +46,7 @@ class Publisher:
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self.fail(job, Code.WEAK, message, verdict)
         else:
-            self._publish(self._ledger.update(job, JobState.PUBLISHING, verdict=verdict))
+            self._publish(self._ledger.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict))
 
     def fail(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
         """Record why, then set the original aside."""
@@ -49,8 +56,8 @@ class Publisher:
 
     def step(self) -> None:
         """Take up again what a crash, a full disk or a missing permission interrupted."""
-        for job in list(self._ledger.jobs.values()):
-            if job.state not in (JobState.PUBLISHING, JobState.PUBLISHED) or not self._ledger.due(job):
+        for job in self._ledger.of(JobState.PUBLISHING, JobState.PUBLISHED):
+            if not self._ledger.due(job):
                 continue
             if job.state == JobState.PUBLISHED:
                 self._archive(job)
@@ -61,7 +68,7 @@ class Publisher:
 
     def _publish(self, job: Job) -> None:
         spool, folders = self._ledger.spool(job), self._settings.folders
-        outcome = Outcome.read(spool.folder)
+        outcome = Outcome.read(spool.folder, job.lease)
         try:
             data = (spool.folder / "output").read_bytes()
         except OSError:
@@ -70,7 +77,12 @@ class Publisher:
             detail = {"reason": "the result in the spool is gone or damaged"}
             self._ledger.update(job, JobState.READY, detail=detail)
             return
-        if not self._intake.unchanged(job):
+        try:
+            unchanged = self._intake.unchanged(job)
+        except OSError as error:
+            self._ledger.postpone(job, error)
+            return
+        if not unchanged:
             # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
             detail = {"reason": "picture or mask changed while it was worked"}
             self._ledger.update(job, JobState.SETTLING, detail=detail)
@@ -104,7 +116,7 @@ class Publisher:
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
-        outcome = Outcome.read(spool.folder)
+        outcome = Outcome.read(spool.folder, job.lease)
         detail = {"archived": [shown(entry.path) for entry in kept], "sha256": job.input_sha256}
         self._ledger.rest(
             job, JobState.ARCHIVED, detail=detail, timings=outcome.timings_s if outcome else None
@@ -176,21 +188,28 @@ class Publisher:
         outbox.confirm(folder, placed, sha)
         kept = [Entry(placed, sha)]
         outbox.remove(root, job.path, sha256=sha, key=key)
-        others = {
-            name.lower()
-            for path in self._ledger.jobs
-            if path != job.path and inbox.signature(root, path) is not None
-            for name in inbox.mask_names(path)
-        }
-        for index, (mask, digest) in enumerate(spool.masks()):
-            if mask.lower() in others:
-                continue  # another picture still needs it
-            if spool.mask(index).exists():
-                placed = outbox.put(spool.mask(index), folder, mask, sha256=digest, key=key)
+        extras = spool.extras()
+        wanted = self._wanted_by_others(job) if extras else set()
+        for extra, digest, copy in extras:
+            if extra.lower() in wanted:
+                continue
+            if copy.exists():
+                placed = outbox.put(copy, folder, extra, sha256=digest, key=key)
                 outbox.confirm(folder, placed, digest)
                 kept.append(Entry(placed, digest))
-            outbox.remove(root, mask, sha256=digest, key=key)
+            outbox.remove(root, extra, sha256=digest, key=key)
         return kept
+
+    def _wanted_by_others(self, job: Job) -> set[bytes]:
+        """Names, in lower case, of the masks and proofs that pictures still in the inbox need."""
+        stem, ending = os.path.splitext(job.path)[0].lower(), self._settings.watch.proof_ending
+        rivals = [path for path in self._ledger.jobs if path.lower().startswith(stem) and path != job.path]
+        return {
+            name.lower()
+            for path in rivals
+            if inbox.signature(self._intake.root, path) is not None
+            for name in (*inbox.mask_names(path), *inbox.proof_names(path, ending))
+        }
 
 
 FAMILIES = (

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S = 30.0
 """How long to wait for another process's write."""
 
+TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+
 _READ, _WRITE = "BEGIN", "BEGIN IMMEDIATE"
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; revisions are numbers of four digits, so that they compare as text."""
 
 metadata = sa.MetaData()
@@ -60,6 +62,7 @@ _jobs = sa.Table(
     sa.Column("not_before", sa.Float, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("lease", sa.Integer, nullable=False, server_default="0"),
     sqlite_autoincrement=True,  # an id is never given twice, not even after pruning
 )
 _events = sa.Table(
@@ -85,7 +88,8 @@ sa.Index(
     sqlite_where=_jobs.c.state.in_(sorted(ACTIVE)),
 )
 sa.Index("jobs_path", _jobs.c.path)
-# The id before not_before: the oldest due job is found by a walk in order, without a sort.
+sa.Index("jobs_key", _jobs.c.key)
+sa.Index("jobs_updated", _jobs.c.updated)
 sa.Index("jobs_state", _jobs.c.state, _jobs.c.id, _jobs.c.not_before)
 sa.Index("events_job", _events.c.job_id)
 
@@ -228,22 +232,37 @@ class Store:
         return self._move(job_id, state, at, detail, dict(fields))
 
     def start_attempt(self, job_id: int, *, at: float) -> Job:
-        """READY → RUNNING and one attempt more, durable on return, before the dangerous work.
+        """READY → RUNNING, a new lease and one attempt more, durable on return, before the dangerous work.
 
         Raises:
             StoreError: no such job, or it is not READY: somebody else claimed it.
         """
-        attempts = {"attempts": _jobs.c.attempts + 1}
-        return self._move(job_id, JobState.RUNNING, at, None, attempts, expected=JobState.READY)
+        counted = {"attempts": _jobs.c.attempts + 1, "lease": _jobs.c.lease + 1}
+        return self._move(job_id, JobState.RUNNING, at, None, counted, expected=JobState.READY)
 
-    def give_back(self, job_id: int, *, at: float, detail: dict[str, Any] | None = None) -> Job:
-        """RUNNING → READY and the attempt is not counted: it was stopped, it did not fail.
+    def give_back(
+        self,
+        job_id: int,
+        *,
+        at: float,
+        state: JobState = JobState.READY,
+        detail: dict[str, Any] | None = None,
+    ) -> Job:
+        """RUNNING → `state` and the attempt is not counted: it was stopped, it did not fail.
 
         Raises:
             StoreError: no such job, or it is not RUNNING.
         """
         attempts = {"attempts": sa.func.max(_jobs.c.attempts - 1, 0)}
-        return self._move(job_id, JobState.READY, at, detail, attempts, expected=JobState.RUNNING)
+        return self._move(job_id, state, at, detail, attempts, expected=JobState.RUNNING)
+
+    def prune(self, *, before: float, most: int = 1000) -> int:
+        """Forget up to `most` jobs that ended before a time, and their events; how many these were."""
+        old = sa.select(_jobs.c.id).where(
+            _jobs.c.updated < before, _jobs.c.state.not_in(sorted(ACTIVE))
+        ).order_by(_jobs.c.updated).limit(most)  # fmt: skip
+        with self._transaction(_WRITE) as connection:
+            return connection.execute(sa.delete(_jobs).where(_jobs.c.id.in_(old))).rowcount
 
     def set_fact(self, key: str, value: Any, *, at: float) -> None:
         """Remember a JSON value under a key, in place of the former one."""
@@ -259,10 +278,14 @@ class Store:
         """The job of that id."""
         return next(iter(self._select(sa.select(_jobs).where(_jobs.c.id == job_id))), None)
 
-    def next_ready(self, *, at: float) -> Job | None:
-        """The oldest READY job whose `not_before` has come."""
-        due = sa.select(_jobs).where(_jobs.c.state == JobState.READY, _jobs.c.not_before <= at)
-        return next(iter(self._select(due.order_by(_jobs.c.id).limit(1))), None)
+    def twin(self, key: str) -> Job | None:
+        """The newest published job of that key: the same picture, mask and configuration."""
+        done = sa.select(_jobs).where(
+            _jobs.c.key == key,
+            _jobs.c.state.in_([JobState.PUBLISHED, JobState.ARCHIVED]),
+            _jobs.c.output_sha256.is_not(None),
+        )
+        return next(iter(self._select(done.order_by(_jobs.c.id.desc()).limit(1))), None)
 
     def active(self) -> list[Job]:
         """All jobs in one of the `domain.ACTIVE` states, oldest first."""
@@ -339,7 +362,8 @@ class Store:
                 yield connection
                 connection.commit()
         except sa.exc.SQLAlchemyError as error:
-            raise StoreError(_explain(self.path, error)) from error
+            text, transient = _explain(self.path, error)
+            raise StoreError(text, transient=transient) from error
 
     def _prepare(self, *, writable: bool) -> None:
         """Check the file, and bring its schema to HEAD where we may write."""
@@ -433,12 +457,13 @@ def alembic_config(connection: sa.Connection) -> Config:
     return config
 
 
-def _explain(path: Path, error: sa.exc.SQLAlchemyError) -> str:
-    """Subject, got, expected, remedy for whatever SQLite says."""
+def _explain(path: Path, error: sa.exc.SQLAlchemyError) -> tuple[str, bool]:
+    """Subject, got, expected, remedy for whatever SQLite says, and whether it passes by itself."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    match getattr(cause, "sqlite_errorcode", 0) & 0xFF:  # the primary code of an extended one
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
+    match code:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return _damaged(path, str(cause))
+            return _damaged(path, str(cause)), False
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             remedy = f"locked for over {BUSY_TIMEOUT_S:g} s; end the process that `fuser {path}` names"
         case sqlite3.SQLITE_FULL:
@@ -451,7 +476,7 @@ def _explain(path: Path, error: sa.exc.SQLAlchemyError) -> str:
             remedy = "the change breaks a rule; a path has one active job at a time, history is only added to"
         case _:
             remedy = "unexpected; please report it"
-    return f"job database {path}: {cause}: {remedy}"
+    return f"job database {path}: {cause}: {remedy}", code in TRANSIENT
 
 
 def _damaged(path: Path, problem: str) -> str:

@@ -10,12 +10,13 @@ import ctypes
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from daemon.config import Settings
 from daemon.errors import Code, JobError, ModelError
 
 RESULT = "result.json"
+KILLED = "killed by SIGKILL"
+"""What `Child.exitcode` says of a child that was killed, by the kernel or by somebody."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Order:
     masks: tuple[tuple[str, str], ...]
     """(display name, file name in the folder)"""
     settings: Settings
+    lease: int = 0
+    rung: int = 0
+    """How many rungs of the memory ladder to skip: the worker was killed on the ones above."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Outcome:
     """
 
     job: int
+    lease: int = 0
     verdict: str | None = None
     extension: str = ""
     output_sha256: str | None = None
@@ -70,13 +77,20 @@ class Outcome:
     stopped: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> Outcome | None:
-        """The outcome a finished child left in a spool folder, None if it did not finish."""
+    def read(cls, folder: Path, lease: int) -> Outcome | None:
+        """The outcome a child left in a spool folder under a lease; None if it did not finish."""
         try:
             data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
-            return cls(**{**data, "reasons": tuple(data["reasons"])})
+            outcome = cls(**{**data, "reasons": tuple(data["reasons"])})
         except (OSError, ValueError, TypeError, KeyError):  # absent, or written by another version
             return None
+        return outcome if outcome.lease == lease else None
+
+    def write(self, folder: Path) -> None:
+        """Leave the outcome in a spool folder, atomically and last: all else must lie there already."""
+        part = folder / (RESULT + ".part")
+        _write(part, json.dumps(asdict(self)).encode())
+        part.rename(folder / RESULT)
 
 
 class Stopped(Exception):
@@ -84,14 +98,19 @@ class Stopped(Exception):
 
 
 class Child:
-    """The daemon's end: starts, feeds, watches and ends the process."""
+    """The daemon's end: starts, feeds, watches and ends the process.
 
-    def __init__(self) -> None:
+    Args:
+        memory_mb: how much host memory it may allocate; 0 for no limit.
+    """
+
+    def __init__(self, memory_mb: int = 0) -> None:
         self.job: int | None = None
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, os.getpid()), name="worker", daemon=True)
+        arguments = (theirs, os.getpid(), memory_mb)
+        self._process = context.Process(target=serve, args=arguments, name="worker", daemon=True)
         self._process.start()
         theirs.close()
 
@@ -159,9 +178,10 @@ class Child:
             self._process.join()
 
 
-def serve(connection: Connection, parent: int) -> None:
+def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
     """The child's main loop: one order at a time until the daemon closes the pipe or sends None."""
     _die_with(parent)
+    _limit(memory_mb)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the daemon decides; a Ctrl-C reaches the whole group
     while True:
@@ -193,23 +213,22 @@ def work(order: Order, connection: Connection) -> Outcome:
     try:
         outcome = _process(order, progress)
     except Stopped:
-        return Outcome(order.job, stopped=True)
+        return Outcome(order.job, order.lease, stopped=True)
     except (EOFError, BrokenPipeError):
         raise EOFError from None
     except ModelError as error:
         # One that trying again does not mend (weights, device) would fail every picture alike.
-        outcome = _failed(order, error, transient=not error.retryable)
+        # Out of memory on the lowest rung is this picture's own trouble.
+        outcome = _failed(order, error, transient=not error.retryable and error.code != Code.OUT_OF_MEMORY)
     except JobError as error:
         outcome = _failed(order, error)
     except (OSError, ImportError) as error:
         outcome = Outcome(order.job, code=Code.INTERNAL.value, message=repr(error), transient=True)
     except Exception:
         outcome = Outcome(order.job, code=Code.INTERNAL.value, message=traceback.format_exc(limit=20))
+    outcome = replace(outcome, lease=order.lease)
     if not outcome.transient:
-        # Last, atomically: with it a restart publishes without working the picture again.
-        part = order.folder / (RESULT + ".part")
-        _write(part, json.dumps(asdict(outcome)).encode())
-        part.rename(order.folder / RESULT)
+        outcome.write(order.folder)  # with it a restart publishes without working the picture again
     return outcome
 
 
@@ -221,7 +240,8 @@ def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome
 
     sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
     data = (order.folder / "input").read_bytes()
-    result = process(data, Source(order.name, sidecars), order.settings, progress=progress)
+    source = Source(order.name, sidecars)
+    result = process(data, source, order.settings, progress=progress, rung=order.rung)
     _write(order.folder / "output", result.data)
     _write(order.folder / "receipt.json", to_json(result.receipt))
     if result.sheet is not None:
@@ -251,6 +271,13 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _limit(memory_mb: int) -> None:
+    """A hostile picture must fill neither the disk with a core nor, where a limit is set, the memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory_mb:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, resource.RLIM_INFINITY))
 
 
 def _die_with(parent: int) -> None:

@@ -44,18 +44,24 @@ def wait_for(what: Callable[[], T], *, seconds: float = 120, because: str = "") 
         time.sleep(0.05)
 
 
+BRISK: dict[str, Any] = {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3, "incomplete_wait_s": 0.5}
+"""How the tests watch, unless they say otherwise."""
+
+
 @dataclass
 class Sandbox:
     """The daemon's folders and configuration below a temporary folder, and ways to drive it."""
 
     base: Path
+    module: str = "daemon.cli"
+    """What is run: a fault double may stand in."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def configure(self, **sections: Any) -> Path:
         settings: dict[str, Any] = {
             "folders": {"inbox": "inbox"},
-            "watch": {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3},
             **sections,
+            "watch": {**BRISK, **sections.get("watch", {})},
         }
         path = self.base / "config.yaml"
         path.write_text(yaml.safe_dump(settings))
@@ -71,7 +77,7 @@ class Sandbox:
     def backfire(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "daemon.cli", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             cwd=self.base, capture_output=True, text=True, timeout=timeout, check=False, env=_environment(),
         )  # fmt: skip
 
@@ -82,12 +88,12 @@ class Sandbox:
             cwd=self.base, capture_output=True, text=True, timeout=300, check=False, env=_environment(),
         )  # fmt: skip
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start `backfire run` and wait until it is ready."""
+    def start(self, *prefix: str) -> subprocess.Popen[str]:
+        """Start `backfire run`, behind a prefix such as `unshare`, and wait until it is ready."""
         log = (self.base / "daemon.log").open("a+")
         offset = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.cli", "run"],
+            [*prefix, sys.executable, "-m", self.module, "run"],
             cwd=self.base, stdout=log, stderr=log, text=True, env=_environment(), start_new_session=True,
         )  # fmt: skip
         log.close()

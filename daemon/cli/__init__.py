@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _refuse(message: str, code: int) -> NoReturn:
-    err.print(Text(f"backfire: {message}", style="red"))
+    err.print(Text(f"backfire: {message}", style="red"), soft_wrap=True)
     raise SystemExit(code)
 
 

@@ -45,6 +45,8 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             f"running as pid {fact[0]['pid']}, " + (f"working {working}" if working else "watching"),
             markup=False,
         )
+        if fact[0].get("trouble"):
+            out.print(Text(fact[0]["trouble"], "yellow"), soft_wrap=True)
     else:
         seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fact[1])) if fact else "never"
         out.print(f"not running (last heard of: {seen})")
@@ -141,6 +143,17 @@ def _relative(path: Path, settings: Settings) -> bytes:
     return os.fsencode(path)
 
 
+def _settling(settings: Settings, job: Job) -> str:
+    watch = settings.watch
+    proof = inbox.scan_beside(settings.folders.inbox, job.path, watch.proof_ending).proof_of(job.path)
+    if watch.proof != "none" and proof is None:
+        return f"waits for its .{watch.proof} file"
+    more = (
+        f", or {watch.incomplete_wait_s:g} s longer if it ends too early" if watch.incomplete_wait_s else ""
+    )
+    return f"must stand still for {watch.settle_s:g} s{more}, or waits its turn to be copied"
+
+
 def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool, alive: bool) -> str:
     name = shown(path)
     if not found:
@@ -152,7 +165,7 @@ def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool,
     job, watch = found[0], settings.watch
     result = settings.folders.outbox / shown(job.output_path or b"")
     sentences = {
-        JobState.SETTLING: f"must stand still for {watch.settle_s:g} s, or waits its turn to be copied",
+        JobState.SETTLING: _settling(settings, job),
         JobState.WAITING_MASK: f"waits up to {watch.mask_wait_s:g} s for a mask",
         JobState.READY: "is next in line" if job.not_before <= time.time() else "waits to be tried again",
         JobState.RUNNING: "is being worked",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +21,9 @@ from daemon.service import Service, Summary
 
 @app.command()
 def run(config_file: Config = DEFAULT) -> None:
-    """Watch the inbox until stopped (SIGTERM, Ctrl-C)."""
+    """Watch the inbox until stopped (SIGTERM, Ctrl-C); SIGHUP reads the configuration again."""
     log.setup()
-    serve(config.load(config_file), until_idle=False)
+    serve(config.load(config_file), until_idle=False, load=lambda: config.load(config_file))
 
 
 @app.command()
@@ -37,13 +38,14 @@ def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
 
 
-def serve(settings: Settings, *, until_idle: bool) -> Summary:
-    """Run the service under signals and a progress bar."""
+def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] | None = None) -> Summary:
+    """Run the service under signals and a progress bar; without `load`, SIGHUP ends it too."""
     with bar() as advance:
-        service = Service(settings, on_progress=lambda job, *step: named(advance, job.name)(*step))
+        service = Service(settings, load=load, on_progress=lambda job, *step: named(advance, job.name)(*step))
         with closing(service):
-            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for name in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(name, lambda *_: service.stop())
+            signal.signal(signal.SIGHUP, lambda *_: service.reload() if load else service.stop())
             return service.run(until_idle=until_idle)
 
 

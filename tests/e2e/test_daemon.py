@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -174,27 +173,6 @@ def test_results_of_another_file_are_never_overwritten(sandbox: Sandbox) -> None
     assert len(sandbox.files("outbox")) == 2
     assert len({f for f in sandbox.files("archive") if "mask" not in f}) == 2
     assert len({f for f in sandbox.files("reports") if f.endswith(".json")}) == 2
-
-
-def test_sigterm_gives_the_job_back_unburnt(sandbox: Sandbox) -> None:
-    sandbox.configure(protect={"iterations": 100_00, "margin_px": 32})
-    sandbox.drop(encoded(photo()), "p.png")
-    sandbox.drop(encoded(mask_picture()), "p.mask.png")
-    process = sandbox.start()
-    wait_for(lambda: '"running": 1' in sandbox.backfire("status", "--json").stdout, because="the job to run")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, sandbox.log()
-    (job,) = json.loads(sandbox.backfire("jobs", "--json").stdout)
-    assert (job["state"], job["attempts"]) == ("ready", 0)
-    assert (sandbox.inbox / "p.png").is_file()
-
-
-def test_two_daemons_do_not_share_a_state_folder(sandbox: Sandbox) -> None:
-    sandbox.configure(**QUICK)
-    sandbox.start()
-    second = sandbox.backfire("run", timeout=60)
-    assert second.returncode == 2
-    assert "another backfire daemon" in second.stderr
 
 
 def test_a_bad_configuration_refuses_to_start(sandbox: Sandbox) -> None:

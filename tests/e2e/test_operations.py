@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.config import parse
+from daemon.inbox import Hints
 from daemon.service import Service
 from tests.conftest import QUICK, Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
@@ -107,12 +108,15 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
 def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, manager: Manager) -> None:
     now = 1000.0
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    with closing(Service(settings, monotonic=lambda: now)) as service:
+    with (
+        closing(Service(settings, monotonic=lambda: now)) as service,
+        closing(Hints(settings.folders.inbox, "polling", service._wake)) as hints,
+    ):
 
         def fed() -> bool:
             manager.hear()
             manager.said.clear()
-            service._beat()
+            service._beat(hints)
             assert manager.heard("STATUS=")
             return manager.heard("WATCHDOG=1")
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from daemon import cli, manifest, outbox
+from benchmarks import passthrough
+from daemon import cli, manifest, outbox, worker
 from daemon.domain import JobState
 from daemon.store import Store
 
@@ -37,9 +38,8 @@ def published(store: Store, job_id: int, state: JobState, **_: Any) -> bool:
     return state == JobState.PUBLISHED
 
 
-def is_aside(path: bytes | str, *_: Any, **__: Any) -> bool:
-    path = os.fsencode(path)
-    return b"/inbox/" in path and b".backfire-" in path
+def is_aside(path: bytes | str, *_: Any, dir_fd: int | None = None, **__: Any) -> bool:
+    return dir_fd is not None and b".backfire-" in os.fsencode(path)
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def main() -> None:
     else:
         module = manifest if what == "append" else outbox
         setattr(module, what, around(getattr(module, what), before=before, when=always))
+    worker.serve = passthrough.serve
     sys.argv[1:] = ["once"]
     cli.main()
 

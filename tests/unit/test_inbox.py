@@ -159,7 +159,7 @@ def test_without_inotify_it_polls_and_says_why(tmp_path: Path, monkeypatch: pyte
         def schedule(self, *_: object, **__: object) -> None:
             raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(inbox, "Observer", Exhausted)
+    monkeypatch.setattr(inbox.hints, "Observer", Exhausted)
     hints = Hints(tmp_path, "auto", threading.Event())
     assert hints.mode == "polling"
     assert "limit reached" in hints.trouble
@@ -167,7 +167,7 @@ def test_without_inotify_it_polls_and_says_why(tmp_path: Path, monkeypatch: pyte
 
 
 def test_network_file_systems_are_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(inbox.mounts, "filesystem", lambda path: "nfs4")
     hints = Hints(tmp_path, "auto", threading.Event())
     assert hints.mode == "polling"
     assert "nfs4" in hints.trouble

@@ -4,10 +4,11 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from daemon import outbox
+from daemon import outbox, paths
 from daemon.errors import PublishError
 
 KEY = "0123456789abcdef" * 4
@@ -84,16 +85,55 @@ def test_move_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not leftovers(tmp_path)
 
 
-def test_without_hard_links_nothing_is_overwritten_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object, **__: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
+def refused(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", none)
+
+def unknown(*_: object) -> None:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+@pytest.mark.parametrize("renameat2", [True, False])
+def test_without_hard_links_nothing_is_overwritten_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renameat2: bool
+) -> None:
+    monkeypatch.setattr(os, "link", refused)
+    if not renameat2:
+        monkeypatch.setattr(paths, "_rename_noreplace", unknown)
     assert outbox.place(b"old", tmp_path, b"p.png", key="f" * 64) == b"p.png"
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
     assert (tmp_path / "p.png").read_bytes() == b"old"
+    assert not leftovers(tmp_path)
+
+
+def test_a_crash_between_claim_and_rename_leaves_no_empty_file_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(paths, "_rename_noreplace", unknown)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        patch.setattr(os, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.place(b"data", tmp_path, b"p.png", key=KEY)
+    assert (tmp_path / "p.png").read_bytes() == b""
+    assert outbox.place(b"data", tmp_path, b"p.png", key=KEY) == b"p.png"
+    assert (tmp_path / "p.png").read_bytes() == b"data"
+    (tmp_path / "q.png").touch()
+    assert outbox.place(b"data", tmp_path, b"q.png", key=KEY) == b"q.01234567.png", "not ours: it stays"
+
+
+def test_remove_follows_no_link_out_of_the_root(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "p.png").write_bytes(b"original")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PublishError):
+        outbox.remove(tmp_path / "in", b"sub/p.png", sha256=sha(b"original"), key=KEY)
+    assert (tmp_path / "elsewhere" / "p.png").read_bytes() == b"original"
 
 
 def test_put_refuses_content_that_is_not_what_it_was(tmp_path: Path) -> None:
@@ -128,15 +168,15 @@ def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
-    hashed = outbox.file_sha256
+    hashed = hashlib.file_digest
 
-    def meanwhile(path: bytes | Path) -> str:
-        digest = hashed(path)
+    def meanwhile(*arguments: Any) -> Any:
+        digest = hashed(*arguments)
         (tmp_path / "new").write_bytes(b"a newer picture")
         os.rename(tmp_path / "new", tmp_path / "p.png")
         return digest
 
-    monkeypatch.setattr(outbox, "file_sha256", meanwhile)
+    monkeypatch.setattr(hashlib, "file_digest", meanwhile)
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
 

@@ -160,13 +160,32 @@ def test_only_a_ready_job_is_claimed_and_only_a_running_one_given_back(store: St
     assert store.by_path(b"a.png")[0].attempts == 1
 
 
-def test_next_ready_is_the_oldest_that_is_due(store: Store) -> None:
-    assert store.next_ready(at=1e9) is None
-    first, second, third = ready(store, b"1", b"2", b"3")
-    store.update(first.id, S.READY, at=3.0, not_before=100.0)
-    store.update(second.id, S.FAILED, at=3.0)
-    due = [store.next_ready(at=at) for at in (50.0, 99.9, 100.0)]
-    assert [job and job.id for job in due] == [third.id, third.id, first.id]
+def test_each_start_is_a_new_lease_given_back_or_not(store: Store) -> None:
+    [job] = ready(store, b"a.png")
+    assert store.start_attempt(job.id, at=3.0).lease == 1
+    assert store.give_back(job.id, at=4.0, state=S.SETTLING).state == S.SETTLING
+    store.update(job.id, S.READY, at=5.0)
+    assert (store.start_attempt(job.id, at=6.0).lease, store.by_path(b"a.png")[0].attempts) == (2, 1)
+
+
+def test_a_twin_is_the_newest_published_job_of_the_same_key(store: Store) -> None:
+    one, two, three = ready(store, b"1", b"2", b"3")
+    for job, state in ((one, S.ARCHIVED), (two, S.PUBLISHED), (three, S.FAILED)):
+        store.update(job.id, state, at=3.0, key="k", output_sha256="s" if job != three else None)
+    twin = store.twin("k")
+    assert twin is not None
+    assert twin.id == two.id
+    assert store.twin("other") is None
+
+
+def test_old_ends_are_forgotten_with_their_history_and_nothing_else(store: Store) -> None:
+    old, young, active = ready(store, b"old", b"young", b"active")
+    store.update(old.id, S.ARCHIVED, at=10.0)
+    store.update(young.id, S.ARCHIVED, at=30.0)
+    assert store.prune(before=20.0) == 1
+    assert store.history(old.id) == []
+    assert [job.id for job in store.jobs()] == [active.id, young.id]
+    assert store.prune(before=20.0) == 0
 
 
 def test_lists_and_counts(store: Store) -> None:
@@ -216,7 +235,7 @@ def test_the_migrations_make_the_tables_of_the_module(store: Store, path: Path) 
     with engine.connect() as migrated, fresh.begin() as direct:
         metadata.create_all(direct)
         made, meant = (
-            {name: " ".join(sql.split()) for name, sql in one.exec_driver_sql(query) if sql}
+            {name: "".join(sql.split()) for name, sql in one.exec_driver_sql(query) if sql}
             for one in (migrated, direct)
         )
     fresh.dispose()
@@ -240,11 +259,11 @@ def test_the_next_migration_can_be_written_from_the_template(tmp_path: Path, pat
         for table in metadata.tables.values():
             table.to_metadata(wider)
         sa.Table("notes", wider, sa.Column("text", sa.Text))
-        alembic.command.revision(config, "Notes", rev_id="0002", autogenerate=True)
+        alembic.command.revision(config, "Notes", rev_id="0003", autogenerate=True)
         alembic.command.upgrade(config, "head")
         connection.commit()
         assert connection.exec_driver_sql("SELECT count(*) FROM notes").scalar() == 0
-    with pytest.raises(StoreError, match=r"schema 0002, expected 0001 or older.*newer Backfire"):
+    with pytest.raises(StoreError, match=r"schema 0003, expected 0002 or older.*newer Backfire"):
         Store(path)
     with pytest.raises(StoreError, match="newer Backfire"):
         Store.read_only(path)
@@ -316,7 +335,7 @@ def test_read_only_creates_nothing(path: Path) -> None:
     assert not path.parent.exists()
     path.parent.mkdir()
     path.touch()
-    with pytest.raises(StoreError, match=r"schema none, expected 0001; start the daemon once"):
+    with pytest.raises(StoreError, match=r"schema none, expected 0002; start the daemon once"):
         Store.read_only(path)
     assert path.read_bytes() == b""
 
@@ -408,7 +427,7 @@ def test_two_processes_claim_every_job_once_and_lose_no_update(store: Store, pat
     jobs = ready(store, *(b"%d.png" % number for number in range(60)))
     script = """
 with Store(Path(sys.argv[1])) as store:
-    while (job := store.next_ready(at=10.0)) is not None:
+    while (job := next((j for j in store.active() if j.state == JobState.READY), None)) is not None:
         try:
             store.start_attempt(job.id, at=10.0)
         except StoreError as error:
@@ -451,7 +470,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         with Store.read_only(path) as reader:
             assert reader.active() == [
-                Job(job.id, b"killer.png", S.RUNNING, attempt, created=1.0, updated=3.0)
+                Job(job.id, b"killer.png", S.RUNNING, attempt, created=1.0, updated=3.0, lease=attempt)
             ]
         with Store(path) as store:
             assert len(store.history(job.id)) == 1 + 2 * attempt

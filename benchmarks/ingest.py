@@ -1,0 +1,140 @@
+"""Ingest alone: files per second against `scandir` + SHA-256 of the same files, memory, READY, database size.
+
+The method is a pass-through; everything else is the daemon's: copy, hash, sync, record, publish, archive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.soak import Daemon, png
+
+
+def configure(base: Path, settle_s: float) -> None:
+    """The pass-through daemon's folders and settings."""
+    settings = {
+        "folders": {"inbox": "inbox"},
+        "watch": {"settle_s": settle_s, "mask_wait_s": 0, "rescan_s": 1},
+        "regions": {"detectors": ["faces"]},
+        "limits": {"free_mb": 0},
+    }
+    (base / "config.yaml").write_text(json.dumps(settings))
+    (base / "inbox").mkdir(exist_ok=True)
+
+
+def plain(folder: Path) -> float:
+    """Seconds that `scandir`, reading and SHA-256 take: no ingest can do with less."""
+    began = time.perf_counter()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with open(entry.path, "rb") as file:
+                hashlib.file_digest(file, "sha256").hexdigest()
+    return time.perf_counter() - began
+
+
+def memory_mb(process: int) -> int:
+    """Resident memory of a process."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def ready_s(daemon: Daemon, offset: int, began: float) -> float:
+    """Seconds until the log says ready."""
+    while '"ready"' not in (daemon.base / "daemon.log").read_text()[offset:]:
+        daemon.alive()
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def database_mb(base: Path) -> float:
+    """The database and its write-ahead log."""
+    return sum(path.stat().st_size for path in (base / "state").glob("backfire.sqlite*")) / 2**20
+
+
+def throughput(files: int, kilobytes: int) -> None:
+    """Files per second from the first that was taken to the last that was archived."""
+    with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
+        base = Path(folder)
+        configure(base, settle_s=0.1)
+        filling = random.Random(0).randbytes(kilobytes << 10)
+        for number in range(files):
+            (base / "inbox" / f"{number}.png").write_bytes(png(str(number)) + filling)
+        baseline = plain(base / "inbox")
+        daemon = Daemon(base)
+        samples: list[int] = []
+        while daemon.states()["archived"] < files:
+            daemon.alive()
+            samples.append(memory_mb(daemon.process.pid))
+            time.sleep(0.2)
+        daemon.stop()
+        connection = sqlite3.connect(f"file:{base}/state/backfire.sqlite?mode=ro", uri=True)
+        query = "select max(at) - min(at) from events where state in ('ready', 'archived')"
+        (seconds,) = connection.execute(query).fetchone()
+        connection.close()
+        size = database_mb(base)
+    half = samples[len(samples) // 2]
+    print(
+        f"{files} files of {kilobytes} KB: {files / seconds:.0f} a second; scandir + SHA-256 "
+        f"{files / baseline:.0f} a second; ratio {baseline / seconds:.3f}; resident {half} MB half-way, "
+        f"{samples[-1]} MB at the end; database {size * 100_000 / files:.0f} MB per 100,000 jobs",
+        flush=True,
+    )
+
+
+def backlog(files: int) -> None:
+    """READY with so many files waiting: at the first start, and with all of them in the database."""
+    with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
+        base = Path(folder)
+        configure(base, settle_s=3600)
+        data = png("backlog")
+        for number in range(files):
+            place = base / "inbox" / str(number % 100)
+            if number < 100:
+                place.mkdir()
+            (place / f"{number}.png").write_bytes(data)
+        began = time.monotonic()
+        daemon = Daemon(base)
+        first = ready_s(daemon, 0, began)
+        while daemon.states()["settling"] < files:
+            daemon.alive()
+            time.sleep(0.2)
+        sighted, resident = time.monotonic() - began, memory_mb(daemon.process.pid)
+        daemon.process.kill()
+        daemon.process.wait()
+        offset, began = len((base / "daemon.log").read_text()), time.monotonic()
+        daemon = Daemon(base)
+        again = ready_s(daemon, offset, began)
+        daemon.stop()
+        print(
+            f"backlog of {files}: READY after {first:.1f} s, all in the database after {sighted:.1f} s "
+            f"({database_mb(base):.0f} MB, {resident} MB resident); killed, READY again after {again:.1f} s",
+            flush=True,
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Small files, large files, a backlog."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ingest", description=__doc__)
+    parser.add_argument("--small", type=int, default=2000, help="how many files of 1 KB")
+    parser.add_argument("--large", type=int, default=200, help="how many files of 8 MB")
+    parser.add_argument("--backlog", type=int, default=100_000)
+    options = parser.parse_args(arguments)
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    if options.small:
+        throughput(options.small, 1)
+    if options.large:
+        throughput(options.large, 8 << 10)
+    if options.backlog:
+        backlog(options.backlog)
+    return 0

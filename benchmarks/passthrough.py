@@ -1,0 +1,63 @@
+"""The daemon with a method that changes nothing, to load everything but the method.
+
+`python -m benchmarks.passthrough run -c config.yaml` is `backfire run` whose child checks that the
+file is whole and returns its bytes. Only benchmarks and fault tests use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from daemon import cli, worker
+from daemon.domain import Verdict, job_key, mask_digest
+from daemon.images import containers, refusals
+from daemon.worker import Order, Outcome
+
+real_serve = worker.serve
+
+
+def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    """What `worker._process` does, without a model: output = input.
+
+    Raises:
+        InputError: not one of our formats, or cut short.
+    """
+    progress("decode", 0, 1)
+    data = (order.folder / "input").read_bytes()
+    kind = containers.sniff(data, order.name)
+    if not containers.is_complete(data, kind):
+        raise refusals.cut_short(order.name, f"the {kind}")
+    masks = [hashlib.sha256((order.folder / file).read_bytes()).hexdigest() for _, file in order.masks]
+    sha = hashlib.sha256(data).hexdigest()
+    receipt = {
+        "file": order.name,
+        "key": job_key(sha, mask_digest(masks), order.settings.sha256),
+        "output_sha256": sha,
+        "reasons": [],
+    }
+    (order.folder / "output").write_bytes(data)
+    (order.folder / "receipt.json").write_text(json.dumps(receipt))
+    extension = os.path.splitext(order.name)[1].lower()
+    return Outcome(order.job, verdict=Verdict.PROTECTED, extension=extension, output_sha256=sha)
+
+
+def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
+    """The child: the real one but for the step above."""
+    worker._process = process
+    real_serve(connection, parent, memory_mb)
+
+
+def main() -> None:
+    """The commands of `backfire`, with that child."""
+    # By the module's own name: run as __main__, its `serve` could not be found by the child.
+    worker.serve = importlib.import_module("benchmarks.passthrough").serve
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

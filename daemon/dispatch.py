@@ -1,0 +1,251 @@
+"""Jobs to the worker's child and its outcomes back: leases, retries, hangs, deaths, the drain."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from daemon import outbox
+from daemon.config import Settings
+from daemon.domain import Job, JobState, shown
+from daemon.errors import Code
+from daemon.intake import INCOMPLETE, Intake
+from daemon.ledger import LONGEST_S, Ledger
+from daemon.line import priority
+from daemon.publish import Publisher
+from daemon.systemd import notify
+from daemon.worker import KILLED, Child, Order, Outcome, Progress
+
+log = structlog.get_logger()
+
+DRAIN_S = 60.0
+PAUSE_S = 30.0
+"""After trouble that is not the picture's: no space for the spool, weights that do not load."""
+PATIENCE = 3
+"""How often in a row that may happen before the pause is a long one, and `once` gives up."""
+
+Heard = Callable[[Job, str, int, int], None]
+
+
+class Dispatcher:
+    """Owns the child process; one job is with it at a time.
+
+    Attributes:
+        running: the job that the child has.
+        pauses: how often in a row it could not work for reasons that are not the picture's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        intake: Intake,
+        publisher: Publisher,
+        monotonic: Callable[[], float],
+        on_progress: Heard,
+    ) -> None:
+        self._ledger, self._intake, self._publisher = ledger, intake, publisher
+        self._monotonic, self._on_progress = monotonic, on_progress
+        self._child: Child | None = None
+        self._killed: dict[int, int] = {}
+        self._paused_until = 0.0
+        self.running: Job | None = None
+        self.pauses = 0
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from the next job on."""
+        self._settings = settings
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for trouble to pass."""
+        return self._monotonic() < self._paused_until
+
+    @property
+    def heard(self) -> float | None:
+        """When the child last said something, by the monotonic clock; None while it has nothing to do."""
+        return self._child.heard if self._child is not None and self.running is not None else None
+
+    def resume(self, *, crashed: bool) -> None:
+        """Put the jobs that were left half done where they can go on.
+
+        Args:
+            crashed: the daemon was started anew, and the picture may be why it ended; else only the
+                store failed for a while, the child may still be at work, and no attempt is burned.
+        """
+        before, self.running = self.running, None
+        for job in self._ledger.of(JobState.RUNNING):
+            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+            if finished is not None:
+                self._conclude(job, finished)
+            elif crashed:
+                detail = {"reason": "the daemon ended in mid-job"}
+                self._ledger.update(job, JobState.READY, detail=detail)
+            elif before is not None and before.id == job.id and self._child and self._child.job == job.id:
+                self.running = job
+            else:
+                detail = {"reason": "the database failed in mid-job"}
+                now = self._ledger.now()
+                self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Send waiting jobs back to be taken anew whose copy or configuration is not what it should be."""
+        for job in self._ledger.of(JobState.READY):
+            if job.config_sha256 != self._settings.for_path(job.path).sha256:
+                detail = {"reason": "the configuration changed"}
+                self._ledger.update(job, JobState.SETTLING, detail=detail)
+            elif not self._ledger.spool(job).files():
+                self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
+
+    def next(self) -> Job | None:
+        """The job whose turn it is: the highest priority, then the one that has been ready longest."""
+        due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
+        priorities = self._settings.watch.priorities
+        return min(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id), default=None)
+
+    def step(self) -> bool:
+        """Give the child its next job if it has none; whether there is anything to listen for."""
+        if self.running is not None:
+            return True
+        if self.paused:
+            return False
+        job = self.next()
+        if job is None:
+            return False
+        if job.attempts >= self._settings.protect.attempts:
+            message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
+            self._publisher.fail(job, Code.WORKER_DIED, message)
+        elif not self._adopted(job):
+            self._start(job)
+        return True
+
+    def _adopted(self, job: Job) -> bool:
+        """Take over the result of the same picture, mask and configuration, published under another name."""
+        twin = self._ledger.store.twin(job.key or "")
+        if twin is None or twin.output_path is None:
+            return False
+        folders, spool = self._settings.folders, self._ledger.spool(job)
+        report = outbox.beside(twin.output_path, b".json", job.key or "")
+        sheet = outbox.beside(twin.output_path, b".sheet.jpg", job.key or "")
+        try:
+            data = (folders.outbox / os.fsdecode(twin.output_path)).read_bytes()
+            receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
+            if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
+                return False
+            (spool.folder / "output").write_bytes(data)
+            document = {**receipt, "file": job.name, "worked_as": twin.name}
+            (spool.folder / "receipt.json").write_text(json.dumps(document, indent=2, ensure_ascii=False))
+            sheet_file = folders.reports / os.fsdecode(sheet)
+            if sheet_file.exists():
+                (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
+        except (OSError, ValueError, AttributeError):  # somebody took them away: it is worked again
+            return False
+        outcome = Outcome(
+            job.id,
+            job.lease,
+            verdict=twin.verdict,
+            extension=Path(os.fsdecode(twin.output_path)).suffix.lower(),
+            output_sha256=twin.output_sha256,
+            reasons=tuple(receipt.get("reasons", ())),
+        )
+        outcome.write(spool.folder)
+        self._publisher.conclude(job, outcome, detail={"worked_as": twin.name})
+        return True
+
+    def _start(self, job: Job) -> None:
+        if self._child is None:
+            self._child = Child(self._settings.limits.memory_mb)
+        job = self._ledger.remember(self._ledger.store.start_attempt(job.id, at=self._ledger.now()))
+        spool = self._ledger.spool(job)
+        masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
+        rung = self._killed.get(job.id, 0)
+        self.running = job
+        try:
+            settings = self._settings.for_path(job.path)
+            self._child.send(Order(job.id, spool.folder, job.name, masks, settings, job.lease, rung))
+        except OSError:
+            self._died(job)
+
+    def listen(self, seconds: float) -> None:
+        """Hear the child out for a while, at most until it says something."""
+        job = self.running
+        if self._child is None or job is None:
+            return
+        try:
+            messages = self._child.receive(seconds)
+        except EOFError:
+            self._died(job)
+            return
+        for message in messages:
+            if isinstance(message, Progress):
+                self._on_progress(job, message.phase, message.done, message.total)
+            elif message.lease == job.lease:
+                self._conclude(job, message)
+        silence = self._settings.limits.silence_s
+        if self.running is not None and time.monotonic() - self._child.heard > silence:
+            log.error("worker hangs", path=job.name, silent_s=silence)
+            self._child.kill()
+            self._died(job, f"hung for {silence:g} s")
+
+    def _died(self, job: Job, how: str = "") -> None:
+        if self._child is not None and not how:
+            how = self._child.exitcode()
+            if how == KILLED:  # what the kernel does when memory runs out: the next attempt needs less
+                self._killed[job.id] = self._killed.get(job.id, 0) + 1
+            self._child.kill()
+        self._child = None
+        finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+        if finished is not None:
+            self._conclude(job, finished)
+            return
+        log.error("worker died", path=job.name, how=how, attempt=job.attempts)
+        self._ledger.update(job, JobState.READY, detail={"reason": f"worker died: {how}"})
+        self.running = None
+
+    def _conclude(self, job: Job, outcome: Outcome) -> None:
+        """What the child's outcome means for the job."""
+        store, now = self._ledger.store, self._ledger.now
+        told = {"code": outcome.code, "reason": outcome.message}
+        if outcome.stopped:
+            self._ledger.remember(store.give_back(job.id, at=now()))
+        elif outcome.transient:
+            self._ledger.remember(store.give_back(job.id, at=now(), detail=told))
+            self.pauses += 1
+            self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE else 2.0)
+            log.error("paused", path=job.name, code=outcome.code, error=outcome.message)
+        elif outcome.code is None:
+            self.pauses = 0
+            self._publisher.conclude(job, outcome)
+        elif Code(outcome.code) in INCOMPLETE and self._intake.may_grow(job):
+            self._intake.suspect(job)
+            told["reason"] = f"{outcome.message}; waits for the rest"
+            self._ledger.remember(store.give_back(job.id, at=now(), state=JobState.SETTLING, detail=told))
+        elif outcome.retryable and job.attempts < self._settings.protect.attempts:
+            wait = min(5.0 * 4 ** (job.attempts - 1), LONGEST_S)
+            log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
+            self._ledger.update(job, JobState.READY, not_before=now() + wait, detail=told)
+        else:
+            self._publisher.fail(job, Code(outcome.code), outcome.message)
+        if not (outcome.stopped or outcome.transient):
+            self._killed.pop(job.id, None)
+        self.running = None
+
+    def drain(self) -> None:
+        """Give the running job back without burning its attempt, and end the child."""
+        if self._child is None:
+            return
+        notify(f"EXTEND_TIMEOUT_USEC={int(DRAIN_S * 1e6)}")
+        job = self.running
+        outcome = self._child.stop(DRAIN_S if job else 0)
+        self._child = None
+        if job is not None:
+            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+            self._conclude(job, outcome or finished or Outcome(job.id, job.lease, stopped=True))
+            log.info("drained", path=job.name)

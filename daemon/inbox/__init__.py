@@ -1,0 +1,27 @@
+"""The inbox: what lies in it, what is complete, which mask belongs to which picture.
+
+The scan is the truth; watchdog events are hints that a scan is due. A file is settled when its
+size, times and inode have not changed for the settle time by a monotonic clock, which is
+handed in: nothing in here reads a clock. Paths are bytes relative to the inbox.
+"""
+
+from daemon.inbox.hints import Hints
+from daemon.inbox.mounts import NETWORK, filesystem, mount_of
+from daemon.inbox.scan import (
+    Scan,
+    Signature,
+    in_masks_folder,
+    is_mask,
+    mask_names,
+    proof_names,
+    scan,
+    scan_beside,
+    signature,
+)
+from daemon.inbox.settle import Tracker
+from daemon.inbox.take import Taken, take
+
+__all__ = [
+    "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem", "in_masks_folder",
+    "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside", "signature", "take",
+]  # fmt: skip

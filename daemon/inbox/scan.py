@@ -1,0 +1,189 @@
+"""What lies in the inbox, and which mask or proof belongs to which picture. Paths are bytes below it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+MASK_ENDING = b".mask.png"
+ANNOTATIONS = b".json"
+
+
+class Signature(NamedTuple):
+    """What must stand still before a file counts as complete."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lay in the inbox.
+
+    Attributes:
+        files: every regular file but the ignored ones.
+        unreadable: folders that could not be looked into: what they hold is unknown, not gone.
+        proof: the ending of the files by which producers say that a picture is whole, e.g. `.done`;
+            empty where there are none.
+    """
+
+    files: dict[bytes, Signature] = field(default_factory=dict)
+    unreadable: frozenset[bytes] = frozenset()
+    proof: bytes = b""
+
+    @cached_property
+    def pictures(self) -> list[bytes]:
+        """All files that are neither masks nor proofs."""
+        return [path for path in self.files if not is_mask(path) and not self._is_proof(path)]
+
+    @cached_property
+    def _masks(self) -> dict[bytes, bytes]:
+        # By lower case: P.MASK.PNG belongs to p.jpg on every desk.
+        return {path.lower(): path for path in self.files if is_mask(path)}
+
+    def _is_proof(self, path: bytes) -> bool:
+        return bool(self.proof) and path.lower().endswith(self.proof)
+
+    def masks_of(self, picture: bytes) -> list[bytes]:
+        """The sidecar masks of a picture that are there."""
+        if not self._masks:
+            return []
+        names = dict.fromkeys(name.lower() for name in mask_names(picture))
+        found = (self._masks[name] for name in names if name in self._masks)
+        return [path for path in found if path != picture]
+
+    def proof_of(self, picture: bytes) -> bytes | None:
+        """The file that says a picture is whole: NAME.EXT.done, else NAME.done."""
+        names = proof_names(picture, self.proof)
+        return next((name for name in names if name in self.files), None)
+
+    def orphans(self) -> set[bytes]:
+        """Masks that no picture claims."""
+        if not self._masks:
+            return set()
+        claims = {
+            name for path in self.pictures for name in (path.lower(), os.path.splitext(path.lower())[0])
+        }
+        return {path for lower, path in self._masks.items() if not claims.intersection(_claimants(lower))}
+
+    def knows(self, path: bytes) -> bool:
+        """Whether the absence of a path means that it is gone."""
+        return not any(path.startswith(folder + b"/") for folder in self.unreadable)
+
+
+def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
+    """All regular files below `root` but the ignored; links, FIFOs and devices are not followed.
+
+    Raises:
+        OSError: the root itself cannot be read: a missing mount must not look like an empty inbox.
+    """
+    # One expression for all patterns: a hundred thousand names meet it at every scan.
+    ignored = re.compile(os.fsencode("|".join(map(fnmatch.translate, ignore)) or "(?!)")).match
+    top = os.fsencode(root)
+    files: dict[bytes, Signature] = {}
+    unreadable: set[bytes] = set()
+    pending = [b""]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(os.path.join(top, folder)) as entries:
+                for entry in entries:
+                    if ignored(entry.name):
+                        continue
+                    path = os.path.join(folder, entry.name)
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            pending.append(path)
+                        elif stat.S_ISREG(status.st_mode):
+                            files[path] = Signature.of(status)
+        except FileNotFoundError:
+            if not folder:
+                raise
+        except OSError:
+            if not folder:
+                raise
+            unreadable.add(folder)
+    return Scan(files, frozenset(unreadable), proof)
+
+
+def scan_beside(root: Path, picture: bytes, proof: bytes = b"") -> Scan:
+    """A picture, and all masks and proofs in its folder and in `masks` below it."""
+    top, folder = os.fsencode(root), os.path.dirname(picture)
+    files: dict[bytes, Signature] = {}
+    for place in (folder, os.path.join(folder, b"masks")):
+        with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
+            for entry in entries:
+                path = os.path.join(place, entry.name)
+                if path == picture or is_mask(path) or (proof and path.lower().endswith(proof)):
+                    with suppress(OSError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            files[path] = Signature.of(status)
+    return Scan(files, proof=proof)
+
+
+def in_masks_folder(path: bytes) -> bool:
+    """Whether nothing but its folder, `masks`, makes a file a mask: it may be a picture after all."""
+    return is_mask(path) and not path.lower().endswith((MASK_ENDING, ANNOTATIONS))
+
+
+def is_mask(path: bytes) -> bool:
+    """Whether a file is a sidecar by its name: NAME.mask.png, any PNG in a folder `masks`, or JSON."""
+    lower = path.lower()
+    in_folder = os.path.basename(os.path.dirname(lower)) == b"masks"
+    return lower.endswith((MASK_ENDING, ANNOTATIONS)) or (in_folder and lower.endswith(b".png"))
+
+
+def mask_names(picture: bytes) -> list[bytes]:
+    """Where a picture's sidecars, painted or JSON, may lie, relative to the inbox."""
+    folder, name = os.path.split(picture)
+    stem = os.path.splitext(name)[0]
+    return [
+        os.path.join(folder, stem + b".mask.png"),
+        os.path.join(folder, name + b".mask.png"),
+        os.path.join(folder, b"masks", stem + b".png"),
+        os.path.join(folder, b"masks", name + b".png"),
+        os.path.join(folder, stem + b".regions.json"),
+        os.path.join(folder, name + b".regions.json"),
+        os.path.join(folder, stem + b".json"),
+        os.path.join(folder, b"masks", stem + b".json"),
+    ]
+
+
+def proof_names(picture: bytes, ending: bytes) -> list[bytes]:
+    """Which files may say that a picture is whole; none without an ending."""
+    return [picture + ending, os.path.splitext(picture)[0] + ending] if ending else []
+
+
+def _claimants(mask: bytes) -> set[bytes]:
+    """The pictures, with or without their extension, that a lower-case mask may belong to."""
+    endings = (MASK_ENDING, b".regions.json", ANNOTATIONS)
+    found = {mask.removesuffix(ending) for ending in endings if mask.endswith(ending)}
+    folder, name = os.path.split(mask)
+    above, own = os.path.split(folder)
+    return found | {os.path.join(above, os.path.splitext(name)[0])} if own == b"masks" else found
+
+
+def signature(root: Path, path: bytes) -> Signature | None:
+    """The file's signature now, None if it is gone or no regular file."""
+    try:
+        status = os.lstat(os.path.join(os.fsencode(root), path))
+    except OSError:
+        return None
+    return Signature.of(status) if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,106 @@
+"""A private copy of one file of the inbox, hashed on the way; nothing of it is trusted."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from daemon import paths
+from daemon.domain import shown
+from daemon.errors import Code, InputError
+from daemon.inbox.scan import Signature
+
+
+class Taken(NamedTuple):
+    """A private copy of a file.
+
+    Attributes:
+        zeros: bytes that are 0 at its end.
+    """
+
+    sha256: str
+    signature: Signature
+    zeros: int
+
+    @property
+    def hollow(self) -> bool:
+        """Whether the end looks like room that is still to be filled: flat pictures end in fewer zeros."""
+        return self.zeros > max(64, self.signature.size // 8)
+
+
+def take(root: Path, path: bytes, copy: Path, expected: Signature | None = None) -> Taken:
+    """Copy a file of the inbox to `copy` while hashing it; nothing outside `root` is ever opened.
+
+    Raises:
+        InputError: CHANGED (retryable) if it is gone, is not `expected`, changed while being read, or
+            somebody on this machine has it open for writing; UNREADABLE if it is no regular file
+            or may not be read.
+    """
+    name = shown(path)
+    try:
+        with paths.folder_of(root, path) as (folder, last):
+            # NONBLOCK: opening a FIFO must not wait for its writer.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(last, flags, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise InputError(Code.CHANGED, f"{name}: is gone", retryable=True) from error
+    except OSError as error:
+        raise InputError(Code.UNREADABLE, _why_not(root, path, error), retryable=True) from error
+    digest, zeros = hashlib.sha256(), 0
+    with os.fdopen(descriptor, "rb") as source:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise InputError(Code.UNREADABLE, f"{name}: is not a regular file; only pictures are taken in")
+        if _is_being_written(descriptor):
+            raise InputError(Code.CHANGED, f"{name}: is still open for writing", retryable=True)
+        with copy.open("wb") as target:
+            while chunk := source.read(1 << 20):
+                digest.update(chunk)
+                target.write(chunk)
+                kept = len(chunk.rstrip(b"\0"))
+                zeros = len(chunk) - kept if kept else zeros + len(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        after = os.fstat(descriptor)
+    signature = Signature.of(after)
+    if Signature.of(before) != signature or (expected is not None and signature != expected):
+        raise InputError(
+            Code.CHANGED, f"{name}: changed while it was read; it is tried again", retryable=True
+        )
+    return Taken(digest.hexdigest(), signature, zeros)
+
+
+def _is_being_written(descriptor: int) -> bool:
+    """Whether a process on this machine has the file open for writing; False where nobody can tell.
+
+    The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE); other
+    users' files and some file systems know no leases.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        # A writer that comes within this moment is announced by a signal: one that is ignored by default.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return False
+
+
+def _why_not(root: Path, path: bytes, error: OSError) -> str:
+    """Who was refused what, for the person who can change it."""
+    try:
+        status = os.lstat(os.path.join(os.fsencode(root), path))
+        mode = f", the file is of uid {status.st_uid} with mode {status.st_mode & 0o7777:04o}"
+    except OSError:
+        mode = ""
+    return (
+        f"{shown(path)}: cannot be read as uid {os.geteuid()}{mode} ({error.strerror}); give it read access"
+    )

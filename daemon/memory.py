@@ -1,0 +1,135 @@
+"""Out of memory, rung by rung: one edit at a time, then smaller, then on the CPU; the receipt names the rung.
+
+A picture must not fail because its crop happens to be a little too large for the card, nor may the
+way out be silent: a smaller working size is a weaker protection.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from daemon.config import Protect
+from daemon.editors.base import Editor
+from daemon.errors import Code, ModelError
+
+LEAST_PX = 256
+"""No crop is worked smaller than the configuration allows."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to work a picture.
+
+    Attributes:
+        name: `full`, `one_at_a_time`, `smaller` or `cpu`; for the receipt.
+        protect: the settings to work by.
+        frugal: whether editors take one edit at a time and compute anew what they would keep.
+    """
+
+    name: str
+    protect: Protect
+    frugal: bool
+
+
+def rungs(protect: Protect, device: torch.device) -> list[Rung]:
+    """The ladder for a device, top first; its first rung is the configuration as it stands."""
+    ladder = [Rung("full", protect, False), Rung("one_at_a_time", protect, True)]
+    half = max(protect.work_px // 16 * 8, LEAST_PX)
+    if half < protect.work_px:
+        ladder.append(Rung("smaller", protect.model_copy(update={"work_px": half}), True))
+    if device.type == "cuda" and protect.cpu_fallback:
+        ladder.append(Rung("cpu", protect.model_copy(update={"device": "cpu"}), True))
+    return ladder
+
+
+def descend(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) -> T:
+    """What `work` returns on the first rung on which it does not run out of memory.
+
+    Args:
+        start: rungs to skip, because the process was killed on them; the last one is always tried.
+
+    Raises:
+        ModelError: OUT_OF_MEMORY, not retryable: there was none. Any other error of `work` passes.
+    """
+    tried = []
+    for rung in ladder[min(start, len(ladder) - 1) :]:
+        tried.append(rung.name)
+        try:
+            return work(rung)
+        except ModelError as error:
+            if error.code != Code.OUT_OF_MEMORY:
+                raise
+            message = error.message
+        # Only out here is the traceback gone, and with it the frames that hold the tensors.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise ModelError(Code.OUT_OF_MEMORY, f"{message} (tried: {', '.join(tried)})", retryable=False)
+
+
+@contextmanager
+def watched(name: str) -> Iterator[None]:
+    """Words every way of running out of memory; torch's CPU allocator raises a bare RuntimeError.
+
+    Raises:
+        ModelError: OUT_OF_MEMORY.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        message = f"{name}: out of memory ({error}); lower protect.work_px or add memory"
+    else:
+        return
+    raise ModelError(Code.OUT_OF_MEMORY, message)
+
+
+class Frugal:
+    """An editor that takes one edit at a time and keeps none of its activations; see `Editor`.
+
+    Up to rounding the same edits and the same gradients, for about one more forward pass.
+    """
+
+    def __init__(self, editor: Editor) -> None:
+        self._editor = editor
+        self.name, self.multiple = editor.name, editor.multiple
+        self.weights_sha256, self.blind = editor.weights_sha256, editor.blind
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some editors have: `encode`, `first_step`, `one_step`."""
+        if name == "_editor":  # not yet there while being copied
+            raise AttributeError(name)
+        return getattr(self._editor, name)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model to a device."""
+        self._editor.to(device)
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `Editor.inpaint`."""
+        one = [slice(index, index + 1) for index in range(len(image))]
+        return torch.cat([self._one(image[part], mask[part], generator) for part in one])
+
+    def _one(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not (torch.is_grad_enabled() and image.requires_grad):
+            return self._editor.inpaint(image, mask, generator=generator)
+        state = None if generator is None else generator.get_state()
+
+        def run(image: Tensor, mask: Tensor) -> Tensor:
+            if generator is not None and state is not None:
+                generator.set_state(state)  # the second pass must draw what the first one drew
+            return self._editor.inpaint(image, mask, generator=generator)
+
+        result: Tensor = checkpoint(run, image, mask, use_reentrant=False)
+        return result

@@ -1,0 +1,117 @@
+"""Files reached without following a link, and renamed without hitting another; POSIX, no knowledge of ours.
+
+A folder that somebody swaps for a link between check and use must not lead us outside, so every
+component is opened relative to the one before (openat(2), O_NOFOLLOW).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""How a file system without hard links refuses one."""
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def parts(path: bytes) -> list[bytes]:
+    """The components of a plain relative path.
+
+    Raises:
+        OSError: EINVAL, where it is absolute or holds an empty, `.` or `..` component.
+    """
+    found = path.split(b"/")
+    if any(part in (b"", b".", b"..") for part in found):
+        raise OSError(errno.EINVAL, "not a plain path below its folder")
+    return found
+
+
+@contextmanager
+def folder_of(root: Path, path: bytes) -> Iterator[tuple[int, bytes]]:
+    """The descriptor of the folder that holds `root`/`path`, and the name in it.
+
+    `root` itself may be a link; what lies below it may not.
+
+    Raises:
+        OSError: it is not there, a component is a link or no folder, or the path is not plain.
+    """
+    *parents, name = parts(path)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = os.open(root, flags)
+    try:
+        for part in parents:
+            inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def give_name(source: bytes, target: bytes, *, folder: int | None = None, resume: bool = False) -> None:
+    """Give a file its final name without replacing anything; the first name may be gone afterwards.
+
+    A hard link where there are any; else renameat2(RENAME_NOREPLACE); else the name is claimed by
+    an empty file and renamed over. A crash in between leaves that claim: `resume` says that this step
+    was begun before, so that an empty file at `target` is taken for it.
+
+    Args:
+        source, target: names, relative to `folder` where that is given.
+
+    Raises:
+        FileExistsError: `target` is taken.
+    """
+    try:
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        return
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    try:
+        _rename_noreplace(source, target, folder)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    if resume and _is_empty(target, folder):
+        os.unlink(target, dir_fd=folder)
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640, dir_fd=folder))
+    os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _is_empty(path: bytes, folder: int | None) -> bool:
+    try:
+        return os.stat(path, dir_fd=folder, follow_symlinks=False).st_size == 0
+    except OSError:
+        return False
+
+
+def _rename_noreplace(source: bytes, target: bytes, folder: int | None) -> None:
+    at = _AT_FDCWD if folder is None else folder
+    if _renameat2()(at, source, at, target, _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        kind = FileExistsError if number == errno.EEXIST else OSError
+        raise kind(number, os.strerror(number), os.fsdecode(target))
+
+
+@cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int]:
+    """glibc's and musl's call; where there is none, one that says so."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+
+        def missing(*_: object) -> int:
+            ctypes.set_errno(errno.ENOSYS)
+            return -1
+
+        return missing
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return call

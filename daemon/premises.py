@@ -1,0 +1,83 @@
+"""Whether the daemon may work here: known names, folders that can be used, nobody else at work, room left."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from daemon import detectors, editors, methods
+from daemon.config import Settings
+from daemon.errors import ConfigError, require
+
+
+def require_names(settings: Settings) -> None:
+    """A name that no detector, editor or method has is an error at start, not in the first job."""
+    for where, variant in settings.variants():
+        try:
+            detectors.check(variant.regions)
+            require(variant.protect.method, methods.NAMES, "protect.method")
+            editors.require_known(variant)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
+
+
+def make_folders(settings: Settings) -> None:
+    """Make those that are missing; an inbox that was there before is not made again but missed.
+
+    Raises:
+        ConfigError: a folder cannot be made or is missed.
+    """
+    known = (settings.folders.state / "backfire.sqlite").exists()
+    for name, folder in settings.folders.named().items():
+        if name == "inbox" and known and not folder.exists():
+            message = (
+                f"inbox {folder}: was there before and is gone; mount the share or make the folder again"
+            )
+            raise ConfigError(message)
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = f"make it, or give uid {os.geteuid()} access"
+            raise ConfigError(f"{name} {folder}: cannot be made ({error.strerror}); {remedy}") from error
+
+
+def lock(path: Path) -> int | None:
+    """A lock that ends with the process, on a file or folder; None where the file system has no locks.
+
+    Raises:
+        ConfigError: another daemon holds it, or it cannot be opened.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_CREAT | os.O_RDWR
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be opened ({error.strerror}); give uid {os.geteuid()} access"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            message = f"{path}: another backfire daemon works here; stop it, or give this one its own folders"
+            raise ConfigError(message) from None
+        return None
+    return descriptor
+
+
+def want_of_space(settings: Settings) -> str:
+    """Which folder's file system has less room left than `limits.free_mb`; empty where none has."""
+    floor = settings.limits.free_mb
+    for name, folder in settings.folders.named().items():
+        if name == "inbox":
+            continue  # nothing is written there
+        try:
+            free = shutil.disk_usage(folder).free >> 20
+        except OSError as error:
+            return f"{name} {folder}: cannot be asked for its free space ({error.strerror})"
+        if free < floor:
+            return f"{name} {folder}: {free} MB free, limits.free_mb asks for {floor}; free some space"
+    return ""

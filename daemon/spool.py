@@ -1,0 +1,131 @@
+"""The spool: a private folder a job, with copies of picture, masks and proof, then the worker's result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from daemon import inbox
+from daemon.errors import Code, InputError
+from daemon.inbox import Scan, Signature, Taken
+
+
+class Copies(NamedTuple):
+    """What was copied for a job."""
+
+    picture: Taken
+    masks: list[Taken]
+    proof: Taken | None
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A job's private folder below `state/spool`, and what was taken into it."""
+
+    folder: Path
+
+    @property
+    def input(self) -> Path:
+        """The picture's copy; mask i lies beside it as `mask-i`."""
+        return self.folder / "input"
+
+    def mask(self, index: int) -> Path:
+        """The copy of a mask."""
+        return self.folder / f"mask-{index}"
+
+    @property
+    def proof(self) -> Path:
+        """The copy of the done-marker or checksum file."""
+        return self.folder / "proof"
+
+    def fill(self, root: Path, path: bytes, scan: Scan) -> Copies:
+        """Copy a picture, its masks and its proof as a scan saw them, in place of what lay here.
+
+        Raises:
+            InputError: see `inbox.take`.
+            OSError: the spool cannot be written.
+        """
+        masks, proof = scan.masks_of(path), scan.proof_of(path)
+        self.drop()
+        self.folder.mkdir(parents=True)
+
+        def copy(name: bytes, target: Path) -> Taken:
+            return inbox.take(root, name, target, scan.files[name])
+
+        copies = Copies(
+            picture=copy(path, self.input),
+            masks=[copy(mask, self.mask(index)) for index, mask in enumerate(masks)],
+            proof=copy(proof, self.proof) if proof else None,
+        )
+        seen = {path: copies.picture.signature}
+        noted = [(mask, taken.sha256) for mask, taken in zip(masks, copies.masks, strict=True)]
+        seen |= {mask: taken.signature for mask, taken in zip(masks, copies.masks, strict=True)}
+        if proof and copies.proof:
+            seen[proof] = copies.proof.signature
+        self._note(seen, noted, (proof, copies.proof.sha256) if proof and copies.proof else None)
+        return copies
+
+    def doubt(self, name: str, copies: Copies, *, checksum: bool) -> InputError | None:
+        """Why the picture, `name`, may not be whole; None if nothing says so.
+
+        Args:
+            checksum: the proof holds the picture's SHA-256, and is no mere marker.
+        """
+        if copies.proof is None:
+            hollow = any(copy.hollow for copy in (copies.picture, *copies.masks))
+            message = f"{name}: ends in zeros, like a file that is still being filled; waits for the rest"
+            return InputError(Code.TRUNCATED, message) if hollow else None
+        if not checksum:
+            return None
+        with self.proof.open("rb") as file:
+            said = file.read(64).lower()
+        if said == copies.picture.sha256.encode():
+            return None
+        return InputError(
+            Code.CHECKSUM,
+            f"{name}: has SHA-256 {copies.picture.sha256[:12]}…, its checksum file says "
+            f"{said[:12].decode('ascii', 'replace')}…; copy both again",
+        )
+
+    def _note(
+        self,
+        files: dict[bytes, Signature],
+        masks: list[tuple[bytes, str]],
+        proof: tuple[bytes, str] | None = None,
+    ) -> None:
+        """Write down of what, in which condition, the copies were made; masks and proof as (path, digest)."""
+        document = {
+            "files": [[os.fsdecode(path), list(signature)] for path, signature in files.items()],
+            "masks": [[os.fsdecode(path), digest] for path, digest in masks],
+            "proof": [[os.fsdecode(path), digest] for path, digest in ([proof] if proof else [])],
+        }
+        (self.folder / "taken.json").write_text(json.dumps(document))
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads((self.folder / "taken.json").read_text())
+        except (OSError, ValueError):
+            return {"files": [], "masks": [], "proof": []}
+        return document
+
+    def files(self) -> dict[bytes, Signature]:
+        """The signatures of the files copied; empty if there is no complete copy."""
+        return {os.fsencode(path): Signature(*values) for path, values in self._noted()["files"]}
+
+    def masks(self) -> list[tuple[bytes, str]]:
+        """(path in the inbox, SHA-256) of the masks taken."""
+        return [(os.fsencode(path), digest) for path, digest in self._noted()["masks"]]
+
+    def extras(self) -> list[tuple[bytes, str, Path]]:
+        """(path in the inbox, SHA-256, copy) of all that was taken beside the picture."""
+        masks = [(path, digest, self.mask(index)) for index, (path, digest) in enumerate(self.masks())]
+        proofs = [(os.fsencode(path), digest, self.proof) for path, digest in self._noted()["proof"]]
+        return masks + proofs
+
+    def drop(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

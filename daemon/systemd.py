@@ -1,0 +1,18 @@
+"""Word to systemd: one datagram to $NOTIFY_SOCKET, see sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd, where it started us; e.g. `READY=1`, `WATCHDOG=1`, `STATUS=…`."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.sendto("\n".join(lines).replace("\0", "").encode("utf-8", "replace"), address)

@@ -1,0 +1,105 @@
+"""What the job database of a sandbox says, and pictures that cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Sandbox, photo, wait_for
+from tests.e2e.test_daemon import encoded
+
+PASS: dict[str, Any] = {"regions": {"detectors": ["sidecar"], "none_found": "pass"}}
+"""The real daemon, decoder and all, that publishes pictures without a mask unchanged: no model is run."""
+
+
+def _rows(sandbox: Sandbox, query: str) -> list[Any]:
+    database = sandbox.state / "backfire.sqlite"
+    if not database.exists():
+        return []
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        return [row[0] for row in connection.execute(query)]
+    except sqlite3.OperationalError:  # not yet set up
+        return []
+    finally:
+        connection.close()
+
+
+def states(sandbox: Sandbox) -> list[str]:
+    """Of all jobs, oldest first."""
+    return _rows(sandbox, "select state from jobs order by id")
+
+
+def events(sandbox: Sandbox) -> list[str]:
+    """Of all jobs, in the order of writing."""
+    return _rows(sandbox, "select state from events order by id")
+
+
+def reasons(sandbox: Sandbox) -> str:
+    """All that was noted with the events."""
+    return "\n".join(_rows(sandbox, "select detail from events order by id"))
+
+
+def trouble(sandbox: Sandbox) -> str:
+    """What the daemon last said is wrong, as `backfire status` shows it."""
+    (fact,) = _rows(sandbox, "select value from facts where key = 'daemon'") or ["{}"]
+    return str(json.loads(fact).get("trouble"))
+
+
+def wait_until_idle(sandbox: Sandbox, count: int | None = None) -> None:
+    """Until the inbox is empty and every job (at least `count`) has come to rest."""
+    ends = {"archived", "failed", "quarantined", "skipped"}
+
+    def idle() -> bool:
+        found = states(sandbox)
+        return not sandbox.files("inbox") and set(found) <= ends and len(found) >= (count or 1)
+
+    wait_for(idle, because="the inbox to be worked")
+
+
+def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (64, 48)) -> bytes:
+    return encoded(photo(size, seed=seed), kind)
+
+
+def kill(process_id: int) -> None:
+    os.kill(process_id, signal.SIGKILL)
+
+
+def child_of(process_id: int) -> int | None:
+    """The worker: the child process that runs `multiprocessing.spawn`'s main."""
+    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    for child in children:
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return None
+
+
+def running(process_id: int) -> bool:
+    """Whether the process exists and is no zombie (nobody reaps an orphan inside a container)."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_published(sandbox: Sandbox, originals: dict[str, bytes]) -> None:
+    """Each original published and archived once, byte by byte (the doubles publish what came in)."""
+    assert sandbox.files("outbox") == set(originals)
+    assert sandbox.files("failed") == set()
+    for name, data in originals.items():
+        assert (sandbox.outbox / name).read_bytes() == data
+        assert (sandbox.archive / name).read_bytes() == data
+    assert list(sandbox.base.rglob(".backfire-*")) == [], "no temporary file is left"
+
+
+@pytest.fixture
+def gated(sandbox: Sandbox) -> Sandbox:
+    """The daemon with the double of `gated.py`; write `open` into its file `gate` to hold the child."""
+    sandbox.module = "tests.fault.gated"
+    return sandbox

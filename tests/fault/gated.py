@@ -1,0 +1,39 @@
+"""A fault double: the pass-through daemon whose child waits as long as a file `gate` stands beside the inbox.
+
+The word in it says how: `open` waits and reports, `silent` waits without a word, as a hang does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from benchmarks import passthrough
+from daemon import cli, worker
+from daemon.worker import Order, Outcome
+
+
+def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    gate = order.folder.parents[2] / "gate"
+    while gate.exists():
+        if gate.read_text() != "silent":
+            progress("optimise", 0, 2)
+        time.sleep(0.01)
+    outcome = passthrough.process(order, progress)
+    receipt = json.loads((order.folder / "receipt.json").read_bytes())
+    (order.folder / "receipt.json").write_text(json.dumps({**receipt, "rung": order.rung}))
+    return outcome
+
+
+def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
+    worker._process = process
+    passthrough.real_serve(connection, parent, memory_mb)
+
+
+if __name__ == "__main__":
+    from tests.fault import gated
+
+    worker.serve = gated.serve
+    cli.main()

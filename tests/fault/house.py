@@ -1,0 +1,133 @@
+"""The service in this process, with a clock that is moved by hand and a child that is a function call."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import passthrough
+from daemon import config, dispatch, service, worker
+from daemon.config import Settings
+from daemon.inbox import Hints
+from daemon.service import Service
+from daemon.worker import Order, Outcome, Progress
+
+
+class Deaf(Hints):
+    """No events; what is there is found by scans."""
+
+    def __init__(self) -> None:
+        self.mode, self.trouble = "polling", ""
+
+    def watch(self, mode: str) -> bool:
+        return False
+
+    def renew(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+class Call:
+    """Stands in for `worker.Child`: works an order at once, in this process, and tells when asked."""
+
+    def __init__(self, memory_mb: int = 0) -> None:
+        self.job: int | None = None
+        self.heard = 0.0
+        self._told: deque[Progress | Outcome] = deque()
+
+    # What the child's end of the pipe needs.
+
+    def poll(self) -> bool:
+        return False
+
+    # What the daemon's end does.
+
+    def send(self, message: Any) -> None:
+        if isinstance(message, Order):
+            self._told.append(worker.work(message, self))  # type: ignore[arg-type]
+
+    def receive(self, timeout: float) -> list[Progress | Outcome]:
+        told = [*self._told]
+        self._told.clear()
+        return told
+
+    def exitcode(self) -> str:
+        return "ended"
+
+    def stop(self, patience: float) -> Outcome | None:
+        return next((told for told in self._told if isinstance(told, Outcome)), None)
+
+    def kill(self) -> None:
+        pass
+
+
+class House:
+    """A service over folders below `base`; `again` starts it anew as after a crash."""
+
+    def __init__(self, base: Path, **sections: Any) -> None:
+        self.base, self.clock, self.wall = base, 1000.0, 1e9
+        self.settings: Settings = config.parse(
+            {
+                "folders": {"inbox": "inbox"},
+                "regions": {"detectors": ["faces"]},
+                "limits": {"free_mb": 0},
+                **sections,
+            },
+            base=base,
+        )
+        self.hints = Deaf()
+        self.again()
+
+    def again(self) -> None:
+        """Start, on whatever lies there."""
+        self.service = Service(self.settings, monotonic=lambda: self.clock, now=lambda: self.wall)
+        self.service._ledger.load()
+        self.service._dispatcher.resume(crashed=True)
+
+    def crash(self) -> None:
+        """End without a word, as SIGKILL does; locks and database handles go with the process."""
+        self.service.close()
+
+    def turn(self, seconds: float = 1.0, times: int = 1) -> None:
+        """So many rounds of the loop, so far apart."""
+        for _ in range(times):
+            self.clock += seconds
+            self.wall += seconds
+            self.service._turn(self.hints)
+
+    def files(self, folder: str) -> dict[str, bytes]:
+        top = self.base / folder
+        return {
+            str(path.relative_to(top)): path.read_bytes()
+            for path in sorted(top.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+
+    def states(self) -> list[str]:
+        return [job.state.value for job in reversed(self.service._ledger.store.jobs(limit=10_000))]
+
+    def reasons(self) -> str:
+        store = self.service._ledger.store
+        return "\n".join(str(e.detail) for job in store.jobs(limit=1000) for e in store.history(job.id))
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., House]:
+    """Makes houses."""
+    furnish(monkeypatch)
+    return lambda **sections: House(tmp_path, **sections)
+
+
+def furnish(patch: pytest.MonkeyPatch) -> None:
+    """No child process, no waiting."""
+    patch.setattr(dispatch, "Child", Call)
+    patch.setattr(worker, "_process", passthrough.process)
+    patch.setattr(service, "TICK_S", 0)
+    patch.setattr(service, "BURST_S", 0)
+    patch.setattr(service, "STORE_PAUSE_S", 0.05)

@@ -1,0 +1,203 @@
+"""Faults 1-4, 6, 7, 28: daemon or child dies, hangs or is stopped, at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from daemon import config
+from daemon.audit import audit
+from tests.conftest import Sandbox, mask_picture, photo, wait_for
+from tests.e2e.test_daemon import encoded
+from tests.fault.books import (
+    assert_published,
+    child_of,
+    events,
+    kill,
+    picture,
+    reasons,
+    running,
+    states,
+    wait_until_idle,
+)
+
+
+@pytest.mark.parametrize("state", ["settling", "waiting_mask", "ready", "running"])
+def test_fault_01_daemon_killed_while_a_job_is(gated: Sandbox, state: str) -> None:
+    waits = {"settle_s": 3600 if state == "settling" else 0.3}
+    gated.configure(watch={**waits, "mask_wait_s": 3600 if state == "waiting_mask" else 0.3})
+    (gated.base / "gate").write_text("open")
+    originals = {"a.png": picture(1), "b.png": picture(2)}
+    for name, data in originals.items():
+        gated.drop(data, name)
+    process = gated.start()
+    wait_for(lambda: state in states(gated), because=f"a job to be {state}")
+    worker = child_of(process.pid)
+    kill(process.pid)
+    process.wait()
+    if worker:
+        wait_for(lambda: not running(worker), seconds=20, because="the worker to die with its daemon")
+    (gated.base / "gate").unlink()
+    gated.configure()
+    gated.start()
+    wait_until_idle(gated)
+    assert_published(gated, originals)
+    assert states(gated) == ["archived", "archived"]
+
+
+STEPS = {
+    "01": ["replace", "after replace", "place"],
+    "02": ["after place", "append", "after append", "record"],
+    "03": ["after record", "put", "after put", "remove", "after remove", "unlink", "after unlink"],
+}
+
+
+def killed_at(sandbox: Sandbox, step: str) -> None:
+    """The daemon kills itself at the named step; a plain restart finishes the job, without new work."""
+    told = sandbox.base / "told"
+    config_file = sandbox.configure(hooks={"command": ["sh", "-c", "cat >> told && echo >> told"]})
+    original = picture()
+    sandbox.drop(original, "p.png")
+    sandbox.drop(encoded(mask_picture()), "p.mask.png")
+    killed = sandbox.killed_once(step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    sandbox.module = "benchmarks.passthrough"
+    assert sandbox.backfire("once").returncode == 0
+    assert sandbox.files("inbox") == set()
+    assert sandbox.files("archive") == {"p.png", "p.mask.png"}
+    assert_published(sandbox, {"p.png": original})
+    assert events(sandbox).count("running") == 1, "the finished result is adopted"
+    assert json.loads(sandbox.backfire("status", "--json").stdout)["jobs"] == {"archived": 1}
+    kept = audit(config.load(config_file), list)
+    assert (kept.files, kept.findings) == (3, ()), "the manifests alone know all that was put away"
+    payloads = [json.loads(line) for line in told.read_text().splitlines()]
+    assert {(payload["event"], payload["file"]) for payload in payloads} == {("published", "p.png")}
+    assert len({payload["id"] for payload in payloads}) == 1, "a repetition bears the same id"
+    assert list((sandbox.state / "hooks").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", STEPS["01"])
+def test_fault_01_killed_while_publishing(sandbox: Sandbox, step: str) -> None:
+    killed_at(sandbox, step)
+
+
+@pytest.mark.parametrize("step", STEPS["02"])
+def test_fault_02_killed_between_rename_and_record(sandbox: Sandbox, step: str) -> None:
+    killed_at(sandbox, step)
+
+
+@pytest.mark.parametrize("step", STEPS["03"])
+def test_fault_03_killed_between_record_and_archive(sandbox: Sandbox, step: str) -> None:
+    killed_at(sandbox, step)
+
+
+def test_fault_04_a_picture_that_kills_the_worker_is_set_aside_and_others_go_on(gated: Sandbox) -> None:
+    gated.configure(protect={"attempts": 3})
+    (gated.base / "gate").write_text("open")
+    data = picture()
+    gated.drop(data, "p.png")
+    process = gated.start()
+    killed: set[int] = set()
+
+    def another() -> bool:
+        worker = child_of(process.pid)
+        if worker and worker not in killed and states(gated)[0] == "running":
+            killed.add(worker)
+            kill(worker)
+        return states(gated) == ["quarantined"]
+
+    wait_for(another, because="the job to be set aside")
+    assert len(killed) == 3
+    assert (gated.failed / "p.png").read_bytes() == data
+    assert gated.error("p.png")["code"] == "worker_died"
+    (gated.base / "gate").unlink()
+    gated.drop(picture(1), "next.png")
+    wait_for(lambda: gated.files("outbox") == {"next.png"}, because="the next file to be served")
+    assert process.poll() is None
+
+
+def test_fault_04_a_worker_killed_once_costs_one_attempt_and_goes_a_rung_down(gated: Sandbox) -> None:
+    (gated.base / "gate").write_text("open")
+    original = picture()
+    gated.drop(original, "p.png")
+    process = gated.start()
+    wait_for(lambda: states(gated) == ["running"], because="the job to run")
+    worker = wait_for(lambda: child_of(process.pid), because="the worker to start")
+    assert worker
+    kill(worker)
+    (gated.base / "gate").unlink()
+    wait_until_idle(gated)
+    assert_published(gated, {"p.png": original})
+    assert "killed by SIGKILL" in reasons(gated)
+    assert gated.receipt("p.png")["rung"] == 1, "it may have been the kernel, for want of memory"
+
+
+def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) -> None:
+    sandbox.configure(protect={"iterations": 100_00, "margin_px": 32})
+    sandbox.drop(encoded(photo()), "p.png")
+    sandbox.drop(encoded(mask_picture()), "p.mask.png")
+    process = sandbox.start()
+    wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, sandbox.log()
+    (job,) = json.loads(sandbox.backfire("jobs", "--json").stdout)
+    assert (job["state"], job["attempts"], job["lease"]) == ("ready", 0, 1)
+    assert (sandbox.inbox / "p.png").is_file()
+
+
+def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(gated: Sandbox) -> None:
+    gated.configure(limits={"silence_s": 1})
+    (gated.base / "gate").write_text("silent")
+    original = picture()
+    gated.drop(original, "p.png")
+    gated.start()
+    wait_for(lambda: "hung for 1 s" in reasons(gated), because="the hang to be seen")
+    (gated.base / "gate").unlink()
+    wait_until_idle(gated)
+    assert_published(gated, {"p.png": original})
+    assert gated.receipt("p.png")["rung"] == 0, "a hang is no want of memory"
+
+
+def test_fault_07_a_daemon_that_hangs_stops_telling_systemd(
+    gated: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def told() -> str:
+            try:
+                return notified.recv(4096).decode()
+            except BlockingIOError:
+                return ""
+
+        process = gated.start()
+        wait_for(lambda: "READY=1" in told(), because="the daemon to be ready")
+        wait_for(lambda: "WATCHDOG=1" in told(), because="a heartbeat")
+        os.kill(process.pid, signal.SIGSTOP)
+        while told():
+            pass
+        assert select.select([notified], [], [], 3) == ([], [], []), "no heartbeat but from the loop"
+        os.kill(process.pid, signal.SIGCONT)
+        wait_for(lambda: "WATCHDOG=1" in told(), because="the heartbeat to go on")
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["same folders", "own state folder"])
+def test_fault_28_two_daemons_on_one_inbox(gated: Sandbox, apart: bool) -> None:
+    gated.start()
+    folders = {"inbox": "inbox", "state": "state-2"} if apart else {"inbox": "inbox"}
+    gated.configure(folders=folders)
+    second = gated.backfire("run", timeout=60)
+    assert second.returncode == 2
+    assert "another backfire daemon" in second.stderr
+    original = picture()
+    gated.drop(original, "p.png")
+    wait_until_idle(gated)
+    assert_published(gated, {"p.png": original})

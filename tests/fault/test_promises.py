@@ -1,0 +1,213 @@
+"""Random interleavings of what people, programs, crashes and clocks do, against the promises of the README.
+
+The house is the real one, in this process, with a child that is a function call. A crash is an
+exception at a random system call, after which no further call of the dying process succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from benchmarks.soak import png
+from tests.fault.house import House, furnish
+
+NAMES = st.sampled_from(["a.png", "b.png", "sub/c.png"])
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class Fate:
+    """What happens after so many more system calls: somebody does something, or the process dies.
+
+    A dead process makes no further call until it is started anew.
+    """
+
+    CALLS = ("fsync", "link", "rename", "replace", "unlink", "open")
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.left: int | None = None
+        self.act: Callable[[], None] | None = None
+        self.dead = False
+        for name in self.CALLS:
+            patch.setattr(os, name, self._mortal(getattr(os, name)))
+
+    def _mortal(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    self.left = None
+                    self.dead = self.act is None
+                    if self.act is not None:
+                        self.act()
+            if self.dead:
+                raise Crash
+            return call(*arguments, **options)
+
+        return wrapped
+
+
+class Promises(RuleBasedStateMachine):
+    """A small inbox, and what must be true of it at any time."""
+
+    @initialize()
+    def move_in(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        furnish(self.patch)
+        self.base = Path(tempfile.mkdtemp(prefix="backfire-promises-"))
+        self.house = House(
+            self.base, watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 10_000}
+        )
+        self.fate = Fate(self.patch)
+        self.lying: dict[str, bytes] = {}
+        """What people believe to lie in the inbox, whole, under which name."""
+        self.partial: dict[str, bytes] = {}
+        self.dropped: set[bytes] = set()
+        self.number = 0
+
+    # What people and programs do
+
+    @rule(name=NAMES)
+    def drop(self, name: str) -> None:
+        self.write(name, self.fresh())
+
+    @rule(name=NAMES)
+    def begin(self, name: str) -> None:
+        data = self.fresh()
+        self.write(name, data[: len(data) // 2], whole=False)
+        self.partial[name] = data
+
+    @precondition(lambda self: self.partial)
+    @rule()
+    def finish(self) -> None:
+        name, data = self.partial.popitem()
+        self.write(name, data)
+
+    @precondition(lambda self: self.lying)
+    @rule(name=NAMES)
+    def move(self, name: str) -> None:
+        former, data = next(iter(self.lying.items()))
+        target = self.base / "inbox" / name
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(self.base / "inbox" / former, target)
+        except FileNotFoundError:  # it was taken already
+            return
+        del self.lying[former]
+        self.partial.pop(name, None)
+        self.lying[name] = data
+
+    @precondition(lambda self: self.lying)
+    @rule()
+    def take_back(self) -> None:
+        name, _ = self.lying.popitem()
+        (self.base / "inbox" / name).unlink(missing_ok=True)
+
+    def fresh(self) -> bytes:
+        self.number += 1
+        return png(str(self.number))
+
+    def write(self, name: str, data: bytes, *, whole: bool = True) -> None:
+        target = self.base / "inbox" / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(data)
+        self.lying.pop(name, None)
+        self.partial.pop(name, None)
+        if whole:
+            self.lying[name] = data
+            self.dropped.add(data)
+
+    # What happens to the daemon
+
+    @rule(seconds=st.sampled_from([0.3, 1, 3]), times=st.integers(1, 6))
+    def work(self, seconds: float, times: int) -> None:
+        self.house.turn(seconds, times)
+
+    @rule(calls=st.integers(0, 60))
+    def crash(self, calls: int) -> None:
+        self.fate.left = calls
+        try:
+            self.house.turn(1, 6)
+        except Crash:
+            pass
+        finally:
+            self.fate.left, self.fate.dead = None, False
+        self.house.crash()
+        self.house.again()
+
+    @rule(name=NAMES, calls=st.integers(0, 60))
+    def drop_meanwhile(self, name: str, calls: int) -> None:
+        """Somebody drops a picture, perhaps over another, while the daemon is in the midst of something."""
+        self.fate.left, self.fate.act = calls, lambda: self.drop(name)
+        try:
+            self.house.turn(1, 6)
+        finally:
+            self.fate.left = self.fate.act = None
+
+    @rule(seconds=st.sampled_from([-3600, 3600]))
+    def jump(self, seconds: int) -> None:
+        self.house.wall += seconds
+
+    # What is promised
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        held = [*self.house.files("archive").values(), *self.everything_in("inbox")]
+        assert set(self.lying.values()) <= set(held)
+
+    @invariant()
+    def nothing_is_published_that_was_not_dropped_whole_and_nothing_twice(self) -> None:
+        published = Counter(self.house.files("outbox").values())
+        assert published.keys() <= self.dropped
+        # A file that was renamed once it was published is one more file.
+        assert max(published.values(), default=1) <= 2
+
+    @invariant()
+    def what_is_published_has_its_receipt(self) -> None:
+        receipts = self.house.files("reports")
+        assert {f"{name}.json" for name in self.house.files("outbox")} <= receipts.keys()
+
+    @invariant()
+    def an_original_leaves_only_after_its_result_is_out(self) -> None:
+        assert set(self.house.files("archive").values()) <= set(self.house.files("outbox").values())
+        assert self.house.files("failed") == {}
+
+    def everything_in(self, folder: str) -> list[bytes]:
+        """Even what stands aside under a hidden name for a moment."""
+        return [path.read_bytes() for path in (self.base / folder).rglob("*") if path.is_file()]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "house"):
+            return
+        try:
+            self.house.turn(3, 30)
+            assert set(self.lying.values()) <= set(self.house.files("outbox").values()), "all comes out"
+            assert set(self.house.files("inbox")) <= set(self.partial), "and nothing is left"
+            assert list(self.base.rglob(".backfire-*")) == []
+        finally:
+            self.house.crash()
+            self.patch.undo()
+            shutil.rmtree(self.base)
+
+
+TestPromises = Promises.TestCase
+TestPromises.settings = settings(
+    max_examples=25,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,  # the soak is for chance; here a failure must be everybody's
+)

@@ -1,0 +1,262 @@
+"""Faults 5, 8, 21, 25, 26: disks that are full, gone, shut or broken, and what a power cut takes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import outbox, store
+from tests.conftest import Sandbox, wait_for
+from tests.fault.books import assert_published, picture, reasons, states, wait_until_idle
+from tests.fault.house import House
+
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_fault_05_what_is_not_synced_may_vanish_so_nothing_unsynced_gets_a_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Whenever a final name appears its content must have been synced, and its folder is synced next."""
+    synced: set[tuple[int, int]] = set()
+    fsync, real_link, rename = os.fsync, os.link, os.rename
+    order: list[str] = []
+
+    def recorded(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        synced.add((status.st_ino, status.st_size))
+        order.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        fsync(descriptor)
+
+    def named(source: Any, target: Any, **options: Any) -> None:
+        if b".backfire-" not in os.path.basename(os.fsencode(target)):
+            status = os.stat(source)
+            assert (status.st_ino, status.st_size) in synced, "named before it was synced"
+            order.append("name")
+
+    def link(source: Any, target: Any, **options: Any) -> None:
+        if not links:
+            raise OSError(errno.EPERM, "no links here")
+        named(source, target)
+        real_link(source, target, **options)
+
+    def renaming(source: Any, target: Any, **options: Any) -> None:
+        named(source, target)
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "rename", renaming)
+    if not links:
+        monkeypatch.setattr("daemon.paths._rename_noreplace", renaming_refused)
+    outbox.place(b"result", tmp_path / "outbox", b"p.png", key=KEY)
+    assert order[-3:] == ["file", "name", "folder"]
+    monkeypatch.setattr(os, "replace", renaming)
+    outbox.replace(b"{}", tmp_path / "reports", b"p.json")
+    assert order[-3:] == ["file", "name", "folder"]
+
+
+def renaming_refused(*_: object) -> None:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def apart(sandbox: Sandbox, *folders: str, size: str = "2m") -> subprocess.Popen[str]:
+    """The daemon in a mount namespace of its own, with small file systems on some of its folders."""
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs unprivileged user namespaces")
+    mounts = " && ".join(f"mount -t tmpfs -o size={size} tmpfs {sandbox.base / name}" for name in folders)
+    (sandbox.base / "state").mkdir(exist_ok=True)
+    return sandbox.start("unshare", "-Urm", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+
+def inside(process: subprocess.Popen[str], command: str) -> None:
+    """Run a shell command where the daemon sees its file systems."""
+    enter = ["nsenter", "--preserve-credentials", "-U", "-m", "-t", str(process.pid), "sh", "-c", command]
+    subprocess.run(enter, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("folder", ["outbox", "archive", "reports"])
+def test_fault_08_no_space_pauses_and_resumes_by_itself(gated: Sandbox, folder: str) -> None:
+    gated.configure(limits={"free_mb": 0})
+    process = apart(gated, folder)
+    place = gated.base / folder
+    inside(process, f"dd if=/dev/zero of={place}/.filler bs=1k 2>/dev/null || true")
+    data = picture(size=(120, 90))
+    gated.drop(data, "p.png")
+    wait_for(lambda: "free some space" in reasons(gated), because="the job to be put off")
+    assert states(gated)[0] in ("publishing", "published")
+    inside(process, f"rm {place}/.filler")
+    wait_until_idle(gated)
+    assert process.poll() is None
+    assert (states(gated), gated.files("failed")) == (["archived"], set())
+    inside(process, f"cmp {place}/p.png* {gated.archive}/p.png* || test {folder} != outbox")
+
+
+def test_fault_08_no_space_in_the_spool_and_the_database(gated: Sandbox) -> None:
+    gated.configure(limits={"free_mb": 0})
+    process = apart(gated, "state", size="4m")
+    place = gated.base / "state"
+    inside(process, f"dd if=/dev/zero of={place}/filler bs=1k 2>/dev/null || true")
+    data = {f"{number}.png": picture(number, size=(120, 90)) for number in range(3)}
+    for name, content in data.items():
+        gated.drop(content, name)
+    wait_for(
+        lambda: '"database unusable"' in gated.log() or '"postponed"' in gated.log(), because="it to be felt"
+    )
+    assert process.poll() is None
+    inside(process, f"rm {place}/filler")
+    wait_for(lambda: gated.files("outbox") == set(data), because="it to go on by itself")
+    wait_for(lambda: gated.files("inbox") == set(), because="the originals to be archived")
+    assert_published(gated, data)
+
+
+def test_fault_08_a_floor_of_free_space_pauses_work_before_it_fails(gated: Sandbox) -> None:
+    gated.configure(limits={"free_mb": 10**9})
+    process = gated.start()
+    data = picture()
+    gated.drop(data, "p.png")
+    wait_for(
+        lambda: "limits.free_mb asks for" in gated.backfire("status").stdout, because="status to tell of it"
+    )
+    assert set(states(gated)) <= {"settling", "waiting_mask"}
+    gated.configure(limits={"free_mb": 0})
+    process.send_signal(signal.SIGHUP)
+    wait_until_idle(gated)
+    assert_published(gated, {"p.png": data})
+
+
+def test_fault_21_a_share_that_goes_is_missed_and_comes_back_without_a_restart(gated: Sandbox) -> None:
+    process = apart(gated, "inbox", size="4m")
+    data = picture()
+    (gated.base / "p.png").write_bytes(data)
+    (gated.base / "gate").write_text("open")
+    inside(process, f"cp {gated.base}/p.png {gated.inbox}/p.png")
+    wait_for(lambda: states(gated) == ["running"], because="the job to run")
+    # The share goes, files and all: what shows is the empty folder below it.
+    inside(process, f"mount -t tmpfs keep /mnt && cp {gated.inbox}/p.png /mnt && umount -l {gated.inbox}")
+    wait_for(lambda: "is not mounted now" in gated.backfire("status").stdout, because="it to be missed")
+    (gated.base / "gate").unlink()
+    wait_for(lambda: "is not mounted now" in reasons(gated), because="publishing to wait for it")
+    assert gated.files("outbox") == set()
+    inside(process, f"mount -t tmpfs tmpfs {gated.inbox} && cp -p /mnt/p.png {gated.inbox}/p.png")
+    wait_for(lambda: states(gated)[-1:] == ["archived"], because="it to go on")
+    assert process.poll() is None
+    assert set(states(gated)) == {"archived"}, "nothing was given up while the share was away"
+    assert_published(gated, {"p.png": data})
+
+
+def test_fault_25_unreadable_input_names_uid_and_mode_and_is_tried_again(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house()
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    (home.base / "inbox" / "p.png").chmod(0o200)
+    real = os.open
+
+    def refusing(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == b"p.png" and flags & os.O_NONBLOCK:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        home.turn(times=30)
+        assert f"as uid {os.geteuid()}" in home.reasons()
+        assert "mode 0200" in home.reasons()
+        assert home.reasons().count("mode 0200") < 5, "it backs off, and does not repeat itself"
+        assert home.states() == ["settling"]
+    home.turn(times=80)
+    assert home.states() == ["archived"]
+
+
+def test_fault_25_an_outbox_without_write_access_is_waited_for(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house()
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+
+    def refusing(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "_create", refusing)
+        home.turn(times=30)
+        assert home.states() == ["publishing"]
+        assert f"give uid {os.geteuid()} write access" in home.reasons()
+    home.turn(times=80)
+    assert home.states() == ["archived"]
+    assert home.service._ledger.store.jobs()[0].attempts == 1
+
+
+def test_fault_26_a_locked_database_is_waited_for(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's own patience with a lock, 30 s, is cut short; then it must wait and go on."""
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
+    home = house(watch={"settle_s": 0, "rescan_s": 0.01})
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    holder = sqlite3.connect(
+        home.base / "state" / "backfire.sqlite", isolation_level=None, check_same_thread=False
+    )
+    holder.execute("BEGIN IMMEDIATE")
+    outlasted = threading.Event()
+    real = home.service._outlast
+
+    def noticed(error: Any) -> None:
+        outlasted.set()
+        real(error)
+
+    monkeypatch.setattr(home.service, "_outlast", noticed)
+
+    def release() -> None:
+        outlasted.wait(30)
+        holder.execute("COMMIT")
+
+    releasing = threading.Thread(target=release)
+    releasing.start()
+    home.service._monotonic = home.service._intake._monotonic = ticking(home)
+    home.service.run(until_idle=True)
+    releasing.join()
+    holder.close()
+    assert outlasted.is_set()
+    assert home.states() == ["archived"]
+
+
+def ticking(home: House) -> Callable[[], float]:
+    def tick() -> float:
+        home.clock += 0.05
+        return home.clock
+
+    return tick
+
+
+def test_fault_26_a_corrupt_database_is_refused_with_restore_steps(gated: Sandbox) -> None:
+    (gated.base / "state").mkdir()
+    (gated.state / "backfire.sqlite").write_bytes(b"holiday pictures" * 1000)
+    gated.drop(picture(), "p.png")
+    result = gated.backfire("run", timeout=60)
+    assert result.returncode == 4
+    assert "move the file aside" in result.stderr
+    assert gated.files("inbox") == {"p.png"}
+    (gated.state / "backfire.sqlite").unlink()
+    assert gated.backfire("once").returncode == 0
+
+
+def test_fault_26_a_database_that_is_replaced_by_nothing_takes_the_inbox_in_again(gated: Sandbox) -> None:
+    data = picture()
+    gated.drop(data, "p.png")
+    assert gated.backfire("once").returncode == 0
+    for file in gated.state.glob("backfire.sqlite*"):
+        file.unlink()
+    gated.drop(data, "p.png")
+    assert gated.backfire("once").returncode == 0
+    assert_published(gated, {"p.png": data})

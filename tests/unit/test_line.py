@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from daemon.domain import Job, JobState
+from daemon.line import Line, priority
+
+
+def jobs(*entries: tuple[int, bytes, int]) -> list[tuple[Job, int]]:
+    return [(Job(number, path, JobState.SETTLING), size) for number, path, size in entries]
+
+
+def order(line: Line) -> list[int]:
+    return [job.id for _, job in line]
+
+
+def test_the_innermost_folder_with_a_priority_counts() -> None:
+    priorities = {"a": 1, "a/b": -2, ".": 5}
+    assert priority(b"a/p.png", priorities) == 1
+    assert priority(b"a/b/c/p.png", priorities) == -2
+    assert priority(b"p.png", priorities) == 5
+    assert priority(b"other/p.png", priorities) == 5
+    assert priority(b"other/p.png", {}) == 0
+
+
+def test_oldest_and_smallest_take_turns_and_nobody_is_served_twice() -> None:
+    line = Line(jobs((1, b"1", 90), (2, b"2", 80), (3, b"3", 10), (4, b"4", 20), (5, b"5", 70)), {})
+    assert order(line) == [1, 3, 2, 4, 5]
+
+
+def test_a_priority_goes_before_age_and_size() -> None:
+    waiting = jobs((1, b"1", 1), (2, b"urgent/2", 99), (3, b"late/3", 1), (4, b"urgent/4", 98))
+    assert order(Line(waiting, {"urgent": 1, "late": -1})) == [2, 4, 1, 3]
+
+
+def test_an_empty_line_ends() -> None:
+    assert order(Line([], {})) == []
