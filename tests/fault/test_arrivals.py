@@ -95,7 +95,7 @@ def test_fault_10_preallocated_tail_of_zeros_in_every_format(sandbox: Sandbox) -
 def test_fault_10_a_file_that_rightly_ends_in_zeros_only_waits(sandbox: Sandbox) -> None:
     from PIL import Image
 
-    sandbox.configure(**PASS)
+    sandbox.configure(**PASS, watch={"incomplete_wait_s": 3})
     black = encoded(Image.new("RGB", (64, 64)), "TIFF")
     sandbox.drop(black, "black.tif")
     assert sandbox.backfire("once").returncode == 0

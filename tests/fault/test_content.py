@@ -133,7 +133,7 @@ class Greedy:
     def __init__(self, editor: Editor, *, batch: int, side: int) -> None:
         self._editor, self._batch, self._side = editor, batch, side
         self.name, self.multiple = editor.name, editor.multiple
-        self.weights_sha256 = editor.weights_sha256
+        self.weights_sha256, self.blind = editor.weights_sha256, editor.blind
 
     def to(self, device: torch.device | str) -> None:
         self._editor.to(device)
@@ -147,7 +147,7 @@ class Greedy:
 def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: int = 0) -> dict[str, Any]:
     """The receipt of a 320 px picture protected whole, with an editor of so much memory."""
     real = editors.get("latent-mini", "cpu")
-    monkeypatch.setattr(editors, "get", lambda name, device: Greedy(real, batch=batch, side=side))
+    monkeypatch.setattr(editors, "get", lambda name, *_: Greedy(real, batch=batch, side=side))
     settings = config.parse(
         {
             "folders": {"inbox": "inbox"},
