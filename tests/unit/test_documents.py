@@ -1,4 +1,4 @@
-"""Every relative link in the documents leads to a file that is there, and to a heading in it."""
+"""What the documents point to is there: files, headings, settings; and their examples are taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
+
+from daemon import config
+from daemon.config import Regions, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -51,3 +55,23 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
         found = {(document.parent / target).resolve() for target in targets}
         ahead += [path for path in found - reached if path not in ahead]
     assert set(DOCUMENTS) - reached <= {ROOT / "CHANGELOG.md"}
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    """`section.key` in backticks, where the section is one of the configuration or of `regions`."""
+    sections = {name: field.annotation for name, field in Settings.model_fields.items()}
+    sections |= {name: field.annotation for name, field in Regions.model_fields.items()}
+    wrong = []
+    for document in DOCUMENTS:
+        for section, key in re.findall(r"`(?:regions\.)?([a-z_]+)\.([a-z_0-9]+)\b", prose(document)):
+            fields = getattr(sections.get(section), "model_fields", None)
+            if fields is not None and key not in fields:
+                wrong.append(f"{document.name}: {section}.{key}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_of_settings_are_taken(document: Path) -> None:
+    for example in re.findall(r"^```yaml\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
+        settings = {"folders": {"inbox": "inbox"}, **yaml.safe_load(example)}
+        config.parse(settings, base=ROOT, source=document.name)
