@@ -150,7 +150,7 @@ class Logos(_Section):
 
 
 class Command(_Section):
-    """The detector `command`: a program and its arguments, never a shell; see the README for its output."""
+    """The detector `command`: a program, never a shell; what it prints is in docs/regions.md."""
 
     argv: tuple[str, ...] = ()
     timeout_s: Positive = 60
@@ -158,7 +158,7 @@ class Command(_Section):
 
 
 class Onnx(_Section):
-    """The detector `onnx`: a network that gives boxes; see the README for its contract."""
+    """The detector `onnx`: a network that gives boxes; its contract is in docs/regions.md."""
 
     model: FromFile | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -433,7 +433,8 @@ def load(path: Path) -> Settings:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); name a readable file with -c") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

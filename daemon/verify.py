@@ -225,7 +225,7 @@ def judge(
         elif edit.mask_kind in BREAKING:
             most, least = _asked(edit.mask_kind, settings)
             if not edit.ssim <= most:
-                weak.append(f"{name} keeps SSIM {edit.ssim:.2f} of the clean edit, at most {most:g} asked")
+                weak.append(f"{name} keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
             if not edit.l1 >= least:
                 weak.append(f"{name} moves by L1 {edit.l1:.3f}, at least {least:g} asked")
             if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
@@ -233,7 +233,7 @@ def judge(
         else:
             floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
             if not edit.ssim >= floor:
-                weak.append(f"{name} changes to SSIM {edit.ssim:.2f}, at least {floor:g} asked")
+                weak.append(f"{name} changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked")
     for region in sorted({edit.region for edit in edits}):
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
             weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")

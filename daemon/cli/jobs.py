@@ -129,10 +129,14 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-            detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+            detail = ", ".join(f"{key} {_words(value)}" for key, value in event.detail.items())
             out.print(Text(f"  {at}  {event.state.value:<13} {detail}"), soft_wrap=True)
         if job.message:
             out.print(Text(f"  {job.message}"), soft_wrap=True)
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _relative(path: Path, settings: Settings) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from daemon import config, models
@@ -42,17 +43,21 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
     if as_json:
         print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
         return
-    table = Table("name", "kind", "what", "size", "licence", "SHA-256", "here")
+    whole = partial(Column, no_wrap=True)  # a name is typed, so it is never cut short
+    told = partial(Column, overflow="fold")
+    table = Table(
+        whole("name"), whole("kind"), told("what"), whole("size"), told("licence"), "SHA-256", whole("here")
+    )
     for row in rows:
         size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
-        known = f"{row['sha256_published']} of {row['files']} published"
+        known = f"{row['sha256_published']} of {row['files']}"
         what = f"{row['family']}, {row['parameters']}"
         table.add_row(row["name"], row["kind"], what, size, row["licence"], known, row["here"])
     out.print(table)
     for row in rows:
         if row["note"]:
             out.print(Text(f"{row['name']}: {row['note']}"))
-    out.print("where no SHA-256 is published, that of the first copy fetched is recorded and holds")
+    out.print("SHA-256: published; of the other files that of the first copy is recorded, and holds")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
 
 

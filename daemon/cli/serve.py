@@ -73,7 +73,7 @@ def demo(
         files = sorted(
             p for p in settings.folders.named()[name].rglob("*") if p.is_file() and p.name[0] != "."
         )
-        out.print(f"{name}:", style="bold")
+        out.print(f"{name}:" if files else f"{name}: nothing", style="bold")
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)
     out.print("open the *.sheet.jpg files in reports to see the edits before and after")
