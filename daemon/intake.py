@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 UNTAKEN = (JobState.SETTLING, JobState.WAITING_MASK)
 INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
 """What the decoder says of a file that is still being written, or never will be whole."""
-READY_AHEAD = 8
+READY_AHEAD = 16
 """Jobs copied ahead of the worker: enough to keep it busy, few enough that no copy of a backlog is made."""
 AT_ONCE = 2000
 """Rows written in one step of the loop: it must stay free to stop, to publish and to beat."""
@@ -177,16 +177,18 @@ class Intake:
             elif noted < AT_ONCE // 40:
                 noted += self._note_mask_wait(job, now)
 
-    def unchanged(self, job: Job, scan: Scan | None = None) -> bool:
-        """Whether picture, masks and proof are still what was copied; without a scan, looks afresh.
+    def look_beside(self, jobs: Iterable[Job]) -> Scan:
+        """Pictures, masks and proofs of some jobs as they lie there now.
 
         Raises:
             OSError: the inbox is gone, so that nobody can tell.
         """
+        self.require_mount()
+        return inbox.scan_beside(self.root, [job.path for job in jobs], self._settings.watch.proof_ending)
+
+    def unchanged(self, job: Job, scan: Scan) -> bool:
+        """Whether picture, masks and proof are still what was copied."""
         taken = self._ledger.spool(job).files()
-        if scan is None:
-            self.require_mount()
-            scan = inbox.scan_beside(self.root, job.path, self._settings.watch.proof_ending)
         names = set(self._files_of(job.path, scan))
         return set(taken) == names and all(scan.files.get(path) == taken[path] for path in names)
 
