@@ -26,7 +26,7 @@ log = structlog.get_logger()
 DRAIN_S = 60.0
 PAUSE_S = 30.0
 """After trouble that is not the picture's: no space for the spool, weights that do not load."""
-QUICK_S = 0.02
+QUICK_S = 0.05
 AT_ONCE = 16
 """So many jobs a child that is done with each within QUICK_S gets before their results are published."""
 PATIENCE = 3

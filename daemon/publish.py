@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from daemon import inbox, manifest, outbox, premis
+from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
@@ -73,34 +74,44 @@ class Publisher:
         Returns:
             Whether there was anything that could be tried.
         """
-        due = [
-            job for job in self._ledger.of(JobState.PUBLISHING, JobState.PUBLISHED) if self._ledger.due(job)
-        ]
-        del due[TOGETHER:]
-        publishing = [job for job in due if job.state == JobState.PUBLISHING]
+        publishing, published = self._due(JobState.PUBLISHING), self._due(JobState.PUBLISHED)
         for job in publishing:
             if job.code is not None:
                 self._set_aside(job)
         self._publish([job for job in publishing if job.code is None])
-        self._archive(
-            [job for job in self._ledger.of(JobState.PUBLISHED) if self._ledger.due(job)][:TOGETHER]
-        )
-        return bool(due)
+        self._archive(self._due(JobState.PUBLISHED))
+        return bool(publishing or published)
+
+    def _due(self, state: JobState) -> list[Job]:
+        """Some jobs whose step may be tried; of several with one key, whose files might meet, only one."""
+        due: dict[str | None, Job] = {}
+        for job in self._ledger.of(state):
+            if self._ledger.due(job):
+                due.setdefault(job.key, job)
+        return list(due.values())[:TOGETHER]
 
     def _each(self, jobs: Iterable[Job], do: Callable[[Job, set[bytes]], T]) -> dict[Job, T]:
         """One step of several jobs; the folders in which it gave names are synced once, after all of them.
 
         Args:
-            jobs: those for which it cannot be done now are postponed and left out of what is returned.
-            do: the step; adds those folders to the set it is given.
+            jobs: none may be in another's way. Those for which it cannot be done now are postponed, and
+                left out of what is returned.
+            do: the step, on files alone; adds those folders to the set it is given.
         """
-        done: dict[Job, T] = {}
-        unsynced: set[bytes] = set()
-        for job in jobs:
+        jobs, unsynced = list(jobs), set[bytes]()
+
+        def attempt(job: Job) -> T | PublishError | OSError:
             try:
-                done[job] = do(job, unsynced)
+                return do(job, unsynced)
             except (PublishError, OSError) as error:
-                self._ledger.postpone(job, error)
+                return error
+
+        done: dict[Job, T] = {}
+        for job, result in zip(jobs, abreast(attempt, jobs), strict=True):
+            if isinstance(result, PublishError | OSError):
+                self._ledger.postpone(job, result)
+            else:
+                done[job] = result
         return done if self._or_postpone(done, lambda: outbox.sync(unsynced)) else {}
 
     def _or_postpone(self, jobs: Iterable[Job], do: Callable[[], None]) -> bool:
@@ -148,7 +159,8 @@ class Publisher:
             for job in jobs:
                 self._ledger.postpone(job, error)
             return {}
-        found = {}
+        found: dict[Job, tuple[bytes, str]] = {}
+        names: set[bytes] = set()
         for job in jobs:
             folder = self._ledger.spool(job).folder
             outcome = Outcome.read(folder, job.lease)
@@ -160,8 +172,9 @@ class Publisher:
                 # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
                 detail = {"reason": "picture or mask changed while it was worked"}
                 self._ledger.update(job, JobState.SETTLING, detail=detail)
-            else:
-                found[job] = renamed(job.path, outcome.extension), sha
+            elif (wanted := renamed(job.path, outcome.extension)).lower() not in names:
+                found[job] = wanted, sha
+                names.add(wanted.lower())  # p.bmp and p.png both become p.png: one after the other
         return found
 
     def _archive(self, jobs: Sequence[Job]) -> None:
