@@ -11,10 +11,12 @@ import json
 import os
 import random
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.soak import Daemon, png
 
@@ -62,7 +64,7 @@ def database_mb(base: Path) -> float:
     return sum(path.stat().st_size for path in (base / "state").glob("backfire.sqlite*")) / 2**20
 
 
-def throughput(files: int, kilobytes: int) -> None:
+def throughput(files: int, kilobytes: int) -> dict[str, Any]:
     """Files per second from the first that was taken to the last that was archived."""
     with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
         base = Path(folder)
@@ -71,6 +73,7 @@ def throughput(files: int, kilobytes: int) -> None:
         for number in range(files):
             (base / "inbox" / f"{number}.png").write_bytes(png(str(number)) + filling)
         baseline = plain(base / "inbox")
+        disk = sync_s(base)
         daemon = Daemon(base)
         samples: list[int] = []
         while daemon.states()["archived"] < files:
@@ -90,9 +93,34 @@ def throughput(files: int, kilobytes: int) -> None:
         f"{samples[-1]} MB at the end; database {size * 100_000 / files:.0f} MB per 100,000 jobs",
         flush=True,
     )
+    return {
+        "files": files,
+        "kilobytes": kilobytes,
+        "files_per_s": round(files / seconds, 1),
+        "scandir_sha256_files_per_s": round(files / baseline, 1),
+        "ratio": round(baseline / seconds, 4),
+        "sync_ms": round(disk * 1e3, 2),
+        "syncs_per_file": round(seconds / files / disk, 1),
+        "resident_mb": [samples[0], half, samples[-1]],
+        "database_mb_per_100000_jobs": round(size * 100_000 / files),
+    }
 
 
-def backlog(files: int) -> None:
+def sync_s(base: Path, times: int = 40) -> float:
+    """Median seconds that a new small file takes to become durable: the unit of what a promise costs here."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        with (base / "probe").open("wb") as file:
+            file.write(b"x" * 1024)
+            file.flush()
+            os.fsync(file.fileno())
+        took.append(time.perf_counter() - began)
+        (base / "probe").unlink()
+    return statistics.median(took)
+
+
+def backlog(files: int) -> dict[str, Any]:
     """READY with so many files waiting: at the first start, and with all of them in the database."""
     with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
         base = Path(folder)
@@ -121,20 +149,36 @@ def backlog(files: int) -> None:
             f"({database_mb(base):.0f} MB, {resident} MB resident); killed, READY again after {again:.1f} s",
             flush=True,
         )
+        return {
+            "files": files,
+            "ready_s": round(first, 2),
+            "all_recorded_s": round(sighted, 1),
+            "ready_again_after_kill_s": round(again, 2),
+            "resident_mb": resident,
+            "database_mb": round(database_mb(base), 1),
+        }
 
 
 def main(arguments: list[str]) -> int:
-    """Small files, large files, a backlog."""
+    """Small, middling and large files, a backlog."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks ingest", description=__doc__)
     parser.add_argument("--small", type=int, default=2000, help="how many files of 1 KB")
+    parser.add_argument("--medium", type=int, default=500, help="how many files of 100 KB")
     parser.add_argument("--large", type=int, default=200, help="how many files of 8 MB")
+    parser.add_argument("--times", type=int, default=1, help="how often each is measured")
     parser.add_argument("--backlog", type=int, default=100_000)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args(arguments)
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if options.small:
-        throughput(options.small, 1)
-    if options.large:
-        throughput(options.large, 8 << 10)
+    machine = {"python": sys.version.split()[0], "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    print(f"Python {machine['python']}, {machine['cores']} cores, load {machine['load']:.1f}")
+    sizes = ((options.small, 1), (options.medium, 100), (options.large, 8 << 10))
+    found: dict[str, Any] = {"machine": machine, "throughput": []}
+    for files, kilobytes in (size for _ in range(options.times) for size in sizes if size[0]):
+        found["throughput"].append(throughput(files, kilobytes))
     if options.backlog:
-        backlog(options.backlog)
+        found["backlog"] = backlog(options.backlog)
+    machine["load_at_the_end"] = os.getloadavg()[0]
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0

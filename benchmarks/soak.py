@@ -169,8 +169,8 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def play(base: Path, files: int, seed: int, every: float) -> list[str]:
-    """One round; what was not as promised."""
+def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
+    """One round: its figures, and under `faults` what was not as promised."""
     rng = random.Random(seed)
     settings = {
         "folders": {"inbox": "inbox"},
@@ -214,14 +214,15 @@ def play(base: Path, files: int, seed: int, every: float) -> list[str]:
     found = faults(base, told)
     if len(told) != files:
         found.append(f"the writers dropped {len(told)} files, not {files}")
-    seconds = time.monotonic() - began
+    seconds, jobs = time.monotonic() - began, dict(daemon.states())
     print(
         f"seed {seed}: {files} files in {seconds:.0f} s, killed {daemon.kills['daemon']} daemons and "
-        f"{daemon.kills['child']} children, jobs {dict(daemon.states())}: "
+        f"{daemon.kills['child']} children, jobs {jobs}: "
         + ("; ".join(found) if found else "every original accounted for, every output once"),
         flush=True,
     )
-    return found
+    kills = {"killed_daemons": daemon.kills["daemon"], "killed_children": daemon.kills["child"]}
+    return {"seed": seed, "files": files, "seconds": round(seconds), **kills, "jobs": jobs, "faults": found}
 
 
 def main(arguments: list[str]) -> int:
@@ -232,12 +233,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the first round; the next ones count up")
     parser.add_argument("--every", type=float, default=1.0, help="seconds at most from progress to a kill")
     parser.add_argument("--keep", action="store_true", help="keep the folders of a round that failed")
+    parser.add_argument("--json", type=Path, help="write the figures there too, after each round")
     options = parser.parse_args(arguments)
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
-    bad = 0
+    bad, rounds = 0, list[dict[str, Any]]()
     for seed in range(first, first + options.rounds):
         folder = Path(tempfile.mkdtemp(prefix="backfire-soak-"))
-        failed = bool(play(folder, options.files, seed, options.every))
+        rounds.append(play(folder, options.files, seed, options.every))
+        failed = bool(rounds[-1]["faults"])
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(rounds, indent=2) + "\n")
         if failed and options.keep:
             print(f"kept: {folder}")
         else:

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 DRAIN_S = 60.0
 PAUSE_S = 30.0
 """After trouble that is not the picture's: no space for the spool, weights that do not load."""
+QUICK_S = 0.05
+AT_ONCE = 16
+"""So many jobs a child that is done with each within QUICK_S gets before their results are published."""
 PATIENCE = 3
 """How often in a row that may happen before the pause is a long one, and `once` gives up."""
 
@@ -53,6 +56,7 @@ class Dispatcher:
         self._monotonic, self._on_progress = monotonic, on_progress
         self._child: Child | None = None
         self._killed: dict[int, int] = {}
+        self._finished: list[tuple[Job, Outcome]] = []
         self._paused_until = 0.0
         self.running: Job | None = None
         self.pauses = 0
@@ -80,6 +84,7 @@ class Dispatcher:
                 store failed for a while, the child may still be at work, and no attempt is burned.
         """
         before, self.running = self.running, None
+        self._finished.clear()  # each lies in its spool too
         for job in self._ledger.of(JobState.RUNNING):
             finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
             if finished is not None:
@@ -93,6 +98,7 @@ class Dispatcher:
                 detail = {"reason": "the database failed in mid-job"}
                 now = self._ledger.now()
                 self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+        self._record()
         self.reconsider()
 
     def reconsider(self) -> None:
@@ -105,15 +111,35 @@ class Dispatcher:
                 self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
 
     def next(self) -> Job | None:
-        """The job whose turn it is: the highest priority, then the one that has been ready longest."""
-        due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
+        """The job whose turn it is: the highest priority, then the one that has been ready longest.
+
+        One whose result another job is about to publish waits, to take it over.
+        """
+        coming = {
+            job.key for job in self._ledger.of(JobState.RUNNING, JobState.PUBLISHING) if job.code is None
+        }
+        ready = [job for job in self._ledger.of(JobState.READY) if job.key not in coming]
+        due = [job for job in ready if self._ledger.due(job)]
         priorities = self._settings.watch.priorities
         return min(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id), default=None)
 
     def step(self) -> bool:
-        """Give the child its next job if it has none; whether there is anything to listen for."""
-        if self.running is not None:
-            return True
+        """Give the child its next job if it has none, and more while it is quick; whether there was any."""
+        began = 0
+        while self.running is None and began < AT_ONCE and self._begin():
+            began += 1
+            self._wait_for_quick()
+        self._record()
+        return began > 0
+
+    def _wait_for_quick(self) -> None:
+        """Give the child a moment to be done."""
+        deadline = time.monotonic() + QUICK_S
+        while self.running is not None and (left := deadline - time.monotonic()) > 0:
+            self._hear(left)
+
+    def _begin(self) -> bool:
+        """Go on with the job whose turn it is; False if there is none."""
         if self.paused:
             return False
         job = self.next()
@@ -175,6 +201,19 @@ class Dispatcher:
 
     def listen(self, seconds: float) -> None:
         """Hear the child out for a while, at most until it says something."""
+        self._hear(seconds)
+        self._record()
+
+    def _record(self) -> None:
+        """Record what was finished. Until then a crash finds it in the spool."""
+        if not self._finished:
+            return
+        with self._ledger.together():
+            for job, outcome in self._finished:
+                self._publisher.conclude(job, outcome)
+        self._finished.clear()
+
+    def _hear(self, seconds: float) -> None:
         job = self.running
         if self._child is None or job is None:
             return
@@ -222,7 +261,7 @@ class Dispatcher:
             log.error("paused", path=job.name, code=outcome.code, error=outcome.message)
         elif outcome.code is None:
             self.pauses = 0
-            self._publisher.conclude(job, outcome)
+            self._finished.append((job, outcome))
         elif Code(outcome.code) in INCOMPLETE and self._intake.may_grow(job):
             self._intake.suspect(job)
             told["reason"] = f"{outcome.message}; waits for the rest"
@@ -248,4 +287,5 @@ class Dispatcher:
         if job is not None:
             finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
             self._conclude(job, outcome or finished or Outcome(job.id, job.lease, stopped=True))
+            self._record()
             log.info("drained", path=job.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,24 @@ from typing import Any
 import structlog
 
 from daemon import inbox, outbox
+from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.domain import Job, JobState, job_key, mask_digest, shown
 from daemon.errors import Code, InputError
 from daemon.inbox import Scan, Signature, Tracker
 from daemon.ledger import Ledger
 from daemon.line import Line, priority
+from daemon.spool import Copies
 
 log = structlog.get_logger()
 
 UNTAKEN = (JobState.SETTLING, JobState.WAITING_MASK)
 INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
 """What the decoder says of a file that is still being written, or never will be whole."""
-READY_AHEAD = 8
+READY_AHEAD = 16
 """Jobs copied ahead of the worker: enough to keep it busy, few enough that no copy of a backlog is made."""
+BYTES_AHEAD = 64 << 20
+"""Copied in one step of the loop, and one picture more: the worker must not wait long for its first."""
 AT_ONCE = 2000
 """Rows written in one step of the loop: it must stay free to stop, to publish and to beat."""
 LEAST_S = 0.5
@@ -161,32 +165,38 @@ class Intake:
     def _fill(self) -> None:
         """Take jobs in until the worker has enough of them, those first in line first."""
         now, priorities = self._monotonic(), self._settings.watch.priorities
+        wanted: list[Job] = []
+        size = 0
         ready = [priority(job.path, priorities) for job in self._ledger.of(JobState.READY)]
         noted = 0
-        while (entry := self._first or next(self._line, None)) is not None:
+        while size < BYTES_AHEAD and (entry := self._first or next(self._line, None)) is not None:
             self._first, (rank, job) = None, entry
             # By rank: one of a high priority does not wait for room behind lower ones.
             if sum(other >= rank for other in ready) >= READY_AHEAD:
                 self._first = entry
-                return
+                break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
                 continue
             if self._paired(job, now):
-                if self._take(job, now):
-                    ready.append(rank)
+                wanted.append(job)
+                ready.append(rank)
+                size += self._scan.files[job.path].size
             elif noted < AT_ONCE // 40:
                 noted += self._note_mask_wait(job, now)
+        self._take(wanted, now)
 
-    def unchanged(self, job: Job, scan: Scan | None = None) -> bool:
-        """Whether picture, masks and proof are still what was copied; without a scan, looks afresh.
+    def look_beside(self, jobs: Iterable[Job]) -> Scan:
+        """Pictures, masks and proofs of some jobs as they lie there now.
 
         Raises:
             OSError: the inbox is gone, so that nobody can tell.
         """
+        self.require_mount()
+        return inbox.scan_beside(self.root, [job.path for job in jobs], self._settings.watch.proof_ending)
+
+    def unchanged(self, job: Job, scan: Scan) -> bool:
+        """Whether picture, masks and proof are still what was copied."""
         taken = self._ledger.spool(job).files()
-        if scan is None:
-            self.require_mount()
-            scan = inbox.scan_beside(self.root, job.path, self._settings.watch.proof_ending)
         names = set(self._files_of(job.path, scan))
         return set(taken) == names and all(scan.files.get(path) == taken[path] for path in names)
 
@@ -235,18 +245,30 @@ class Intake:
         """Take the job in again only when its files have changed, or have stood still for long enough."""
         self._suspects[job.id] = self._ledger.spool(job).files()
 
-    def _take(self, job: Job, now: float) -> bool:
-        """Copy picture, masks and proof into the spool and make the job ready; whether that went well."""
-        spool = self._ledger.spool(job)
-        try:
-            taken = spool.fill(self.root, job.path, self._scan)
-        except InputError as error:
-            if error.code != Code.CHANGED:  # the next scan sees a changed one as it is now
+    def _take(self, jobs: Sequence[Job], now: float) -> None:
+        """Copy pictures, masks and proofs into the spool and make the jobs ready."""
+        if not jobs:
+            return
+        copied = abreast(self._copied, jobs)
+        with self._ledger.together():
+            for job, copies in zip(jobs, copied, strict=True):
+                if isinstance(copies, Copies):
+                    self._record(job, copies, now)
+        for job, error in zip(jobs, copied, strict=True):
+            # One that changed the next scan sees as it is now.
+            if isinstance(error, OSError) or (isinstance(error, InputError) and error.code != Code.CHANGED):
                 self._ledger.postpone(job, error)
-            return False
-        except OSError as error:
-            self._ledger.postpone(job, error)
-            return False
+
+    def _copied(self, job: Job) -> Copies | InputError | OSError:
+        """The files of a job in its spool, or why they could not be copied."""
+        try:
+            return self._ledger.spool(job).fill(self.root, job.path, self._scan)
+        except (InputError, OSError) as error:
+            return error
+
+    def _record(self, job: Job, taken: Copies, now: float) -> None:
+        """Make a job ready, unless something says that its files are not whole."""
+        spool = self._ledger.spool(job)
         mask_sha = mask_digest([mask.sha256 for mask in taken.masks])
         config_sha = self._settings.for_path(job.path).sha256
         content: dict[str, Any] = {
@@ -260,16 +282,15 @@ class Intake:
             self.suspect(job)
             told = {"code": doubt.code.value, "reason": doubt.message}
             self._ledger.update(job, JobState.SETTLING, detail=told)
-            return False
+            return
         if doubt is not None and doubt.code == Code.CHECKSUM:
             content |= {"code": doubt.code.value, "message": doubt.message}
             self._ledger.update(job, JobState.PUBLISHING, **content)  # the publisher sets it aside
-            return False
+            return
         attempts = job.attempts if job.input_sha256 == taken.picture.sha256 else 0
         masks = [shown(path) for path in self._scan.masks_of(job.path)]
         detail = {"masks": masks} if masks else None
         self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
-        return True
 
     def _vanished(self, job: Job) -> None:
         """A waiting job whose file is gone: set aside just before a crash, or taken away by somebody."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,14 @@ class Ledger:
     published: int = 0
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
+    _ended: list[tuple[Job, dict[str, Any]]] = field(default_factory=list)
     _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
         """Read the active jobs, and drop the spools of all others."""
         self.jobs.clear()
         self._by_state.clear()
+        self._ended.clear()
         for job in self.store.active():
             self.remember(job)
         known = {str(job.id) for job in self.jobs.values()}
@@ -84,6 +86,14 @@ class Ledger:
         self._by_state[job.state][job.id] = job
         return job
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One commit for what is recorded within; only then the jobs that ended are forgotten."""
+        with self.store.together():
+            yield
+        while self._ended:
+            self._forget(*self._ended.pop())
+
     def update(
         self,
         job: Job,
@@ -111,12 +121,17 @@ class Ledger:
     ) -> None:
         """Record a job's end, log its one line, forget it and its spool."""
         job = self.update(job, state, detail=detail, timings=timings, **fields)
+        self._ended.append((job, {"timings_s": timings, **(detail or {})}))
+        if not self.store.is_together:
+            self._forget(*self._ended.pop())
+
+    def _forget(self, job: Job, told: dict[str, Any]) -> None:
         del self.jobs[job.path]
-        del self._by_state[state][job.id]
+        del self._by_state[job.state][job.id]
         self._retry_at.pop(job.id, None)
         self.spool(job).drop()
-        self.published += state == JobState.ARCHIVED
-        self.failed += state in (JobState.FAILED, JobState.QUARANTINED)
+        self.published += job.state == JobState.ARCHIVED
+        self.failed += job.state in (JobState.FAILED, JobState.QUARANTINED)
         log.info(
             "job",
             id=job.id,
@@ -128,8 +143,7 @@ class Ledger:
             output=shown(job.output_path) if job.output_path else None,
             attempts=job.attempts,
             seconds=round(job.updated - job.created, 1),
-            timings_s=timings,
-            **(detail or {}),
+            **told,
         )
 
     def due(self, job: Job) -> bool:

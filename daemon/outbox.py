@@ -3,6 +3,9 @@
 A file is written under a hidden name in its destination's own folder, synced, read back, and
 given its final name, which fails if that is taken. The same content under that name is
 adopted instead (a restart re-does a step without harm); other content gets the job's key in the name.
+
+A name is durable once its folder is synced. Steps for several jobs hand in a set, `unsynced`, which takes
+up the folders instead, and `sync` it before anything relies on the names: one sync serves all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ NAME_MAX = 255
 """Bytes of a file name on every common file system."""
 
 
-def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
+def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[bytes] | None = None) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
 
     Raises:
@@ -40,13 +43,15 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str) -> bytes:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return _settle(folder, temporary, path, sha256(data), key, begun=begun)
+            return _settle(folder, temporary, path, sha256(data), key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
 
-def put(source: Path, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+def put(
+    source: Path, folder: Path, path: bytes, *, sha256: str, key: str, unsynced: set[bytes] | None = None
+) -> bytes:
     """Give a private file a second name `folder`/`path`, a copy across file systems; returns the path it got.
 
     `source` must have no other writer: on one file system both names share the content.
@@ -71,7 +76,7 @@ def put(source: Path, folder: Path, path: bytes, *, sha256: str, key: str) -> by
                     writer.flush()
                     os.fsync(writer.fileno())
                 shutil.copystat(source, temporary)
-            return _settle(folder, temporary, path, sha256, key, begun=begun)
+            return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -133,7 +138,7 @@ def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, k
     return placed
 
 
-def replace(data: bytes, folder: Path, path: bytes) -> None:
+def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | None = None) -> None:
     """Write `folder`/`path` atomically over what may be there: reports, which have one owner.
 
     Raises:
@@ -148,10 +153,22 @@ def replace(data: bytes, folder: Path, path: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-            _sync_folder(os.path.dirname(target))
+            _named(target, unsynced)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def sync(unsynced: set[bytes]) -> None:
+    """Make the names durable that were given in these folders, and empty the set.
+
+    Raises:
+        PublishError: a folder cannot be synced.
+    """
+    while unsynced:
+        folder = unsynced.pop()
+        with _explained(Path(os.fsdecode(folder)), b"."):
+            _sync_folder(folder)
 
 
 def holds(folder: Path, path: bytes, sha256: str) -> bool:
@@ -220,7 +237,16 @@ def destined(folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
     return keyed(path, key) if taken and not holds(folder, path, sha256) else path
 
 
-def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str, *, begun: bool) -> bytes:
+def _settle(
+    folder: Path,
+    temporary: bytes,
+    path: bytes,
+    sha256: str,
+    key: str,
+    *,
+    begun: bool,
+    unsynced: set[bytes] | None,
+) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
@@ -231,7 +257,7 @@ def _settle(folder: Path, temporary: bytes, path: bytes, sha256: str, key: str, 
         except FileExistsError:
             if not holds(folder, candidate, sha256):
                 continue
-        _sync_folder(os.path.dirname(target))
+        _named(target, unsynced)
         return candidate
     message = f"{shown(path)}: both names are taken by other content in {folder}; move those files away"
     raise PublishError(message)
@@ -245,8 +271,19 @@ def _target(folder: Path, path: bytes) -> bytes:
         message = f"{shown(path)}: is not a plain relative path; it would leave {folder}"
         raise PublishError(message) from None
     target = os.path.join(os.fsencode(folder), path)
-    os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
+    _make_folder(os.path.dirname(target))
     return target
+
+
+def _make_folder(path: bytes) -> None:
+    """Make a folder and those above it; a new one is a name too, which a power cut must not take."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make_folder(above)
+    with suppress(FileExistsError):
+        os.mkdir(path, mode=0o750)
+    _sync_folder(above)
 
 
 def _temporary(target: bytes, key: str) -> bytes:
@@ -259,6 +296,14 @@ def _create(path: bytes) -> BinaryIO:
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a crash; the name is ours alone
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640), "wb")
+
+
+def _named(target: bytes, unsynced: set[bytes] | None) -> None:
+    folder = os.path.dirname(target)
+    if unsynced is None:
+        _sync_folder(folder)
+    else:
+        unsynced.add(folder)
 
 
 def _sync_folder(path: bytes) -> None:

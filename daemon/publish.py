@@ -1,7 +1,8 @@
 """From a finished result to its place: reports, outbox, record, archive; or the failed folder.
 
 Every step may be done again: names follow from content and key, the same content is adopted.
-A step that cannot be done now is put off and burns no attempt.
+A step that cannot be done now is put off and burns no attempt. Jobs that are finished at the same time
+go step by step together, so that a sync of a folder, a write of the manifest and a commit serve all of them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from daemon import inbox, manifest, outbox, premis
+from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
@@ -22,6 +25,19 @@ from daemon.ledger import Ledger
 from daemon.manifest import Entry
 from daemon.spool import Spool
 from daemon.worker import Outcome
+
+T = TypeVar("T")
+
+TOGETHER = 16
+"""How many jobs are put in place at a time: they share syncs of folders and transactions."""
+
+
+class Copy(NamedTuple):
+    """A file of the inbox and its SHA-256, and where its copy was put; None where no copy was left to put."""
+
+    path: bytes
+    sha256: str
+    placed: bytes | None
 
 
 class Publisher:
@@ -36,7 +52,7 @@ class Publisher:
         self._settings = settings
 
     def conclude(self, job: Job, outcome: Outcome, *, detail: dict[str, Any] | None = None) -> None:
-        """Decide on a verdict: publish, or set aside."""
+        """Record what follows from a verdict: publish, or set aside; `step` does it."""
         verdict = Verdict(outcome.verdict or Verdict.FAILED)
         reasons = "; ".join(outcome.reasons)
         if verdict == Verdict.FAILED:
@@ -46,93 +62,151 @@ class Publisher:
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self.fail(job, Code.WEAK, message, verdict)
         else:
-            self._publish(self._ledger.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict))
+            self._ledger.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict)
 
     def fail(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
-        """Record why, then set the original aside."""
-        self._set_aside(
-            self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, verdict=verdict)
-        )
+        """Record why it cannot be protected; `step` sets it aside."""
+        self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, verdict=verdict)
 
-    def step(self) -> None:
-        """Take up again what a crash, a full disk or a missing permission interrupted."""
-        for job in self._ledger.of(JobState.PUBLISHING, JobState.PUBLISHED):
-            if not self._ledger.due(job):
-                continue
-            if job.state == JobState.PUBLISHED:
-                self._archive(job)
-            elif job.code is not None:
+    def step(self) -> bool:
+        """Put some of what is finished in its place, also what a crash or a full disk interrupted.
+
+        Returns:
+            Whether there was anything that could be tried.
+        """
+        publishing, published = self._due(JobState.PUBLISHING), self._due(JobState.PUBLISHED)
+        for job in publishing:
+            if job.code is not None:
                 self._set_aside(job)
+        self._publish([job for job in publishing if job.code is None])
+        self._archive(self._due(JobState.PUBLISHED))
+        return bool(publishing or published)
+
+    def _due(self, state: JobState) -> list[Job]:
+        """Some jobs whose step may be tried; of several with one key, whose files might meet, only one."""
+        due: dict[str | None, Job] = {}
+        for job in self._ledger.of(state):
+            if self._ledger.due(job):
+                due.setdefault(job.key, job)
+        return list(due.values())[:TOGETHER]
+
+    def _each(self, jobs: Iterable[Job], do: Callable[[Job, set[bytes]], T]) -> dict[Job, T]:
+        """One step of several jobs; the folders in which it gave names are synced once, after all of them.
+
+        Args:
+            jobs: none may be in another's way. Those for which it cannot be done now are postponed, and
+                left out of what is returned.
+            do: the step, on files alone; adds those folders to the set it is given.
+        """
+        jobs, unsynced = list(jobs), set[bytes]()
+
+        def attempt(job: Job) -> T | PublishError | OSError:
+            try:
+                return do(job, unsynced)
+            except (PublishError, OSError) as error:
+                return error
+
+        done: dict[Job, T] = {}
+        for job, result in zip(jobs, abreast(attempt, jobs), strict=True):
+            if isinstance(result, PublishError | OSError):
+                self._ledger.postpone(job, result)
             else:
-                self._publish(job)
+                done[job] = result
+        return done if self._or_postpone(done, lambda: outbox.sync(unsynced)) else {}
 
-    def _publish(self, job: Job) -> None:
-        spool, folders = self._ledger.spool(job), self._settings.folders
-        outcome = Outcome.read(spool.folder, job.lease)
+    def _or_postpone(self, jobs: Iterable[Job], do: Callable[[], None]) -> bool:
+        """A step that several jobs share; all are postponed where it cannot be done now."""
         try:
-            data = (spool.folder / "output").read_bytes()
-        except OSError:
-            data = b""
-        if outcome is None or outcome.verdict is None or outbox.sha256(data) != outcome.output_sha256:
-            detail = {"reason": "the result in the spool is gone or damaged"}
-            self._ledger.update(job, JobState.READY, detail=detail)
+            do()
+        except (PublishError, OSError) as error:
+            for job in jobs:
+                self._ledger.postpone(job, error)
+            return False
+        return True
+
+    def _publish(self, jobs: Sequence[Job]) -> None:
+        """Receipts, then results, then the record: what stands in the outbox is never without a receipt."""
+        folder, results = self._settings.folders.outbox, self._results(jobs)
+
+        def report(job: Job, unsynced: set[bytes]) -> None:
+            wanted, sha = results[job]
+            path = outbox.destined(folder, wanted, sha256=sha, key=job.key or "")
+            self._report(self._ledger.spool(job), path, job, unsynced)
+
+        def place(job: Job, unsynced: set[bytes]) -> Entry:
+            wanted, sha = results[job]
+            data = (self._ledger.spool(job).folder / "output").read_bytes()
+            return Entry(outbox.place(data, folder, wanted, key=job.key or "", unsynced=unsynced), sha)
+
+        placed = self._each(self._each(results, report), place)
+        now = self._ledger.now()
+        if not placed or not self._or_postpone(
+            placed, lambda: manifest.append(folder, placed.values(), at=now)
+        ):
             return
+        with self._ledger.together():
+            for job, (path, sha) in placed.items():
+                told = {"output": shown(path)}
+                self._ledger.update(job, JobState.PUBLISHED, output_path=path, output_sha256=sha, detail=told)
+
+    def _results(self, jobs: Sequence[Job]) -> dict[Job, tuple[bytes, str]]:
+        """Wanted path and SHA-256 of each result that is whole and still that of the file in the inbox."""
+        if not jobs:
+            return {}
         try:
-            unchanged = self._intake.unchanged(job)
+            beside = self._intake.look_beside(jobs)
         except OSError as error:
-            self._ledger.postpone(job, error)
-            return
-        if not unchanged:
-            # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
-            detail = {"reason": "picture or mask changed while it was worked"}
-            self._ledger.update(job, JobState.SETTLING, detail=detail)
-            return
-        wanted = renamed(job.path, outcome.extension)
-        key, sha = job.key or "", outcome.output_sha256 or ""
-        try:
-            # The receipt first: what stands in the outbox must never be without one.
-            self._report(spool, outbox.destined(folders.outbox, wanted, sha256=sha, key=key), job)
-            placed = outbox.place(data, folders.outbox, wanted, key=key)
-            manifest.append(folders.outbox, [Entry(placed, sha)], at=self._ledger.now())
-        except (PublishError, OSError) as error:
-            self._ledger.postpone(job, error)
-            return
-        self._archive(
-            self._ledger.update(
-                job,
-                JobState.PUBLISHED,
-                output_path=placed,
-                output_sha256=sha,
-                detail={"output": shown(placed)},
-            )
-        )
+            for job in jobs:
+                self._ledger.postpone(job, error)
+            return {}
+        found: dict[Job, tuple[bytes, str]] = {}
+        names: set[bytes] = set()
+        for job in jobs:
+            folder = self._ledger.spool(job).folder
+            outcome = Outcome.read(folder, job.lease)
+            sha = outcome.output_sha256 if outcome is not None and outcome.verdict is not None else None
+            if outcome is None or sha is None or not outbox.holds(folder, b"output", sha):
+                detail = {"reason": "the result in the spool is gone or damaged"}
+                self._ledger.update(job, JobState.READY, detail=detail)
+            elif not self._intake.unchanged(job, beside):
+                # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
+                detail = {"reason": "picture or mask changed while it was worked"}
+                self._ledger.update(job, JobState.SETTLING, detail=detail)
+            elif (wanted := renamed(job.path, outcome.extension)).lower() not in names:
+                found[job] = wanted, sha
+                names.add(wanted.lower())  # p.bmp and p.png both become p.png: one after the other
+        return found
 
-    def _archive(self, job: Job) -> None:
-        spool, archive = self._ledger.spool(job), self._settings.folders.archive
-        try:
-            kept = self._put_away(job, spool, archive)
-            manifest.append(archive, kept, at=self._ledger.now())
-            self._note_archived(job, spool, kept[0])
-        except (PublishError, OSError) as error:
-            self._ledger.postpone(job, error)
+    def _archive(self, jobs: Sequence[Job]) -> None:
+        """Originals and masks into the archive, then out of the inbox, then the receipts and the record."""
+        folder = self._settings.folders.archive
+        copies = self._each(jobs, lambda job, unsynced: self._copy(job, folder, unsynced))
+        kept = self._each(copies, lambda job, _: self._leave(job, folder, copies[job]))
+        entries = [entry for some in kept.values() for entry in some]
+        now = self._ledger.now()
+        if not kept or not self._or_postpone(kept, lambda: manifest.append(folder, entries, at=now)):
             return
-        outcome = Outcome.read(spool.folder, job.lease)
-        detail = {"archived": [shown(entry.path) for entry in kept], "sha256": job.input_sha256}
-        self._ledger.rest(
-            job, JobState.ARCHIVED, detail=detail, timings=outcome.timings_s if outcome else None
-        )
+        noted = self._each(kept, lambda job, unsynced: self._note_archived(job, kept[job][0], unsynced))
+        with self._ledger.together():
+            for job in noted:
+                outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
+                detail = {"archived": [shown(entry.path) for entry in kept[job]], "sha256": job.input_sha256}
+                timings = outcome.timings_s if outcome else None
+                self._ledger.rest(job, JobState.ARCHIVED, detail=detail, timings=timings)
 
-    def _note_archived(self, job: Job, spool: Spool, original: Entry) -> None:
-        """Add the fixity check to the receipt, in the spool and then in the reports."""
-        file = spool.folder / "receipt.json"
+    def _note_archived(self, job: Job, original: Entry, unsynced: set[bytes]) -> None:
+        """Add the fixity check to the receipt."""
+        file = self._ledger.spool(job).folder / "receipt.json"
         if not file.exists() or job.output_path is None:
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
         receipt = premis.added(json.loads(file.read_bytes()), checked)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
-        outbox.replace(text.encode("utf-8", "replace"), spool.folder, os.fsencode(file.name))
-        self._report(spool, job.output_path, job)
+        path = self._reported(job, job.output_path)
+        name = outbox.beside(path, b".json", job.key or "")
+        data = text.encode("utf-8", "replace")
+        outbox.replace(data, self._settings.folders.reports, name, unsynced=unsynced)
 
     def _set_aside(self, job: Job) -> None:
         """Original, masks, error file and, where there are any, receipt and sheet."""
@@ -146,64 +220,84 @@ class Publisher:
             "input_sha256": job.input_sha256,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._ledger.now())),
         }
+        unsynced: set[bytes] = set()
         try:
             name = outbox.destined(folder, job.path, sha256=sha, key=key)
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-            outbox.replace(text.encode("utf-8", "replace"), folder, outbox.beside(name, b".error.json", key))
-            self._report(spool, job.path, job)
-            self._put_away(job, spool, folder)
+            reason = outbox.beside(name, b".error.json", key)
+            outbox.replace(text.encode("utf-8", "replace"), folder, reason, unsynced=unsynced)
+            self._report(spool, job.path, job, unsynced)
+            copies = self._copy(job, folder, unsynced)
+            outbox.sync(unsynced)
+            self._leave(job, folder, copies)
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
         died = job.code == Code.WORKER_DIED
         self._ledger.rest(job, JobState.QUARANTINED if died else JobState.FAILED)
 
-    def _report(self, spool: Spool, path: bytes, job: Job) -> None:
+    def _report(self, spool: Spool, path: bytes, job: Job, unsynced: set[bytes]) -> None:
         """Receipt and sheet, beside each other; never over those of another job."""
-        reports, key = self._settings.folders.reports, job.key or ""
-        if _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key):
-            path = outbox.keyed(path, key)
+        reports, key, path = self._settings.folders.reports, job.key or "", self._reported(job, path)
         for file, suffix in (("receipt.json", b".json"), ("sheet.jpg", b".sheet.jpg")):
             with suppress(FileNotFoundError):
                 data = (spool.folder / file).read_bytes()
-                outbox.replace(data, reports, outbox.beside(path, suffix, key))
+                outbox.replace(data, reports, outbox.beside(path, suffix, key), unsynced=unsynced)
 
-    def _put_away(self, job: Job, spool: Spool, folder: Path) -> list[Entry]:
-        """Original and masks from the spool's verified copies into `folder`, then out of the inbox.
+    def _reported(self, job: Job, path: bytes) -> bytes:
+        """Under which path the job's reports stand: another than its output's where that is taken."""
+        reports, key = self._settings.folders.reports, job.key or ""
+        others = _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key)
+        return outbox.keyed(path, key) if others else path
 
-        What leaves the inbox is only what has the content that was worked; a newer file stays.
-        Nothing leaves it before its copy was read back from the disk. Returns what `folder` now keeps.
-        """
-        root, sha, key = self._intake.root, job.input_sha256 or "", job.key or ""
+    def _copy(self, job: Job, folder: Path, unsynced: set[bytes]) -> list[Copy]:
+        """Original, masks and proof from the spool's verified copies into `folder`; what leaves the inbox."""
+        spool, sha, key = self._ledger.spool(job), job.input_sha256 or "", job.key or ""
         times = {path: signature.mtime_ns for path, signature in spool.files().items()}
         if spool.input.exists():
             if job.path in times:
                 os.utime(spool.input, ns=(times[job.path], times[job.path]))
-            placed = outbox.put(spool.input, folder, job.path, sha256=sha, key=key)
+            placed = outbox.put(spool.input, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
         else:
             places = (job.path, outbox.keyed(job.path, key))
             held = next((path for path in places if outbox.holds(folder, path, sha)), None)
-            source = root / os.fsdecode(job.path)
-            placed = held or outbox.put(source, folder, job.path, sha256=sha, key=key)
-        outbox.confirm(folder, placed, sha)
-        kept = [Entry(placed, sha)]
-        outbox.remove(root, job.path, sha256=sha, key=key)
+            source = self._intake.root / os.fsdecode(job.path)
+            placed = held or outbox.put(source, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
+        copies = [Copy(job.path, sha, placed)]
         extras = spool.extras()
         wanted = self._wanted_by_others(job) if extras else set()
-        for extra, digest, copy in extras:
+        for extra, digest, file in extras:
             if extra.lower() in wanted:
                 continue
-            if copy.exists():
-                placed = outbox.put(copy, folder, extra, sha256=digest, key=key)
-                outbox.confirm(folder, placed, digest)
-                kept.append(Entry(placed, digest))
-            outbox.remove(root, extra, sha256=digest, key=key)
+            there = file.exists()
+            put = (
+                outbox.put(file, folder, extra, sha256=digest, key=key, unsynced=unsynced) if there else None
+            )
+            copies.append(Copy(extra, digest, put))
+        return copies
+
+    def _leave(self, job: Job, folder: Path, copies: Iterable[Copy]) -> list[Entry]:
+        """Out of the inbox with what was copied; returns what `folder` now keeps.
+
+        What leaves the inbox is only what has the content that was worked; a newer file stays.
+        Nothing leaves it before its copy was read back from the disk.
+        """
+        kept = []
+        for path, sha, placed in copies:
+            if placed is not None:
+                outbox.confirm(folder, placed, sha)
+                kept.append(Entry(placed, sha))
+            outbox.remove(self._intake.root, path, sha256=sha, key=job.key or "")
         return kept
 
     def _wanted_by_others(self, job: Job) -> set[bytes]:
         """Names, in lower case, of the masks and proofs that pictures still in the inbox need."""
         stem, ending = os.path.splitext(job.path)[0].lower(), self._settings.watch.proof_ending
-        rivals = [path for path in self._ledger.jobs if path.lower().startswith(stem) and path != job.path]
+        rivals = [
+            path
+            for path, rival in self._ledger.jobs.items()
+            if path.lower().startswith(stem) and path != job.path and rival.state != JobState.PUBLISHED
+        ]
         return {
             name.lower()
             for path in rivals

@@ -125,6 +125,7 @@ class Service:
             hints.close()
             notify("STOPPING=1")
             self._dispatcher.drain()
+            self._publisher.step()
         return Summary(self._ledger.published, self._ledger.failed, len(self._ledger.jobs))
 
     def _turn(self, hints: Hints) -> None:
@@ -134,10 +135,11 @@ class Service:
             self._reconfigure(hints)
         room = not self._want_of_space
         self._intake.step(may_take=room)
-        self._publisher.step()
-        if (room and self._dispatcher.step()) or self._dispatcher.running is not None:
+        began = room and self._dispatcher.step()
+        placed = self._publisher.step()  # while the child works the next job
+        if self._dispatcher.running is not None:
             self._dispatcher.listen(TICK_S)
-        elif not self._intake.busy:
+        elif not (began or placed or self._intake.busy):
             self._wake.wait(TICK_S)
             time.sleep(BURST_S)
         self._beat(hints)

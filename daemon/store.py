@@ -16,6 +16,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -97,6 +98,19 @@ sa.Index("events_job", _events.c.job_id)
 _FIELDS = tuple(_jobs.c.keys())
 
 
+@cache
+def _change(*names: str) -> sa.Update:
+    """A job's change of state, and of these columns. Kept: building it costs more than running it."""
+    new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in ("state", "updated", *names)}
+    return sa.update(_jobs).where(_jobs.c.id == sa.bindparam("of_job")).values(new).returning(*_jobs.c)
+
+
+_EXPECTED = _jobs.c.state == sa.bindparam("expected")
+_START = _change().where(_EXPECTED).values(attempts=_jobs.c.attempts + 1, lease=_jobs.c.lease + 1)
+_GIVE_BACK = _change().where(_EXPECTED).values(attempts=sa.func.max(_jobs.c.attempts - 1, 0))
+_NOTE = insert(_events)
+
+
 class Changes(TypedDict, total=False):
     """The columns of a job that `Store.update` may set beside the state; see `domain.Job`."""
 
@@ -130,6 +144,7 @@ class Store:
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
+        self._open: sa.Connection | None = None
         if writable:
             _make_room(path)
         elif not path.exists():
@@ -173,6 +188,24 @@ class Store:
         self.close()
 
     # Writing
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction for all that is written within: durable at its end, or none of it happened.
+
+        For records alone: while it is open nobody else can write.
+        """
+        with self._transaction(_WRITE) as connection:
+            self._open = connection
+            try:
+                yield
+            finally:
+                self._open = None
+
+    @property
+    def is_together(self) -> bool:
+        """Whether such a transaction is open."""
+        return self._open is not None
 
     def sight(self, paths: Iterable[bytes], *, at: float) -> list[Job]:
         """Record files seen in the inbox.
@@ -229,7 +262,7 @@ class Store:
         """
         if unknown := fields.keys() - Changes.__annotations__.keys():
             raise TypeError(f"update() got {sorted(unknown)}, expected {sorted(Changes.__annotations__)}")
-        return self._move(job_id, state, at, detail, dict(fields))
+        return self._move(_change(*fields), job_id, state, at, detail, **fields)
 
     def start_attempt(self, job_id: int, *, at: float) -> Job:
         """READY → RUNNING, a new lease and one attempt more, durable on return, before the dangerous work.
@@ -237,8 +270,7 @@ class Store:
         Raises:
             StoreError: no such job, or it is not READY: somebody else claimed it.
         """
-        counted = {"attempts": _jobs.c.attempts + 1, "lease": _jobs.c.lease + 1}
-        return self._move(job_id, JobState.RUNNING, at, None, counted, expected=JobState.READY)
+        return self._move(_START, job_id, JobState.RUNNING, at, None, expected=JobState.READY)
 
     def give_back(
         self,
@@ -253,8 +285,7 @@ class Store:
         Raises:
             StoreError: no such job, or it is not RUNNING.
         """
-        attempts = {"attempts": sa.func.max(_jobs.c.attempts - 1, 0)}
-        return self._move(job_id, state, at, detail, attempts, expected=JobState.RUNNING)
+        return self._move(_GIVE_BACK, job_id, state, at, detail, expected=JobState.RUNNING)
 
     def prune(self, *, before: float, most: int = 1000) -> int:
         """Forget up to `most` jobs that ended before a time, and their events; how many these were."""
@@ -330,33 +361,44 @@ class Store:
 
     def _move(
         self,
+        change: sa.Update,
         job_id: int,
         state: JobState,
         at: float,
         detail: dict[str, Any] | None,
-        values: dict[str, Any],
+        *,
         expected: JobState | None = None,
+        **fields: Any,
     ) -> Job:
         event = {"job_id": job_id, "at": at, "state": state, "detail": json.dumps(detail or {})}
-        values = {name: _text(value) if isinstance(value, str) else value for name, value in values.items()}
-        query = sa.select(_jobs).where(_jobs.c.id == job_id)
+        values = {"of_job": job_id, "new_state": state, "new_updated": at}
+        values |= {"expected": expected} if expected else {}
+        for name, field in fields.items():
+            values[f"new_{name}"] = _text(field) if isinstance(field, str) else field
         with self._transaction(_WRITE) as connection:
-            before = next(iter(_all_jobs(connection, query)), None)
-            if before is None:
-                raise StoreError(f"job {job_id}: not in {self.path}; `backfire jobs` lists those that are")
-            if expected is not None and before.state != expected:
-                raise StoreError(
-                    f"job {job_id} ({before.name}): is {before.state}, expected {expected}; "
-                    f"another process works on {self.path}: leave one daemon running"
-                )
-            change = sa.update(_jobs).where(_jobs.c.id == job_id)
-            connection.execute(change.values(state=state, updated=at, **values))
-            connection.execute(insert(_events).values(**event))
-            return _all_jobs(connection, query)[0]
+            moved = connection.execute(change, values).one_or_none()
+            if moved is None:
+                raise self._refusal(connection, job_id, expected)
+            connection.execute(_NOTE, event)
+            return _job(moved)
+
+    def _refusal(self, connection: sa.Connection, job_id: int, expected: JobState | None) -> StoreError:
+        """Why a change met no row."""
+        found = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).one_or_none()
+        if found is None:
+            return StoreError(f"job {job_id}: not in {self.path}; `backfire jobs` lists those that are")
+        job = _job(found)
+        return StoreError(
+            f"job {job_id} ({job.name}): is {job.state}, expected {expected}; "
+            f"another process works on {self.path}: leave one daemon running"
+        )
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sa.Connection]:
         try:
+            if self._open is not None:
+                yield self._open
+                return
             with self._engine.connect() as connection:
                 connection.exec_driver_sql(begin)
                 yield connection

@@ -149,7 +149,7 @@ def _relative(path: Path, settings: Settings) -> bytes:
 
 def _settling(settings: Settings, job: Job) -> str:
     watch = settings.watch
-    proof = inbox.scan_beside(settings.folders.inbox, job.path, watch.proof_ending).proof_of(job.path)
+    proof = inbox.scan_beside(settings.folders.inbox, [job.path], watch.proof_ending).proof_of(job.path)
     if watch.proof != "none" and proof is None:
         return f"waits for its .{watch.proof} file"
     more = (

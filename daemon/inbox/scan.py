@@ -122,15 +122,16 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     return Scan(files, frozenset(unreadable), proof)
 
 
-def scan_beside(root: Path, picture: bytes, proof: bytes = b"") -> Scan:
-    """A picture, and all masks and proofs in its folder and in `masks` below it."""
-    top, folder = os.fsencode(root), os.path.dirname(picture)
+def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Scan:
+    """Some pictures, and all masks and proofs in their folders and in `masks` below these."""
+    top, wanted = os.fsencode(root), set(pictures)
     files: dict[bytes, Signature] = {}
-    for place in (folder, os.path.join(folder, b"masks")):
+    folders = {os.path.dirname(picture) for picture in wanted}
+    for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)
-                if path == picture or is_mask(path) or (proof and path.lower().endswith(proof)):
+                if path in wanted or is_mask(path) or (proof and path.lower().endswith(proof)):
                     with suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):

@@ -1,7 +1,8 @@
 """Random interleavings of what people, programs, crashes and clocks do, against the promises of the README.
 
 The house is the real one, in this process, with a child that is a function call. A crash is an
-exception at a random system call, after which no further call of the dying process succeeds.
+exception at a random system call, after which no further call of the dying process succeeds; a power
+cut takes with it the names whose folders had not been synced.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,39 @@ class Fate:
         self.left: int | None = None
         self.act: Callable[[], None] | None = None
         self.dead = False
+        self._unsynced: list[tuple[str, Callable[[], Any]]] = []
+        """Folders, and how to take back the name that was given in them last."""
         for name in self.CALLS:
             patch.setattr(os, name, self._mortal(getattr(os, name)))
+        for name in ("link", "rename", "replace"):
+            patch.setattr(os, name, self._naming(getattr(os, name)))
+        patch.setattr(os, "fsync", self._syncing(os.fsync))
+
+    def _naming(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(source: Any, target: Any, **options: Any) -> Any:
+            path = Path(os.fsdecode(target))
+            former = path.read_bytes() if path.is_absolute() and path.exists() else None
+            result = call(source, target, **options)
+            if path.is_absolute() and "inbox" not in path.parts:  # what people do there is not undone
+                undo = path.unlink if former is None else lambda: path.write_bytes(former)
+                self._unsynced.append((str(path.parent), undo))
+            return result
+
+        return wrapped
+
+    def _syncing(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        def wrapped(descriptor: int) -> None:
+            call(descriptor)
+            synced = os.readlink(f"/proc/self/fd/{descriptor}")
+            self._unsynced = [entry for entry in self._unsynced if entry[0] != synced]
+
+        return wrapped
+
+    def cut_power(self) -> None:
+        """Take every name that was not durable."""
+        while self._unsynced:
+            with suppress(FileNotFoundError):
+                self._unsynced.pop()[1]()
 
     def _mortal(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -136,8 +169,8 @@ class Promises(RuleBasedStateMachine):
     def work(self, seconds: float, times: int) -> None:
         self.house.turn(seconds, times)
 
-    @rule(calls=st.integers(0, 60))
-    def crash(self, calls: int) -> None:
+    @rule(calls=st.integers(0, 60), power=st.booleans())
+    def crash(self, calls: int, power: bool) -> None:
         self.fate.left = calls
         try:
             self.house.turn(1, 6)
@@ -146,6 +179,8 @@ class Promises(RuleBasedStateMachine):
         finally:
             self.fate.left, self.fate.dead = None, False
         self.house.crash()
+        if power:
+            self.fate.cut_power()
         self.house.again()
 
     @rule(name=NAMES, calls=st.integers(0, 60))

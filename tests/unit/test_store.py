@@ -168,6 +168,21 @@ def test_each_start_is_a_new_lease_given_back_or_not(store: Store) -> None:
     assert (store.start_attempt(job.id, at=6.0).lease, store.by_path(b"a.png")[0].attempts) == (2, 1)
 
 
+def test_what_is_written_together_happens_together_or_not_at_all(store: Store, path: Path) -> None:
+    one, two = ready(store, b"one", b"two")
+    with pytest.raises(StoreError, match="not in"), store.together():  # noqa: PT012, both are the point
+        store.update(one.id, S.PUBLISHING, at=3.0)
+        store.update(999, S.PUBLISHING, at=3.0)
+    assert store.get(one.id) == one
+    assert not store.is_together
+    with Store.read_only(path) as other, store.together():
+        store.update(one.id, S.PUBLISHING, at=4.0)
+        store.update(two.id, S.PUBLISHING, at=4.0)
+        assert other.get(one.id) == one
+    assert [job.state for job in store.active()] == [S.PUBLISHING, S.PUBLISHING]
+    assert store.history(two.id)[-1] == Event(at=4.0, state=S.PUBLISHING, detail={})
+
+
 def test_a_twin_is_the_newest_published_job_of_the_same_key(store: Store) -> None:
     one, two, three = ready(store, b"1", b"2", b"3")
     for job, state in ((one, S.ARCHIVED), (two, S.PUBLISHED), (three, S.FAILED)):
