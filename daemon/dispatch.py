@@ -119,7 +119,7 @@ class Dispatcher:
         job = self.next()
         if job is None:
             return False
-        if job.attempts >= self._settings.protect.attempts:
+        if job.attempts >= self._attempts(job):
             message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
             self._publisher.fail(job, Code.WORKER_DIED, message)
         elif not self._adopted(job):
@@ -186,7 +186,7 @@ class Dispatcher:
         for message in messages:
             if isinstance(message, Progress):
                 self._on_progress(job, message.phase, message.done, message.total)
-            elif message.lease == job.lease:
+            elif _of(message, job):  # what an earlier job left in the pipe is void
                 self._conclude(job, message)
         silence = self._settings.limits.silence_s
         if self.running is not None and time.monotonic() - self._child.heard > silence:
@@ -227,7 +227,7 @@ class Dispatcher:
             self._intake.suspect(job)
             told["reason"] = f"{outcome.message}; waits for the rest"
             self._ledger.remember(store.give_back(job.id, at=now(), state=JobState.SETTLING, detail=told))
-        elif outcome.retryable and job.attempts < self._settings.protect.attempts:
+        elif outcome.retryable and job.attempts < self._attempts(job):
             wait = min(5.0 * 4 ** (job.attempts - 1), LONGEST_S)
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._ledger.update(job, JobState.READY, not_before=now() + wait, detail=told)
@@ -247,5 +247,14 @@ class Dispatcher:
         self._child = None
         if job is not None:
             finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            self._conclude(job, outcome or finished or Outcome(job.id, job.lease, stopped=True))
+            told = outcome if outcome is not None and _of(outcome, job) else None
+            self._conclude(job, told or finished or Outcome(job.id, job.lease, stopped=True))
             log.info("drained", path=job.name)
+
+    def _attempts(self, job: Job) -> int:
+        return self._settings.for_path(job.path).protect.attempts
+
+
+def _of(outcome: Outcome, job: Job) -> bool:
+    """Whether an outcome is of this start of this job."""
+    return (outcome.job, outcome.lease) == (job.id, job.lease)
