@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import worker
+from daemon import config, inbox, worker
+from daemon.errors import Code, ConfigError, ModelError
 from tests.fault.books import picture
 from tests.fault.house import House
 
@@ -79,8 +84,6 @@ def test_a_result_that_cannot_be_written_down_burns_no_attempt(
 def test_a_rule_decides_how_often_its_pictures_are_tried(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from daemon.errors import Code, ModelError
-
     home = house(watch=SOON, rules=[{"match": "once/**", "attempts": 1}])
 
     def process(order: worker.Order, progress: Any) -> worker.Outcome:
@@ -90,3 +93,100 @@ def test_a_rule_decides_how_often_its_pictures_are_tried(
     drop(home, "once/a.png", picture(1))
     home.turn(5, times=6)
     assert home.states() == ["failed"]
+
+
+def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = house(watch=SOON)
+    take = inbox.take
+
+    def full(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+        copy.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(inbox, "take", full)
+    drop(home, "a.png", picture(1))
+    home.turn(5, times=4)
+    assert "No space" in home.reasons()
+    assert home.files("state/spool") == {}
+    monkeypatch.setattr(inbox, "take", take)
+    home.turn(60, times=4)
+    assert home.states() == ["archived"]
+
+
+def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture(1))
+    home.service._publisher.step = lambda: None  # type: ignore[method-assign]
+    home.service._publisher._archive = lambda job: None  # type: ignore[method-assign]
+    home.turn(5, times=4)
+    assert home.states() == ["published"]
+    (taken,) = (home.base / "state/spool").rglob("taken.json")
+    document = json.loads(taken.read_text())
+    del document["proof"]
+    taken.write_text(json.dumps(document))
+    home.crash()
+    home.again()
+    home.turn(5, times=2)
+    assert home.states() == ["archived"]
+
+
+def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw".encode(),
+        "23 22 0:40 / /mnt/B\u00fccher\\040neu rw - cifs //server/b rw".encode(),
+        b"24 22 0:41 / /media/stick\xff rw - vfat /dev/sdb1 rw",
+    ]
+    table = tmp_path / "mountinfo"
+    table.write_bytes(b"\n".join(lines) + b"\n")
+    monkeypatch.setattr("daemon.inbox.mounts.MOUNTS", table)
+    inside = Path("/mnt/B\u00fccher neu/in")
+    assert (inbox.mount_of(inside), inbox.filesystem(inside)) == ("/mnt/B\u00fccher neu", "cifs")
+    assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in"))) == "vfat"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "day: 2026-13-45",
+        "models: {folder: ~nobody-of-this-name/models}",
+        "a: " + "[" * 5000,
+        f"editors: {{e: {{kind: lama, weights: {'x' * 300}}}}}",
+    ],
+    ids=["date", "home", "depth", "length"],
+)
+def test_no_configuration_however_broken_ends_the_daemon_at_reload(
+    house: Make, tmp_path: Path, broken: str
+) -> None:
+    home = house(watch=SOON)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"folders: {{inbox: inbox}}\n{broken}\n")
+    home.service._load = lambda: config.load(file)
+    home.service.reload()
+    before = home.service.settings
+    home.turn()
+    assert home.service.settings is before
+    assert "config.yaml" in home.service._refused_config
+
+
+@pytest.mark.parametrize(
+    "text", ["hooks:\n  webhook: https://u:SECRET@host/x: y\n", "hooks: https://u:SECRET@host/x\n"]
+)
+def test_a_refused_configuration_does_not_repeat_what_may_be_a_password(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: in}\n" + text)
+    with pytest.raises(ConfigError) as refused:
+        config.load(file)
+    assert "SECRET" not in str(refused.value)
+
+
+def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
+    home = house(limits={"free_mb": 0, "silence_s": 100})
+    longer = home.settings.model_copy(
+        update={"limits": home.settings.limits.model_copy(update={"silence_s": 5000})}
+    )
+    home.service._load = lambda: longer
+    home.service.reload()
+    home.turn()
+    pulse = home.service._operations.pulse
+    pulse.heard = home.clock - 4000
+    assert pulse.stuck(home.clock) == []
