@@ -24,6 +24,10 @@ from daemon.spool import Spool
 from daemon.worker import Outcome
 
 
+AT_MOST_S = 5.0
+"""Spent in one step of the loop, but for the last job."""
+
+
 class Publisher:
     """Puts results and originals where they belong."""
 
@@ -56,7 +60,10 @@ class Publisher:
 
     def step(self) -> None:
         """Take up again what a crash, a full disk or a missing permission interrupted."""
+        until = self._ledger.monotonic() + AT_MOST_S
         for job in self._ledger.of(JobState.PUBLISHING, JobState.PUBLISHED):
+            if self._ledger.monotonic() > until:
+                return  # a thousand that waited for a disk must not keep the loop from beating
             if not self._ledger.due(job):
                 continue
             if job.state == JobState.PUBLISHED:
@@ -125,11 +132,15 @@ class Publisher:
     def _note_archived(self, job: Job, spool: Spool, original: Entry) -> None:
         """Add the fixity check to the receipt, in the spool and then in the reports."""
         file = spool.folder / "receipt.json"
-        if not file.exists() or job.output_path is None:
+        try:
+            document = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
+            return
+        if job.output_path is None:
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
-        receipt = premis.added(json.loads(file.read_bytes()), checked)
+        receipt = premis.added(document, checked)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
         outbox.replace(text.encode("utf-8", "replace"), spool.folder, os.fsencode(file.name))
         self._report(spool, job.output_path, job)
@@ -226,7 +237,10 @@ def renamed(path: bytes, extension: str) -> bytes:
     stem, own = os.path.splitext(path)
     wanted = os.fsencode(extension.lower())
     same = next((family for family in FAMILIES if wanted in family), {wanted})
-    return path if own.lower() in same else stem + wanted
+    if own.lower() in same:
+        return path
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name[: outbox.NAME_MAX - len(wanted)] + wanted)
 
 
 def _key_of(reports: Path, path: bytes) -> str | None:

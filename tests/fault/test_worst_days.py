@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,69 @@ def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
     pulse = home.service._operations.pulse
     pulse.heard = home.clock - 4000
     assert pulse.stuck(home.clock) == []
+
+
+def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    good = worker._process
+    monkeypatch.setattr(worker, "_process", lambda *given: replace(good(*given), extension=".webp"))
+    drop(home, "x" * 251 + ".png", picture(1))
+    home.turn(5, times=5)
+    assert (home.states(), list(home.files("outbox"))) == (["archived"], ["x" * 250 + ".webp"])
+
+
+def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture(1))
+    archive = home.service._publisher._archive
+    monkeypatch.setattr(home.service._publisher, "_archive", lambda job: None)
+    home.turn(5, times=3)
+    assert home.states() == ["published"]
+    (spooled,) = (home.base / "state/spool").rglob("receipt.json")
+    spooled.write_bytes(b"")
+    archive(next(iter(home.service._ledger.jobs.values())))
+    assert home.states() == ["archived"]
+    assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
+
+
+def test_many_files_that_cannot_be_read_leave_the_loop_its_turn(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    tried: list[bytes] = []
+
+    def slow(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+        tried.append(path)
+        home.clock += 0.4
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(inbox, "take", slow)
+    for number in range(20):
+        drop(home, f"{number:02}.png", picture(1))
+    home.turn(5, times=2)
+    tried.clear()
+    home.turn(0.1)
+    assert 1 <= len(tried) <= 3
+    home.turn(0.1, times=9)
+    assert len(set(tried)) == 20, "the next turns go on where this one stopped"
+
+
+def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = house()
+    scan = inbox.scan
+
+    def slow(*given: Any) -> inbox.Scan:
+        home.clock += 30
+        return scan(*given)
+
+    monkeypatch.setattr(inbox, "scan", slow)
+    words: list[str] = []
+    monkeypatch.setattr("daemon.service.notify", lambda *lines: words.extend(lines))
+    for _ in range(40):
+        words.clear()
+        home.turn(5)
+        assert "WATCHDOG=1" in words
