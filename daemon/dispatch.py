@@ -10,10 +10,10 @@ from pathlib import Path
 
 import structlog
 
-from daemon import outbox
+from daemon import inbox, outbox
 from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
-from daemon.errors import Code
+from daemon.errors import Code, PublishError
 from daemon.intake import INCOMPLETE, Intake
 from daemon.ledger import LONGEST_S, Ledger
 from daemon.line import priority
@@ -129,7 +129,7 @@ class Dispatcher:
     def _adopted(self, job: Job) -> bool:
         """Take over the result of the same picture, mask and configuration, published under another name."""
         twin = self._ledger.store.twin(job.key or "")
-        if twin is None or twin.output_path is None:
+        if twin is None or twin.output_path is None or not self._decided_by_key(job, twin):
             return False
         folders, spool = self._settings.folders, self._ledger.spool(job)
         report = outbox.beside(twin.output_path, b".json", job.key or "")
@@ -139,13 +139,14 @@ class Dispatcher:
             receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
             if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
                 return False
-            (spool.folder / "output").write_bytes(data)
+            outbox.replace(data, spool.folder, b"output")
             document = {**receipt, "file": job.name, "worked_as": twin.name}
-            (spool.folder / "receipt.json").write_text(json.dumps(document, indent=2, ensure_ascii=False))
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            outbox.replace(text.encode("utf-8", "replace"), spool.folder, b"receipt.json")
             sheet_file = folders.reports / os.fsdecode(sheet)
             if sheet_file.exists():
                 (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
-        except (OSError, ValueError, AttributeError):  # somebody took them away: it is worked again
+        except (OSError, ValueError, AttributeError, PublishError):  # they are gone: it is worked again
             return False
         outcome = Outcome(
             job.id,
@@ -158,6 +159,19 @@ class Dispatcher:
         outcome.write(spool.folder)
         self._publisher.conclude(job, outcome, detail={"worked_as": twin.name})
         return True
+
+    def _decided_by_key(self, job: Job, twin: Job) -> bool:
+        """Whether the job would come out as its twin did: nothing outside the key says what is protected.
+
+        Logo folders, programs and models may have changed since; annotations may name pictures.
+        """
+        regions = self._settings.for_path(job.path).regions
+        elsewhere = {"logos", "command"} | ({"onnx"} if regions.onnx.sha256 is None else set())
+        annotated = any(
+            path.lower().endswith(inbox.ANNOTATIONS) for path, _ in self._ledger.spool(job).masks()
+        )
+        renamed = os.path.basename(job.path) != os.path.basename(twin.path)
+        return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)
 
     def _start(self, job: Job) -> None:
         if self._child is None:

@@ -23,7 +23,6 @@ from daemon.manifest import Entry
 from daemon.spool import Spool
 from daemon.worker import Outcome
 
-
 AT_MOST_S = 5.0
 """Spent in one step of the loop, but for the last job."""
 

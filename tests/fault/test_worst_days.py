@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from daemon import config, inbox, worker
+from daemon.cli import jobs
+from daemon.domain import JobState
 from daemon.errors import Code, ConfigError, ModelError
+from daemon.hooks import Courier
 from tests.fault.books import picture
 from tests.fault.house import House
 
@@ -133,7 +136,7 @@ def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
 
 def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        "22 1 8:1 / / rw - ext4 /dev/sda1 rw".encode(),
+        b"22 1 8:1 / / rw - ext4 /dev/sda1 rw",
         "23 22 0:40 / /mnt/B\u00fccher\\040neu rw - cifs //server/b rw".encode(),
         b"24 22 0:41 / /media/stick\xff rw - vfat /dev/sdb1 rw",
     ]
@@ -150,7 +153,7 @@ def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.M
     [
         "day: 2026-13-45",
         "models: {folder: ~nobody-of-this-name/models}",
-        "a: " + "[" * 5000,
+        "a: " + "[" * 1000,
         f"editors: {{e: {{kind: lama, weights: {'x' * 300}}}}}",
     ],
     ids=["date", "home", "depth", "length"],
@@ -257,3 +260,66 @@ def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: p
         words.clear()
         home.turn(5)
         assert "WATCHDOG=1" in words
+
+
+@pytest.mark.parametrize(
+    ("regions", "masks", "worked"),
+    [
+        ({"detectors": ["faces"]}, {}, 1),
+        ({"detectors": ["command"], "command": {"argv": ["true"]}}, {}, 2),
+        ({"detectors": ["sidecar"]}, {"a.json": b"[]", "b.json": b"[]"}, 2),
+    ],
+    ids=["by the key", "by a program", "by annotations that name pictures"],
+)
+def test_a_result_is_taken_over_only_where_its_key_decides_all(
+    house: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    regions: dict[str, Any],
+    masks: dict[str, bytes],
+    worked: int,
+) -> None:
+    home = house(watch=SOON, regions=regions)
+    orders: list[str] = []
+    good = worker._process
+
+    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+        orders.append(order.name)
+        return good(order, progress)
+
+    monkeypatch.setattr(worker, "_process", process)
+    for name, data in masks.items():
+        drop(home, name, data)
+    for name in ("a.png", "b.png"):
+        drop(home, name, picture(1))
+        home.turn(20, times=4)
+    assert (home.states(), len(orders)) == (["archived", "archived"], worked)
+
+
+def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
+    home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
+    job = home.service._ledger.store.sight([b"a.png"], at=home.wall)[0]
+    courier = Courier(home.settings, now=lambda: home.wall)
+    courier(replace(job, state=JobState.PUBLISHED))
+    (file,) = (home.base / "state/hooks").glob("*.json")
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "not_before": home.wall + 10 * 365 * 86400}))
+    courier = Courier(home.settings, now=lambda: home.wall)
+    courier._load()
+    assert courier.step() is None
+    assert json.loads((tmp_path / "told").read_text())["file"] == "a.png"
+
+
+def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
+    home = house(watch=SOON, regions={"detectors": ["sidecar"]})
+    drop(home, "a.png", picture(1)[:-20])
+    drop(home, "A.MASK.PNG", picture(2))
+    home.turn(5, times=5)
+    (job,) = home.service._ledger.store.jobs()
+    mask = home.base / "failed/A.MASK.PNG"
+    kept = mask.read_bytes()
+    mask.unlink()
+    assert not jobs._put_back(job, home.settings)
+    assert home.files("inbox") == {}
+    mask.write_bytes(kept)
+    assert jobs._put_back(job, home.settings)
+    assert set(home.files("inbox")) == {"a.png", "A.MASK.PNG"}
