@@ -437,9 +437,16 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
-    return parse(data, base=path.resolve().parent, source=str(path))
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a password
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: is not valid YAML: {where}{error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date; brackets without end
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    try:
+        return parse(data, base=path.resolve().parent, source=str(path))
+    except (OSError, RuntimeError) as error:  # `~nobody`, links in a circle, a name that is too long
+        raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
 
 
 def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
@@ -575,7 +582,8 @@ def _explain(problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if problem["type"] == "value_error":
         return message
-    return f"{where!r}: got {problem['input']!r}; {message[0].lower()}{message[1:]}"
+    got = "a value" if where == "hooks" else repr(problem["input"])  # it may be the address itself
+    return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
 
 
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:

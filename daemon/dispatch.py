@@ -10,10 +10,10 @@ from pathlib import Path
 
 import structlog
 
-from daemon import outbox
+from daemon import inbox, outbox
 from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
-from daemon.errors import Code
+from daemon.errors import Code, PublishError
 from daemon.intake import INCOMPLETE, Intake
 from daemon.ledger import LONGEST_S, Ledger
 from daemon.line import priority
@@ -145,7 +145,7 @@ class Dispatcher:
         job = self.next()
         if job is None:
             return False
-        if job.attempts >= self._settings.protect.attempts:
+        if job.attempts >= self._attempts(job):
             message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
             self._publisher.fail(job, Code.WORKER_DIED, message)
         elif not self._adopted(job):
@@ -155,7 +155,7 @@ class Dispatcher:
     def _adopted(self, job: Job) -> bool:
         """Take over the result of the same picture, mask and configuration, published under another name."""
         twin = self._ledger.store.twin(job.key or "")
-        if twin is None or twin.output_path is None:
+        if twin is None or twin.output_path is None or not self._decided_by_key(job, twin):
             return False
         folders, spool = self._settings.folders, self._ledger.spool(job)
         report = outbox.beside(twin.output_path, b".json", job.key or "")
@@ -165,13 +165,14 @@ class Dispatcher:
             receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
             if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
                 return False
-            (spool.folder / "output").write_bytes(data)
+            outbox.replace(data, spool.folder, b"output")
             document = {**receipt, "file": job.name, "worked_as": twin.name}
-            (spool.folder / "receipt.json").write_text(json.dumps(document, indent=2, ensure_ascii=False))
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            outbox.replace(text.encode("utf-8", "replace"), spool.folder, b"receipt.json")
             sheet_file = folders.reports / os.fsdecode(sheet)
             if sheet_file.exists():
                 (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
-        except (OSError, ValueError, AttributeError):  # somebody took them away: it is worked again
+        except (OSError, ValueError, AttributeError, PublishError):  # they are gone: it is worked again
             return False
         outcome = Outcome(
             job.id,
@@ -184,6 +185,19 @@ class Dispatcher:
         outcome.write(spool.folder)
         self._publisher.conclude(job, outcome, detail={"worked_as": twin.name})
         return True
+
+    def _decided_by_key(self, job: Job, twin: Job) -> bool:
+        """Whether the job would come out as its twin did: nothing outside the key says what is protected.
+
+        Logo folders, programs and models may have changed since; annotations may name pictures.
+        """
+        regions = self._settings.for_path(job.path).regions
+        elsewhere = {"logos", "command"} | ({"onnx"} if regions.onnx.sha256 is None else set())
+        annotated = any(
+            path.lower().endswith(inbox.ANNOTATIONS) for path, _ in self._ledger.spool(job).masks()
+        )
+        renamed = os.path.basename(job.path) != os.path.basename(twin.path)
+        return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)
 
     def _start(self, job: Job) -> None:
         if self._child is None:
@@ -225,7 +239,7 @@ class Dispatcher:
         for message in messages:
             if isinstance(message, Progress):
                 self._on_progress(job, message.phase, message.done, message.total)
-            elif message.lease == job.lease:
+            elif _of(message, job):  # what an earlier job left in the pipe is void
                 self._conclude(job, message)
         silence = self._settings.limits.silence_s
         if self.running is not None and time.monotonic() - self._child.heard > silence:
@@ -266,7 +280,7 @@ class Dispatcher:
             self._intake.suspect(job)
             told["reason"] = f"{outcome.message}; waits for the rest"
             self._ledger.remember(store.give_back(job.id, at=now(), state=JobState.SETTLING, detail=told))
-        elif outcome.retryable and job.attempts < self._settings.protect.attempts:
+        elif outcome.retryable and job.attempts < self._attempts(job):
             wait = min(5.0 * 4 ** (job.attempts - 1), LONGEST_S)
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._ledger.update(job, JobState.READY, not_before=now() + wait, detail=told)
@@ -286,6 +300,15 @@ class Dispatcher:
         self._child = None
         if job is not None:
             finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            self._conclude(job, outcome or finished or Outcome(job.id, job.lease, stopped=True))
+            told = outcome if outcome is not None and _of(outcome, job) else None
+            self._conclude(job, told or finished or Outcome(job.id, job.lease, stopped=True))
             self._record()
             log.info("drained", path=job.name)
+
+    def _attempts(self, job: Job) -> int:
+        return self._settings.for_path(job.path).protect.attempts
+
+
+def _of(outcome: Outcome, job: Job) -> bool:
+    """Whether an outcome is of this start of this job."""
+    return (outcome.job, outcome.lease) == (job.id, job.lease)

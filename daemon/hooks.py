@@ -129,11 +129,16 @@ class Courier:
     def step(self) -> float | None:
         """Try every delivery that is due; returns the seconds until the next one is, None without any."""
         for delivery in sorted(self._pending.values(), key=lambda d: d.not_before):
-            if delivery.not_before > self._now() or self._ended:
+            if self._ended:
                 break
-            self._try(delivery)
-        waits = [delivery.not_before - self._now() for delivery in list(self._pending.values())]
-        return max(min(waits), 0.0) if waits else None
+            if self._wait(delivery) <= 0:
+                self._try(delivery)
+        return min((self._wait(delivery) for delivery in list(self._pending.values())), default=None)
+
+    def _wait(self, delivery: Delivery) -> float:
+        """Seconds until it is due; none for a time so late that the clock must have been set back."""
+        wait = delivery.not_before - self._now()
+        return wait if 0 < wait <= 2 * LONGEST_S else 0.0
 
     def _work(self) -> None:
         while not self._ended:

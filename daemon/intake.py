@@ -31,6 +31,8 @@ BYTES_AHEAD = 64 << 20
 """Copied in one step of the loop, and one picture more: the worker must not wait long for its first."""
 AT_ONCE = 2000
 """Rows written in one step of the loop: it must stay free to stop, to publish and to beat."""
+AT_MOST_S = 1.0
+"""Spent on copies in one step of the loop, but for the last one."""
 LEAST_S = 0.5
 """Between two scans, however many events there are; and ten times as long as a scan takes."""
 
@@ -51,6 +53,8 @@ class Intake:
         self._next = 0.0
         self._last = -LEAST_S
         self._cost = 0.0
+        self.pause = 0.0
+        """Seconds from the last scan to the next one."""
         self._mount: str | None = None
         self.scanned = False
         self.trouble = ""
@@ -159,7 +163,8 @@ class Intake:
         unsettled = bool(waiting or first)
         watch = self._settings.watch
         pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
-        self._next = now + max(pause, 10 * self._cost)
+        self.pause = max(pause, 10 * self._cost)
+        self._next = now + self.pause
         self.scanned = True
 
     def _fill(self) -> None:
@@ -172,7 +177,9 @@ class Intake:
         while size < BYTES_AHEAD and (entry := self._first or next(self._line, None)) is not None:
             self._first, (rank, job) = None, entry
             # By rank: one of a high priority does not wait for room behind lower ones.
-            if sum(other >= rank for other in ready) >= READY_AHEAD:
+            # Nor may large pictures, or ten thousand that cannot be read, hold up the loop.
+            late = self._monotonic() > now + AT_MOST_S
+            if late or sum(other >= rank for other in ready) >= READY_AHEAD:
                 self._first = entry
                 break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):

@@ -120,8 +120,9 @@ class Operations:
         return not stuck
 
     def configure(self, settings: Settings) -> None:
-        """Take over `hooks` and `watch` of a reloaded configuration; `serve` needs a restart."""
+        """Take over `hooks`, `limits` and `watch` of a reloaded configuration; `serve` needs a restart."""
         self.pulse.rescan_s = settings.watch.rescan_s
+        self.pulse.silence_s = settings.limits.silence_s
         self._courier.configure(settings.hooks)
 
     def close(self) -> None:

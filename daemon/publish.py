@@ -197,11 +197,15 @@ class Publisher:
     def _note_archived(self, job: Job, original: Entry, unsynced: set[bytes]) -> None:
         """Add the fixity check to the receipt."""
         file = self._ledger.spool(job).folder / "receipt.json"
-        if not file.exists() or job.output_path is None:
+        try:
+            document = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
+            return
+        if job.output_path is None:
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
-        receipt = premis.added(json.loads(file.read_bytes()), checked)
+        receipt = premis.added(document, checked)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
         path = self._reported(job, job.output_path)
         name = outbox.beside(path, b".json", job.key or "")
@@ -320,7 +324,10 @@ def renamed(path: bytes, extension: str) -> bytes:
     stem, own = os.path.splitext(path)
     wanted = os.fsencode(extension.lower())
     same = next((family for family in FAMILIES if wanted in family), {wanted})
-    return path if own.lower() in same else stem + wanted
+    if own.lower() in same:
+        return path
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name[: outbox.NAME_MAX - len(wanted)] + wanted)
 
 
 def _key_of(reports: Path, path: bytes) -> str | None:

@@ -235,6 +235,8 @@ class Service:
             "trouble": "; ".join(filter(None, (self._intake.trouble, want, refused))),
         }
         self._ledger.store.set_fact("daemon", fact, at=self._ledger.now())
+        # After a scan that took long the next one is late on purpose.
+        self._operations.pulse.rescan_s = max(self.settings.watch.rescan_s, self._intake.pause)
         alive = self._operations.beat(
             scan=self._intake.last_scan, heard=self._dispatcher.heard, trouble=self._intake.trouble
         )

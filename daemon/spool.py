@@ -47,8 +47,15 @@ class Spool:
 
         Raises:
             InputError: see `inbox.take`.
-            OSError: the spool cannot be written.
+            OSError: the spool cannot be written; half a copy is not left to fill its disk.
         """
+        try:
+            return self._fill(root, path, scan)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _fill(self, root: Path, path: bytes, scan: Scan) -> Copies:
         masks, proof = scan.masks_of(path), scan.proof_of(path)
         self.drop()
         self.folder.mkdir(parents=True)
@@ -123,7 +130,7 @@ class Spool:
     def extras(self) -> list[tuple[bytes, str, Path]]:
         """(path in the inbox, SHA-256, copy) of all that was taken beside the picture."""
         masks = [(path, digest, self.mask(index)) for index, (path, digest) in enumerate(self.masks())]
-        proofs = [(os.fsencode(path), digest, self.proof) for path, digest in self._noted()["proof"]]
+        proofs = [(os.fsencode(path), digest, self.proof) for path, digest in self._noted().get("proof", ())]
         return masks + proofs
 
     def drop(self) -> None:

@@ -141,7 +141,7 @@ class Child:
                 raise EOFError from None
         if messages:
             self.heard = time.monotonic()
-            if isinstance(messages[-1], Outcome):
+            if any(isinstance(message, Outcome) and message.job == self.job for message in messages):
                 self.job = None
         elif not self._process.is_alive():
             raise EOFError
@@ -222,13 +222,14 @@ def work(order: Order, connection: Connection) -> Outcome:
         outcome = _failed(order, error, transient=not error.retryable and error.code != Code.OUT_OF_MEMORY)
     except JobError as error:
         outcome = _failed(order, error)
-    except (OSError, ImportError) as error:
-        outcome = Outcome(order.job, code=Code.INTERNAL.value, message=repr(error), transient=True)
-    except Exception:
-        outcome = Outcome(order.job, code=Code.INTERNAL.value, message=traceback.format_exc(limit=20))
+    except Exception as error:
+        outcome = _unforeseen(order, error)
     outcome = replace(outcome, lease=order.lease)
     if not outcome.transient:
-        outcome.write(order.folder)  # with it a restart publishes without working the picture again
+        try:
+            outcome.write(order.folder)  # with it a restart publishes without working the picture again
+        except OSError as error:
+            return replace(_unforeseen(order, error), lease=order.lease)
     return outcome
 
 
@@ -264,6 +265,13 @@ def _failed(order: Order, error: JobError, *, transient: bool = False) -> Outcom
         retryable=error.retryable,
         transient=transient,
     )
+
+
+def _unforeseen(order: Order, error: Exception) -> Outcome:
+    """What the system refused is nobody's fault; the imaging libraries' own OSErrors bear no number."""
+    system = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None)
+    message = repr(error) if system else "".join(traceback.format_exception(error, limit=20))
+    return Outcome(order.job, code=Code.INTERNAL.value, message=message, transient=system)
 
 
 def _write(path: Path, data: bytes) -> None:

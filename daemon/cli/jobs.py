@@ -207,7 +207,10 @@ def retry(
     else:
         out.print(f"{len(moved)} put back into {settings.folders.inbox}", markup=False)
         for name in missing:
-            out.print(f"{name}: not in failed any more, or its name is taken in the inbox", markup=False)
+            out.print(
+                f"{name}: it or its mask is not in failed any more, or its name is taken in the inbox",
+                markup=False,
+            )
         for number in unknown:
             out.print(f"no job {number}")
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)
@@ -226,15 +229,18 @@ def _put_back(job: Job, settings: Settings) -> bool:
     held = _held(job, job.path, sha, settings)
     if held is None or (target / os.fsdecode(job.path)).exists():
         return False
+    written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
     present = [
         (mask, place, outbox.file_sha256(failed / os.fsdecode(place)))
-        for mask in inbox.mask_names(job.path)
+        for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
         for place in (mask, outbox.keyed(mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
     ]
     if mask_digest([digest for _, _, digest in present]) == job.mask_sha256:  # else they are another job's
         for mask, place, digest in present:  # before the picture, which must find them when it settles
             outbox.move(failed, place, target, mask, sha256=digest, key=key)
+    elif job.mask_sha256 is not None and not inbox.scan_beside(target, [job.path]).masks_of(job.path):
+        return False  # without its mask something else would be protected, or nothing
     outbox.move(failed, held, target, job.path, sha256=sha, key=key)
     (failed / os.fsdecode(outbox.beside(held, b".error.json", key))).unlink(missing_ok=True)
     return True

@@ -8,6 +8,7 @@ handed in: nothing in here reads a clock. Paths are bytes relative to the inbox.
 from daemon.inbox.hints import Hints
 from daemon.inbox.mounts import NETWORK, filesystem, mount_of
 from daemon.inbox.scan import (
+    ANNOTATIONS,
     Scan,
     Signature,
     in_masks_folder,
@@ -22,6 +23,7 @@ from daemon.inbox.settle import Tracker
 from daemon.inbox.take import Taken, take
 
 __all__ = [
-    "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem", "in_masks_folder",
-    "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside", "signature", "take",
+    "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem",
+    "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside",
+    "signature", "take",
 ]  # fmt: skip

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 """File systems on which another host's changes raise no inotify event."""
+
+
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 def filesystem(path: Path) -> str:
@@ -30,8 +35,8 @@ def _innermost(path: Path) -> tuple[str, str]:
 
 
 def _mounts() -> Iterator[tuple[str, str]]:
-    with suppress(OSError), Path("/proc/self/mountinfo").open() as lines:
+    with suppress(OSError), MOUNTS.open("rb") as lines:  # bytes: a mount's name need not be UTF-8
         for line in lines:
             fields = line.split()
-            mount = fields[4].encode().decode("unicode_escape")
-            yield mount, fields[fields.index("-") + 1]
+            mount = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), fields[4])
+            yield os.fsdecode(mount), fields[fields.index(b"-") + 1].decode("ascii", "replace")

@@ -1,0 +1,322 @@
+"""Several troubles at once, and what one of them must not do to the others."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import config, inbox, worker
+from daemon.cli import jobs
+from daemon.domain import JobState
+from daemon.errors import Code, ConfigError, ModelError
+from daemon.hooks import Courier
+from tests.fault.books import picture
+from tests.fault.house import House
+
+Make = Callable[..., House]
+SOON: dict[str, Any] = {"settle_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
+
+
+def drop(house: House, name: str, data: bytes) -> None:
+    file = house.base / "inbox" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+
+
+def test_an_outcome_that_waited_out_a_database_failure_is_not_taken_for_the_next_job(house: Make) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture(1)[:-20])
+    drop(home, "b.png", picture(2))
+    dispatcher, books = home.service._dispatcher, home.service._ledger
+    home.service._intake.step()
+    home.clock += 5
+    home.service._intake.step()
+    home.clock += 5
+    home.service._intake.step()
+    assert dispatcher.step(), "the child works a.png and tells, while the database fails"
+    books.load()
+    dispatcher.resume(crashed=False)
+    home.turn(5, times=5)
+    assert (list(home.files("outbox")), home.states()) == (["b.png"], ["failed", "archived"])
+    assert set(home.files("failed")) == {"a.png", "a.png.error.json"}
+
+
+def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    good = worker._process
+
+    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+        if order.name == "a.png":
+            raise OSError("encoder error -2 when writing image file")  # as Pillow raises it, without errno
+        return good(order, progress)
+
+    monkeypatch.setattr(worker, "_process", process)
+    drop(home, "a.png", picture(1))
+    drop(home, "b.png", picture(2))
+    home.turn(5, times=8)
+    assert (list(home.files("outbox")), home.states()) == (["b.png"], ["failed", "archived"])
+
+
+def test_a_result_that_cannot_be_written_down_burns_no_attempt(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    write = worker.Outcome.write
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker.Outcome, "write", full)
+    drop(home, "a.png", picture(1))
+    home.turn(5, times=6)
+    (job,) = home.service._ledger.jobs.values()
+    assert (job.state, job.attempts) == ("ready", 0)
+    monkeypatch.setattr(worker.Outcome, "write", write)
+    home.turn(40, times=4)
+    assert home.states() == ["archived"]
+
+
+def test_a_rule_decides_how_often_its_pictures_are_tried(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON, rules=[{"match": "once/**", "attempts": 1}])
+
+    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+        raise ModelError(Code.DETECTOR, "no luck")
+
+    monkeypatch.setattr(worker, "_process", process)
+    drop(home, "once/a.png", picture(1))
+    home.turn(5, times=6)
+    assert home.states() == ["failed"]
+
+
+def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = house(watch=SOON)
+    take = inbox.take
+
+    def full(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+        copy.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(inbox, "take", full)
+    drop(home, "a.png", picture(1))
+    home.turn(5, times=4)
+    assert "No space" in home.reasons()
+    assert home.files("state/spool") == {}
+    monkeypatch.setattr(inbox, "take", take)
+    home.turn(60, times=4)
+    assert home.states() == ["archived"]
+
+
+def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture(1))
+    home.service._publisher._archive = lambda jobs: None  # type: ignore[method-assign]
+    home.turn(5, times=4)
+    assert home.states() == ["published"]
+    (taken,) = (home.base / "state/spool").rglob("taken.json")
+    document = json.loads(taken.read_text())
+    del document["proof"]
+    taken.write_text(json.dumps(document))
+    home.crash()
+    home.again()
+    home.turn(5, times=2)
+    assert home.states() == ["archived"]
+
+
+def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        b"22 1 8:1 / / rw - ext4 /dev/sda1 rw",
+        "23 22 0:40 / /mnt/B\u00fccher\\040neu rw - cifs //server/b rw".encode(),
+        b"24 22 0:41 / /media/stick\xff rw - vfat /dev/sdb1 rw",
+    ]
+    table = tmp_path / "mountinfo"
+    table.write_bytes(b"\n".join(lines) + b"\n")
+    monkeypatch.setattr("daemon.inbox.mounts.MOUNTS", table)
+    inside = Path("/mnt/B\u00fccher neu/in")
+    assert (inbox.mount_of(inside), inbox.filesystem(inside)) == ("/mnt/B\u00fccher neu", "cifs")
+    assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in"))) == "vfat"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "day: 2026-13-45",
+        "models: {folder: ~nobody-of-this-name/models}",
+        "a: " + "[" * 1000,
+        f"editors: {{e: {{kind: lama, weights: {'x' * 300}}}}}",
+    ],
+    ids=["date", "home", "depth", "length"],
+)
+def test_no_configuration_however_broken_ends_the_daemon_at_reload(
+    house: Make, tmp_path: Path, broken: str
+) -> None:
+    home = house(watch=SOON)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"folders: {{inbox: inbox}}\n{broken}\n")
+    home.service._load = lambda: config.load(file)
+    home.service.reload()
+    before = home.service.settings
+    home.turn()
+    assert home.service.settings is before
+    assert "config.yaml" in home.service._refused_config
+
+
+@pytest.mark.parametrize(
+    "text", ["hooks:\n  webhook: https://u:SECRET@host/x: y\n", "hooks: https://u:SECRET@host/x\n"]
+)
+def test_a_refused_configuration_does_not_repeat_what_may_be_a_password(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: in}\n" + text)
+    with pytest.raises(ConfigError) as refused:
+        config.load(file)
+    assert "SECRET" not in str(refused.value)
+
+
+def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
+    home = house(limits={"free_mb": 0, "silence_s": 100})
+    longer = home.settings.model_copy(
+        update={"limits": home.settings.limits.model_copy(update={"silence_s": 5000})}
+    )
+    home.service._load = lambda: longer
+    home.service.reload()
+    home.turn()
+    pulse = home.service._operations.pulse
+    pulse.heard = home.clock - 4000
+    assert pulse.stuck(home.clock) == []
+
+
+def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    good = worker._process
+    monkeypatch.setattr(worker, "_process", lambda *given: replace(good(*given), extension=".webp"))
+    drop(home, "x" * 251 + ".png", picture(1))
+    home.turn(5, times=5)
+    assert (home.states(), list(home.files("outbox"))) == (["archived"], ["x" * 250 + ".webp"])
+
+
+def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture(1))
+    archive = home.service._publisher._archive
+    monkeypatch.setattr(home.service._publisher, "_archive", lambda jobs: None)
+    home.turn(5, times=3)
+    assert home.states() == ["published"]
+    (spooled,) = (home.base / "state/spool").rglob("receipt.json")
+    spooled.write_bytes(b"")
+    archive(list(home.service._ledger.jobs.values()))
+    assert home.states() == ["archived"]
+    assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
+
+
+def test_many_files_that_cannot_be_read_leave_the_loop_its_turn(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    tried: list[bytes] = []
+
+    def slow(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+        tried.append(path)
+        home.clock += 0.4
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(inbox, "take", slow)
+    for number in range(20):
+        drop(home, f"{number:02}.png", picture(1))
+    home.turn(5, times=2)
+    assert 1 <= len(tried) <= 16, "one batch a turn"
+    home.turn(0.1, times=9)
+    assert len(set(tried)) == 20, "the next turns go on where this one stopped"
+
+
+def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = house()
+    scan = inbox.scan
+
+    def slow(*given: Any) -> inbox.Scan:
+        home.clock += 30
+        return scan(*given)
+
+    monkeypatch.setattr(inbox, "scan", slow)
+    words: list[str] = []
+    monkeypatch.setattr("daemon.service.notify", lambda *lines: words.extend(lines))
+    for _ in range(40):
+        words.clear()
+        home.turn(5)
+        assert "WATCHDOG=1" in words
+
+
+@pytest.mark.parametrize(
+    ("regions", "masks", "worked"),
+    [
+        ({"detectors": ["faces"]}, {}, 1),
+        ({"detectors": ["command"], "command": {"argv": ["true"]}}, {}, 2),
+        ({"detectors": ["sidecar"]}, {"a.json": b"[]", "b.json": b"[]"}, 2),
+    ],
+    ids=["by the key", "by a program", "by annotations that name pictures"],
+)
+def test_a_result_is_taken_over_only_where_its_key_decides_all(
+    house: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    regions: dict[str, Any],
+    masks: dict[str, bytes],
+    worked: int,
+) -> None:
+    home = house(watch=SOON, regions=regions)
+    orders: list[str] = []
+    good = worker._process
+
+    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+        orders.append(order.name)
+        return good(order, progress)
+
+    monkeypatch.setattr(worker, "_process", process)
+    for name, data in masks.items():
+        drop(home, name, data)
+    for name in ("a.png", "b.png"):
+        drop(home, name, picture(1))
+        home.turn(20, times=4)
+    assert (home.states(), len(orders)) == (["archived", "archived"], worked)
+
+
+def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
+    home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
+    job = home.service._ledger.store.sight([b"a.png"], at=home.wall)[0]
+    courier = Courier(home.settings, now=lambda: home.wall)
+    courier(replace(job, state=JobState.PUBLISHED))
+    (file,) = (home.base / "state/hooks").glob("*.json")
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "not_before": home.wall + 10 * 365 * 86400}))
+    courier = Courier(home.settings, now=lambda: home.wall)
+    courier._load()
+    assert courier.step() is None
+    assert json.loads((tmp_path / "told").read_text())["file"] == "a.png"
+
+
+def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
+    home = house(watch=SOON, regions={"detectors": ["sidecar"]})
+    drop(home, "a.png", picture(1)[:-20])
+    drop(home, "A.MASK.PNG", picture(2))
+    home.turn(5, times=5)
+    (job,) = home.service._ledger.store.jobs()
+    mask = home.base / "failed/A.MASK.PNG"
+    kept = mask.read_bytes()
+    mask.unlink()
+    assert not jobs._put_back(job, home.settings)
+    assert home.files("inbox") == {}
+    mask.write_bytes(kept)
+    assert jobs._put_back(job, home.settings)
+    assert set(home.files("inbox")) == {"a.png", "A.MASK.PNG"}
