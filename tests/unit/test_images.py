@@ -313,6 +313,13 @@ def test_every_format_into_every_other(source: str, target: str) -> None:
     assert camera(again)[0x9003] == camera(picture)[0x9003]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_bmp_is_stored_upright_for_it_cannot_say_how_it_is_turned(orientation: int) -> None:
+    picture = taken(file(scene(), "JPEG", exif=exif_with(orientation)))
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, format="bmp").data)
+    np.testing.assert_array_equal(again.rgb, picture.rgb)
+
+
 def test_what_jpeg_cannot_hold_is_written_as_png() -> None:
     pixels = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
     opaque = taken(file(pixels, "PNG"))
