@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from daemon.errors import BudgetExceeded
 from tests.unit.test_images import file, scene
 
 
-def settings(folder: Path, kind: str) -> Settings:
+def settings(folder: Path, kind: Any) -> Settings:
     return Settings(
         folders=Folders(inbox=folder / "in", outbox=folder / "out"),
         regions=Regions(detectors=("metadata",), none_found="pass"),
