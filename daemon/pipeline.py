@@ -242,7 +242,7 @@ def _passed(
     began: float,
 ) -> Result:
     """No region and `none_found: pass`: the very bytes that came in where the output settings allow it."""
-    output, how = data, "unchanged"
+    output, how, largest = data, "unchanged", 0
     extension = os.path.splitext(source.name)[1].lower()
     if (settings.output.format, settings.output.metadata) != ("same", "keep"):
         encoded = images.encode(
@@ -253,6 +253,7 @@ def _passed(
             metadata=settings.output.metadata,
         )
         output, extension, how = encoded.data, encoded.extension, encoded.how
+        _, largest = _decoded_again(output, source, picture, settings, Budget(settings.protect.epsilon))
     names = ", ".join(settings.regions.detectors)
     reasons = [f"no region found by {names}; published without protection", *found.notes]
     facts = {
@@ -267,7 +268,7 @@ def _passed(
         "iterations": 0,
         "device": "none",
     }
-    verification = Verification(Verdict.UNPROTECTED, reasons, None, 0)
+    verification = Verification(Verdict.UNPROTECTED, reasons, None, largest)
     receipt, _ = _told(verification, (), None, facts, source.name, watch, began)
     return Result(Verdict.UNPROTECTED, output, extension, receipt, None)
 

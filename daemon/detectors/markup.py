@@ -20,7 +20,11 @@ from daemon.domain import Mask, Region
 from daemon.images import decode_painting
 
 MOST = 1000
-"""Regions in one file at most."""
+"""Regions of one picture at most."""
+
+MOST_AREA = 8
+"""Their shapes' bounding boxes together cover the picture so many times at most: a few bytes of JSON can
+claim a mask of the whole picture, a thousand times over."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = tuple[Finite, Finite]
@@ -94,7 +98,7 @@ class _CocoAnnotation(_Loose):
     image_id: int | str
     category_id: int | str | None = None
     bbox: tuple[Finite, Finite, Finite, Finite] | None = None
-    segmentation: list[list[Finite]] | _CocoRuns | None = None
+    segmentation: Annotated[list[list[Finite]], Field(max_length=MOST)] | _CocoRuns | None = None
     score: Share = 1.0
 
 
@@ -143,7 +147,7 @@ def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -
     for known, reader in _READERS.items():
         if known in keys:
             try:
-                return list(reader(document, picture, width, height, detector))
+                return _bounded(reader(document, picture, width, height, detector), width * height)
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
@@ -151,6 +155,23 @@ def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -
     raise ValueError(
         "got none of the keys 'regions' (ours), 'annotations' (COCO) and 'shapes' (LabelMe), expected one"
     )
+
+
+def _bounded(regions: Iterator[Region], area: int) -> list[Region]:
+    """The regions, as long as they and their masks are not too many to hold."""
+    kept: list[Region] = []
+    masks = 0
+    for region in regions:
+        kept.append(region)
+        masks += 0 if region.mask is None else region.mask.size
+        if len(kept) > MOST:
+            raise ValueError(f"has more than {MOST} regions, expected at most so many")
+        if masks > MOST_AREA * area:
+            raise ValueError(
+                f"its shapes' bounding boxes cover the picture more than {MOST_AREA} times; "
+                "merge those that overlap"
+            )
+    return kept
 
 
 def own(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region]:
@@ -209,7 +230,7 @@ def _coco_mask(annotation: _CocoAnnotation, width: int, height: int) -> Mask | N
             raise ValueError(f"a segmentation has an outline of {len(outline)} numbers, expected x, y pairs")
         part = region_of(np.array(outline).reshape(-1, 2), "", "", width, height)
         if part is not None:
-            plane |= part.plane(height, width)
+            plane[part.box.slices] |= True if part.mask is None else part.mask
     return plane
 
 

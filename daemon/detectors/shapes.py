@@ -8,7 +8,6 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
-from skimage.draw import polygon2mask
 
 from daemon.domain import Box, Mask, Region
 
@@ -66,9 +65,20 @@ def _is_rectangle(points: Points) -> bool:
 
 
 def _filled(points: Points, box: Box) -> Mask:
-    """The pixels of a box whose centres lie within an outline."""
-    corners = np.clip(points - (box.left, box.top), -1e5, 1e5)[:, ::-1] - 0.5
-    filled: Mask = polygon2mask((box.height, box.width), corners)  # type: ignore[no-untyped-call]
+    """The pixels of a box whose centres lie within an outline, by the even-odd rule.
+
+    Each edge turns over all pixels to its right, row by row, so that the cost is the box's area and
+    the edges' heights, and not their product.
+    """
+    x, y = np.clip(points - (box.left, box.top), -1e5, 1e5).T - 0.5
+    turns = np.zeros((box.height, box.width + 1), dtype=np.bool_)
+    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
+        first, end = np.clip(np.ceil([min(y0, y1), max(y0, y1)]), 0, box.height).astype(int)
+        rows = np.arange(first, end)
+        if rows.size:
+            crossings = x0 + (rows - y0) * (x1 - x0) / (y1 - y0)
+            turns[rows, np.clip(np.ceil(crossings), 0, box.width).astype(int)] ^= True
+    filled: Mask = np.logical_xor.accumulate(turns[:, :-1], axis=1)
     return filled
 
 
@@ -78,11 +88,13 @@ def unrolled(counts: Sequence[int], width: int, height: int) -> Mask:
     Raises:
         ValueError: lengths below 0, or that do not add up to the picture.
     """
-    lengths = np.asarray(counts, dtype=np.int64)
-    if (lengths < 0).any() or lengths.sum() != width * height:
-        raise ValueError(f"run lengths add up to {lengths.sum()}, expected {width * height} pixels")
-    marked = np.arange(len(lengths)) % 2 == 1
-    mask: Mask = np.repeat(marked, lengths).reshape(width, height).T
+    # Python's own integers: in 64 bits a hostile sum comes round to the right one, and repeat() crashes.
+    if min(counts, default=0) < 0 or sum(counts) != width * height:
+        raise ValueError(
+            f"run lengths add up to {sum(counts)}, expected {width * height} pixels, none below 0"
+        )
+    marked = np.arange(len(counts)) % 2 == 1
+    mask: Mask = np.repeat(marked, counts).reshape(width, height).T
     return mask
 
 

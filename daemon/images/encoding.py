@@ -28,6 +28,9 @@ NAMES = {"same": "same", "heic": "HEIF", "jpeg2000": "JPEG2000"}
 LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "HEIF": 16_384, "AVIF": 65_536}
 INK = frozenset({"JPEG", "TIFF"})
 DEEP = frozenset({"PNG", "TIFF", "JPEG2000"})
+STORED_UPRIGHT = frozenset({"HEIF", "BMP"})
+"""The encoder of the one would turn the pixels, the other has no place to say that they are turned."""
+
 NO_GREY = frozenset({"WEBP"})
 NO_ALPHA = frozenset({"JPEG", "BMP"})
 MISFITS = {(b"GRAY", 3), (b"GRAY", 4), (b"RGB ", 1), (b"RGB ", 4), (b"CMYK", 1), (b"CMYK", 3)}
@@ -114,7 +117,7 @@ def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
 
 def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
     """The picture's samples with the change, as far as the format can hold them."""
-    turn = 1 if kind == "HEIF" else picture.orientation
+    turn = 1 if kind in STORED_UPRIGHT else picture.orientation
     channels = picture.samples.shape[2]
     if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
         # Not every profile of grey is one for colour, and none of ink is.

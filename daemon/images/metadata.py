@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from daemon.images import containers, tags
-from daemon.images.tags import CAMERA, GPS, MAKER_NOTE, Directory
+from daemon.images import containers, previews, tags
+from daemon.images.tags import GPS, MAKER_NOTE, Directory
 
 ORIENTATION = 0x0112
 RESOLUTION = (0x011A, 0x011B, 0x0128)
@@ -34,8 +34,7 @@ STORAGE = frozenset(
 """Tags of a TIFF's first directory that say how the samples lie in the file, or hold more pictures."""
 
 PNG_COLOUR = frozenset({b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
-PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
-PNG_CARRIED = PNG_COLOUR | PNG_TEXT | {b"tIME", b"oFFs", b"pHYs"}
+PNG_CARRIED = PNG_COLOUR | previews.PNG_TEXT | {b"tIME", b"oFFs", b"pHYs"}
 ELSEWHERE = (
     b"XML:com.adobe.xmp\0",
     b"Raw profile type exif\0",
@@ -47,13 +46,13 @@ ELSEWHERE = (
 UUID_EXIF = b"JpgTiffExif->JP2"
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
-THUMBNAILS = (1033, 1036)
-IIM = 0x0404
-"""Photoshop image resources: the thumbnails, and the IPTC record."""
+THUMBNAILS, IIM, EXIF_COPIES = (1033, 1036), 0x0404, (1058, 1059)
+"""Photoshop image resources: the thumbnails, the IPTC record, and what was the EXIF block."""
 
-_XMP_THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+PLACES = frozenset({GPS, MAKER_NOTE, XMP, PHOTOSHOP, 33550, 33922, 34264, 34735, 34736, 34737})
+"""Tags that say where a picture was taken, or may: maker notes are opaque; the last ones are GeoTIFF's."""
+
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
-_JPEG, _JPEG_IN_BASE64 = b"\xff\xd8\xff", b"/9j/"
 
 Part = tuple[bytes, bytes]
 
@@ -93,15 +92,17 @@ class Metadata:
             colour = tuple(part for part in self.parts if part[0] in PNG_COLOUR)
             return replace(self.bare(), icc=self.icc, parts=colour)
         if policy == "strip-gps":
-            exif = self.exif.without({GPS})
-            if CAMERA in exif.below:  # a maker note is opaque, and some hold a position
-                camera = exif.below[CAMERA].without({MAKER_NOTE})
-                exif = replace(exif, below={**exif.below, CAMERA: camera})
+            resources = b"".join(
+                body
+                for kind, body in _resources(self.photoshop or b"")
+                if kind not in EXIF_COPIES and not previews.locates(body)
+            )
             return replace(
                 self,
-                exif=exif,
-                xmp=None if self.xmp is not None and _has_position(self.xmp) else self.xmp,
-                parts=tuple(part for part in self.parts if not _has_position(part[1])),
+                exif=_placeless(self.exif),
+                xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
+                photoshop=resources or None,
+                parts=tuple(part for part in self.parts if not previews.locates(previews.unpacked(*part))),
             )
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
@@ -184,13 +185,13 @@ def of_tiff(first: Directory) -> Metadata:
 
 
 def _clean(found: Metadata) -> Metadata:
-    xmp = None if found.xmp is None else _XMP_THUMBNAILS.sub(b"", found.xmp)
-    if xmp is not None and _JPEG_IN_BASE64 in xmp:
-        xmp = None
+    xmp = None if found.xmp is None else previews.cut_from(found.xmp)
     photoshop = found.photoshop and b"".join(
-        body for kind, body in _resources(found.photoshop) if kind not in THUMBNAILS and _JPEG not in body
+        body
+        for kind, body in _resources(found.photoshop)
+        if kind not in THUMBNAILS and not previews.shows(body)
     )
-    parts = tuple(part for part in found.parts if _JPEG not in part[1] and _JPEG_IN_BASE64 not in part[1])
+    parts = tuple(part for part in found.parts if not previews.shows(previews.unpacked(*part)))
     return replace(found, exif=_quiet(found.exif), xmp=xmp, photoshop=photoshop or None, parts=parts)
 
 
@@ -206,11 +207,17 @@ def _exif(block: bytes | None) -> Directory:
 
 def _quiet(exif: Directory) -> Directory:
     """The tree less values that hold a JPEG, and less an orientation that is none."""
-    odd = {tag for tag, entry in exif.entries.items() if _JPEG in entry.data}
+    odd = {tag for tag, entry in exif.entries.items() if previews.shows(entry.data)}
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         odd.add(ORIENTATION)
     below = {tag: _quiet(directory) for tag, directory in exif.below.items()}
     return replace(exif.without(odd), below={tag: one for tag, one in below.items() if one})
+
+
+def _placeless(exif: Directory) -> Directory:
+    """The tree less every place, at whatever depth it lies."""
+    below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
+    return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES)
 
 
 def _with_segments(found: Metadata, data: bytes) -> Metadata:
@@ -224,7 +231,7 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
         elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
             extended.append((marker, body))
     # A preview may be spread over the segments, so they go together or not at all.
-    if _JPEG_IN_BASE64 not in b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended):
+    if not previews.shows(b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended)):
         parts += extended
     return replace(found, photoshop=photoshop or None, parts=tuple(parts))
 
@@ -278,11 +285,6 @@ def _resources(block: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _resource(kind: int, body: bytes) -> bytes:
     return b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)
-
-
-def _has_position(text: bytes) -> bool:
-    """A packet may be UTF-16 and may call the namespace as it likes."""
-    return b"GPS" in text.replace(b"\0", b"")
 
 
 def _bytes(value: object) -> bytes | None:

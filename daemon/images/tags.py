@@ -133,7 +133,7 @@ def parse(data: bytes) -> Directory:
     Values that lie outside the data, and tags of an unknown type, are left out.
 
     Raises:
-        ValueError: no TIFF, or no directory where it should be.
+        ValueError: no TIFF, no directory where it should be, or tags that claim more than there is.
     """
     return _Reader(data).directory()
 
@@ -166,6 +166,8 @@ class _Reader:
         self.big = magic == 43
         self.offset, self.count, self.entry = ("Q", "Q", 20) if self.big else ("I", "H", 12)
         self.first = self._number(self.offset, 8 if self.big else 4)
+        # Honest values do not overlap: a file whose tags all point at the same megabytes is a bomb.
+        self.room = 2 * len(data)
 
     def _number(self, letter: str, at: int) -> int:
         try:
@@ -218,6 +220,9 @@ class _Reader:
         start = value if at is None else at
         if start + size > len(self.data):
             return None
+        self.room -= self.entry + size
+        if self.room < 0:
+            raise ValueError(f"its tags claim more than twice its {len(self.data)} bytes")
         return Entry(tag, kind, count, bytes(self.data[start : start + size]), at)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import time
 import zlib
 from dataclasses import replace
 from itertools import product
@@ -313,6 +314,13 @@ def test_every_format_into_every_other(source: str, target: str) -> None:
     assert camera(again)[0x9003] == camera(picture)[0x9003]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_bmp_is_stored_upright_for_it_cannot_say_how_it_is_turned(orientation: int) -> None:
+    picture = taken(file(scene(), "JPEG", exif=exif_with(orientation)))
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, format="bmp").data)
+    np.testing.assert_array_equal(again.rgb, picture.rgb)
+
+
 def test_what_jpeg_cannot_hold_is_written_as_png() -> None:
     pixels = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
     opaque = taken(file(pixels, "PNG"))
@@ -412,6 +420,23 @@ def test_strip_gps_takes_the_position_and_leaves_the_rest(kind: str) -> None:
     assert about.orientation == 6
 
 
+def test_strip_gps_finds_the_copies_that_photoshop_and_exif_hold() -> None:
+    packet = b'<d exif:GPSLatitude="48,12.5N"/>'
+    exif = exif_with(1)
+    exif[700] = packet
+    resources = b"".join(
+        b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + bytes(len(body) % 2)
+        for kind, body in ((1060, packet), (1058, exif_with(6, gps=True).tobytes()), (1010, b"kept"))
+    )
+    body = b"Photoshop 3.0\0" + resources
+    data = file(scene(), "JPEG", exif=exif, extra=b"\xff\xed" + struct.pack(">H", len(body) + 2) + body)
+    assert data.count(b"GPSLatitude") == 2
+    picture = taken(data)
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert about.exif.raw(700) is None
+    assert about.photoshop == b"8BIM" + struct.pack(">HHI", 1010, 0, 4) + b"kept"
+
+
 def test_strip_gps_keeps_xmp_without_a_position() -> None:
     picture = taken(file(scene(), "WEBP", xmp=XMP))
     data = encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data
@@ -452,8 +477,33 @@ def test_thumbnails_in_xmp_are_dropped() -> None:
     inside = b"<xmp:Thumbnails><rdf:li>" + picture64 + b"</rdf:li></xmp:Thumbnails>"
     tidy = taken(file(scene(), "JPEG", xmp=XMP.replace(b"<rdf:li>", inside + b"<rdf:li>")))
     assert tidy.metadata.xmp == XMP
-    hidden = taken(file(scene(), "JPEG", xmp=XMP.replace(b"<rdf:li>", b"<rdf:li>" + picture64)))
-    assert hidden.metadata.xmp is None
+    hidden = taken(file(scene(), "JPEG", xmp=XMP.replace(b"<rdf:li>", b"<d>" + picture64 + b"</d><rdf:li>")))
+    # All else stays: the regions of people above all.
+    assert hidden.metadata.xmp == XMP.replace(b"<rdf:li>", b"<d></d><rdf:li>")
+    wide = (XMP.replace(b"<rdf:li>", inside)).decode().encode("utf-16")
+    assert taken(file(scene(), "JPEG", xmp=wide)).metadata.xmp is None
+
+
+def test_thumbnails_without_an_end_cost_no_time() -> None:
+    packet = b"<a:Thumbnails" * 4000  # squared: seconds; a megabyte of it was half an hour
+    began = time.process_time()
+    for end in (b"", b">", b"/>"):
+        taken(file(scene(), "JPEG", xmp=packet + end))
+    assert time.process_time() - began < 1
+
+
+def test_previews_in_the_text_of_a_png_are_dropped() -> None:
+    thumbnail = file(scene(32, 48), "JPEG")
+    resource = b"8BIM" + struct.pack(">HHI", 1036, 0, 28 + len(thumbnail)) + bytes(28) + thumbnail
+    text = PngInfo()
+    text.add_text("Raw profile type 8bim", f"\n8bim\n{len(resource):8}\n{resource.hex()}\n", zip=True)
+    text.add_text("Comment", base64.b64encode(thumbnail).decode(), zip=True)
+    text.add_itxt("Note", base64.b64encode(thumbnail).decode(), zip=True)
+    text.add_itxt("Title", "A quiet day", zip=True)
+    picture = taken(file(scene(), "PNG", pnginfo=text))
+    written = opened(encode(picture, picture.rgb, levels=LEVELS).data)
+    written.load()
+    assert getattr(written, "text", None) == {"Title": "A quiet day"}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.draw import polygon2mask
 
 from daemon.config import Sidecars
 from daemon.detectors import Sidecar, Source
@@ -112,11 +113,13 @@ def test_no_region_in_the_picture_is_an_error(regions: list[Any]) -> None:
 # COCO
 
 
-def coco(annotation: dict[str, Any], **image: Any) -> dict[str, Any]:
+def coco(*annotations: dict[str, Any], **image: Any) -> dict[str, Any]:
     return {
         "images": [{"id": 1, "file_name": "cat.jpg", "width": 300, "height": 200, **image}],
         "categories": [{"id": 7, "name": "logo"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, **annotation}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 7, **one} for i, one in enumerate(annotations, start=1)
+        ],
     }
 
 
@@ -166,6 +169,8 @@ def test_a_known_compressed_mask() -> None:
         {"segmentation": [[1, 2, 3]]},
         {"segmentation": {"counts": [5, 5], "size": [200, 300]}},
         {"segmentation": {"counts": [60001, -1], "size": [200, 300]}},
+        {"segmentation": {"counts": [10**30, 0], "size": [200, 300]}},
+        {"segmentation": {"counts": [2**62] * 4 + [60000], "size": [200, 300]}},  # 60000 in 64 bits
         {"segmentation": {"counts": "\x10", "size": [200, 300]}},
         {"segmentation": {"counts": "o", "size": [200, 300]}},
     ],
@@ -174,6 +179,25 @@ def test_coco_nonsense_is_an_error(annotation: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         found(coco(annotation))
     assert caught.value.code is Code.MASK_UNREADABLE
+
+
+def test_a_few_bytes_cannot_claim_a_mask_of_the_picture_without_end() -> None:
+    whole = {"segmentation": {"counts": [0, 60000], "size": [200, 300]}}
+    assert len(found(coco(*[whole] * 8))) == 8
+    with pytest.raises(InputError, match="more than 8 times; merge") as caught:
+        found(coco(*[whole] * 9))
+    assert caught.value.code is Code.MASK_UNREADABLE
+    with pytest.raises(InputError, match="more than 1000 regions"):
+        found(coco(*[{"bbox": [10, 20, 30, 40]}] * 1001))
+
+
+def test_polygons_hold_the_pixels_whose_centres_lie_within() -> None:
+    rng = np.random.default_rng(0)
+    for corners in range(3, 30):
+        polygon = rng.uniform(-20, 320, (corners, 2))
+        expected = polygon2mask((200, 300), polygon[:, ::-1] - 0.5)  # type: ignore[no-untyped-call]
+        (region,) = found({"regions": [{"polygon": polygon.tolist()}]})
+        np.testing.assert_array_equal(region.plane(200, 300), expected)
 
 
 def test_of_several_pictures_the_one_of_this_name_counts() -> None:
