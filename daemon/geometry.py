@@ -52,6 +52,13 @@ class Crop:
         together: Mask = np.logical_or.reduce(planes)
         return together
 
+    def inside(self) -> Mask:
+        """Everything protected in the crop, neighbours too, on the crop's own pixels."""
+        together: Mask = np.logical_or.reduce(
+            [self._in_box(one) for one in (*self.regions, *self.neighbours)]
+        )
+        return together
+
     def _in_box(self, region: Region) -> Mask:
         """The part of the region that lies in the crop, on the crop's own pixels."""
         plane = np.zeros((self.box.height, self.box.width), dtype=np.bool_)
@@ -129,6 +136,17 @@ def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
     """The mask shrunk by half a square kernel each way; itself where nothing would be left."""
     shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
     return shrunk if shrunk.any() else mask.copy()
+
+
+def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
+    """The mask with its contour moved inwards unevenly, by up to `share` of its depth; never empty."""
+    inside = ndimage.distance_transform_edt(mask)
+    depth = float(inside.max())
+    # One smooth field for the whole contour: its waves are about as long as the region is deep.
+    field = ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
+    ranks = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
+    kept: Mask = mask & (inside >= np.minimum(share * depth * ranks + 0.5, depth))
+    return kept
 
 
 def shifted(mask: Mask, down: int, right: int) -> Mask:
