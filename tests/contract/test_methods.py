@@ -15,6 +15,7 @@ from daemon.domain import Box, Budget, Region, Rgb
 from daemon.editors.base import Editor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
+from daemon.memory import Frugal
 from daemon.methods.base import Proposal, Task, furthest_colour
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
@@ -145,6 +146,28 @@ def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Edito
     assert both.gradients[1] > 3 * both.gradients[0]
 
 
+def test_a_frugal_surrogate_gives_the_same_responses(
+    name: str, surrogate: Editor, blind_to_doors: Editor
+) -> None:
+    """Edit by edit, and from one noise for all of them, as in a batch."""
+    method = methods.get(name)
+    if not isinstance(method, Descent):
+        pytest.skip("has no response of its own")
+    frugal = Frugal(surrogate)
+    assert methods.get(name, [frugal])
+    work = task()
+    mask = torch.from_numpy(np.stack([work.regions[0], ~work.regions[0]]))[:, None].float()
+    responses = []
+    for one in (surrogate, frugal):
+        image = work.image.repeat(2, 1, 1, 1).requires_grad_(True)
+        response = method.respond(one, image, mask, 3)
+        (gradient,) = torch.autograd.grad(response.square().sum(), image)
+        responses.append((response.detach(), gradient))
+    for whole, single in zip(*responses, strict=True):
+        torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-4)
+    assert not hasattr(Frugal(blind_to_doors), "encode")
+
+
 def test_the_change_is_allowed(name: str, surrogate: Editor) -> None:
     work = task()
     change = run(name, surrogate, work)
@@ -248,9 +271,7 @@ def test_the_caller_keeps_budget_and_area_after_rounding(name: str, surrogate: E
 
 
 @pytest.mark.parametrize("work_px", [768, 256])
-def test_a_region_kept_exact_is_untouched_at_its_own_pixels(
-    name: str, surrogate: Editor, work_px: int
-) -> None:
+def test_a_region_kept_exact_is_untouched_at_its_own_pixels(surrogate: Editor, work_px: int) -> None:
     """A round region, one that reaches in from another crop, at both sizes; all around them changes."""
     rgb: Rgb = np.asarray(photo((400, 300)))
     rows, columns = np.ogrid[:80, :100]
@@ -262,7 +283,7 @@ def test_a_region_kept_exact_is_untouched_at_its_own_pixels(
         rgb,
         False,
         crops,
-        Protect(method=name, iterations=1, margin_px=96, keep_region_exact=True),
+        Protect(method="encoder", iterations=1, margin_px=96, keep_region_exact=True),
         [surrogate],
         device=CPU,
         rng=np.random.default_rng(0),
