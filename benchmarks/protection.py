@@ -102,7 +102,7 @@ def measure(
         device=CPU,
         rng=np.random.default_rng(seed),
         progress=lambda done, total: None,
-    )
+    ).rgb
     seconds = time.perf_counter() - began
     limit = Output().max_pixels
     picture = images.decode(_png(case.rgb), name=case.name, max_pixels=limit)

@@ -38,10 +38,10 @@ def check(settings: Settings) -> Iterator[Finding]:
             if (name, variant.regions) not in seen:
                 yield _loads(f"{where}detector {name}", partial(_detector, name, variant.regions))
             seen.add((name, variant.regions))
-        method = variant.protect.method
-        if (method, "method") not in seen:
-            yield _loads(f"{where}method {method}", partial(_method, method))
-        seen.add((method, "method"))
+        method, surrogates = variant.protect.method, variant.protect.surrogates
+        if (method, surrogates) not in seen:
+            yield _loads(f"{where}method {method}", partial(_method, variant))
+        seen.add((method, surrogates))
         for name in dict.fromkeys((*variant.protect.surrogates, *variant.verify.held_out)):
             if (name, "editor") not in seen:
                 yield _loads(f"{where}editor {name}", partial(_editor, name, variant))
@@ -52,8 +52,12 @@ def _detector(name: str, regions: Regions) -> str:
     return type(detectors.get(name, regions)).__name__
 
 
-def _method(name: str) -> str:
-    return type(methods.get(name)).__name__
+def _method(settings: Settings) -> str:
+    # An unknown editor has a line of its own.
+    known = {*editors.NAMES, *settings.editors}
+    if known.issuperset(settings.protect.surrogates):
+        methods.require_fit(settings)
+    return type(methods.get(settings.protect.method)).__name__
 
 
 def _declared(settings: Settings) -> str:

@@ -185,21 +185,48 @@ class Regions(_Section):
     onnx: Onnx = Onnx()
 
 
-class Protect(_Section):
-    """How the perturbation is optimised. `epsilon` in levels of 255, L-infinity."""
+STRENGTHS: dict[str, dict[str, Any]] = {
+    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "iterations": 30},
+    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "iterations": 20},
+    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "iterations": 40},
+    "paper": {"method": "recipe", "epsilon": 6.4, "flat_share": 1.0, "iterations": 20},
+}
+"""What each `protect.strength` stands for; keys that stand beside it win."""
 
+
+def _strengthened(protect: Any) -> Any:
+    """The protect section as read from YAML, with what its strength stands for where a key says nothing."""
+    if not isinstance(protect, Mapping):
+        return protect  # pydantic words the error
+    strength = protect.get("strength")
+    stands_for = STRENGTHS[strength] if strength in [*STRENGTHS] else {}
+    said = {key: v for key, v in protect.items() if v is not None or key not in STRENGTHS["balanced"]}
+    return {**stands_for, **said}
+
+
+class Protect(_Section):
+    """How the perturbation is optimised. `epsilon` in levels of 255, L-infinity.
+
+    `strength` is a word for several of the other settings (`STRENGTHS`), resolved before they are
+    checked; the defaults are those of `balanced`.
+    """
+
+    strength: Literal["subtle", "balanced", "strong", "paper"] = "balanced"
     method: str = "implant"
     surrogates: tuple[str, ...] = Field(default=("latent-mini",), min_length=1)
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    keep_region_exact: bool = False
     withstand: tuple[Literal["jpeg", "resize"], ...] = ()
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     cpu_fallback: bool = True
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
+
+    _by_strength = model_validator(mode="before")(_strengthened)
 
 
 class Verify(_Section):
@@ -388,6 +415,7 @@ class Settings(_Section):
         """
         aside = {"folders", "watch", "models", "serve", "hooks", "limits", "rules"}
         deciding = self.model_dump(mode="json", exclude=aside)
+        del deciding["protect"]["strength"]  # the settings that it stands for decide
         if not self.editors:
             del deciding["editors"]  # as before this section existed: nobody's pictures are done again
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
@@ -485,8 +513,11 @@ def _rules(rules: object, general: Mapping[str, Any], base: Path, source: str) -
 
 
 def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The ruled sections with the rule's keys laid over: whole sections, or keys that only one has."""
-    sections = {name: dict(general.get(name) or {}) for name in RULED}
+    """The ruled sections with the rule's keys laid over: whole sections, or keys that only one has.
+
+    A rule's strength goes before the general keys, and its own keys before its strength.
+    """
+    sections: dict[str, dict[str, Any]] = {name: {} for name in RULED}
     fields = {name: Settings.model_fields[name].annotation for name in RULED}
     for key, value in rule.items():
         owners = [name for name, model in fields.items() if model and key in model.model_fields]
@@ -503,7 +534,8 @@ def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, 
             near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             raise ConfigError(f"unknown key {key!r}; {hint}")
-    return sections
+    sections["protect"] = _strengthened(sections["protect"])
+    return {name: _laid_over(dict(general.get(name) or {}), sections[name]) for name in RULED}
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,14 @@ class MaskKind(StrEnum):
     FAR = "far"
 
 
+class EditPath(StrEnum):
+    """How a picture reaches an editor: the crop it was protected by, one cut otherwise, or all of it."""
+
+    CROP = "crop"
+    SHIFTED = "shifted"
+    RESIZED = "resized"
+
+
 class JobState(StrEnum):
     """A job's way from sighting to rest; see `ACTIVE` for the states that still need work."""
 

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from daemon.domain import Box, Mask, Region
+from daemon.domain import Box, EditPath, Mask, Region
 
 DILATION = 17
 """Kernel of the dilated trigger, from the paper's published recipe: 8 px each way."""
+SHIFTS = (64, 200)
+"""Margins that an attacker's tool may cut around a region, in pixels."""
+RESIZED, LEAST = 512, 16
+"""The long side at which many editors take a picture, and the least side of a region to edit in it."""
 FAR = 32
 """A benign edit counts as far from this many pixels on."""
 
@@ -50,6 +54,13 @@ class Crop:
         """Everything protected in the crop, neighbours too, at the working size."""
         planes = [self._resized(self._in_box(region)) for region in (*self.regions, *self.neighbours)]
         together: Mask = np.logical_or.reduce(planes)
+        return together
+
+    def inside(self) -> Mask:
+        """Everything protected in the crop, neighbours too, on the crop's own pixels."""
+        together: Mask = np.logical_or.reduce(
+            [self._in_box(one) for one in (*self.regions, *self.neighbours)]
+        )
         return together
 
     def _in_box(self, region: Region) -> Mask:
@@ -97,6 +108,32 @@ def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, wor
     return crops
 
 
+def other_paths(
+    region: Region, crop: Crop, height: int, width: int, rng: np.random.Generator
+) -> dict[EditPath, Crop]:
+    """How a region of a crop may reach an editor otherwise; none where it comes to the same.
+
+    * `shifted`: cut with margins of 64 to 200 px, drawn for each side, at the crop's scale;
+    * `resized`: the whole picture at a long side of 512 px, where it is larger and the region is
+      left at least 16 px wide and high: less is no edit that anybody makes.
+    """
+    found: dict[EditPath, Crop] = {}
+    left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
+    box = Box(
+        max(region.box.left - left, 0),
+        max(region.box.top - top, 0),
+        min(region.box.right + right, width),
+        min(region.box.bottom + bottom, height),
+    )
+    down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
+    size = max(round(box.height * down), 8), max(round(box.width * across), 8)
+    found[EditPath.SHIFTED] = Crop(box, (region,), size)
+    whole, scale = Box(0, 0, width, height), RESIZED / max(height, width)
+    if scale < 1 and min(region.box.height, region.box.width) * scale >= LEAST:
+        found[EditPath.RESIZED] = Crop(whole, (region,), _working_size(whole, RESIZED))
+    return {path: one for path, one in found.items() if (one.box, one.size) != (crop.box, crop.size)}
+
+
 def _working_size(box: Box, work: int) -> tuple[int, int]:
     scale = min(1.0, work / max(box.height, box.width))
     return max(round(box.height * scale), 8), max(round(box.width * scale), 8)
@@ -129,6 +166,17 @@ def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
     """The mask shrunk by half a square kernel each way; itself where nothing would be left."""
     shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
     return shrunk if shrunk.any() else mask.copy()
+
+
+def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
+    """The mask with its contour moved inwards unevenly, by up to `share` of its depth; never empty."""
+    inside = ndimage.distance_transform_edt(mask)
+    depth = float(inside.max())
+    # One smooth field for the whole contour: its waves are about as long as the region is deep.
+    field = ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
+    ranks = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
+    kept: Mask = mask & (inside >= np.minimum(share * depth * ranks + 0.5, depth))
+    return kept
 
 
 def shifted(mask: Mask, down: int, right: int) -> Mask:

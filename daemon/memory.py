@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,9 @@ from daemon.errors import Code, ModelError
 
 LEAST_PX = 256
 """No crop is worked smaller than the configuration allows."""
+
+DOORS = ("encode", "first_step", "one_step")
+"""What only some editors have beside `inpaint`."""
 
 T = TypeVar("T")
 
@@ -107,10 +111,11 @@ class Frugal:
         self.weights_sha256, self.blind = editor.weights_sha256, editor.blind
 
     def __getattr__(self, name: str) -> Any:
-        """What only some editors have: `encode`, `first_step`, `one_step`."""
+        """What only some editors have."""
         if name == "_editor":  # not yet there while being copied
             raise AttributeError(name)
-        return getattr(self._editor, name)
+        found = getattr(self._editor, name)
+        return partial(self._each, found) if name in DOORS else found
 
     def to(self, device: torch.device | str) -> None:
         """Move the model to a device."""
@@ -118,18 +123,23 @@ class Frugal:
 
     def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """See `Editor.inpaint`."""
-        one = [slice(index, index + 1) for index in range(len(image))]
-        return torch.cat([self._one(image[part], mask[part], generator) for part in one])
+        return self._each(self._editor.inpaint, image, mask, generator=generator)
 
-    def _one(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        if not (torch.is_grad_enabled() and image.requires_grad):
-            return self._editor.inpaint(image, mask, generator=generator)
+    def _each(
+        self, door: Callable[..., Tensor], image: Tensor, mask: Tensor, **drawn: torch.Generator | None
+    ) -> Tensor:
+        """One of the editor's doors, edit by edit."""
+        generator = drawn.get("generator")
         state = None if generator is None else generator.get_state()
 
-        def run(image: Tensor, mask: Tensor) -> Tensor:
+        def one(image: Tensor, mask: Tensor) -> Tensor:
             if generator is not None and state is not None:
-                generator.set_state(state)  # the second pass must draw what the first one drew
-            return self._editor.inpaint(image, mask, generator=generator)
+                # An editor draws one noise for a batch; and a second pass must draw what the first one drew.
+                generator.set_state(state)
+            return door(image, mask, **drawn)
 
-        result: Tensor = checkpoint(run, image, mask, use_reentrant=False)
-        return result
+        learning = torch.is_grad_enabled() and image.requires_grad
+        parts = [(image[index : index + 1], mask[index : index + 1]) for index in range(len(image))]
+        return torch.cat(
+            [checkpoint(one, *part, use_reentrant=False) if learning else one(*part) for part in parts]
+        )

@@ -132,7 +132,7 @@ def _protected(
     budget = Budget(settings.protect.epsilon)
 
     with watch.phase("optimise"), memory.watched(source.name):
-        changed = protect.optimise(
+        optimised = protect.optimise(
             picture.rgb,
             picture.grey,
             crops,
@@ -146,7 +146,7 @@ def _protected(
         progress("encode", 0, 1)
         encoded = images.encode(
             picture,
-            changed,
+            optimised.rgb,
             levels=budget.levels,
             format=settings.output.format,
             metadata=settings.output.metadata,
@@ -167,7 +167,11 @@ def _protected(
         "device": bench.device_name,
         "memory_rung": rung.name,
     }
-    receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began)
+    if settings.protect.keep_region_exact:
+        facts["region_change_levels"] = _inside(picture.rgb, published, crops)
+    receipt, sheet = _told(
+        verification, crops, bench, facts, source.name, watch, began, gradients=optimised.gradients
+    )
     return Result(verification.verdict, encoded.data, encoded.extension, receipt, sheet)
 
 
@@ -339,6 +343,12 @@ def _verified(
     )
 
 
+def _inside(original: Rgb, published: Rgb, crops: Sequence[Crop]) -> int:
+    """The largest change of a protected pixel, in levels of 255."""
+    planes = [(original[crop.box.slices], published[crop.box.slices], crop.inside()) for crop in crops]
+    return max(images.max_change(before[inside], after[inside]) for before, after, inside in planes)
+
+
 def _told(
     verification: Verification,
     crops: Sequence[Crop],
@@ -347,6 +357,8 @@ def _told(
     title: str,
     watch: _Watch,
     began: float,
+    *,
+    gradients: Sequence[float] = (),
 ) -> tuple[dict[str, Any], bytes | None]:
     """Receipt and sheet; regions in the order in which the edits count them."""
     with watch.phase("report"):
@@ -357,6 +369,7 @@ def _told(
         regions=[region for crop in crops for region in crop.regions],
         surrogates=bench.surrogates if bench else (),
         held_out=bench.held_out if bench else (),
+        gradients=gradients,
         facts={**facts, **times},
     )
     return document, sheet

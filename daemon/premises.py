@@ -10,7 +10,7 @@ from pathlib import Path
 
 from daemon import detectors, editors, methods
 from daemon.config import Settings
-from daemon.errors import ConfigError, require
+from daemon.errors import ConfigError
 
 
 def require_names(settings: Settings) -> None:
@@ -18,8 +18,8 @@ def require_names(settings: Settings) -> None:
     for where, variant in settings.variants():
         try:
             detectors.check(variant.regions)
-            require(variant.protect.method, methods.NAMES, "protect.method")
             editors.require_known(variant)
+            methods.require_fit(variant)
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,20 @@ def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """What was optimised.
+
+    Attributes:
+        rgb: uint8 H,W,3: the picture within the budget, and equal to the original outside the crops.
+        gradients: by surrogate, how hard it pulled before balancing: the mean of
+            `Proposal.gradients` over the crops, weighed by their iterations.
+    """
+
+    rgb: Rgb
+    gradients: tuple[float, ...]
+
+
 def optimise(
     rgb: Rgb,
     grey: bool,
@@ -36,22 +51,28 @@ def optimise(
     device: torch.device,
     rng: np.random.Generator,
     progress: Progress,
-) -> Rgb:
-    """The protected picture, 8 bit: within the budget and equal to `rgb` outside the crops.
+) -> Protected:
+    """The protected picture, 8 bit.
 
     Args:
         rgb: uint8 H,W,3, upright; not mutated.
         grey: whether the change must be grey.
         progress: called with (iterations done, iterations in all); may raise to stop.
+
+    Raises:
+        ConfigError: the method cannot use one of the surrogates.
     """
     budget = Budget(settings.epsilon)
-    method = methods.get(settings.method)
+    method = methods.get(settings.method, surrogates)
     total = sum(settings.iterations * len(crop.regions) for crop in crops)
     change = np.zeros(rgb.shape, dtype=np.float32)
+    gradients = np.zeros(len(surrogates))
     done = 0
     for crop in crops:
         fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
         fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
+        if settings.keep_region_exact:
+            fade[crop.inside()] = 0
         # What an overlapping crop wrote before stays allowed, else its protection would be cut.
         before = change[crop.box.slices]
         area = np.maximum(fade, np.abs(before).max(axis=2) / budget.unit)
@@ -65,22 +86,24 @@ def optimise(
             start=_plane(before, crop.size, device) if before.any() else None,
             withstand=settings.withstand,
         )
+        iterations = settings.iterations * len(crop.regions)
         proposed = method.run(
             task,
             surrogates,
-            iterations=settings.iterations * len(crop.regions),
+            iterations=iterations,
             target=settings.target,
             rng=rng,
             progress=_shifted(progress, done, total),
         )
-        allowed = task.project(proposed)
+        allowed = task.project(proposed.change)
         change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
-        done += settings.iterations * len(crop.regions)
+        gradients += np.array(proposed.gradients) * iterations / total
+        done += iterations
     result = rgb.copy()
     for crop in crops:  # of the whole picture a float copy would be gigabytes
         here = crop.box.slices
         result[here] = quantised(rgb[here], change[here], budget)
-    return result
+    return Protected(result, tuple(gradients.tolist()))
 
 
 def _shifted(progress: Progress, offset: int, total: int) -> Progress:

@@ -37,15 +37,24 @@ def receipt(
     surrogates: Sequence[Editor],
     held_out: Sequence[Editor],
     facts: dict[str, Any],
+    gradients: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """The receipt as documented in the README; `facts` adds digests, times and file facts."""
+    """The receipt as documented in the README.
+
+    Args:
+        facts: adds digests, times and file facts.
+        gradients: of each surrogate, see `protect.Protected`; empty where nothing was optimised.
+    """
+    optimised: list[dict[str, Any]] = [{**_editor(editor)} for editor in surrogates]
+    for row, gradient in zip(optimised, gradients, strict=False):
+        row["gradient"] = float(f"{gradient:.3g}")
     document = {
         "schema": SCHEMA,
         "verdict": verification.verdict.value,
         "reasons": verification.reasons,
         **facts,
         "regions": [region.row() for region in regions],
-        "surrogates": [_editor(editor) for editor in surrogates],
+        "surrogates": optimised,
         "held_out": [_editor(editor) for editor in held_out],
         "psnr_db": None if verification.psnr_db is None else round(verification.psnr_db, 2),
         "max_change_levels": verification.max_change_levels,

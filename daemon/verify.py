@@ -1,9 +1,11 @@
 """Replay the edits on the pixels decoded from the file to be published, and judge them.
 
-Editors see the crop, as the commonest one does. Every protected edit is compared with the
+Editors see the crop, as the commonest one does; the trigger edit also reaches them by the paths that
+`geometry.other_paths` names. Every protected edit is compared with the
 clean edit, the same editor on the original under the same mask: SSIM (Wang 2004, Gaussian
 window) and L1, both averaged under the mask. A control of random noise as large as the change
 keeps us honest: what noise does to an edit is no protection.
+Longer than 300 lines so that what is replayed and how it is judged stand together.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from daemon import geometry
 from daemon.config import Verify
-from daemon.domain import Budget, Mask, MaskKind, Rgb, Verdict
+from daemon.domain import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
 from daemon.editors.base import Editor
 from daemon.geometry import Crop
 from daemon.methods.base import furthest_colour
@@ -48,6 +51,7 @@ class EditResult:
         control_ssim: the same for random noise of equal size (trigger edits only).
         target_distance: L1 to the flat target colour (`target: flat` only).
         held_out: whether the editor took no part in the optimisation.
+        path: how the picture reached the editor; by another one than `crop` come trigger edits only.
     """
 
     editor: str
@@ -58,6 +62,7 @@ class EditResult:
     held_out: bool
     control_ssim: float | None = None
     target_distance: float | None = None
+    path: EditPath = EditPath.CROP
 
     def row(self) -> dict[str, Any]:
         """For the receipt."""
@@ -114,6 +119,8 @@ def verify(
     """
     editors = [(editor, False) for editor in surrogates] + [(editor, True) for editor in held_out]
     total = len(editors) * sum(len(crop.regions) for crop in crops)
+    height, width = original.shape[:2]
+    jitter = rng.spawn(1)[0]  # apart, so that the paths leave the crop's edits as they are
     edits: list[EditResult] = []
     panels: list[Panels] = []
     region = done = 0
@@ -126,8 +133,19 @@ def verify(
         protected = crop.protected()
         for index, mask in enumerate(masks):
             kinds = _kinds(mask, protected, rng)
+            others = geometry.other_paths(crop.regions[index], crop, height, width, jitter)
+            views = {
+                path: (_seen(original, other, device), _seen(published, other, device))
+                for path, other in others.items()
+            }
             for editor, is_held_out in editors:
                 rows, pictures = _replay(editor, before, after, control, kinds, target)
+                for path, other in others.items():
+                    trigger = {MaskKind.TRIGGER: other.masks()[0]}
+                    more, _ = _replay(editor, *views[path], None, trigger, target)
+                    edits += [
+                        EditResult(region=region, held_out=is_held_out, path=path, **row) for row in more
+                    ]
                 edits += [EditResult(region=region, held_out=is_held_out, **row) for row in rows]
                 done += 1
                 if editor is editors[0][0] and len(panels) < MOST_PANELS:
@@ -136,6 +154,16 @@ def verify(
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
+
+
+def _seen(rgb: Rgb, crop: Crop, device: torch.device) -> Tensor:
+    """A crop on another path, 1,3,h,w; a whole picture is scaled in 8 bits, floats could be gigabytes."""
+    part = rgb[crop.box.slices]
+    if part.shape == rgb.shape and crop.scaled:
+        planes = torch.from_numpy(part if part.flags.writeable else part.copy()).permute(2, 0, 1)[None]
+        small = F.interpolate(planes, size=crop.size, mode="bilinear", antialias=True)
+        part = small[0].permute(1, 2, 0).numpy()
+    return to_tensor(part, crop.size, device)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:
@@ -156,7 +184,7 @@ def _replay(
     editor: Editor,
     before: Tensor,
     after: Tensor,
-    control: Tensor,
+    control: Tensor | None,
     kinds: dict[MaskKind, Mask],
     target: str,
 ) -> tuple[list[dict[str, Any]], dict[MaskKind, tuple[Picture, Picture]]]:
@@ -164,7 +192,9 @@ def _replay(
     rows: list[dict[str, Any]] = []
     pictures: dict[MaskKind, tuple[Picture, Picture]] = {}
     for kind, plane in kinds.items():
-        inputs = [before, after, control] if kind == MaskKind.TRIGGER else [before, after]
+        inputs = [before, after]
+        if kind == MaskKind.TRIGGER and control is not None:
+            inputs.append(control)
         mask = torch.from_numpy(plane)[None, None].to(before).expand(len(inputs), -1, -1, -1)
         # A generator each time: an editor that draws noise must draw the same for both.
         generator = torch.Generator(device=before.device).manual_seed(0)
@@ -219,16 +249,17 @@ def judge(
     if largest > budget.levels:
         failed.append(f"largest change is {largest} levels, the budget {budget.epsilon:g}")
     for edit in edits:
-        name = f"region {edit.region}: {edit.mask_kind} edit by {edit.editor}"
+        by = "" if edit.path == EditPath.CROP else f" of the {edit.path} picture"
+        name = f"region {edit.region}: {edit.mask_kind} edit{by} by {edit.editor}"
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
         elif edit.mask_kind in BREAKING:
-            most, least = _asked(edit.mask_kind, settings)
+            most, least = _asked(edit, settings)
             if not edit.ssim <= most:
                 weak.append(f"{name} keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
             if not edit.l1 >= least:
                 weak.append(f"{name} moves by L1 {edit.l1:.3f}, at least {least:g} asked")
-            if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
+            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
                 failed += _ineffective(edit, name, most, least, settings)
         else:
             floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
@@ -243,9 +274,9 @@ def judge(
     return verdict, failed + weak
 
 
-def _asked(kind: MaskKind, settings: Verify) -> tuple[float, float]:
+def _asked(edit: EditResult, settings: Verify) -> tuple[float, float]:
     """The most SSIM and the least L1 that a broken edit may have."""
-    if kind != MaskKind.TRIGGER:
+    if edit.mask_kind != MaskKind.TRIGGER or edit.path != EditPath.CROP:
         return settings.incomplete_ssim_max, settings.incomplete_l1_min
     return settings.trigger_ssim_max, settings.trigger_l1_min
 

@@ -80,5 +80,6 @@ def print_receipt(receipt: dict[str, Any]) -> None:
     for edit in receipt["edits"]:
         control = "" if edit["control_ssim"] is None else f"{edit['control_ssim']:.3f}"
         numbers = f"{edit['ssim']:.3f}", f"{edit['l1']:.3f}", control
-        table.add_row(str(edit["region"]), edit["mask_kind"], edit["editor"], *numbers)
+        kind = edit["mask_kind"] if edit["path"] == "crop" else f"{edit['mask_kind']}, {edit['path']}"
+        table.add_row(str(edit["region"]), kind, edit["editor"], *numbers)
     out.print(table)

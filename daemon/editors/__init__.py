@@ -36,6 +36,7 @@ class Kind:
         files: how many weights may be listed; `load` then gets a tuple of paths.
         also: kinds of the catalogue whose weights it takes besides its own.
         hub: `weights` may also be a hub name, which reaches `load` as it stands.
+        doors: what its editors offer beside `inpaint`, see `editors.base`.
     """
 
     module: str
@@ -44,6 +45,7 @@ class Kind:
     files: int = 1
     also: tuple[str, ...] = ()
     hub: bool = False
+    doors: tuple[str, ...] = ()
 
     def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
         loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
@@ -59,10 +61,11 @@ KINDS: dict[str, Kind] = {
         "DiffusionEditor",
         ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
         hub=True,
+        doors=("encode", "first_step"),
     ),
     "torchscript": Kind("scripted", "ScriptedEditor", ("sha256", "trust", "multiple")),
-    "latent": Kind("encoders", "EncoderEditor", files=2),
-    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",)),
+    "latent": Kind("encoders", "EncoderEditor", files=2, doors=("encode",)),
+    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",), doors=("encode",)),
 }
 
 
@@ -75,6 +78,8 @@ def _latent_mini() -> Editor:
 _BUILT_IN: dict[str, Callable[[], Editor]] = {"latent-mini": _latent_mini}
 NAMES = tuple(_BUILT_IN)
 """The built-in editors."""
+
+_BUILT_IN_DOORS = {"latent-mini": ("encode",)}
 
 _loaded: dict[tuple[str, str, str], Editor] = {}
 
@@ -104,6 +109,12 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
         editor.to(device)
         _loaded[key] = editor
     return _loaded[key]
+
+
+def doors(name: str, settings: Settings) -> tuple[str, ...]:
+    """What an editor that is known by name offers: `inpaint`, and more where its kind has it."""
+    kind = None if name in NAMES else KINDS[settings.editors[name].kind]
+    return ("inpaint", *(kind.doors if kind else _BUILT_IN_DOORS.get(name, ())))
 
 
 def require_known(settings: Settings) -> None:

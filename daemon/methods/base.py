@@ -50,6 +50,20 @@ class Task:
         return (self.image + change).clamp(0, 1) - self.image
 
 
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a method found.
+
+    Attributes:
+        change: 1,3,H,W on [0,1] images, to be added to the task's image.
+        gradients: by surrogate, the mean absolute gradient of its loss by a sample of the change,
+            before they are balanced, averaged over the iterations: how hard each one pulls.
+    """
+
+    change: Tensor
+    gradients: tuple[float, ...]
+
+
 class Method(Protocol):
     """Finds a perturbation; deterministic given `rng`."""
 
@@ -62,8 +76,8 @@ class Method(Protocol):
         target: str,
         rng: np.random.Generator,
         progress: Progress,
-    ) -> Tensor:
-        """The change 1,3,H,W on [0,1] images, to be added to `task.image`. Inputs are not mutated."""
+    ) -> Proposal:
+        """See the method's own docstring. Inputs are not mutated."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,66 +20,28 @@ INCOMPLETE, FAR = 12, 4
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 
+Respond = Callable[[Editor, Tensor, Tensor, int], Tensor]
+"""(surrogate, image N,3,h,w, mask N,1,h,w, draw) -> what a method looks at of the edit: N,c,y,x, float32.
+
+`draw` numbers the editor's own randomness: the same number, the same noise."""
+Shapes = Callable[[Mask, np.random.Generator], list[Mask]]
+"""The incomplete triggers of a region."""
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit mask 1,1,h,w and each surrogate's clean edit under it, 1,3,h,w."""
+    """An edit mask 1,1,h,w and each surrogate's response to the clean picture under it, 1,c,y,x."""
 
     mask: Tensor
     clean: list[Tensor]
 
 
-class Edits:
-    """The edits of one region. A clean edit is constant: computed when first asked for, and kept.
-
-    Args:
-        task: the crop.
-        index: which of its regions.
-        surrogates: the editors.
-        rng: draws the shapes.
-    """
-
-    def __init__(
-        self, task: Task, index: int, surrogates: Sequence[Editor], rng: np.random.Generator
-    ) -> None:
-        mask = task.regions[index]
-        self._task, self._surrogates, self._rng = task, surrogates, rng
-        self._known: dict[tuple[str, int, tuple[int, int]], Edit] = {}
-        ring = geometry.ring(mask) & ~task.protected
-        far = (geometry.far(task.protected, rng) for _ in range(FAR))
-        self._planes: dict[str, list[Mask]] = {
-            "full": [mask],
-            "dilated": [geometry.dilated(mask)],
-            "incomplete": _shapes(mask, rng),
-            "ring": [ring] if ring.any() else [],
-            "far": [plane for plane in far if plane is not None],
-        }
-
-    def take(self, kind: str, size: tuple[int, int]) -> Edit | None:
-        """One of that kind (`full`, `dilated`, `incomplete`, `ring`, `far`) at (height, width).
-
-        None where the crop has no room for one.
-        """
-        planes = self._planes[kind]
-        if not planes:
-            return None
-        pick = int(self._rng.integers(len(planes))) if len(planes) > 1 else 0
-        key = kind, pick, size
-        if key not in self._known:
-            self._known[key] = self._clean(planes[pick], size)
-        return self._known[key]
-
-    def _clean(self, plane: Mask, size: tuple[int, int]) -> Edit:
-        image = self._task.image
-        mask = torch.from_numpy(plane)[None, None].to(image)
-        if image.shape[-2:] != size:
-            image, mask = resized(image, size), F.interpolate(mask, size=size, mode="nearest")
-        with torch.no_grad(), fast(image.device):
-            clean = [rehearsed(surrogate, image, mask) for surrogate in self._surrogates]
-        return Edit(mask, clean)
+def edited(surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
+    """The response that is the edit itself, N,3,h,w. Its noise is always the same, whatever the draw."""
+    return rehearsed(surrogate, image, mask)
 
 
-def _shapes(mask: Mask, rng: np.random.Generator) -> list[Mask]:
+def triggers(mask: Mask, rng: np.random.Generator) -> list[Mask]:
     """Triggers as people paint them: too little, too much, beside it, half of it, across it."""
     shapes = [geometry.bounding(mask), geometry.eroded(mask)]
     turn = float(rng.uniform(0, 2 * np.pi))
@@ -91,6 +53,64 @@ def _shapes(mask: Mask, rng: np.random.Generator) -> list[Mask]:
     return shapes
 
 
+class Edits:
+    """The edits of one region. A clean response is constant: computed when first asked for, and kept.
+
+    Args:
+        task: the crop.
+        index: which of its regions.
+        surrogates: the editors.
+        rng: draws the shapes.
+        respond: what of an edit is kept.
+        shapes: the incomplete triggers.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        index: int,
+        surrogates: Sequence[Editor],
+        rng: np.random.Generator,
+        respond: Respond = edited,
+        shapes: Shapes = triggers,
+    ) -> None:
+        mask = task.regions[index]
+        self._task, self._surrogates, self._rng, self._respond = task, surrogates, rng, respond
+        self._known: dict[tuple[str, int, tuple[int, int], int], Edit] = {}
+        ring = geometry.ring(mask) & ~task.protected
+        far = (geometry.far(task.protected, rng) for _ in range(FAR))
+        self._planes: dict[str, list[Mask]] = {
+            "full": [mask],
+            "dilated": [geometry.dilated(mask)],
+            "incomplete": shapes(mask, rng),
+            "ring": [ring] if ring.any() else [],
+            "far": [plane for plane in far if plane is not None],
+        }
+
+    def take(self, kind: str, size: tuple[int, int], draw: int = 0) -> Edit | None:
+        """One of that kind (`full`, `dilated`, `incomplete`, `ring`, `far`) at (height, width).
+
+        None where the crop has no room for one.
+        """
+        planes = self._planes[kind]
+        if not planes:
+            return None
+        pick = int(self._rng.integers(len(planes))) if len(planes) > 1 else 0
+        key = kind, pick, size, draw
+        if key not in self._known:
+            self._known[key] = self._clean(planes[pick], size, draw)
+        return self._known[key]
+
+    def _clean(self, plane: Mask, size: tuple[int, int], draw: int) -> Edit:
+        image = self._task.image
+        mask = torch.from_numpy(plane)[None, None].to(image)
+        if image.shape[-2:] != size:
+            image, mask = resized(image, size), F.interpolate(mask, size=size, mode="nearest")
+        with torch.no_grad(), fast(image.device):
+            clean = [self._respond(surrogate, image, mask, draw) for surrogate in self._surrogates]
+        return Edit(mask, clean)
+
+
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """N,C,H,W at (height, width); area-averaged down, bilinear up."""
     if image.shape[-2:] == size:
@@ -100,7 +120,15 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
+def under(mask: Tensor, response: Tensor, multiple: int) -> Tensor:
+    """The mask N,1,h,w at the response's size: a cell of `multiple` pixels counts if one of them does."""
+    if mask.shape[-2:] == response.shape[-2:]:
+        return mask
+    height, width = mask.shape[-2:]
+    return F.max_pool2d(F.pad(mask, (0, -width % multiple, 0, -height % multiple)), multiple)
+
+
 def squared(got: Tensor, want: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the batch of the mean squared difference under each mask."""
+    """Sum over the batch of the mean squared difference under each mask; N,c,h,w twice and N,1,h,w."""
     each = ((got - want) ** 2 * mask).sum(dim=(1, 2, 3))
-    return (each / (3 * mask.sum(dim=(1, 2, 3))).clamp(min=1)).sum()
+    return (each / (got.shape[1] * mask.sum(dim=(1, 2, 3))).clamp(min=1)).sum()

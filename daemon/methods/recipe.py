@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from daemon import geometry
 from daemon.editors.base import Editor, rehearsed
-from daemon.methods.base import Progress, Task, furthest_colour
+from daemon.methods.base import Progress, Proposal, Task, furthest_colour
 from daemon.methods.edits import squared
 
 NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
@@ -35,7 +34,7 @@ class Recipe:
         target: str,
         rng: np.random.Generator,
         progress: Progress,
-    ) -> Tensor:
+    ) -> Proposal:
         """See `Method.run`. All regions of the crop are one mask, as the recipe knows one only."""
         plane = np.logical_or.reduce(list(task.regions))
         mask, wider, ring = (
@@ -46,20 +45,22 @@ class Recipe:
         noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)
         change = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
         adam = torch.optim.Adam([change], lr=RATE, betas=BETAS, eps=TINY)
+        pulls = np.zeros(len(surrogates))
         for iteration in range(iterations):
-            with torch.enable_grad():
-                picture = (task.image + change).clamp(0, 1)
-                loss = torch.zeros((), device=task.image.device)
-                for surrogate in surrogates:
-                    with torch.no_grad():
-                        clean = rehearsed(surrogate, task.image, ring)
-                    loss = loss + squared(surrogate.inpaint(picture, mask), colour, mask)
+            adam.zero_grad()
+            for index, surrogate in enumerate(surrogates):
+                with torch.no_grad():
+                    clean = rehearsed(surrogate, task.image, ring)
+                with torch.enable_grad():
+                    picture = (task.image + change).clamp(0, 1)
+                    loss = squared(surrogate.inpaint(picture, mask), colour, mask)
                     loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
                     loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+                (gradient,) = torch.autograd.grad(loss, change)
+                change.grad = gradient if change.grad is None else change.grad + gradient
+                pulls[index] += float(gradient.abs().mean()) / iterations
             adam.step()
             with torch.no_grad():
                 change.copy_(task.project(change))
             progress(iteration + 1, iterations)
-        return change.detach()
+        return Proposal(change.detach(), tuple(pulls.tolist()))

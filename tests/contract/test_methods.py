@@ -1,27 +1,52 @@
-"""What every method promises, against a small random latent editor and the embedded one."""
+"""What every method promises, against a small random editor with every door."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from daemon import geometry, methods
 from daemon.config import Protect
 from daemon.domain import Box, Budget, Region, Rgb
 from daemon.editors.base import Editor
-from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
-from daemon.methods.base import Task, furthest_colour
+from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.errors import ConfigError
+from daemon.memory import Frugal
+from daemon.methods.base import Proposal, Task, furthest_colour
+from daemon.methods.descent import Descent
+from daemon.methods.edits import squared, under
 from daemon.protect import optimise, to_tensor
 from tests.conftest import photo
 
 CPU = torch.device("cpu")
 
 
+class Noisy(LatentEditor):
+    """A one-step denoiser: its net sees the known latents, and noise where it paints."""
+
+    def first_step(
+        self, image: torch.Tensor, mask: torch.Tensor, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        known, cells = self.encode(image, mask), F.avg_pool2d(self._padded(mask), DOWNSCALE)
+        generator = generator or torch.Generator().manual_seed(0)
+        noise = torch.randn(known.shape[1:], generator=generator)
+        predicted: torch.Tensor = self.net(known + 0.1 * noise * cells, cells)
+        return predicted
+
+    def one_step(
+        self, image: torch.Tensor, mask: torch.Tensor, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return self.inpaint(image, mask, generator=generator)
+
+
 @pytest.fixture(scope="module")
 def surrogate() -> Editor:
     torch.manual_seed(0)
-    return LatentEditor("random", "0" * 64, Encoder(16), InpaintNet(width=(32, 32)), Decoder(16))
+    return Noisy("random", "0" * 64, Encoder(16), InpaintNet(width=(32, 32)), Decoder(16))
 
 
 def picture() -> Rgb:
@@ -46,7 +71,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def run(
     name: str, surrogate: Editor, work: Task, *, seed: int = 0, iterations: int = 6, target: str = "away"
 ) -> torch.Tensor:
-    return methods.get(name).run(
+    proposal = methods.get(name, [surrogate]).run(
         work,
         [surrogate],
         iterations=iterations,
@@ -54,6 +79,7 @@ def run(
         rng=np.random.default_rng(seed),
         progress=lambda done, total: None,
     )
+    return proposal.change
 
 
 def broken(surrogate: Editor, work: Task, change: torch.Tensor) -> float:
@@ -61,6 +87,85 @@ def broken(surrogate: Editor, work: Task, change: torch.Tensor) -> float:
     with torch.no_grad():
         clean, got = surrogate.inpaint(work.image, mask), surrogate.inpaint(work.image + change, mask)
     return float((((got - clean) ** 2) * mask).sum())
+
+
+@pytest.fixture(scope="module")
+def blind_to_doors() -> Editor:
+    """It inpaints, and that is all."""
+
+    class Plain:
+        name, multiple, weights_sha256, blind = "plain", 1, "0" * 64, True
+
+        def to(self, device: torch.device | str) -> None:
+            pass
+
+        def inpaint(
+            self, image: torch.Tensor, mask: torch.Tensor, *, generator: torch.Generator | None = None
+        ) -> torch.Tensor:
+            return torch.where(mask > 0.5, image.mean(), image)
+
+    return Plain()
+
+
+def test_an_editor_without_the_door_is_refused_by_name(name: str, blind_to_doors: Editor) -> None:
+    if methods._METHODS[name].door == "inpaint":
+        assert methods.get(name, [blind_to_doors])
+        return
+    with pytest.raises(ConfigError, match=f"protect.method {name}: needs .*; plain does not; name editors"):
+        methods.get(name, [blind_to_doors])
+
+
+def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Editor) -> None:
+    """Two of the same, one of them three times as loud: the gradients say so."""
+
+    class Loud:
+        name, multiple, weights_sha256, blind = "loud", surrogate.multiple, "0" * 64, True
+
+        def to(self, device: torch.device | str) -> None:
+            pass
+
+        def __getattr__(self, door: str) -> Any:
+            return lambda image, mask, **kwargs: 3 * getattr(surrogate, door)(image, mask, **kwargs)
+
+    work = task()
+    pair: list[Any] = [surrogate, Loud()]
+    both, alone = (
+        methods.get(name, used).run(
+            work,
+            used,
+            iterations=2,
+            target="away",
+            rng=np.random.default_rng(0),
+            progress=lambda done, total: None,
+        )
+        for used in (pair, pair[:1])
+    )
+    assert len(both.gradients) == 2
+    assert len(alone.gradients) == 1
+    assert all(0 < pull < np.inf for pull in both.gradients)
+    assert both.gradients[1] > 3 * both.gradients[0]
+
+
+def test_a_frugal_surrogate_gives_the_same_responses(
+    name: str, surrogate: Editor, blind_to_doors: Editor
+) -> None:
+    """Edit by edit, and from one noise for all of them, as in a batch."""
+    method = methods.get(name)
+    if not isinstance(method, Descent):
+        pytest.skip("has no response of its own")
+    frugal = Frugal(surrogate)
+    assert methods.get(name, [frugal])
+    work = task()
+    mask = torch.from_numpy(np.stack([work.regions[0], ~work.regions[0]]))[:, None].float()
+    responses = []
+    for one in (surrogate, frugal):
+        image = work.image.repeat(2, 1, 1, 1).requires_grad_(True)
+        response = method.respond(one, image, mask, 3)
+        (gradient,) = torch.autograd.grad(response.square().sum(), image)
+        responses.append((response.detach(), gradient))
+    for whole, single in zip(*responses, strict=True):
+        torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-4)
+    assert not hasattr(Frugal(blind_to_doors), "encode")
 
 
 def test_the_change_is_allowed(name: str, surrogate: Editor) -> None:
@@ -71,8 +176,9 @@ def test_the_change_is_allowed(name: str, surrogate: Editor) -> None:
 
 
 def test_deterministic_in_the_seed(name: str, surrogate: Editor) -> None:
-    assert torch.equal(run(name, surrogate, task(), seed=5), run(name, surrogate, task(), seed=5))
-    assert not torch.equal(run(name, surrogate, task(), seed=5), run(name, surrogate, task(), seed=6))
+    one, again, other = (run(name, surrogate, task(), seed=seed, iterations=3) for seed in (5, 5, 6))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_inputs_are_not_mutated(name: str, surrogate: Editor) -> None:
@@ -118,13 +224,19 @@ def test_progress_is_told_each_iteration_and_may_stop_it(name: str, surrogate: E
 
 
 def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
-    work = task()
-    colour = furthest_colour(work.image)
+    """In the method's own terms: the edit to the colour, or its response to that to a flat picture."""
+    work, method = task(), methods.get(name)
+    flat = furthest_colour(work.image).expand_as(work.image)
     mask = torch.from_numpy(work.regions[0])[None, None].float()
 
     def distance(change: torch.Tensor) -> float:
         with torch.no_grad():
-            return float((((surrogate.inpaint(work.image + change, mask) - colour) ** 2) * mask).sum())
+            if isinstance(method, Descent):
+                got = method.respond(surrogate, work.image + change, mask, 0)
+                goal = method.goal(surrogate, flat, mask, 0)
+            else:
+                got, goal = surrogate.inpaint(work.image + change, mask), flat
+        return float(squared(got, goal, under(mask, got, surrogate.multiple)))
 
     assert distance(run(name, surrogate, work, iterations=15, target="flat")) < distance(
         torch.zeros_like(work.image)
@@ -148,7 +260,7 @@ def test_the_caller_keeps_budget_and_area_after_rounding(name: str, surrogate: E
         device=CPU,
         rng=np.random.default_rng(0),
         progress=lambda d, t: None,
-    )
+    ).rgb
     assert np.array_equal(rgb, before)
     difference = np.abs(changed.astype(int) - rgb)
     assert 1 <= difference.max() <= 6
@@ -158,14 +270,39 @@ def test_the_caller_keeps_budget_and_area_after_rounding(name: str, surrogate: E
     assert difference[outside].max() == 0
 
 
+@pytest.mark.parametrize("work_px", [768, 256])
+def test_a_region_kept_exact_is_untouched_at_its_own_pixels(surrogate: Editor, work_px: int) -> None:
+    """A round region, one that reaches in from another crop, at both sizes; all around them changes."""
+    rgb: Rgb = np.asarray(photo((400, 300)))
+    rows, columns = np.ogrid[:80, :100]
+    disc = ((rows - 40) / 40) ** 2 + ((columns - 50) / 50) ** 2 <= 1
+    near = Region(Box(150, 100, 250, 180), "face", 1.0, "faces", disc)
+    neighbour = Region(Box(310, 60, 380, 250), "logo", 1.0, "logos")
+    crops = geometry.plan([near, neighbour], 300, 400, margin=96, work=work_px)
+    changed = optimise(
+        rgb,
+        False,
+        crops,
+        Protect(method="encoder", iterations=1, margin_px=96, keep_region_exact=True),
+        [surrogate],
+        device=CPU,
+        rng=np.random.default_rng(0),
+        progress=lambda d, t: None,
+    ).rgb
+    inside = near.plane(300, 400) | neighbour.plane(300, 400)
+    difference = np.abs(changed.astype(int) - rgb).max(axis=2)
+    assert difference[inside].max() == 0
+    assert difference[geometry.ring(inside)].mean() > 0.5
+
+
 def test_a_cheating_method_cannot_exceed_the_budget(
     surrogate: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Cheat:
-        def run(self, work: Task, *_: object, **__: object) -> torch.Tensor:
-            return torch.ones_like(work.image)
+        def run(self, work: Task, *_: object, **__: object) -> Proposal:
+            return Proposal(torch.ones_like(work.image), (0.0,))
 
-    monkeypatch.setattr(methods, "get", lambda _: Cheat())
+    monkeypatch.setattr(methods, "get", lambda *_: Cheat())
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = geometry.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
     changed = optimise(
@@ -177,6 +314,6 @@ def test_a_cheating_method_cannot_exceed_the_budget(
         device=CPU,
         rng=np.random.default_rng(0),
         progress=lambda d, t: None,
-    )
+    ).rgb
     assert int(changed.max()) == 106
     assert (changed[:60] == 100).all()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from daemon import config
-from daemon.config import Folders, Settings
+from daemon.config import STRENGTHS, Folders, Protect, Settings
 from daemon.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +116,46 @@ def test_the_first_rule_that_matches_wins() -> None:
     assert portrait.protect.iterations == 7  # what the rule does not name stays as the file has it
     assert (settings.for_path(b"x.png").output.format, settings.rule_of(b"x.png")) == ("jpeg", 1)
     assert settings.for_path(b"x.jpg").output.format == "same"
+
+
+def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
+    def protect(**keys: Any) -> Protect:
+        return parse({"folders": {"inbox": "i"}, "protect": keys}).protect
+
+    assert protect() == protect(strength="balanced") == Protect()
+    assert {key: getattr(Protect(), key) for key in STRENGTHS["balanced"]} == STRENGTHS["balanced"]
+    assert (protect(strength="paper").method, protect(strength="paper").iterations) == ("recipe", 20)
+    strong = protect(strength="strong", iterations=7, epsilon=None)
+    assert (strong.epsilon, strong.iterations) == (STRENGTHS["strong"]["epsilon"], 7)
+    subtle, strong = protect(strength="subtle"), protect(strength="strong")
+    assert subtle.epsilon < Protect().epsilon < strong.epsilon
+    for wrong in ("stronk", ["strong"], None):
+        with pytest.raises(ConfigError, match=r"protect\.strength"):
+            protect(strength=wrong)
+
+
+def test_a_rules_strength_goes_before_the_general_keys() -> None:
+    settings = ruled(
+        {"match": "a/*", "strength": "strong"},
+        {"match": "b/*", "iterations": 9, "protect": {"strength": "strong"}},
+        {"match": "c/*", "iterations": 9},
+        protect={"strength": "subtle", "epsilon": 5},
+    )
+    strong, subtle = STRENGTHS["strong"], STRENGTHS["subtle"]
+    found = [settings.for_path(path).protect for path in (b"a/x", b"b/x", b"c/x")]
+    assert [(one.epsilon, one.iterations) for one in found] == [
+        (strong["epsilon"], strong["iterations"]),
+        (strong["epsilon"], 9),
+        (5, 9),
+    ]
+    assert found[2].flat_share == subtle["flat_share"]
+
+
+def test_a_strength_and_what_it_stands_for_have_one_digest() -> None:
+    base: dict[str, Any] = {"folders": {"inbox": "i"}}
+    said = parse({**base, "protect": STRENGTHS["strong"]})
+    assert parse({**base, "protect": {"strength": "strong"}}).sha256 == said.sha256
+    assert said.sha256 != parse(base).sha256
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,24 @@ def test_a_stroke_touches_the_region_and_stays_near_it() -> None:
         plane = geometry.stroke(mask, np.random.default_rng(seed))
         assert (plane & mask).any()
         assert not (plane & ~geometry.dilated(geometry.bounding(mask))).any()
+
+
+@pytest.mark.parametrize("shape", ["disc", "line", "pixel", "two"])
+def test_a_contour_is_drawn_in_unevenly_and_never_to_nothing(shape: str) -> None:
+    rows, columns = np.ogrid[:96, :96]
+    mask = {
+        "disc": (rows - 48) ** 2 + (columns - 48) ** 2 <= 900,
+        "line": (rows == 40) & (columns > 10),
+        "pixel": (rows == 5) & (columns == 7),
+        "two": ((rows < 30) & (columns < 30)) | ((rows > 70) & (columns > 80)),
+    }[shape]
+    before = mask.copy()
+    drawn = [geometry.drawn_in(mask, np.random.default_rng(seed)) for seed in range(8)]
+    assert np.array_equal(mask, before)
+    assert all(one.any() and not (one & ~mask).any() for one in drawn)
+    if shape == "disc":
+        areas = [float(one.sum() / mask.sum()) for one in drawn]
+        assert 0.25 <= min(areas) < max(areas) < 1
+        assert len({one.tobytes() for one in drawn}) == 8
+        # Unevenly: more is gone on one side than on the other.
+        assert any(abs(int(one[:, :48].sum()) - int(one[:, 49:].sum())) > 60 for one in drawn)

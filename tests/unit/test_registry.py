@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon import check, config, editors, models
+from daemon import check, config, editors, models, premises
 from daemon.config import Settings
 from daemon.editors.encoders import EncoderEditor
 from daemon.errors import ConfigError, ModelError
@@ -47,6 +47,50 @@ def test_a_wrong_declaration_is_refused_at_start(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         editors.require_known(settings(tmp_path, declared, **sections))
+
+
+@pytest.mark.parametrize("kind", [*editors.KINDS])
+def test_the_doors_of_a_kind_are_those_of_its_class(kind: str) -> None:
+    """They are written down so that the daemon need not load torch to know them."""
+    known = editors.KINDS[kind]
+    loads = getattr(import_module(f"daemon.editors.{known.module}"), known.loads)
+    assert known.doors == tuple(door for door in ("encode", "first_step") if hasattr(loads, door))
+
+
+def test_the_doors_of_the_built_in_editors_are_theirs(tmp_path: Path) -> None:
+    for name in editors.NAMES:
+        editor = editors.get(name)
+        found = tuple(door for door in ("inpaint", "encode", "first_step") if hasattr(editor, door))
+        assert editors.doors(name, settings(tmp_path, {})) == found
+
+
+def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(tmp_path: Path) -> None:
+    """In a rule too, and without the weights, which are not there."""
+    declared = {
+        "lm": {"kind": "lama", "weights": "/absent/lama.pt"},
+        "sd": {"kind": "diffusion", "weights": "/absent/sd"},
+    }
+
+    def refusal(method: str, *surrogates: str) -> str:
+        rule = {"match": "a/*", "protect": {"method": method, "surrogates": list(surrogates)}}
+        try:
+            premises.require_names(settings(tmp_path, declared, rules=[rule]))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert refusal("implant", "lm") == refusal("encoder", "sd", "latent-mini") == ""
+    assert refusal("first-step", "sd") == ""
+    assert "rules.0 (a/*): protect.method first-step: needs surrogates" in refusal(
+        "first-step", "latent-mini"
+    )
+    assert "lm does not; name editors of kind diffusion, latent, inpainter" in refusal("encoder", "sd", "lm")
+    assert "did you mean 'first-step'" in refusal("first_step", "sd")
+    rule = {"match": "a/*", "protect": {"method": "encoder", "surrogates": ["lm"]}}
+    findings = {one.subject: one for one in check.check(settings(tmp_path, declared, rules=[rule]))}
+    finding = findings["rules.0 (a/*): method encoder"]
+    assert not finding.ok
+    assert "lm does not" in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -146,13 +190,23 @@ def test_the_worker_protects_against_a_declared_editor(sandbox: Sandbox) -> None
     sandbox.configure(
         editors={"toy": {"kind": "latent", "weights": "pair"}},
         regions={"detectors": ["sidecar"]},
-        protect={"surrogates": ["toy"], "iterations": 1, "margin_px": 16},
+        protect={
+            "surrogates": ["toy"],
+            "method": "encoder",
+            "iterations": 1,
+            "margin_px": 16,
+            "keep_region_exact": True,
+        },
         verify={**lenient, "near_ssim_min": 0, "far_ssim_min": 0, "control_factor": 0},
     )
     photo().save(sandbox.inbox / "a.png")
     mask_picture().save(sandbox.inbox / "a.mask.png")
     result = sandbox.backfire("once")
     assert result.returncode == 0, result.stderr
-    (surrogate,) = sandbox.receipt("a.png")["surrogates"]
+    receipt = sandbox.receipt("a.png")
+    assert (receipt["method"], receipt["region_change_levels"]) == ("encoder", 0)
+    assert receipt["max_change_levels"] > 0
+    (surrogate,) = receipt["surrogates"]
+    assert surrogate.pop("gradient") > 0
     want = EncoderEditor.load("toy", sandbox.base / "pair").weights_sha256
     assert surrogate == {"name": "toy", "weights_sha256": want}

@@ -1,0 +1,143 @@
+"""The descent that our methods share; each says only what it looks at of an edit, and when that is broken.
+
+An iteration draws a view (`views`) and edits of one region (`edits`), asks each surrogate how it
+responds to the perturbed picture under their masks, as one batch, and takes a momentum sign step
+(MI-FGSM, arXiv 1710.06081) that pushes the responses of trigger edits away and holds those of
+benign edits. The responses to the clean picture are constant and computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daemon.domain import Mask
+from daemon.editors.base import Editor
+from daemon.methods import edits
+from daemon.methods.base import Progress, Proposal, Task, fast, furthest_colour
+from daemon.methods.edits import Edit, Edits, squared, under
+from daemon.methods.views import View, views
+
+MOMENTUM = 0.9
+HIDE_WEIGHT = 2.0
+"""The published weight of the hide loss against the two others."""
+
+
+class Descent:
+    """A `Method` but for its response; subclasses implement `respond` and may replace the rest.
+
+    Attributes:
+        draws: how many noises of the editor's own are drawn from.
+    """
+
+    draws = 1
+
+    def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """What is looked at of an edit, see `edits.Respond`; differentiable in `image`."""
+        raise TypeError(f"{type(self).__name__} lacks respond")
+
+    def shapes(self, mask: Mask, rng: np.random.Generator) -> list[Mask]:
+        """The incomplete triggers of a region."""
+        return edits.triggers(mask, rng)
+
+    def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
+        """The loss that breaks the responses of trigger edits (`target: away`); N,c,y,x twice and N,1,y,x."""
+        return -squared(got, clean, cells)
+
+    def goal(self, surrogate: Editor, flat: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """What `target: flat` moves the responses towards, N,c,y,x, given a picture N,3,h,w of one colour."""
+        return self.respond(surrogate, flat, mask, draw)
+
+    def run(
+        self,
+        task: Task,
+        surrogates: Sequence[Editor],
+        *,
+        iterations: int,
+        target: str,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> Proposal:
+        """See `Method.run`. Regions of one crop take turns, an iteration each."""
+        regions = [
+            Edits(task, index, surrogates, rng, self.respond, self.shapes)
+            for index in range(len(task.regions))
+        ]
+        ways = views((task.image.shape[2], task.image.shape[3]), task.withstand)
+        colour = furthest_colour(task.image) if target == "flat" else None
+        change = _start(task, rng)
+        momentum = torch.zeros_like(change)
+        pulls = np.zeros(len(surrogates))
+        for iteration in range(iterations):
+            turn = iteration // len(regions)
+            view = ways[int(rng.integers(len(ways)))] if turn % 2 else ways[0]
+            draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
+            broken, hidden = _drawn(regions[iteration % len(regions)], turn, view.size, draw)
+            gradient = torch.zeros_like(change)
+            for index, surrogate in enumerate(surrogates):
+                one = self._gradient(task.image, change, view, surrogate, index, draw, broken, hidden, colour)
+                pull = one.abs().mean()
+                pulls[index] += float(pull) / iterations
+                # By its own mean, so that no surrogate drowns the others.
+                gradient += one / pull.clamp(min=1e-12)
+            momentum = MOMENTUM * momentum + gradient
+            # Large steps first to cross the budget, small ones last to settle.
+            step = task.budget.unit * (0.35 - 0.27 * iteration / max(iterations - 1, 1))
+            change = task.project(change - step * momentum.sign())
+            progress(iteration + 1, iterations)
+        return Proposal(change, tuple(pulls.tolist()))
+
+    def _gradient(
+        self,
+        image: Tensor,
+        change: Tensor,
+        view: View,
+        surrogate: Editor,
+        index: int,
+        draw: int,
+        broken: list[Edit],
+        hidden: list[Edit],
+        colour: Tensor | None,
+    ) -> Tensor:
+        """Gradient of the loss by the change, through one surrogate."""
+        drawn = [*broken, *hidden]
+        n = len(broken)
+        masks = torch.cat([edit.mask for edit in drawn])
+        clean = torch.cat([edit.clean[index] for edit in drawn])
+        variable = change.detach().clone().requires_grad_(True)
+        with torch.enable_grad():
+            with fast(image.device):
+                seen = view(image + variable).expand(len(drawn), -1, -1, -1)
+                got = self.respond(surrogate, seen, masks, draw)
+            cells = under(masks, got, surrogate.multiple)
+            if colour is None:
+                breaking = self.away(got[:n], clean[:n], cells[:n])
+            else:
+                with torch.no_grad(), fast(image.device):
+                    goal = self.goal(surrogate, colour.expand_as(seen[:n]), masks[:n], draw)
+                breaking = squared(got[:n], goal, cells[:n])
+            loss = breaking + HIDE_WEIGHT * squared(got[n:], clean[n:], cells[n:])
+        (gradient,) = torch.autograd.grad(loss, variable)
+        return gradient
+
+
+def _start(task: Task, rng: np.random.Generator) -> Tensor:
+    noise = torch.from_numpy(rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
+    change = noise.to(task.image.device) * task.budget.unit / 2
+    return task.project(change if task.start is None else task.start + change)
+
+
+def _drawn(edits: Edits, turn: int, size: tuple[int, int], draw: int) -> tuple[list[Edit], list[Edit]]:
+    """The edits of one iteration: two to break, one to keep.
+
+    Every second time the dilated region, as published: it is the edit people make. Ring and far
+    square take turns too: a batch of three costs a quarter less than one of four.
+    """
+    shapes = ("full", "incomplete" if turn % 2 else "dilated")
+    broken = [edits.take(kind, size, draw) for kind in shapes]
+    kinds = ("far", "ring") if turn % 2 else ("ring", "far")
+    hidden = next((edit for kind in kinds if (edit := edits.take(kind, size, draw)) is not None), None)
+    return [edit for edit in broken if edit is not None], [hidden] if hidden is not None else []

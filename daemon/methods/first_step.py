@@ -1,0 +1,42 @@
+"""DiffusionGuard's loss, bound to a region (Choi et al. 2024, arXiv 2410.05694).
+
+What a diffusion editor puts into a hole is decided in its first denoising step. There the norm
+of its prediction is driven up under trigger masks, so that it starts from nonsense (`target:
+away`), or the prediction is moved to the one for a flat picture (`target: flat`); under benign
+masks it stays. One pass of the net an iteration, no guidance, no decoder. The
+editor's starting noise and prompt are drawn anew each time, and, as published, the masks are
+augmented along their contour, which is drawn in unevenly: nobody paints the same outline twice.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daemon import geometry
+from daemon.domain import Mask
+from daemon.editors.base import Denoiser, Editor
+from daemon.methods.descent import Descent
+from daemon.methods.edits import INCOMPLETE, squared
+
+
+class FirstStep(Descent):
+    """See the module's docstring; satisfies `Method` for surrogates that are `Denoiser`."""
+
+    draws = 4
+
+    def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """The net's first prediction, N,c,y,x."""
+        generator = torch.Generator().manual_seed(draw)
+        return cast(Denoiser, surrogate).first_step(image, mask, generator=generator)
+
+    def shapes(self, mask: Mask, rng: np.random.Generator) -> list[Mask]:
+        """The region with its contour drawn in."""
+        return [geometry.drawn_in(mask, rng) for _ in range(INCOMPLETE)]
+
+    def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
+        """As published, the norm itself: no clean prediction to compare with."""
+        return -squared(got, torch.zeros_like(got), cells)

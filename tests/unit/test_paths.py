@@ -1,0 +1,174 @@
+"""The trigger edit replayed by other paths than the crop: cut otherwise, and in the picture scaled down."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from daemon import geometry
+from daemon.config import Protect, Verify
+from daemon.domain import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
+from daemon.geometry import Crop
+from daemon.protect import optimise
+from daemon.verify import EditResult, Verification, judge, verify
+from tests.conftest import photo
+from tests.unit.test_judge import edits
+
+CPU = torch.device("cpu")
+
+
+class Averaging:
+    """Fills with the mean of what it sees, and counts the pixels that it saw."""
+
+    name, multiple, weights_sha256, blind = "averaging", 1, "0" * 64, False
+
+    def __init__(self) -> None:
+        self.pixels = 0
+        self.sizes: list[tuple[int, int]] = []
+
+    def to(self, device: torch.device | str) -> None:
+        pass
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        self.pixels += image[:, 0].numel()
+        self.sizes.append((image.shape[2], image.shape[3]))
+        return torch.where(mask > 0.5, image.mean(dim=(2, 3), keepdim=True), image)
+
+
+def picture(width: int, height: int) -> Rgb:
+    """A real photograph, repeated where it is too small."""
+    tile = np.asarray(photo((400, 300)))
+    rgb: Rgb = np.tile(tile, (height // 300 + 1, width // 400 + 1, 1))[:height, :width].copy()
+    return rgb
+
+
+def planned(width: int, height: int, box: Box, work: int = 768) -> list[Crop]:
+    region = Region(box, "face", 1.0, "faces")
+    return geometry.plan([region], height, width, margin=128, work=work)
+
+
+def verified(
+    original: Rgb, published: Rgb, crops: list[Crop], editor: Averaging, seed: int = 0
+) -> Verification:
+    return verify(
+        original,
+        published,
+        crops,
+        [editor],
+        [],
+        Budget(6.4),
+        Verify(),
+        largest=6,
+        target="away",
+        device=CPU,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def test_other_paths_are_drawn_within_their_margins() -> None:
+    (crop,) = planned(1500, 1000, Box(600, 400, 760, 560))
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(40):
+        found = geometry.other_paths(crop.regions[0], crop, 1000, 1500, rng)
+        box = found[EditPath.SHIFTED].box
+        margins = (600 - box.left, 400 - box.top, box.right - 760, box.bottom - 560)
+        assert all(64 <= margin <= 200 for margin in margins)
+        seen.add(margins)
+        assert found[EditPath.SHIFTED].size == (box.height, box.width)
+        assert found[EditPath.RESIZED].size == (341, 512)
+        assert found[EditPath.RESIZED].masks()[0].sum() == pytest.approx(
+            160 * 160 * (512 / 1500) ** 2, rel=0.1
+        )
+    assert len(seen) > 30
+
+
+def test_a_path_that_comes_to_the_same_is_left_out() -> None:
+    """A picture so small that every cut takes all of it; and a region of which nothing would be left."""
+    rng = np.random.default_rng(0)
+    (crop,) = planned(180, 160, Box(60, 60, 100, 100))
+    assert geometry.other_paths(crop.regions[0], crop, 160, 180, rng) == {}
+    (crop,) = planned(4000, 3000, Box(2000, 1500, 2100, 1600))
+    assert set(geometry.other_paths(crop.regions[0], crop, 3000, 4000, rng)) == {EditPath.SHIFTED}
+
+
+def test_a_crop_worked_smaller_is_cut_at_its_scale() -> None:
+    (crop,) = planned(3000, 2000, Box(400, 400, 1400, 1400), work=512)
+    found = geometry.other_paths(crop.regions[0], crop, 2000, 3000, np.random.default_rng(0))
+    box, size = found[EditPath.SHIFTED].box, found[EditPath.SHIFTED].size
+    assert size[0] / box.height == pytest.approx(512 / crop.box.height, rel=0.01)
+
+
+def test_every_path_is_in_the_receipt_and_compares_the_edits_of_that_path() -> None:
+    box = Box(500, 300, 660, 460)
+    original = picture(1200, 800)
+    crops = planned(1200, 800, box)
+    published = original.copy()
+    published[crops[0].box.slices] = np.clip(published[crops[0].box.slices].astype(int) + 6, 0, 255)
+    editor = Averaging()
+    result = verified(original, published, crops, editor)
+    rows = {row.path: row for row in result.edits if row.mask_kind == MaskKind.TRIGGER}
+    assert set(rows) == set(EditPath)
+    assert all(row.row()["path"] == path for path, row in rows.items())
+    # The mean moves by 6 levels in the crop, by less in a wider cut, by the crop's share in the whole.
+    share = crops[0].box.width * crops[0].box.height / (1200 * 800)
+    assert rows[EditPath.CROP].l1 == pytest.approx(6 / 255, rel=0.05)
+    assert rows[EditPath.RESIZED].l1 == pytest.approx(6 / 255 * share, rel=0.1)
+    assert rows[EditPath.CROP].l1 >= rows[EditPath.SHIFTED].l1 > rows[EditPath.RESIZED].l1
+    assert {row.control_ssim for path, row in rows.items() if path != EditPath.CROP} == {None}
+    assert (341, 512) in editor.sizes
+    again = verified(original, published, crops, Averaging())
+    assert [row.row() for row in again.edits] == [row.row() for row in result.edits]
+
+
+def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
+    original = picture(700, 520)
+    original.flags.writeable = False
+    assert verified(original, original, planned(700, 520, Box(300, 200, 420, 320)), Averaging()).edits
+
+
+def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None:
+    """In pixels that went forward through the editor; the way back, and half the iterations, not counted."""
+    box = Box(500, 400, 756, 656)
+    crops, original, editor = planned(1600, 1200, box), picture(1600, 1200), Averaging()
+    assert crops[0].size == (512, 512)
+    published = optimise(
+        original,
+        False,
+        crops,
+        Protect(iterations=10),
+        [editor],
+        device=CPU,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: None,
+    ).rgb
+    optimising, editor.pixels = editor.pixels, 0
+    rows = verified(original, published, crops, editor).edits
+    paths = geometry.other_paths(
+        crops[0].regions[0], crops[0], 1200, 1600, np.random.default_rng(0).spawn(1)[0]
+    )
+    extra = 2 * sum(crop.size[0] * crop.size[1] for crop in paths.values())
+    assert len(paths) == len([row for row in rows if row.path != EditPath.CROP]) == 2
+    assert 0 < extra / (optimising + editor.pixels) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("miss", "says"),
+    [
+        ({"ssim": 0.9}, "trigger edit of the resized picture by latent-mini keeps SSIM 0.90"),
+        ({"l1": 0.02}, "moves by L1 0.020, at least 0.03 asked"),
+        ({"ssim": 1.0, "l1": 0.0}, "at most 0.85 asked"),
+    ],
+)
+def test_a_path_that_does_not_break_weakens_and_says_so(miss: dict[str, Any], says: str) -> None:
+    row = EditResult("latent-mini", 0, MaskKind.TRIGGER, 0.8, 0.04, False, path=EditPath.RESIZED)
+    budget = Budget(6.4)
+    assert judge([*edits(), row], 6, budget, Verify()) == (Verdict.PROTECTED, [])
+    verdict, reasons = judge([*edits(), dataclasses.replace(row, **miss)], 6, budget, Verify())
+    assert verdict == Verdict.WEAK
+    assert says in " ".join(reasons)
