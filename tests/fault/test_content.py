@@ -128,7 +128,7 @@ def test_fault_24_names_from_hell(gated: Sandbox) -> None:
 
 
 class Greedy:
-    """An editor that runs out of memory above what it was given: edits at once, pixels a side, no GPU."""
+    """An editor that runs out of memory beyond so many edits at once, or pixels a side with gradients."""
 
     def __init__(self, editor: Editor, *, batch: int, side: int) -> None:
         self._editor, self._batch, self._side = editor, batch, side
@@ -139,7 +139,7 @@ class Greedy:
         self._editor.to(device)
 
     def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        if len(image) > self._batch or max(image.shape[-2:]) > self._side:
+        if len(image) > self._batch or (image.requires_grad and max(image.shape[-2:]) > self._side):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return self._editor.inpaint(image, mask, generator=generator)
 
