@@ -191,6 +191,8 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Put failed originals and their masks back into the inbox, as new jobs."""
+    if not ids and not failed:
+        raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
     missing: list[str] = []
     with _store(config_file) as (settings, store):

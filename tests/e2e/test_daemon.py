@@ -207,6 +207,7 @@ def test_retry_puts_original_and_mask_back(sandbox: Sandbox) -> None:
     sandbox.drop(encoded(mask_picture()), "sub/p.mask.png")
     assert sandbox.backfire("once").returncode == 3
     assert "failed" in sandbox.backfire("explain", "sub/p.png").stdout
+    assert sandbox.backfire("retry").returncode == 2, "nothing was named"
     assert sandbox.backfire("retry", "--failed").returncode == 0
     assert sandbox.files("inbox") == {"sub/p.png", "sub/p.mask.png"}
     assert sandbox.files("failed") == set()
