@@ -1,4 +1,7 @@
-"""From a file in the inbox to a job that is ready: settle, pair with masks, copy, hash."""
+"""From a file in the inbox to a job that is ready: settle, pair with masks, copy, hash.
+
+Longer than 300 lines so that the reasons for which a file may have to wait are seen together.
+"""
 
 from __future__ import annotations
 

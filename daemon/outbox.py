@@ -6,6 +6,7 @@ adopted instead (a restart re-does a step without harm); other content gets the 
 
 A name is durable once its folder is synced. Steps for several jobs hand in a set, `unsynced`, which takes
 up the folders instead, and `sync` it before anything relies on the names: one sync serves all of them.
+Longer than 300 lines so that every way in which a name is given stands beside the others.
 """
 
 from __future__ import annotations

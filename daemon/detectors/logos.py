@@ -3,7 +3,8 @@
 SIFT features (Lowe 2004) of each file are matched with the picture's, and a homography found by
 RANSAC says where the logo lies, however turned, scaled or tilted. Then that part of the picture is
 straightened and compared with the logo: what does not look like it is thrown out. Needs OpenCV
-(`backfire[logos]`, the headless build, which needs no libGL).
+(`backfire[logos]`, the headless build, which needs no libGL). Longer than 300 lines: what is found and
+what is thrown out again must be tuned together.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from daemon.editors.base import ModelEditor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.editors.tensors import read_state
 from daemon.errors import Code, ModelError
 from daemon.models import sha256
 
@@ -97,7 +97,7 @@ class PairInpainter(LatentEditor):
         if not pair:
             raise _refused(name, net_path, "is one file", "list the autoencoder first, then the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
-        state = read_state(name, net_path)
+        state, _ = read_state(name, net_path)
         try:
             latent = state["conv_out.weight"].shape[0]
             net = InpaintNet(latent, (state["conv_in.weight"].shape[0], state["down.weight"].shape[0]))
@@ -123,24 +123,6 @@ def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
     return out
 
 
-def read_state(name: str, path: Path) -> State:
-    """The tensors of a safetensors file or of a state dict saved by torch, as float32.
-
-    Raises:
-        ModelError: missing, damaged, or something else than named tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(key): value.float() for key, value in state.items()}
-    except Exception as error:  # foreign bytes make torch.load raise nearly anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        remedy = "use a safetensors file or a plain state dict"
-        raise _refused(name, path, f"cannot be read ({reason})", remedy) from error
-
-
 _Parts = tuple[str, nn.Module, nn.Module, int]
 """Digest of the files, encoder, decoder, and how many pixels a latent cell is wide."""
 
@@ -150,7 +132,7 @@ def _autoencoder(name: str, paths: Sequence[Path]) -> _Parts:
     if len(paths) == 1 and (paths[0] / "config.json").is_file():
         return _from_diffusers(name, paths[0])
     pair = _two_in(name, paths[0]) if len(paths) == 1 else list(paths)
-    parts = [_part(name, path, _plain(read_state(name, path))) for path in pair]
+    parts = [_part(name, path, _plain(read_state(name, path)[0])) for path in pair]
     return _joined(name, pair, parts)
 
 
@@ -223,7 +205,7 @@ def _from_diffusers(name: str, folder: Path) -> _Parts:
         wrong = f"got {len(files) - 1} safetensors files beside config.json, expected one"
         raise _refused(name, folder, wrong, "keep one precision; a .bin is not read")
     if kind == "AutoencoderTiny":
-        state = read_state(name, files[1])
+        state, _ = read_state(name, files[1])
         parts = [_part(name, files[1], _below(state, role)) for role in ("encoder.", "decoder.")]
         return _joined(name, files, parts)
     if kind == "AutoencoderKL":

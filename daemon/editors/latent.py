@@ -14,17 +14,15 @@ encode the masked picture first). Two parts:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from daemon.editors.base import ModelEditor
+from daemon.editors.tensors import read_state
 from daemon.errors import Code, ModelError
 
 LATENT_CHANNELS = 16
@@ -215,14 +213,13 @@ class LatentEditor(ModelEditor):
             ModelError: the file is missing, damaged or of another architecture.
         """
         parts = nn.ModuleDict({"encoder": Encoder(), "net": InpaintNet(), "decoder": Decoder()})
+        state, digest = read_state(name, path)
         try:
-            data = path.read_bytes()
-            state = {key: value.float() for key, value in load_safetensors(data).items()}
             parts.load_state_dict(state)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            message = f"editor {name}: weights {path} cannot be loaded ({error}); reinstall backfire"
+        except RuntimeError as error:
+            reason = "another architecture" if "size mismatch" in str(error) else "other parts"
+            message = f"editor {name}: weights {path} are of {reason} than latent-mini; reinstall backfire"
             raise ModelError(Code.MODEL, message, retryable=False) from error
-        digest = hashlib.sha256(data).hexdigest()
         return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class Bomb:
 def test_a_pickle_that_is_code_is_refused_and_not_run(tmp_path: Path) -> None:
     paths = pair(tmp_path)
     paths[0].write_bytes(pickle.dumps({"layers.0.weight": Bomb(tmp_path / "exploded")}))
-    with pytest.raises(ModelError, match="plain state dict"):
+    with pytest.raises(ModelError, match="save its state dict as safetensors"):
         EncoderEditor.load("toy", paths)
     assert not (tmp_path / "exploded").exists()
 
@@ -142,9 +142,9 @@ def test_a_pickle_that_is_code_is_refused_and_not_run(tmp_path: Path) -> None:
     ("spoil", "says"),
     [
         (lambda paths: paths[0].unlink(), "No such file"),
-        (lambda paths: paths[0].write_bytes(b"PK\x03\x04 not weights"), "cannot be read"),
-        (lambda paths: paths[0].write_bytes(paths[0].read_bytes()[:2000]), "cannot be read"),
-        (lambda paths: torch.save([1, 2], paths[0]), "cannot be read"),
+        (lambda paths: paths[0].write_bytes(b"PK\x03\x04 not weights"), "cannot be loaded"),
+        (lambda paths: paths[0].write_bytes(paths[0].read_bytes()[:2000]), "cannot be loaded"),
+        (lambda paths: torch.save([1, 2], paths[0]), "cannot be loaded"),
         (lambda paths: torch.save({"model.0.weight": torch.zeros(3)}, paths[0]), "is no part of"),
         (lambda paths: paths[0].write_bytes(paths[1].read_bytes()), "of one latent space"),
     ],
