@@ -64,7 +64,9 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
         ModelError: a detector failed, under `on_error: fail`.
         ConfigError: a detector has no such name or lacks a setting.
     """
-    source = replace(source, xmp=picture.metadata.xmp, orientation=picture.orientation)
+    source = replace(
+        source, packets=picture.metadata.packets, orientation=picture.metadata.turned or picture.orientation
+    )
     regions: list[Region] = []
     skipped: dict[str, str] = {}
     for name in settings.detectors:

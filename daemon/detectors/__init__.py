@@ -30,13 +30,13 @@ class Source:
     Attributes:
         name: for messages.
         sidecars: mask and annotation files.
-        xmp: the XMP packet's bytes, if it has one.
+        packets: its XMP: the packet, and extended ones.
         orientation: 1..8 as in EXIF: how the stored pixels, which metadata may speak of, are turned.
     """
 
     name: str
     sidecars: tuple[Sidecar, ...] = ()
-    xmp: bytes | None = None
+    packets: tuple[bytes, ...] = ()
     orientation: int = 1
 
 

@@ -9,6 +9,7 @@ The packet is a stranger's: it is read by defusedxml with document types refused
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ NOT_PEOPLE = frozenset({"focus"})
 SAME_SHAPE = 0.02
 """Relative difference up to which two aspect ratios are one: editors round their dimensions."""
 
+ENCODINGS = {
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"<\0\0\0": "utf-32-le", b"\0\0\0<": "utf-32-be",
+    b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be",
+}  # fmt: skip
+"""How a packet begins that is not UTF-8 -> its encoding (XMP Specification Part 1, 7.1)."""
+
 MOST = 1000
 """Regions read at most; nobody tags more faces by hand."""
 
@@ -76,13 +83,12 @@ class MetadataDetector:
         Raises:
             InputError: `UNREADABLE`, the packet is no XML or declares a document type.
         """
-        if not source.xmp:
-            return []
         height, width = image.shape[:2]
         swapped = source.orientation >= 5
         stored = (height, width) if swapped else (width, height)
         found: list[Region] = []
-        for shape in _shapes(_parsed(source), stored):
+        shapes = (s for packet in source.packets for s in _shapes(_parsed(packet, source.name), stored))
+        for shape in itertools.islice(shapes, MOST):
             turned = shape.points if shape.upright else _turned(shape.points, source.orientation)
             region = region_of(turned * (width, height), shape.label, "metadata", width, height)
             if region is not None and not any(_same(region, other) for other in found):
@@ -90,17 +96,28 @@ class MetadataDetector:
         return found
 
 
-def _parsed(source: Source) -> Element:
-    packet = (source.xmp or b"").strip(b"\0 \r\n\t")
+def _parsed(packet: bytes, name: str) -> Element:
     try:
-        root: Element = fromstring(packet, forbid_dtd=True)
+        root: Element = fromstring(_decoded(packet), forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise InputError(
             Code.UNREADABLE,
-            f"{source.name}: its XMP cannot be read ({error}), expected plain XML; save the metadata "
+            f"{name}: its XMP cannot be read ({error}), expected plain XML; save the metadata "
             "again, or take 'metadata' out of regions.detectors",
         ) from error
     return root
+
+
+def _decoded(packet: bytes) -> str | bytes:
+    """A packet as text where it is UTF-16 or UTF-32, of which expat knows only some; else its own bytes.
+
+    Raises:
+        UnicodeDecodeError: it is not what its first bytes say.
+    """
+    for start, encoding in ENCODINGS.items():
+        if packet.startswith(start):
+            return packet.decode(encoding).strip("\ufeff\0 \r\n\t")
+    return packet.strip(b"\0 \r\n\t")
 
 
 def _turned(points: Points, orientation: int) -> Points:
@@ -120,13 +137,11 @@ def _same(a: Region, b: Region) -> bool:
 
 def _shapes(root: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
     """Every region of every vocabulary; one with numbers that are none is left out."""
-    count = 0
     readers = ((IPTC + "ImageRegion", _iptc), (MWG + "Regions", _mwg), (PHOTO + "RegionInfo", _people))
     for tag, reader in readers:
         for element in root.iter(tag):
             for shape in reader(element, stored):
-                if count < MOST and len(shape.points) and np.isfinite(shape.points).all():
-                    count += 1
+                if len(shape.points) and np.isfinite(shape.points).all():
                     yield shape
 
 

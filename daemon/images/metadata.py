@@ -69,6 +69,10 @@ class Metadata:
         dpi: horizontal and vertical.
         parts: what only the same kind of file holds, as (kind, body): JPEG segments, PNG chunks,
             JPEG 2000 boxes.
+        packets: all XMP as the file holds it, extended packets and what may not go on included: to be
+            read for its regions, never written.
+        turned: of pixels that the reader has turned upright already, how the file stores them, 1..8 as
+            in EXIF: what `packets` speak of; None elsewhere.
     """
 
     exif: Directory = field(default_factory=Directory)
@@ -77,6 +81,8 @@ class Metadata:
     photoshop: bytes | None = None
     dpi: tuple[float, float] | None = None
     parts: tuple[Part, ...] = ()
+    packets: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
+    turned: int | None = field(default=None, compare=False)
 
     @property
     def orientation(self) -> int:
@@ -162,6 +168,8 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
             found = _with_boxes(found, data)
         case "AVIF":
             found = _with_exif_of_avif(found, data)
+        case "HEIF":
+            found = replace(found, turned=containers.heif_orientation(data))
         case "TIFF":
             return of_tiff(tags.parse(data))
     return _clean(found)
@@ -186,13 +194,21 @@ def of_tiff(first: Directory) -> Metadata:
 
 def _clean(found: Metadata) -> Metadata:
     xmp = None if found.xmp is None else previews.cut_from(found.xmp)
+    packets = found.packets if found.xmp is None else (found.xmp, *found.packets)
     photoshop = found.photoshop and b"".join(
         body
         for kind, body in _resources(found.photoshop)
         if kind not in THUMBNAILS and not previews.shows(body)
     )
     parts = tuple(part for part in found.parts if not previews.shows(previews.unpacked(*part)))
-    return replace(found, exif=_quiet(found.exif), xmp=xmp, photoshop=photoshop or None, parts=parts)
+    return replace(
+        found,
+        exif=_quiet(found.exif),
+        xmp=xmp,
+        photoshop=photoshop or None,
+        parts=parts,
+        packets=packets,
+    )
 
 
 def _exif(block: bytes | None) -> Directory:
@@ -233,7 +249,26 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
     # A preview may be spread over the segments, so they go together or not at all.
     if not previews.shows(b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended)):
         parts += extended
-    return replace(found, photoshop=photoshop or None, parts=tuple(parts))
+    packets = _extended([body for _, body in extended], found.xmp or b"")
+    return replace(found, photoshop=photoshop or None, parts=tuple(parts), packets=packets)
+
+
+def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
+    """The extended packets that the main one names, each put together from its JPEG segments.
+
+    After its signature a segment has the packet's digest in 32 letters, its length, and where in it
+    the rest belongs (XMP Specification Part 3, 1.1.3.1). Of a packet with gaps no XML is left, and
+    whoever reads it will say so.
+    """
+    pieces: dict[bytes, dict[int, bytes]] = {}
+    for segment in segments:
+        body = segment[len(EXTENDED_XMP) :]
+        pieces.setdefault(body[:32], {})[int.from_bytes(body[36:40], "big")] = body[40:]
+    return tuple(
+        b"".join(piece for _, piece in sorted(named.items()))
+        for digest, named in pieces.items()
+        if len(digest) == 32 and digest in xmp
+    )
 
 
 def _with_exif_of_avif(found: Metadata, data: bytes) -> Metadata:

@@ -57,7 +57,7 @@ def source_for(image: Rgb) -> Source:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     packet = xmp(mwg(area(0.4, 0.2, 0.2, 0.2)))
-    return Source("picture.png", (Sidecar("picture.mask.png", buffer.getvalue()),), packet)
+    return Source("picture.png", (Sidecar("picture.mask.png", buffer.getvalue()),), (packet,))
 
 
 def as_tuple(region: Region) -> tuple[object, ...]:

@@ -154,7 +154,7 @@ def test_a_bad_mask_is_never_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_detectors_see_the_pictures_metadata() -> None:
     packet = xmp(mwg(area(0.5, 0.5, 0.1, 0.1)))
     turned = Directory().having({0x0112: (tags.SHORT, [3])})
-    picture = replace(pictured(RGB), metadata=Metadata(exif=turned, xmp=packet))
+    picture = replace(pictured(RGB), metadata=Metadata(exif=turned, packets=(packet,)))
     found = finding.find(picture, Source("p.png"), Regions(detectors=("metadata",)))
     assert [region.box for region in found.regions] == [Box(270, 180, 330, 220)]
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import struct
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from daemon import finding
+from daemon.config import Regions
 from daemon.detectors import Source
 from daemon.detectors.metadata import MetadataDetector
 from daemon.domain import Box, Region, Rgb
 from daemon.errors import Code, InputError
+from daemon.images import decode, readers
 from daemon.images.intake import stored
 from tests.regions import area, mwg, xmp
 
@@ -17,7 +25,7 @@ PICTURE: Rgb = np.zeros((200, 400, 3), dtype=np.uint8)
 
 def found(inner: str | bytes, orientation: int = 1, picture: Rgb = PICTURE) -> list[Region]:
     packet = inner if isinstance(inner, bytes) else xmp(inner)
-    return MetadataDetector().detect(picture, source=Source("a.jpg", (), packet, orientation))
+    return MetadataDetector().detect(picture, source=Source("a.jpg", (), (packet,), orientation))
 
 
 def boxes(inner: str) -> list[Box]:
@@ -162,3 +170,77 @@ def test_a_packet_that_cannot_be_trusted_is_an_error(packet: bytes) -> None:
     with pytest.raises(InputError, match=r"a\.jpg: its XMP cannot be read") as caught:
         found(packet)
     assert caught.value.code is Code.UNREADABLE
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_packets_may_be_in_any_unicode_encoding(encoding: str) -> None:
+    packet = xmp(mwg(area(0.25, 0.5, 0.1, 0.2))).decode().replace('begin=""', 'begin="\ufeff"')
+    (face,) = found(packet.encode(encoding))
+    assert face.box == Box(80, 80, 120, 120)
+
+
+# In files: what is read out of them, and how it lies in them
+
+
+def in_file(data: bytes) -> list[Box]:
+    picture = decode(data, name="a", max_pixels=10**6)
+    return [r.box for r in finding.find(picture, Source("a"), Regions(detectors=("metadata",))).regions]
+
+
+def saved(kind: str, packet: bytes, size: tuple[int, int] = (400, 200), **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 60)).save(buffer, kind, xmp=packet, **options)
+    return buffer.getvalue()
+
+
+PREVIEWED = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_packet_whose_preview_may_not_go_on_still_tells_its_regions(encoding: str) -> None:
+    data = saved("WEBP", PREVIEWED.decode().encode(encoding))
+    assert in_file(data) == [Box(80, 80, 120, 120)]
+
+
+def with_segments(data: bytes, *bodies: bytes) -> bytes:
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies)
+    return data[:2] + segments + data[2:]
+
+
+def extension(digest: bytes, length: int, offset: int, part: bytes) -> bytes:
+    return b"http://ns.adobe.com/xmp/extension/\0" + digest + struct.pack(">II", length, offset) + part
+
+
+def test_regions_may_lie_in_extended_xmp() -> None:
+    """Its segments in any order, a large picture between them, and one that nobody names."""
+    digest, other = b"0123456789ABCDEF0123456789ABCDEF", b"F" * 32
+    main = saved("JPEG", xmp(f'<n:Has xmlns:n="http://ns.adobe.com/xmp/note/">{digest.decode()}</n:Has>'))
+    packet = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>")
+    whole = [extension(digest, len(packet), at, packet[at : at + 300]) for at in range(0, len(packet), 300)]
+    stale = xmp(mwg(area(0.6, 0.5, 0.1, 0.2)))
+    orphan = extension(other, len(stale), 0, stale)
+    assert in_file(with_segments(main, *reversed(whole), orphan)) == [Box(80, 80, 120, 120)]
+    with pytest.raises(InputError, match="XMP cannot be read"):
+        in_file(with_segments(main, *whole[1:]))
+
+
+@pytest.mark.skipif(not readers.heif_ready(), reason="pillow-heif is not installed")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_of_a_turned_heic_are_turned_with_it(orientation: int) -> None:
+    """Those drawn on the pixels as stored, as phones write them; judged by pillow-heif's own turns."""
+    upright: Rgb = np.full((128, 256, 3), 30, dtype=np.uint8)
+    upright[32:64, 128:192] = 250
+    raw = stored(upright, orientation)
+    box = Box.around(raw[..., 0] > 128)
+    height, width = raw.shape[:2]
+    packet = xmp(mwg(area(
+        (box.left + box.right) / 2 / width, (box.top + box.bottom) / 2 / height,
+        box.width / width, box.height / height,
+    )))  # fmt: skip
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(raw).save(buffer, "HEIF", quality=-1, exif=exif.tobytes(), xmp=packet)
+    picture = decode(buffer.getvalue(), name="a", max_pixels=10**6)
+    assert np.abs(picture.rgb.astype(int) - upright).max() < 40
+    assert in_file(buffer.getvalue()) == [Box(128, 32, 192, 64)]
