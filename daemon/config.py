@@ -132,14 +132,16 @@ class FixedBox(_Section):
 class Faces(_Section):
     """The detector `faces`: sides of the smallest face in pixels, and the score it needs."""
 
-    min_px: Annotated[int, Field(ge=12, le=512)] = 20
-    score_min: Share = 0.87
+    min_px: Annotated[int, Field(ge=12, le=512)] = 16
+    score_min: Share = 0.9
 
 
 class Text(_Section):
-    """The detectors `text` and `signatures`: the score a line needs."""
+    """The detectors `text` and `signatures`: the score a line needs, and how large, by its long side in
+    pixels, `text` looks at a picture."""
 
-    score_min: Share = 0.8
+    score_min: Share = 0.76
+    long_px: Annotated[int, Field(ge=1536, le=12_288)] = 1536
 
 
 class Logos(_Section):

@@ -85,7 +85,7 @@ def _text(settings: Regions) -> Detector:
 
 
 def _signatures(settings: Regions) -> Detector:
-    from daemon.detectors.text import SignatureDetector
+    from daemon.detectors.signatures import SignatureDetector
 
     return SignatureDetector(settings.text)
 

@@ -18,6 +18,16 @@ CORNERS = 64
 """Of the polygon that stands for an ellipse."""
 
 
+LABEL_MOST, NAMES_MOST, MORE = 64, 8, "…"
+"""Letters of a label, and labels that name a merged region: they come from strangers' files."""
+
+
+def named(label: str) -> str:
+    """A label as receipts, sheets and logs can bear it: one line of printable letters, not too long."""
+    line = "".join(letter for letter in " ".join(label.split()) if letter.isprintable())
+    return (line or "region") if len(line) <= LABEL_MOST else line[: LABEL_MOST - 1] + MORE
+
+
 def ellipse(x: float, y: float, across: float, down: float) -> Points:
     """The outline of an ellipse around x, y with the given half axes."""
     turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
@@ -43,7 +53,7 @@ def region_of(
     mask = None if _is_rectangle(points) else _filled(points, box)
     if mask is not None and not mask.any():  # thinner than a pixel
         mask = None
-    return Region(box, label=label, score=score, detector=detector, mask=mask)
+    return Region(box, label=named(label), score=score, detector=detector, mask=mask)
 
 
 def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -> Region | None:
@@ -51,7 +61,7 @@ def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -
     if not plane.any():
         return None
     box = Box.around(plane)
-    return Region(box, label=label, score=score, detector=detector, mask=plane[box.slices].copy())
+    return Region(box, named(label), score, detector, plane[box.slices].copy())
 
 
 def _is_rectangle(points: Points) -> bool:
@@ -146,7 +156,8 @@ def _seen(left: int, top: int, right: int, bottom: int, box: Box) -> tuple[slice
 def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) -> list[Region]:
     """Regions that are near each other become one, and these again, until none are.
 
-    A merged region has the joint shape, the labels and detectors of all its parts, and the best score.
+    A merged region has the joint shape, the labels (the first few) and detectors of all its parts, and
+    the best score.
     """
     kept = list(regions)
     while True:
@@ -163,9 +174,11 @@ def _joined(regions: Sequence[Region]) -> Region:
         return regions[0]
     box = reduce(Box.union, (region.box for region in regions))
     mask: Mask = np.logical_or.reduce([within(region, box) for region in regions])
+    labels = dict.fromkeys(part for region in regions for part in region.label.split("+"))
+    shown = [label for label in labels if label != MORE][:NAMES_MOST]
     return Region(
         box,
-        label="+".join(dict.fromkeys(part for region in regions for part in region.label.split("+"))),
+        label="+".join(shown if len(shown) == len(labels) else [*shown, MORE]),
         score=max(region.score for region in regions),
         detector="+".join(dict.fromkeys(part for region in regions for part in region.detector.split("+"))),
         mask=None if mask.all() else mask,

@@ -1,258 +1,81 @@
-"""Lettering and artists' marks, found by PP-OCR's networks on the processor with onnxruntime.
-
-One network (Differentiable Binarization: Liao, Wan, Yao, Chen, Bai, AAAI 2020) gives each pixel's
-likelihood to lie in the core of a line of text. Alone it takes any isolated thing in a photograph for
-a line: a bear, a flower. So a second one, the reader, has the last word: what it can read nothing in
-is no text. Only how sure it is counts; what it reads is thrown away. Both files come from the package
-rapidocr (Apache-2.0), whose own code is never imported: it needs OpenCV, Shapely and more.
-"""
+"""Lettering of every kind in a picture, what can be read of it and what is written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from daemon.config import Text
 from daemon.detectors import Source, networks
-from daemon.detectors.networks import Floats, NetworkFailed
-from daemon.detectors.scaling import resized
-from daemon.detectors.shapes import Points, merged, region_of
+from daemon.detectors.lettering import Line, Lines, of_one_block
+from daemon.detectors.networks import NetworkFailed
+from daemon.detectors.shapes import merged, region_of
 from daemon.domain import Box, Region, Rgb
-
-PACKAGE = "rapidocr"
-FINDER = "models/PP-OCRv6_det_small.onnx"
-READER = "models/PP-OCRv6_rec_small.onnx"
-MODEL_SHA256 = {
-    FINDER: "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f",
-    READER: "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
-}
 
 SHORT_PX, LONG_PX = 736, 1536
 """A picture is looked at with its short side at least so many pixels, unless its long side then had more."""
 
-STEP = 32
-"""The finder takes multiples of this."""
+ENLARGED = 4
+"""How much a picture is enlarged at most: finer strokes than a quarter of a pixel are not in it."""
 
-CORE_MIN, FOUND_MIN = 0.3, 0.5
-"""What a pixel must give to be of a core, and a core's mean to be a candidate: the network's own values."""
+FINER = 1.25
+"""By how much a closer look must be larger than the first to show anything new."""
 
-GROWTH = 1.6
-"""How far a core is from its line's edge: times its area over its perimeter, the network's own value."""
+OVERLAP_PX = 192
+"""What the parts of a closer look share: a line lies whole in one of them, or shows in both and is joined."""
 
-LINE_PX = 48
-"""The height at which the reader sees a line, and its least and greatest width."""
-LINE_LEAST, LINE_MOST = 320, 1600
-
-LETTERS_MIN = 2
-"""Letters in a line at least: a single one is read into many a leaf."""
-
-CANDIDATES = 200
-"""Lines read at most in one picture, the surest first: each costs some 50 ms."""
-
-CORNER = (0.4, 0.25)
-"""Where artists sign: this part of the width, and of the height, in a lower corner."""
-
-CORNER_PX = 384
-"""The height at which a corner is looked at; small marks are seen larger than in the whole picture."""
-
-MARK_MIN = 0.93
-"""What a mark's core must give. Handwriting cannot be judged by reading it, so the finder must be surer:
-drawn scrawls get 0.92 to 0.96, grass and water in empty corners seldom more than 0.92."""
-
-MARK_TALL = 1.1
-"""The greatest height of a mark, in heights of the corner: a core that fills it is no mark in it."""
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of text, perhaps slanted: its corners from top left clockwise, in pixels of the picture."""
-
-    corners: Points
-    found: float
-
-    @property
-    def length(self) -> float:
-        return float(np.hypot(*(self.corners[1] - self.corners[0])))
-
-    @property
-    def height(self) -> float:
-        return float(np.hypot(*(self.corners[3] - self.corners[0])))
-
-
-class _Lines:
-    """The two networks: lines found and read.
-
-    Raises:
-        ModelError: `Code.DETECTOR`, a network's file is missing or not the one expected.
-    """
-
-    def __init__(self, detector: str) -> None:
-        remedy = f"pip install 'backfire[text]', or take '{detector}' out of regions.detectors"
-        self._find, self._read = (
-            networks.packaged(PACKAGE, name, sha256, detector=detector, remedy=remedy)
-            for name, sha256 in MODEL_SHA256.items()
-        )
-
-    def candidates(self, image: Rgb, scale: float) -> list[_Line]:
-        """What may be lines in a picture seen at a scale, surest first."""
-        height, width = (max(round(side * scale / STEP), 1) * STEP for side in image.shape[:2])
-        (likelihood,) = self._find(_as_input(resized(image, height, width)))
-        to_picture = np.array([image.shape[1] / width, image.shape[0] / height])
-        return sorted(_lines(likelihood[0, 0], to_picture), key=lambda line: -line.found)[:CANDIDATES]
-
-    def certainty(self, image: Rgb, line: _Line) -> float:
-        """How surely a line of the picture can be read: 0..1, 0 where no letters are."""
-        upright = line.length >= line.height / 1.5
-        return max(self._sure(_straightened(image, line, turn)) for turn in ((0,) if upright else (1, 3)))
-
-    def _sure(self, strip: Floats) -> float:
-        (likelihoods,) = self._read(_as_input(strip))
-        best, sure = likelihoods[0].argmax(axis=1), likelihoods[0].max(axis=1)
-        # One letter spans several steps, of which the first counts; letter 0 stands for none.
-        letters = (best != 0) & (best != np.roll(best, 1))
-        return float(sure[letters].mean()) if letters.sum() >= LETTERS_MIN else 0.0
+MOST = 500
+"""Lines kept, the surest: a newspaper's page has more, and they are one block by then."""
 
 
 class TextDetector:
-    """Finds lettering: lines that can be read, those of one block as one region."""
+    """Finds lettering; the lines of one block are one region."""
 
     def __init__(self, settings: Text = Text()) -> None:  # noqa: B008 (frozen)
-        self._settings, self._lines = settings, _Lines("text")
+        self._settings, self._lines = settings, Lines("text")
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
         """One region per block of lines, as sure as its best line; see `Detector.detect`.
 
+        The whole picture is looked at once, at a size at which the networks see best; with `long_px`
+        above that, once more part by part.
+
         Raises:
             ModelError: `Code.DETECTOR`, a network failed on this picture.
         """
         height, width = image.shape[:2]
-        scale = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width))
-        lines = []
+        found: list[tuple[float, Line]] = []
         try:
-            for line in self._lines.candidates(image, scale):
-                score = self._lines.certainty(image, line)
-                if score >= self._settings.score_min:
-                    lines.append(region_of(line.corners, "text", "text", width, height, score))
+            for part, scale in _views(height, width, self._settings.long_px):
+                for line in self._lines.candidates(image[part.slices], scale):
+                    placed = replace(line, corners=line.corners + np.array([part.left, part.top]))
+                    score = self._lines.score(image, placed)
+                    if score >= self._settings.score_min:
+                        found.append((score, placed))
         except NetworkFailed as error:
             raise networks.failed(
                 error, detector="text", picture=source.name, width=width, height=height
             ) from error
-        return merged([line for line in lines if line is not None], _of_one_block)
+        surest = sorted(found, key=lambda one: -one[0])[:MOST]
+        regions = [region_of(line.corners, "text", "text", width, height, score) for score, line in surest]
+        return merged([region for region in regions if region is not None], of_one_block)
 
 
-class SignatureDetector:
-    """Finds what stands alone in a lower corner: a signature, a mark, a credit line.
-
-    It cannot tell these from each other, nor handwriting from print: where they stand is all that
-    makes them one. Marks elsewhere are for `text`, `logos` or a mask.
-    """
-
-    def __init__(self, settings: Text = Text()) -> None:  # noqa: B008 (frozen)
-        self._settings, self._lines = settings, _Lines("signatures")
-
-    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """At most one region per block of lines in each lower corner; see `Detector.detect`.
-
-        Raises:
-            ModelError: `Code.DETECTOR`, a network failed on this picture.
-        """
-        height, width = image.shape[:2]
-        rows, columns = max(round(height * CORNER[1]), 1), max(round(width * CORNER[0]), 1)
-        marks = []
-        try:
-            for left in (0, width - columns):
-                corner = image[height - rows :, left : left + columns]
-                scale = min(CORNER_PX / rows, LONG_PX / columns)
-                for line in self._lines.candidates(corner, scale):
-                    if line.height <= MARK_TALL * rows and self._is_mark(corner, line):
-                        outline = line.corners + np.array([left, height - rows])
-                        marks.append(region_of(outline, "signature", "signatures", width, height, line.found))
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector="signatures", picture=source.name, width=width, height=height
-            ) from error
-        return merged([mark for mark in marks if mark is not None], _of_one_block)
-
-    def _is_mark(self, corner: Rgb, line: _Line) -> bool:
-        flat = line.height <= 0.4 * corner.shape[0]  # letters are believed only where they are small
-        return line.found >= MARK_MIN or (
-            flat and self._lines.certainty(corner, line) >= self._settings.score_min
-        )
+def _views(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
+    """The parts of a picture that are looked at, each with the scale at which."""
+    first = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width))
+    yield Box(0, 0, width, height), first
+    closer = min(long_px / max(height, width), ENLARGED)
+    if closer >= FINER * first:
+        side, overlap = round(LONG_PX / closer), round(OVERLAP_PX / closer)
+        for top in _starts(height, side, overlap):
+            for left in _starts(width, side, overlap):
+                yield Box(left, top, min(left + side, width), min(top + side, height)), closer
 
 
-def _as_input(pixels: Floats) -> Floats:
-    """H,W,3 RGB in 0..255 as both networks take it: 1,3,H,W in [-1,1], blue first."""
-    return np.ascontiguousarray(pixels[None, ..., ::-1].transpose(0, 3, 1, 2) / 127.5 - 1, dtype=np.float32)
-
-
-def _lines(likelihood: Floats, to_picture: NDArray[np.float64]) -> Iterator[_Line]:
-    """The cores in a likelihood plane, grown to their lines."""
-    parts, _ = ndimage.label(likelihood > CORE_MIN, structure=np.ones((3, 3)))
-    for number, place in enumerate(ndimage.find_objects(parts), start=1):
-        inside = parts[place] == number
-        found = float(likelihood[place][inside].mean())
-        if inside.sum() < 12 or found < FOUND_MIN:
-            continue
-        rows, columns = np.nonzero(inside)
-        pixels = np.stack([columns + place[1].start, rows + place[0].start], axis=1) + 0.5
-        yield _Line(_frame(pixels) * to_picture, found)
-
-
-def _frame(pixels: Points) -> Points:
-    """The four corners of the grown rectangle around a core's pixels, along its longer axis."""
-    centre = pixels.mean(axis=0)
-    spread, axes = np.linalg.eigh(np.cov((pixels - centre).T) + 1e-6 * np.eye(2))
-    along = axes[:, 1] * (1 if axes[0, 1] >= 0 else -1)
-    # Most lettering is level; and a core that is hardly longer than high has no direction of its own.
-    if spread[1] < 2 * spread[0] or abs(along[1]) < 0.06:
-        along = np.array([1.0, 0.0])
-    elif abs(along[0]) < 0.06:
-        along = np.array([0.0, 1.0])
-    basis = np.stack([along, [-along[1], along[0]]])
-    if along[1] == 1:  # lettering that stands upright is framed as a column
-        basis = np.eye(2)
-    places = (pixels - centre) @ basis.T
-    low, high = places.min(axis=0) - 0.5, places.max(axis=0) + 0.5
-    sides = high - low
-    growth = GROWTH * sides.prod() / (2 * sides.sum())
-    (left, top), (right, bottom) = low - growth, high + growth
-    corners: Points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) @ basis + centre
-    return corners
-
-
-def _straightened(image: Rgb, line: _Line, turn: int) -> Floats:
-    """A line as the reader sees it: `LINE_PX` high, level, H,W,3 in 0..255, grey behind its end.
-
-    `turn` says how many quarter turns lead from the frame's top left corner to the line's.
-    """
-    start, end, _, below = np.roll(line.corners, -turn, axis=0)
-    length, height = float(np.hypot(*(end - start))), float(np.hypot(*(below - start)))
-    columns = int(np.clip(length / height * LINE_PX, 8, LINE_MOST))
-    across = (np.arange(columns) + 0.5)[None, :, None] / columns * (end - start)
-    down = (np.arange(LINE_PX) + 0.5)[:, None, None] / LINE_PX * (below - start)
-    at = start + across + down - 0.5
-    # Of a large line every n-th pixel is sampled from means of n x n, or its edges would flicker.
-    zoom = max(int(height / LINE_PX), 1)
-    low = np.maximum(np.floor(at.min(axis=(0, 1))).astype(int) - zoom, 0)
-    high = np.ceil(at.max(axis=(0, 1))).astype(int) + zoom + 1
-    part = image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
-    strip = np.full((LINE_PX, max(columns, LINE_LEAST), 3), 127.5, dtype=np.float32)
-    if part.size:
-        part = ndimage.uniform_filter(part, size=(zoom, zoom, 1)) if zoom > 1 else part
-        where = [at[..., 1] - low[1], at[..., 0] - low[0]]
-        for channel in range(3):
-            strip[:, :columns, channel] = ndimage.map_coordinates(
-                part[..., channel], where, order=1, mode="nearest"
-            )
-    return strip
-
-
-def _of_one_block(a: Region, b: Region) -> bool:
-    """Whether two lines lie closer than the lower one is high."""
-    gap = min(a.box.height, a.box.width, b.box.height, b.box.width)
-    near = Box(b.box.left - gap, b.box.top - gap, b.box.right + gap, b.box.bottom + gap)
-    return a.box.overlaps(near)
+def _starts(length: int, side: int, overlap: int) -> list[int]:
+    """Where parts of a side begin that cover it evenly, each sharing at least `overlap` with the next."""
+    count = max(-(-(length - overlap) // (side - overlap)), 1)
+    return [round(place) for place in np.linspace(0, max(length - side, 0), count)]

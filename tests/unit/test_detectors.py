@@ -14,12 +14,15 @@ import pytest
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from daemon import detectors
+from daemon import detectors, finding
+from daemon.config import Regions
 from daemon.detectors import Sidecar, Source, faces
 from daemon.detectors.faces import FaceDetector
 from daemon.detectors.sidecar import MOST, NEAR, SidecarDetector
 from daemon.domain import Box, Mask, Region, Rgb
 from daemon.errors import Code, ConfigError, InputError, ModelError
+from daemon.images import decode
+from daemon.images.intake import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -280,6 +283,18 @@ def test_finds_a_face_that_fills_the_frame(factor: int) -> None:
     image = resized(head, head.shape[1] * factor, head.shape[0] * factor)
     (face,) = found(image)
     assert face.box.width * face.box.height > 0.8 * image.shape[0] * image.shape[1]
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_faces_in_turned_files_are_found_upright(orientation: int) -> None:
+    """The networks know no face that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(stored(skimage_picture("astronaut.png"), orientation)).save(buffer, "PNG", exif=exif)
+    picture = decode(buffer.getvalue(), name="a.png", max_pixels=10**6)
+    (face,) = finding.find(picture, Source("a.png"), Regions(detectors=("faces",))).regions
+    assert holds(face.box, ASTRONAUT)
 
 
 def test_a_face_cut_by_the_edge_stays_within_the_picture() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from skimage.draw import polygon2mask
 
 from daemon.config import Sidecars
 from daemon.detectors import Sidecar, Source
-from daemon.detectors.shapes import uncompressed
+from daemon.detectors.shapes import merged, uncompressed
 from daemon.detectors.sidecar import SidecarDetector
 from daemon.domain import Box, Region, Rgb
 from daemon.errors import Code, InputError
@@ -60,6 +61,16 @@ def test_our_own_schema() -> None:
     ]
     assert regions[1].mask is not None
     assert regions[1].mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_labels_stay_within_bounds() -> None:
+    """They are a stranger's, and go into receipts, logs and onto sheets."""
+    labels = ["x" * 10**6, "two\n lines\x1b[31m", ""]
+    regions = found({"regions": [{"label": label, "box": [1, 2, 30, 40]} for label in labels]})
+    assert [region.label for region in regions] == ["x" * 63 + "…", "two lines[31m", "region"]
+    many = [replace(regions[0], label=f"label {i}") for i in range(30)]
+    (one,) = merged(merged(many[:20], lambda a, b: True) + many[20:], lambda a, b: True)
+    assert one.label == "+".join(f"label {i}" for i in range(8)) + "+…"
 
 
 def test_relative_coordinates() -> None:

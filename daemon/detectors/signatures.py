@@ -1,0 +1,68 @@
+"""Artists' marks: what stands alone in a corner of the picture, written or printed."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from daemon.config import Text
+from daemon.detectors import Source, networks
+from daemon.detectors.lettering import Line, Lines, of_one_block
+from daemon.detectors.networks import NetworkFailed
+from daemon.detectors.shapes import merged, region_of
+from daemon.detectors.text import LONG_PX
+from daemon.domain import Region, Rgb
+
+CORNER = (0.4, 0.25)
+"""Where artists sign: this part of the width, and of the height, in each corner."""
+
+CORNER_PX = 384
+"""The height at which a corner is looked at; small marks are seen larger than in the whole picture."""
+
+MARK_MIN = 0.92
+"""How surely a mark must be found that cannot be read: real handwriting, pasted into corners, nearly always
+got so much, drawn scrawls mostly, and of 124 empty corners only three, by things that filled them."""
+
+MARK_TALL, FLAT = 1.1, 0.4
+"""The greatest height of a mark, in heights of the corner, and that of one that counts by what is read."""
+
+
+class SignatureDetector:
+    """Finds what stands alone in a corner: a signature, a mark, a credit line, written or printed.
+
+    It cannot tell these from each other: where they stand is all that makes them one. Handwriting
+    elsewhere is for `text`, other marks for `logos` or a mask.
+    """
+
+    def __init__(self, settings: Text = Text()) -> None:  # noqa: B008 (frozen)
+        self._settings, self._lines = settings, Lines("signatures")
+
+    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
+        """At most one region per block of lines in each corner; see `Detector.detect`.
+
+        Raises:
+            ModelError: `Code.DETECTOR`, a network failed on this picture.
+        """
+        height, width = image.shape[:2]
+        rows, columns = max(round(height * CORNER[1]), 1), max(round(width * CORNER[0]), 1)
+        scale = min(CORNER_PX / rows, LONG_PX / columns)
+        marks = []
+        try:
+            for left, top in product((0, width - columns), (0, height - rows)):
+                corner = image[top : top + rows, left : left + columns]
+                for line in self._lines.candidates(corner, scale):
+                    if self._is_mark(corner, line):
+                        outline = line.corners + np.array([left, top])
+                        marks.append(region_of(outline, "signature", "signatures", width, height, line.found))
+        except NetworkFailed as error:
+            raise networks.failed(
+                error, detector="signatures", picture=source.name, width=width, height=height
+            ) from error
+        return merged([mark for mark in marks if mark is not None], of_one_block)
+
+    def _is_mark(self, corner: Rgb, line: Line) -> bool:
+        tall = line.height / corner.shape[0]
+        if line.found >= MARK_MIN:
+            return tall <= MARK_TALL
+        return tall <= FLAT and self._lines.score(corner, line) >= self._settings.score_min
