@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from daemon.domain import Region, Rgb
+from daemon.domain import Box, Mask, Region, Rgb
 from daemon.geometry import dilated
 
 WIDE, TALL = 1200, 900
@@ -28,34 +28,86 @@ def drawn(image: Rgb, regions: Sequence[Region]) -> Rgb:
     detectors = list(dict.fromkeys(region.detector for region in regions))
     colours = [COLOURS[detectors.index(region.detector) % len(COLOURS)] for region in regions]
     for region, colour in zip(regions, colours, strict=True):
-        shape = Image.fromarray(region.plane(*image.shape[:2])).resize(size, Image.Resampling.NEAREST)
-        inside = np.array(shape)
+        inside = _shape(region, scale, size)
         edge = dilated(inside, 5) & ~inside
         canvas[inside] = (0.8 * canvas[inside] + 0.2 * np.array(colour)).astype(np.uint8)
         canvas[edge] = colour
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
+    taken: list[Box] = []
     for region, colour in zip(regions, colours, strict=True):
-        text = f"{region.label} {region.score:.2f} ({region.detector})"
-        left, top = round(region.box.left * scale), max(round(region.box.top * scale) - 19, 0)
-        draw.rectangle(draw.textbbox((left + 2, top), text, font=_font(14)), fill=colour)
-        draw.text((left + 2, top), text, fill=PAPER, font=_font(14))
+        text = _name(region)
+        left, top, right, bottom = (round(edge) for edge in draw.textbbox((0, 0), text, font=_font(14)))
+        plate = _placed(region, scale, (right - left + 4, bottom - top + 4), size, taken)
+        taken.append(plate)
+        draw.rectangle((*plate[:2], plate.right - 1, plate.bottom - 1), fill=colour)
+        draw.text((plate.left + 2 - left, plate.top + 2 - top), text, fill=PAPER, font=_font(14))
     return np.array(picture)
 
 
+def _shape(region: Region, scale: float, size: tuple[int, int]) -> Mask:
+    """A region as a plane of the drawn picture's size (width, height); never less than a pixel."""
+    left, top = (min(int(edge * scale), side - 1) for edge, side in zip(region.box[:2], size, strict=True))
+    right, bottom = (max(round(region.box[2 + i] * scale), (left, top)[i] + 1) for i in (0, 1))
+    plane = np.zeros(size[::-1], dtype=np.bool_)
+    part = plane[top:bottom, left:right]
+    if region.mask is None:
+        part[:] = True
+    else:
+        part[:] = Image.fromarray(region.mask).resize(part.shape[::-1], Image.Resampling.NEAREST)
+    return plane
+
+
+def _name(region: Region) -> str:
+    """What it is and how surely; who found it, where that does not say it already."""
+    known = region.detector.startswith(region.label.partition(" ")[0])
+    return f"{region.label} {region.score:.2f}" + ("" if known else f" ({region.detector})")
+
+
+def _placed(
+    region: Region, scale: float, plate: tuple[int, int], size: tuple[int, int], taken: Sequence[Box]
+) -> Box:
+    """Where a region's name goes: above it, below or inside, off the others' names where that can be."""
+    left, top, _, bottom = (round(edge * scale) for edge in region.box)
+    left = max(min(left, size[0] - plate[0]), 0)
+    tops = (top - plate[1] - 2, bottom + 2, top + 2, bottom - plate[1] - 2, top - 2 * plate[1] - 4)
+    boxes = [Box(left, one, left + plate[0], one + plate[1]) for one in tops]
+    inside = [box for box in boxes if box.top >= 0 and box.bottom <= size[1]]
+    free = [box for box in inside if not any(box.overlaps(other) for other in taken)]
+    return [*free, *inside, Box(left, 0, left + plate[0], plate[1])][0]
+
+
 def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
-    """Drawn pictures under their captions, one below the other, as a file of Pillow's `kind`."""
-    width = max([400, *(picture.shape[1] for _, picture in pages)]) + 2 * GAP
-    height = sum(CAPTION + picture.shape[0] + GAP for _, picture in pages) + GAP
-    page = Image.new("RGB", (width, height), PAPER)
-    draw, top = ImageDraw.Draw(page), GAP
-    for caption, picture in pages:
-        draw.text((GAP, top), caption, fill=INK, font=_font(18))
-        page.paste(Image.fromarray(picture), (GAP, top + CAPTION))
-        top += CAPTION + picture.shape[0] + GAP
+    """Drawn pictures under their captions, side by side where there is room, as a file of Pillow's `kind`."""
+    lines: list[list[tuple[str, Rgb]]] = []
+    for page in pages:
+        if lines and sum(_wide(one) for one in [*lines[-1], page]) <= WIDE + GAP:
+            lines[-1].append(page)
+        else:
+            lines.append([page])
+    width = max([400, *(sum(_wide(page) for page in line) for line in lines)]) + GAP
+    height = sum(CAPTION + _tall(line) + GAP for line in lines) + GAP
+    paper = Image.new("RGB", (width, height), PAPER)
+    draw, top = ImageDraw.Draw(paper), GAP
+    for line in lines:
+        left = GAP
+        for caption, picture in line:
+            draw.text((left, top), caption, fill=INK, font=_font(18))
+            paper.paste(Image.fromarray(picture), (left, top + CAPTION))
+            left += _wide((caption, picture))
+        top += CAPTION + _tall(line) + GAP
     buffer = io.BytesIO()
-    page.save(buffer, kind, quality=90)
+    paper.save(buffer, kind, quality=90)
     return buffer.getvalue()
+
+
+def _wide(page: tuple[str, Rgb]) -> int:
+    """The pixels across that a picture and its caption take, with the gap behind them."""
+    return max(page[1].shape[1], round(_font(18).getlength(page[0]))) + GAP
+
+
+def _tall(line: Sequence[tuple[str, Rgb]]) -> int:
+    return max(picture.shape[0] for _, picture in line)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
