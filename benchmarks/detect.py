@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def faces(most: int) -> None:
     """On the list, for some settings; and on the portraits."""
-    for min_px, score_min in ((20, 0.87), (16, 0.87), (12, 0.87), (20, 0.7)):
+    for min_px, score_min in ((16, 0.9), (20, 0.9), (12, 0.9), (16, 0.8)):
         settings = Regions(faces=Faces(min_px=min_px, score_min=score_min))
         began = time.perf_counter()
         _listed(
@@ -143,10 +143,11 @@ def _listed(kind: str, detector: Detector, title: str, most: int) -> None:
 
 
 def _covered(regions: Sequence[Region], box: Box) -> bool:
-    """Whether regions cover half of a box, and none of them is much larger than it."""
+    """Whether regions' shapes cover half of a box; those of more than eight times its area do not count."""
     plane = np.zeros((box.bottom, box.right), dtype=np.bool_)
     for region in regions:
-        if region.box.width * region.box.height <= 8 * box.width * box.height:
+        area = region.box.width * region.box.height if region.mask is None else region.mask.sum()
+        if area <= 8 * box.width * box.height:
             whole = region.plane(max(region.box.bottom, box.bottom), max(region.box.right, box.right))
             plane |= whole[: box.bottom, : box.right]
     return bool(plane[box.slices].mean() >= FOUND_MIN)

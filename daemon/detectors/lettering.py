@@ -183,7 +183,7 @@ def _straightened(image: Rgb, line: Line, turn: int) -> Floats:
 
 
 def of_one_block(a: Region, b: Region) -> bool:
-    """Whether two lines lie closer than the lower one is high."""
-    gap = min(a.box.height, a.box.width, b.box.height, b.box.width)
+    """Whether two lines lie closer than half of what the lower one is high."""
+    gap = min(a.box.height, a.box.width, b.box.height, b.box.width) // 2
     near = Box(b.box.left - gap, b.box.top - gap, b.box.right + gap, b.box.bottom + gap)
     return a.box.overlaps(near)
