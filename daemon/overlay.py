@@ -103,11 +103,12 @@ def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
 
 def _wide(page: tuple[str, Rgb]) -> int:
     """The pixels across that a picture and its caption take, with the gap behind them."""
-    return max(page[1].shape[1], round(_font(18).getlength(page[0]))) + GAP
+    caption, picture = page
+    return max(int(picture.shape[1]), round(_font(18).getlength(caption))) + GAP
 
 
 def _tall(line: Sequence[tuple[str, Rgb]]) -> int:
-    return max(picture.shape[0] for _, picture in line)
+    return max(int(picture.shape[0]) for _, picture in line)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

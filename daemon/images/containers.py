@@ -185,7 +185,7 @@ def heif_orientation(data: bytes) -> int:
     shared = _inner(_inner(_inner(data, b"meta")[4:], b"iprp"), b"ipco")
     for kind, body in boxes(shared):
         if kind in (b"irot", b"imir") and len(body):
-            found.setdefault(kind, body[0] & 3)
+            found.setdefault(kind, body[0] & (3 if kind == b"irot" else 1))
     return HEIF_TURNS[found.get(b"irot", 0), found.get(b"imir")]
 
 

@@ -53,6 +53,7 @@ PLACES = frozenset({GPS, MAKER_NOTE, XMP, PHOTOSHOP, 33550, 33922, 34264, 34735,
 """Tags that say where a picture was taken, or may: maker notes are opaque; the last ones are GeoTIFF's."""
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
+_EXTENDED = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
 
 Part = tuple[bytes, bytes]
 
@@ -254,21 +255,22 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
 
 
 def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
-    """The extended packets that the main one names, each put together from its JPEG segments.
+    """The extended packet that the main one names, put together from its JPEG segments.
 
     After its signature a segment has the packet's digest in 32 letters, its length, and where in it
     the rest belongs (XMP Specification Part 3, 1.1.3.1). Of a packet with gaps no XML is left, and
     whoever reads it will say so.
     """
-    pieces: dict[bytes, dict[int, bytes]] = {}
-    for segment in segments:
-        body = segment[len(EXTENDED_XMP) :]
-        pieces.setdefault(body[:32], {})[int.from_bytes(body[36:40], "big")] = body[40:]
-    return tuple(
-        b"".join(piece for _, piece in sorted(named.items()))
-        for digest, named in pieces.items()
-        if len(digest) == 32 and digest in xmp
-    )
+    named = _EXTENDED.search(xmp)
+    if named is None:
+        return ()
+    start = len(EXTENDED_XMP)
+    pieces = {
+        int.from_bytes(segment[start + 36 : start + 40], "big"): segment[start + 40 :]
+        for segment in segments
+        if segment[start : start + 32] == named[1]
+    }
+    return (b"".join(piece for _, piece in sorted(pieces.items())),) if pieces else ()
 
 
 def _with_exif_of_avif(found: Metadata, data: bytes) -> Metadata:

@@ -214,7 +214,12 @@ def extension(digest: bytes, length: int, offset: int, part: bytes) -> bytes:
 def test_regions_may_lie_in_extended_xmp() -> None:
     """Its segments in any order, a large picture between them, and one that nobody names."""
     digest, other = b"0123456789ABCDEF0123456789ABCDEF", b"F" * 32
-    main = saved("JPEG", xmp(f'<n:Has xmlns:n="http://ns.adobe.com/xmp/note/">{digest.decode()}</n:Has>'))
+    main = saved(
+        "JPEG",
+        xmp(
+            f'<n:HasExtendedXMP xmlns:n="http://ns.adobe.com/xmp/note/">{digest.decode()}</n:HasExtendedXMP>'
+        ),
+    )
     packet = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>")
     whole = [extension(digest, len(packet), at, packet[at : at + 300]) for at in range(0, len(packet), 300)]
     stale = xmp(mwg(area(0.6, 0.5, 0.1, 0.2)))
