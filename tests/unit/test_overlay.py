@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,12 @@ def row(count: int, label: str = "text") -> list[Region]:
 def test_names_keep_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     plates: list[Box] = []
     place = overlay._placed
-    monkeypatch.setattr(overlay, "_placed", lambda *given: plates.append(place(*given)) or plates[-1])
+
+    def noted(*given: Any) -> Box:
+        plates.append(place(*given))
+        return plates[-1]
+
+    monkeypatch.setattr(overlay, "_placed", noted)
     overlay.drawn(blank(400, 150), row(4))
     assert len(plates) == 4
     assert not any(a.overlaps(b) for i, a in enumerate(plates) for b in plates[:i])
