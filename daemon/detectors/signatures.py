@@ -62,7 +62,7 @@ class SignatureDetector:
         return merged([mark for mark in marks if mark is not None], of_one_block)
 
     def _is_mark(self, corner: Rgb, line: Line) -> bool:
-        tall = line.height / corner.shape[0]
+        tall = float(line.height / corner.shape[0])
         if line.found >= MARK_MIN:
             return tall <= MARK_TALL
         return tall <= FLAT and self._lines.score(corner, line) >= self._settings.score_min
