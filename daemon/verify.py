@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -27,7 +26,7 @@ from daemon.domain import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
 from daemon.editors.base import Editor
 from daemon.geometry import Crop
 from daemon.methods.base import furthest_colour
-from daemon.protect import to_tensor
+from daemon.protect import seen, to_tensor
 
 MOST_PANELS = 6
 """Regions shown to a person; each holds megabytes of pictures."""
@@ -135,7 +134,7 @@ def verify(
             kinds = _kinds(mask, protected, rng)
             others = geometry.other_paths(crop.regions[index], crop, height, width, jitter)
             views = {
-                path: (_seen(original, other, device), _seen(published, other, device))
+                path: (seen(original, other, device), seen(published, other, device))
                 for path, other in others.items()
             }
             for editor, is_held_out in editors:
@@ -154,16 +153,6 @@ def verify(
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
-
-
-def _seen(rgb: Rgb, crop: Crop, device: torch.device) -> Tensor:
-    """A crop on another path, 1,3,h,w; a whole picture is scaled in 8 bits, floats could be gigabytes."""
-    part = rgb[crop.box.slices]
-    if part.shape == rgb.shape and crop.scaled:
-        planes = torch.from_numpy(part if part.flags.writeable else part.copy()).permute(2, 0, 1)[None]
-        small = F.interpolate(planes, size=crop.size, mode="bilinear", antialias=True)
-        part = small[0].permute(1, 2, 0).numpy()
-    return to_tensor(part, crop.size, device)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:

@@ -18,6 +18,30 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Sight:
+    """What an editor is given of the picture on one path: a cut and size, the crop's change in its place.
+
+    Attributes:
+        image: float32 1,3,h,w, RGB in [0,1], unperturbed.
+        mask: h,w bool, the region.
+        protected: h,w bool, everything protected here.
+        rows, columns: h,H and w,W: how the crop's change H,W lies here; None where it is the crop.
+    """
+
+    image: Tensor
+    mask: Mask
+    protected: Mask
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def perturbed(self, change: Tensor) -> Tensor:
+        """The picture with a change 1,3,H,W of the crop; 1,3,h,w, differentiable."""
+        if self.rows is None or self.columns is None:
+            return self.image + change
+        return self.image + self.rows @ change @ self.columns.T
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """What a method works on.
 
@@ -29,7 +53,8 @@ class Task:
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
         start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
-        withstand: what the change should survive on its way to an editor: `jpeg`, `resize`.
+        paths: for each region, how it may reach an editor otherwise than in this crop.
+        withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
     """
 
     image: Tensor
@@ -39,7 +64,13 @@ class Task:
     budget: Budget
     grey: bool = False
     start: Tensor | None = None
+    paths: Sequence[Sequence[Sight]] = ()
     withstand: Sequence[str] = ()
+
+    def sights(self, region: int) -> list[Sight]:
+        """The ways to an editor of the region of that index, this crop first."""
+        others = self.paths[region] if self.paths else ()
+        return [Sight(self.image, self.regions[region], self.protected), *others]
 
     def project(self, change: Tensor) -> Tensor:
         """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""

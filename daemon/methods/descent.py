@@ -1,14 +1,16 @@
 """The descent that our methods share; each says only what it looks at of an edit, and when that is broken.
 
-An iteration draws a view (`views`) and edits of one region (`edits`), asks each surrogate how it
-responds to the perturbed picture under their masks, as one batch, and takes a momentum sign step
-(MI-FGSM, arXiv 1710.06081) that pushes the responses of trigger edits away and holds those of
-benign edits. The responses to the clean picture are constant and computed once.
+An iteration draws a path to the editor (`base.Sight`), a view on it (`views`) and edits of one
+region (`edits`), asks each surrogate how it responds to the perturbed picture under their masks,
+as one batch, and takes a momentum sign step (MI-FGSM, arXiv 1710.06081) that pushes the responses
+of trigger edits away and holds those of benign edits. The responses to the clean picture are
+constant and computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,13 +19,26 @@ from torch import Tensor
 from daemon.domain import Mask
 from daemon.editors.base import Editor
 from daemon.methods import edits
-from daemon.methods.base import Progress, Proposal, Task, fast, furthest_colour
+from daemon.methods.base import Progress, Proposal, Sight, Task, fast, furthest_colour
 from daemon.methods.edits import Edit, Edits, squared, under
 from daemon.methods.views import View, views
 
 MOMENTUM = 0.9
 HIDE_WEIGHT = 2.0
 """The published weight of the hide loss against the two others."""
+INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 4, 2
+"""Shapes drawn on paths other than the crop: each is another clean edit to compute."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What one iteration looks at: edits to break and edits to keep, on one path, through one view."""
+
+    sight: Sight
+    view: View
+    draw: int
+    broken: list[Edit]
+    hidden: list[Edit]
 
 
 class Descent:
@@ -61,24 +76,19 @@ class Descent:
         rng: np.random.Generator,
         progress: Progress,
     ) -> Proposal:
-        """See `Method.run`. Regions of one crop take turns, an iteration each."""
-        regions = [
-            Edits(task, index, surrogates, rng, self.respond, self.shapes)
-            for index in range(len(task.regions))
-        ]
-        ways = views((task.image.shape[2], task.image.shape[3]), task.withstand)
+        """See `Method.run`. Regions of one crop take turns, an iteration each; so do their paths."""
+        regions = [self._paths(task, index, surrogates, rng) for index in range(len(task.regions))]
+        ways = views(task.withstand)
         colour = furthest_colour(task.image) if target == "flat" else None
         change = _start(task, rng)
         momentum = torch.zeros_like(change)
         pulls = np.zeros(len(surrogates))
         for iteration in range(iterations):
-            turn = iteration // len(regions)
-            view = ways[int(rng.integers(len(ways)))] if turn % 2 else ways[0]
-            draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
-            broken, hidden = _drawn(regions[iteration % len(regions)], turn, view.size, draw)
+            turn, region = divmod(iteration, len(regions))
+            look = self._look(regions[region], turn, ways, rng)
             gradient = torch.zeros_like(change)
             for index, surrogate in enumerate(surrogates):
-                one = self._gradient(task.image, change, view, surrogate, index, draw, broken, hidden, colour)
+                one = self._gradient(change, look, surrogate, index, colour, rng)
                 pull = one.abs().mean()
                 pulls[index] += float(pull) / iterations
                 # By its own mean, so that no surrogate drowns the others.
@@ -90,34 +100,52 @@ class Descent:
             progress(iteration + 1, iterations)
         return Proposal(change, tuple(pulls.tolist()))
 
+    def _paths(
+        self, task: Task, region: int, surrogates: Sequence[Editor], rng: np.random.Generator
+    ) -> list[Edits]:
+        """The edits of a region on each of its paths, the crop first."""
+        crop, *others = task.sights(region)
+        few = {"incomplete": INCOMPLETE_ELSEWHERE, "far": FAR_ELSEWHERE}
+        return [
+            Edits(crop, surrogates, rng, self.respond, self.shapes),
+            *(Edits(other, surrogates, rng, self.respond, self.shapes, **few) for other in others),
+        ]
+
+    def _look(
+        self, paths: Sequence[Edits], turn: int, ways: Sequence[View], rng: np.random.Generator
+    ) -> _Look:
+        """Every second time the crop, else its other paths in turn; half the time no view."""
+        others = paths[1:]
+        path = others[turn // 2 % len(others)] if others and turn % 2 else paths[0]
+        view = ways[int(rng.integers(len(ways)))] if rng.random() < 0.5 else ways[0]
+        draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
+        return _Look(path.sight, view, draw, *path.drawn(draw))
+
     def _gradient(
         self,
-        image: Tensor,
         change: Tensor,
-        view: View,
+        look: _Look,
         surrogate: Editor,
         index: int,
-        draw: int,
-        broken: list[Edit],
-        hidden: list[Edit],
         colour: Tensor | None,
+        rng: np.random.Generator,
     ) -> Tensor:
         """Gradient of the loss by the change, through one surrogate."""
-        drawn = [*broken, *hidden]
-        n = len(broken)
+        drawn = [*look.broken, *look.hidden]
+        n = len(look.broken)
         masks = torch.cat([edit.mask for edit in drawn])
         clean = torch.cat([edit.clean[index] for edit in drawn])
         variable = change.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            with fast(image.device):
-                seen = view(image + variable).expand(len(drawn), -1, -1, -1)
-                got = self.respond(surrogate, seen, masks, draw)
+            seen = look.view(look.sight.perturbed(variable), rng).expand(len(drawn), -1, -1, -1)
+            with fast(change.device):
+                got = self.respond(surrogate, seen, masks, look.draw)
             cells = under(masks, got, surrogate.multiple)
             if colour is None:
                 breaking = self.away(got[:n], clean[:n], cells[:n])
             else:
-                with torch.no_grad(), fast(image.device):
-                    goal = self.goal(surrogate, colour.expand_as(seen[:n]), masks[:n], draw)
+                with torch.no_grad(), fast(change.device):
+                    goal = self.goal(surrogate, colour.expand_as(seen[:n]), masks[:n], look.draw)
                 breaking = squared(got[:n], goal, cells[:n])
             loss = breaking + HIDE_WEIGHT * squared(got[n:], clean[n:], cells[n:])
         (gradient,) = torch.autograd.grad(loss, variable)
@@ -128,16 +156,3 @@ def _start(task: Task, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
     change = noise.to(task.image.device) * task.budget.unit / 2
     return task.project(change if task.start is None else task.start + change)
-
-
-def _drawn(edits: Edits, turn: int, size: tuple[int, int], draw: int) -> tuple[list[Edit], list[Edit]]:
-    """The edits of one iteration: two to break, one to keep.
-
-    Every second time the dilated region, as published: it is the edit people make. Ring and far
-    square take turns too: a batch of three costs a quarter less than one of four.
-    """
-    shapes = ("full", "incomplete" if turn % 2 else "dilated")
-    broken = [edits.take(kind, size, draw) for kind in shapes]
-    kinds = ("far", "ring") if turn % 2 else ("ring", "far")
-    hidden = next((edit for kind in kinds if (edit := edits.take(kind, size, draw)) is not None), None)
-    return [edit for edit in broken if edit is not None], [hidden] if hidden is not None else []

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from daemon import geometry, methods
+from daemon import cuts, geometry, methods
 from daemon.config import Protect
 from daemon.domain import Box, Budget, Region, Rgb
 from daemon.editors.base import Editor
@@ -19,7 +19,7 @@ from daemon.memory import Frugal
 from daemon.methods.base import Proposal, Task, furthest_colour
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
-from daemon.protect import optimise, to_tensor
+from daemon.protect import optimise, seen, to_tensor
 from tests.conftest import photo
 
 CPU = torch.device("cpu")
@@ -241,6 +241,33 @@ def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
     assert distance(run(name, surrogate, work, iterations=15, target="flat")) < distance(
         torch.zeros_like(work.image)
     )
+
+
+def test_paths_in_the_loop_break_cuts_that_were_not_optimised(surrogate: Editor) -> None:
+    """Same iterations with and without; judged on cuts of other draws, mean over them."""
+    rgb: Rgb = np.asarray(photo((400, 300)))
+    (crop,) = geometry.plan([Region(Box(180, 120, 228, 168), "x", 1.0, "x")], 300, 400, margin=32, work=768)
+    judges = cuts.cuts(
+        crop.regions[0], crop, crop.regions, 300, 400, ("paths", "resize"), np.random.default_rng(99)
+    )
+    effect = {}
+    for withstand in ((), ("paths", "resize")):
+        changed = optimise(
+            rgb,
+            False,
+            [crop],
+            Protect(iterations=12, margin_px=32, withstand=withstand),
+            [surrogate],
+            device=CPU,
+            rng=np.random.default_rng(0),
+            progress=lambda d, t: None,
+        ).rgb
+        effect[withstand] = 0.0
+        for cut in judges:
+            mask = torch.from_numpy(cut.masks()[0])[None, None].float()
+            clean, got = (surrogate.inpaint(seen(one, cut, CPU), mask) for one in (rgb, changed))
+            effect[withstand] += float((((got - clean) ** 2) * mask).sum() / mask.sum())
+    assert effect["paths", "resize"] > 1.2 * effect[()] > 0
 
 
 @pytest.mark.parametrize("work_px", [768, 256])
