@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
+Enough = Callable[[Rgb, Crop], bool]
+"""Called as enough(picture so far, crop), in whole levels, as it would be written lossless."""
+
+
 @dataclass(frozen=True, eq=False)
 class Protected:
     """What was optimised.
@@ -37,10 +41,14 @@ class Protected:
         rgb: uint8 H,W,3: the picture within the budget, and equal to the original outside the crops.
         gradients: by surrogate, how hard it pulled before balancing: the mean of
             `Proposal.gradients` over the crops, weighed by their iterations.
+        iterations: how many were made, in all.
+        heat: by crop and surrogate, `Proposal.heat`: float32 h,w at the crop's working size.
     """
 
     rgb: Rgb
     gradients: tuple[float, ...]
+    iterations: int
+    heat: tuple[tuple[np.ndarray, ...], ...]
 
 
 def optimise(
@@ -53,6 +61,7 @@ def optimise(
     device: torch.device,
     rng: np.random.Generator,
     progress: Progress,
+    enough: Enough | None = None,
 ) -> Protected:
     """The protected picture, 8 bit.
 
@@ -60,6 +69,7 @@ def optimise(
         rgb: uint8 H,W,3, upright; not mutated.
         grey: whether the change must be grey.
         progress: called with (iterations done, iterations in all); may raise to stop.
+        enough: asked now and then whether a crop needs no more work.
 
     Raises:
         ConfigError: the method cannot use one of the surrogates.
@@ -69,7 +79,9 @@ def optimise(
     total = sum(settings.iterations * len(crop.regions) for crop in crops)
     change = np.zeros(rgb.shape, dtype=np.float32)
     gradients = np.zeros(len(surrogates))
-    done = 0
+    heat = []
+    done = made = 0
+    result = rgb.copy()
     paths = _Paths(rgb, crops, settings.withstand, device)
     for crop in crops:
         fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
@@ -88,8 +100,11 @@ def optimise(
             grey=grey,
             start=_plane(before, crop.size, device) if before.any() else None,
             paths=[paths.of(region, crop, rng) for region in crop.regions],
+            grain=settings.grain_px,
             withstand=settings.withstand,
         )
+        if enough is not None:
+            task = replace(task, enough=_so_far(rgb, result, task, crop, area * budget.unit, enough))
         iterations = settings.iterations * len(crop.regions)
         proposed = method.run(
             task,
@@ -101,13 +116,25 @@ def optimise(
         )
         allowed = task.project(proposed.change)
         change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
+        result[crop.box.slices] = quantised(rgb[crop.box.slices], change[crop.box.slices], budget)
         gradients += np.array(proposed.gradients) * iterations / total
+        made += proposed.iterations
+        heat.append(tuple(plane.cpu().numpy() for plane in proposed.heat))
         done += iterations
-    result = rgb.copy()
-    for crop in crops:  # of the whole picture a float copy would be gigabytes
-        here = crop.box.slices
-        result[here] = quantised(rgb[here], change[here], budget)
-    return Protected(result, tuple(gradients.tolist()))
+    return Protected(result, tuple(gradients.tolist()), made, tuple(heat))
+
+
+def _so_far(
+    rgb: Rgb, result: Rgb, task: Task, crop: Crop, bound: np.ndarray, enough: Enough
+) -> Callable[[Tensor], bool]:
+    """Whether a change is enough, seen in `result`, which is written to: a copy may be large."""
+    here = crop.box.slices
+
+    def asked(change: Tensor) -> bool:
+        result[here] = quantised(rgb[here], _native(task.project(change), crop, bound), task.budget)
+        return enough(result, crop)
+
+    return asked
 
 
 def seen(rgb: Rgb, cut: Crop, device: torch.device) -> Tensor:

@@ -35,6 +35,8 @@ SSIM_WINDOW = 11
 HARDLY = 8
 """A trigger edit that breaks by less than this fraction of what is asked is not broken at all."""
 BREAKING = (MaskKind.TRIGGER, MaskKind.DILATED, MaskKind.PARTIAL)
+SPARE = 0.03
+"""By how much SSIM must be better than asked for work to end early; a third of it for benign edits."""
 Picture = NDArray[np.float32]
 """H,W,3 in [0,1]."""
 
@@ -242,18 +244,10 @@ def judge(
         name = f"region {edit.region}: {edit.mask_kind} edit{by} by {edit.editor}"
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
-        elif edit.mask_kind in BREAKING:
-            most, least = _asked(edit, settings)
-            if not edit.ssim <= most:
-                weak.append(f"{name} keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
-            if not edit.l1 >= least:
-                weak.append(f"{name} moves by L1 {edit.l1:.3f}, at least {least:g} asked")
-            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
-                failed += _ineffective(edit, name, most, least, settings)
         else:
-            floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
-            if not edit.ssim >= floor:
-                weak.append(f"{name} changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked")
+            weak += [f"{name} {miss}" for miss in _misses(edit, settings)]
+            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
+                failed += _ineffective(edit, name, *_asked(edit, settings), settings)
     for region in sorted({edit.region for edit in edits}):
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
             weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
@@ -261,6 +255,56 @@ def judge(
         failed.append("no edit was replayed")
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
+
+
+def _misses(edit: EditResult, settings: Verify) -> list[str]:
+    """Which thresholds an edit misses."""
+    if edit.mask_kind not in BREAKING:
+        floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
+        return [] if edit.ssim >= floor else [f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"]
+    most, least = _asked(edit, settings)
+    found = []
+    if not edit.ssim <= most:
+        found.append(f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
+    if not edit.l1 >= least:
+        found.append(f"moves by L1 {edit.l1:.3f}, at least {least:g} asked")
+    return found
+
+
+def holds(
+    original: Rgb,
+    published: Rgb,
+    crop: Crop,
+    surrogates: Sequence[Editor],
+    settings: Verify,
+    *,
+    device: torch.device,
+    rng: np.random.Generator,
+) -> bool:
+    """Whether one crop meets every threshold with a margin: the verdict will draw other edits.
+
+    Stops at the first miss, so that asking costs little while the answer is no.
+    """
+    strict = settings.model_copy(
+        update={
+            **{name: getattr(settings, name) - SPARE for name in ("trigger_ssim_max", "incomplete_ssim_max")},
+            **{name: getattr(settings, name) + SPARE / 3 for name in ("near_ssim_min", "far_ssim_min")},
+            **{name: getattr(settings, name) * 1.1 for name in ("trigger_l1_min", "incomplete_l1_min")},
+        }
+    )
+    height, width = original.shape[:2]
+    for region, mask in zip(crop.regions, crop.masks(), strict=True):
+        kinds = _kinds(mask, crop.protected(), rng)
+        looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
+        for path, other in geometry.other_paths(region, crop, height, width, rng).items():
+            looks.append((path, other, {MaskKind.TRIGGER: other.masks()[0]}))
+        for path, cut, plane in looks:
+            pair = seen(original, cut, device), seen(published, cut, device)
+            for editor in surrogates:
+                ((row,), _) = _replay(editor, *pair, None, plane, "away")
+                if _misses(EditResult(region=0, held_out=False, path=path, **row), strict):
+                    return False
+    return True
 
 
 def _asked(edit: EditResult, settings: Verify) -> tuple[float, float]:

@@ -9,7 +9,7 @@ constant and computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,26 @@ from daemon.methods.views import View, views
 MOMENTUM = 0.9
 HIDE_WEIGHT = 2.0
 """The published weight of the hide loss against the two others."""
+CHECKS = 8
+"""In how many parts the iterations are cut; from the half on each ends with a check."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 4, 2
 """Shapes drawn on paths other than the crop: each is another clean edit to compute."""
+
+
+Step = Callable[[Tensor, int], Tensor]
+"""(gradient 1,3,H,W, iteration) -> what is taken off the change, 1,3,H,W; may remember what it was given."""
+
+
+def momentum_sign(task: Task, iterations: int) -> Step:
+    """MI-FGSM's steps: large ones first to cross the budget, small ones last to settle."""
+    momentum = torch.zeros_like(task.image)
+
+    def step(gradient: Tensor, iteration: int) -> Tensor:
+        momentum.mul_(MOMENTUM).add_(gradient)
+        share = 0.35 - 0.27 * iteration / max(iterations - 1, 1)
+        return share * task.budget.unit * task.grained(momentum).sign()
+
+    return step
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +64,11 @@ class Descent:
 
     Attributes:
         draws: how many noises of the editor's own are drawn from.
+        stepper: the optimiser: (task, iterations) -> `Step`, made anew for each run.
     """
 
     draws = 1
+    stepper: Callable[[Task, int], Step] = staticmethod(momentum_sign)
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
         """What is looked at of an edit, see `edits.Respond`; differentiable in `image`."""
@@ -81,24 +101,26 @@ class Descent:
         ways = views(task.withstand)
         colour = furthest_colour(task.image) if target == "flat" else None
         change = _start(task, rng)
-        momentum = torch.zeros_like(change)
-        pulls = np.zeros(len(surrogates))
+        done = 0
+        step = self.stepper(task, iterations)
+        heat = [torch.zeros_like(change[0, 0]) for _ in surrogates]
         for iteration in range(iterations):
             turn, region = divmod(iteration, len(regions))
             look = self._look(regions[region], turn, ways, rng)
             gradient = torch.zeros_like(change)
             for index, surrogate in enumerate(surrogates):
                 one = self._gradient(change, look, surrogate, index, colour, rng)
-                pull = one.abs().mean()
-                pulls[index] += float(pull) / iterations
+                pull = one[0].abs().mean(dim=0)
+                heat[index] += pull
                 # By its own mean, so that no surrogate drowns the others.
-                gradient += one / pull.clamp(min=1e-12)
-            momentum = MOMENTUM * momentum + gradient
-            # Large steps first to cross the budget, small ones last to settle.
-            step = task.budget.unit * (0.35 - 0.27 * iteration / max(iterations - 1, 1))
-            change = task.project(change - step * momentum.sign())
-            progress(iteration + 1, iterations)
-        return Proposal(change, tuple(pulls.tolist()))
+                gradient += one / pull.mean().clamp(min=1e-12)
+            change = task.project(change - step(gradient, iteration))
+            done = iteration + 1
+            if task.enough and _is_check(done, iterations) and task.enough(change):
+                progress(iterations, iterations)
+                break
+            progress(done, iterations)
+        return Proposal(change, tuple(plane / done for plane in heat), done)
 
     def _paths(
         self, task: Task, region: int, surrogates: Sequence[Editor], rng: np.random.Generator
@@ -152,7 +174,12 @@ class Descent:
         return gradient
 
 
+def _is_check(done: int, iterations: int) -> bool:
+    """Whether to ask if it is enough: a few times in the second half, where steps are small."""
+    return iterations > done >= iterations / 2 and done % max(iterations // CHECKS, 1) == 0
+
+
 def _start(task: Task, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
-    change = noise.to(task.image.device) * task.budget.unit / 2
+    change = task.grained(noise.to(task.image.device)) * task.budget.unit / 2
     return task.project(change if task.start is None else task.start + change)

@@ -17,6 +17,7 @@ from daemon.methods.base import Sight, fast
 
 INCOMPLETE, FAR = 12, 4
 """How many incomplete triggers and far squares a region draws from."""
+RING_EVERY = 2
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 
@@ -98,7 +99,7 @@ class Edits:
         square take turns too: a batch of three costs a quarter less than one of four.
         """
         shapes = ("full", "incomplete" if self._turn % 2 else "dilated")
-        kinds = ("far", "ring") if self._turn % 2 else ("ring", "far")
+        kinds = ("ring", "far") if self._turn % RING_EVERY == 0 else ("far", "ring")
         self._turn += 1
         broken = [edit for kind in shapes if (edit := self.take(kind, draw)) is not None]
         hidden = next((edit for kind in kinds if (edit := self.take(kind, draw)) is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,9 @@ def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Edito
     assert len(alone.gradients) == 1
     assert all(0 < pull < np.inf for pull in both.gradients)
     assert both.gradients[1] > 3 * both.gradients[0]
+    assert {tuple(plane.shape) for plane in both.heat} == {work.image.shape[2:]}
+    # What is near enough to the region to be asked pulls; not every pixel does so alike.
+    assert all(float(plane.std()) > 0.1 * float(plane.mean()) for plane in both.heat)
 
 
 def test_a_frugal_surrogate_gives_the_same_responses(
@@ -221,6 +225,44 @@ def test_progress_is_told_each_iteration_and_may_stop_it(name: str, surrogate: E
             progress=stop_after_two,
         )
     assert seen == [(1, 6), (2, 6)]
+
+
+@pytest.mark.parametrize(("answer", "made", "asked"), [(True, 4, 1), (False, 8, 4)])
+def test_what_is_enough_ends_the_work(surrogate: Editor, answer: bool, made: int, asked: int) -> None:
+    """Asked from the half on; whoever waits is told that all is done."""
+    heard: list[torch.Tensor] = []
+    seen: list[tuple[int, int]] = []
+
+    def enough(change: torch.Tensor) -> bool:
+        heard.append(change)
+        return answer
+
+    proposal = methods.get("encoder").run(
+        replace(task(), enough=enough),
+        [surrogate],
+        iterations=8,
+        target="away",
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (proposal.iterations, len(heard)) == (made, asked)
+    assert len(seen) == made
+    assert seen[-1] == (8, 8)
+
+
+@pytest.mark.parametrize("grain", [2, 3])
+def test_grained_pixels_change_as_one(surrogate: Editor, grain: int) -> None:
+    """At a size that is no multiple of the grain, too; noise and steps alike."""
+    flat = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), grain=grain)
+    change = run("encoder", surrogate, flat)
+    assert torch.allclose(flat.grained(change), change, atol=1e-6)
+    assert float(change.abs().mean()) > 0.2 * flat.budget.unit
+    rng = np.random.default_rng(0)
+    plane = torch.from_numpy(rng.random((1, 3, 13, 17)).astype(np.float32))
+    squares = replace(flat, grain=4).grained(plane)
+    assert squares.shape == plane.shape
+    assert float(squares[0, 0, 0, 0]) == pytest.approx(float(plane[0, 0, :4, :4].mean()))
+    assert float(squares[0, 2, 12, 16]) == pytest.approx(float(plane[0, 2, 12, 16]))
 
 
 def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
@@ -327,7 +369,7 @@ def test_a_cheating_method_cannot_exceed_the_budget(
 ) -> None:
     class Cheat:
         def run(self, work: Task, *_: object, **__: object) -> Proposal:
-            return Proposal(torch.ones_like(work.image), (0.0,))
+            return Proposal(torch.ones_like(work.image), (torch.zeros(work.image.shape[2:]),), 1)
 
     monkeypatch.setattr(methods, "get", lambda *_: Cheat())
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
