@@ -129,7 +129,7 @@ def _band(panels: Panels, heat: Sequence[Heat]) -> Image.Image:
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     change: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
     maps: list[Cell] = [
-        (f"what breaks {one.surrogate}", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
+        (f"what {one.surrogate} hangs on", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
     ]
     cells: list[Cell] = [
         ("original, region outlined", panels.original, panels.mask, TRIGGER),
