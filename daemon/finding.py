@@ -23,7 +23,7 @@ from daemon.images import Picture
 
 log = structlog.get_logger()
 
-COVERED = 0.95
+COVERED = 0.9
 """Share of a region's pixels under another detector's from which it adds nothing."""
 
 REACH = 16
@@ -142,5 +142,8 @@ def _without_repeats(regions: list[Region]) -> list[Region]:
 
 
 def _covers(region: Region, other: Region) -> bool:
-    """Whether nearly all of the other lies under this region's shape, not merely in its bounding box."""
-    return region.box.overlaps(other.box) and bool(within(region, other.box).mean() >= COVERED)
+    """Whether nearly all of the other's shape lies under this region's, not merely in its bounding box."""
+    if not region.box.overlaps(other.box):
+        return False
+    under = within(region, other.box)
+    return bool((under if other.mask is None else under[other.mask]).mean() >= COVERED)

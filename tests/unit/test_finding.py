@@ -61,6 +61,16 @@ def test_a_face_inside_a_frame_is_protected_too(monkeypatch: pytest.MonkeyPatch)
     assert found(monkeypatch, mask, FACE) == ["sidecar", "faces"]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_shapes_that_two_detectors_found_are_one_region(monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    """Their boxes hold more than the line: what counts is that the shapes are the same."""
+    rows, columns = np.mgrid[:60, :100]
+    line = np.abs(rows - 10 - 0.4 * columns) < 9
+    mark = Region(Box(100, 50, 200, 110), "signature", 0.9, "signatures", line)
+    text = Region(Box(101, 50, 201, 110), "text", 0.9, "text", line if same else ~line)
+    assert found(monkeypatch, mark, text) == (["signatures"] if same else ["signatures", "text"])
+
+
 @pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
 def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
     rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
