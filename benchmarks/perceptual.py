@@ -72,12 +72,13 @@ def clip(folder: Path | None) -> Features | None:
 def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Fréchet's distance between the Gaussians fitted to two sets of features, n,d and m,d.
 
-    The root of the product of covariances is taken as singular values of one small matrix, which
-    needs no more samples than there are, where a d,d root would be singular.
+    The root of the product of the covariances is taken as the singular values of a product of their
+    factors: exact, and sound with fewer samples than features, where a root of d,d matrices is not.
     """
     centred = [(one - one.mean(axis=0)) / np.sqrt(max(len(one) - 1, 1)) for one in (a, b)]
     spread = sum(float((one**2).sum()) for one in centred)
-    shared = float(np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum())
+    first, second = (np.linalg.qr(one, mode="r") for one in centred)
+    shared = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
     apart = float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum())
     return max(apart + spread - 2 * shared, 0.0)
 
