@@ -218,8 +218,10 @@ class Protect(_Section):
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    grain_px: Annotated[int, Field(ge=1, le=8)] = 1
+    stop_early: bool = False
     keep_region_exact: bool = False
-    withstand: tuple[Literal["jpeg", "resize"], ...] = ()
+    withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ("paths",)
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
