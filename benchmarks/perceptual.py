@@ -77,7 +77,7 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """
     centred = [(one - one.mean(axis=0)) / np.sqrt(max(len(one) - 1, 1)) for one in (a, b)]
     spread = sum(float((one**2).sum()) for one in centred)
-    first, second = (np.linalg.qr(one, mode="r") for one in centred)
+    first, second = (np.linalg.qr(one).R for one in centred)
     shared = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
     apart = float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum())
     return max(apart + spread - 2 * shared, 0.0)

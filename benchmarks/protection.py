@@ -51,7 +51,8 @@ def settings_of(name: str, **given: Any) -> Protect:
 
     Args:
         name: `implant`, `implant@3`, `implant@3x40`, `subtle`; see the module's docstring.
-        given: settings where the name says nothing; the published recipe takes epsilon and iterations only.
+        given: settings where the name says nothing, None for the method's own; the published recipe takes
+            epsilon and iterations only.
 
     Raises:
         SystemExit: neither a method nor a strength.
@@ -62,11 +63,12 @@ def settings_of(name: str, **given: Any) -> Protect:
     if parts is None or parts[1] not in methods.NAMES:
         known = ", ".join((*methods.NAMES, *STRENGTHS))
         raise SystemExit(f"--methods: got {name!r}, expected one of {known}, or such as implant@3x40")
-    if parts[1] == "recipe":
-        given = {key: given[key] for key in ("epsilon", "iterations") if key in given}
     own = {"epsilon": parts[2], "iterations": parts[3]}
-    said = {key: value for key, value in own.items() if value is not None}
-    return Protect.model_validate({**given, **said, "method": parts[1]})
+    said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
+    if parts[1] == "recipe":
+        published = {key: STRENGTHS["paper"][key] for key in ("epsilon", "iterations", "flat_share")}
+        said = {**published, **{key: said[key] for key in own if key in said}, "withstand": ()}
+    return Protect.model_validate({**said, "method": parts[1]})
 
 
 def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
@@ -141,11 +143,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--ensemble", action="store_true", help="protect against all editors together too")
     numbers = partial(map, float)
+    parser.add_argument("--epsilon", type=lambda text: list(numbers(listed(text))), default=[None])
     parser.add_argument(
-        "--epsilon", type=lambda text: list(numbers(listed(text))), default=[Protect().epsilon]
-    )
-    parser.add_argument(
-        "--iterations", type=lambda text: list(map(int, listed(text))), default=[Protect().iterations]
+        "--iterations",
+        type=lambda text: list(map(int, listed(text))),
+        default=[None],
+        help="the default is each method's own",
     )
     parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
     parser.add_argument("--withstand", type=listed, default=list(Protect().withstand))
@@ -180,6 +183,7 @@ def main(argv: Sequence[str]) -> int:
         for name in given.set
         for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
     ]
+    measure.warm(judges)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:
         task = bar.add_task("protection", total=len(ways) * len(cases))

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from benchmarks import measure, sets, summary
+from benchmarks import measure, protection, sets, summary
 from benchmarks.measure import Made, Trial
 from benchmarks.protection import listed
 from benchmarks.rows import ROOT, Journal, Row
@@ -46,8 +46,8 @@ OUT = Path("benchmarks/results/speed")
 
 
 def settings(method: str, iterations: int) -> Protect:
-    """Default settings at that many iterations."""
-    return Protect(method=method, iterations=iterations)
+    """A method's own settings at that many iterations."""
+    return protection.settings_of(f"{method}x{iterations}")
 
 
 def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:
@@ -88,9 +88,8 @@ def equal(case: Case, editor: Editor, method: str, *, most: float, few: int) -> 
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
     fits = width * height <= most * 1e6
-    # Warm: kernels chosen, memory in hand, the clean edit made.
-    measure.protected(case, settings(method, 1), [editor])
-    trial.effect(case.rgb)
+    measure.warm([editor])
+    trial.effect(case.rgb)  # the clean edit, which neither pays for
     if fits:
         published = measure.protected(case, settings("recipe", RECIPE), [editor], whole=True)
         cost = published.cpu_s
@@ -130,8 +129,7 @@ def point(what: Row) -> Row:
     masks = tuple(_region(case, width, height, number) for number in range(what["regions"]))
     editor = editors.get(what["editor"])
     case = Case("speed", case.name, case.rgb, masks)
-    small = next(pictures(1, 128, 128, Path(what["data"])))
-    measure.protected(small, settings(what["method"], 1), [editor])  # warm
+    measure.warm([editor])
     whole = what["method"] == "recipe"
     made = measure.protected(case, settings(what["method"], what["iterations"]), [editor], whole=whole)
     return {"cpu_s": made.cpu_s, "peak_mb": made.peak_mb, "load": round(os.getloadavg()[0], 1)}

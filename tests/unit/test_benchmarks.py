@@ -16,7 +16,7 @@ import skimage
 import torch
 from PIL import Image
 
-from benchmarks import battery, measure, memory, perceptual, plots, protection, sets, speed, summary
+from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
 from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row, read
 from benchmarks.sets import Case
@@ -201,7 +201,7 @@ def test_an_unknown_method_names_the_known() -> None:
         protection.settings_of("implnat")
 
 
-def _row(picture: str, **edits: list[list[float] | None]) -> Row:
+def _row(picture: str, **edits: Any) -> Row:
     return {
         "set": "dev", "how": "implant", "picture": picture, "surrogates": ["a@1"], "judges": ["a@1"],
         "edits": {"a": edits}, "lpips": {}, "clip": {}, "psnr": 33.0, "ssim": 0.9, "max_change": 6,
@@ -253,16 +253,16 @@ def test_a_protection_changes_edits_and_no_change_changes_none(case: Case) -> No
     editor = editors.get("latent-mini")
     trial = Trial(case, [editor])
     made = measure.protected(case, Protect(iterations=2), [editor])
-    figures: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["latent-mini"]
-    assert {"full", "near", "dilated", "cover 150%", "after jpeg 75", "after half size"} <= figures.keys()
-    assert all(found is None for found in figures["after 1080 px"])
-    assert "crop path" not in figures  # the whole picture is what it would be
-    (full,) = figures["full"]
+    found: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["latent-mini"]
+    assert {"full", "near", "dilated", "cover 150%", "after jpeg 75", "after half size"} <= found.keys()
+    assert all(one is None for one in found["after 1080 px"])
+    assert "crop path" not in found  # the whole picture is what it would be
+    (full,) = found["full"]
     assert full is not None
     assert full[0] < 0.99
     assert 1 - full[0] == pytest.approx(trial.effect(made.rgb))
     same = trial.edits(case.rgb)["edits"]["latent-mini"]
-    assert all(found in ([1.0, 0.0], None) for name in same.values() for found in name)
+    assert all(one in ([1.0, 0.0], None) for edit in same.values() for one in edit)
     assert trial.verdicts(made, Protect(), [editor])["unchanged"] == "failed"
     quality = measure.quality(case.rgb, made)
     assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 6
@@ -295,12 +295,14 @@ def test_a_run_goes_on_where_it_was_stopped(
         for method in ("implant", "recipe")
         for epsilon in (4, 8)
     ]
-    assert Image.open(tmp_path / "psnr.png").width > 300
+    with Image.open(tmp_path / "psnr.png") as plot:
+        assert plot.width > 300
     before = (tmp_path / "rows.jsonl").read_text()
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("measured again")
 
+    monkeypatch.setattr(measure, "warm", lambda surrogates: None)
     monkeypatch.setattr(measure, "protected", never)
     assert protection.main(arguments) == 0
     assert (tmp_path / "rows.jsonl").read_text() == before
@@ -374,3 +376,30 @@ def test_groups_tell_sets_methods_and_judges_apart() -> None:
         ("dev", "recipe", 1),
     ]
     assert isinstance(groups[0], Group)
+
+
+def test_what_must_be_shown_is_met_or_missed() -> None:
+    def rows(how: str, ssim: float, psnr: float) -> Row:
+        blurred = {"after jpeg 75": [[0.3, 0.1]], "dilated": [[0.4, 0.1]]}
+        row = _row("one", full=[[ssim, 0.1]], far=[[0.98, 0.1]], near=[[0.95, 0.1]], **blurred)
+        verdicts = {"published": "weak", "unchanged": "failed", "noise": "failed"}
+        return {**row, "how": how, "psnr": psnr, "key": how, "verdicts": verdicts}
+
+    run = {"kind": "equal", "size": [512, 512], "short": False, "ratio": 6.0}
+    large = {"kind": "equal", "size": [4000, 3000], "short": True, "ratio": 60.0}
+    dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
+    text = figures.shows({"dev": dev, "speed": [run, run, large]})
+    found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
+    assert found[0] == (
+        "implant on a, dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
+        "implant@3 on a, dev: 0.150 at 39.0 dB, the recipe 0.400: met"
+    )
+    assert found[1].count(": met") == 2
+    assert found[2] == "implant on a, dev: dilated 67%: missed<br>implant@3 on a, dev: dilated 71%: missed"
+    assert found[3] == "implant on a, dev: jpeg 75 78%: met<br>implant@3 on a, dev: jpeg 75 82%: met"
+    assert found[4] == "not measured"
+    assert found[5] == (
+        "512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
+        "4000x3000, 0 of 1 pictures reached: not reached: missed"
+    )
+    assert found[6] == "6 of 6 pictures without the change, or with noise instead, are failed: met"
