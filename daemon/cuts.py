@@ -7,12 +7,13 @@ that crop's place on the editor's grid of 8 pixels and to its size, and breaks l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon import geometry
-from daemon.domain import Region
+from daemon.domain import Box, EditPath, Region
 from daemon.geometry import Crop
 
 SHIFTED = 3
@@ -33,7 +34,7 @@ def cuts(
     width: int,
     withstand: Sequence[str],
     rng: np.random.Generator,
-) -> list[Crop]:
+) -> list[list[Crop]]:
     """Other cuts and sizes in which a region of a crop may reach an editor, each with that one region.
 
     Args:
@@ -41,25 +42,28 @@ def cuts(
         height, width: of the picture.
         withstand: `paths` for cuts with margins of 64 to 200 px and the whole picture at 512 px,
             `resize` for 128 px around the region in the picture at 0.5 to 1.5 of its size.
+
+    Returns:
+        Those at the crop's own scale, then those at another; groups without any are left out.
     """
-    found: dict[tuple[object, ...], Crop] = {}
+    moved: dict[Box, Crop] = {}
+    scaled: dict[tuple[Box, tuple[int, int]], Crop] = {}
     for _ in range(SHIFTED if "paths" in withstand else 0):
-        for other in geometry.other_paths(region, crop, height, width, rng).values():
-            found[other.box, other.size] = other
+        found = geometry.other_paths(region, crop, height, width, rng)
+        if shifted := found.get(EditPath.SHIFTED):
+            moved[shifted.box] = shifted
+        if whole := found.get(EditPath.RESIZED):
+            scaled[whole.box, whole.size] = whole
     for low, high in SCALES if "resize" in withstand else ():
         scale = float(rng.uniform(low, high))
         box = region.box.grown(round(MARGIN / scale), width, height)
-        down, across = (
-            scale * size / side
-            for size, side in zip(crop.size, (crop.box.height, crop.box.width), strict=True)
-        )
-        size = max(round(box.height * down), 8), max(round(box.width * across), 8)
+        down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
+        size = max(round(box.height * scale * down), 8), max(round(box.width * scale * across), 8)
         if scale < 1 or max(size) <= LARGEST:
-            found[box, size] = Crop(box, (region,), size)
-    return [
-        Crop(one.box, one.regions, one.size, tuple(r for r in everything if r is not region))
-        for one in found.values()
-    ]
+            scaled[box, size] = Crop(box, (region,), size)
+    others = tuple(one for one in everything if one is not region)
+    groups = [[replace(cut, neighbours=others) for cut in group.values()] for group in (moved, scaled)]
+    return [group for group in groups if group]
 
 
 def resampling(start: float, stop: float, count: int, length: int) -> NDArray[np.float32]:

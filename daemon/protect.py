@@ -160,13 +160,14 @@ class _Paths:
         self._everything = [region for crop in crops for region in crop.regions]
         self._whole: Tensor | None = None
 
-    def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[Sight]:
+    def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[Sight]]:
         height, width = self._rgb.shape[:2]
-        found = []
-        for cut in cuts.cuts(region, crop, self._everything, height, width, self._withstand, rng):
-            rows, columns = (torch.from_numpy(axis).to(self._device) for axis in cuts.placed(crop, cut))
-            found.append(Sight(self._seen(cut), cut.masks()[0], cut.protected(), rows, columns))
-        return found
+        groups = cuts.cuts(region, crop, self._everything, height, width, self._withstand, rng)
+        return [[self._sight(crop, cut) for cut in group] for group in groups]
+
+    def _sight(self, crop: Crop, cut: Crop) -> Sight:
+        rows, columns = (torch.from_numpy(axis).to(self._device) for axis in cuts.placed(crop, cut))
+        return Sight(self._seen(cut), cut.masks()[0], cut.protected(), rows, columns)
 
     def _seen(self, cut: Crop) -> Tensor:
         """The whole picture is scaled once for all regions: that may be a hundred megapixels."""

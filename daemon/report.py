@@ -31,6 +31,8 @@ PROMISE = (
 PANEL, COLUMNS, GAP = 300, 4, 8
 CAPTION = 26
 BETWEEN = "   ·   "
+Cell = tuple[str, Rgb | None, Mask | None, tuple[int, int, int]]
+"""A panel: caption, picture, what is outlined in it, colour of caption and outline."""
 INK, PAPER, TRIGGER, BENIGN = (32, 32, 32), (250, 250, 248), (220, 38, 38), (37, 99, 235)
 
 
@@ -126,8 +128,10 @@ def _band(panels: Panels, heat: Sequence[Heat]) -> Image.Image:
     """The region and its change, what pulled at it, its edits, and their figures in a line."""
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     change: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
-    maps = [(f"what breaks {one.surrogate}", _glowing(one.plane), panels.mask, TRIGGER) for one in heat]
-    cells: list[tuple[str, Rgb | None, Mask | None, tuple[int, int, int]]] = [
+    maps: list[Cell] = [
+        (f"what breaks {one.surrogate}", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
+    ]
+    cells: list[Cell] = [
         ("original, region outlined", panels.original, panels.mask, TRIGGER),
         ("protected", panels.protected, None, INK),
         ("change x20", change, None, INK),

@@ -54,7 +54,8 @@ class Task:
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
         start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
-        paths: for each region, how it may reach an editor otherwise than in this crop.
+        paths: for each region, how it may reach an editor otherwise than in this crop, in groups
+            that matter alike.
         grain: side of the squares of pixels that change as one.
         withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
         enough: whether a change needs no more work; None where all iterations are wanted.
@@ -67,15 +68,15 @@ class Task:
     budget: Budget
     grey: bool = False
     start: Tensor | None = None
-    paths: Sequence[Sequence[Sight]] = ()
+    paths: Sequence[Sequence[Sequence[Sight]]] = ()
     grain: int = 1
     withstand: Sequence[str] = ()
     enough: Callable[[Tensor], bool] | None = None
 
-    def sights(self, region: int) -> list[Sight]:
-        """The ways to an editor of the region of that index, this crop first."""
+    def sights(self, region: int) -> list[Sequence[Sight]]:
+        """The ways to an editor of the region of that index, in groups: this crop, then its other paths."""
         others = self.paths[region] if self.paths else ()
-        return [Sight(self.image, self.regions[region], self.protected), *others]
+        return [[Sight(self.image, self.regions[region], self.protected)], *others]
 
     def grained(self, plane: Tensor) -> Tensor:
         """The mean of 1,3,H,W over each square of `grain` pixels."""

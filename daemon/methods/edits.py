@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from daemon.methods.base import Sight, fast
 
 INCOMPLETE, FAR = 12, 4
 """How many incomplete triggers and far squares a region draws from."""
-RING_EVERY = 2
+RING_EVERY = 4
+"""Among so many kept edits one is beside the region; the others are far squares, which are lost sooner."""
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 
@@ -78,16 +80,22 @@ class Edits:
         far: int = FAR,
     ) -> None:
         self.sight = sight
-        self._surrogates, self._rng, self._respond = surrogates, rng, respond
+        self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
+        self._incomplete, self._far = incomplete, far
         self._known: dict[tuple[str, int, int], Edit] = {}
         self._turn = 0
+
+    @cached_property
+    def _planes(self) -> dict[str, list[Mask]]:
+        """The masks of each kind; drawn when first needed, as short work does not come to every path."""
+        sight = self.sight
         ring = geometry.ring(sight.mask) & ~sight.protected
-        squares = (geometry.far(sight.protected, rng) for _ in range(far))
-        parts = [plane for plane in shapes(sight.mask, rng) if plane.any()]
-        self._planes: dict[str, list[Mask]] = {
+        squares = (geometry.far(sight.protected, self._rng) for _ in range(self._far))
+        parts = [plane for plane in self._shapes(sight.mask, self._rng) if plane.any()]
+        return {
             "full": [sight.mask],
             "dilated": [geometry.dilated(sight.mask)],
-            "incomplete": [parts[i] for i in rng.permutation(len(parts))[:incomplete]],
+            "incomplete": [parts[i] for i in self._rng.permutation(len(parts))[: self._incomplete]],
             "ring": [ring] if ring.any() else [],
             "far": [plane for plane in squares if plane is not None],
         }
@@ -96,10 +104,10 @@ class Edits:
         """The edits of one iteration: two to break, one to keep.
 
         Every second time the dilated region, as published: it is the edit people make. Ring and far
-        square take turns too: a batch of three costs a quarter less than one of four.
+        squares take turns too: a batch of three costs a quarter less than one of four.
         """
         shapes = ("full", "incomplete" if self._turn % 2 else "dilated")
-        kinds = ("ring", "far") if self._turn % RING_EVERY == 0 else ("far", "ring")
+        kinds = ("ring", "far") if self._turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
         self._turn += 1
         broken = [edit for kind in shapes if (edit := self.take(kind, draw)) is not None]
         hidden = next((edit for kind in kinds if (edit := self.take(kind, draw)) is not None), None)

@@ -289,9 +289,8 @@ def test_paths_in_the_loop_break_cuts_that_were_not_optimised(surrogate: Editor)
     """Same iterations with and without; judged on cuts of other draws, mean over them."""
     rgb: Rgb = np.asarray(photo((400, 300)))
     (crop,) = geometry.plan([Region(Box(180, 120, 228, 168), "x", 1.0, "x")], 300, 400, margin=32, work=768)
-    judges = cuts.cuts(
-        crop.regions[0], crop, crop.regions, 300, 400, ("paths", "resize"), np.random.default_rng(99)
-    )
+    rng = np.random.default_rng(99)
+    groups = cuts.cuts(crop.regions[0], crop, crop.regions, 300, 400, ("paths", "resize"), rng)
     effect = {}
     for withstand in ((), ("paths", "resize")):
         changed = optimise(
@@ -305,7 +304,7 @@ def test_paths_in_the_loop_break_cuts_that_were_not_optimised(surrogate: Editor)
             progress=lambda d, t: None,
         ).rgb
         effect[withstand] = 0.0
-        for cut in judges:
+        for cut in (one for group in groups for one in group):
             mask = torch.from_numpy(cut.masks()[0])[None, None].float()
             clean, got = (surrogate.inpaint(seen(one, cut, CPU), mask) for one in (rgb, changed))
             effect[withstand] += float((((got - clean) ** 2) * mask).sum() / mask.sum())

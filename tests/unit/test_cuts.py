@@ -20,9 +20,11 @@ def planned(width: int, height: int, *boxes: Box, work: int = 768) -> list[Crop]
     return geometry.plan(regions, height, width, margin=128, work=work)
 
 
-def drawn(crop: Crop, width: int, height: int, *withstand: str, seed: int = 0) -> list[Crop]:
-    region = crop.regions[0]
-    return cuts.cuts(region, crop, crop.regions, height, width, withstand, np.random.default_rng(seed))
+def drawn(crop: Crop, width: int, height: int, *withstand: str) -> list[Crop]:
+    rng = np.random.default_rng(0)
+    groups = cuts.cuts(crop.regions[0], crop, crop.regions, height, width, withstand, rng)
+    assert all(groups)
+    return [cut for group in groups for cut in group]
 
 
 def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
@@ -34,9 +36,19 @@ def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
     sizes = [one.size[0] / one.box.height for one in drawn(crop, 1200, 900, "resize")]
     assert sizes[0] == pytest.approx(0.5, abs=0.01)
     assert 0.5 < sizes[1] < 1 < sizes[2] <= 1.51
-    assert [(c.box, c.size) for c in drawn(crop, 1200, 900, "paths", "resize")] == [
-        (c.box, c.size) for c in (*paths, *drawn(crop, 1200, 900, "paths", "resize")[len(paths) :])
-    ]
+    both = drawn(crop, 1200, 900, "paths", "resize")
+    assert [(c.box, c.size) for c in both[: len(paths)]] == [(c.box, c.size) for c in paths]
+    assert len(both) == len(paths) + 3
+
+
+def test_cuts_at_the_own_scale_and_at_others_are_apart() -> None:
+    (crop,) = planned(1200, 900, Box(500, 400, 600, 480))
+    rng = np.random.default_rng(0)
+    moved, scaled = cuts.cuts(crop.regions[0], crop, crop.regions, 900, 1200, ("paths", "resize"), rng)
+    assert all(one.size == (one.box.height, one.box.width) for one in moved)
+    assert all(one.size != (one.box.height, one.box.width) for one in scaled)
+    (small,) = planned(180, 160, Box(60, 60, 100, 100))
+    assert cuts.cuts(small.regions[0], small, small.regions, 160, 180, ("paths",), rng) == []
 
 
 def test_a_large_picture_is_not_scaled_up_beyond_what_editors_are_given() -> None:
@@ -49,7 +61,7 @@ def test_benign_edits_keep_away_from_the_regions_of_other_crops() -> None:
     near, far = planned(1600, 600, Box(100, 100, 200, 200), Box(1300, 300, 1400, 400))
     everything = [*near.regions, *far.regions]
     found = cuts.cuts(near.regions[0], near, everything, 600, 1600, ("paths",), np.random.default_rng(0))
-    (whole,) = (one for one in found if one.box == Box(0, 0, 1600, 600))
+    (whole,) = (one for group in found for one in group if one.box == Box(0, 0, 1600, 600))
     assert whole.masks()[0].sum() < 0.6 * whole.protected().sum()
 
 

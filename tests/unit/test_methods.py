@@ -91,7 +91,7 @@ def task() -> Task:
 
 
 def crop(work: Task) -> Sight:
-    return work.sights(0)[0]
+    return work.sights(0)[0][0]
 
 
 def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
