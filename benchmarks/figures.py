@@ -1,7 +1,7 @@
 """Every run behind docs/figures.md, one after the other, and what they show against what was asked.
 
     python -m benchmarks figures                     # all of them: hours on two cores
-    python -m benchmarks figures --only dev --count 4
+    python -m benchmarks figures --only dev,sweep --count 4 --side 160
 
 Each run is resumable by itself; `shows.md` is written from the rows that are there.
 """
@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     ),
 }
 """Pictures of each set, and arguments of `protection`."""
-OUT = Path("benchmarks/results")
+OUT = Path("benchmarks/results/protection")
 
 
 def shows(rows: dict[str, list[Row]]) -> str:
@@ -158,6 +158,7 @@ def main(argv: Sequence[str]) -> int:
         "--only", type=listed, default=names, help=f"some of {', '.join(names)}; none: shows.md alone"
     )
     parser.add_argument("--count", type=int, help="pictures of each set, and runs of speed, at most")
+    parser.add_argument("--side", type=int, help="scale pictures down to this longer side instead")
     parser.add_argument("--out", type=Path, default=OUT, help="where every run has a folder")
     given = parser.parse_args(argv)
     for name in given.only:
@@ -168,7 +169,8 @@ def main(argv: Sequence[str]) -> int:
             speed.main([*folder, "--runs", str(min(5, given.count or 5))])
         else:
             count, arguments = RUNS[name]
-            protection.main([*arguments, *folder, "--count", str(min(count, given.count or count))])
+            side = [] if given.side is None else ["--side", str(given.side)]
+            protection.main([*arguments, *folder, *side, "--count", str(min(count, given.count or count))])
     rows = {name: read(given.out / name / "rows.jsonl") for name in names}
     text = shows(rows)
     (given.out / "shows.md").write_text(text + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.summary import Group
+from benchmarks.summary import Group, edited
 
 EFFECT = "effect: 1 - SSIM to the clean edit"
 Axes = Any
@@ -26,7 +26,8 @@ def write(groups: Sequence[Group], folder: Path) -> None:
     edits = list(dict.fromkeys(name for group in groups for name in group.edits()))
     after = [name for name in edits if name.startswith("after ")]
     other = [name for name in edits if name not in (*after, "near", "far")]
-    for name, shown in (("incomplete", other), ("robustness", ["full", *after])):
+    for name, names in (("incomplete", other), ("robustness", ["full", *after])):
+        shown = [edit for edit in names if any(group.values(edit) for group in groups)]
         if len(shown) > 1:
             with axes(folder / f"{name}.png", (9.0, 4.8)) as plot:
                 _bars(plot, groups, shown)
@@ -34,7 +35,7 @@ def write(groups: Sequence[Group], folder: Path) -> None:
         with axes(folder / "psnr.png") as plot:
             _curves(plot, groups, of=lambda group: group.rows[0]["settings"]["iterations"], by=_psnr)
             plot.set_xlabel("PSNR over the crops, dB")
-    if len({group.rows[0]["settings"]["iterations"] for group in groups}) > 1:
+    if len({_way(group) for group in groups}) > len({_way(group)[0] for group in groups}):
         with axes(folder / "sweep.png") as plot:
             _curves(plot, groups, of=_epsilon, by=lambda group: group.rows[0]["settings"]["iterations"])
             plot.set_xlabel("iterations")
@@ -53,7 +54,7 @@ def axes(path: Path, size: tuple[float, float] = (7.5, 5.0), *, ylabel: str = EF
     plot.set_ylabel(ylabel)
     plot.grid(alpha=0.3)
     if plot.get_legend_handles_labels()[1]:
-        plot.legend(fontsize=7)
+        figure.legend(loc="outside upper left", fontsize=7, ncols=2)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -81,9 +82,16 @@ def _curves(
         points = sorted((by(group), 1 - float(np.mean(group.values("full")))) for group in members)
         unit = f"±{which:g}" if of is _epsilon else f"{which:g} iterations"
         plot.plot(
-            *zip(*points, strict=True), marker="o", label=f"{dataset}: {method}, {unit}, {against} → {judge}"
+            *zip(*points, strict=True),
+            marker="o",
+            label=f"{dataset}: {method}, {unit}, {edited(against, judge)}",
         )
     plot.set_ylim(bottom=0)
+
+
+def _way(group: Group) -> tuple[str, int]:
+    settings = group.rows[0]["settings"]
+    return settings["method"], settings["iterations"]
 
 
 def _epsilon(group: Group) -> float:

@@ -34,7 +34,7 @@ from daemon.config import STRENGTHS, Protect
 from daemon.editors.base import Editor
 from daemon.errors import BackfireError
 
-OUT = Path("benchmarks/results/protection")
+OUT = Path("benchmarks/results/protection/run")
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ from daemon.editors.base import Editor
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 RECIPE = STRENGTHS["paper"]["iterations"]
-OUT = Path("benchmarks/results/speed")
+OUT = Path("benchmarks/results/protection/speed")
 
 
 def settings(method: str, iterations: int) -> Protect:

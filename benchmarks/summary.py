@@ -37,7 +37,7 @@ class Group:
     @property
     def label(self) -> str:
         """For a plot's legend."""
-        return f"{self.of}: {self.how} on {self.against} → {self.judge}"
+        return f"{self.of}: {self.how} {edited(self.against, self.judge)}"
 
     def values(self, edit: str, what: str = "ssim") -> list[float]:
         """That figure (`ssim`, `l1`) of that edit, one a region; empty where it was not measured."""
@@ -71,6 +71,11 @@ class Group:
             1.0 - min(one[key] for one in after if key in one)
             for key in (self.effects("full") if after else ())
         ]
+
+
+def edited(against: str, judge: str) -> str:
+    """Optimised against whom, and judged by whom if by another."""
+    return f"on {against}" + ("" if against == judge else f" → {judge}")
 
 
 def grouped(rows: Iterable[Row]) -> list[Group]:
