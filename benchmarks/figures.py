@@ -18,6 +18,7 @@ from benchmarks import protection, speed, summary
 from benchmarks.protection import listed
 from benchmarks.rows import Row, read
 from benchmarks.summary import LEAST, Group, grouped, kept
+from daemon import editors
 
 OURS, FAINT, RECIPE = "implant", "implant@3", "recipe"
 """Ours by default, ours at 38 dB and more, and the published recipe."""
@@ -29,7 +30,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         5,
         [
             *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--ensemble"),
-            *("--editors", "latent-mini,taef2", "--config", "benchmarks/data/editors.yaml"),
+            *("--editors", ",".join((*editors.NAMES, "taef2")), "--config", "benchmarks/data/editors.yaml"),
         ],
     ),
     "sweep": (
