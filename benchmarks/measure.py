@@ -255,8 +255,8 @@ class Trial:
 
     def _edited(self, rgb: Rgb, which: int, view: View) -> tuple[Picture, Mask] | None:
         seen = view(rgb)
-        if seen is None or not seen[1].any():
-            return None
+        if seen is None or not seen[1].any() or seen[1].all():
+            return None  # of an edit that leaves no pixel nothing could break
         part, mask = seen
         generator = torch.Generator().manual_seed(0)  # both edits draw the same noise
         with torch.inference_mode():

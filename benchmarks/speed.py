@@ -152,7 +152,7 @@ def _size(text: str) -> tuple[int, int]:
 def growth(given: argparse.Namespace) -> list[Row]:
     """The points: each size with one region, the largest with more, the recipe where it fits."""
     sizes = [_size(text) for text in given.sizes]
-    base = {"editor": given.editor, "iterations": given.few, "data": str(given.data)}
+    base = {"editor": given.editor, "iterations": given.few}
     points = [{**base, "method": given.method, "size": list(size), "regions": 1} for size in sizes]
     points += [
         {**base, "method": given.method, "size": list(sizes[-1]), "regions": int(n)} for n in given.regions
@@ -273,7 +273,9 @@ def main(argv: Sequence[str]) -> int:
                 bar.advance(task)
         for what in points:
             bar.update(task, description=f"{what['method']} {what['size'][0]}x{what['size'][1]}")
-            rows.append(journal.row({"kind": "growth", **what}, partial(_apart, what)))
+            rows.append(
+                journal.row({"kind": "growth", **what}, partial(_apart, {**what, "data": str(given.data)}))
+            )
             bar.advance(task)
     text = table(rows)
     (given.out / "table.md").write_text(text + "\n")

@@ -388,6 +388,7 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     run = {"kind": "equal", "size": [512, 512], "short": False, "ratio": 6.0}
     large = {"kind": "equal", "size": [4000, 3000], "short": True, "ratio": 60.0}
     dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
+    dev[0]["edits"]["a"]["after 1080 px"] = [[0.4, 0.1]]
     text = figures.shows({"dev": dev, "speed": [run, run, large]})
     found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
     assert found[0] == (
@@ -396,7 +397,10 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     )
     assert found[1].count(": met") == 2
     assert found[2] == "implant on a, dev: dilated 67%: missed<br>implant@3 on a, dev: dilated 71%: missed"
-    assert found[3] == "implant on a, dev: jpeg 75 78%: met<br>implant@3 on a, dev: jpeg 75 82%: met"
+    assert found[3] == (
+        "implant on a, dev: jpeg 75 78%, 1080 px 67%: missed<br>"
+        "implant@3 on a, dev: jpeg 75 82%, 1080 px not measured: missed"
+    )
     assert found[4] == "not measured"
     assert found[5] == (
         "512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
