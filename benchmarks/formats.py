@@ -26,7 +26,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from daemon.images import Picture, decode, encode, readers
+from daemon.images import Picture, decode, encode
+from daemon.images.heif import heif_ready
 
 LEVELS, CROP = 6, 512
 SAVED: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks formats", description=__doc__)
     parser.add_argument("--megapixels", type=float, default=4.0, help="size of the picture (4)")
-    readers.heif_ready()
+    heif_ready()
     parser.add_argument("--only", choices=SAVED, action="append", help="measure this alone; may be repeated")
     parser.add_argument("--child", choices=SAVED, help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)

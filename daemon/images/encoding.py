@@ -13,9 +13,10 @@ from PIL import Image
 from daemon.domain import Rgb
 from daemon.images import blocks, colour, writers
 from daemon.images.colour import Samples
+from daemon.images.heif import heif_ready
 from daemon.images.intake import Picture, stored
 from daemon.images.metadata import Metadata
-from daemon.images.readers import heif_ready, pillow
+from daemon.images.readers import pillow
 from daemon.images.writers import Sheet, saved
 
 EXTENSIONS = {
@@ -25,9 +26,11 @@ EXTENSIONS = {
 NAMES = {"same": "same", "heic": "HEIF", "jpeg2000": "JPEG2000"}
 """Formats that the settings call otherwise than by their name in lower case."""
 
+DEPTHS = {"PNG": {16}, "TIFF": {16}, "JPEG2000": {*range(9, 17)}, "HEIF": {10, 12}, "AVIF": {10, 12}}
+"""Bits a sample, beyond 8, that a format is written with."""
+
 LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "HEIF": 16_384, "AVIF": 65_536}
 INK = frozenset({"JPEG", "TIFF"})
-DEEP = frozenset({"PNG", "TIFF", "JPEG2000"})
 STORED_UPRIGHT = frozenset({"HEIF", "BMP"})
 """The encoder of the one would turn the pixels, the other has no place to say that they are turned."""
 
@@ -105,14 +108,18 @@ def encode(
 
 def _written(kind: str, picture: Picture, rgb: Rgb, about: Metadata, levels: int) -> tuple[bytes, str]:
     sheet = _fitted(picture, rgb, kind, levels)
-    write = _jpeg if kind == "JPEG" else writers.written
-    return write(kind, sheet, picture, _fitting(about, sheet), levels)
+    about = _fitting(about, sheet)
+    if kind == "JPEG":
+        return _jpeg(sheet, picture, about, levels)
+    return writers.written(kind, sheet, picture, about)
 
 
 def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
-    """Less a profile that is for samples of another make: the file would be invalid."""
+    """Less a profile, or numbers for one, that is for samples of another make: the file would lie."""
     misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
-    return replace(about, icc=None) if misfit or sheet.is_srgb else about
+    if sheet.is_srgb:
+        return replace(about, icc=None, cicp=None)
+    return replace(about, icc=None) if misfit else about
 
 
 def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
@@ -125,17 +132,30 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
         original: Samples = picture.rgb
         is_srgb = channels == 4 or picture.look is not None
     else:
-        wanted = colour.carried(picture.samples, picture.rgb, rgb, picture.look, levels)
+        wanted = colour.carried(picture.samples, picture.rgb, rgb, picture.look, levels, picture.depth)
         original, is_srgb = picture.samples, False
-    alpha = picture.alpha
-    if kind not in DEEP:
+    alpha, depth = picture.alpha, _depth(picture, kind)
+    if depth == 8:
         wanted, original = colour.eight(wanted), colour.eight(original)
         alpha = None if alpha is None else colour.eight(alpha)
     if kind in NO_ALPHA:
         alpha = None
     return Sheet(
-        stored(wanted, turn), stored(original, turn), None if alpha is None else stored(alpha, turn), is_srgb
+        stored(wanted, turn),
+        stored(original, turn),
+        None if alpha is None else stored(alpha, turn),
+        8 if wanted.dtype == np.uint8 else depth,
+        is_srgb,
     )
+
+
+def _depth(picture: Picture, kind: str) -> int:
+    """Bits a sample to write: the picture's own where the format has them, 16 where it has those, else 8.
+
+    Others in between would be rounded, and a picture of the full budget would leave it.
+    """
+    depths = DEPTHS.get(kind, set()) if picture.depth > 8 else set()
+    return picture.depth if picture.depth in depths else 16 if 16 in depths else 8
 
 
 def _grey(picture: Picture, rgb: Rgb) -> Rgb:
@@ -163,7 +183,7 @@ def _hurdle(picture: Picture, kind: str) -> str | None:
     return None
 
 
-def _jpeg(kind: str, sheet: Sheet, picture: Picture, about: Metadata, levels: int) -> tuple[bytes, str]:
+def _jpeg(sheet: Sheet, picture: Picture, about: Metadata, levels: int) -> tuple[bytes, str]:
     """Stored as RGB: the rounding to YCbCr and back alone would cost a third of a small budget.
 
     A JFIF header means YCbCr to every reader, so RGB goes without one and the resolution into EXIF.

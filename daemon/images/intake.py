@@ -38,10 +38,11 @@ class Picture:
         rgb: H,W,3 uint8 sRGB, upright: what detectors and editors see; grey pictures have three
             equal channels.
         samples: H,W,C uint8 or uint16, upright, as stored: grey, RGB or CMYK (255 = full ink), in
-            the colours of the file's own profile.
+            the colours of the file's own profile; more than 8 bits on the full scale of 16.
         format: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
         mode: the stored mode in Pillow's words: L, LA, RGB, RGBA, CMYK, P, PA.
         alpha: H,W of the samples' type, upright, full scale = opaque; None without transparency.
+        depth: bits a sample as stored, 8 to 16.
         look: how `samples` become `rgb`; None where they are sRGB as they stand.
         metadata: EXIF, profile, XMP, IPTC, text, resolution, without what shows the picture unprotected.
         compression: of a TIFF, in Pillow's words; of a JPEG 2000 `jp2` or `j2k`.
@@ -54,6 +55,7 @@ class Picture:
     format: str
     mode: str
     alpha: Samples | None
+    depth: int = 8
     look: Look | None = None
     metadata: Metadata = field(default_factory=Metadata)
     compression: str | None = None
@@ -82,8 +84,8 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
 
     Raises:
         InputError: EMPTY, TRUNCATED, TOO_LARGE (more than `max_pixels`), UNSUPPORTED (another
-            format, depths other than 8 and 16 bits, float, bilevel, Lab, several pages or frames),
-            or UNREADABLE.
+            format, a depth that cannot be written again, float, bilevel, Lab, several pages or
+            frames), or UNREADABLE.
     """
     kind, raw = readers.read(data, name=name, max_pixels=max_pixels, frames=frames)
     if raw.mode == "1":
@@ -98,6 +100,7 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
         format=kind,
         mode=raw.mode,
         alpha=np.ascontiguousarray(bands[..., -1]) if raw.alpha else None,
+        depth=raw.depth,
         look=look,
         metadata=raw.about,
         compression=raw.compression,

@@ -19,7 +19,8 @@ import tifffile
 from PIL import Image
 
 from daemon.errors import Code, InputError
-from daemon.images import containers, decode, encode, readers
+from daemon.images import containers, decode, encode
+from daemon.images.heif import heif_ready
 from tests.unit import profiles
 from tests.unit.test_formats import DEEP, NAMES, inked
 from tests.unit.test_images import exif_with, file, scene
@@ -28,7 +29,7 @@ LIMIT = 100_000
 SECONDS = 5.0
 """For one small file; generous, since the machine may be busy."""
 
-readers.heif_ready()
+heif_ready()
 
 
 def whole(kind: str) -> bytes:
