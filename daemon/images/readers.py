@@ -51,7 +51,7 @@ class Raw:
         mode: in Pillow's words, as stored.
         depth: bits a sample as stored.
         turned: whether the samples are upright already.
-        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000.
+        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000; `progressive` of a JPEG.
         big: whether a TIFF has 64-bit offsets.
         frames: pages or frames in the file; the bands are the first.
     """
@@ -128,6 +128,8 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         image.load()
         about = metadata.read(image, data, kind)
         stream = ("j2k" if data[:1] == b"\xff" else "jp2") if kind == "JPEG2000" else None
+        if kind == "JPEG" and image.info.get("progressive"):
+            stream = "progressive"
         if deep:
             decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
             return _deep(decoded, about, depth, compression=stream)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from daemon.images import blocks, colour, heif, isobmff, tiff
 from daemon.images.colour import Samples
@@ -135,9 +136,20 @@ def _image(bands: Pixels, *, ink: bool = False) -> Image.Image:
     return Image.fromarray(bands[..., 0] if bands.shape[2] == 1 else bands)
 
 
-def saved(bands: Pixels, kind: str, options: dict[str, Any], *, ink: bool = False) -> bytes:
+def saved(bands: Pixels, kind: str, options: Mapping[str, Any], *, ink: bool = False) -> bytes:
     """Bands as Pillow writes them; CMYK where `ink` says so. Options of None are left out."""
+    return stored(_image(np.ascontiguousarray(bands), ink=ink), kind, options)
+
+
+def stored(image: Image.Image, kind: str, options: Mapping[str, Any]) -> bytes:
+    """A picture's file as Pillow writes it."""
     file = io.BytesIO()
     given = {key: value for key, value in options.items() if value is not None}
-    _image(np.ascontiguousarray(bands), ink=ink).save(file, kind, **given)
+    block = ImageFile.MAXBLOCK
+    if given.get("optimize"):  # such a JPEG is written at once, and may need more than Pillow sets aside
+        ImageFile.MAXBLOCK = 4 * image.width * image.height + len(given.get("extra", b"")) + block
+    try:
+        image.save(file, kind, **given)
+    finally:
+        ImageFile.MAXBLOCK = block
     return file.getvalue()

@@ -98,7 +98,7 @@ DOORS = {
     "yaml": {"config.py"},
     "watchdog": {"inbox/hints.py"},
     "PIL": {
-        *(f"images/{one}.py" for one in ("readers", "colour", "metadata", "encoding", "writers")),
+        *(f"images/{one}.py" for one in ("readers", "colour", "metadata", "jpegs", "writers")),
         "report.py",
         "overlay.py",
         "demo.py",

@@ -390,6 +390,16 @@ def test_a_change_goes_back_through_a_wide_gamut(depth: int) -> None:
     assert (got * asked).sum() / (asked * asked).sum() > 0.75
 
 
+def test_a_jpeg_of_wide_gamut_keeps_the_bound_to_the_eye_but_for_single_pixels() -> None:
+    """Out of sRGB's gamut one level of a sample can be a dozen levels of a colour."""
+    picture = taken(file(scene(120, 130), "JPEG", quality=90, icc_profile=WIDE))
+    again = taken(encode(picture, changed(picture), levels=LEVELS).data)
+    seen = np.abs(again.rgb.astype(int) - picture.rgb).max(axis=2)
+    assert largest_change(picture, again) <= LEVELS
+    assert (seen > 0).mean() > 0
+    assert (seen > LEVELS).mean() < 0.002
+
+
 def test_a_grey_profile_is_honoured_too() -> None:
     data = file(scene()[..., 0], "PNG", icc_profile=profiles.grey())
     picture, _, again = there_and_back(data)
