@@ -22,7 +22,7 @@ from daemon.config import parse
 from daemon.detectors import Sidecar, Source
 from daemon.domain import Rgb
 from daemon.errors import Code, InputError
-from daemon.images import Picture, colour, decode, encode, largest_change, max_change, readers
+from daemon.images import Picture, colour, decode, encode, heif, largest_change, max_change, readers
 from daemon.images.heif import heif_ready
 from daemon.pipeline import process
 from tests.conftest import QUICK, mask_picture, photo
@@ -213,6 +213,81 @@ def test_imagemagick_finds_the_same_16_bits(make: str, tmp_path: Path) -> None:
     command = [convert, str(path), "-depth", "16", "-endian", "LSB", "rgb:-"]
     raw = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     assert np.array_equal(np.frombuffer(raw, "<u2").reshape(samples_of(written).shape), samples_of(written))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "GIF"])
+@pytest.mark.parametrize("grey", [True, False])
+def test_imagemagick_finds_the_same_pixels(kind: str, grey: bool, tmp_path: Path) -> None:
+    """Its coder of HEIC and AVIF halves chroma whatever the file holds, so only their grey says anything."""
+    convert = tool("convert")
+    if kind in ("HEIF", "AVIF") and not grey:
+        pytest.skip("ImageMagick halves the chroma of HEIC and AVIF")
+    _, written, again = there_and_back(file(scene()[..., 0] if grey else scene(), kind))
+    path = tmp_path / f"a{EXTENSIONS[kind]}"
+    path.write_bytes(written)
+    command = [convert, str(path), "-depth", "8", "rgb:-"]
+    raw = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(again.rgb.shape)
+    most = 2 if kind == "JPEG" else 1 if kind in ("HEIF", "AVIF") else 0  # decoders may round otherwise
+    assert np.abs(found.astype(int) - again.rgb).max() <= most
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_turned_by_its_container(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = taken(file(scene()[..., 0], "PNG", exif=exif))
+    written = encode(picture, picture.rgb, levels=LEVELS, format="avif").data
+    again = taken(written)
+    assert (again.orientation, again.depth) == (orientation, 8)
+    assert np.array_equal(again.rgb, picture.rgb)
+    path = tmp_path / "a.avif"
+    path.write_bytes(written)
+    raw = subprocess.run(
+        [tool("convert"), str(path), "-depth", "8", "rgb:-"], capture_output=True, check=True, timeout=60
+    ).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(picture.rgb.shape)  # libheif turns it by itself
+    assert np.abs(found.astype(int) - picture.rgb).max() <= 1
+
+
+def test_numbers_that_stand_for_a_profile_stay() -> None:
+    """Display P3 as phones give it in a HEIC or AVIF: 12 the primaries, 13 the transfer."""
+    for kind, data in (
+        ("heic", heif.written(scene(), 8, cicp=(12, 13), icc=None, exif=None, xmp=None)),
+        ("avif", bytes(imagecodecs.avif_encode(scene(), level=100, primaries=12, transfer=13))),
+    ):
+        for target in ("same", "heic", "avif"):
+            picture = taken(data)
+            again = taken(encode(picture, changed(picture), levels=LEVELS, format=target).data)
+            assert picture.metadata.cicp == again.metadata.cicp == (12, 13), (kind, target)
+
+
+def test_premultiplied_heic_is_refused_by_name() -> None:
+    pixels = np.dstack([scene(), scene()[..., 0]])
+    buffer = io.BytesIO()
+    importlib.import_module("pillow_heif").encode(
+        "RGBa", pixels.shape[1::-1], pixels.tobytes(), buffer, quality=-1
+    )
+    with pytest.raises(InputError, match="premultiplied alpha") as caught:
+        taken(buffer.getvalue())
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_bits_are_read_from_the_item_that_is_shown(kind: str) -> None:
+    """Letters that look like its header may stand anywhere before it."""
+    data = file(scene(), kind)
+    lying = b"av1C\x81\x60\xff" + b"\xff\x4f\xff\x51" + b"\0\0\0\1\x0b" * 20
+    free = (8 + len(lying)).to_bytes(4, "big") + b"free" + lying
+    at = 0 if kind == "AVIF" else 12
+    at += int.from_bytes(data[at : at + 4], "big")  # behind its ftyp
+    if kind == "AVIF":  # whose payload moves on
+        place = data.index(b"iloc") + 18
+        moved = int.from_bytes(data[place : place + 4], "big") + len(free)
+        data = data[:place] + moved.to_bytes(4, "big") + data[place + 4 :]
+    picture = taken(data[:at] + free + data[at:])
+    assert picture.depth == 8
+    assert np.abs(picture.rgb.astype(int) - scene()).mean() < 3
 
 
 def test_a_tiff_stays_what_it_is() -> None:
