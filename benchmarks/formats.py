@@ -1,9 +1,9 @@
-"""What decoding and encoding cost per megapixel and format, against bare Pillow in the same run.
+"""What decoding, detecting and encoding cost per megapixel and format, against bare Pillow in one run.
 
 Each format is measured in a process of its own, so that its peak of memory is its own too. Bare
 Pillow decodes the same file, and writes the same pixels with the same settings, less everything
-that this package does beside: metadata, completeness, the bound, the profile. Ratios mean
-something on a busy machine, times do not.
+that this package does beside: metadata, completeness, the bound, the profile. Detection is the
+default detectors', which has no counterpart. Ratios mean something on a busy machine, times do not.
 """
 
 from __future__ import annotations
@@ -24,33 +24,45 @@ import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
-from daemon.images import Picture, decode, encode, readers
+from daemon import finding
+from daemon.config import Regions
+from daemon.detectors import Source
+from daemon.images import Picture, decode, encode, heif
 
 LEVELS, CROP = 6, 512
 SAVED: dict[str, dict[str, Any]] = {
-    "jpeg": {"format": "JPEG", "quality": 100, "subsampling": 0, "keep_rgb": True},
-    "jpeg with a profile": {"format": "JPEG", "quality": 100, "subsampling": 0, "keep_rgb": True},
-    "jpeg cmyk": {"format": "JPEG", "quality": 100},
+    "jpeg": {"format": "JPEG", "quality": 100, "subsampling": 0, "keep_rgb": True, "optimize": True},
+    "jpeg small": {"format": "JPEG", "quality": 100, "subsampling": 2, "optimize": True},
+    "jpeg with a profile": {
+        "format": "JPEG",
+        "quality": 100,
+        "subsampling": 0,
+        "keep_rgb": True,
+        "optimize": True,
+    },
+    "jpeg cmyk": {"format": "JPEG", "quality": 100, "optimize": True},
     "png": {"format": "PNG"},
     "png 16": {},
     "tiff": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
     "tiff 16": {},
     "webp": {"format": "WEBP", "lossless": True, "exact": True},
     "heic": {"format": "HEIF", "quality": -1, "chroma": 444, "matrix_coefficients": 0},
+    "heic 10": {},
     "avif": {"format": "AVIF", "quality": 100, "subsampling": "4:4:4"},
+    "avif 10": {},
     "jpeg2000": {"format": "JPEG2000"},
     "bmp": {"format": "BMP"},
 }
-"""What is measured, and how bare Pillow writes it; it writes no 16-bit colour."""
+"""What is measured, and how bare Pillow writes it; it writes no colour of more than 8 bits."""
 
 
 def main(arguments: list[str]) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks formats", description=__doc__)
     parser.add_argument("--megapixels", type=float, default=4.0, help="size of the picture (4)")
-    readers.heif_ready()
+    heif.heif_ready()
     parser.add_argument("--only", choices=SAVED, action="append", help="measure this alone; may be repeated")
     parser.add_argument("--child", choices=SAVED, help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -59,7 +71,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(_measured(given.child, Path(given.file).read_bytes())))
         return 0
     print(f"{given.megapixels:g} megapixels, a change of {CROP}x{CROP}; ms per megapixel, ours / Pillow's\n")
-    print("| format | decode | encode | peak MB | bytes a pixel |\n|---|---|---|---|---|")
+    print("| format | decode | detect | encode | peak MB | bytes a pixel |\n|---|---|---|---|---|---|")
     height = round((given.megapixels * 1e6 / 1.5) ** 0.5)
     pixels = _scene(height, round(given.megapixels * 1e6 / height))
     for name in given.only or SAVED:
@@ -68,7 +80,8 @@ def main(arguments: list[str]) -> int:
             file.flush()
             command = [sys.executable, "-m", "benchmarks", "formats", "--child", name, "--file", file.name]
             found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        times = " | ".join(_against(found[step], found[f"pillow_{step}"]) for step in ("decode", "encode"))
+        steps = ("decode", "detect", "encode")
+        times = " | ".join(_against(found[step], found.get(f"pillow_{step}")) for step in steps)
         print(f"| {name} | {times} | {found['peak']:.0f} | {found['bytes_per_pixel']:.1f} |", flush=True)
     return 0
 
@@ -88,16 +101,24 @@ def _measured(name: str, data: bytes) -> dict[str, float | None]:
     middle = (slice(height // 2, height // 2 + CROP), slice(width // 2, width // 2 + CROP))
     noise = np.random.default_rng(0).choice([-LEVELS, LEVELS], rgb[middle].shape)
     rgb[middle] = np.clip(rgb[middle] + noise, 0, 255)
-    _, encode_s = _timed(lambda: encode(picture, rgb, levels=LEVELS))
-    peak = _peak()
+    small = "small" if name == "jpeg small" else "strong"
+    _, encode_s = _timed(lambda: encode(picture, rgb, levels=LEVELS, jpeg=small))
+    peak = _peak()  # before the detectors' libraries are there
+    detectors = Regions(none_found="pass")
+    finding.find(
+        decode(_source("png", _scene(64, 64)), name=name, max_pixels=1 << 20), Source(name, ()), detectors
+    )
+    _, detect_s = _timed(lambda: finding.find(picture, Source(name, ()), detectors))
     decode_pillow = encode_pillow = None
     if SAVED[name]:
         Image.MAX_IMAGE_PIXELS = None
+        ImageFile.MAXBLOCK = 4 * height * width
         decode_pillow = _timed(lambda: _opened(data))[1] * 1000 / pixels
         image = _image(picture, rgb)
         encode_pillow = _timed(lambda: image.save(io.BytesIO(), **SAVED[name]))[1] * 1000 / pixels
     return {
         "decode": decode_s * 1000 / pixels,
+        "detect": detect_s * 1000 / pixels,
         "encode": encode_s * 1000 / pixels,
         "pillow_decode": decode_pillow,
         "pillow_encode": encode_pillow,
@@ -142,6 +163,9 @@ def _scene(height: int, width: int) -> NDArray[np.uint8]:
 
 def _source(name: str, pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
+    if name.endswith("10"):
+        buffer.write(_deep(name, pixels))
+        return buffer.getvalue()
     if name.endswith("16"):
         deep = pixels.astype(np.uint16) * 257
         if name == "png 16":
@@ -158,6 +182,13 @@ def _source(name: str, pixels: NDArray[np.uint8]) -> bytes:
         options["icc_profile"] = _other_profile()
     image.save(buffer, **options)
     return buffer.getvalue()
+
+
+def _deep(name: str, pixels: NDArray[np.uint8]) -> bytes:
+    values = pixels.astype(np.uint16)
+    if name == "avif 10":
+        return bytes(imagecodecs.avif_encode(values * 4, level=100, bitspersample=10, speed=10))
+    return heif.written(values * 256, 10, cicp=(1, 13), icc=None, exif=None, xmp=None)
 
 
 def _other_profile() -> bytes:

@@ -248,9 +248,10 @@ class Verify(_Section):
 
 
 class Output(_Section):
-    """What the published file is like."""
+    """What the published file is like. `jpeg`: whether a JPEG shall keep the effect or its size."""
 
     format: Literal["same", "png", "jpeg", "tiff", "webp", "heic", "avif", "jpeg2000", "bmp"] = "same"
+    jpeg: Literal["strong", "small"] = "strong"
     frames: Literal["refuse", "first"] = "refuse"
     metadata: Literal["keep", "strip-gps", "strip-all"] = "keep"
     max_pixels: Annotated[int, Field(ge=1)] = 120_000_000

@@ -154,6 +154,7 @@ def _protected(
             levels=budget.levels,
             format=settings.output.format,
             metadata=settings.output.metadata,
+            jpeg=settings.output.jpeg,
         )
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), memory.watched(source.name):
@@ -259,6 +260,7 @@ def _passed(
             levels=Budget(settings.protect.epsilon).levels,
             format=settings.output.format,
             metadata=settings.output.metadata,
+            jpeg=settings.output.jpeg,
         )
         output, extension, how = encoded.data, encoded.extension, encoded.how
         _, largest = _decoded_again(output, source, picture, settings, Budget(settings.protect.epsilon))

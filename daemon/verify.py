@@ -117,11 +117,14 @@ def verify(
 
     Args:
         largest: the largest change of a sample as the file stores it, in levels of 255.
+        rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
     """
     editors = [(editor, False) for editor in surrogates] + [(editor, True) for editor in held_out]
     total = len(editors) * sum(len(crop.regions) for crop in crops)
     height, width = original.shape[:2]
-    jitter = rng.spawn(1)[0]  # apart, so that the paths leave the crop's edits as they are
+    # Apart, so that neither the paths nor the editors' noise shift what the crop's edits draw.
+    jitter, noise = rng.spawn(2)
+    seed = int(noise.integers(1 << 63))
     edits: list[EditResult] = []
     panels: list[Panels] = []
     region = done = 0
@@ -140,10 +143,10 @@ def verify(
                 for path, other in others.items()
             }
             for editor, is_held_out in editors:
-                rows, pictures = _replay(editor, before, after, control, kinds, target)
+                rows, pictures = _replay(editor, before, after, control, kinds, target, seed)
                 for path, other in others.items():
                     trigger = {MaskKind.TRIGGER: other.masks()[0]}
-                    more, _ = _replay(editor, *views[path], None, trigger, target)
+                    more, _ = _replay(editor, *views[path], None, trigger, target, seed)
                     edits += [
                         EditResult(region=region, held_out=is_held_out, path=path, **row) for row in more
                     ]
@@ -178,6 +181,7 @@ def _replay(
     control: Tensor | None,
     kinds: dict[MaskKind, Mask],
     target: str,
+    seed: int,
 ) -> tuple[list[dict[str, Any]], dict[MaskKind, tuple[Picture, Picture]]]:
     """Rows for the receipt, and (clean edit, protected edit) by kind. Float32: what users run."""
     rows: list[dict[str, Any]] = []
@@ -188,7 +192,7 @@ def _replay(
             inputs.append(control)
         mask = torch.from_numpy(plane)[None, None].to(before).expand(len(inputs), -1, -1, -1)
         # A generator each time: an editor that draws noise must draw the same for both.
-        generator = torch.Generator(device=before.device).manual_seed(0)
+        generator = torch.Generator(device=before.device).manual_seed(seed)
         with torch.inference_mode():
             out = editor.inpaint(torch.cat(inputs), mask, generator=generator)
         clean, got, *noise = (to_picture(one) for one in out)
@@ -293,6 +297,7 @@ def holds(
         }
     )
     height, width = original.shape[:2]
+    seed = int(rng.spawn(1)[0].integers(1 << 63))
     for region, mask in zip(crop.regions, crop.masks(), strict=True):
         kinds = _kinds(mask, crop.protected(), rng)
         looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
@@ -301,7 +306,7 @@ def holds(
         for path, cut, plane in looks:
             pair = seen(original, cut, device), seen(published, cut, device)
             for editor in surrogates:
-                ((row,), _) = _replay(editor, *pair, None, plane, "away")
+                ((row,), _) = _replay(editor, *pair, None, plane, "away", seed)
                 if _misses(EditResult(region=0, held_out=False, path=path, **row), strict):
                     return False
     return True

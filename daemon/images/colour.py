@@ -29,6 +29,9 @@ MODES = {1: ("L", "GRAY"), 3: ("RGB", "RGB "), 4: ("CMYK", "CMYK")}
 ROWS = 256
 """Rows worked at a time: what a hundred megapixels may not cost is a float copy."""
 
+PIECE = 1 << 20
+"""Values rescaled at a time, for the same reason."""
+
 STEP = 8
 """Levels to either side over which a slope is taken: one level would drown in rounding."""
 
@@ -44,6 +47,27 @@ def eight(samples: Samples) -> NDArray[np.uint8]:
         return samples.view(np.uint8)
     # (s + 128) // 257 without leaving 16 bits: 65535 has no room for the 128.
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def widened(values: Samples, depth: int) -> Samples:
+    """Values of `depth` bits on the full scale of their type; those of 9 to 15 bits on that of 16."""
+    return values if depth in (8, 16) else _scaled(values, (1 << depth) - 1, 65535)
+
+
+def narrowed(samples: Samples, depth: int) -> Samples:
+    """The inverse of `widened`: values of `depth` bits; rounded where the samples have more."""
+    if depth == 8:
+        return eight(samples)
+    return samples if depth == 16 else _scaled(samples, 65535, (1 << depth) - 1)
+
+
+def _scaled(values: Samples, old: int, new: int) -> Samples:
+    """Whole numbers up to `old` on the scale up to `new`, rounded to the nearest."""
+    result = np.empty(values.shape, np.uint16)
+    some = max(1, PIECE * len(values) // max(1, values.size))
+    for top in range(0, len(values), some):
+        result[top : top + some] = (values[top : top + some].astype(np.uint32) * new + old // 2) // old
+    return result
 
 
 def unit(samples: Samples) -> int:
@@ -91,13 +115,17 @@ def seen(samples: Samples, look: Look | None) -> Rgb:
     return rgb
 
 
-def carried(samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels: int) -> Samples:
+def carried(
+    samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels: int, depth: int = 0
+) -> Samples:
     """Samples that look like `after` where it differs from `before`, and are unchanged elsewhere.
 
     Args:
         samples: H,W,C, not mutated; they look like `before`.
         levels: bound on the change of every sample, and of every colour seen, in levels of 255.
+        depth: bits that the samples are stored with, on the full scale of their type; 0: all of them.
     """
+    depth = depth or samples.dtype.itemsize * 8
     result = samples.copy()
     for top in range(0, len(samples), ROWS):
         rows = slice(top, top + ROWS)
@@ -105,36 +133,39 @@ def carried(samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels
         if not hit.any():
             continue
         wanted = after[rows][hit].astype(np.float32) - before[rows][hit]
-        result[rows][hit] = _answer(samples[rows][hit], wanted, look, levels)
+        result[rows][hit] = _answer(samples[rows][hit], wanted, look, levels, depth)
     return result
 
 
-def _answer(samples: Samples, wanted: NDArray[np.float32], look: Look | None, levels: int) -> Samples:
+def _answer(
+    samples: Samples, wanted: NDArray[np.float32], look: Look | None, levels: int, depth: int
+) -> Samples:
     """N,C samples moved by what N,3 levels of sRGB ask for."""
     if samples.shape[1] == 1:
         # Rec. 601 luma, as everywhere in Pillow: a grey picture gets the luminance of the change.
         wanted = (wanted @ np.array([0.299, 0.587, 0.114], np.float32))[:, None]
     if look is None:
-        return _moved(samples, np.rint(wanted))
+        return _moved(samples, np.rint(wanted), levels, depth)
     here = eight(samples)
     start = _row(look, here)
     change = np.clip(_solved(_slopes(look, here), wanted), -levels, levels)
     for _ in range(ROUNDS):
-        moved = _moved(samples, change)
+        moved = _moved(samples, change, levels, depth)
         beyond = (np.abs(_row(look, eight(moved)) - start) > levels).any(axis=1)
         if not beyond.any():
             return moved
         change[beyond] *= SHRINK
     change[beyond] = 0
-    return _moved(samples, change)
+    return _moved(samples, change, levels, depth)
 
 
-def _moved(samples: Samples, change: NDArray[Any]) -> Samples:
-    step = unit(samples)
-    moved = samples[:, : change.shape[1]] + np.rint(change * step).astype(np.int32)
-    result = samples.copy()
-    result[:, : change.shape[1]] = np.clip(moved, 0, np.iinfo(samples.dtype).max)
-    return result
+def _moved(samples: Samples, change: NDArray[Any], levels: int, depth: int) -> Samples:
+    """Samples moved by levels of 255, in whole steps of the depth that they are stored with."""
+    full = (1 << depth) - 1
+    steps = np.clip(np.rint(change * (full / 255)), -(levels * full // 255), levels * full // 255)
+    values = narrowed(samples, depth).astype(np.int32)
+    values[:, : change.shape[1]] += steps.astype(np.int32)
+    return widened(np.clip(values, 0, full).astype(samples.dtype), depth)
 
 
 def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:

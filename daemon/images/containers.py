@@ -146,13 +146,6 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
         at += size
 
 
-HEIF_TURNS = {
-    (0, None): 1, (0, 0): 4, (0, 1): 2, (1, None): 8, (1, 0): 5, (1, 1): 7,
-    (2, None): 3, (2, 0): 2, (2, 1): 4, (3, None): 6, (3, 0): 7, (3, 1): 5,
-}  # fmt: skip
-"""Quarter turns to the left, then the mirror (0 exchanges top and bottom, 1 the sides, None nothing) ->
-EXIF orientation."""
-
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 """A marker that is neither a stuffed byte, nor a restart, nor fill."""
 
@@ -177,21 +170,6 @@ def _brand(data: bytes) -> str | None:
     if data[8:12] not in BRANDS:
         return None
     return "AVIF" if "AVIF" in kinds else "HEIF"
-
-
-def heif_orientation(data: bytes) -> int:
-    """How a HEIC stores its picture, 1..8 as in EXIF: libheif goes by the container's turns, not the tag."""
-    found: dict[bytes, int] = {}
-    shared = _inner(_inner(_inner(data, b"meta")[4:], b"iprp"), b"ipco")
-    for kind, body in boxes(shared):
-        if kind in (b"irot", b"imir") and len(body):
-            found.setdefault(kind, body[0] & (3 if kind == b"irot" else 1))
-    return HEIF_TURNS[found.get(b"irot", 0), found.get(b"imir")]
-
-
-def _inner(data: bytes, kind: bytes) -> bytes:
-    """The body of the first box of a kind; empty without one."""
-    return next((bytes(body) for name, body in boxes(data) if name == kind), b"")
 
 
 def _holds(data: bytes, kind: bytes) -> bool:

@@ -38,13 +38,16 @@ class Picture:
         rgb: H,W,3 uint8 sRGB, upright: what detectors and editors see; grey pictures have three
             equal channels.
         samples: H,W,C uint8 or uint16, upright, as stored: grey, RGB or CMYK (255 = full ink), in
-            the colours of the file's own profile.
+            the colours of the file's own profile; more than 8 bits on the full scale of 16.
         format: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
         mode: the stored mode in Pillow's words: L, LA, RGB, RGBA, CMYK, P, PA.
         alpha: H,W of the samples' type, upright, full scale = opaque; None without transparency.
+        depth: bits a sample as stored, 8 to 16.
         look: how `samples` become `rgb`; None where they are sRGB as they stand.
         metadata: EXIF, profile, XMP, IPTC, text, resolution, without what shows the picture unprotected.
-        compression: of a TIFF, in Pillow's words; of a JPEG 2000 `jp2` or `j2k`.
+        compression: of a TIFF, in Pillow's words; of a JPEG 2000 `jp2` or `j2k`; of a JPEG
+            `progressive` or None.
+        jpeg: the whole file where it is a JPEG: its planes are what it is written from again.
         big: whether it came as BigTIFF.
         frames: pages or frames the file held; this is the first.
     """
@@ -54,9 +57,11 @@ class Picture:
     format: str
     mode: str
     alpha: Samples | None
+    depth: int = 8
     look: Look | None = None
     metadata: Metadata = field(default_factory=Metadata)
     compression: str | None = None
+    jpeg: bytes | None = None
     big: bool = False
     frames: int = 1
 
@@ -82,8 +87,8 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
 
     Raises:
         InputError: EMPTY, TRUNCATED, TOO_LARGE (more than `max_pixels`), UNSUPPORTED (another
-            format, depths other than 8 and 16 bits, float, bilevel, Lab, several pages or frames),
-            or UNREADABLE.
+            format, a depth that cannot be written again, float, bilevel, Lab, several pages or
+            frames), or UNREADABLE.
     """
     kind, raw = readers.read(data, name=name, max_pixels=max_pixels, frames=frames)
     if raw.mode == "1":
@@ -98,9 +103,11 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
         format=kind,
         mode=raw.mode,
         alpha=np.ascontiguousarray(bands[..., -1]) if raw.alpha else None,
+        depth=raw.depth,
         look=look,
         metadata=raw.about,
         compression=raw.compression,
+        jpeg=data if kind == "JPEG" else None,
         big=raw.big,
         frames=raw.frames,
     )
@@ -136,14 +143,21 @@ def max_change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 
 def largest_change(picture: Picture, other: Picture) -> int:
-    """The largest difference of two pictures' own samples, in levels of 255, rounded up.
+    """The largest difference of two pictures' own samples and of their alpha.
 
-    Samples of different depth are compared at 8 bits; pictures stored in different colours by what
-    they look like.
+    In levels of 255, rounded up. Samples of different depth are compared at 8 bits; pictures stored
+    in different colours by what they look like. Without alpha a picture is opaque.
     """
-    a, b = picture.samples, other.samples
-    if a.shape != b.shape:
-        return max_change(picture.rgb, other.rgb)
+    same = picture.samples.shape == other.samples.shape
+    pair = (picture.samples, other.samples) if same else (picture.rgb, other.rgb)
+    return max(_levels_between(*pair), _levels_between(picture.alpha, other.alpha))
+
+
+def _levels_between(a: Samples | None, b: Samples | None) -> int:
+    """The largest difference of two planes; one that is missing is at its full scale."""
+    if a is None or b is None:
+        there = a if b is None else b
+        return 0 if there is None else -(-int(np.iinfo(there.dtype).max - there.min()) // colour.unit(there))
     if a.dtype != b.dtype:
         a, b = colour.eight(a), colour.eight(b)
     largest = max(

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from daemon.images import containers, previews, tags
+from daemon.images import containers, isobmff, previews, tags
 from daemon.images.tags import GPS, MAKER_NOTE, Directory
 
 ORIENTATION = 0x0112
@@ -68,6 +68,8 @@ class Metadata:
         xmp: the XMP packet's bytes.
         photoshop: image resources, the IPTC-IIM record among them.
         dpi: horizontal and vertical.
+        cicp: of a HEIC or AVIF its colour primaries and transfer by number (H.273), which phones give
+            instead of a profile.
         parts: what only the same kind of file holds, as (kind, body): JPEG segments, PNG chunks,
             JPEG 2000 boxes.
         packets: all XMP as the file holds it, extended packets and what may not go on included: to be
@@ -81,6 +83,7 @@ class Metadata:
     xmp: bytes | None = None
     photoshop: bytes | None = None
     dpi: tuple[float, float] | None = None
+    cicp: tuple[int, int] | None = None
     parts: tuple[Part, ...] = ()
     packets: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
     turned: int | None = field(default=None, compare=False)
@@ -97,7 +100,7 @@ class Metadata:
             return self
         if policy == "strip-all":
             colour = tuple(part for part in self.parts if part[0] in PNG_COLOUR)
-            return replace(self.bare(), icc=self.icc, parts=colour)
+            return replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
         if policy == "strip-gps":
             resources = b"".join(
                 body
@@ -167,10 +170,10 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
             found = replace(found, parts=tuple(part for part in chunks if not part[1].startswith(ELSEWHERE)))
         case "JPEG2000":
             found = _with_boxes(found, data)
-        case "AVIF":
-            found = _with_exif_of_avif(found, data)
-        case "HEIF":
-            found = replace(found, turned=containers.heif_orientation(data))
+        case "AVIF" | "HEIF":
+            items = isobmff.read(data)
+            found = replace(found, cicp=_cicp(items), turned=items.orientation if kind == "HEIF" else None)
+            found = _with_exif_of_avif(found, items) if kind == "AVIF" else found
         case "TIFF":
             return of_tiff(tags.parse(data))
     return _clean(found)
@@ -273,17 +276,21 @@ def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
     return (b"".join(piece for _, piece in sorted(pieces.items())),) if pieces else ()
 
 
-def _with_exif_of_avif(found: Metadata, data: bytes) -> Metadata:
-    """The tags as they lie in the file: where the picture is turned Pillow writes them anew, as ASCII.
-
-    Every value is found by its offset from the start of the block, so its end need not be known.
-    """
-    at = max(data.find(b"Exif\0\0II*\0"), data.find(b"Exif\0\0MM\0*"))
+def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
+    """The tags as they lie in the file: where the picture is turned Pillow writes them anew, as ASCII."""
+    block = next(items.of_kind(b"Exif"), None)
     orientation = (tags.SHORT, [found.orientation])
-    exif = _exif(data[at:]) if at >= 0 else found.exif
+    exif = found.exif if block is None else _exif(block[4 + int.from_bytes(block[:4], "big") :])
     # The container's turn counts, not the tag's.
     exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
     return replace(found, exif=exif)
+
+
+def _cicp(items: isobmff.Items) -> tuple[int, int] | None:
+    for kind, body in items.items[items.primary].properties:
+        if kind == b"colr" and body[:4] == b"nclx" and len(body) >= 10:
+            return int.from_bytes(body[4:6], "big"), int.from_bytes(body[6:8], "big")
+    return None
 
 
 def _with_boxes(found: Metadata, data: bytes) -> Metadata:

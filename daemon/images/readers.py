@@ -1,7 +1,7 @@
 """Bytes of a picture file to its stored samples, at their full depth, or a refusal by name.
 
-Pillow reads what has 8 bits a sample. It would halve deeper colour without a word, so 16-bit PNG
-and JPEG 2000 go through imagecodecs and 16-bit TIFF through tifffile.
+Pillow reads what has 8 bits a sample. It would halve deeper colour without a word, so deeper PNG,
+AVIF and JPEG 2000 go through imagecodecs, HEIC through pillow-heif's own door, TIFF through tifffile.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daemon.errors import JobError
-from daemon.images import containers, metadata, refusals, tags, tiff
+from daemon.images import colour, containers, heif, isobmff, metadata, refusals, tags, tiff
 from daemon.images.colour import Samples
+from daemon.images.heif import heif_ready
 from daemon.images.metadata import Metadata
 
 GREY, ALPHA = frozenset({"1", "L", "LA"}), frozenset({"LA", "RGBA", "PA"})
@@ -45,10 +46,12 @@ class Raw:
     """Stored samples and what goes with them.
 
     Attributes:
-        bands: H,W,C uint8 or uint16: grey, RGB or CMYK, with alpha last where `alpha` says so.
+        bands: H,W,C uint8 or uint16: grey, RGB or CMYK, with alpha last where `alpha` says so; more
+            than 8 bits on the full scale of 16.
         mode: in Pillow's words, as stored.
+        depth: bits a sample as stored.
         turned: whether the samples are upright already.
-        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000.
+        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000; `progressive` of a JPEG.
         big: whether a TIFF has 64-bit offsets.
         frames: pages or frames in the file; the bands are the first.
     """
@@ -57,6 +60,7 @@ class Raw:
     mode: str
     alpha: bool
     about: Metadata
+    depth: int = 8
     turned: bool = False
     compression: str | None = None
     big: bool = False
@@ -76,7 +80,7 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
     if not containers.is_complete(data, kind):
         raise refusals.cut_short(name, f"the {kind}")
     with _refusing(name, kind, max_pixels):
-        reader = {"TIFF": _tiff, "HEIF": _heif}.get(kind, _plain)
+        reader = {"TIFF": _tiff, "HEIF": _heif, "AVIF": _avif}.get(kind, _plain)
         raw = reader(data, kind, name, max_pixels)
         if raw.frames > 1 and frames == "refuse":
             way_out = "save each as its own file or set output.frames to first"
@@ -115,26 +119,63 @@ def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
 
 
 def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
-    _check_depth(data, kind, name)
+    depth = _depth(data, kind, name)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-        deep = image.mode.startswith("I;16") or _is_deep(data, kind)
+        deep = depth > 8
         if not deep or image.mode == "CMYK":
             _check_mode(image.mode, kind, name)
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         image.load()
         about = metadata.read(image, data, kind)
         stream = ("j2k" if data[:1] == b"\xff" else "jp2") if kind == "JPEG2000" else None
+        if kind == "JPEG" and image.info.get("progressive"):
+            stream = "progressive"
         if deep:
-            return _deep(data, kind, about, stream)
+            decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
+            return _deep(decoded, about, depth, compression=stream)
         bands, alpha = _bands(image)
         return Raw(bands, image.mode, alpha, about, compression=stream, frames=count)
 
 
-def _deep(data: bytes, kind: str, about: Metadata, stream: str | None) -> Raw:
-    decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
-    bands = np.atleast_3d(decoded).astype(np.uint16, copy=False)
+def _deep(
+    decoded: Samples,
+    about: Metadata,
+    depth: int,
+    *,
+    turned: bool = False,
+    compression: str | None = None,
+    frames: int = 1,
+) -> Raw:
+    """Values of `depth` bits as a library gives them, H,W or H,W,C."""
+    bands = colour.widened(np.atleast_3d(decoded), depth)
     mode = tiff.DEEP_MODES[bands.shape[2]]
-    return Raw(bands, mode, mode in ALPHA, about, compression=stream)
+    return Raw(bands, mode, mode in ALPHA, about, depth, turned, compression, frames=frames)
+
+
+def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
+    said = {depth for item in isobmff.read(data).shown() for depth in _depths_of(item)}
+    depth = max(said, default=8)
+    with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:  # which looks at the size first
+        count = int(getattr(image, "n_frames", 1))
+        about = metadata.read(image, data, kind)
+        if depth == 8:
+            image.load()
+            bands, alpha = _bands(image)
+            return Raw(bands, image.mode, alpha, about, frames=count)
+        if count > 1:  # of which imagecodecs would decode all, and its way to one of them corrupts memory
+            what = f"has {count} frames of {depth} bits"
+            raise refusals.unsupported(name, what, "save one of them as its own file", expected="one")
+    decoded = np.asarray(imagecodecs.avif_decode(data))
+    if decoded.dtype != np.uint16 or int(decoded.max(initial=0)) >> depth:
+        raise refusals.damaged(name, kind, f"its samples do not have the {depth} bits it speaks of")
+    return _deep(decoded, about, depth)
+
+
+def _depths_of(item: isobmff.Item) -> Iterator[int]:
+    """What a coded AV1 picture says about its bits a sample."""
+    for kind, body in item.properties:
+        if kind == b"av1C" and len(body) > 2:
+            yield (12 if body[2] & 0x20 else 10) if body[2] & 0x40 else 8
 
 
 def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
@@ -147,24 +188,17 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         )
     with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
         depth = int(image.info.get("bit_depth") or 8)
-        if depth != 8:
+        if depth not in (8, 10, 12):
             raise refusals.odd_depth(name, depth)
-        _check_mode(image.mode, kind, name)
+        if image.mode == "RGBa":
+            raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
         count = int(getattr(image, "n_frames", 1))
+        about = metadata.read(image, data, kind).upright()  # libheif applies the file's own turns
+        if depth > 8:
+            return _deep(heif.values(data), about, depth, turned=True, frames=count)
         image.load()
         bands, alpha = _bands(image)
-        about = metadata.read(image, data, kind).upright()  # libheif applies the file's own turns
         return Raw(bands, image.mode, alpha, about, turned=True, frames=count)
-
-
-def heif_ready() -> bool:
-    """Whether HEIC can be read and written here: pillow-heif is an extra, its encoder being GPL."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener(thumbnails=False)
-    return True
 
 
 def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
@@ -186,7 +220,7 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     about = metadata.of_tiff(first)
     if depth == 16:
         bands, mode, alpha = tiff.deep_samples(data, name)
-        return Raw(bands, mode, alpha, about, compression=compression, big=big, frames=count)
+        return Raw(bands, mode, alpha, about, depth, compression=compression, big=big, frames=count)
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         _check_mode(image.mode, kind, name)
         image.load()
@@ -198,7 +232,7 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
                 "save it without the others",
             )
         # Pillow turns a TIFF upright as it loads it.
-        return Raw(bands, image.mode, alpha, about, True, compression, big, count)
+        return Raw(bands, image.mode, alpha, about, 8, True, compression, big, count)
 
 
 def _bands(image: Image.Image) -> tuple[Samples, bool]:
@@ -222,31 +256,24 @@ def _check_mode(mode: str, kind: str, name: str) -> None:
         raise refusals.unsupported(name, f"is a CMYK {kind}", "save it as TIFF or JPEG")
 
 
-def _is_deep(data: bytes, kind: str) -> bool:
-    return (kind == "PNG" and data[24:25] == b"\x10") or (kind == "JPEG2000" and 16 in _siz(data))
-
-
-def _check_depth(data: bytes, kind: str, name: str) -> None:
-    """Refuses what a library would reduce without a word."""
-    if kind == "AVIF":
-        at = data.find(b"av1C")
-        if at >= 0 and data[at + 6] & 0x40:
-            raise refusals.odd_depth(name, 12 if data[at + 6] & 0x20 else 10)
+def _depth(data: bytes, kind: str, name: str) -> int:
+    """Bits a sample of a PNG or JPEG 2000, 8 of other formats; refuses what nothing here reads."""
     if kind == "JPEG2000":
-        depths = set(_siz(data))
-        if depths != {8} and depths != {16}:
+        depths = set(_component_depths(data))
+        if len(depths) != 1 or not 8 <= max(depths) <= 16:
             raise refusals.odd_depth(name, max(depths, default=0))
-    if (
-        kind == "PNG"
-        and data[24:25] == b"\x10"
-        and any(one == b"tRNS" for one, _ in containers.png_chunks(data))
-    ):
+        return max(depths)
+    if kind != "PNG" or data[24:25] != b"\x10":
+        return 8
+    if any(one == b"tRNS" for one, _ in containers.png_chunks(data)):
         raise refusals.unsupported(name, "has 16 bits and a colour key", "save it with an alpha channel")
+    return 16
 
 
-def _siz(data: bytes) -> list[int]:
-    """Bits of each component of a JPEG 2000; 0 for a signed one."""
-    at = data.find(b"\xff\x4f\xff\x51")
-    count = int.from_bytes(data[at + 40 : at + 42], "big") if at >= 0 else 0
-    sizes = data[at + 42 : at + 42 + 3 * count : 3]
+def _component_depths(data: bytes) -> list[int]:
+    """Bits of each component by the codestream's SIZ segment, which comes first in it; 0 of a signed one."""
+    boxed = data[:1] == b"\0"
+    stream = next((body for kind, body in containers.boxes(data) if kind == b"jp2c"), b"") if boxed else data
+    count = int.from_bytes(stream[40:42], "big")
+    sizes = bytes(stream[42 : 42 + 3 * count : 3])
     return [0 if size & 0x80 else size + 1 for size in sizes]

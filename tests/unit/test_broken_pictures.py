@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
 import subprocess
 import sys
@@ -18,8 +20,11 @@ import pytest
 import tifffile
 from PIL import Image
 
+from daemon.detectors import Sidecar, Source
+from daemon.detectors.sidecar import SidecarDetector
 from daemon.errors import Code, InputError
-from daemon.images import containers, decode, encode, readers
+from daemon.images import containers, decode, encode, tags
+from daemon.images.heif import heif_ready
 from tests.unit import profiles
 from tests.unit.test_formats import DEEP, NAMES, inked
 from tests.unit.test_images import exif_with, file, scene
@@ -28,7 +33,7 @@ LIMIT = 100_000
 SECONDS = 5.0
 """For one small file; generous, since the machine may be busy."""
 
-readers.heif_ready()
+heif_ready()
 
 
 def whole(kind: str) -> bytes:
@@ -42,6 +47,7 @@ GOOD: dict[str, Callable[[], bytes | bytearray]] = {
     **{kind: partial(whole, kind) for kind in NAMES},
     **{name: DEEP[name] for name in ("png rgb alpha", "tiff lzw", "tiff tiled", "bigtiff", "jp2 rgb")},
     "j2k rgb": DEEP["j2k rgb"],
+    **{name: DEEP[name] for name in ("heic rgb alpha 10", "avif rgb 10", "jp2 rgb 12")},
     "progressive": lambda: file(scene(), "JPEG", progressive=True),
     "cmyk jpeg": lambda: inked("JPEG", icc_profile=profiles.cmyk()),
     "palette": lambda: file(Image.fromarray(scene()).convert("P"), "PNG", transparency=3),
@@ -49,11 +55,11 @@ GOOD: dict[str, Callable[[], bytes | bytearray]] = {
 }  # fmt: skip
 
 
-def outcome(data: bytes) -> Code | None:
+def outcome(data: bytes, limit: int = LIMIT) -> Code | None:
     """Why a file is refused, None where it is taken; anything else fails the test."""
     began = time.monotonic()
     try:
-        picture = decode(data, name="a.jpg", max_pixels=LIMIT)
+        picture = decode(data, name="a.jpg", max_pixels=limit)
         encode(picture, picture.rgb, levels=6, format="png")
         refusal = None
     except InputError as error:
@@ -82,15 +88,45 @@ def boundaries(data: bytes) -> list[int]:
             at.append(position)
     elif kind == "WEBP":
         position = 12
+        at.append(position)
         while position + 8 <= len(data):
             position += 8 + (int.from_bytes(data[position + 4 : position + 8], "little") + 1) // 2 * 2
             at.append(position)
+    elif kind == "TIFF":
+        at += [
+            entry
+            for page in tags.chain(data, most=9)
+            for tag in (273, 279, 324)
+            for entry in page.numbers(tag)
+        ]
+        at.append(int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big"))
+    elif kind == "GIF":
+        at = [one.start() for one in re.finditer(rb"[,!]|\x00;", data)]
+    elif kind == "BMP":
+        at = [14, 14 + int.from_bytes(data[14:18], "little"), int.from_bytes(data[10:14], "little")]
+    elif kind == "JPEG2000" and data[:1] == b"\xff":
+        at = [one.start() for one in re.finditer(rb"\xff[\x4f-\x93]", data)]
     elif kind in ("HEIF", "AVIF", "JPEG2000") and data[:1] == b"\0":
+        meta = data.find(b"meta")
+        inner = data[meta + 8 :] if meta > 0 else b""
+        at = [len(data) - len(inner) + offset for offset in _box_ends(inner)]
         position = 0
         for _, body in containers.boxes(data):
             position = len(data) - len(body) if not body else position + 8 + len(body)
             at.append(position)
     return [position for position in at if position < len(data)]
+
+
+def _box_ends(data: bytes) -> Iterator[int]:
+    position = 0
+    for _, body in containers.boxes(data):
+        position += 8 + len(body)
+        yield position
+
+
+@pytest.mark.parametrize("make", GOOD)
+def test_every_format_has_boundaries_to_be_cut_at(make: str) -> None:
+    assert boundaries(bytes(GOOD[make]()))
 
 
 @pytest.mark.parametrize("make", GOOD)
@@ -195,6 +231,16 @@ LIES: dict[str, tuple[Callable[[], bytes], set[Code]]] = {
     "png text": (lambda: _text_bomb(), {Code.UNREADABLE}),
     "heic": (lambda: _box_bomb("HEIF"), {Code.TOO_LARGE, Code.UNREADABLE}),
     "avif": (lambda: _box_bomb("AVIF"), {Code.TOO_LARGE, Code.UNREADABLE}),
+    "avif 10": (lambda: _sized(DEEP["avif rgb 10"]()), {Code.TOO_LARGE, Code.UNREADABLE}),
+    "heic 10": (lambda: _sized(DEEP["heic rgb 10"]()), {Code.TOO_LARGE, Code.UNREADABLE}),
+    "jp2 12": (lambda: _jp2_sized(DEEP["jp2 rgb 12"]()), {Code.TOO_LARGE, Code.UNREADABLE}),
+    "j2k": (
+        lambda: patched(bytes(DEEP["j2k rgb"]()), 8, struct.pack(">II", 60_000, 60_000)),
+        {Code.TOO_LARGE, Code.UNREADABLE},
+    ),
+    "avif items": (lambda: _item_bomb(), {Code.UNREADABLE, Code.TRUNCATED}),
+    "bigtiff": (lambda: patched(bytes(DEEP["bigtiff"]()), 8, b"\xff" * 8), {Code.TRUNCATED, Code.UNREADABLE}),
+    "gif frames": (lambda: _gif_frames(), {Code.UNSUPPORTED}),
 }
 
 
@@ -210,14 +256,41 @@ def _webp_bomb() -> bytes:
     return patched(data, data.index(b"VP8L") + 9, struct.pack("<I", 16_382 | 16_382 << 14))
 
 
+def _item_bomb() -> bytes:
+    """Extents by the ten thousand that all name the whole file."""
+    data = file(scene(), "AVIF", exif=exif_with(6).tobytes())
+    at = data.index(b"iloc")
+    extents = struct.pack(">II", 0, len(data)) * 4000
+    body = struct.pack(">IHHHHH", 0, 0x4400, 1, 1, 0, 4000) + extents
+    iloc = struct.pack(">I", 8 + len(body)) + b"iloc" + body
+    size = int.from_bytes(data[at - 4 : at], "big")
+    meta = data.index(b"meta")
+    grown = int.from_bytes(data[meta - 4 : meta], "big") + len(iloc) - size
+    data = patched(data, meta - 4, struct.pack(">I", grown))
+    return data[: at - 4] + iloc + data[at - 4 + size :]
+
+
+def _gif_frames() -> bytes:
+    frames = [Image.fromarray(scene(9, 9, seed)) for seed in range(200)]
+    return file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
 def _jp2_bomb() -> bytes:
-    data = whole("JPEG2000")
+    return _jp2_sized(whole("JPEG2000"))
+
+
+def _jp2_sized(data: bytes | bytearray) -> bytes:
+    data = bytes(data)
     data = patched(data, data.index(b"ihdr") + 4, struct.pack(">II", 60_000, 60_000))
     return patched(data, data.index(b"\xff\x51") + 6, struct.pack(">II", 60_000, 60_000))
 
 
 def _box_bomb(kind: str) -> bytes:
-    data = file(scene(), kind)
+    return _sized(file(scene(), kind))
+
+
+def _sized(data: bytes | bytearray) -> bytes:
+    data = bytes(data)
     return patched(data, data.index(b"ispe") + 8, struct.pack(">II", 60_000, 60_000))
 
 
@@ -262,3 +335,70 @@ def test_any_bytes_at_all() -> None:
     for head in heads:
         for size in (0, 1, 30, 3000):
             assert outcome(head + random.bytes(size)) is not None
+
+
+# ---- fuzz: mutated real files
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.timeout(1800)
+def test_mutated_photographs_and_sidecars_end_without_growth(shared: Path) -> None:
+    """Thousands of damaged real files in one process: each a picture or a named error; memory stays flat."""
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.test_broken_pictures import fuzzed\n"
+        "fuzzed(Path(sys.argv[1]), 300, 1)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "fuzzed(Path(sys.argv[1]), 3000, 2)\n"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert after < before + 100_000, (before, after)\n"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(shared)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1700, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.shared
+def test_a_few_mutated_photographs_and_sidecars_end_in_named_errors(shared: Path) -> None:
+    fuzzed(shared, 40, 3)
+
+
+def fuzzed(shared: Path, rounds: int, seed: int) -> None:
+    """Real pictures in every format, and sidecars beside them, damaged in `rounds` ways."""
+    random = np.random.default_rng(seed)
+    photographs = sorted((shared / "photos" / "dev").glob("*.jpg"))
+    masks = sorted((shared / "pairs").glob("*.mask.png"))
+    kinds = [kind for kind in NAMES if kind != "JPEG"]
+    for number in range(rounds):
+        data = photographs[int(random.integers(len(photographs)))].read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            small = image.convert("RGB").resize((120, 80))
+        if number % 2:
+            data = file(small, kinds[int(random.integers(len(kinds)))])
+        outcome(next(flipped(data, 1, seed + number)), limit=1_000_000)
+        mask = masks[int(random.integers(len(masks)))].read_bytes()
+        for name, body in (
+            ("a.mask.png", mask),
+            ("a.json", json.dumps(LABELME).encode()),
+            ("a.regions.json", json.dumps(OURS).encode()),
+        ):
+            bad = next(flipped(body, 1, seed + number))
+            refusal = None
+            try:
+                SidecarDetector().detect(np.asarray(small), source=Source("a.jpg", (Sidecar(name, bad),)))
+            except InputError as error:
+                refusal = error
+            assert refusal is None or "; " in refusal.message, refusal
+
+
+LABELME = {
+    "shapes": [{"label": "face", "shape_type": "polygon", "points": [[5, 5], [60, 9], [30, 70]]}],
+    "imageWidth": 120,
+    "imageHeight": 80,
+}
+OURS = {
+    "regions": [{"label": "logo", "box": [3, 4, 50, 60]}, {"label": "b", "polygon": [[1, 1], [9, 1], [5, 9]]}]
+}

@@ -22,8 +22,9 @@ from daemon.config import Sidecars
 from daemon.detectors.sidecar import marked
 from daemon.domain import Rgb
 from daemon.errors import Code, InputError
-from daemon.images import Picture, decode, decode_painting, encode, max_change, psnr
+from daemon.images import Picture, decode, decode_painting, encode, largest_change, max_change, psnr
 from daemon.images.intake import stored
+from tests.conftest import photo
 
 LIMIT = 1_000_000
 LEVELS = 6
@@ -285,6 +286,54 @@ def test_jpeg_has_no_jfif_header_that_would_make_its_rgb_ycbcr() -> None:
     assert b"JFIF" not in data[:64]
     assert opened(data).info["adobe_transform"] == 0
     assert taken(data).metadata.dpi == (300, 300)
+
+
+@pytest.mark.parametrize("size", [(120, 130), (121, 131), (16, 16), (17, 200), (9, 300)])
+@pytest.mark.parametrize("quality", [60, 75, 95])
+def test_a_small_jpeg_keeps_its_chroma_and_the_bound(size: tuple[int, int], quality: int) -> None:
+    pixels = np.array(Image.fromarray(photograph()).resize(size[::-1]))
+    data = file(pixels, "JPEG", quality=quality, dpi=(300, 300), progressive=True)
+    picture = taken(data)
+    wanted = changed(picture, "smooth")
+    encoded = encode(picture, wanted, levels=LEVELS, jpeg="small")
+    again, strong = taken(encoded.data), encode(picture, wanted, levels=LEVELS)
+    assert max_change(picture.rgb, again.rgb) <= LEVELS
+    halved = min(size) >= 16  # no less than one block of chroma
+    assert encoded.how.startswith("JPEG quality 100 4:2:0" if halved else "JPEG quality 100 4:4:4 RGB")
+    # A file of few pixels is mostly headers.
+    most = 1.0 if not halved else 0.6 if pixels.size > 10_000 else 0.9
+    assert len(encoded.data) <= most * len(strong.data)
+    assert opened(encoded.data).info["progressive"]
+    asked = (wanted.astype(int) - picture.rgb) @ [0.299, 0.587, 0.114]
+    got = (again.rgb.astype(int) - picture.rgb) @ [0.299, 0.587, 0.114]
+    assert (got * asked).sum() / (asked * asked).sum() > 0.7
+    assert again.metadata.dpi == (300, 300)
+
+
+def photograph() -> Rgb:
+    pixels: Rgb = np.asarray(photo((160, 128)))
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True}], ids=["444", "422", "rgb"]
+)
+def test_only_halved_chroma_makes_a_small_jpeg(options: dict[str, Any]) -> None:
+    picture = taken(file(photograph(), "JPEG", **options))
+    encoded = encode(picture, changed(picture), levels=LEVELS, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:4:4 RGB"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= LEVELS
+
+
+def test_chroma_that_cannot_stay_is_stored_in_full() -> None:
+    """A bound that only RGB can keep."""
+    picture = taken(file(scene(121, 131), "JPEG", quality=75))
+    encoded = encode(picture, picture.rgb, levels=1, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:4:4 RGB"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= 1
+    encoded = encode(picture, picture.rgb, levels=LEVELS, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:2:0, chroma as it was"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= LEVELS
 
 
 def test_a_bound_that_no_jpeg_can_hold_still_gives_a_file() -> None:
@@ -768,6 +817,22 @@ def test_a_mask_that_cannot_be_read(data: bytes) -> None:
 
 
 # ---- measures
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_change_of_alpha_counts(depth: int) -> None:
+    pixels = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
+    picture = taken(file(pixels, "PNG"))
+    assert picture.alpha is not None
+    if depth == 16:
+        wide = [plane.astype(np.uint16) * 257 for plane in (picture.samples, picture.alpha)]
+        picture = replace(picture, samples=wide[0], alpha=wide[1])
+    assert picture.alpha is not None
+    clearer = picture.alpha.copy()
+    clearer[3, 4] -= 3 * (257 if depth == 16 else 1)
+    assert largest_change(picture, replace(picture, alpha=clearer)) == 3
+    assert largest_change(replace(picture, alpha=None), replace(picture, alpha=clearer)) == 3
+    assert largest_change(replace(picture, alpha=None), picture) == 0
 
 
 def test_measures() -> None:

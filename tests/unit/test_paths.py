@@ -132,6 +132,32 @@ def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
     assert verified(original, original, planned(700, 520, Box(300, 200, 420, 320)), Averaging()).edits
 
 
+class Noisy(Averaging):
+    """Fills with noise, as a diffusion model would, and remembers what seeded it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: set[int] = set()
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        assert generator is not None
+        self.seeds.add(generator.initial_seed())
+        noise = torch.rand(image[:1].shape, generator=generator)
+        return torch.where(mask > 0.5, noise, image)
+
+
+def test_an_editors_noise_is_the_jobs_and_the_same_for_both_pictures() -> None:
+    original = picture(700, 520)
+    crops = planned(700, 520, Box(300, 200, 420, 320))
+    first, again, other = Noisy(), Noisy(), Noisy()
+    rows = verified(original, original, crops, first, seed=1).edits
+    verified(original, original, crops, again, seed=1)
+    verified(original, original, crops, other, seed=2)
+    assert {row.l1 for row in rows if row.mask_kind == MaskKind.TRIGGER} == {0}
+    assert first.seeds == again.seeds
+    assert len(first.seeds | other.seeds) == 2
+
+
 def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None:
     """In pixels that went forward through the editor; the way back, and half the iterations, not counted."""
     box = Box(500, 400, 756, 656)

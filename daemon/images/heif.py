@@ -1,0 +1,66 @@
+"""The door to pillow-heif, an extra, for its encoder is GPL: HEIC at its full depth, in and out."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from daemon.images.colour import Samples
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def heif_ready() -> bool:
+    """Whether HEIC can be read and written here."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return True
+
+
+def values(data: bytes) -> Samples:
+    """H,W or H,W,C of the primary picture with as many bits as stored; Pillow's plugin rounds them to 8."""
+    from pillow_heif import open_heif
+
+    return np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False))
+
+
+def written(
+    bands: Samples,
+    depth: int,
+    *,
+    cicp: tuple[int, int],
+    icc: bytes | None,
+    exif: bytes | None,
+    xmp: bytes | None,
+) -> bytes:
+    """A lossless HEIC without chroma subsampling.
+
+    Args:
+        bands: H,W,C upright, of 8 bits or on the full scale of 16.
+        depth: 8, 10 or 12 bits to write.
+        cicp: colour primaries and transfer by number (H.273).
+        exif: an EXIF block, and `xmp` a packet, that turn nothing: the encoder would.
+    """
+    from pillow_heif import encode
+
+    told = {"icc_profile": icc, "exif": exif, "xmp": xmp}
+    file = io.BytesIO()
+    encode(
+        MODES[bands.shape[2]] + (";16" if depth > 8 else ""),
+        bands.shape[1::-1],
+        np.ascontiguousarray(bands).tobytes(),
+        file,
+        quality=-1,
+        chroma=444,
+        bit_depth=depth,
+        color_primaries=cicp[0],
+        transfer_characteristics=cicp[1],
+        matrix_coefficients=0,  # the identity: YCbCr of the same depth would round the change
+        full_range_flag=1,
+        **{key: value for key, value in told.items() if value is not None},
+    )
+    return file.getvalue()

@@ -1,0 +1,266 @@
+"""JPEG out: the finest tables there are, and a search for pixels that come out within the bound.
+
+A coarser encoder would round the perturbation away. Pixels are stored as RGB without subsampling: the
+rounding to YCbCr and back alone would cost a third of a small budget. A JFIF header means YCbCr to
+every reader, so RGB goes without one.
+
+Where a picture came as YCbCr with halved chroma (4:2:0, as most do) and its size matters, its own luma
+plane gets the luminance of the change, and its chroma stays with tables and all: a third of the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin
+
+from daemon.images import blocks, colour
+from daemon.images.colour import Look
+from daemon.images.intake import Picture
+from daemon.images.metadata import Metadata
+from daemon.images.writers import Pixels, Sheet, saved, stored
+
+COEFFICIENTS: Mapping[str, Any] = {"quality": 100, "subsampling": 0}
+"""All that decides which pixels a JPEG decodes to."""
+
+GENTLE, ROUNDS = 4, 12
+"""Rounds that pull single samples back, and rounds in all."""
+
+PATIENCE, SEARCHES = 12, 24
+"""The same where chroma stays as it was: rounds cost a third, and blocks that shrink cost effect."""
+
+HALVED = 2
+"""Pillow's number for chroma of half the width and height."""
+
+MCU = 16
+"""Pixels on a side that are then coded together."""
+
+FINEST = [1] * 64
+DIVISORS = (1, 4)
+"""By these chroma's own steps are divided: whole ones give back what was stored, finer ones come nearer to
+blocks that do not, as those at an edge of the picture, of which nobody knows what lies beyond."""
+
+OPTIMISED = 1 << 25
+"""Pixels up to which a file gets Huffman tables of its own: they save a twelfth, and cost 4 bytes a pixel."""
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def written(
+    sheet: Sheet, picture: Picture, about: Metadata, levels: int, *, small: bool = False
+) -> tuple[bytes, str]:
+    """The file's bytes, and how they were written, for the receipt.
+
+    Args:
+        levels: the bound that decoded pixels shall keep, in levels of 255; they do so wherever the
+            search ends in time.
+        small: keep halved chroma as it was, where the picture came with it.
+    """
+    wanted, original = colour.eight(sheet.wanted), colour.eight(sheet.original)
+    grey, ink = wanted.shape[2] == 1, wanted.shape[2] == 4
+    look = None if sheet.is_srgb else picture.look
+    options: dict[str, Any] = {}
+    if wanted.shape[0] * wanted.shape[1] <= OPTIMISED:
+        options = {"progressive": picture.compression == "progressive", "optimize": True}
+    if small and picture.jpeg is not None and not sheet.is_srgb:
+        options |= {"extra": blocks.jpeg(about, same=True), "dpi": about.dpi}
+        halved = _halved(picture.jpeg, wanted, original, levels, look, options)
+        if halved is not None:
+            return halved, "JPEG quality 100 4:2:0, chroma as it was"
+    about = about if grey else about.with_resolution()
+    extra = blocks.jpeg(about, same=picture.format == "JPEG")
+    options |= {"extra": extra, "dpi": about.dpi if grey else None}
+    coded = {**COEFFICIENTS, "keep_rgb": not grey and not ink}
+    aim, touched = wanted.copy(), _touched(wanted, original, 8)
+    aim[touched] = _within(wanted[touched], original[touched], levels, look, coded)
+    data = saved(aim, "JPEG", {**coded, **options}, ink=ink)
+    return data, f"JPEG quality 100 {'grey' if grey else '4:4:4 CMYK' if ink else '4:4:4 RGB'}"
+
+
+def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]:
+    """The smallest rectangle of whole blocks that holds every change.
+
+    Each block is coded on its own: what comes out of this part comes out of the whole file too.
+    """
+    rows, columns = (np.flatnonzero((wanted != original).any(axis=(other, 2))) // side for other in (1, 0))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    first, last = (rows[0], columns[0]), (rows[-1], columns[-1])
+    return slice(first[0] * side, (last[0] + 1) * side), slice(first[1] * side, (last[1] + 1) * side)
+
+
+def _within(
+    aim: Pixels, original: Pixels, levels: int, look: Look | None, coded: Mapping[str, Any]
+) -> Pixels:
+    """Pixels near `aim` whose JPEG decodes to within the bound, or nearly where the rounds are over.
+
+    First the samples that came out beyond it are pulled back by as much; that spares the rest but
+    need not end. Then whole 8x8 blocks with such samples get a narrower bound each round.
+    """
+    if not aim.size:
+        return aim
+    middle = original.astype(np.int16)
+    margin = np.zeros(original.shape[:2], np.int16)
+    for attempt in range(ROUNDS):
+        came_out = _decoded(saved(aim, "JPEG", dict(coded), ink=original.shape[2] == 4), original.shape)
+        beyond = _beyond(came_out, original, levels, look)
+        if not beyond.any():
+            break
+        if attempt >= GENTLE:
+            margin += _blocks(np.abs(beyond).max(axis=2) > 0, 8)
+        room = np.maximum(levels - margin, 0)[..., None]
+        pulled = np.clip(aim - beyond, middle - room, middle + room)
+        aim = np.clip(pulled, 0, 255).astype(np.uint8)
+    return aim
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """A picture in YCbCr with halved chroma, just as a JPEG holds it.
+
+    Attributes:
+        luma: H,W.
+        chroma: h,w,2.
+        table: the quantisation of chroma.
+    """
+
+    luma: Pixels
+    chroma: Pixels
+    table: Sequence[int]
+
+    def saved(self, options: Mapping[str, Any]) -> bytes:
+        """The file's bytes. The encoder takes the mean of four samples, which of equal ones is each of them.
+
+        What was a multiple of the table's steps is so again: chroma comes out as it was.
+        """
+        height, width = self.luma.shape
+        full = self.chroma.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+        bands = [
+            Image.fromarray(np.ascontiguousarray(one)) for one in (self.luma, full[..., 0], full[..., 1])
+        ]
+        given = {"qtables": [FINEST, list(self.table)], "subsampling": HALVED, **options}
+        return stored(Image.merge("YCbCr", bands), "JPEG", given)
+
+
+def _beyond(came_out: Pixels, original: Pixels, levels: int, look: Look | None) -> NDArray[np.int16]:
+    """By how much each sample must go back; where a colour is seen to move by too much, in proportion.
+
+    That a colour is seen to keep the bound cannot always be had: out of sRGB's gamut one level of a
+    sample may be a dozen to the eye, and the coding alone may cost one.
+    """
+    off = came_out.astype(np.int16) - original
+    beyond: NDArray[np.int16] = off - np.clip(off, -levels, levels)
+    if look is not None:
+        before, after = (colour.seen(samples, look).astype(np.int16) for samples in (original, came_out))
+        excess = np.maximum(np.abs(after - before).max(axis=2) - levels, 0)[..., None]
+        back = np.sign(off) * -(-np.abs(off) * excess // (levels + excess + (levels == 0)))
+        beyond = np.where(np.abs(back) > np.abs(beyond), back, beyond)
+    return beyond
+
+
+def _halved(
+    data: bytes,
+    wanted: Pixels,
+    original: Pixels,
+    levels: int,
+    look: Look | None,
+    options: Mapping[str, Any],
+) -> bytes | None:
+    """The file whose luma alone is changed; None where that cannot be, or leaves the bound somewhere.
+
+    Chroma that was cut off at 0 or 255 as it was decoded does not come out as it was.
+    """
+    planes = _planes(data)
+    if planes is None:
+        return None
+    parts = [slice(top, top + colour.ROWS) for top in range(0, len(original), colour.ROWS)]
+    for divisor in DIVISORS:
+        finer = replace(planes, table=[max(1, step // divisor) for step in planes.table])
+        changed = _changed(finer, wanted, original, levels, look)
+        if changed is None:
+            continue
+        result = changed.saved(options)
+        came_out = _decoded(result, original.shape)
+        if not any(_beyond(came_out[rows], original[rows], levels, None).any() for rows in parts):
+            return result
+    return None
+
+
+def _planes(data: bytes) -> Planes | None:
+    """What a file in YCbCr with halved chroma holds; None of others.
+
+    Decoded at half its size, a file gives its chroma without the smoothing that scales it up.
+    """
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        if image.mode != "RGB" or JpegImagePlugin.get_sampling(image) != HALVED or min(image.size) < MCU:
+            return None
+        width, height = image.size
+        jpeg: Any = image
+        tables = {tuple(jpeg.quantization[component[3]]) for component in jpeg.layer[1:]}
+        image.draft("YCbCr", image.size)
+        luma = np.array(image.getchannel(0))
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        image.draft("YCbCr", (width // 2, height // 2))
+        chroma = np.array(image)[..., 1:]
+    fits = image.mode == "YCbCr" and chroma.shape[:2] == (-(-height // 2), -(-width // 2))
+    if not fits or len(tables) != 1 or max(max(table) for table in tables) > 255:
+        return None
+    return Planes(luma, np.ascontiguousarray(chroma), tables.pop())
+
+
+def _changed(
+    planes: Planes, wanted: Pixels, original: Pixels, levels: int, look: Look | None
+) -> Planes | None:
+    """The planes with the luminance of the change, so that what comes out stays within the bound.
+
+    Where coding carries a pixel beyond it, its room, and at last that of its block, shrinks. None
+    where the rounds are over before that ends.
+    """
+    inner = _touched(wanted, original, MCU)
+    # Chroma is smoothed over the edges of blocks, so the blocks around are decoded along.
+    here = (_wider(inner[0]), _wider(inner[1]))
+    kept = (_shifted(inner[0], here[0]), _shifted(inner[1], here[1]))
+    half = (slice(here[0].start // 2, here[0].stop // 2), slice(here[1].start // 2, here[1].stop // 2))
+    luma, middle = planes.luma.copy(), planes.luma[inner]
+    before = original[inner].astype(np.int16)
+    bright = (wanted[inner].astype(np.float32) - before) @ LUMA
+    room = np.full(bright.shape, levels, np.float32)
+    for attempt in range(SEARCHES if before.size else 0):
+        luma[inner] = np.clip(np.rint(middle + np.clip(bright, -room, room)), 0, 255)
+        data = Planes(luma[here], planes.chroma[half], planes.table).saved({})
+        came_out = _decoded(data, (*luma[here].shape, 3))[kept]
+        beyond = np.abs(_beyond(came_out, original[inner], levels, look)).max(axis=2)
+        if not beyond.any():
+            break
+        room -= beyond / 2 if attempt < PATIENCE else _blocks(beyond > 0, MCU)
+        room = np.maximum(room, 0)
+    else:
+        return planes if not before.size else None
+    return Planes(luma, planes.chroma, planes.table)
+
+
+def _wider(inner: slice) -> slice:
+    return slice(max(0, inner.start - MCU), inner.stop + MCU)
+
+
+def _shifted(inner: slice, outer: slice) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)
+
+
+def _decoded(data: bytes, shape: tuple[int, ...]) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        pixels: Pixels = np.array(image).reshape(shape)
+    return pixels
+
+
+def _blocks(hits: NDArray[Any], side: int) -> NDArray[np.bool_]:
+    """Every block with a hit, as a plane of the same shape."""
+    height, width = hits.shape
+    whole = np.pad(hits, ((0, -height % side), (0, -width % side)))
+    blocks = whole.reshape(whole.shape[0] // side, side, -1, side).any(axis=(1, 3))
+    return blocks.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
