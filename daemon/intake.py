@@ -85,8 +85,13 @@ class Intake:
         """Whether sightings still wait to be recorded: no time to sleep."""
         return bool(self._unsighted)
 
-    def step(self, *, may_take: bool = True) -> None:
-        """Scan if one is due, note what it found, and bring jobs to the worker as long as it needs any."""
+    def step(self, *, may_take: bool = True, ahead: int = READY_AHEAD) -> None:
+        """Scan if one is due, note what it found, and bring jobs to the worker as long as it needs any.
+
+        Args:
+            may_take: False where there is no room for copies.
+            ahead: how many jobs should be ready for the worker; `READY_AHEAD` where that is more.
+        """
         now = self._monotonic()
         asked = self._wake.is_set() and now >= self._last + max(LEAST_S, 10 * self._cost)
         if now >= self._next or asked:
@@ -100,7 +105,7 @@ class Intake:
             for job in self._ledger.store.sight(part, at=self._ledger.now()):
                 self._ledger.remember(job)
         if may_take and not self.trouble:
-            self._fill()
+            self._fill(max(ahead, READY_AHEAD))
 
     def _look(self, now: float) -> bool:
         """Scan; False where the inbox cannot be read: that must not look like an inbox that was emptied."""
@@ -170,7 +175,7 @@ class Intake:
         self._next = now + self.pause
         self.scanned = True
 
-    def _fill(self) -> None:
+    def _fill(self, ahead: int) -> None:
         """Take jobs in until the worker has enough of them, those first in line first."""
         now, priorities = self._monotonic(), self._settings.watch.priorities
         wanted: list[Job] = []
@@ -182,7 +187,7 @@ class Intake:
             # By rank: one of a high priority does not wait for room behind lower ones.
             # Nor may large pictures, or ten thousand that cannot be read, hold up the loop.
             late = self._monotonic() > now + AT_MOST_S
-            if late or sum(other >= rank for other in ready) >= READY_AHEAD:
+            if late or sum(other >= rank for other in ready) >= ahead:
                 self._first = entry
                 break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):

@@ -29,7 +29,7 @@ from daemon.worker import Outcome
 
 T = TypeVar("T")
 
-TOGETHER = 16
+TOGETHER = 128
 """How many jobs are put in place at a time: they share syncs of folders and transactions."""
 
 
