@@ -233,20 +233,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the first round; the next ones count up")
     parser.add_argument("--every", type=float, default=1.0, help="seconds at most from progress to a kill")
     parser.add_argument("--keep", action="store_true", help="keep the folders of a round that failed")
-    parser.add_argument("--json", type=Path, help="write the figures there too, after each round")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the figures there, after each round; a run goes on where the file ends",
+    )
     options = parser.parse_args(arguments)
-    first = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
-    bad, rounds = 0, list[dict[str, Any]]()
+    rounds: list[dict[str, Any]] = []
+    if options.json and options.json.exists():
+        rounds = json.loads(options.json.read_text())
+        print(f"{len(rounds)} rounds are done already, see {options.json}", flush=True)
+    first = options.seed
+    if first is None:
+        first = rounds[0]["seed"] if rounds else random.SystemRandom().randrange(1 << 30)
+    done = {(played["seed"], played["files"]) for played in rounds}
     for seed in range(first, first + options.rounds):
+        if (seed, options.files) in done:
+            continue
         folder = Path(tempfile.mkdtemp(prefix="backfire-soak-"))
         rounds.append(play(folder, options.files, seed, options.every))
-        failed = bool(rounds[-1]["faults"])
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(rounds, indent=2) + "\n")
-        if failed and options.keep:
+        if rounds[-1]["faults"] and options.keep:
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-        bad += failed
-    return 1 if bad else 0
+    return 1 if any(played["faults"] for played in rounds) else 0
