@@ -68,6 +68,7 @@ class Intake:
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on; the folders must be the same."""
         self._settings = settings
+        self._digests: dict[int | None, str] = {}
         self._tracker.settle_s = settings.watch.settle_s
 
     @property
@@ -285,7 +286,7 @@ class Intake:
         """Make a job ready, unless something says that its files are not whole."""
         spool = self._ledger.spool(job)
         mask_sha = mask_digest([mask.sha256 for mask in taken.masks])
-        config_sha = self._settings.for_path(job.path).sha256
+        config_sha = self._config_sha(job.path)
         content: dict[str, Any] = {
             "input_sha256": taken.picture.sha256,
             "mask_sha256": mask_sha,
@@ -306,6 +307,13 @@ class Intake:
         masks = [shown(path) for path in self._scan.masks_of(job.path)]
         detail = {"masks": masks} if masks else None
         self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
+
+    def _config_sha(self, path: bytes) -> str:
+        """The digest of a picture's settings; as many as there are rules, and as costly as the picture's own."""
+        rule = self._settings.rule_of(path)
+        if rule not in self._digests:
+            self._digests[rule] = self._settings.for_path(path).sha256
+        return self._digests[rule]
 
     def _vanished(self, job: Job) -> None:
         """A waiting job whose file is gone: set aside just before a crash, or taken away by somebody."""
