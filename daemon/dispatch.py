@@ -147,8 +147,8 @@ class Dispatcher:
             return 0
         begun, batch = 0, list[Job]()
         for job in self._in_turn():
-            # One that was tried before may be why the daemon died: it costs no other job an attempt again.
-            if batch and (len(batch) >= self.pace or job.attempts or batch[0].attempts):
+            # The last attempt is made alone: nobody is set aside for what another did to the daemon.
+            if batch and (len(batch) >= self.pace or self._is_last(job) or self._is_last(batch[0])):
                 break
             begun += 1
             if job.attempts >= self._attempts(job):
@@ -349,6 +349,10 @@ class Dispatcher:
             self._conclude(job, outcome or Outcome(job.id, job.lease, stopped=True))
             log.info("drained", path=job.name)
         self._record()
+
+    def _is_last(self, job: Job) -> bool:
+        """Whether no attempt would be left after the next one."""
+        return job.attempts + 1 >= self._attempts(job)
 
     def _attempts(self, job: Job) -> int:
         return self._settings.for_path(job.path).protect.attempts
