@@ -309,7 +309,7 @@ class Intake:
         self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
 
     def _config_sha(self, path: bytes) -> str:
-        """The digest of a picture's settings; as many as there are rules, and as costly as the picture's own."""
+        """The digest of a picture's settings, kept: there are few, and it costs as much as the copy."""
         rule = self._settings.rule_of(path)
         if rule not in self._digests:
             self._digests[rule] = self._settings.for_path(path).sha256

@@ -120,7 +120,7 @@ _NOTE = insert(_events).values({name: sa.bindparam(name) for name in ("job_id", 
 
 @cache
 def _sql(statement: sa.ClauseElement) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """A statement as SQLite takes it, and the parameters in their order, each with what it is where not given.
+    """A statement as SQLite takes it, and its parameters in their order, each with its own value.
 
     For the few statements that every job meets: SQLAlchemy takes several times as long over one as SQLite.
     """
