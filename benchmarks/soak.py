@@ -108,12 +108,18 @@ class Daemon:
             self.process = self._started()
             self.kills[what] += 1
             return
+        for child in self.children():
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+                self.kills[what] += 1
+
+    def children(self) -> list[int]:
+        """Its workers: one, or none while it has not started any."""
+        main = self.process.pid
         with suppress(OSError):
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            for child in children:
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
-                    self.kills[what] += 1
+            found = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+            return [int(it) for it in found if b"spawn_main" in Path(f"/proc/{it}/cmdline").read_bytes()]
+        return []
 
     def states(self) -> Counter[str]:
         """How many jobs are in each state; empty while nobody can tell."""

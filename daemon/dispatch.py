@@ -304,7 +304,7 @@ class Dispatcher:
             for job, outcome in ended:
                 self._conclude(job, outcome)
         quick = sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended)
-        self.pace = min(2 * self.pace, AT_ONCE) if quick else 1
+        self.pace = min(2 * self.pace, AT_ONCE) if quick else max(self.pace // 2, 1)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         """What the child's outcome means for the job."""
