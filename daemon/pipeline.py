@@ -22,6 +22,7 @@ from daemon.config import Protect, Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
+from daemon.editors.hardware import PeakMemory
 from daemon.errors import BudgetExceeded, Code, InputError
 from daemon.finding import Found
 from daemon.geometry import Crop
@@ -128,6 +129,7 @@ def _protected(
     key = _digests(data, b"", source, settings)["key"]
     with watch.phase("load"), memory.watched(source.name):
         bench = _Bench.of(settings, rung.protect, frugal=rung.frugal)
+    peak = PeakMemory(bench.device)
     crops = _crops(picture.rgb, found.regions, rung.protect)
     budget = Budget(settings.protect.epsilon)
 
@@ -166,6 +168,7 @@ def _protected(
         "iterations": settings.protect.iterations,
         "device": bench.device_name,
         "memory_rung": rung.name,
+        "peak_memory_mb": peak.bytes >> 20,
     }
     if settings.protect.keep_region_exact:
         facts["region_change_levels"] = _inside(picture.rgb, published, crops)
