@@ -163,7 +163,7 @@ def backlog(files: int) -> dict[str, Any]:
             (place / f"{number}.png").write_bytes(data)
         began = time.monotonic()
         daemon = Daemon(base)
-        first = ready_s(daemon, 0, began)
+        first, first_processor = ready_s(daemon, 0, began), processor_s(daemon)
         while daemon.states()["settling"] < files:
             daemon.alive()
             time.sleep(0.2)
@@ -172,18 +172,21 @@ def backlog(files: int) -> dict[str, Any]:
         daemon.process.wait()
         offset, began = len((base / "daemon.log").read_text()), time.monotonic()
         daemon = Daemon(base)
-        again = ready_s(daemon, offset, began)
+        again, again_processor = ready_s(daemon, offset, began), processor_s(daemon)
         daemon.stop()
         print(
-            f"backlog of {files}: READY after {first:.1f} s, all in the database after {sighted:.1f} s "
-            f"({database_mb(base):.0f} MB, {resident} MB resident); killed, READY again after {again:.1f} s",
+            f"backlog of {files}: READY after {first:.1f} s (processor {first_processor:.1f} s), all in the "
+            f"database after {sighted:.1f} s ({database_mb(base):.0f} MB, {resident} MB resident); killed, "
+            f"READY again after {again:.1f} s (processor {again_processor:.1f} s)",
             flush=True,
         )
         return {
             "files": files,
             "ready_s": round(first, 2),
+            "ready_processor_s": round(first_processor, 2),
             "all_recorded_s": round(sighted, 1),
             "ready_again_after_kill_s": round(again, 2),
+            "ready_again_processor_s": round(again_processor, 2),
             "resident_mb": resident,
             "database_mb": round(database_mb(base), 1),
         }

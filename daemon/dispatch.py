@@ -303,8 +303,12 @@ class Dispatcher:
         with self._ledger.together():
             for job, outcome in ended:
                 self._conclude(job, outcome)
-        quick = sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended)
-        self.pace = min(2 * self.pace, AT_ONCE) if quick else max(self.pace // 2, 1)
+        if any(outcome.transient for _, outcome in ended):
+            self.pace = 1  # whoever is next may be hindered as well
+        elif sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended):
+            self.pace = min(2 * self.pace, AT_ONCE)
+        else:
+            self.pace = max(self.pace // 2, 1)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         """What the child's outcome means for the job."""
