@@ -26,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from daemon import manifest
+
 ROOT = Path(__file__).parent.parent
 WRITERS = 6
 ENDS = {"archived", "failed", "quarantined", "skipped"}
@@ -144,9 +146,13 @@ class Daemon:
 
 
 def contents(folder: Path) -> Counter[str]:
-    """How often each content lies below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """How often each content lies below a folder; its manifest is none of them."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not _is_manifest(path))
     return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def _is_manifest(path: Path) -> bool:
+    return manifest.NAME.fullmatch(os.fsencode(path.name)) is not None
 
 
 def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
@@ -161,6 +167,9 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
             found.append(f"{len(lost)} final contents are not in the {name}")
         if alien := folder.keys() - final - former:
             found.append(f"{len(alien)} contents in the {name} were never dropped whole")
+        listed = {entry.sha256 for entry in manifest.read(base / name).entries}
+        if unlisted := folder.keys() - listed:
+            found.append(f"{len(unlisted)} contents in the {name} are not in its manifest")
         # A file renamed in the very moment of publishing is one file under either name.
         if twice := {sha for sha, count in folder.items() if count > 1 + (sha in renamed)}:
             found.append(f"{len(twice)} contents lie in the {name} more than once")
