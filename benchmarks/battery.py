@@ -1,100 +1,100 @@
 """What happens to a published picture before somebody edits it.
 
-Each treatment takes a picture (uint8 H,W,3) and planes that mark places in it (H,W bool) and
-gives both as they look afterwards. The original goes through the same treatment, so that only
-the protection's effect is compared.
+Each treatment takes a picture (uint8 H,W,3) and a plane that marks places in it (H,W bool) and
+gives both as they look afterwards, or None where it changes nothing. The original goes through
+the same treatment, so that only the protection's effect is compared.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
 
-from daemon import editors
 from daemon.domain import Mask, Rgb
+from daemon.editors.base import Editor
 
-Treated = tuple[Rgb, list[Mask]]
-Treatment = Callable[[Rgb, Sequence[Mask]], Treated]
+Treated = tuple[Rgb, Mask]
+Treatment = Callable[[Rgb, Mask], Treated | None]
 LONG_EDGE = 1080
 SIGMA = 6.0
 """Noise added, in levels: as large as the default budget."""
 
 
-def jpeg(quality: int) -> Treatment:
-    def treat(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
-        file = io.BytesIO()
-        Image.fromarray(rgb).save(file, "JPEG", quality=quality)
-        return np.asarray(Image.open(file)).copy(), list(masks)
-
-    return treat
+def jpeg(rgb: Rgb, mask: Mask, *, quality: int) -> Treated:
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file)).copy(), mask
 
 
-def scaled(rgb: Rgb, masks: Sequence[Mask], scale: float) -> Treated:
+def scaled(rgb: Rgb, mask: Mask, *, scale: float) -> Treated:
     size = (max(round(rgb.shape[1] * scale), 8), max(round(rgb.shape[0] * scale), 8))
-    planes = [np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)).copy(), planes
+    plane = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)).copy(), plane
 
 
-def half_size(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
-    return scaled(rgb, masks, 0.5)
+def long_edge(rgb: Rgb, mask: Mask, *, most: int = LONG_EDGE) -> Treated | None:
+    """1080 px as social sites make it; a smaller picture stays as it is."""
+    longer = max(rgb.shape[:2])
+    return scaled(rgb, mask, scale=most / longer) if longer > most else None
 
 
-def long_edge(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
-    """1080 px as social sites make it; a smaller picture stays."""
-    return scaled(rgb, masks, min(1.0, LONG_EDGE / max(rgb.shape[:2])))
-
-
-def cropped(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
+def cropped(rgb: Rgb, mask: Mask) -> Treated:
     """A tenth off, a twentieth on each side."""
     y, x = rgb.shape[0] // 20, rgb.shape[1] // 20
     inner = (slice(y, rgb.shape[0] - y), slice(x, rgb.shape[1] - x))
-    return rgb[inner].copy(), [mask[inner] for mask in masks]
+    return rgb[inner].copy(), mask[inner]
 
 
-def blurred(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
+def blurred(rgb: Rgb, mask: Mask) -> Treated:
     soft = ndimage.gaussian_filter(rgb.astype(np.float32), (1, 1, 0))
-    return np.rint(soft).astype(np.uint8), list(masks)
+    return np.rint(soft).astype(np.uint8), mask
 
 
-def noisy(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
+def noisy(rgb: Rgb, mask: Mask) -> Treated:
     noise = np.random.default_rng(0).normal(0, SIGMA, rgb.shape)
-    return np.clip(np.rint(rgb + noise), 0, 255).astype(np.uint8), list(masks)
+    return np.clip(np.rint(rgb + noise), 0, 255).astype(np.uint8), mask
 
 
-def noisy_upscaled(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
+def noisy_upscaled(rgb: Rgb, mask: Mask) -> Treated:
     """Noise, then down and up again: the cheapest purifier."""
-    rough, planes = noisy(rgb, masks)
-    small, _ = scaled(rough, (), 0.5)
+    rough, _ = noisy(rgb, mask)
+    small, _ = scaled(rough, mask, scale=0.5)
     back = Image.fromarray(small).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)
-    return np.asarray(back).copy(), planes
+    return np.asarray(back).copy(), mask
 
 
-def purified(rgb: Rgb, masks: Sequence[Mask]) -> Treated:
-    """Through the embedded editor's autoencoder, which keeps the picture and drops fine noise."""
-    editor = editors.get("latent-mini")
+def purified(rgb: Rgb, mask: Mask, *, editor: Editor) -> Treated:
+    """Through a latent editor's autoencoder, which keeps the picture and drops fine noise."""
     encoder, decoder = editor.encoder, editor.decoder  # type: ignore[attr-defined]
     height, width = rgb.shape[:2]
-    padded = np.pad(rgb, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
+    beyond = ((0, -height % editor.multiple), (0, -width % editor.multiple), (0, 0))
+    padded = np.pad(rgb, beyond, mode="edge")
     image = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         out = decoder(encoder(image))[0].clamp(0, 1).permute(1, 2, 0).numpy()
-    return np.rint(out[:height, :width] * 255).astype(np.uint8), list(masks)
+    return np.rint(out[:height, :width] * 255).astype(np.uint8), mask
 
 
 BATTERY: dict[str, Treatment] = {
-    "jpeg90": jpeg(90),
-    "jpeg75": jpeg(75),
-    "jpeg50": jpeg(50),
-    "half size": half_size,
+    "jpeg 90": partial(jpeg, quality=90),
+    "jpeg 75": partial(jpeg, quality=75),
+    "jpeg 50": partial(jpeg, quality=50),
+    "half size": partial(scaled, scale=0.5),
     "1080 px": long_edge,
     "crop 10%": cropped,
     "blur": blurred,
     "noise": noisy,
     "noise+upscale": noisy_upscaled,
-    "autoencoder": purified,
 }
+
+
+def treatments(judges: Sequence[Editor]) -> dict[str, Treatment]:
+    """The battery, and the autoencoder of each judge that has one, as a purifier."""
+    latent = [judge for judge in judges if hasattr(judge, "encoder") and hasattr(judge, "decoder")]
+    return BATTERY | {f"autoencoder {judge.name}": partial(purified, editor=judge) for judge in latent}

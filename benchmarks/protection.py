@@ -1,213 +1,202 @@
 """What a protection does to edits, on files written and decoded again, as an attacker edits them.
 
-    python -m benchmarks protection --set dev --count 20 --methods implant,recipe --editors latent-mini
+    python -m benchmarks protection --set dev,faces --methods implant,subtle,recipe
 
-Each picture is protected by each method against each editor (and against all of them together
-with --ensemble), written as PNG, decoded, and edited by every editor along the commonest tool's
-path: pictures over 800 px are cropped to the mask's box and 128 px around it, smaller ones
-edited whole. SSIM and L1 compare the edit with the edit of the original, under the mask. One JSON
-line a protected picture goes to OUT/rows.jsonl as soon as it is measured; a run goes on where it
-was stopped. At the end OUT/table.md and OUT/*.png are written from all lines.
+A method is a name (`implant`), a name with its own budget and iterations (`implant@3x40`), or one
+of protect.strength's words (`subtle`). Each picture is protected by each method against each
+editor, and against all together with --ensemble, written as PNG and decoded; then every editor
+edits it, so that of several editors each one's picture is judged by all the others (transfer).
+--epsilon and --iterations take several values and make a sweep.
+
+A JSON line a protected picture goes to OUT/rows.jsonl as soon as it is measured; a run goes on
+where it was stopped, and measures again what other code had measured. At the end OUT/table.md and
+OUT/*.png are written from this run's rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
-import json
-import resource
-import time
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from rich.progress import Progress
-from skimage.metrics import structural_similarity
 
-from benchmarks import sets, summary
-from benchmarks.battery import BATTERY
-from benchmarks.sets import Case
-from daemon import editors, geometry, images, protect
-from daemon.config import Output, Protect
-from daemon.domain import Box, Budget, Mask, Region, Rgb
+from benchmarks import measure, perceptual, sets, summary
+from benchmarks.measure import Trial
+from benchmarks.rows import Journal, Row
+from daemon import config, editors, methods
+from daemon.config import STRENGTHS, Protect
 from daemon.editors.base import Editor
-from daemon.verify import masked_ssim, to_picture
+from daemon.errors import BackfireError
 
-CROP_OVER, MARGIN = 800, 128
-"""IOPaint's defaults (METHOD.md)."""
-CPU = torch.device("cpu")
+OUT = Path("benchmarks/results/protection/run")
 
 
-def seen(rgb: Rgb, mask: Mask) -> Box:
-    """The part of the picture that the attacker's tool hands to the model."""
-    height, width = rgb.shape[:2]
-    if max(height, width) <= CROP_OVER:
-        return Box(0, 0, width, height)
-    return Box.around(mask).grown(MARGIN, width, height)
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One way to protect: its name in the tables, its settings, and the editors it is optimised against."""
+
+    name: str
+    settings: Protect
+    surrogates: list[Editor]
 
 
-def compared(editor: Editor, original: Rgb, published: Rgb, mask: Mask) -> dict[str, float]:
-    """SSIM and L1 under the mask between the edits of both pictures."""
-    box = seen(original, mask)
-    plane = mask[box.slices]
-    pair = torch.cat([protect.to_tensor(rgb[box.slices], plane.shape, CPU) for rgb in (original, published)])
-    masks = torch.from_numpy(plane)[None, None].float().expand(2, -1, -1, -1)
-    with torch.inference_mode():
-        clean, got = (
-            to_picture(one) for one in editor.inpaint(pair, masks, generator=torch.Generator().manual_seed(0))
-        )
-    return {
-        "ssim": round(masked_ssim(clean, got, plane), 4),
-        "l1": round(float(np.abs(clean - got)[plane].mean()), 4),
-    }
+def settings_of(name: str, **given: Any) -> Protect:
+    """The settings that a method's name on the command line stands for.
+
+    Args:
+        name: `implant`, `implant@3`, `implant@3x40`, `subtle`; see the module's docstring.
+        given: settings where the name says nothing, None for the method's own; the published recipe takes
+            epsilon and iterations only.
+
+    Raises:
+        SystemExit: neither a method nor a strength.
+    """
+    if name in STRENGTHS:
+        return Protect.model_validate({"strength": name})
+    parts = re.fullmatch(r"([\w-]+?)(?:@([\d.]+))?(?:x(\d+))?", name)
+    if parts is None or parts[1] not in methods.NAMES:
+        known = ", ".join((*methods.NAMES, *STRENGTHS))
+        raise SystemExit(f"--methods: got {name!r}, expected one of {known}, or such as implant@3x40")
+    own = {"epsilon": parts[2], "iterations": parts[3]}
+    said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
+    if parts[1] == "recipe":
+        published = {key: STRENGTHS["paper"][key] for key in ("epsilon", "iterations", "flat_share")}
+        said = {**published, **{key: said[key] for key in own if key in said}, "withstand": ()}
+    return Protect.model_validate({**said, "method": parts[1]})
 
 
-def edits(mask: Mask, everything: Mask, rng: np.random.Generator) -> dict[str, Mask]:
-    """The edit masks measured for one region; benign ones only where there is room."""
-    angle = rng.uniform(0, 2 * np.pi)
-    down, right = (int(16 * np.sin(angle)), int(16 * np.cos(angle)))
-    found: dict[str, Mask | None] = {
-        "full": mask,
-        "dilated": geometry.dilated(mask),
-        "half": geometry.half(mask, float(rng.uniform(0, 2 * np.pi))),
-        "box": geometry.bounding(mask),
-        "shift 16": geometry.shifted(mask, down, right),
-        "stroke": geometry.stroke(mask, rng),
-        **{f"cover {round(100 * s)}%": geometry.covering(mask, s) for s in (0.5, 0.75, 1.25, 1.5)},
-        "near": geometry.ring(mask) & ~everything,
-        "far": geometry.far(everything, rng),
-    }
-    return {name: plane for name, plane in found.items() if plane is not None and plane.any()}
-
-
-def measure(
-    case: Case, settings: Protect, surrogates: Sequence[Editor], judges: Sequence[Editor]
-) -> dict[str, Any]:
-    """Protects one picture and measures every edit of the decoded file by every judge."""
-    height, width = case.rgb.shape[:2]
-    regions = [Region(Box.around(m), "mask", 1.0, "bench", m[Box.around(m).slices]) for m in case.masks]
-    crops = geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
-    seed = list(hashlib.sha256(case.name.encode()).digest())
-    began = time.perf_counter()
-    changed = protect.optimise(
-        case.rgb,
-        False,
-        crops,
-        settings,
-        surrogates,
-        device=CPU,
-        rng=np.random.default_rng(seed),
-        progress=lambda done, total: None,
-    ).rgb
-    seconds = time.perf_counter() - began
-    limit = Output().max_pixels
-    picture = images.decode(_png(case.rgb), name=case.name, max_pixels=limit)
-    file = images.encode(picture, changed, levels=Budget(settings.epsilon).levels, format="png")
-    published = images.decode(file.data, name=case.name, max_pixels=limit).rgb
-    everything: Mask = np.logical_or.reduce(case.masks)
-    rows: list[dict[str, Any]] = []
-    for index, mask in enumerate(case.masks):
-        planes = edits(mask, everything, np.random.default_rng([*seed, index]))
-        for judge in judges:
-            for name, plane in planes.items():
-                rows.append(
-                    {"editor": judge.name, "edit": name, **compared(judge, case.rgb, published, plane)}
+def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
+    """Every way to protect that the command line asks for."""
+    groups = [[judge] for judge in judges] + ([judges] if given.ensemble and len(judges) > 1 else [])
+    sweep = len(given.epsilon) > 1 or len(given.iterations) > 1
+    found: dict[str, Protect] = {}
+    for name in given.methods:
+        for epsilon in given.epsilon:
+            for iterations in given.iterations:
+                one = settings_of(
+                    name,
+                    epsilon=epsilon,
+                    iterations=iterations,
+                    flat_share=given.flat_share,
+                    withstand=given.withstand,
                 )
-            for name, treat in BATTERY.items():
-                before, (moved,) = treat(case.rgb, [mask])
-                after, _ = treat(published, [mask])
-                if moved.any():
-                    rows.append(
-                        {
-                            "editor": judge.name,
-                            "edit": f"after {name}",
-                            **compared(judge, before, after, moved),
-                        }
-                    )
-    difference = published.astype(np.int16) - case.rgb
-    where = np.zeros((height, width), dtype=np.bool_)
-    for crop in crops:
-        where[crop.box.slices] = True
-    squared = float((difference[where].astype(np.float64) ** 2).mean())
+                swept = sweep and name in methods.NAMES
+                found[f"{name}@{one.epsilon:g}x{one.iterations}" if swept else name] = one
+    return [Plan(name, settings, group) for name, settings in found.items() for group in groups]
+
+
+def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.Namespace) -> Row:
+    """All that a row depends on, besides the code."""
     return {
+        "set": case.of,
         "picture": case.name,
-        "size": [width, height],
-        "psnr": round(10 * float(np.log10(255**2 / max(squared, 1e-9))), 2),
-        "ssim": round(float(structural_similarity(case.rgb, published, channel_axis=2)), 4),  # type: ignore[no-untyped-call]
-        "max_change": int(np.abs(difference).max()),
-        "seconds": round(seconds, 2),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "edits": rows,
+        "size": [case.rgb.shape[1], case.rgb.shape[0]],
+        "how": plan.name,
+        "surrogates": [f"{one.name}@{one.weights_sha256[:8]}" for one in plan.surrogates],
+        "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in judges],
+        "plain": given.plain,
+        "verdicts": given.verdicts,
+        "clip": None if given.clip is None else given.clip.name,
+        "settings": plan.settings.model_dump(mode="json", exclude={"surrogates", "device", "attempts"}),
     }
 
 
-def _png(rgb: Rgb) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "PNG")
-    return file.getvalue()
+def measured(plan: Plan, trial: Trial, *, verdicts: bool) -> Row:
+    """Protects one picture and lets every judge edit the decoded file."""
+    made = measure.protected(trial.case, plan.settings, plan.surrogates)
+    regions = sum(len(crop.regions) for crop in made.crops)
+    return {
+        **measure.quality(trial.case.rgb, made),
+        "iterations": plan.settings.iterations * regions,
+        "seconds": made.seconds,
+        "cpu_s": made.cpu_s,
+        "peak_mb": made.peak_mb,
+        "load": round(os.getloadavg()[0], 1),
+        "verdicts": trial.verdicts(made, plan.settings, plan.surrogates) if verdicts else {},
+        **trial.edits(made.rgb),
+    }
+
+
+def listed(text: str) -> list[str]:
+    """`a,b` as a list."""
+    return [part for part in text.split(",") if part]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks protection", description=__doc__, formatter_class=about
+    )
+    parser.add_argument("--set", type=listed, default=["dev"], help=f"several of {', '.join(sets.NAMES)}")
+    parser.add_argument("--count", type=int, default=20, help="pictures of each set at most")
+    parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
+    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
+    parser.add_argument("--methods", type=listed, default=["implant", "recipe"])
+    parser.add_argument("--editors", type=listed, default=["latent-mini"], help="each is surrogate and judge")
+    parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
+    parser.add_argument("--ensemble", action="store_true", help="protect against all editors together too")
+    numbers = partial(map, float)
+    parser.add_argument("--epsilon", type=lambda text: list(numbers(listed(text))), default=[None])
+    parser.add_argument(
+        "--iterations",
+        type=lambda text: list(map(int, listed(text))),
+        default=[None],
+        help="the default is each method's own",
+    )
+    parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
+    parser.add_argument("--withstand", type=listed, default=list(Protect().withstand))
+    parser.add_argument(
+        "--plain", action="store_true", help="the full region, near and far alone: for sweeps"
+    )
+    parser.add_argument(
+        "--verdicts",
+        action="store_true",
+        help="the daemon's verdict too, and that on pictures nothing protects",
+    )
+    parser.add_argument("--clip", type=Path, help="a folder with a CLIP vision model, for CLIP-FID")
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks protection", description=__doc__)
-    parser.add_argument("--set", choices=sets.NAMES, default="dev")
-    parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
-    parser.add_argument("--methods", default="implant,recipe")
-    parser.add_argument("--editors", default="latent-mini", help="each is surrogate and judge in turn")
-    parser.add_argument("--ensemble", action="store_true", help="protect against all editors together too")
-    parser.add_argument("--epsilon", default="6.4", help="levels of 255; several make a sweep")
-    parser.add_argument("--iterations", default="20", help="several make a sweep")
-    parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
-    parser.add_argument("--withstand", default=",".join(Protect().withstand))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/protection"))
-    given = parser.parse_args(argv)
-
-    judges = [editors.get(name) for name in given.editors.split(",")]
-    groups = [[judge] for judge in judges] + ([judges] if given.ensemble and len(judges) > 1 else [])
-    plans = [
-        (method, float(epsilon), int(iterations), group)
-        for method in given.methods.split(",")
-        for epsilon in given.epsilon.split(",")
-        for iterations in given.iterations.split(",")
-        for group in groups
+    given = parser().parse_args(argv)
+    for name in given.set:
+        if name not in sets.NAMES:
+            raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(sets.NAMES)}")
+    try:
+        declared = None if given.config is None else config.load(given.config)
+        judges = [editors.get(name, settings=declared) for name in given.editors]
+    except BackfireError as error:
+        raise SystemExit(str(error)) from error
+    ways = plans(given, judges)
+    distance, features = perceptual.lpips(), perceptual.clip(given.clip)
+    cases = [
+        case
+        for name in given.set
+        for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
     ]
-    chosen = list(sets.cases(given.set, count=given.count, side=given.side))
-    given.out.mkdir(parents=True, exist_ok=True)
-    log = given.out / "rows.jsonl"
-    known = {row["key"]: row for row in summary.read(log)}
-    wanted: list[str] = []
-    with Progress() as bar, log.open("a") as lines:
-        task = bar.add_task("protection", total=len(plans) * len(chosen))
-        for method, epsilon, iterations, group in plans:
-            published = method == "recipe"
-            settings = Protect(
-                method=method,
-                epsilon=epsilon,
-                iterations=iterations,
-                flat_share=1.0 if published else given.flat_share,
-                withstand=() if published else tuple(w for w in given.withstand.split(",") if w),
-            )
-            for case in chosen:
-                what = {
-                    "set": given.set,
-                    "side": given.side,
-                    "surrogates": [f"{e.name}@{e.weights_sha256[:8]}" for e in group],
-                    "judges": [f"{e.name}@{e.weights_sha256[:8]}" for e in judges],
-                    **settings.model_dump(mode="json", exclude={"surrogates", "device", "attempts"}),
-                }
-                name = json.dumps([case.name, what], sort_keys=True)
-                key = hashlib.sha256(name.encode()).hexdigest()[:16]
-                wanted.append(key)
-                if key not in known:
-                    known[key] = {"key": key, **what, **measure(case, settings, group, judges)}
-                    lines.write(json.dumps(known[key]) + "\n")
-                    lines.flush()
+    measure.warm(judges)
+    journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
+    with Progress() as bar:
+        task = bar.add_task("protection", total=len(ways) * len(cases))
+        for case in cases:
+            trial = Trial(case, judges, plain=given.plain, distance=distance, features=features)
+            for plan in ways:
+                bar.update(task, description=f"{plan.name} {case.name}")
+                rows.append(
+                    journal.row(
+                        what(plan, case, judges, given),
+                        partial(measured, plan, trial, verdicts=given.verdicts),
+                    )
+                )
                 bar.advance(task)
-    table = summary.write([known[key] for key in wanted], given.out)
-    print(table)
+    print(summary.write(rows, given.out))
     return 0

@@ -1,4 +1,4 @@
-"""The pictures a protection is measured on: real photographs, their regions known or seeded."""
+"""The pictures a protection is measured on: real photographs, their regions known, found or seeded."""
 
 from __future__ import annotations
 
@@ -11,60 +11,86 @@ from PIL import Image
 
 from daemon import detectors
 from daemon.detectors import Source
-from daemon.domain import Mask, Rgb
+from daemon.domain import Box, Mask, Region, Rgb
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-NAMES = ("pairs", "faces", "dev")
+FOLDERS = {"pairs": "pairs", "faces": "faces", "dev": "photos/dev"}
+NAMES = tuple(FOLDERS)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A picture, uint8 H,W,3, and its protected regions as planes H,W."""
+    """A picture, uint8 H,W,3, and its protected regions as planes H,W, none of them empty."""
 
+    of: str
     name: str
     rgb: Rgb
     masks: tuple[Mask, ...]
+
+    @property
+    def everything(self) -> Mask:
+        """All regions as one plane."""
+        together: Mask = np.logical_or.reduce(self.masks)
+        return together
+
+    @property
+    def seed(self) -> list[int]:
+        """Made of its name, so that a picture draws the same in every run."""
+        return list(f"{self.of}/{self.name}".encode())
+
+    def regions(self) -> list[Region]:
+        """The regions as a detector would give them."""
+        boxes = [(Box.around(mask), mask) for mask in self.masks]
+        return [Region(box, "mask", 1.0, "bench", mask[box.slices]) for box, mask in boxes]
 
 
 def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterator[Case]:
     """The first `count` pictures of a set, scaled so that the longer side is at most `side`.
 
     * pairs: the picture-and-mask pairs;
-    * faces: the face pictures, regions from the face detector;
+    * faces: the face pictures, regions from the face detector at full size;
     * dev: photographs with one seeded region each, an ellipse or a box a sixth to a third wide.
 
     Raises:
         SystemExit: the folder is not there.
     """
-    where = {"pairs": folder / "pairs", "faces": folder / "faces", "dev": folder / "photos" / "dev"}[name]
+    where = folder / FOLDERS[name]
     if not where.is_dir():
-        raise SystemExit(f"{where}: no such folder; the benchmarks need the shared photographs")
+        raise SystemExit(f"{where}: no such folder; name one with pairs/, faces/ and photos/dev/ by --data")
     paths = sorted(p for p in where.iterdir() if p.suffix in {".jpg", ".png"} and ".mask" not in p.name)
     for path in paths[:count]:
-        rgb = _read(path, side)
+        whole: Rgb = np.asarray(Image.open(path).convert("RGB")).copy()
+        rgb = scaled_to(whole, side)
+        height, width = rgb.shape[:2]
         if name == "pairs":
-            mask = Image.open(path.with_suffix(".mask.png")).convert("L").resize(rgb.shape[1::-1], 0)
-            masks: tuple[Mask, ...] = (np.asarray(mask) > 127,)
+            mask = np.asarray(Image.open(path.with_suffix(".mask.png")).convert("L")) > 127
+            masks = [_nearest(mask, width, height)]
         elif name == "faces":
-            found = detectors.get("faces").detect(rgb, source=Source(path.name))
-            masks = tuple(region.plane(*rgb.shape[:2]) for region in found)
+            found = detectors.get("faces").detect(whole, source=Source(path.name))
+            masks = [_nearest(region.plane(*whole.shape[:2]), width, height) for region in found]
         else:
             seed = int.from_bytes(path.name.encode(), "little") % 2**32
-            masks = (_seeded(rgb.shape[0], rgb.shape[1], np.random.default_rng(seed)),)
-        if masks:
-            yield Case(path.name, rgb, masks)
+            masks = [seeded(height, width, np.random.default_rng(seed))]
+        if masks := [mask for mask in masks if mask.any()]:
+            yield Case(name, path.name, rgb, tuple(masks))
 
 
-def _read(path: Path, side: int) -> Rgb:
-    image = Image.open(path).convert("RGB")
-    scale = min(1.0, side / max(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
-    rgb: Rgb = np.asarray(image.resize(size, Image.Resampling.LANCZOS)).copy()
-    return rgb
+def scaled_to(rgb: Rgb, side: int) -> Rgb:
+    """The picture with its longer side at most `side`."""
+    height, width = rgb.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    small: Rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)).copy()
+    return small
 
 
-def _seeded(height: int, width: int, rng: np.random.Generator) -> Mask:
-    """A shape inside the picture, off its border."""
+def _nearest(mask: Mask, width: int, height: int) -> Mask:
+    plane: Mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return plane
+
+
+def seeded(height: int, width: int, rng: np.random.Generator) -> Mask:
+    """An ellipse or a box inside the picture, off its border, a sixth to a third of the shorter side."""
     h, w = (int(min(height, width) * share) for share in rng.uniform(1 / 6, 1 / 3, 2))
     top = int(rng.integers(height // 8, height - h - height // 8))
     left = int(rng.integers(width // 8, width - w - width // 8))

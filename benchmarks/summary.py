@@ -1,138 +1,267 @@
-"""Lines of a protection benchmark as a table for the README and as plots."""
+"""Rows of a protection benchmark as tables for the README.
+
+Every cell is the mean over the pictures' regions, the worst of them in brackets. Effect is
+1 - SSIM of an edit to the clean edit; what a changed edit or a treatment keeps of it is the mean
+effect after it over the mean effect of the plain edit.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
-INCOMPLETE = (
-    "dilated",
-    "half",
-    "box",
-    "shift 16",
-    "stroke",
-    "cover 50%",
-    "cover 75%",
-    "cover 125%",
-    "cover 150%",
-)
+from benchmarks import perceptual
+from benchmarks.rows import Row
+
+FIGURES = ("ssim", "l1")
+"""What a row has of an edit, in this order."""
+LEAST = 0.05
+"""Effects below this are no base for a share: of such a picture nothing is there to be kept."""
 
 
-def read(log: Path) -> list[Row]:
-    """The lines written so far; a torn last line, from a kill, is left out."""
-    rows = []
-    for line in log.read_text().splitlines() if log.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The rows of one set, protected in one way against some editors and judged by one."""
+
+    of: str
+    how: str
+    against: str
+    judge: str
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        """For a plot's legend."""
+        return f"{self.of}: {self.how} {edited(self.against, self.judge)}"
+
+    def values(self, edit: str, what: str = "ssim") -> list[float]:
+        """That figure (`ssim`, `l1`) of that edit, one a region; empty where it was not measured."""
+        return [figures[FIGURES.index(what)] for figures in self._figures(edit).values()]
+
+    def effects(self, edit: str) -> dict[tuple[str, int], float]:
+        """1 - SSIM by (picture, region)."""
+        return {key: 1.0 - figures[0] for key, figures in self._figures(edit).items()}
+
+    def of_full(self, what: str) -> list[Any]:
+        """What else was measured of the full regions (`lpips`, `clip`), one a region."""
+        return [one for row in self.rows for one in row[what].get(self.judge, ())]
+
+    def edits(self, prefix: str = "") -> list[str]:
+        """The names of the edits that begin so, in the order they were made."""
+        names = dict.fromkeys(name for row in self.rows for name in row["edits"][self.judge])
+        return [name for name in names if name.startswith(prefix)]
+
+    def _figures(self, edit: str) -> dict[tuple[str, int], list[float]]:
+        return {
+            (row["picture"], region): figures
+            for row in self.rows
+            for region, figures in enumerate(row["edits"][self.judge].get(edit, ()))
+            if figures is not None
+        }
+
+    def worst(self) -> list[float]:
+        """Each region's SSIM after the treatment that leaves its edit least broken."""
+        after = [self.effects(name) for name in self.edits("after ")]
+        return [
+            1.0 - min(one[key] for one in after if key in one)
+            for key in (self.effects("full") if after else ())
+        ]
+
+
+def edited(against: str, judge: str) -> str:
+    """Optimised against whom, and judged by whom if by another."""
+    return f"on {against}" + ("" if against == judge else f" → {judge}")
+
+
+def grouped(rows: Iterable[Row]) -> list[Group]:
+    """The rows by set, way to protect and judge."""
+    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        against = "+".join(name.partition("@")[0] for name in row["surrogates"])
+        for name in row["judges"]:
+            found.setdefault((row["set"], row["how"], against, name.partition("@")[0]), []).append(row)
+    return [Group(*key, of) for key, of in found.items()]
+
+
+def kept(group: Group, edit: str) -> tuple[float, float] | None:
+    """What an edit keeps of the plain one's effect: the mean's share and the worst picture's."""
+    plain, got = group.effects("full"), group.effects(edit)
+    pairs = [(plain[key], effect) for key, effect in got.items()]
+    if not pairs or np.mean([base for base, _ in pairs]) < LEAST:
+        return None
+    each = [effect / base for base, effect in pairs if base >= LEAST]
+    total = float(np.sum([effect for _, effect in pairs]) / np.sum([base for base, _ in pairs]))
+    return total, min(each)
+
+
+def clip_fid(group: Group) -> float | None:
+    """Fréchet's distance between CLIP's features of the clean edits and of the broken ones."""
+    pairs = group.of_full("clip")
+    if len(pairs) < 2:
+        return None
+    clean, got = (np.array([pair[i] for pair in pairs], dtype=np.float64) for i in (0, 1))
+    return perceptual.frechet(clean, got)
 
 
 def write(rows: Sequence[Row], folder: Path) -> str:
-    """Writes `table.md`, `incomplete.png`, `robustness.png` and, of a sweep, `psnr.png`; gives the table."""
-    groups = _grouped(rows)
-    table = _table(groups)
-    (folder / "table.md").write_text(table + "\n")
-    _plots(groups, folder)
-    return table
+    """Writes `table.md` and the plots into a folder, and gives the table."""
+    from benchmarks import plots
+
+    groups = grouped(rows)
+    text = tables(groups)
+    (folder / "table.md").write_text(text + "\n")
+    plots.write(groups, folder)
+    return text
 
 
-def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """(protected with what, judged by whom) -> its rows."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        against = "+".join(name.split("@")[0] for name in row["surrogates"])
-        how = f"{row['method']} ±{row['epsilon']:g} x{row['iterations']} on {against}"
-        for editor in sorted({edit["editor"] for edit in row["edits"]}):
-            groups.setdefault((how, editor), []).append(row)
-    return groups
+def tables(groups: Sequence[Group]) -> str:
+    """All tables that the rows allow, as Markdown."""
+    parts = [
+        effect(groups),
+        incomplete(groups),
+        robustness(groups),
+        transfer(groups),
+        verdicts(groups),
+        state(groups),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def values(rows: Sequence[Row], editor: str, edit: str, what: str = "ssim") -> list[float]:
-    """That figure of that edit in every picture."""
-    return [e[what] for row in rows for e in row["edits"] if e["editor"] == editor and e["edit"] == edit]
-
-
-def _cell(found: Sequence[float], worst: str) -> str:
-    """Mean and worst; `worst` says which end that is."""
-    if not found:
-        return "-"
-    extreme = max(found) if worst == "max" else min(found)
-    return f"{np.mean(found):.3f} ({extreme:.2f})"
-
-
-def _table(groups: dict[tuple[str, str], list[Row]]) -> str:
+def effect(groups: Sequence[Group]) -> str:
+    """What is broken, what is spared, what it costs."""
     head = (
-        "protected by", "judged by", "n", "edit SSIM ↓", "edit L1 ↑", "incomplete SSIM ↓",
-        "after JPEG 75 ↓", "after the worst ↓", "near SSIM ↑", "far SSIM ↑", "PSNR dB", "SSIM", "max", "s",
+        "set", "protected by", "on", "judged by", "n", "edit SSIM ↓", "edit L1 ↑", "LPIPS ↑", "CLIP-FID ↑",
+        "near SSIM ↑", "far SSIM ↑", "PSNR dB", "SSIM", "largest change", "iterations", "CPU s", "MB",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (how, editor), rows in groups.items():
-        incomplete = [value for name in INCOMPLETE for value in values(rows, editor, name)]
-        cells = [
-            how,
-            editor,
-            str(len(rows)),
-            _cell(values(rows, editor, "full"), "max"),
-            _cell(values(rows, editor, "full", "l1"), "min"),
-            _cell(incomplete, "max"),
-            _cell(values(rows, editor, "after jpeg75"), "max"),
-            _cell([_worst(row, editor) for row in rows], "max"),
-            _cell(values(rows, editor, "near"), "min"),
-            _cell(values(rows, editor, "far"), "min"),
-            _cell([row["psnr"] for row in rows], "min"),
-            _cell([row["ssim"] for row in rows], "min"),
-            str(max(row["max_change"] for row in rows)),
-            f"{np.mean([row['seconds'] for row in rows]):.0f}",
+    lines = []
+    for group in groups:
+        fid = clip_fid(group)
+        lines.append(
+            [
+                *_names(group),
+                str(len(group.values("full"))),
+                _cell(group.values("full"), max),
+                _cell(group.values("full", "l1"), min),
+                _cell(group.of_full("lpips"), min) or "no weights",
+                "no weights" if fid is None else f"{fid:.1f}",
+                _cell(group.values("near"), min),
+                _cell(group.values("far"), min),
+                _cell([row["psnr"] for row in group.rows], min, digits=1),
+                _cell([row["ssim"] for row in group.rows], min),
+                str(max(row["max_change"] for row in group.rows)),
+                f"{np.mean([row['iterations'] for row in group.rows]):.0f}",
+                _cell([row["cpu_s"] for row in group.rows], max, digits=1),
+                f"{max(row['peak_mb'] for row in group.rows)}",
+            ]
+        )
+    return "## Effect and cost\n\n" + table(head, lines)
+
+
+def incomplete(groups: Sequence[Group]) -> str:
+    """The region painted otherwise, or handed to the editor otherwise."""
+    return _shares("## Other edits of the region", groups, lambda name: not name.startswith("after "))
+
+
+def robustness(groups: Sequence[Group]) -> str:
+    """What the web leaves of the effect, and each picture's worst treatment."""
+    return _shares("## After treatments", groups, lambda name: name.startswith("after "), worst=True)
+
+
+def _shares(
+    title: str, groups: Sequence[Group], wanted: Callable[[str], bool], *, worst: bool = False
+) -> str:
+    plain = ("full", "near", "far")
+    names = list(dict.fromkeys(n for group in groups for n in group.edits() if wanted(n) and n not in plain))
+    if not names:
+        return ""
+    head = (
+        "set",
+        "protected by",
+        "on",
+        "judged by",
+        "plain",
+        *(name.removeprefix("after ") for name in names),
+    )
+    lines = []
+    for group in groups:
+        cells = [*_names(group), _cell(group.values("full"), max)]
+        for name in names:
+            share = kept(group, name)
+            cells.append(
+                _cell(group.values(name), max) + (f", {share[0]:.0%} ({share[1]:.0%})" if share else "")
+            )
+        lines.append(cells + ([_cell(group.worst(), max)] if worst else []))
+    note = f"SSIM ↓, and the share of the effect that is kept ↑ (of effects of {LEAST:g} and more)."
+    return f"{title}\n\n{table((*head, *(('the worst of all',) if worst else ())), lines)}\n\n{note}"
+
+
+def transfer(groups: Sequence[Group]) -> str:
+    """Optimised on one editor, judged on another; and what all together keep of each one's own."""
+    against = list(dict.fromkeys(group.against for group in groups))
+    judges = list(dict.fromkeys(group.judge for group in groups))
+    if len(judges) < 2:
+        return ""
+    lines = []
+    for of, how in dict.fromkeys((group.of, group.how) for group in groups):
+        here = {(g.against, g.judge): g for g in groups if (g.of, g.how) == (of, how)}
+        for name in against:
+            cells = [of, how, name]
+            for judge in judges:
+                group, own = here.get((name, judge)), here.get((judge, judge))
+                if group is None:
+                    cells.append("")
+                    continue
+                mine = float(np.mean(list(group.effects("full").values())))
+                base = float(np.mean(list(own.effects("full").values()))) if own else 0.0
+                share = f", {mine / base:.0%}" if own and own is not group and base >= LEAST else ""
+                cells.append(f"{mine:.3f}{share}")
+            lines.append(cells)
+    note = "Mean effect ↑, and its share of what optimising on the judge alone reaches."
+    head = ("set", "protected by", "on", *(f"judged by {judge}" for judge in judges))
+    return f"## Transfer and ensemble\n\n{table(head, lines)}\n\n{note}"
+
+
+def verdicts(groups: Sequence[Group]) -> str:
+    """What the daemon says of the pictures, and of pictures that nothing protects."""
+    lines, seen = [], set[tuple[str, str, str]]()
+    for group in groups:
+        if (name := (group.of, group.how, group.against)) in seen or not all(
+            r["verdicts"] for r in group.rows
+        ):
+            continue
+        seen.add(name)
+        counts = [
+            Counter(row["verdicts"][what] for row in group.rows)
+            for what in ("published", "unchanged", "noise")
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append([*name, *(", ".join(f"{n} {v}" for v, n in sorted(count.items())) for count in counts)])
+    head = ("set", "protected by", "on", "published", "without the change", "noise instead")
+    return "## Verdicts\n\n" + table(head, lines) if lines else ""
+
+
+def state(groups: Sequence[Group]) -> str:
+    """How busy the machine was."""
+    loads = [row["load"] for group in groups for row in group.rows]
     return (
-        "\n".join(lines) + "\n\nMean over pictures; in brackets the worst picture. SSIM under the edit mask."
+        "Means, the worst region or picture in brackets; SSIM and L1 under the edit's mask, on decoded PNGs. "
+        f"The machine's load was {min(loads):g} to {max(loads):g}; CPU seconds are the processors' own."
     )
 
 
-def _worst(row: Row, editor: str) -> float:
-    """The treatment that leaves the edit least broken."""
-    found = [e for e in row["edits"] if e["editor"] == editor and e["edit"].startswith("after ")]
-    return max(float(e["ssim"]) for e in found)
+def _names(group: Group) -> list[str]:
+    return [group.of, group.how, group.against, group.judge]
 
 
-def _plots(groups: dict[tuple[str, str], list[Row]], folder: Path) -> None:
-    import matplotlib
+def _cell(found: Sequence[float], worst: Callable[[Sequence[float]], float], *, digits: int = 3) -> str:
+    """Mean and worst; `worst` says which end that is."""
+    return f"{np.mean(found):.{digits}f} ({worst(found):.{max(digits - 1, 1)}f})" if found else ""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    treatments = sorted({e["edit"] for rows in groups.values() for row in rows for e in row["edits"]})
-    after = [name for name in treatments if name.startswith("after ")]
-    for title, names in (("incomplete", ("full", *INCOMPLETE)), ("robustness", ("full", *after))):
-        figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-        for (how, editor), rows in groups.items():
-            means = [1 - float(np.mean(values(rows, editor, name) or [np.nan])) for name in names]
-            axes.plot(range(len(names)), means, marker="o", label=f"{how} → {editor}")
-        axes.set_xticks(range(len(names)), [name.removeprefix("after ") for name in names], rotation=30)
-        axes.set_ylabel("effect: 1 - SSIM to the clean edit")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        figure.savefig(folder / f"{title}.png", dpi=110)
-        plt.close(figure)
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for (how, editor), rows in groups.items():
-        quality = float(np.mean([row["psnr"] for row in rows]))
-        effect = 1 - float(np.mean(values(rows, editor, "full")))
-        axes.scatter(quality, effect)
-        axes.annotate(
-            f"{how} → {editor}", (quality, effect), fontsize=7, xytext=(4, 4), textcoords="offset points"
-        )
-    axes.set_xlabel("PSNR over the crops, dB")
-    axes.set_ylabel("effect: 1 - SSIM to the clean edit")
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "psnr.png", dpi=110)
-    plt.close(figure)
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

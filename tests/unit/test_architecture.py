@@ -17,6 +17,7 @@ FLOORS = [
     {"", "errors", "domain", "paths", "abreast"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
     {"manifest", "premis", "hooks", "line", "systemd"},
+    {"cuts"},
     {"probes"},
     {"detectors", "editors", "methods"},
     {"finding", "overlay"},

@@ -1,0 +1,188 @@
+"""Every run behind docs/figures.md, one after the other, and what they show against what was asked.
+
+    python -m benchmarks figures                     # all of them: hours on two cores
+    python -m benchmarks figures --only dev,sweep --count 4 --side 160
+
+Each run is resumable by itself; `shows.md` is written from the rows that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import protection, speed, summary
+from benchmarks.protection import listed
+from benchmarks.rows import Row, read
+from benchmarks.summary import LEAST, Group, grouped, kept
+from daemon import editors
+
+OURS, FAINT, RECIPE = "implant", "implant@3", "recipe"
+"""Ours by default, ours at 38 dB and more, and the published recipe."""
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "dev": (20, ["--set", "dev", "--side", "224", "--methods", f"{OURS},{FAINT},encoder,{RECIPE}"]),
+    "people": (9, ["--set", "pairs,faces", "--side", "256", "--methods", f"{OURS},{RECIPE}", "--verdicts"]),
+    "large": (3, ["--set", "faces", "--side", "2204", "--methods", f"{OURS},{RECIPE}"]),
+    "transfer": (
+        5,
+        [
+            *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--ensemble"),
+            *("--editors", ",".join((*editors.NAMES, "taef2")), "--config", "benchmarks/data/editors.yaml"),
+        ],
+    ),
+    "sweep": (
+        4,
+        [
+            *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--plain"),
+            *("--epsilon", "2,4,6.4,10", "--iterations", "5,20"),
+        ],
+    ),
+}
+"""Pictures of each set, and arguments of `protection`."""
+OUT = Path("benchmarks/results/protection")
+
+
+RATIOS = {(512, 512): 5.0, (4000, 3000): 30.0}
+WEB = ("after jpeg 75", "after 1080 px")
+
+
+def shows(rows: dict[str, list[Row]]) -> str:
+    """The seven things asked of a protection, each with its figures and whether it is met; Markdown."""
+    groups = [g for name, of in rows.items() if name != "speed" for g in grouped(of)]
+    own = [g for g in groups if g.against == g.judge and g.how in (OURS, FAINT)]
+    asked: list[tuple[str, Iterable[tuple[str, bool]]]] = [
+        ("edit SSIM at most 0.167 on one editor, below the recipe's on each, at 38 dB", _broken(groups)),
+        ("edits 32 px away keep SSIM 0.97, near ones no less than the recipe's", _spared(groups)),
+        ("80 % kept by edits painted and cut otherwise", _kept(own, _is_other, 0.8)),
+        (
+            "70 % kept after JPEG 75 and 1080 px",
+            _kept(own, WEB.__contains__, 0.7, WEB),
+        ),
+        ("an ensemble keeps 85 % of each editor's own effect", _ensemble(groups)),
+        ("5 times the recipe's speed at 512x512, 30 times at 12 MP", _faster(rows.get("speed", []))),
+        ("nothing that does not protect passes", _no_comfort(groups)),
+    ]
+    lines = []
+    for number, (what, figures) in enumerate(asked, 1):
+        found = list(figures)
+        told = "<br>".join(f"{text}: {'met' if met else 'missed'}" for text, met in found)
+        lines.append([str(number), what, told or "not measured"])
+    return summary.table(("", "asked", "found"), lines)
+
+
+def _against_recipe(groups: Sequence[Group]) -> Iterable[tuple[Group, Group]]:
+    """Ours, and the recipe on the same pictures against the same editor; each is its own judge."""
+    recipes = {(g.of, g.judge, len(g.rows)): g for g in groups if g.how == RECIPE and g.against == g.judge}
+    for group in groups:
+        recipe = recipes.get((group.of, group.judge, len(group.rows)))
+        if recipe is not None and group.how in (OURS, FAINT) and group.against == group.judge:
+            yield group, recipe
+
+
+def _broken(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
+    for group, recipe in _against_recipe(groups):
+        ssim, theirs = (float(np.mean(one.values("full"))) for one in (group, recipe))
+        psnr = float(np.mean([row["psnr"] for row in group.rows]))
+        text = f"{_name(group)}: {ssim:.3f} at {psnr:.1f} dB, the recipe {theirs:.3f}"
+        yield text, psnr >= 38 and ssim <= 0.167 and ssim < theirs
+
+
+def _spared(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
+    for group, recipe in _against_recipe(groups):
+        far, near, theirs = group.values("far"), group.values("near"), recipe.values("near")
+        if far and near and theirs:
+            text = f"far {np.mean(far):.3f}, near {np.mean(near):.3f}, the recipe's {np.mean(theirs):.3f}"
+            text = f"{_name(group)}: {text}"
+            yield text, bool(np.mean(far) >= 0.97 and np.mean(near) >= np.mean(theirs))
+
+
+def _is_other(edit: str) -> bool:
+    return edit not in ("full", "near", "far") and not edit.startswith("after ")
+
+
+def _kept(
+    groups: Sequence[Group], wanted: Callable[[str], bool], least: float, all_of: Sequence[str] = ()
+) -> Iterable[tuple[str, bool]]:
+    """What is kept of each wanted edit; met only if all that must be there was measured."""
+    for group in groups:
+        shares = {name: share[0] for name in group.edits() if wanted(name) and (share := kept(group, name))}
+        if shares:
+            told = [f"{name.removeprefix('after ')} {share:.0%}" for name, share in shares.items()]
+            told += [f"{name.removeprefix('after ')} not measured" for name in all_of if name not in shares]
+            met = min(shares.values()) >= least and shares.keys() >= set(all_of)
+            yield f"{_name(group)}: {', '.join(told)}", met
+
+
+def _ensemble(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
+    single = {(g.of, g.how, g.judge): g for g in groups if g.against == g.judge}
+    for group in groups:
+        own = single.get((group.of, group.how, group.judge))
+        if own is not None and "+" in group.against and group.how != RECIPE:
+            base, got = (float(np.mean(list(one.effects("full").values()))) for one in (own, group))
+            if base >= LEAST:
+                yield f"{_name(group)}: {got / base:.0%}", got >= 0.85 * base
+
+
+def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, bool]]:
+    for size in dict.fromkeys(tuple(row["size"]) for row in rows if row["kind"] == "equal"):
+        runs = [row for row in rows if row["kind"] == "equal" and tuple(row["size"]) == size]
+        ratios = [row["ratio"] for row in runs if not row["short"]]
+        least = RATIOS.get(size, np.inf)  # of other sizes nothing is asked, so none can be met
+        figure = (
+            f"{np.mean(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})"
+            if ratios
+            else "not reached"
+        )
+        text = f"{size[0]}x{size[1]}, {len(ratios)} of {len(runs)} pictures reached: {figure}"
+        yield text, len(ratios) == len(runs) and float(np.mean(ratios)) >= least
+
+
+def _no_comfort(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
+    judged = {(row["set"], row["key"]): row["verdicts"] for g in groups for row in g.rows if row["verdicts"]}
+    if judged:
+        both = [verdict[what] for verdict in judged.values() for what in ("unchanged", "noise")]
+        failed = both.count("failed")
+        yield (
+            f"{failed} of {len(both)} pictures without the change, or with noise instead, are failed",
+            failed == len(both),
+        )
+
+
+def _name(group: Group) -> str:
+    return f"{group.how} on {group.against}, {group.of}" + (
+        f" judged by {group.judge}" if group.against != group.judge else ""
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """See the module's docstring."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks figures", description=__doc__, formatter_class=about
+    )
+    names = [*RUNS, "speed"]
+    parser.add_argument(
+        "--only", type=listed, default=names, help=f"some of {', '.join(names)}; none: shows.md alone"
+    )
+    parser.add_argument("--count", type=int, help="pictures of each set, and runs of speed, at most")
+    parser.add_argument("--side", type=int, help="scale pictures down to this longer side instead")
+    parser.add_argument("--out", type=Path, default=OUT, help="where every run has a folder")
+    given = parser.parse_args(argv)
+    for name in given.only:
+        if name not in names:
+            raise SystemExit(f"--only: got {name!r}, expected some of {', '.join(names)}")
+        folder = ["--out", str(given.out / name)]
+        if name == "speed":
+            speed.main([*folder, "--runs", str(min(5, given.count or 5))])
+        else:
+            count, arguments = RUNS[name]
+            side = [] if given.side is None else ["--side", str(given.side)]
+            protection.main([*arguments, *folder, *side, "--count", str(min(count, given.count or count))])
+    rows = {name: read(given.out / name / "rows.jsonl") for name in names}
+    text = shows(rows)
+    (given.out / "shows.md").write_text(text + "\n")
+    print(text)
+    return 0

@@ -1,0 +1,308 @@
+"""One picture protected, written, decoded, and edited by every judge as an attacker edits it.
+
+The commonest tool (IOPaint) crops pictures over 800 px to the mask's box and 128 px around it and
+edits smaller ones whole. Every edit is compared with the same edit of the original.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from benchmarks import battery, perceptual
+from benchmarks.battery import Treated, Treatment
+from benchmarks.memory import peak
+from benchmarks.rows import Row
+from benchmarks.sets import Case
+from daemon import geometry, images, protect, verify
+from daemon.config import Output, Protect, Verify
+from daemon.domain import Box, Budget, Mask, Rgb
+from daemon.editors.base import Editor
+from daemon.geometry import Crop
+from daemon.verify import Picture, masked_ssim, to_picture
+
+CROP_OVER, MARGIN = 800, 128
+"""IOPaint's defaults (METHOD.md)."""
+CPU = torch.device("cpu")
+View = Callable[[Rgb], Treated | None]
+"""What an attacker hands to the editor: picture -> (part of it, edit mask); None where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A protected picture as its file decodes, and what making it took.
+
+    Attributes:
+        rgb: uint8 H,W,3.
+        crops: what was optimised.
+        seconds: of optimising alone, by the clock.
+        cpu_s: the same of the processors' time, which other work on the machine disturbs little.
+        peak_mb: MiB that optimising took beyond what the process held before.
+    """
+
+    rgb: Rgb
+    crops: list[Crop]
+    seconds: float
+    cpu_s: float
+    peak_mb: int
+
+
+def protected(
+    case: Case,
+    settings: Protect,
+    surrogates: Sequence[Editor],
+    *,
+    whole: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Made:
+    """Protects a picture; `whole` gives the method all of it at once instead of crops around the regions."""
+    height, width = case.rgb.shape[:2]
+    regions = case.regions()
+    if whole:
+        crops = [Crop(Box(0, 0, width, height), tuple(regions), (height, width))]
+    else:
+        crops = geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
+    with peak() as memory:
+        began, worked = time.perf_counter(), time.process_time()
+        changed = protect.optimise(
+            case.rgb,
+            False,
+            crops,
+            settings,
+            surrogates,
+            device=CPU,
+            rng=np.random.default_rng(case.seed),
+            progress=progress,
+        ).rgb
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - worked
+    limit = Output().max_pixels
+    source = io.BytesIO()
+    Image.fromarray(case.rgb).save(source, "PNG")
+    picture = images.decode(source.getvalue(), name=case.name, max_pixels=limit)
+    file = images.encode(picture, changed, levels=Budget(settings.epsilon).levels, format="png")
+    published = images.decode(file.data, name=case.name, max_pixels=limit).rgb
+    return Made(published, crops, round(seconds, 2), round(cpu_s, 2), memory.mb)
+
+
+def warm(surrogates: Sequence[Editor]) -> None:
+    """Protects a scrap once by ours and by the recipe: the first pass pays for kernels and imports."""
+    mask = np.zeros((64, 64), dtype=np.bool_)
+    mask[16:32, 16:32] = True
+    scrap = Case("", "scrap", np.full((64, 64, 3), 127, np.uint8), (mask,))
+    for method in ("implant", "recipe"):
+        protected(scrap, Protect(method=method, iterations=1), surrogates)
+
+
+def handed(rgb: Rgb, mask: Mask) -> Treated:
+    """What the commonest tool hands to the editor of a picture and a mask."""
+    return _cut(rgb, mask, _handed_box(mask))
+
+
+def _handed_box(mask: Mask) -> Box:
+    height, width = mask.shape
+    if max(height, width) <= CROP_OVER:
+        return Box(0, 0, width, height)
+    return Box.around(mask).grown(MARGIN, width, height)
+
+
+def _cut(rgb: Rgb, mask: Mask, box: Box) -> Treated:
+    return rgb[box.slices], mask[box.slices]
+
+
+def _after(rgb: Rgb, mask: Mask, treat: Treatment) -> Treated | None:
+    treated = treat(rgb, mask)
+    return handed(*treated) if treated is not None and treated[1].any() else None
+
+
+def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
+    """The region painted otherwise than it was protected, by people who do not see its mask."""
+    turn = float(rng.uniform(0, 2 * np.pi))
+    return {
+        "dilated": geometry.dilated(mask),
+        "half": geometry.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        "box": geometry.bounding(mask),
+        "shift 16": geometry.shifted(mask, int(16 * np.sin(turn)), int(16 * np.cos(turn))),
+        "stroke": geometry.stroke(mask, rng),
+        **{
+            f"cover {round(100 * share)}%": geometry.covering(mask, share) for share in (0.5, 0.75, 1.25, 1.5)
+        },
+    }
+
+
+def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> dict[str, View]:
+    """The edits of one region by name; benign ones where there is room, paths that differ from the plain one.
+
+    Args:
+        case: the picture.
+        index: which of its regions.
+        judges: whose autoencoders may purify.
+        plain: the full region, `near` and `far` alone.
+    """
+    rng = np.random.default_rng([*case.seed, index])
+    mask, everything = case.masks[index], case.everything
+    benign = {"near": geometry.ring(mask) & ~everything, "far": geometry.far(everything, rng)}
+    planes = {"full": mask, **{k: plane for k, plane in benign.items() if plane is not None and plane.any()}}
+    if not plain:
+        planes |= incomplete(mask, rng)
+    found: dict[str, View] = {name: partial(handed, mask=plane) for name, plane in planes.items()}
+    if plain:
+        return found
+    height, width = mask.shape
+    plain_box = _handed_box(mask)
+    around = Box.around(mask)
+    left, top, right, bottom = rng.integers(geometry.SHIFTS[0], geometry.SHIFTS[1] + 1, size=4).tolist()
+    cuts = {
+        "crop path": around.grown(MARGIN, width, height),
+        "cut otherwise": Box(
+            max(around.left - left, 0),
+            max(around.top - top, 0),
+            min(around.right + right, width),
+            min(around.bottom + bottom, height),
+        ),
+    }
+    found |= {name: partial(_cut, mask=mask, box=box) for name, box in cuts.items() if box != plain_box}
+    if (scale := geometry.RESIZED / max(height, width)) < 1:
+        found["whole at 512"] = partial(battery.scaled, mask=mask, scale=scale)
+    for name, treat in battery.treatments(judges).items():
+        found[f"after {name}"] = partial(_after, mask=mask, treat=treat)
+    return found
+
+
+class Trial:
+    """One picture before its judges. The edits of the original are made once and kept.
+
+    Args:
+        case: the picture.
+        judges: the editors.
+        plain: see `views`.
+        distance: LPIPS, if it is at hand.
+        features: CLIP's, if they are.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        judges: Sequence[Editor],
+        *,
+        plain: bool = False,
+        distance: perceptual.Distance | None = None,
+        features: perceptual.Features | None = None,
+    ) -> None:
+        self.case, self.judges = case, judges
+        self._distance, self._features = distance, features
+        self._views = [views(case, i, judges, plain=plain) for i in range(len(case.masks))]
+        self._clean: dict[tuple[int, int, str], tuple[Picture, Mask] | None] = {}
+
+    def edits(self, published: Rgb) -> Row:
+        """Every edit of a published picture against the same edit of the original.
+
+        Returns:
+            `edits`: by judge and name of the edit, for each region [SSIM, L1] under the mask, or None where
+            there is no such edit; `lpips` and `clip`: of the full regions alike, empty without their weights.
+        """
+        found: Row = {"edits": {}, "lpips": {}, "clip": {}}
+        for which, judge in enumerate(self.judges):
+            names = dict.fromkeys(name for named in self._views for name in named)
+            regions = range(len(self._views))
+            found["edits"][judge.name] = {
+                name: [self._figures(published, i, which, name) for i in regions] for name in names
+            }
+            pairs = [self._pair(published, i, which, "full") for i in regions]
+            if self._distance:
+                found["lpips"][judge.name] = [
+                    round(self._distance(a, b), 4) for a, b, _ in filter(None, pairs)
+                ]
+            if self._features:
+                found["clip"][judge.name] = [
+                    [self._features(a), self._features(b)] for a, b, _ in filter(None, pairs)
+                ]
+        return found
+
+    def effect(self, published: Rgb) -> float:
+        """How far the first judge's edit of the first region breaks: 1 - SSIM to the clean edit."""
+        figures = self._figures(published, 0, 0, "full")
+        assert figures is not None
+        return 1.0 - figures[0]
+
+    def _figures(self, published: Rgb, region: int, which: int, name: str) -> list[float] | None:
+        pair = self._pair(published, region, which, name)
+        if pair is None:
+            return None
+        clean, got, mask = pair
+        return [round(masked_ssim(clean, got, mask), 4), round(float(np.abs(clean - got)[mask].mean()), 4)]
+
+    def _pair(
+        self, published: Rgb, region: int, which: int, name: str
+    ) -> tuple[Picture, Picture, Mask] | None:
+        """The edits of the original and of the published picture, and their mask."""
+        view = self._views[region].get(name)
+        if view is None:
+            return None
+        key = region, which, name
+        if key not in self._clean:
+            self._clean[key] = self._edited(self.case.rgb, which, view)
+        clean, got = self._clean[key], self._edited(published, which, view)
+        return None if clean is None or got is None else (clean[0], got[0], clean[1])
+
+    def _edited(self, rgb: Rgb, which: int, view: View) -> tuple[Picture, Mask] | None:
+        seen = view(rgb)
+        if seen is None or not seen[1].any() or seen[1].all():
+            return None  # of an edit that leaves no pixel nothing could break
+        part, mask = seen
+        generator = torch.Generator().manual_seed(0)  # both edits draw the same noise
+        with torch.inference_mode():
+            image = protect.to_tensor(part, mask.shape, CPU)
+            plane = torch.from_numpy(mask.copy())[None, None].float()
+            return to_picture(self.judges[which].inpaint(image, plane, generator=generator)[0]), mask
+
+    def verdicts(self, made: Made, settings: Protect, surrogates: Sequence[Editor]) -> dict[str, str]:
+        """What the daemon says of the picture, of one without the change, and of noise as large instead.
+
+        The last two must be `failed`: a verdict is no comfort where nothing protects.
+        """
+        change = made.rgb.astype(np.int16) - self.case.rgb
+        signs = np.random.default_rng([*self.case.seed, 1]).choice(
+            np.array([-1, 1], np.int16), size=change.shape
+        )
+        noise = np.clip(self.case.rgb + np.abs(change) * signs, 0, 255).astype(np.uint8)
+        held_out = [judge for judge in self.judges if judge not in surrogates]
+        found = {}
+        for name, rgb in (("published", made.rgb), ("unchanged", self.case.rgb), ("noise", noise)):
+            found[name] = verify.verify(
+                self.case.rgb,
+                rgb,
+                made.crops,
+                surrogates,
+                held_out,
+                Budget(settings.epsilon),
+                Verify(),
+                largest=int(np.abs(rgb.astype(np.int16) - self.case.rgb).max()),
+                target=settings.target,
+                device=CPU,
+                rng=np.random.default_rng(self.case.seed),
+            ).verdict.value
+        return found
+
+
+def quality(original: Rgb, made: Made) -> dict[str, Any]:
+    """How visible the change is: PSNR in dB over what was optimised, SSIM of the picture, levels."""
+    difference = made.rgb.astype(np.int16) - original
+    where = np.zeros(original.shape[:2], dtype=np.bool_)
+    for crop in made.crops:
+        where[crop.box.slices] = True
+    squared = float((difference[where].astype(np.float64) ** 2).mean())
+    similarity = structural_similarity(original, made.rgb, channel_axis=2)  # type: ignore[no-untyped-call]
+    return {
+        "psnr": round(10 * float(np.log10(255**2 / max(squared, 1e-9))), 2),
+        "ssim": round(float(similarity), 4),
+        "max_change": int(np.abs(difference).max()),
+    }

@@ -1,0 +1,41 @@
+"""How much memory a piece of work takes (Linux)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Peak:
+    """The most memory the work took beyond what the process held before it, in MiB."""
+
+    mb: int = 0
+
+
+@contextmanager
+def peak() -> Iterator[Peak]:
+    """Measures the work inside; the figure stands when it is done."""
+    # What the allocator only hoards would hide as much of the work's own.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, proc_pid_clear_refs(5)
+    before, found = _kib("VmRSS"), Peak()
+    yield found
+    found.mb = max(_kib("VmHWM") - before, 0) // 1024
+
+
+def available_mb() -> int:
+    """What the machine could give without swapping, in MiB."""
+    return _field(Path("/proc/meminfo"), "MemAvailable") // 1024
+
+
+def _kib(name: str) -> int:
+    return _field(Path("/proc/self/status"), name)
+
+
+def _field(file: Path, name: str) -> int:
+    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])

@@ -1,0 +1,102 @@
+"""Plots of a protection benchmark, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.summary import Group, edited
+
+EFFECT = "effect: 1 - SSIM to the clean edit"
+Axes = Any
+"""matplotlib's, which is an optional extra."""
+
+
+def write(groups: Sequence[Group], folder: Path) -> None:
+    """Every plot that the groups allow.
+
+    * `incomplete.png`, `robustness.png`: what other edits and treatments leave;
+    * `psnr.png`: effect against PSNR, one curve for each method, if budgets or methods differ;
+    * `sweep.png`: effect against iterations, one line for each budget, of a sweep over both.
+    """
+    edits = list(dict.fromkeys(name for group in groups for name in group.edits()))
+    after = [name for name in edits if name.startswith("after ")]
+    other = [name for name in edits if name not in (*after, "near", "far")]
+    for name, names in (("incomplete", other), ("robustness", ["full", *after])):
+        shown = [edit for edit in names if any(group.values(edit) for group in groups)]
+        if len(shown) > 1:
+            with axes(folder / f"{name}.png", (9.0, 4.8)) as plot:
+                _bars(plot, groups, shown)
+    if len({group.how for group in groups}) > 1:
+        with axes(folder / "psnr.png") as plot:
+            _curves(plot, groups, of=lambda group: group.rows[0]["settings"]["iterations"], by=_psnr)
+            plot.set_xlabel("PSNR over the crops, dB")
+    if len({_way(group) for group in groups}) > len({_way(group)[0] for group in groups}):
+        with axes(folder / "sweep.png") as plot:
+            _curves(plot, groups, of=_epsilon, by=lambda group: group.rows[0]["settings"]["iterations"])
+            plot.set_xlabel("iterations")
+
+
+@contextmanager
+def axes(path: Path, size: tuple[float, float] = (7.5, 5.0), *, ylabel: str = EFFECT) -> Iterator[Axes]:
+    """Axes with a grid, saved when done."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, plot = plt.subplots(figsize=size, layout="constrained")
+    yield plot
+    plot.set_ylabel(ylabel)
+    plot.grid(alpha=0.3)
+    if plot.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside upper left", fontsize=7, ncols=2)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _bars(plot: Axes, groups: Sequence[Group], edits: Sequence[str]) -> None:
+    width = 0.8 / len(groups)
+    for index, group in enumerate(groups):
+        means = [1 - float(np.mean(group.values(name) or [np.nan])) for name in edits]
+        places = np.arange(len(edits)) + (index - (len(groups) - 1) / 2) * width
+        plot.bar(places, means, width, label=group.label)
+    plot.set_xticks(
+        range(len(edits)), [name.removeprefix("after ") for name in edits], rotation=30, ha="right"
+    )
+
+
+def _curves(
+    plot: Axes, groups: Sequence[Group], *, of: Callable[[Group], float], by: Callable[[Group], float]
+) -> None:
+    """A line for each method and `of`, its points placed by `by`."""
+    lines: dict[tuple[str, str, str, str, float], list[Group]] = {}
+    for group in groups:
+        method = group.rows[0]["settings"]["method"]
+        lines.setdefault((group.of, method, group.against, group.judge, of(group)), []).append(group)
+    for (dataset, method, against, judge, which), members in lines.items():
+        points = sorted((by(group), 1 - float(np.mean(group.values("full")))) for group in members)
+        unit = f"±{which:g}" if of is _epsilon else f"{which:g} iterations"
+        plot.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=f"{dataset}: {method}, {unit}, {edited(against, judge)}",
+        )
+    plot.set_ylim(bottom=0)
+
+
+def _way(group: Group) -> tuple[str, int]:
+    settings = group.rows[0]["settings"]
+    return settings["method"], settings["iterations"]
+
+
+def _epsilon(group: Group) -> float:
+    return float(group.rows[0]["settings"]["epsilon"])
+
+
+def _psnr(group: Group) -> float:
+    return float(np.mean([row["psnr"] for row in group.rows]))

@@ -1,0 +1,82 @@
+"""Rows of a benchmark: a JSON line for each thing measured, kept as soon as it is known.
+
+A row's key is made of all it depends on, the code that made it included, so that a run goes on
+where it was stopped and never takes a row of another method for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = (
+    "daemon/methods/*.py",
+    "daemon/editors/*.py",
+    "daemon/protect.py",
+    "daemon/geometry.py",
+    "daemon/verify.py",
+    "benchmarks/battery.py",
+    "benchmarks/measure.py",
+    "benchmarks/sets.py",
+)
+"""What rows of a protection come from, besides weights and settings."""
+
+
+def read(log: Path) -> list[Row]:
+    """The rows written so far; a torn last line, from a kill, is left out."""
+    rows = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+@cache
+def code() -> str:
+    """A digest of the code that rows come from."""
+    files = sorted(path for pattern in CODE for path in ROOT.glob(pattern))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+class Journal:
+    """The rows of one file.
+
+    Args:
+        log: the file; made if it is not there.
+    """
+
+    def __init__(self, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        self._known = {row["key"]: row for row in read(log)}
+        if log.exists() and not log.read_bytes().endswith(b"\n"):
+            with log.open("a") as lines:  # what follows a torn line stands on its own
+                lines.write("\n")
+
+    def row(self, what: Row, measure: Callable[[], Row]) -> Row:
+        """The row of `what`, measured and written only if it is not known yet.
+
+        Args:
+            what: all that the row depends on, besides the code.
+            measure: makes the rest of the row.
+        """
+        key = self.key(what)
+        if key not in self._known:
+            self._known[key] = {"key": key, **what, **measure()}
+            with self._log.open("a") as lines:
+                lines.write(json.dumps(self._known[key]) + "\n")
+        return self._known[key]
+
+    @staticmethod
+    def key(what: Row) -> str:
+        """A digest of what a row depends on."""
+        return hashlib.sha256(json.dumps([code(), what], sort_keys=True).encode()).hexdigest()[:16]

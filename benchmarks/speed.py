@@ -1,0 +1,284 @@
+"""The published recipe on the whole picture against ours to the same verified effect; and how costs grow.
+
+    python -m benchmarks speed --runs 5
+
+Equal effect: `recipe` works the whole picture for its 20 iterations, ours the crop, with the fewest
+iterations of a ladder with which the decoded file's edit breaks as far as the recipe's. Both are
+warm, in one process, one after the other; the ratio is of processor seconds, ours with its check.
+A picture counts as `short` where the whole ladder does not reach the recipe, and its ratio as a
+lower bound is left out of the mean.
+
+A picture larger than --most million pixels is more than the recipe fits into memory: it is timed
+for --few iterations on one of that size and scaled by pixels and iterations, which flatters it
+(attention grows faster). What ours must then reach is the recipe's effect on the crop.
+
+Growth: time and peak memory of each point, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from benchmarks import measure, protection, sets, summary
+from benchmarks.measure import Made, Trial
+from benchmarks.protection import listed
+from benchmarks.rows import ROOT, Journal, Row
+from benchmarks.sets import Case
+from daemon import editors
+from daemon.config import STRENGTHS, Protect
+from daemon.domain import Mask, Rgb
+from daemon.editors.base import Editor
+
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+RECIPE = STRENGTHS["paper"]["iterations"]
+OUT = Path("benchmarks/results/protection/speed")
+
+
+def settings(method: str, iterations: int) -> Protect:
+    """A method's own settings at that many iterations."""
+    return protection.settings_of(f"{method}x{iterations}")
+
+
+def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:
+    """Photographs of the pairs, cut and scaled to that size, with a seeded region of 100 to 200 px each."""
+    for case in sets.cases("pairs", count=count, side=1 << 16, folder=folder):
+        yield Case("speed", case.name, _filled(case.rgb, width, height), (_region(case, width, height, 0),))
+
+
+def _filled(rgb: Rgb, width: int, height: int) -> Rgb:
+    scale = max(width / rgb.shape[1], height / rgb.shape[0])
+    size = max(round(rgb.shape[1] * scale), width), max(round(rgb.shape[0] * scale), height)
+    whole: Rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+    return whole[:height, :width].copy()
+
+
+def _region(case: Case, width: int, height: int, number: int, most: int = 600) -> Mask:
+    """A region in a random part of the picture of at most 600 px: a face does not grow with the sensor."""
+    rng = np.random.default_rng([*case.seed, number])
+    h, w = min(height, most), min(width, most)
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    plane = np.zeros((height, width), dtype=np.bool_)
+    plane[top : top + h, left : left + w] = sets.seeded(h, w, rng)
+    return plane
+
+
+def ours(trial: Trial, editor: Editor, method: str, wanted: float) -> tuple[int, Made, float]:
+    """The fewest iterations of the ladder that reach an effect, what they made, and that effect."""
+    for iterations in LADDER:
+        made = measure.protected(trial.case, settings(method, iterations), [editor])
+        effect = trial.effect(made.rgb)
+        if effect >= wanted or iterations == LADDER[-1]:
+            return iterations, made, effect
+    raise AssertionError("the ladder has rungs")
+
+
+def equal(case: Case, editor: Editor, method: str, *, most: float, few: int) -> Row:
+    """One run: both methods to the recipe's effect."""
+    trial = Trial(case, [editor], plain=True)
+    height, width = case.rgb.shape[:2]
+    fits = width * height <= most * 1e6
+    measure.warm([editor])
+    trial.effect(case.rgb)  # the clean edit, which neither pays for
+    if fits:
+        published = measure.protected(case, settings("recipe", RECIPE), [editor], whole=True)
+        cost = published.cpu_s
+    else:
+        side = int(np.sqrt(most * 1e6))
+        small = Case("speed", case.name, _filled(case.rgb, side, side), (_region(case, side, side, 0),))
+        timed = measure.protected(small, settings("recipe", few), [editor], whole=True)
+        cost = timed.cpu_s * RECIPE / few * (width * height) / side**2
+        published = measure.protected(case, settings("recipe", RECIPE), [editor])
+    wanted = trial.effect(published.rgb)
+    iterations, made, effect = ours(trial, editor, method, wanted)
+    return {
+        "recipe": {
+            "cpu_s": round(cost, 2),
+            "scaled": not fits,
+            "peak_mb": published.peak_mb,
+            "effect": round(wanted, 4),
+            **measure.quality(case.rgb, published),
+        },
+        "ours": {
+            "cpu_s": made.cpu_s,
+            "iterations": iterations,
+            "peak_mb": made.peak_mb,
+            "effect": round(effect, 4),
+            **measure.quality(case.rgb, made),
+        },
+        "short": effect < wanted,
+        "ratio": round(cost / max(made.cpu_s, 1e-3), 2),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def point(what: Row) -> Row:
+    """Time and memory of one point of the growth, in this process."""
+    width, height = what["size"]
+    case = next(pictures(1, width, height, Path(what["data"])))
+    masks = tuple(_region(case, width, height, number) for number in range(what["regions"]))
+    editor = editors.get(what["editor"])
+    case = Case("speed", case.name, case.rgb, masks)
+    measure.warm([editor])
+    whole = what["method"] == "recipe"
+    made = measure.protected(case, settings(what["method"], what["iterations"]), [editor], whole=whole)
+    return {"cpu_s": made.cpu_s, "peak_mb": made.peak_mb, "load": round(os.getloadavg()[0], 1)}
+
+
+def _apart(what: Row) -> Row:
+    """A point in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, "-m", "benchmarks", "speed", "--point", json.dumps(what)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    row: Row = json.loads(out.splitlines()[-1])
+    return row
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height or width)
+
+
+def growth(given: argparse.Namespace) -> list[Row]:
+    """The points: each size with one region, the largest with more, the recipe where it fits."""
+    sizes = [_size(text) for text in given.sizes]
+    base = {"editor": given.editor, "iterations": given.few}
+    points = [{**base, "method": given.method, "size": list(size), "regions": 1} for size in sizes]
+    points += [
+        {**base, "method": given.method, "size": list(sizes[-1]), "regions": int(n)} for n in given.regions
+    ]
+    fitting = [size for size in sizes if size[0] * size[1] <= given.most * 1e6]
+    return points + [{**base, "method": "recipe", "size": list(size), "regions": 1} for size in fitting]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Both parts as Markdown."""
+    parts = []
+    runs = [row for row in rows if row["kind"] == "equal"]
+    lines = []
+    for size in dict.fromkeys(tuple(row["size"]) for row in runs):
+        here = [row for row in runs if tuple(row["size"]) == size]
+        ratios = [row["ratio"] for row in here if not row["short"]]
+        spread = (
+            f"{np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else "not reached"
+        )
+        scaled = " (scaled)" if here[0]["recipe"]["scaled"] else ""
+        lines.append(
+            [
+                f"{size[0]}x{size[1]}",
+                here[0]["method"],
+                f"{len(ratios)} of {len(here)}",
+                _mean(here, "recipe", "effect", 3),
+                _mean(here, "ours", "effect", 3),
+                _mean(here, "recipe", "psnr", 1),
+                _mean(here, "ours", "psnr", 1),
+                _mean(here, "recipe", "cpu_s", 1) + scaled,
+                _mean(here, "ours", "cpu_s", 1),
+                ", ".join(str(row["ours"]["iterations"]) for row in here),
+                spread,
+            ]
+        )
+    if lines:
+        head = (
+            "picture", "method", "reached", "recipe's effect", "ours", "recipe's PSNR", "ours",
+            "recipe's CPU s", "ours", "our iterations", "times faster (spread)",
+        )  # fmt: skip
+        parts.append("## To the same effect\n\n" + summary.table(head, lines))
+    points = [row for row in rows if row["kind"] == "growth"]
+    if points:
+        cells = [
+            [
+                row["method"],
+                f"{row['size'][0]}x{row['size'][1]}",
+                str(row["regions"]),
+                str(row["iterations"] * (1 if row["method"] == "recipe" else row["regions"])),
+                f"{row['cpu_s']:.1f}",
+                str(row["peak_mb"]),
+            ]
+            for row in points
+        ]
+        columns = ("method", "picture", "regions", "iterations", "CPU s", "MB")
+        parts.append("## As pictures and regions grow\n\n" + summary.table(columns, cells))
+    loads = [row["load"] for row in rows]
+    note = f"CPU seconds of optimising; the machine's load was {min(loads):g} to {max(loads):g}."
+    return "\n\n".join([*parts, note])
+
+
+def _mean(rows: Sequence[Row], who: str, what: str, digits: int) -> str:
+    return f"{np.mean([row[who][what] for row in rows]):.{digits}f}"
+
+
+def plot(rows: Sequence[Row], folder: Path) -> None:
+    """`growth.png`: seconds an iteration and region against million pixels."""
+    from benchmarks import plots
+
+    points = [row for row in rows if row["kind"] == "growth" and row["regions"] == 1]
+    if not points:
+        return
+    with plots.axes(folder / "growth.png", ylabel="CPU seconds an iteration") as axes:
+        for method in dict.fromkeys(row["method"] for row in points):
+            here = [row for row in points if row["method"] == method]
+            line = sorted(
+                (row["size"][0] * row["size"][1] / 1e6, row["cpu_s"] / row["iterations"]) for row in here
+            )
+            axes.plot(*zip(*line, strict=True), marker="o", label=method)
+        axes.set_xlabel("million pixels")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+
+
+def main(argv: Sequence[str]) -> int:
+    """See the module's docstring."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks speed", description=__doc__, formatter_class=about)
+    parser.add_argument("--editor", default="latent-mini")
+    parser.add_argument("--method", default="implant")
+    parser.add_argument("--runs", type=int, default=5, help="pictures, at most five")
+    parser.add_argument("--equal", type=listed, default=["512", "4000x3000"], help="sizes for equal effect")
+    parser.add_argument("--sizes", type=listed, default=["512", "1024", "2048", "4000x3000"])
+    parser.add_argument("--regions", type=listed, default=["2", "4", "8"])
+    parser.add_argument(
+        "--most", type=float, default=0.3, help="million pixels that the recipe is run on at most"
+    )
+    parser.add_argument("--few", type=int, default=2, help="iterations where only time is measured")
+    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with pairs/")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.point is not None:
+        print(json.dumps(point(given.point)))
+        return 0
+    editor = editors.get(given.editor)
+    journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
+    points = growth(given)
+    with Progress() as bar:
+        task = bar.add_task("speed", total=len(given.equal) * given.runs + len(points))
+        for size in map(_size, given.equal):
+            for case in pictures(given.runs, *size, given.data):
+                bar.update(task, description=f"{size[0]}x{size[1]} {case.name}")
+                what = {"kind": "equal", "size": list(size), "picture": case.name, "method": given.method}
+                what |= {"editor": f"{editor.name}@{editor.weights_sha256[:8]}", "most": given.most}
+                run = partial(equal, case, editor, given.method, most=given.most, few=given.few)
+                rows.append(journal.row(what, run))
+                bar.advance(task)
+        for what in points:
+            bar.update(task, description=f"{what['method']} {what['size'][0]}x{what['size'][1]}")
+            rows.append(
+                journal.row({"kind": "growth", **what}, partial(_apart, {**what, "data": str(given.data)}))
+            )
+            bar.advance(task)
+    text = table(rows)
+    (given.out / "table.md").write_text(text + "\n")
+    plot(rows, given.out)
+    print(text)
+    return 0

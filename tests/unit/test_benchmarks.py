@@ -1,0 +1,409 @@
+"""The protection bench: its sets, treatments, rows, tables, and one small run of each command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
+from benchmarks.measure import Trial
+from benchmarks.rows import Journal, Row, read
+from benchmarks.sets import Case
+from benchmarks.summary import Group
+from daemon import editors
+from daemon.config import Protect
+
+SAMPLES = Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sets, of two photographs that ship with scikit-image."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name in sets.FOLDERS.values():
+        (folder / name).mkdir(parents=True)
+    photo = Image.open(SAMPLES / "astronaut.png").convert("RGB")
+    photo.save(folder / "photos/dev/astronaut.png")
+    photo.resize((300, 300)).save(folder / "faces/astronaut.png")
+    photo.resize((128, 128)).save(folder / "pairs/astronaut.png")
+    mask = np.zeros((128, 128), dtype=np.uint8)
+    mask[16:56, 40:80] = 255
+    Image.fromarray(mask).save(folder / "pairs/astronaut.mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def case(data: Path) -> Case:
+    (found,) = sets.cases("pairs", count=1, side=80, folder=data)
+    return found
+
+
+def test_masks_follow_their_pictures(data: Path) -> None:
+    (pair,) = sets.cases("pairs", count=9, side=64, folder=data)
+    assert pair.rgb.shape == (64, 64, 3)
+    assert np.argwhere(pair.masks[0]).min(axis=0).tolist() == [8, 20]
+    (dev,) = sets.cases("dev", count=9, side=100, folder=data)
+    (again,) = sets.cases("dev", count=9, side=100, folder=data)
+    assert (dev.masks[0] == again.masks[0]).all()
+    assert 0 < dev.masks[0].mean() < 1 / 9
+    (face,) = sets.cases("faces", count=9, side=75, folder=data)
+    rows, columns = np.nonzero(face.masks[0])
+    assert face.rgb.shape == (75, 75, 3)
+    assert (rows.mean(), columns.mean()) == pytest.approx((17, 33), abs=5)
+
+
+def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"faces: no such folder.*--data"):
+        list(sets.cases("faces", count=1, side=64, folder=tmp_path))
+
+
+@pytest.mark.parametrize("name", [*battery.BATTERY, "autoencoder latent-mini"])
+def test_a_treatment_moves_the_mask_with_the_picture(name: str, case: Case) -> None:
+    rgb = np.zeros((*case.masks[0].shape, 3), np.uint8)
+    rgb[case.masks[0]] = 255
+    if name == "1080 px":
+        assert battery.long_edge(rgb, case.masks[0]) is None
+        treated = battery.long_edge(rgb, case.masks[0], most=60)
+    else:
+        treated = battery.treatments([editors.get("latent-mini")])[name](rgb, case.masks[0])
+    assert treated is not None
+    after, mask = treated
+    assert after.dtype == np.uint8
+    assert after.shape == (*mask.shape, 3)
+    # White where the mask is, but for its soft edge.
+    assert ((after.mean(axis=2) > 127) == mask).mean() > 0.97
+
+
+def test_frechet_is_that_of_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (4000, 3)), rng.normal(0, 3, (4000, 3)) + np.array([2.0, 0, 0])
+    assert perceptual.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert perceptual.frechet(a, b) == pytest.approx(4 + 3 * (1 - 3) ** 2, rel=0.1)
+    covariances = np.cov(a.T), np.cov(b.T)
+    values = np.linalg.eigvals(covariances[0] @ covariances[1])
+    means = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+    direct = means + np.trace(sum(covariances)) - 2 * np.sqrt(values.real).sum()
+    assert perceptual.frechet(a, b) == pytest.approx(direct)
+
+
+def test_without_weights_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert perceptual.lpips() is None
+    assert perceptual.clip(None) is None
+
+
+@pytest.mark.slow
+def test_clip_where_its_weights_are_at_hand(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")  # alone takes ten seconds to import
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = transformers.CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=5)
+    transformers.CLIPVisionModelWithProjection(shape).save_pretrained(tmp_path)
+    features = perceptual.clip(tmp_path)
+    black, white = np.zeros((40, 50, 3), np.float32), np.ones((40, 50, 3), np.float32)
+    assert features is not None
+    assert len(features(black)) == 5
+    assert features(black) != features(white)
+    with pytest.raises(SystemExit, match=r"--clip .*holds no CLIP vision model"):
+        perceptual.clip(tmp_path / "nowhere")
+
+
+def test_lpips_where_its_weights_are_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    black, white = np.zeros((40, 50, 3), np.float32), np.ones((40, 50, 3), np.float32)
+    package = ModuleType("lpips")
+    package.__spec__ = ModuleSpec("lpips", None)
+
+    class Lpips(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).abs().mean()
+
+    package.LPIPS = Lpips  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / perceptual.BACKBONE).touch()
+    distance = perceptual.lpips()
+    assert distance is not None
+    assert distance(black, white) == 2  # it is given [-1,1]
+
+
+def test_a_row_is_measured_once_and_a_torn_one_again(tmp_path: Path) -> None:
+    log, calls = tmp_path / "out" / "rows.jsonl", list[int]()
+
+    def one() -> Row:
+        calls.append(1)
+        return {"value": 7}
+
+    Journal(log).row({"a": 1}, one)
+    assert Journal(log).row({"a": 1}, one)["value"] == 7
+    Journal(log).row({"a": 2}, one)
+    assert len(calls) == 2
+    log.write_text(log.read_text()[:-9])  # killed while writing the second
+    journal = Journal(log)
+    journal.row({"a": 1}, one)
+    assert len(calls) == 2
+    journal.row({"a": 2}, one)
+    assert len(calls) == 3
+    assert [row["a"] for row in read(log)] == [1, 2]
+
+
+def test_other_code_makes_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Journal.key({"a": 1})
+    monkeypatch.setattr("benchmarks.rows.code", lambda: "of tomorrow")
+    assert Journal.key({"a": 1}) != before
+
+
+def test_peak_memory_is_the_works_own() -> None:
+    with memory.peak() as first:
+        bytearray(200 << 20)
+    with memory.peak() as second:
+        bytearray(20 << 20)
+    assert 195 <= first.mb <= 260
+    assert 15 <= second.mb <= 60
+    assert memory.available_mb() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "epsilon", "iterations"),
+    [
+        ("implant", "implant", 6.4, 20),
+        ("first-step@3", "first-step", 3, 20),
+        ("implant@3.2x40", "implant", 3.2, 40),
+        ("subtle", "implant", 4, None),
+        ("recipe", "recipe", 6.4, 20),
+    ],
+)
+def test_a_method_may_name_its_own_budget(
+    name: str, method: str, epsilon: float, iterations: int | None
+) -> None:
+    found = protection.settings_of(name, epsilon=6.4, iterations=20, flat_share=0.5, withstand=["jpeg"])
+    assert (found.method, found.epsilon) == (method, epsilon)
+    assert iterations in (None, found.iterations)
+    if method == "recipe":
+        assert (found.flat_share, found.withstand) == (1, ())
+
+
+def test_an_unknown_method_names_the_known() -> None:
+    with pytest.raises(SystemExit, match="got 'implnat', expected one of implant, encoder"):
+        protection.settings_of("implnat")
+
+
+def _row(picture: str, **edits: Any) -> Row:
+    return {
+        "set": "dev", "how": "implant", "picture": picture, "surrogates": ["a@1"], "judges": ["a@1"],
+        "edits": {"a": edits}, "lpips": {}, "clip": {}, "psnr": 33.0, "ssim": 0.9, "max_change": 6,
+        "iterations": 20, "cpu_s": 1.0, "peak_mb": 10, "load": 1.0, "verdicts": {},
+        "settings": {"method": "implant", "epsilon": 6.4, "iterations": 20},
+    }  # fmt: skip
+
+
+def test_what_is_kept_is_of_the_mean_effect_and_the_worst_picture() -> None:
+    rows = [
+        _row("one", full=[[0.5, 0.1]], **{"after blur": [[0.6, 0.1]], "after noise": [[0.9, 0.1]]}),
+        _row("two", full=[[0.7, 0.1]], **{"after blur": [[0.8, 0.1]], "after noise": [None]}),
+        _row("hardly", full=[[0.98, 0.1]], **{"after blur": [[0.999, 0.1]]}),
+    ]
+    (group,) = summary.grouped(rows)
+    share = summary.kept(group, "after blur")
+    assert share == pytest.approx(((0.4 + 0.2 + 0.001) / (0.5 + 0.3 + 0.02), 0.2 / 0.3))
+    assert group.worst() == pytest.approx([0.9, 0.8, 0.999])
+    assert summary.kept(group, "after jpeg 75") is None
+    assert "0.800 (1.00), 73% (67%)" in summary.robustness([group])
+
+
+def test_columns_without_weights_say_so() -> None:
+    text = summary.effect(summary.grouped([_row("one", full=[[0.5, 0.1]])]))
+    assert text.count("no weights") == 2
+    row = _row("one", full=[[0.5, 0.1], [0.7, 0.3]]) | {
+        "lpips": {"a": [0.2, 0.4]},
+        "clip": {"a": [[[0.0, 1.0], [3.0, 1.0]], [[0.0, 2.0], [3.0, 2.0]]]},
+    }
+    text = summary.effect(summary.grouped([row]))
+    assert "| 0.300 (0.20) | 9.0 |" in text
+    assert "| 2 | 0.600 (0.70) | 0.200 (0.10) |" in text
+
+
+def test_transfer_is_a_share_of_ones_own_effect() -> None:
+    rows = []
+    for surrogate, ssims in (("a", (0.5, 0.9)), ("b", (0.95, 0.6)), ("a+b", (0.6, 0.7))):
+        row = _row("one")
+        row["surrogates"] = [f"{name}@1" for name in surrogate.split("+")]
+        row["judges"] = ["a@1", "b@1"]
+        row["edits"] = {judge: {"full": [[ssim, 0.1]]} for judge, ssim in zip("ab", ssims, strict=True)}
+        rows.append(row)
+    text = summary.transfer(summary.grouped(rows))
+    assert "| dev | implant | a | 0.500 | 0.100, 25% |" in text
+    assert "| dev | implant | a+b | 0.400, 80% | 0.300, 75% |" in text
+
+
+def test_a_protection_changes_edits_and_no_change_changes_none(case: Case) -> None:
+    editor = editors.get("latent-mini")
+    trial = Trial(case, [editor])
+    made = measure.protected(case, Protect(iterations=2), [editor])
+    found: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["latent-mini"]
+    assert {"full", "near", "dilated", "cover 150%", "after jpeg 75", "after half size"} <= found.keys()
+    assert all(one is None for one in found["after 1080 px"])
+    assert "crop path" not in found  # the whole picture is what it would be
+    (full,) = found["full"]
+    assert full is not None
+    assert full[0] < 0.99
+    assert 1 - full[0] == pytest.approx(trial.effect(made.rgb))
+    same = trial.edits(case.rgb)["edits"]["latent-mini"]
+    assert all(one in ([1.0, 0.0], None) for edit in same.values() for one in edit)
+    assert trial.verdicts(made, Protect(), [editor])["unchanged"] == "failed"
+    quality = measure.quality(case.rgb, made)
+    assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 6
+    assert 30 < quality["psnr"] < 45
+
+
+def test_large_pictures_reach_the_editor_cropped() -> None:
+    rgb = np.zeros((700, 900, 3), np.uint8)
+    mask = np.zeros((700, 900), dtype=np.bool_)
+    mask[300:320, 400:440] = True
+    part, plane = measure.handed(rgb, mask)
+    assert part.shape == (276, 296, 3)
+    assert plane.sum() == mask.sum()
+    assert measure.handed(rgb[:600, :800], mask[:600, :800])[0].shape == (600, 800, 3)
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ["--set", "dev,pairs", "--side", "56", "--data", str(data), "--out", str(tmp_path), "--plain"]
+    arguments += ["--methods", "implant,recipe", "--epsilon", "4,8", "--iterations", "1"]
+    assert protection.main(arguments) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    names = re.findall(r"^\| (\w+) \| (\S+) \|", table, re.MULTILINE)
+    assert sorted(set(names)) == [
+        (of, f"{method}@{epsilon}x1")
+        for of in ("dev", "pairs")
+        for method in ("implant", "recipe")
+        for epsilon in (4, 8)
+    ]
+    with Image.open(tmp_path / "psnr.png") as plot:
+        assert plot.width > 300
+    before = (tmp_path / "rows.jsonl").read_text()
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure, "warm", lambda surrogates: None)
+    monkeypatch.setattr(measure, "protected", never)
+    assert protection.main(arguments) == 0
+    assert (tmp_path / "rows.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["--set", "dev,nope"], "--set: got 'nope'"),
+        (["--editors", "latent-minni"], "latent-minni"),
+        (["--config", "/nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], wrong: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(wrong)):
+        protection.main(arguments)
+
+
+def test_every_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = []
+    for iterations in (5, 20):
+        row = _row("one", full=[[0.5, 0.1]], dilated=[[0.6, 0.1]], **{"after blur": [[0.6, 0.1]]})
+        rows.append(
+            row
+            | {"how": f"implant@6.4x{iterations}", "settings": {**row["settings"], "iterations": iterations}}
+        )
+    plots.write(summary.grouped(rows), tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {"incomplete.png", "robustness.png", "psnr.png", "sweep.png"}
+
+
+def test_ours_stops_where_it_reaches_the_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = editors.get("latent-mini")
+    monkeypatch.setattr(speed, "RECIPE", 1)
+    row = speed.equal(case, editor, "implant", most=1.0, few=1)
+    assert not row["recipe"]["scaled"]
+    assert not row["short"]
+    assert row["ours"]["effect"] >= row["recipe"]["effect"] > 0
+    assert row["ours"]["iterations"] in speed.LADDER
+    assert row["ratio"] == pytest.approx(row["recipe"]["cpu_s"] / row["ours"]["cpu_s"], rel=0.1)
+    monkeypatch.setattr(speed, "LADDER", (1,))
+    monkeypatch.setattr(Trial, "effect", lambda trial, rgb: 0.5 if (rgb == case.rgb).all() else 0.1)
+    assert not speed.equal(case, editor, "implant", most=1.0, few=1)["short"]
+    text = speed.table([{"kind": "equal", "size": [96, 96], "method": "implant", **row}])
+    assert "| 96x96 | implant | 1 of 1 |" in text
+
+
+def test_a_point_of_the_growth_is_measured_in_its_own_process(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ["--equal", "", "--sizes", "96x80", "--regions", "", "--few", "1", "--data", str(data)]
+    assert speed.main([*arguments, "--most", "0", "--out", str(tmp_path)]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert (row["size"], row["method"], row["regions"]) == ([96, 80], "implant", 1)
+    assert row["cpu_s"] > 0
+    assert row["peak_mb"] > 0
+    assert "| implant | 96x80 | 1 | 1 |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "growth.png").exists()
+
+
+def test_groups_tell_sets_methods_and_judges_apart() -> None:
+    rows = [_row("one", full=[[0.5, 0.1]]), _row("two", full=[[0.5, 0.1]])]
+    rows += [
+        {**_row("one", full=[[0.5, 0.1]]), "set": "pairs"},
+        {**_row("one", full=[[0.5, 0.1]]), "how": "recipe"},
+    ]
+    groups = summary.grouped(rows)
+    assert [(g.of, g.how, len(g.rows)) for g in groups] == [
+        ("dev", "implant", 2),
+        ("pairs", "implant", 1),
+        ("dev", "recipe", 1),
+    ]
+    assert isinstance(groups[0], Group)
+
+
+def test_what_must_be_shown_is_met_or_missed() -> None:
+    def rows(how: str, ssim: float, psnr: float) -> Row:
+        blurred = {"after jpeg 75": [[0.3, 0.1]], "dilated": [[0.4, 0.1]]}
+        row = _row("one", full=[[ssim, 0.1]], far=[[0.98, 0.1]], near=[[0.95, 0.1]], **blurred)
+        verdicts = {"published": "weak", "unchanged": "failed", "noise": "failed"}
+        return {**row, "how": how, "psnr": psnr, "key": how, "verdicts": verdicts}
+
+    run = {"kind": "equal", "size": [512, 512], "short": False, "ratio": 6.0}
+    large = {"kind": "equal", "size": [4000, 3000], "short": True, "ratio": 60.0}
+    dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
+    dev[0]["edits"]["a"]["after 1080 px"] = [[0.4, 0.1]]
+    text = figures.shows({"dev": dev, "speed": [run, run, large]})
+    found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
+    assert found[0] == (
+        "implant on a, dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
+        "implant@3 on a, dev: 0.150 at 39.0 dB, the recipe 0.400: met"
+    )
+    assert found[1].count(": met") == 2
+    assert found[2] == "implant on a, dev: dilated 67%: missed<br>implant@3 on a, dev: dilated 71%: missed"
+    assert found[3] == (
+        "implant on a, dev: jpeg 75 78%, 1080 px 67%: missed<br>"
+        "implant@3 on a, dev: jpeg 75 82%, 1080 px not measured: missed"
+    )
+    assert found[4] == "not measured"
+    assert found[5] == (
+        "512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
+        "4000x3000, 0 of 1 pictures reached: not reached: missed"
+    )
+    assert found[6] == "6 of 6 pictures without the change, or with noise instead, are failed: met"
