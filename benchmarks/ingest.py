@@ -16,9 +16,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.soak import Daemon, png
+
+
+class Sample(NamedTuple):
+    """How far a daemon was, and what it had taken until then."""
+
+    archived: int
+    processor_s: float
+    resident_mb: int
 
 
 def configure(base: Path, settle_s: float) -> None:
@@ -33,14 +41,22 @@ def configure(base: Path, settle_s: float) -> None:
     (base / "inbox").mkdir(exist_ok=True)
 
 
-def plain(folder: Path) -> float:
-    """Seconds that `scandir`, reading and SHA-256 take: no ingest can do with less."""
-    began = time.perf_counter()
+def plain(folder: Path) -> tuple[float, float]:
+    """Seconds, and those of the processor, that `scandir`, reading and SHA-256 take: no ingest needs less."""
+    began, processor = time.perf_counter(), time.process_time()
     with os.scandir(folder) as entries:
         for entry in entries:
             with open(entry.path, "rb") as file:
                 hashlib.file_digest(file, "sha256").hexdigest()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - processor
+
+
+def processor_s(daemon: Daemon) -> float:
+    """Processor seconds of a daemon and its child so far."""
+    main = daemon.process.pid
+    fields = [Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+              for process in (main, *daemon.children())]  # fmt: skip
+    return sum(int(ticks) for stat in fields for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(process: int) -> int:
@@ -65,32 +81,35 @@ def database_mb(base: Path) -> float:
 
 
 def throughput(files: int, kilobytes: int) -> dict[str, Any]:
-    """Files per second from the first that was taken to the last that was archived."""
+    """Files per second, beside what reading and hashing them takes."""
     with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
         base = Path(folder)
         configure(base, settle_s=0.1)
         filling = random.Random(0).randbytes(kilobytes << 10)
         for number in range(files):
             (base / "inbox" / f"{number}.png").write_bytes(png(str(number)) + filling)
-        baseline = plain(base / "inbox")
+        baseline, baseline_processor = plain(base / "inbox")
         disk = sync_s(base)
         daemon = Daemon(base)
-        samples: list[int] = []
-        while daemon.states()["archived"] < files:
+        samples: list[Sample] = []
+        while not samples or samples[-1].archived < files:
             daemon.alive()
-            samples.append(memory_mb(daemon.process.pid))
+            archived = daemon.states()["archived"]
+            if archived:
+                samples.append(Sample(archived, processor_s(daemon), memory_mb(daemon.process.pid)))
             time.sleep(0.2)
         daemon.stop()
-        connection = sqlite3.connect(f"file:{base}/state/backfire.sqlite?mode=ro", uri=True)
-        query = "select max(at) - min(at) from events where state in ('ready', 'archived')"
-        (seconds,) = connection.execute(query).fetchone()
-        connection.close()
+        seconds = worked_s(base / "state" / "backfire.sqlite")
         size = database_mb(base)
-    half = samples[len(samples) // 2]
+    half, first, last = samples[len(samples) // 2], samples[0], samples[-1]
+    # Between two samples: the start of the processes, one for any number of files, is not in it.
+    processor = (last.processor_s - first.processor_s) / max(last.archived - first.archived, 1)
     print(
         f"{files} files of {kilobytes} KB: {files / seconds:.0f} a second; scandir + SHA-256 "
-        f"{files / baseline:.0f} a second; ratio {baseline / seconds:.3f}; resident {half} MB half-way, "
-        f"{samples[-1]} MB at the end; database {size * 100_000 / files:.0f} MB per 100,000 jobs",
+        f"{files / baseline:.0f} a second; ratio {baseline / seconds:.3f}; processor "
+        f"{processor * 1e3:.2f} ms a file, {baseline_processor / files * 1e3:.2f} ms; resident "
+        f"{first.resident_mb} MB at first, {half.resident_mb} half-way, {last.resident_mb} at the end; "
+        f"database {size * 100_000 / files:.0f} MB per 100,000 jobs",
         flush=True,
     )
     return {
@@ -99,11 +118,22 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
         "files_per_s": round(files / seconds, 1),
         "scandir_sha256_files_per_s": round(files / baseline, 1),
         "ratio": round(baseline / seconds, 4),
+        "processor_ms_per_file": round(processor * 1e3, 3),
+        "scandir_sha256_processor_ms_per_file": round(baseline_processor / files * 1e3, 3),
         "sync_ms": round(disk * 1e3, 2),
         "syncs_per_file": round(seconds / files / disk, 1),
-        "resident_mb": [samples[0], half, samples[-1]],
+        "resident_mb": [first.resident_mb, half.resident_mb, last.resident_mb],
         "database_mb_per_100000_jobs": round(size * 100_000 / files),
     }
+
+
+def worked_s(database: Path) -> float:
+    """Seconds from the first result of the worker, which has to start, to the last original archived."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    query = "select max(at) - min(at) from events where state in ('publishing', 'archived')"
+    (seconds,) = connection.execute(query).fetchone()
+    connection.close()
+    return float(seconds)
 
 
 def sync_s(base: Path, times: int = 40) -> float:
@@ -133,7 +163,7 @@ def backlog(files: int) -> dict[str, Any]:
             (place / f"{number}.png").write_bytes(data)
         began = time.monotonic()
         daemon = Daemon(base)
-        first = ready_s(daemon, 0, began)
+        first, first_processor = ready_s(daemon, 0, began), processor_s(daemon)
         while daemon.states()["settling"] < files:
             daemon.alive()
             time.sleep(0.2)
@@ -142,18 +172,21 @@ def backlog(files: int) -> dict[str, Any]:
         daemon.process.wait()
         offset, began = len((base / "daemon.log").read_text()), time.monotonic()
         daemon = Daemon(base)
-        again = ready_s(daemon, offset, began)
+        again, again_processor = ready_s(daemon, offset, began), processor_s(daemon)
         daemon.stop()
         print(
-            f"backlog of {files}: READY after {first:.1f} s, all in the database after {sighted:.1f} s "
-            f"({database_mb(base):.0f} MB, {resident} MB resident); killed, READY again after {again:.1f} s",
+            f"backlog of {files}: READY after {first:.1f} s (processor {first_processor:.1f} s), all in the "
+            f"database after {sighted:.1f} s ({database_mb(base):.0f} MB, {resident} MB resident); killed, "
+            f"READY again after {again:.1f} s (processor {again_processor:.1f} s)",
             flush=True,
         )
         return {
             "files": files,
             "ready_s": round(first, 2),
+            "ready_processor_s": round(first_processor, 2),
             "all_recorded_s": round(sighted, 1),
             "ready_again_after_kill_s": round(again, 2),
+            "ready_again_processor_s": round(again_processor, 2),
             "resident_mb": resident,
             "database_mb": round(database_mb(base), 1),
         }

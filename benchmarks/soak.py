@@ -26,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from daemon import manifest
+
 ROOT = Path(__file__).parent.parent
 WRITERS = 6
 ENDS = {"archived", "failed", "quarantined", "skipped"}
@@ -108,12 +110,18 @@ class Daemon:
             self.process = self._started()
             self.kills[what] += 1
             return
+        for child in self.children():
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+                self.kills[what] += 1
+
+    def children(self) -> list[int]:
+        """Its workers: one, or none while it has not started any."""
+        main = self.process.pid
         with suppress(OSError):
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            for child in children:
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
-                    self.kills[what] += 1
+            found = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+            return [int(it) for it in found if b"spawn_main" in Path(f"/proc/{it}/cmdline").read_bytes()]
+        return []
 
     def states(self) -> Counter[str]:
         """How many jobs are in each state; empty while nobody can tell."""
@@ -138,9 +146,13 @@ class Daemon:
 
 
 def contents(folder: Path) -> Counter[str]:
-    """How often each content lies below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """How often each content lies below a folder; its manifest is none of them."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not _is_manifest(path))
     return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def _is_manifest(path: Path) -> bool:
+    return manifest.NAME.fullmatch(os.fsencode(path.name)) is not None
 
 
 def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
@@ -155,6 +167,9 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
             found.append(f"{len(lost)} final contents are not in the {name}")
         if alien := folder.keys() - final - former:
             found.append(f"{len(alien)} contents in the {name} were never dropped whole")
+        listed = {entry.sha256 for entry in manifest.read(base / name).entries}
+        if unlisted := folder.keys() - listed:
+            found.append(f"{len(unlisted)} contents in the {name} are not in its manifest")
         # A file renamed in the very moment of publishing is one file under either name.
         if twice := {sha for sha, count in folder.items() if count > 1 + (sha in renamed)}:
             found.append(f"{len(twice)} contents lie in the {name} more than once")
@@ -233,20 +248,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the first round; the next ones count up")
     parser.add_argument("--every", type=float, default=1.0, help="seconds at most from progress to a kill")
     parser.add_argument("--keep", action="store_true", help="keep the folders of a round that failed")
-    parser.add_argument("--json", type=Path, help="write the figures there too, after each round")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the figures there, after each round; a run goes on where the file ends",
+    )
     options = parser.parse_args(arguments)
-    first = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
-    bad, rounds = 0, list[dict[str, Any]]()
+    rounds: list[dict[str, Any]] = []
+    if options.json and options.json.exists():
+        rounds = json.loads(options.json.read_text())
+        print(f"{len(rounds)} rounds are done already, see {options.json}", flush=True)
+    first = options.seed
+    if first is None:
+        first = rounds[0]["seed"] if rounds else random.SystemRandom().randrange(1 << 30)
+    done = {(played["seed"], played["files"]) for played in rounds}
     for seed in range(first, first + options.rounds):
+        if (seed, options.files) in done:
+            continue
         folder = Path(tempfile.mkdtemp(prefix="backfire-soak-"))
         rounds.append(play(folder, options.files, seed, options.every))
-        failed = bool(rounds[-1]["faults"])
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(rounds, indent=2) + "\n")
-        if failed and options.keep:
+        if rounds[-1]["faults"] and options.keep:
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-        bad += failed
-    return 1 if bad else 0
+    return 1 if any(played["faults"] for played in rounds) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -19,7 +19,7 @@ from daemon.ledger import LONGEST_S, Ledger
 from daemon.line import priority
 from daemon.publish import Publisher
 from daemon.systemd import notify
-from daemon.worker import KILLED, Child, Order, Outcome, Progress
+from daemon.worker import KILLED, Child, Order, Outcome
 
 log = structlog.get_logger()
 
@@ -27,8 +27,8 @@ DRAIN_S = 60.0
 PAUSE_S = 30.0
 """After trouble that is not the picture's: no space for the spool, weights that do not load."""
 QUICK_S = 0.05
-AT_ONCE = 16
-"""So many jobs a child that is done with each within QUICK_S gets before their results are published."""
+AT_ONCE = 128
+"""So many jobs a child that is done with each within QUICK_S gets at a time."""
 PATIENCE = 3
 """How often in a row that may happen before the pause is a long one, and `once` gives up."""
 
@@ -36,10 +36,10 @@ Heard = Callable[[Job, str, int, int], None]
 
 
 class Dispatcher:
-    """Owns the child process; one job is with it at a time.
+    """Owns the child process. It gets one job at a time, and more at a time as long as it is quick with them.
 
     Attributes:
-        running: the job that the child has.
+        pace: how many jobs it gets at a time.
         pauses: how often in a row it could not work for reasons that are not the picture's.
     """
 
@@ -56,15 +56,22 @@ class Dispatcher:
         self._monotonic, self._on_progress = monotonic, on_progress
         self._child: Child | None = None
         self._killed: dict[int, int] = {}
+        self._running: dict[int, Job] = {}
+        self._at = 0
         self._finished: list[tuple[Job, Outcome]] = []
         self._paused_until = 0.0
-        self.running: Job | None = None
+        self.pace = 1
         self.pauses = 0
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings from the next job on."""
         self._settings = settings
+
+    @property
+    def running(self) -> Job | None:
+        """Which of its jobs the child is at, as far as it told; None while it has none."""
+        return self._running.get(self._at) or next(iter(self._running.values()), None)
 
     @property
     def paused(self) -> bool:
@@ -83,7 +90,7 @@ class Dispatcher:
             crashed: the daemon was started anew, and the picture may be why it ended; else only the
                 store failed for a while, the child may still be at work, and no attempt is burned.
         """
-        before, self.running = self.running, None
+        before, self._running = self._running, {}
         self._finished.clear()  # each lies in its spool too
         for job in self._ledger.of(JobState.RUNNING):
             finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
@@ -92,8 +99,8 @@ class Dispatcher:
             elif crashed:
                 detail = {"reason": "the daemon ended in mid-job"}
                 self._ledger.update(job, JobState.READY, detail=detail)
-            elif before is not None and before.id == job.id and self._child and self._child.job == job.id:
-                self.running = job
+            elif job.id in before and self._child and job.id in self._child.jobs:
+                self._running[job.id] = job
             else:
                 detail = {"reason": "the database failed in mid-job"}
                 now = self._ledger.now()
@@ -110,47 +117,50 @@ class Dispatcher:
             elif not self._ledger.spool(job).files():
                 self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
 
-    def next(self) -> Job | None:
-        """The job whose turn it is: the highest priority, then the one that has been ready longest.
+    def _in_turn(self) -> Iterator[Job]:
+        """The jobs whose turn it is: by priority, then those first that have been ready longest.
 
         One whose result another job is about to publish waits, to take it over.
         """
-        coming = {
-            job.key for job in self._ledger.of(JobState.RUNNING, JobState.PUBLISHING) if job.code is None
-        }
-        ready = [job for job in self._ledger.of(JobState.READY) if job.key not in coming]
-        due = [job for job in ready if self._ledger.due(job)]
+        active = self._ledger.of(JobState.RUNNING, JobState.PUBLISHING)
+        coming = {job.key for job in active if job.code is None}
         priorities = self._settings.watch.priorities
-        return min(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id), default=None)
+        due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
+        for job in sorted(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id)):
+            if job.key not in coming:
+                coming.add(job.key)
+                yield job
 
     def step(self) -> bool:
-        """Give the child its next job if it has none, and more while it is quick; whether there was any."""
+        """Give the child its next jobs if it has none, and more while it is quick; whether there were any."""
+        self._hear(0)
         began = 0
-        while self.running is None and began < AT_ONCE and self._begin():
-            began += 1
-            self._wait_for_quick()
+        while not self._running and began < AT_ONCE and (some := self._begin()):
+            began += some
+            self._listen(QUICK_S)
         self._record()
         return began > 0
 
-    def _wait_for_quick(self) -> None:
-        """Give the child a moment to be done."""
-        deadline = time.monotonic() + QUICK_S
-        while self.running is not None and (left := deadline - time.monotonic()) > 0:
-            self._hear(left)
-
-    def _begin(self) -> bool:
-        """Go on with the job whose turn it is; False if there is none."""
+    def _begin(self) -> int:
+        """Go on with the jobs whose turn it is; with how many."""
         if self.paused:
-            return False
-        job = self.next()
-        if job is None:
-            return False
-        if job.attempts >= self._attempts(job):
-            message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
-            self._publisher.fail(job, Code.WORKER_DIED, message)
-        elif not self._adopted(job):
-            self._start(job)
-        return True
+            return 0
+        begun, batch = 0, list[Job]()
+        for job in self._in_turn():
+            # The last attempt is made alone: nobody is set aside for what another did to the daemon.
+            if batch and (len(batch) >= self.pace or self._is_last(job) or self._is_last(batch[0])):
+                break
+            begun += 1
+            if job.attempts >= self._attempts(job):
+                message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
+                self._publisher.fail(job, Code.WORKER_DIED, message)
+            elif not self._adopted(job):
+                batch.append(job)
+            if begun >= AT_ONCE:
+                break
+        if batch:
+            self._start(batch)
+        return begun
 
     def _adopted(self, job: Job) -> bool:
         """Take over the result of the same picture, mask and configuration, published under another name."""
@@ -199,24 +209,33 @@ class Dispatcher:
         renamed = os.path.basename(job.path) != os.path.basename(twin.path)
         return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, jobs: Sequence[Job]) -> None:
         if self._child is None:
             self._child = Child(self._settings.limits.memory_mb)
-        job = self._ledger.remember(self._ledger.store.start_attempt(job.id, at=self._ledger.now()))
-        spool = self._ledger.spool(job)
-        masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
-        rung = self._killed.get(job.id, 0)
-        self.running = job
+        with self._ledger.together():
+            started = [self._ledger.store.start_attempt(job.id, at=self._ledger.now()) for job in jobs]
+        self._running = {job.id: self._ledger.remember(job) for job in started}
+        self._at = started[0].id
         try:
-            settings = self._settings.for_path(job.path)
-            self._child.send(Order(job.id, spool.folder, job.name, masks, settings, job.lease, rung))
+            self._child.send([self._order(job) for job in started])
         except OSError:
-            self._died(job)
+            self._died()
+
+    def _order(self, job: Job) -> Order:
+        spool, settings = self._ledger.spool(job), self._settings.for_path(job.path)
+        masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
+        return Order(job.id, spool.folder, job.name, masks, settings, job.lease, self._killed.get(job.id, 0))
 
     def listen(self, seconds: float) -> None:
-        """Hear the child out for a while, at most until it says something."""
-        self._hear(seconds)
+        """Hear the child out for a while, at most until it is done."""
+        self._listen(seconds)
         self._record()
+
+    def _listen(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._hear(seconds)
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            self._hear(left)
 
     def _record(self) -> None:
         """Record what was finished. Until then a crash finds it in the spool."""
@@ -228,39 +247,68 @@ class Dispatcher:
         self._finished.clear()
 
     def _hear(self, seconds: float) -> None:
-        job = self.running
-        if self._child is None or job is None:
+        if self._child is None or not self._running:
             return
         try:
             messages = self._child.receive(seconds)
         except EOFError:
-            self._died(job)
+            self._died()
             return
+        outcomes: list[tuple[Job, Outcome]] = []
         for message in messages:
-            if isinstance(message, Progress):
+            job = self._running.get(message.job)
+            if job is None:  # what an earlier job left in the pipe is void
+                continue
+            if isinstance(message, Outcome):
+                outcomes += [(job, message)] if _of(message, job) else []
+            else:
+                self._at = job.id
                 self._on_progress(job, message.phase, message.done, message.total)
-            elif _of(message, job):  # what an earlier job left in the pipe is void
-                self._conclude(job, message)
+        self._conclude_all(outcomes)
         silence = self._settings.limits.silence_s
-        if self.running is not None and time.monotonic() - self._child.heard > silence:
+        if (job := self.running) is not None and time.monotonic() - self._child.heard > silence:
             log.error("worker hangs", path=job.name, silent_s=silence)
             self._child.kill()
-            self._died(job, f"hung for {silence:g} s")
+            self._died(f"hung for {silence:g} s")
 
-    def _died(self, job: Job, how: str = "") -> None:
+    def _died(self, how: str = "") -> None:
+        """The child is gone: the job it was at bears the attempt, the others are given back."""
+        culprit = self.running
+        if culprit is None:
+            return
         if self._child is not None and not how:
             how = self._child.exitcode()
             if how == KILLED:  # what the kernel does when memory runs out: the next attempt needs less
-                self._killed[job.id] = self._killed.get(job.id, 0) + 1
+                self._killed[culprit.id] = self._killed.get(culprit.id, 0) + 1
             self._child.kill()
         self._child = None
-        finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-        if finished is not None:
-            self._conclude(job, finished)
+        self.pace = 1
+        for job in [*self._running.values()]:
+            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+            if finished is not None:
+                self._conclude(job, finished)
+            elif job is culprit:
+                log.error("worker died", path=job.name, how=how, attempt=job.attempts)
+                self._ledger.update(job, JobState.READY, detail={"reason": f"worker died: {how}"})
+            else:
+                detail = {"reason": f"the worker died on {culprit.name}"}
+                now = self._ledger.now()
+                self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+        self._running.clear()
+
+    def _conclude_all(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
+        """What the child told of several jobs, in one commit; more at a time next time if it was quick."""
+        if not ended:
             return
-        log.error("worker died", path=job.name, how=how, attempt=job.attempts)
-        self._ledger.update(job, JobState.READY, detail={"reason": f"worker died: {how}"})
-        self.running = None
+        with self._ledger.together():
+            for job, outcome in ended:
+                self._conclude(job, outcome)
+        if any(outcome.transient for _, outcome in ended):
+            self.pace = 1  # whoever is next may be hindered as well
+        elif sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended):
+            self.pace = min(2 * self.pace, AT_ONCE)
+        else:
+            self.pace = max(self.pace // 2, 1)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         """What the child's outcome means for the job."""
@@ -288,22 +336,27 @@ class Dispatcher:
             self._publisher.fail(job, Code(outcome.code), outcome.message)
         if not (outcome.stopped or outcome.transient):
             self._killed.pop(job.id, None)
-        self.running = None
+        self._running.pop(job.id, None)
 
     def drain(self) -> None:
-        """Give the running job back without burning its attempt, and end the child."""
+        """Give the running jobs back without burning their attempts, and end the child."""
         if self._child is None:
             return
         notify(f"EXTEND_TIMEOUT_USEC={int(DRAIN_S * 1e6)}")
-        job = self.running
-        outcome = self._child.stop(DRAIN_S if job else 0)
+        jobs = [*self._running.values()]
+        told = {outcome.job: outcome for outcome in self._child.stop(DRAIN_S if jobs else 0)}
         self._child = None
-        if job is not None:
-            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            told = outcome if outcome is not None and _of(outcome, job) else None
-            self._conclude(job, told or finished or Outcome(job.id, job.lease, stopped=True))
-            self._record()
+        for job in jobs:
+            outcome = told.get(job.id)
+            if outcome is None or not _of(outcome, job):
+                outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
+            self._conclude(job, outcome or Outcome(job.id, job.lease, stopped=True))
             log.info("drained", path=job.name)
+        self._record()
+
+    def _is_last(self, job: Job) -> bool:
+        """Whether no attempt would be left after the next one."""
+        return job.attempts + 1 >= self._attempts(job)
 
     def _attempts(self, job: Job) -> int:
         return self._settings.for_path(job.path).protect.attempts

@@ -68,6 +68,7 @@ class Intake:
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on; the folders must be the same."""
         self._settings = settings
+        self._digests: dict[int | None, str] = {}
         self._tracker.settle_s = settings.watch.settle_s
 
     @property
@@ -85,8 +86,13 @@ class Intake:
         """Whether sightings still wait to be recorded: no time to sleep."""
         return bool(self._unsighted)
 
-    def step(self, *, may_take: bool = True) -> None:
-        """Scan if one is due, note what it found, and bring jobs to the worker as long as it needs any."""
+    def step(self, *, may_take: bool = True, ahead: int = READY_AHEAD) -> None:
+        """Scan if one is due, note what it found, and bring jobs to the worker as long as it needs any.
+
+        Args:
+            may_take: False where there is no room for copies.
+            ahead: how many jobs should be ready for the worker; `READY_AHEAD` where that is more.
+        """
         now = self._monotonic()
         asked = self._wake.is_set() and now >= self._last + max(LEAST_S, 10 * self._cost)
         if now >= self._next or asked:
@@ -100,7 +106,7 @@ class Intake:
             for job in self._ledger.store.sight(part, at=self._ledger.now()):
                 self._ledger.remember(job)
         if may_take and not self.trouble:
-            self._fill()
+            self._fill(max(ahead, READY_AHEAD))
 
     def _look(self, now: float) -> bool:
         """Scan; False where the inbox cannot be read: that must not look like an inbox that was emptied."""
@@ -170,7 +176,7 @@ class Intake:
         self._next = now + self.pause
         self.scanned = True
 
-    def _fill(self) -> None:
+    def _fill(self, ahead: int) -> None:
         """Take jobs in until the worker has enough of them, those first in line first."""
         now, priorities = self._monotonic(), self._settings.watch.priorities
         wanted: list[Job] = []
@@ -182,7 +188,7 @@ class Intake:
             # By rank: one of a high priority does not wait for room behind lower ones.
             # Nor may large pictures, or ten thousand that cannot be read, hold up the loop.
             late = self._monotonic() > now + AT_MOST_S
-            if late or sum(other >= rank for other in ready) >= READY_AHEAD:
+            if late or sum(other >= rank for other in ready) >= ahead:
                 self._first = entry
                 break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
@@ -280,7 +286,7 @@ class Intake:
         """Make a job ready, unless something says that its files are not whole."""
         spool = self._ledger.spool(job)
         mask_sha = mask_digest([mask.sha256 for mask in taken.masks])
-        config_sha = self._settings.for_path(job.path).sha256
+        config_sha = self._config_sha(job.path)
         content: dict[str, Any] = {
             "input_sha256": taken.picture.sha256,
             "mask_sha256": mask_sha,
@@ -301,6 +307,13 @@ class Intake:
         masks = [shown(path) for path in self._scan.masks_of(job.path)]
         detail = {"masks": masks} if masks else None
         self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
+
+    def _config_sha(self, path: bytes) -> str:
+        """The digest of a picture's settings, kept: there are few, and it costs as much as the copy."""
+        rule = self._settings.rule_of(path)
+        if rule not in self._digests:
+            self._digests[rule] = self._settings.for_path(path).sha256
+        return self._digests[rule]
 
     def _vanished(self, job: Job) -> None:
         """A waiting job whose file is gone: set aside just before a crash, or taken away by somebody."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -29,8 +30,22 @@ NAME_MAX = 255
 """Bytes of a file name on every common file system."""
 
 
-def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[bytes] | None = None) -> bytes:
+def place(
+    content: bytes | Path,
+    folder: Path,
+    path: bytes,
+    *,
+    key: str,
+    sha256: str | None = None,
+    unsynced: set[bytes] | None = None,
+) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
+
+    The file is a new one of the folder, with the group and rights that come with it, and never a link.
+
+    Args:
+        content: bytes, or a private file of ours that holds them.
+        sha256: their SHA-256, where it is known.
 
     Raises:
         PublishError: no space, no permission, or read back wrong.
@@ -41,10 +56,13 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[byt
         begun = os.path.lexists(temporary)
         try:
             with _create(temporary) as file:
-                file.write(data)
+                with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+                    expected = sha256 or hashlib.file_digest(source, "sha256").hexdigest()
+                    source.seek(0)
+                    shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-            return _settle(folder, temporary, path, sha256(data), key, begun=begun, unsynced=unsynced)
+            return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

@@ -29,7 +29,7 @@ from daemon.worker import Outcome
 
 T = TypeVar("T")
 
-TOGETHER = 16
+TOGETHER = 128
 """How many jobs are put in place at a time: they share syncs of folders and transactions."""
 
 
@@ -134,12 +134,22 @@ class Publisher:
             path = outbox.destined(folder, wanted, sha256=sha, key=job.key or "")
             self._report(self._ledger.spool(job), path, job, unsynced)
 
-        def place(job: Job, unsynced: set[bytes]) -> Entry:
-            wanted, sha = results[job]
-            data = (self._ledger.spool(job).folder / "output").read_bytes()
-            return Entry(outbox.place(data, folder, wanted, key=job.key or "", unsynced=unsynced), sha)
+        def place(job: Job, unsynced: set[bytes]) -> Entry | None:
+            (wanted, sha), spooled = results[job], self._ledger.spool(job).folder
+            try:
+                path = outbox.place(
+                    spooled / "output", folder, wanted, key=job.key or "", sha256=sha, unsynced=unsynced
+                )
+            except (PublishError, OSError):
+                if outbox.holds(spooled, b"output", sha):
+                    raise
+                return None
+            return Entry(path, sha)
 
-        placed = self._each(self._each(results, report), place)
+        tried = self._each(self._each(results, report), place)
+        for job in (job for job, entry in tried.items() if entry is None):
+            self._work_again(job)
+        placed = {job: entry for job, entry in tried.items() if entry is not None}
         now = self._ledger.now()
         if not placed or not self._or_postpone(
             placed, lambda: manifest.append(folder, placed.values(), at=now)
@@ -151,7 +161,7 @@ class Publisher:
                 self._ledger.update(job, JobState.PUBLISHED, output_path=path, output_sha256=sha, detail=told)
 
     def _results(self, jobs: Sequence[Job]) -> dict[Job, tuple[bytes, str]]:
-        """Wanted path and SHA-256 of each result that is whole and still that of the file in the inbox."""
+        """Wanted path and SHA-256 of each result that is still that of the file in the inbox."""
         if not jobs:
             return {}
         try:
@@ -166,9 +176,8 @@ class Publisher:
             folder = self._ledger.spool(job).folder
             outcome = Outcome.read(folder, job.lease)
             sha = outcome.output_sha256 if outcome is not None and outcome.verdict is not None else None
-            if outcome is None or sha is None or not outbox.holds(folder, b"output", sha):
-                detail = {"reason": "the result in the spool is gone or damaged"}
-                self._ledger.update(job, JobState.READY, detail=detail)
+            if outcome is None or sha is None:
+                self._work_again(job)
             elif not self._intake.unchanged(job, beside):
                 # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
                 detail = {"reason": "picture or mask changed while it was worked"}
@@ -177,6 +186,10 @@ class Publisher:
                 found[job] = wanted, sha
                 names.add(wanted.lower())  # p.bmp and p.png both become p.png: one after the other
         return found
+
+    def _work_again(self, job: Job) -> None:
+        detail = {"reason": "the result in the spool is gone or damaged"}
+        self._ledger.update(job, JobState.READY, detail=detail)
 
     def _archive(self, jobs: Sequence[Job]) -> None:
         """Originals and masks into the archive, then out of the inbox, then the receipts and the record."""

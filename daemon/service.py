@@ -134,7 +134,7 @@ class Service:
             self._reloading = False
             self._reconfigure(hints)
         room = not self._want_of_space
-        self._intake.step(may_take=room)
+        self._intake.step(may_take=room, ahead=self._dispatcher.pace)
         began = room and self._dispatcher.step()
         placed = self._publisher.step()  # while the child works the next job
         if self._dispatcher.running is not None:

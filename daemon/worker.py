@@ -15,18 +15,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.errors import Code, JobError, ModelError
 
 RESULT = "result.json"
 KILLED = "killed by SIGKILL"
 """What `Child.exitcode` says of a child that was killed, by the kernel or by somebody."""
+MADE = ("output", "receipt.json", "sheet.jpg")
+"""What a job leaves in its spool folder beside its outcome."""
+AT_MOST_S = 1.0
+"""After so long a child hands back the orders that it has not begun."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Outcome:
     output_sha256: str | None = None
     reasons: tuple[str, ...] = ()
     timings_s: dict[str, float] | None = None
+    seconds: float = 0.0
+    """How long the child had the job."""
     code: str | None = None
     message: str = ""
     retryable: bool = False
@@ -87,9 +95,12 @@ class Outcome:
         return outcome if outcome.lease == lease else None
 
     def write(self, folder: Path) -> None:
-        """Leave the outcome in a spool folder, atomically and last: all else must lie there already."""
+        """Leave the outcome in a spool folder, atomically and last, once what lies there is durable."""
         part = folder / (RESULT + ".part")
-        _write(part, json.dumps(asdict(self)).encode())
+        part.write_bytes(json.dumps(asdict(self)).encode())
+        for name in (*MADE, part.name):
+            with suppress(FileNotFoundError):
+                _sync(folder / name)
         part.rename(folder / RESULT)
 
 
@@ -105,7 +116,7 @@ class Child:
     """
 
     def __init__(self, memory_mb: int = 0) -> None:
-        self.job: int | None = None
+        self.jobs = set[int]()
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -119,11 +130,11 @@ class Child:
         """Process id."""
         return self._process.pid
 
-    def send(self, order: Order) -> None:
-        """Hand over one job; the child must be idle."""
-        self.job = order.job
+    def send(self, orders: Sequence[Order]) -> None:
+        """Hand over some jobs, to be worked in this order; the child must be idle."""
+        self.jobs = {order.job for order in orders}
         self.heard = time.monotonic()
-        self._connection.send(order)
+        self._connection.send(orders)
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
         """What the child said within `timeout` seconds; an empty list if nothing.
@@ -135,14 +146,13 @@ class Child:
         messages: list[Progress | Outcome] = []
         try:
             while self._connection.poll():
-                messages.append(self._connection.recv())
+                messages += self._connection.recv()
         except (EOFError, OSError):
             if not messages:
                 raise EOFError from None
         if messages:
             self.heard = time.monotonic()
-            if any(isinstance(message, Outcome) and message.job == self.job for message in messages):
-                self.job = None
+            self.jobs.difference_update(told.job for told in messages if isinstance(told, Outcome))
         elif not self._process.is_alive():
             raise EOFError
         return messages
@@ -155,19 +165,18 @@ class Child:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
-    def stop(self, patience: float) -> Outcome | None:
-        """Ask for the running job back, then end the process; the last outcome if there was one."""
-        outcome = None
+    def stop(self, patience: float) -> list[Outcome]:
+        """Ask for the running jobs back, then end the process; the outcomes that it still told."""
+        outcomes: list[Outcome] = []
         deadline = time.monotonic() + patience
         try:
             self._connection.send(None)
-            while self.job is not None and time.monotonic() < deadline:
-                for message in self.receive(0.2):
-                    outcome = message if isinstance(message, Outcome) else outcome
+            while self.jobs and time.monotonic() < deadline:
+                outcomes += [told for told in self.receive(0.2) if isinstance(told, Outcome)]
         except (EOFError, OSError):
             pass
         self.kill()
-        return outcome
+        return outcomes
 
     def kill(self) -> None:
         """End the process now."""
@@ -179,27 +188,51 @@ class Child:
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    """The child's main loop: one order at a time until the daemon closes the pipe or sends None."""
+    """The child's main loop: orders until the daemon closes the pipe or sends None."""
     _die_with(parent)
     _limit(memory_mb)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the daemon decides; a Ctrl-C reaches the whole group
     while True:
         try:
-            order = connection.recv()
-            if order is None:
+            orders = connection.recv()
+            if orders is None:
                 return
-            outcome = work(order, connection)
-            connection.send(outcome)
-            if outcome.stopped:
-                return
+            connection.send(work(orders, connection))
         except (EOFError, OSError):
             return
 
 
-def work(order: Order, connection: Connection) -> Outcome:
-    """Process one order and leave its outcome in the spool."""
-    last = 0.0
+def work(orders: Sequence[Order], connection: Connection) -> list[Outcome]:
+    """Process orders in turn, then leave all their outcomes in the spool: syncs at one time cost one.
+
+    The rest is handed back after `AT_MOST_S`, after one that was stopped, and where it would fail alike.
+    """
+    deadline = time.monotonic() + AT_MOST_S
+    outcomes: list[Outcome] = []
+    for order in orders:
+        last = outcomes[-1] if outcomes else None
+        if last and (last.stopped or last.transient or time.monotonic() > deadline):
+            outcomes.append(Outcome(order.job, order.lease, stopped=True))
+        else:
+            outcomes.append(_worked(order, connection))
+    return abreast(_left, [*zip(orders, outcomes, strict=True)])
+
+
+def _left(ended: tuple[Order, Outcome]) -> Outcome:
+    """Leave an outcome in the spool: with it a restart publishes without working the picture again."""
+    order, outcome = ended
+    if outcome.stopped or outcome.transient:
+        return outcome
+    try:
+        outcome.write(order.folder)
+    except OSError as error:
+        return replace(_unforeseen(order, error), lease=order.lease)
+    return outcome
+
+
+def _worked(order: Order, connection: Connection) -> Outcome:
+    began, last = time.monotonic(), 0.0
 
     def progress(phase: str, done: int, total: int) -> None:
         nonlocal last
@@ -208,9 +241,10 @@ def work(order: Order, connection: Connection) -> Outcome:
             raise Stopped
         if time.monotonic() - last > 0.2 or done == total:
             last = time.monotonic()
-            connection.send(Progress(order.job, phase, done, total))
+            connection.send([Progress(order.job, phase, done, total)])
 
     try:
+        progress("start", 0, 1)  # before the danger: should it kill us, the daemon knows which one it was
         outcome = _process(order, progress)
     except Stopped:
         return Outcome(order.job, order.lease, stopped=True)
@@ -224,13 +258,7 @@ def work(order: Order, connection: Connection) -> Outcome:
         outcome = _failed(order, error)
     except Exception as error:
         outcome = _unforeseen(order, error)
-    outcome = replace(outcome, lease=order.lease)
-    if not outcome.transient:
-        try:
-            outcome.write(order.folder)  # with it a restart publishes without working the picture again
-        except OSError as error:
-            return replace(_unforeseen(order, error), lease=order.lease)
-    return outcome
+    return replace(outcome, lease=order.lease, seconds=time.monotonic() - began)
 
 
 def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
@@ -243,10 +271,10 @@ def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome
     data = (order.folder / "input").read_bytes()
     source = Source(order.name, sidecars)
     result = process(data, source, order.settings, progress=progress, rung=order.rung)
-    _write(order.folder / "output", result.data)
-    _write(order.folder / "receipt.json", to_json(result.receipt))
+    (order.folder / "output").write_bytes(result.data)
+    (order.folder / "receipt.json").write_bytes(to_json(result.receipt))
     if result.sheet is not None:
-        _write(order.folder / "sheet.jpg", result.sheet)
+        (order.folder / "sheet.jpg").write_bytes(result.sheet)
     return Outcome(
         order.job,
         verdict=result.verdict.value,
@@ -274,11 +302,12 @@ def _unforeseen(order: Order, error: Exception) -> Outcome:
     return Outcome(order.job, code=Code.INTERNAL.value, message=message, transient=system)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _limit(memory_mb: int) -> None:

@@ -34,10 +34,10 @@ class Deaf(Hints):
 
 
 class Call:
-    """Stands in for `worker.Child`: works an order at once, in this process, and tells when asked."""
+    """Stands in for `worker.Child`: works orders at once, in this process, and tells when asked."""
 
     def __init__(self, memory_mb: int = 0) -> None:
-        self.job: int | None = None
+        self.jobs = set[int]()
         self.heard = 0.0
         self._told: deque[Progress | Outcome] = deque()
 
@@ -49,8 +49,8 @@ class Call:
     # What the daemon's end does.
 
     def send(self, message: Any) -> None:
-        if isinstance(message, Order):
-            self._told.append(worker.work(message, self))  # type: ignore[arg-type]
+        if isinstance(message[0], Order):
+            self._told += worker.work(message, self)  # type: ignore[arg-type]
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
         told = [*self._told]
@@ -60,8 +60,8 @@ class Call:
     def exitcode(self) -> str:
         return "ended"
 
-    def stop(self, patience: float) -> Outcome | None:
-        return next((told for told in self._told if isinstance(told, Outcome)), None)
+    def stop(self, patience: float) -> list[Outcome]:
+        return [told for told in self._told if isinstance(told, Outcome)]
 
     def kill(self) -> None:
         pass

@@ -1,0 +1,178 @@
+"""A quick worker gets several jobs at a time; whatever ends it, only the job it was at bears the attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks.soak import png
+from daemon import abreast as abreast_module
+from daemon import worker
+from daemon.abreast import abreast
+from daemon.domain import Job
+from daemon.worker import Order, Outcome, Progress
+from tests.fault.house import Call, House
+
+Make = Callable[..., House]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names of the orders, as often as the child got some."""
+    batches: list[list[str]] = []
+    send = Call.send
+
+    def noted(self: Call, messages: list[Any]) -> None:
+        if isinstance(messages[0], Order):
+            batches.append([order.name for order in messages])
+        send(self, messages)
+
+    monkeypatch.setattr(Call, "send", noted)
+    return batches
+
+
+def settled(make: Make, count: int, **sections: Any) -> House:
+    """A house with so many pictures, which the next turn takes in and has worked."""
+    home = make(watch={"settle_s": 2, "rescan_s": 1}, **sections)
+    for number in range(count):
+        (home.base / "inbox" / f"{number}.png").write_bytes(png(str(number)))
+    home.turn(1, 2)
+    return home
+
+
+def attempts(home: House) -> dict[str, int]:
+    return {job.name: job.attempts for job in home.service._ledger.jobs.values()}
+
+
+def begun(home: House) -> None:
+    """All the house's pictures are with the child, together."""
+    home.clock += 1
+    home.service._dispatcher.pace = 8
+    home.service._intake.step(ahead=8)
+    home.service._dispatcher._begin()
+
+
+def test_twice_as_many_each_time_as_long_as_they_are_quick(house: Make, sent: list[list[str]]) -> None:
+    home = settled(house, 40)
+    home.turn(1, 6)
+    assert home.states() == ["archived"] * 40
+    assert [len(batch) for batch in sent][:4] == [1, 2, 4, 8]
+    assert sum(map(len, sent)) == 40, "none is worked twice"
+
+
+def test_one_that_takes_long_is_followed_by_one(
+    house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settled(house, 12)
+    worked = worker._worked
+    monkeypatch.setattr(worker, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 2.0}))
+    home.turn(1, 15)
+    assert [len(batch) for batch in sent] == [1] * 12
+    assert home.states() == ["archived"] * 12
+
+
+def test_what_a_child_has_not_begun_in_time_is_handed_back_without_an_attempt(
+    house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settled(house, 8)
+    monkeypatch.setattr(worker, "AT_MOST_S", -1.0)
+    begun(home)
+    assert set(attempts(home).values()) == {1}, "committed before the danger"
+    home.service._dispatcher.listen(0)
+    assert sorted(attempts(home).values()) == [0] * 7 + [1]
+    assert len(sent) == 1
+    monkeypatch.setattr(worker, "AT_MOST_S", 1.0)
+    home.turn(1, 6)
+    assert home.states() == ["archived"] * 8
+
+
+def test_a_child_that_dies_costs_only_the_job_it_was_at_an_attempt(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settled(house, 8)
+    dispatcher = home.service._dispatcher
+    monkeypatch.setattr(Call, "send", lambda self, orders: None)
+    begun(home)
+    running = [*dispatcher._running.values()]
+    culprit = running[3]
+    told = [[Progress(job.id, "start", 0, 1)] for job in running[:4]]
+
+    def receive(self: Call, timeout: float) -> list[Progress]:
+        if not told:
+            raise EOFError
+        self.heard = time.monotonic()
+        return told.pop(0)
+
+    monkeypatch.setattr(Call, "receive", receive)
+    dispatcher.listen(1)
+    assert attempts(home) == {job.name: int(job is culprit) for job in running}
+    assert "worker died: ended" in home.reasons()
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_a_daemon_that_dies_again_and_again_sets_no_bystander_aside(
+    house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    home = settled(house, 6, protect={"attempts": allowed})
+    work = worker.work
+
+    class Crash(Exception):
+        pass
+
+    def killing(orders: list[Order], connection: Any) -> list[Outcome]:
+        if any(order.name == "3.png" for order in orders):
+            raise Crash
+        return work(orders, connection)
+
+    monkeypatch.setattr(worker, "work", killing)
+    for _ in range(allowed):
+        home.service._dispatcher.pace = 8
+        with pytest.raises(Crash):
+            home.turn(1, 8)
+        home.crash()
+        home.again()
+    assert sent[-1] == ["3.png"], "it made its last attempt alone"
+    home.turn(1, 8)
+    assert sorted(home.states()) == ["archived"] * 5 + ["quarantined"]
+    assert set(home.files("failed")) == {"3.png", "3.png.error.json"}
+
+
+def test_a_drain_gives_all_of_them_back(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = settled(house, 8)
+    monkeypatch.setattr(Call, "send", lambda self, orders: None)
+    begun(home)
+    home.service._dispatcher.drain()
+    assert home.states() == ["ready"] * 8
+    assert set(attempts(home).values()) == {0}
+
+
+def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sent: list[list[str]]) -> None:
+    home = settled(house, 2)
+    publish = home.service._publisher._publish
+
+    def damaging(jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.name == "1.png":
+                (home.service._ledger.spool(job).folder / "output").write_bytes(b"")
+        publish(jobs)
+
+    home.service._publisher._publish = damaging  # type: ignore[method-assign,assignment]
+    home.turn(1, 1)
+    home.service._publisher._publish = publish  # type: ignore[method-assign]
+    assert sorted(home.states()) == ["archived", "ready"]
+    home.turn(1, 4)
+    assert home.files("outbox") == {name: png(name[0]) for name in ("0.png", "1.png")}
+    assert sum(batch.count("1.png") for batch in sent) == 2
+
+
+def test_abreast_does_without_threads_where_there_is_no_room_for_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(threads: int) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(abreast_module, "_pool", none)
+    assert abreast(lambda number: number + 1, range(20)) == [*range(1, 21)]
