@@ -89,6 +89,7 @@ class Operations:
     ) -> None:
         self._monotonic = monotonic
         self.pulse = Pulse(settings.watch.rescan_s, silence_s, monotonic(), monotonic())
+        self._serve = settings.serve
         self._courier = Courier(settings, now=ledger.now)
         ledger.listeners.append(self._courier)
         self._endpoint: Endpoint | None = None
@@ -120,7 +121,13 @@ class Operations:
         return not stuck
 
     def configure(self, settings: Settings) -> None:
-        """Take over `hooks`, `limits` and `watch` of a reloaded configuration; `serve` needs a restart."""
+        """Take over `hooks`, `limits` and `watch` of a reloaded configuration.
+
+        `serve` needs a restart, and the log says so where it has changed.
+        """
+        if settings.serve != self._serve:
+            kept, wanted = self._serve.metrics, settings.serve.metrics
+            log.warning("restart needed", setting="serve.metrics", kept=kept, wanted=wanted)
         self.pulse.rescan_s = settings.watch.rescan_s
         self.pulse.silence_s = settings.limits.silence_s
         self._courier.configure(settings.hooks)

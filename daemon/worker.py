@@ -152,7 +152,10 @@ class Child:
         self._process.join(5)
         code = self._process.exitcode
         if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            try:
+                return f"killed by {signal.Signals(-code).name}"
+            except ValueError:  # a real-time signal: most have no name
+                return f"killed by signal {-code}"
         return f"exit code {code}"
 
     def stop(self, patience: float) -> Outcome | None:

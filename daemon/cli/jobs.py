@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon import config, inbox, outbox
+from daemon import config, inbox, outbox, premises
 from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 from daemon.config import Settings
 from daemon.domain import Job, JobState, mask_digest, shown
@@ -31,10 +31,10 @@ def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
 @app.command()
 def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     """Is the daemon alive, what is it doing, how much waits?"""
-    with _store(config_file) as (_, store):
+    with _store(config_file) as (settings, store):
         counts = {state.value: count for state, count in store.counts().items() if count}
         fact = store.fact("daemon")
-    alive = fact is not None and time.time() - fact[1] < 30
+    alive = _is_alive(settings, fact)
     document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts}
     if as_json:
         print(json.dumps(document))
@@ -52,6 +52,12 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         out.print(f"not running (last heard of: {seen})")
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
+
+
+def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
+    """Whether the daemon runs: it holds its lock; where there are no locks, it was heard of lately."""
+    locked = premises.locked(settings.folders.state / "lock")
+    return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
 
 @app.command()
@@ -99,7 +105,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         found = store.by_path(relative)
         histories = [(job, store.history(job.id)) for job in found]
         fact = store.fact("daemon")
-    alive = fact is not None and time.time() - fact[1] < 30
+    alive = _is_alive(settings, fact)
     here = inbox.signature(settings.folders.inbox, relative) is not None
     waits = _waits_for(relative, settings, found, here=here, alive=alive)
     rule = settings.rule_of(relative)

@@ -11,6 +11,7 @@ from daemon.inbox.scan import (
     ANNOTATIONS,
     Scan,
     Signature,
+    folded,
     in_masks_folder,
     is_mask,
     mask_names,
@@ -24,6 +25,6 @@ from daemon.inbox.take import Taken, take
 
 __all__ = [
     "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem",
-    "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside",
+    "folded", "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside",
     "signature", "take",
 ]  # fmt: skip

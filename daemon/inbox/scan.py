@@ -6,12 +6,15 @@ import fnmatch
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+from daemon.paths import composed
 
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
@@ -53,8 +56,7 @@ class Scan:
 
     @cached_property
     def _masks(self) -> dict[bytes, bytes]:
-        # By lower case: P.MASK.PNG belongs to p.jpg on every desk.
-        return {path.lower(): path for path in self.files if is_mask(path)}
+        return {folded(path): path for path in self.files if is_mask(path)}
 
     def _is_proof(self, path: bytes) -> bool:
         return bool(self.proof) and path.lower().endswith(self.proof)
@@ -63,9 +65,10 @@ class Scan:
         """The sidecar masks of a picture that are there."""
         if not self._masks:
             return []
-        names = dict.fromkeys(name.lower() for name in mask_names(picture))
-        found = (self._masks[name] for name in names if name in self._masks)
-        return [path for path in found if path != picture]
+        names = {folded(name): name for name in mask_names(picture)}
+        # Its very own name first: p.jpg and P.jpg may each have a mask.
+        found = (name if name in self.files else self._masks.get(key) for key, name in names.items())
+        return [path for path in found if path is not None and path != picture]
 
     def proof_of(self, picture: bytes) -> bytes | None:
         """The file that says a picture is whole: NAME.EXT.done, else NAME.done."""
@@ -76,10 +79,8 @@ class Scan:
         """Masks that no picture claims."""
         if not self._masks:
             return set()
-        claims = {
-            name for path in self.pictures for name in (path.lower(), os.path.splitext(path.lower())[0])
-        }
-        return {path for lower, path in self._masks.items() if not claims.intersection(_claimants(lower))}
+        claims = {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
+        return {path for name, path in self._masks.items() if not claims.intersection(_claimants(name))}
 
     def knows(self, path: bytes) -> bool:
         """Whether the absence of a path means that it is gone."""
@@ -92,8 +93,9 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     Raises:
         OSError: the root itself cannot be read: a missing mount must not look like an empty inbox.
     """
-    # One expression for all patterns: a hundred thousand names meet it at every scan.
-    ignored = re.compile(os.fsencode("|".join(map(fnmatch.translate, ignore)) or "(?!)")).match
+    # One expression for all patterns and spellings: a hundred thousand names meet it at every scan.
+    spelt = {unicodedata.normalize(form, pattern): None for pattern in ignore for form in ("NFC", "NFD")}
+    ignored = re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
     top = os.fsencode(root)
     files: dict[bytes, Signature] = {}
     unreadable: set[bytes] = set()
@@ -139,6 +141,11 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     return Scan(files, proof=proof)
 
 
+def folded(path: bytes) -> bytes:
+    """How masks are paired: P.MASK.PNG belongs to p.jpg, and on every desk é is é, however it is spelt."""
+    return path.lower() if path.isascii() else os.fsencode(composed(path).lower())
+
+
 def in_masks_folder(path: bytes) -> bool:
     """Whether nothing but its folder, `masks`, makes a file a mask: it may be a picture after all."""
     return is_mask(path) and not path.lower().endswith((MASK_ENDING, ANNOTATIONS))
@@ -173,7 +180,7 @@ def proof_names(picture: bytes, ending: bytes) -> list[bytes]:
 
 
 def _claimants(mask: bytes) -> set[bytes]:
-    """The pictures, with or without their extension, that a lower-case mask may belong to."""
+    """The pictures, with or without their extension, that a `folded` mask may belong to."""
     endings = (MASK_ENDING, b".regions.json", ANNOTATIONS)
     found = {mask.removesuffix(ending) for ending in endings if mask.endswith(ending)}
     folder, name = os.path.split(mask)
