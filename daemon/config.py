@@ -381,6 +381,7 @@ class Limits(_Section):
     """Where the daemon pauses, gives up or forgets; none of it changes what a result looks like."""
 
     free_mb: Annotated[int, Field(ge=0)] = 500
+    max_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     silence_s: Positive = 900
     memory_mb: Annotated[int, Field(ge=0)] = 0
     history_days: Annotated[float, Field(ge=0)] = 365

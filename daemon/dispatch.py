@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -15,7 +16,7 @@ from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
 from daemon.errors import Code, PublishError
 from daemon.intake import INCOMPLETE, Intake
-from daemon.ledger import LONGEST_S, Ledger
+from daemon.ledger import LONGEST_S, Ledger, blaming
 from daemon.line import priority
 from daemon.publish import Publisher
 from daemon.systemd import notify
@@ -56,6 +57,9 @@ class Dispatcher:
         self._monotonic, self._on_progress = monotonic, on_progress
         self._child: Child | None = None
         self._killed: dict[int, int] = {}
+        self._worked = 0
+        self._terms: Settings | None = None
+        """The settings under which the running job was started."""
         self._finished: list[tuple[Job, Outcome]] = []
         self._paused_until = 0.0
         self.running: Job | None = None
@@ -86,18 +90,19 @@ class Dispatcher:
         before, self.running = self.running, None
         self._finished.clear()  # each lies in its spool too
         for job in self._ledger.of(JobState.RUNNING):
-            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            if finished is not None:
-                self._conclude(job, finished)
-            elif crashed:
-                detail = {"reason": "the daemon ended in mid-job"}
-                self._ledger.update(job, JobState.READY, detail=detail)
-            elif before is not None and before.id == job.id and self._child and self._child.job == job.id:
-                self.running = job
-            else:
-                detail = {"reason": "the database failed in mid-job"}
-                now = self._ledger.now()
-                self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+            with blaming(job):
+                finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+                if finished is not None:
+                    self._conclude(job, finished)
+                elif crashed:
+                    detail = {"reason": "the daemon ended in mid-job"}
+                    self._ledger.update(job, JobState.READY, detail=detail)
+                elif before is not None and before.id == job.id and self._child and self._child.job == job.id:
+                    self.running = job
+                else:
+                    detail = {"reason": "the daemon was interrupted in mid-job"}
+                    now = self._ledger.now()
+                    self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
         self._record()
         self.reconsider()
 
@@ -110,9 +115,14 @@ class Dispatcher:
             elif not self._ledger.spool(job).files():
                 self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
 
+    def is_stuck(self, job: Job) -> bool:
+        """Whether the system was in the job's way so often that `once` need not wait for it."""
+        return self._ledger.hindered.get(job.id, (0, 0))[0] >= PATIENCE
+
     def next(self) -> Job | None:
         """The job whose turn it is: the highest priority, then the one that has been ready longest.
 
+        Those that the system was in the way of come after all others.
         One whose result another job is about to publish waits, to take it over.
         """
         coming = {
@@ -121,7 +131,11 @@ class Dispatcher:
         ready = [job for job in self._ledger.of(JobState.READY) if job.key not in coming]
         due = [job for job in ready if self._ledger.due(job)]
         priorities = self._settings.watch.priorities
-        return min(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id), default=None)
+
+        def rank(job: Job) -> tuple[bool, int, float, int]:
+            return job.id in self._ledger.hindered, -priority(job.path, priorities), job.updated, job.id
+
+        return min(due, key=rank, default=None)
 
     def step(self) -> bool:
         """Give the child its next job if it has none, and more while it is quick; whether there was any."""
@@ -145,12 +159,21 @@ class Dispatcher:
         job = self.next()
         if job is None:
             return False
-        if job.attempts >= self._attempts(job):
-            message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
-            self._publisher.fail(job, Code.WORKER_DIED, message)
-        elif not self._adopted(job):
-            self._start(job)
+        with blaming(job):
+            if job.attempts >= self._settings.for_path(job.path).protect.attempts:
+                message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
+                self._publisher.fail(job, Code.WORKER_DIED, message)
+            elif not self._ledger.spool(job).files():
+                self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
+            elif not self._adopted(job):
+                self._start(job)
         return True
+
+    def let_go(self, job: Job) -> None:
+        """End the child if it has this job; `resume` gives the job back."""
+        if self.running is not None and self.running.id == job.id and self._child is not None:
+            self._child.kill()
+            self._child = self.running = None
 
     def _adopted(self, job: Job) -> bool:
         """Take over the result of the same picture, mask and configuration, published under another name."""
@@ -201,14 +224,18 @@ class Dispatcher:
 
     def _start(self, job: Job) -> None:
         if self._child is None:
-            self._child = Child(self._settings.limits.memory_mb)
+            try:
+                self._child = Child(self._settings.limits.memory_mb)
+            except OSError as error:
+                self._pause(job, Code.INTERNAL, f"the worker cannot be started ({error.strerror})")
+                return
         job = self._ledger.remember(self._ledger.store.start_attempt(job.id, at=self._ledger.now()))
         spool = self._ledger.spool(job)
         masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
         rung = self._killed.get(job.id, 0)
         self.running = job
         try:
-            settings = self._settings.for_path(job.path)
+            self._terms = settings = self._settings.for_path(job.path)
             self._child.send(Order(job.id, spool.folder, job.name, masks, settings, job.lease, rung))
         except OSError:
             self._died(job)
@@ -224,7 +251,8 @@ class Dispatcher:
             return
         with self._ledger.together():
             for job, outcome in self._finished:
-                self._publisher.conclude(job, outcome)
+                with blaming(job):
+                    self._publisher.conclude(job, outcome)
         self._finished.clear()
 
     def _hear(self, seconds: float) -> None:
@@ -240,7 +268,8 @@ class Dispatcher:
             if isinstance(message, Progress):
                 self._on_progress(job, message.phase, message.done, message.total)
             elif _of(message, job):  # what an earlier job left in the pipe is void
-                self._conclude(job, message)
+                with blaming(job):
+                    self._conclude(job, message)
         silence = self._settings.limits.silence_s
         if self.running is not None and time.monotonic() - self._child.heard > silence:
             log.error("worker hangs", path=job.name, silent_s=silence)
@@ -269,18 +298,16 @@ class Dispatcher:
         if outcome.stopped:
             self._ledger.remember(store.give_back(job.id, at=now()))
         elif outcome.transient:
-            self._ledger.remember(store.give_back(job.id, at=now(), detail=told))
-            self.pauses += 1
-            self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE else 2.0)
-            log.error("paused", path=job.name, code=outcome.code, error=outcome.message)
+            self._hinder(job, outcome, told)
         elif outcome.code is None:
             self.pauses = 0
+            self._worked += 1
             self._finished.append((job, outcome))
         elif Code(outcome.code) in INCOMPLETE and self._intake.may_grow(job):
             self._intake.suspect(job)
             told["reason"] = f"{outcome.message}; waits for the rest"
             self._ledger.remember(store.give_back(job.id, at=now(), state=JobState.SETTLING, detail=told))
-        elif outcome.retryable and job.attempts < self._attempts(job):
+        elif outcome.retryable and job.attempts < self._terms_of(job).protect.attempts:
             wait = min(5.0 * 4 ** (job.attempts - 1), LONGEST_S)
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._ledger.update(job, JobState.READY, not_before=now() + wait, detail=told)
@@ -288,7 +315,43 @@ class Dispatcher:
             self._publisher.fail(job, Code(outcome.code), outcome.message)
         if not (outcome.stopped or outcome.transient):
             self._killed.pop(job.id, None)
+            self._ledger.hindered.pop(job.id, None)
         self.running = None
+
+    def _hinder(self, job: Job, outcome: Outcome, told: dict[str, Any]) -> None:
+        """The system was in the way: of everybody, so that all pause, or of this picture and its like alone.
+
+        Those whom others get past wait behind them, uncopied, longer each time; what may be the picture's
+        own trouble ends so after a while.
+        """
+        count, worked_before = self._ledger.hindered.get(job.id, (0, self._worked))
+        self._ledger.hindered[job.id] = count + 1, worked_before
+        alone = self._worked > worked_before
+        if alone and outcome.doubtful and count + 1 >= PATIENCE:
+            del self._ledger.hindered[job.id]
+            message = f"{job.name}: others were worked while this one was refused {count + 1} times: "
+            self._publisher.fail(job, Code(outcome.code or Code.INTERNAL), message + outcome.message)
+            return
+        behind = (
+            alone or self.pauses > PATIENCE
+        )  # so many may be hindered that they fill the room of all others
+        state = JobState.SETTLING if behind else JobState.READY
+        job = self._ledger.remember(
+            self._ledger.store.give_back(job.id, at=self._ledger.now(), state=state, detail=told)
+        )
+        self._ledger.put_off(job, min(2.0 * 2**count, LONGEST_S if alone else PAUSE_S))
+        if behind:
+            self._ledger.spool(job).drop()
+        if not alone:
+            self._pause(job, outcome.code, outcome.message)
+
+    def _pause(self, job: Job, code: str | None, error: str) -> None:
+        """Work nothing for a while."""
+        self.pauses += 1
+        # One that was not tried yet may be of another kind: no long pause before it had its turn.
+        fresh = any(job.id not in self._ledger.hindered for job in self._ledger.of(JobState.READY))
+        self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE and not fresh else 2.0)
+        log.error("paused", path=job.name, code=code, error=error)
 
     def drain(self) -> None:
         """Give the running job back without burning its attempt, and end the child."""
@@ -305,8 +368,10 @@ class Dispatcher:
             self._record()
             log.info("drained", path=job.name)
 
-    def _attempts(self, job: Job) -> int:
-        return self._settings.for_path(job.path).protect.attempts
+    def _terms_of(self, job: Job) -> Settings:
+        """The settings under which a job was worked; after a restart they are those it is ready under."""
+        running = self.running is not None and self.running.id == job.id
+        return self._terms if running and self._terms else self._settings.for_path(job.path)
 
 
 def _of(outcome: Outcome, job: Job) -> bool:

@@ -51,6 +51,10 @@ class Pulse:
     heard: float | None = None
     trouble: str = ""
 
+    def moved(self, now: float) -> None:
+        """A long step of the loop moves on; the scanner has its turn after it."""
+        self.loop = self.scan = now
+
     def ages(self, now: float) -> dict[str, float]:
         """Seconds since each part moved."""
         times = {"loop": self.loop, "scanner": self.scan, "worker": self.heard}

@@ -7,6 +7,7 @@ The child sees private copies only and touches neither the inbox, the outbox nor
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import multiprocessing
 import os
@@ -74,7 +75,11 @@ class Outcome:
     retryable: bool = False
     transient: bool = False
     """The trouble is not the picture's: no space in the spool, weights that do not load."""
+    doubtful: bool = False
+    """It may be the picture's after all, if others are worked meanwhile."""
     stopped: bool = False
+    on_weak: str | None = None
+    """`verify.on_weak` of the settings it was worked under; None in an outcome of an older version."""
 
     @classmethod
     def read(cls, folder: Path, lease: int) -> Outcome | None:
@@ -227,7 +232,7 @@ def work(order: Order, connection: Connection) -> Outcome:
         outcome = _failed(order, error)
     except Exception as error:
         outcome = _unforeseen(order, error)
-    outcome = replace(outcome, lease=order.lease)
+    outcome = replace(outcome, lease=order.lease, on_weak=order.settings.verify.on_weak)
     if not outcome.transient:
         try:
             outcome.write(order.folder)  # with it a restart publishes without working the picture again
@@ -272,9 +277,15 @@ def _failed(order: Order, error: JobError, *, transient: bool = False) -> Outcom
 
 def _unforeseen(order: Order, error: Exception) -> Outcome:
     """What the system refused is nobody's fault; the imaging libraries' own OSErrors bear no number."""
-    system = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None)
-    message = repr(error) if system else "".join(traceback.format_exception(error, limit=20))
-    return Outcome(order.job, code=Code.INTERNAL.value, message=message, transient=system)
+    number = error.errno if isinstance(error, OSError) else None
+    system = isinstance(error, ImportError) or number is not None
+    return Outcome(
+        order.job,
+        code=Code.INTERNAL.value,
+        message=repr(error) if system else "".join(traceback.format_exception(error, limit=20)),
+        transient=system,
+        doubtful=system and number not in (errno.ENOSPC, errno.EDQUOT),
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

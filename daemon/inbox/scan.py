@@ -7,17 +7,20 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from daemon import life
 from daemon.paths import composed
 
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
+SIGN_EACH = 1000
+"""Files between two signs of life of a scan."""
 
 
 class Signature(NamedTuple):
@@ -32,6 +35,10 @@ class Signature(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Signature:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def same(self, status: os.stat_result) -> bool:
+        """Whether a status is that of the same file, standing still; a second name changes only its ctime."""
+        return Signature.of(status)._replace(ctime_ns=self.ctime_ns) == self
 
 
 @dataclass(frozen=True)
@@ -93,21 +100,22 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     Raises:
         OSError: the root itself cannot be read: a missing mount must not look like an empty inbox.
     """
-    # One expression for all patterns and spellings: a hundred thousand names meet it at every scan.
-    spelt = {unicodedata.normalize(form, pattern): None for pattern in ignore for form in ("NFC", "NFD")}
-    ignored = re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
+    ignored = _ignored_by(tuple(ignore))
     top = os.fsencode(root)
     files: dict[bytes, Signature] = {}
     unreadable: set[bytes] = set()
     pending = [b""]
     while pending:
         folder = pending.pop()
+        life.sign()
         try:
             with os.scandir(os.path.join(top, folder)) as entries:
                 for entry in entries:
                     if ignored(entry.name):
                         continue
                     path = os.path.join(folder, entry.name)
+                    if not len(files) % SIGN_EACH:
+                        life.sign()
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISDIR(status.st_mode):
@@ -144,6 +152,29 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
 def folded(path: bytes) -> bytes:
     """How masks are paired: P.MASK.PNG belongs to p.jpg, and on every desk é is é, however it is spelt."""
     return path.lower() if path.isascii() else os.fsencode(composed(path).lower())
+
+
+@lru_cache(maxsize=4)
+def _ignored_by(patterns: tuple[str, ...]) -> Callable[[bytes], re.Match[bytes] | None]:
+    # One expression for all patterns and spellings: a hundred thousand names meet it at every scan.
+    spelt = {unicodedata.normalize(form, pattern): None for pattern in patterns for form in ("NFC", "NFD")}
+    return re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
+
+
+def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b"") -> list[bytes]:
+    """Pictures that lie beside one now and may share its masks: their names begin as its stem does.
+
+    The picture itself is among them where something lies under its name.
+    """
+    folder, stem = os.path.dirname(picture), os.path.splitext(folded(picture))[0]
+    ignored, found = _ignored_by(tuple(ignore)), []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(os.path.join(os.fsencode(root), folder)):
+            path = os.path.join(folder, name)
+            is_proof = proof and path.lower().endswith(proof)
+            if folded(path).startswith(stem) and not (ignored(name) or is_mask(path) or is_proof):
+                found.append(path)
+    return found
 
 
 def in_masks_folder(path: bytes) -> bool:

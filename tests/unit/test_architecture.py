@@ -14,7 +14,7 @@ from daemon.config import Settings  # noqa: F401  (the package must import)
 PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
-    {"", "errors", "domain", "paths", "abreast"},
+    {"", "errors", "domain", "paths", "abreast", "life"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
     {"manifest", "premis", "hooks", "line", "systemd"},
     {"probes"},
@@ -28,7 +28,7 @@ FLOORS = [
     {"spool"},
     {"ledger"},
     {"intake", "metrics"},
-    {"operations"},
+    {"operations", "originals"},
     {"publish"},
     {"dispatch", "premises"},
     {"service"},
