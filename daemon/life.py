@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 PIECE = 1 << 20
@@ -46,7 +46,7 @@ def digest(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
-def write(file: BinaryIO, data: Iterator[bytes]) -> None:
+def write(file: BinaryIO, data: Iterable[bytes]) -> None:
     """Write pieces to a new file and sync it; signs are those of `data`, and one for each sync."""
     unsynced = 0
     for piece in data:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from daemon import life
 from daemon.domain import shown
 from daemon.errors import PublishError
 
@@ -120,6 +121,7 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
             try:
                 _write(descriptor, text)
                 os.fsync(descriptor)
+                life.sign()
             except BaseException:
                 with suppress(OSError):
                     os.ftruncate(descriptor, size)

@@ -19,6 +19,7 @@ from daemon.config import Settings
 from daemon.dispatch import PATIENCE, Dispatcher
 from daemon.domain import Job
 from daemon.errors import ConfigError, StoreError
+from daemon.history import History
 from daemon.inbox import Hints
 from daemon.intake import Intake
 from daemon.ledger import Ledger, Unforeseen
@@ -80,6 +81,7 @@ class Service:
         self._locks = [premises.lock(settings.folders.state / "lock"), premises.lock(settings.folders.inbox)]
         store = Store(settings.folders.state / "backfire.sqlite")
         self._ledger = Ledger(store, settings.folders.state / "spool", now, monotonic)
+        self._history = History(store, now, monotonic)
         self._wake = threading.Event()
         self._intake = Intake(settings, self._ledger, self._wake, monotonic)
         self._publisher = Publisher(settings, self._ledger, self._intake)
@@ -294,7 +296,6 @@ class Service:
             notify("WATCHDOG=1")
 
     def _prune(self, now: float) -> None:
-        days = self.settings.limits.history_days
-        pruned = self._ledger.store.prune(before=self._ledger.now() - days * 86400) if days else 0
+        pruned = self._history.prune(self.settings.limits.history_days)
         # A little at a time: the next heartbeat goes on where there is more.
         self._next_prune = now if pruned else now + PRUNE_S

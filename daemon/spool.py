@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daemon import inbox
+from daemon import inbox, life
 from daemon.domain import shown
 from daemon.errors import Code, InputError
 from daemon.inbox import Scan, Signature, Taken
@@ -150,3 +150,4 @@ class Spool:
     def drop(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        life.sign()

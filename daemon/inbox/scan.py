@@ -138,6 +138,7 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
     for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
+        life.sign()
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)

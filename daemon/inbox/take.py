@@ -70,7 +70,7 @@ def take(
         require_size(name, before.st_size, most)
         read = _Read(source, before.st_size)
         with copy.open("wb") as target:
-            life.write(target, iter(read))
+            life.write(target, read)
         after = os.fstat(descriptor)
     signature = Signature.of(after)
     stood = Signature.of(before) == signature and read.length == signature.size

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from daemon import life
 from daemon.domain import shown
 from daemon.errors import PublishError
 
@@ -98,3 +99,4 @@ def sync_folder(path: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    life.sign()

@@ -30,9 +30,7 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[byt
         begun = os.path.lexists(temporary)
         try:
             with _create(temporary) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                life.write(file, [data])
             return _settle(folder, temporary, path, sha256(data), key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):
@@ -82,9 +80,7 @@ def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | No
         temporary = hidden(target, "report")
         try:
             with _create(temporary) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                life.write(file, [data])
             os.replace(temporary, target)
             named(target, unsynced)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -456,3 +457,46 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
         home.service._dispatcher.resume(crashed=False)  # it tells now
     home.turn(1, times=2)
     assert home.states() == ["failed" if before == "fail" else "archived"]
+
+
+# A watchdog that watches
+
+
+def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    drop(home, *(f"{number}/p.png" for number in range(10)))
+    monkeypatch.setattr(life, "PIECE", 16)
+    monkeypatch.setattr(life, "SYNCED", 64)
+    monkeypatch.setattr(worker, "_write", Path.write_bytes)  # in another process, by rights
+
+    def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*given: Any, **more: Any) -> Any:
+            home.clock += 40
+            return call(*given, **more)
+
+        return slow
+
+    for name in ("scandir", "fsync"):
+        monkeypatch.setattr(os, name, slowly(getattr(os, name)))
+    fed, rounds = [home.clock], [home.clock]
+    monkeypatch.setattr(
+        service, "notify", lambda *lines: fed.append(home.clock) if "WATCHDOG=1" in lines else None
+    )
+    step = Intake.step
+
+    def stopping(self: Intake, **more: Any) -> None:
+        home.clock += 1
+        rounds.append(home.clock)
+        step(self, **more)
+        if home.service._ledger.published == 10 or len(rounds) > 1000:
+            home.service.stop()
+
+    monkeypatch.setattr(Intake, "step", stopping)
+    monkeypatch.setattr(service, "Hints", lambda *_: home.hints)
+    home.service.run()
+    assert home.service._ledger.published == 10
+    longest = [max(after - before for before, after in itertools.pairwise(times)) for times in (rounds, fed)]
+    assert longest[0] > 1000, "a round of the loop took long"
+    assert longest[1] < 120, "as WatchdogSec in the unit has it"

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
     {"", "errors", "domain", "paths", "abreast", "life"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
-    {"manifest", "premis", "hooks", "line", "systemd"},
+    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models", "webhook"},
+    {"manifest", "premis", "hooks", "history", "line", "systemd"},
     {"probes"},
     {"detectors", "editors", "methods"},
     {"finding", "overlay"},
