@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from benchmarks.soak import png
 from daemon import dispatch, inbox, life, service, worker
+from daemon.cli import jobs
 from daemon.dispatch import Dispatcher
 from daemon.domain import Job, JobState, Verdict
 from daemon.errors import Code, InputError, ModelError
@@ -271,6 +272,10 @@ def test_a_file_of_terabytes_is_set_aside_unread(house: Make, monkeypatch: pytes
         assert told["code"] == "too_large"
         assert "limits.max_bytes allows 1000" in told["message"]
     assert "small.mask.png: has 10995116277760 bytes" in told["message"]
+    for job in home.service._ledger.store.jobs(JobState.FAILED):
+        assert jobs._put_back(job, home.settings), "retry, once the limit is higher"
+    assert {path.name: path.stat().st_ino for path in (home.base / "inbox").iterdir()} == found
+    assert list(failed.iterdir()) == []
 
 
 def test_a_file_that_is_too_large_is_set_aside_once_however_often_we_die(
