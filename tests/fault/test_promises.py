@@ -2,7 +2,7 @@
 
 The house is the real one, in this process, with a child that is a function call. A crash is an
 exception at a random system call, after which no further call of the dying process succeeds; a power
-cut takes with it the names whose folders had not been synced.
+cut takes with it the names, those of folders too, whose folders had not been synced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Fate:
     A dead process makes no further call until it is started anew.
     """
 
-    CALLS = ("fsync", "link", "rename", "replace", "unlink", "open")
+    CALLS = ("fsync", "link", "rename", "replace", "unlink", "open", "mkdir")
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
@@ -49,6 +49,7 @@ class Fate:
             patch.setattr(os, name, self._mortal(getattr(os, name)))
         for name in ("link", "rename", "replace"):
             patch.setattr(os, name, self._naming(getattr(os, name)))
+        patch.setattr(os, "mkdir", self._making(os.mkdir))
         patch.setattr(os, "fsync", self._syncing(os.fsync))
 
     def _naming(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +61,15 @@ class Fate:
                 undo = path.unlink if former is None else lambda: path.write_bytes(former)
                 self._unsynced.append((str(path.parent), undo))
             return result
+
+        return wrapped
+
+    def _making(self, call: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(path: Any, *options: Any, **more: Any) -> None:
+            call(path, *options, **more)
+            made = Path(os.fsdecode(path))
+            if made.is_absolute() and "inbox" not in made.parts:
+                self._unsynced.append((str(made.parent), lambda: shutil.rmtree(made)))
 
         return wrapped
 
