@@ -1,20 +1,20 @@
-"""Jobs to the worker's child and its outcomes back: leases, retries, hangs, deaths, the drain."""
+"""Jobs to the worker's child and its outcomes back: leases, retries, hangs, deaths, the drain.
+
+Longer than 300 lines so that all that may become of a running job is read in one place.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from daemon import inbox, outbox
+from daemon import twins
 from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
-from daemon.errors import Code, PublishError
+from daemon.errors import Code
 from daemon.intake import INCOMPLETE, Intake
 from daemon.ledger import LONGEST_S, Ledger, blaming
 from daemon.line import priority
@@ -176,51 +176,14 @@ class Dispatcher:
             self._child = self.running = None
 
     def _adopted(self, job: Job) -> bool:
-        """Take over the result of the same picture, mask and configuration, published under another name."""
-        twin = self._ledger.store.twin(job.key or "")
-        if twin is None or twin.output_path is None or not self._decided_by_key(job, twin):
+        """Take over a twin's result, if there is one; whether it was."""
+        settings = self._settings.for_path(job.path)
+        found = twins.adopted(job, settings, self._ledger)
+        if found is None:
             return False
-        folders, spool = self._settings.folders, self._ledger.spool(job)
-        report = outbox.beside(twin.output_path, b".json", job.key or "")
-        sheet = outbox.beside(twin.output_path, b".sheet.jpg", job.key or "")
-        try:
-            data = (folders.outbox / os.fsdecode(twin.output_path)).read_bytes()
-            receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
-            if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
-                return False
-            outbox.replace(data, spool.folder, b"output")
-            document = {**receipt, "file": job.name, "worked_as": twin.name}
-            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-            outbox.replace(text.encode("utf-8", "replace"), spool.folder, b"receipt.json")
-            sheet_file = folders.reports / os.fsdecode(sheet)
-            if sheet_file.exists():
-                (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
-        except (OSError, ValueError, AttributeError, PublishError):  # they are gone: it is worked again
-            return False
-        outcome = Outcome(
-            job.id,
-            job.lease,
-            verdict=twin.verdict,
-            extension=Path(os.fsdecode(twin.output_path)).suffix.lower(),
-            output_sha256=twin.output_sha256,
-            reasons=tuple(receipt.get("reasons", ())),
-        )
-        outcome.write(spool.folder)
+        outcome, twin = found
         self._publisher.conclude(job, outcome, detail={"worked_as": twin.name})
         return True
-
-    def _decided_by_key(self, job: Job, twin: Job) -> bool:
-        """Whether the job would come out as its twin did: nothing outside the key says what is protected.
-
-        Logo folders, programs and models may have changed since; annotations may name pictures.
-        """
-        regions = self._settings.for_path(job.path).regions
-        elsewhere = {"logos", "command"} | ({"onnx"} if regions.onnx.sha256 is None else set())
-        annotated = any(
-            path.lower().endswith(inbox.ANNOTATIONS) for path, _ in self._ledger.spool(job).masks()
-        )
-        renamed = os.path.basename(job.path) != os.path.basename(twin.path)
-        return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)
 
     def _start(self, job: Job) -> None:
         if self._child is None:

@@ -3,6 +3,7 @@
 Every step may be done again: names follow from content and key, the same content is adopted.
 A step that cannot be done now is put off and burns no attempt. Jobs that are finished at the same time
 go step by step together, so that a sync of a folder, a write of the manifest and a commit serve all of them.
+Longer than 300 lines so that the order of the steps, on which every promise rests, is read in one place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The worker: a child process that turns spooled pictures into results in the spool.
 
 A device assert, an out-of-memory kill or a crashing decoder takes the child, not the daemon.
-The child sees private copies only and touches neither the inbox, the outbox nor the store.
+The child sees private copies only and touches neither the inbox, the outbox nor the store. Longer than 300
+lines so that both ends of the pipe and what passes through it stand together.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FLOORS = [
     {"spool"},
     {"ledger"},
     {"intake", "metrics"},
-    {"operations", "originals"},
+    {"operations", "originals", "twins"},
     {"publish"},
     {"dispatch", "premises"},
     {"service"},
