@@ -162,7 +162,8 @@ class Intake:
         untaken, ready = ledger.of(*UNTAKEN), ledger.of(JobState.READY)
         gone = (job for job in (*untaken, *ready) if job.path not in files and self._scan.knows(job.path))
         for job in list(islice(gone, AT_ONCE // 10)):
-            self._vanished(job)
+            with blaming(job):
+                self._vanished(job)
         for job in ready:
             with blaming(job):
                 if job.path in files and not self.unchanged(job, self._scan):

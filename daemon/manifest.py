@@ -114,6 +114,8 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
         PublishError: no space, no permission, or a file of another kind bears the manifest's name.
     """
     text = b"".join(line(entry) for entry in entries)
+    if not text:
+        return
     path = os.path.join(os.fsencode(folder), name(at))
     try:
         with _opened(path) as descriptor:

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from daemon import inbox, outbox
 from daemon.config import Settings
 from daemon.domain import Job, JobState
+from daemon.errors import InputError, PublishError
 from daemon.intake import Intake
 from daemon.ledger import Ledger
 from daemon.manifest import Entry
+from daemon.spool import Spool
 
 
 class Copy(NamedTuple):
@@ -65,14 +67,13 @@ class Originals:
         """Original, masks and proof from the spool's verified copies into `folder`; what leaves the inbox."""
         spool, sha, key = self._ledger.spool(job), job.input_sha256 or "", job.key or ""
         times = {path: signature.mtime_ns for path, signature in spool.files().items()}
-        if spool.input.exists():
+        placed = None
+        if spool.input.exists() or self._taken_again(job, spool):
             if job.path in times:
                 os.utime(spool.input, ns=(times[job.path], times[job.path]))
             placed = outbox.put(spool.input, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
-        else:
-            held = outbox.find(folder, job.path, key=key, sha256=sha)
-            source = self._intake.root / os.fsdecode(job.path)
-            placed = held or outbox.put(source, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
+        elif (placed := outbox.find(folder, job.path, key=key, sha256=sha)) is not None:
+            unsynced.add(os.path.dirname(os.path.join(os.fsencode(folder), placed)))
         copies = [Copy(job.path, sha, placed)]
         for extra, digest, file in spool.extras():
             put = None
@@ -80,6 +81,28 @@ class Originals:
                 put = outbox.put(file, folder, extra, sha256=digest, key=key, unsynced=unsynced)
             copies.append(Copy(extra, digest, put))
         return copies
+
+    def _taken_again(self, job: Job, spool: Spool) -> bool:
+        """Copy the original once more where a power cut took its private copy; False if it is gone.
+
+        Its owner may write to it again at any time, so that a second name for it would be no archive.
+
+        Raises:
+            OSError, PublishError: it cannot be copied now.
+        """
+        self._intake.require_mount()
+        if inbox.signature(self._intake.root, job.path) is None:
+            return False
+        spool.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            taken = inbox.take(self._intake.root, job.path, spool.input)
+        except InputError as error:
+            spool.input.unlink(missing_ok=True)
+            raise PublishError(error.message) from error
+        if taken.sha256 != job.input_sha256:
+            spool.input.unlink()
+            return False
+        return True
 
     def leave(self, job: Job, folder: Path, copies: Iterable[Copy]) -> list[Entry]:
         """Out of the inbox with what was copied; returns what `folder` now keeps.

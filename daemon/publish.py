@@ -76,9 +76,10 @@ class Publisher:
         """Put off a job that a fault of ours met; after some such it fails, if nothing of it is out yet."""
         count = self._ledger.faults[job.id] = self._ledger.faults.get(job.id, 0) + 1
         text = "".join(traceback.format_exception(error, limit=20))
+        self._ledger.postpone(job, error)
         if count < FAULTS or job.state == JobState.PUBLISHED or job.code is not None:
-            self._ledger.postpone(job, error)
-        elif job.input_sha256 is None or not self._ledger.spool(job).files():
+            return
+        if job.input_sha256 is None or not self._ledger.spool(job).files():
             self._intake.refuse(job, Code.INTERNAL, text)
         else:
             self.fail(job, Code.INTERNAL, text)
@@ -215,7 +216,7 @@ class Publisher:
         now = self._ledger.now()
         if not kept or not self._or_postpone(kept, lambda: manifest.append(folder, entries, at=now)):
             return
-        noted = self._each(kept, lambda job, unsynced: self._note_archived(job, kept[job][0], unsynced))
+        noted = self._each(kept, lambda job, unsynced: self._note_archived(job, kept[job], unsynced))
         with self._ledger.together():
             for job in noted:
                 with blaming(job):
@@ -223,16 +224,19 @@ class Publisher:
                     where = [shown(entry.path) for entry in kept[job]]
                     timings = outcome.timings_s if outcome else None
                     told = {"archived": where, "sha256": job.input_sha256}
+                    if job.input_sha256 not in [entry.sha256 for entry in kept[job]]:
+                        told["reason"] = "the original was taken away or replaced before it could be archived"
                     self._ledger.rest(job, JobState.ARCHIVED, detail=told, timings=timings)
 
-    def _note_archived(self, job: Job, original: Entry, unsynced: set[bytes]) -> None:
+    def _note_archived(self, job: Job, kept: Iterable[Entry], unsynced: set[bytes]) -> None:
         """Add the fixity check to the receipt."""
+        original = next((entry for entry in kept if entry.sha256 == job.input_sha256), None)
         file = self._ledger.spool(job).folder / "receipt.json"
         try:
             document = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
             return
-        if job.output_path is None:
+        if job.output_path is None or original is None:
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)

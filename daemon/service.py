@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ BURST_S = 0.05
 STORE_PAUSE_S = 5.0
 PRUNE_S = 3600.0
 BEARABLE = 10
-"""Rounds in a row that may fail of themselves, half a second apart, before the daemon ends."""
+"""Rounds without a good one between that may fail of one job, or of themselves, before the daemon ends."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Service:
         self._next_beat = self._next_prune = self._next_sign = 0.0
         self._resuming: bool | None = True
         """Whether jobs are to be taken up as after a crash, or as after a fault of the store; None if not."""
-        self._faults = 0
+        self._faults: Counter[int | None] = Counter()
+        """Rounds since the last good one that failed of a job, or, None, of themselves."""
         self._want_of_space = self._refused_config = ""
         # Plain flags: an Event's lock may be held by the very code that a signal interrupted.
         self._stopping = self._reloading = False
@@ -147,16 +149,17 @@ class Service:
         except Unforeseen as fault:
             self._bear(fault.__cause__ or fault, fault.job)
         except Exception as error:
-            self._faults += 1
-            if self._faults > BEARABLE:
-                raise
             self._bear(error, None)
             self._wake.wait(TICK_S)
         else:
-            self._faults = 0
+            self._faults.clear()
 
     def _bear(self, error: BaseException, job: Job | None) -> None:
         """Take up the books as a restart would, and let a fault of ours cost the one job that it met."""
+        culprit = job.id if job else None
+        self._faults[culprit] += 1
+        if self._faults[culprit] > BEARABLE:
+            raise error
         log.error("unforeseen", path=job.name if job else None, exc_info=error)
         self._resuming = bool(self._resuming)
         try:

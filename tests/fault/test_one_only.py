@@ -385,6 +385,51 @@ def test_a_file_that_grows_for_ever_does_not_fill_the_spool(tmp_path: Path) -> N
     assert copied.stat().st_size <= length + (1 << 20)
 
 
+# Originals whose private copy a power cut took
+
+
+@pytest.mark.parametrize("then", ["overwritten in place", "replaced", "taken away", "left alone"])
+def test_an_original_without_its_private_copy_is_archived_as_it_was_or_not_at_all(
+    house: Make, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def dying(*_: object, **__: object) -> None:
+        raise Crash
+
+    home = house(watch=SOON)
+    drop(home, "p.png")
+    source = home.base / "inbox" / "p.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "_archive", lambda *_: None)
+        home.turn(5, times=3)
+    (job,) = home.service._ledger.jobs.values()
+    home.service._ledger.spool(job).drop()
+    if then == "overwritten in place":  # after the copy was made, before the original was removed
+        with monkeypatch.context() as patch:
+            patch.setattr(Originals, "leave", dying)
+            with pytest.raises(Crash):
+                home.turn(5)
+        with source.open("r+b") as file:
+            file.write(png("newer"))
+    elif then == "replaced":
+        source.write_bytes(png("newer"))
+    elif then == "taken away":
+        source.unlink()
+    home.crash()
+    home.again()
+    home.turn(5, times=12)
+    assert home.states()[0] == "archived"
+    archived = set(home.files("archive").values())
+    known = then in ("overwritten in place", "left alone")
+    assert (png("p.png") in archived) == known
+    assert ("before it could be archived" in home.reasons()) != known
+    if then in ("overwritten in place", "replaced"):
+        assert png("newer") in home.files("outbox").values(), "the newer one has its turn"
+        assert png("newer") in archived
+
+
 # Masks that others need
 
 

@@ -87,6 +87,11 @@ class Fate:
             with suppress(FileNotFoundError):
                 self._unsynced.pop()[1]()
 
+    def is_unsynced(self, path: Path) -> bool:
+        """Whether a power cut might take a file's name, or that of a folder above it."""
+        folders = {str(parent) for parent in path.parents}
+        return any(folder in folders for folder, _ in self._unsynced)
+
     def _mortal(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             if self.left is not None:
@@ -120,6 +125,8 @@ class Promises(RuleBasedStateMachine):
         self.partial: dict[str, bytes] = {}
         self.dropped: set[bytes] = set()
         self.renamed: Counter[bytes] = Counter()
+        self.kept: set[tuple[str, bytes]] = set()
+        """What lay in outbox and archive at a quiet moment, its name on the disk."""
         self.number = 0
 
     # What people and programs do
@@ -180,6 +187,10 @@ class Promises(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.3, 1, 3]), times=st.integers(1, 6))
     def work(self, seconds: float, times: int) -> None:
         self.house.turn(seconds, times)
+        for folder in ("outbox", "archive"):
+            files = self.house.files(folder)
+            durable = (name for name in files if not self.fate.is_unsynced(self.base / folder / name))
+            self.kept |= {(folder, files[name]) for name in durable}
 
     @rule(calls=st.integers(0, 60), power=st.booleans())
     def crash(self, calls: int, power: bool) -> None:
@@ -221,6 +232,12 @@ class Promises(RuleBasedStateMachine):
         assert published.keys() <= self.dropped
         # A file that was renamed once it was published is one more file.
         assert all(count <= 1 + self.renamed[data] for data, count in published.items())
+
+    @invariant()
+    def what_was_put_in_place_stays(self) -> None:
+        assert self.kept <= {
+            (folder, data) for folder, _ in self.kept for data in self.house.files(folder).values()
+        }
 
     @invariant()
     def what_is_published_has_its_receipt(self) -> None:
