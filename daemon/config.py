@@ -192,8 +192,8 @@ class Regions(_Section):
 
 
 STRENGTHS: dict[str, dict[str, Any]] = {
-    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "iterations": 30},
-    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "iterations": 20},
+    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "iterations": 27},
+    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "iterations": 27},
     "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "iterations": 40},
     "paper": {"method": "recipe", "epsilon": 6.4, "flat_share": 1.0, "iterations": 20},
 }
@@ -221,11 +221,13 @@ class Protect(_Section):
     method: str = "implant"
     surrogates: tuple[str, ...] = Field(default=("latent-mini",), min_length=1)
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 27
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    grain_px: Annotated[int, Field(ge=1, le=8)] = 1
+    stop_early: bool = False
     keep_region_exact: bool = False
-    withstand: tuple[Literal["jpeg", "resize"], ...] = ()
+    withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ("paths", "resize")
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -48,42 +48,39 @@ class Crop:
 
     def masks(self) -> list[Mask]:
         """Each region's mask at the working size; a region never vanishes by scaling."""
-        return [self._resized(self._in_box(region)) for region in self.regions]
+        return [self._plane(region, self.size) for region in self.regions]
 
     def protected(self) -> Mask:
         """Everything protected in the crop, neighbours too, at the working size."""
-        planes = [self._resized(self._in_box(region)) for region in (*self.regions, *self.neighbours)]
-        together: Mask = np.logical_or.reduce(planes)
-        return together
+        return self._together(self.size)
 
     def inside(self) -> Mask:
         """Everything protected in the crop, neighbours too, on the crop's own pixels."""
+        return self._together((self.box.height, self.box.width))
+
+    def _together(self, size: tuple[int, int]) -> Mask:
         together: Mask = np.logical_or.reduce(
-            [self._in_box(one) for one in (*self.regions, *self.neighbours)]
+            [self._plane(one, size) for one in (*self.regions, *self.neighbours)]
         )
         return together
 
-    def _in_box(self, region: Region) -> Mask:
-        """The part of the region that lies in the crop, on the crop's own pixels."""
-        plane = np.zeros((self.box.height, self.box.width), dtype=np.bool_)
-        box = region.box
-        left, top = max(box.left, self.box.left), max(box.top, self.box.top)
-        right, bottom = min(box.right, self.box.right), min(box.bottom, self.box.bottom)
-        if left < right and top < bottom:
-            shape = np.ones((box.height, box.width), np.bool_) if region.mask is None else region.mask
-            part = shape[top - box.top : bottom - box.top, left - box.left : right - box.left]
-            plane[
-                top - self.box.top : bottom - self.box.top, left - self.box.left : right - self.box.left
-            ] = part
-        return plane
-
-    def _resized(self, plane: Mask) -> Mask:
-        if not self.scaled:
+    def _plane(self, region: Region, size: tuple[int, int]) -> Mask:
+        """The part of the region that lies in the crop, at a size; of the crop's pixels no plane is made."""
+        plane = np.zeros(size, dtype=np.bool_)
+        box, here = region.box, self.box
+        left, top = max(box.left, here.left), max(box.top, here.top)
+        right, bottom = min(box.right, here.right), min(box.bottom, here.bottom)
+        if left >= right or top >= bottom:
             return plane
-        small = np.zeros(self.size, dtype=np.bool_)
-        rows, columns = np.nonzero(plane)
-        small[rows * self.size[0] // plane.shape[0], columns * self.size[1] // plane.shape[1]] = True
-        return small
+        shape = np.ones((box.height, box.width), np.bool_) if region.mask is None else region.mask
+        part = shape[top - box.top : bottom - box.top, left - box.left : right - box.left]
+        down, across = top - here.top, left - here.left
+        if size == (here.height, here.width):
+            plane[down : down + part.shape[0], across : across + part.shape[1]] = part
+        else:
+            rows, columns = np.nonzero(part)
+            plane[(rows + down) * size[0] // here.height, (columns + across) * size[1] // here.width] = True
+        return plane
 
 
 def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, work: int) -> list[Crop]:

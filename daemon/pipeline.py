@@ -22,12 +22,14 @@ from daemon.config import Protect, Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
+from daemon.editors.hardware import PeakMemory
 from daemon.errors import BudgetExceeded, Code, InputError
 from daemon.finding import Found
 from daemon.geometry import Crop
 from daemon.images import Picture
 from daemon.memory import Rung
-from daemon.protect import Phase
+from daemon.protect import Enough, Phase, Protected
+from daemon.report import Heat
 from daemon.verify import Verification
 
 
@@ -128,6 +130,7 @@ def _protected(
     key = _digests(data, b"", source, settings)["key"]
     with watch.phase("load"), memory.watched(source.name):
         bench = _Bench.of(settings, rung.protect, frugal=rung.frugal)
+    peak = PeakMemory(bench.device)
     crops = _crops(picture.rgb, found.regions, rung.protect)
     budget = Budget(settings.protect.epsilon)
 
@@ -141,6 +144,7 @@ def _protected(
             device=bench.device,
             rng=generator(key, "optimise"),
             progress=lambda done, total: progress("optimise", done, total),
+            enough=_enough(picture.rgb, bench, settings, key) if settings.protect.stop_early else None,
         )
     with watch.phase("encode"):
         progress("encode", 0, 1)
@@ -164,14 +168,14 @@ def _protected(
         "method": settings.protect.method,
         "epsilon": settings.protect.epsilon,
         "iterations": settings.protect.iterations,
+        "iterations_made": optimised.iterations,
         "device": bench.device_name,
         "memory_rung": rung.name,
+        "peak_memory_mb": peak.bytes >> 20,
     }
     if settings.protect.keep_region_exact:
         facts["region_change_levels"] = _inside(picture.rgb, published, crops)
-    receipt, sheet = _told(
-        verification, crops, bench, facts, source.name, watch, began, gradients=optimised.gradients
-    )
+    receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began, optimised=optimised)
     return Result(verification.verdict, encoded.data, encoded.extension, receipt, sheet)
 
 
@@ -343,6 +347,17 @@ def _verified(
     )
 
 
+def _enough(original: Rgb, bench: _Bench, settings: Settings, key: str) -> Enough:
+    rng = generator(key, "enough")
+
+    def enough(so_far: Rgb, crop: Crop) -> bool:
+        return verify.holds(
+            original, so_far, crop, bench.surrogates, settings.verify, device=bench.device, rng=rng
+        )
+
+    return enough
+
+
 def _inside(original: Rgb, published: Rgb, crops: Sequence[Crop]) -> int:
     """The largest change of a protected pixel, in levels of 255."""
     planes = [(original[crop.box.slices], published[crop.box.slices], crop.inside()) for crop in crops]
@@ -358,18 +373,28 @@ def _told(
     watch: _Watch,
     began: float,
     *,
-    gradients: Sequence[float] = (),
+    optimised: Protected | None = None,
 ) -> tuple[dict[str, Any], bytes | None]:
     """Receipt and sheet; regions in the order in which the edits count them."""
     with watch.phase("report"):
-        sheet = report.sheet(title, verification) if verification.panels else None
+        heat = _heat(crops, bench, optimised) if bench and optimised else []
+        sheet = report.sheet(title, verification, heat) if verification.panels else None
     times = {"elapsed_s": round(time.perf_counter() - began, 3), "timings_s": watch.seconds}
     document = report.receipt(
         verification=verification,
         regions=[region for crop in crops for region in crop.regions],
         surrogates=bench.surrogates if bench else (),
         held_out=bench.held_out if bench else (),
-        gradients=gradients,
+        gradients=optimised.gradients if optimised else (),
         facts={**facts, **times},
     )
     return document, sheet
+
+
+def _heat(crops: Sequence[Crop], bench: _Bench, optimised: Protected) -> list[list[Heat]]:
+    """By region, as the edits count them: what each surrogate pulled at."""
+    return [
+        [Heat(editor.name, plane) for editor, plane in zip(bench.surrogates, planes, strict=True)]
+        for crop, planes in zip(crops, optimised.heat, strict=True)
+        for _ in crop.regions
+    ]

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon import geometry, methods, perception
+from daemon import cuts, geometry, methods, perception
 from daemon.config import Protect
-from daemon.domain import Budget, Rgb
+from daemon.domain import Budget, Region, Rgb
 from daemon.editors.base import Editor
 from daemon.errors import Code, ModelError
 from daemon.geometry import Crop
-from daemon.methods.base import Progress, Task
+from daemon.methods.base import Progress, Sight, Task
 
 
 def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
     """uint8 H,W,3 -> float32 1,3,h,w in [0,1] at `size`, area-averaged where that is smaller."""
     image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)[None].float() / 255
     if image.shape[-2:] != size:
-        image = F.interpolate(image, size=size, mode="area")
+        # Area averages up would be blocks.
+        up = size[0] > image.shape[-2]
+        image = F.interpolate(image, size=size, mode="bilinear" if up else "area")
     return image.contiguous(memory_format=torch.channels_last)
+
+
+Enough = Callable[[Rgb, Crop], bool]
+"""Called as enough(picture so far, crop), in whole levels, as it would be written lossless."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +41,14 @@ class Protected:
         rgb: uint8 H,W,3: the picture within the budget, and equal to the original outside the crops.
         gradients: by surrogate, how hard it pulled before balancing: the mean of
             `Proposal.gradients` over the crops, weighed by their iterations.
+        iterations: how many were made, in all.
+        heat: by crop and surrogate, `Proposal.heat`: float32 h,w at the crop's working size.
     """
 
     rgb: Rgb
     gradients: tuple[float, ...]
+    iterations: int
+    heat: tuple[tuple[np.ndarray, ...], ...]
 
 
 def optimise(
@@ -51,6 +61,7 @@ def optimise(
     device: torch.device,
     rng: np.random.Generator,
     progress: Progress,
+    enough: Enough | None = None,
 ) -> Protected:
     """The protected picture, 8 bit.
 
@@ -58,6 +69,7 @@ def optimise(
         rgb: uint8 H,W,3, upright; not mutated.
         grey: whether the change must be grey.
         progress: called with (iterations done, iterations in all); may raise to stop.
+        enough: asked now and then whether a crop needs no more work.
 
     Raises:
         ConfigError: the method cannot use one of the surrogates.
@@ -67,7 +79,10 @@ def optimise(
     total = sum(settings.iterations * len(crop.regions) for crop in crops)
     change = np.zeros(rgb.shape, dtype=np.float32)
     gradients = np.zeros(len(surrogates))
-    done = 0
+    heat = []
+    done = made = 0
+    result = rgb.copy()
+    paths = _Paths(rgb, crops, settings.withstand, device)
     for crop in crops:
         fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
         fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
@@ -84,8 +99,12 @@ def optimise(
             budget=budget,
             grey=grey,
             start=_plane(before, crop.size, device) if before.any() else None,
+            paths=[paths.of(region, crop, rng) for region in crop.regions],
+            grain=settings.grain_px,
             withstand=settings.withstand,
         )
+        if enough is not None:
+            task = replace(task, enough=_so_far(rgb, result, task, crop, area * budget.unit, enough))
         iterations = settings.iterations * len(crop.regions)
         proposed = method.run(
             task,
@@ -97,13 +116,66 @@ def optimise(
         )
         allowed = task.project(proposed.change)
         change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
+        result[crop.box.slices] = quantised(rgb[crop.box.slices], change[crop.box.slices], budget)
         gradients += np.array(proposed.gradients) * iterations / total
+        made += proposed.iterations
+        heat.append(tuple(plane.cpu().numpy() for plane in proposed.heat))
         done += iterations
-    result = rgb.copy()
-    for crop in crops:  # of the whole picture a float copy would be gigabytes
-        here = crop.box.slices
-        result[here] = quantised(rgb[here], change[here], budget)
-    return Protected(result, tuple(gradients.tolist()))
+    return Protected(result, tuple(gradients.tolist()), made, tuple(heat))
+
+
+def _so_far(
+    rgb: Rgb, result: Rgb, task: Task, crop: Crop, bound: np.ndarray, enough: Enough
+) -> Callable[[Tensor], bool]:
+    """Whether a change is enough, seen in `result`, which is written to: a copy may be large."""
+    here = crop.box.slices
+
+    def asked(change: Tensor) -> bool:
+        result[here] = quantised(rgb[here], _native(task.project(change), crop, bound), task.budget)
+        return enough(result, crop)
+
+    return asked
+
+
+def seen(rgb: Rgb, cut: Crop, device: torch.device) -> Tensor:
+    """A cut of the picture as editors are given it, 1,3,h,w in [0,1].
+
+    A whole picture is scaled in 8 bits, as floats it could be gigabytes.
+    """
+    part = rgb[cut.box.slices]
+    if part.shape == rgb.shape and cut.scaled:
+        planes = torch.from_numpy(part if part.flags.writeable else part.copy()).permute(2, 0, 1)[None]
+        small = F.interpolate(planes, size=cut.size, mode="bilinear", antialias=True)
+        part = small[0].permute(1, 2, 0).numpy()
+    return to_tensor(part, cut.size, device)
+
+
+class _Paths:
+    """The other paths on which the regions of a picture may reach an editor, see `cuts`."""
+
+    def __init__(
+        self, rgb: Rgb, crops: Sequence[Crop], withstand: Sequence[str], device: torch.device
+    ) -> None:
+        self._rgb, self._withstand, self._device = rgb, withstand, device
+        self._everything = [region for crop in crops for region in crop.regions]
+        self._whole: Tensor | None = None
+
+    def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[Sight]]:
+        height, width = self._rgb.shape[:2]
+        groups = cuts.cuts(region, crop, self._everything, height, width, self._withstand, rng)
+        return [[self._sight(crop, cut) for cut in group] for group in groups]
+
+    def _sight(self, crop: Crop, cut: Crop) -> Sight:
+        rows, columns = (torch.from_numpy(axis).to(self._device) for axis in cuts.placed(crop, cut))
+        return Sight(self._seen(cut), cut.masks()[0], cut.protected(), rows, columns)
+
+    def _seen(self, cut: Crop) -> Tensor:
+        """The whole picture is scaled once for all regions: that may be a hundred megapixels."""
+        if (cut.box.height, cut.box.width) != self._rgb.shape[:2]:
+            return seen(self._rgb, cut, self._device)
+        if self._whole is None or self._whole.shape[-2:] != cut.size:
+            self._whole = seen(self._rgb, cut, self._device)
+        return self._whole
 
 
 def _shifted(progress: Progress, offset: int, total: int) -> Progress:

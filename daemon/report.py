@@ -7,12 +7,15 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from daemon import __version__, premis
 from daemon.domain import Mask, Region, Rgb
@@ -25,8 +28,11 @@ PROMISE = (
     "Measured on the editors named here, on the decoded bytes of this very file. It raises the cost of an "
     "edit; it promises nothing about other editors, nor after the file is recompressed or resized."
 )
-PANEL = 300
+PANEL, COLUMNS, GAP = 300, 4, 8
 CAPTION = 26
+BETWEEN = "   ·   "
+Cell = tuple[str, Rgb | None, Mask | None, tuple[int, int, int]]
+"""A panel: caption, picture, what is outlined in it, colour of caption and outline."""
 INK, PAPER, TRIGGER, BENIGN = (32, 32, 32), (250, 250, 248), (220, 38, 38), (37, 99, 235)
 
 
@@ -80,13 +86,27 @@ def to_json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def sheet(title: str, verification: Verification, *, most: int = 6) -> bytes:
-    """The before/after sheet as a JPEG: two rows of four panels for each of the first regions."""
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """How hard one surrogate pulled at each pixel of a region's crop, see `methods.base.Proposal`; H,W."""
+
+    surrogate: str
+    plane: NDArray[np.float32]
+
+
+def sheet(
+    title: str, verification: Verification, heat: Sequence[Sequence[Heat]] = (), *, most: int = 6
+) -> bytes:
+    """The before/after sheet as a JPEG: a band for each of the first regions.
+
+    Args:
+        heat: by region, of each surrogate; empty where nothing was optimised.
+    """
     shown = verification.panels[:most]
-    bands = [_band(panels) for panels in shown]
-    width = 4 * PANEL + 5 * 8
+    bands = [_band(panels, heat[index] if heat else ()) for index, panels in enumerate(shown)]
+    width = COLUMNS * PANEL + (COLUMNS + 1) * GAP
     header = 58
-    page = Image.new("RGB", (width, header + sum(band.height for band in bands) + 8), PAPER)
+    page = Image.new("RGB", (width, header + sum(band.height for band in bands) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     facts = [f"verdict: {verification.verdict.value}", f"max change {verification.max_change_levels} levels"]
     if verification.psnr_db is not None:
@@ -94,7 +114,7 @@ def sheet(title: str, verification: Verification, *, most: int = 6) -> bytes:
     if len(verification.panels) > most:
         facts.append(f"{len(verification.panels) - most} more regions not shown")
     draw.text((12, 6), _fitted(title, 76), fill=INK, font=_font(22))
-    draw.text((12, 34), "   ·   ".join(facts), fill=INK, font=_font(16))
+    draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=_font(16))
     top = header
     for band in bands:
         page.paste(band, (0, top))
@@ -104,38 +124,53 @@ def sheet(title: str, verification: Verification, *, most: int = 6) -> bytes:
     return buffer.getvalue()
 
 
-def _band(panels: Panels) -> Image.Image:
+def _band(panels: Panels, heat: Sequence[Heat]) -> Image.Image:
+    """The region and its change, what pulled at it, its edits, and their figures in a line."""
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     change: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
-    cells = [
+    maps: list[Cell] = [
+        (f"what {one.surrogate} hangs on", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
+    ]
+    cells: list[Cell] = [
         ("original, region outlined", panels.original, panels.mask, TRIGGER),
         ("protected", panels.protected, None, INK),
         ("change x20", change, None, INK),
-        (panels.label, None, None, INK),
+        *(maps[:1] or [("", None, None, INK)]),
         ("edit of the region: original", panels.edit_original, panels.mask, TRIGGER),
         ("edit of the region: protected", panels.edit_protected, panels.mask, TRIGGER),
         ("edit elsewhere: original", panels.benign_original, panels.benign_mask, BENIGN),
         ("edit elsewhere: protected", panels.benign_protected, panels.benign_mask, BENIGN),
+        *maps[1:],
     ]
     height, width = panels.original.shape[:2]
     tall = max(round(PANEL * height / width), 40) if width >= height else PANEL
-    band = Image.new("RGB", (4 * PANEL + 5 * 8, 2 * (tall + CAPTION + 8)), PAPER)
+    rows = -(-len(cells) // COLUMNS) * (tall + CAPTION + GAP)
+    band = Image.new("RGB", (COLUMNS * PANEL + (COLUMNS + 1) * GAP, rows + CAPTION), PAPER)
     draw = ImageDraw.Draw(band)
+    draw.text((GAP, 0), BETWEEN.join([panels.label, *panels.summary]), fill=INK, font=_font(16))
     for index, (caption, pixels, mask, colour) in enumerate(cells):
-        x, y = 8 + index % 4 * (PANEL + 8), index // 4 * (tall + CAPTION + 8)
-        draw.text((x, y + 4), caption, fill=colour, font=_font(16))
+        x = GAP + index % COLUMNS * (PANEL + GAP)
+        y = CAPTION + index // COLUMNS * (tall + CAPTION + GAP)
+        draw.text((x, y + 4), _fitted(caption, 36), fill=colour, font=_font(16))
         if pixels is None:
-            for line, text in enumerate(panels.summary):
-                draw.text((x, y + CAPTION + 6 + 26 * line), text, fill=INK, font=_font(16))
-        else:
-            picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))
-            picture.thumbnail((PANEL, tall), Image.Resampling.LANCZOS)
-            if picture.width < PANEL and picture.height < tall:
-                scale = min(PANEL / picture.width, tall / picture.height)
-                size = (round(picture.width * scale), round(picture.height * scale))
-                picture = picture.resize(size, Image.Resampling.LANCZOS)
-            band.paste(picture, (x, y + CAPTION))
+            continue
+        picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))
+        picture.thumbnail((PANEL, tall), Image.Resampling.LANCZOS)
+        if picture.width < PANEL and picture.height < tall:
+            scale = min(PANEL / picture.width, tall / picture.height)
+            size = (round(picture.width * scale), round(picture.height * scale))
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        band.paste(picture, (x, y + CAPTION))
     return band
+
+
+def _glowing(heat: NDArray[np.float32]) -> Rgb:
+    """H,W as a picture: black where nothing pulls, through red and yellow to white."""
+    smooth = ndimage.gaussian_filter(heat, 2.0)  # single pixels are noise
+    level = smooth / max(float(np.quantile(smooth, 0.995)), 1e-20)
+    ramp = np.clip(3 * level[..., None] - np.arange(3), 0, 1)
+    glow: Rgb = np.rint(255 * ramp).astype(np.uint8)
+    return glow
 
 
 def _outlined(pixels: Rgb, mask: Mask, colour: tuple[int, int, int]) -> Rgb:

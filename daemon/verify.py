@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -27,7 +26,7 @@ from daemon.domain import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
 from daemon.editors.base import Editor
 from daemon.geometry import Crop
 from daemon.methods.base import furthest_colour
-from daemon.protect import to_tensor
+from daemon.protect import seen, to_tensor
 
 MOST_PANELS = 6
 """Regions shown to a person; each holds megabytes of pictures."""
@@ -36,6 +35,8 @@ SSIM_WINDOW = 11
 HARDLY = 8
 """A trigger edit that breaks by less than this fraction of what is asked is not broken at all."""
 BREAKING = (MaskKind.TRIGGER, MaskKind.DILATED, MaskKind.PARTIAL)
+SPARE = 0.03
+"""By how much SSIM must be better than asked for work to end early; a third of it for benign edits."""
 Picture = NDArray[np.float32]
 """H,W,3 in [0,1]."""
 
@@ -135,7 +136,7 @@ def verify(
             kinds = _kinds(mask, protected, rng)
             others = geometry.other_paths(crop.regions[index], crop, height, width, jitter)
             views = {
-                path: (_seen(original, other, device), _seen(published, other, device))
+                path: (seen(original, other, device), seen(published, other, device))
                 for path, other in others.items()
             }
             for editor, is_held_out in editors:
@@ -154,16 +155,6 @@ def verify(
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
-
-
-def _seen(rgb: Rgb, crop: Crop, device: torch.device) -> Tensor:
-    """A crop on another path, 1,3,h,w; a whole picture is scaled in 8 bits, floats could be gigabytes."""
-    part = rgb[crop.box.slices]
-    if part.shape == rgb.shape and crop.scaled:
-        planes = torch.from_numpy(part if part.flags.writeable else part.copy()).permute(2, 0, 1)[None]
-        small = F.interpolate(planes, size=crop.size, mode="bilinear", antialias=True)
-        part = small[0].permute(1, 2, 0).numpy()
-    return to_tensor(part, crop.size, device)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:
@@ -253,18 +244,10 @@ def judge(
         name = f"region {edit.region}: {edit.mask_kind} edit{by} by {edit.editor}"
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
-        elif edit.mask_kind in BREAKING:
-            most, least = _asked(edit, settings)
-            if not edit.ssim <= most:
-                weak.append(f"{name} keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
-            if not edit.l1 >= least:
-                weak.append(f"{name} moves by L1 {edit.l1:.3f}, at least {least:g} asked")
-            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
-                failed += _ineffective(edit, name, most, least, settings)
         else:
-            floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
-            if not edit.ssim >= floor:
-                weak.append(f"{name} changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked")
+            weak += [f"{name} {miss}" for miss in _misses(edit, settings)]
+            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
+                failed += _ineffective(edit, name, *_asked(edit, settings), settings)
     for region in sorted({edit.region for edit in edits}):
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
             weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
@@ -272,6 +255,56 @@ def judge(
         failed.append("no edit was replayed")
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
+
+
+def _misses(edit: EditResult, settings: Verify) -> list[str]:
+    """Which thresholds an edit misses."""
+    if edit.mask_kind not in BREAKING:
+        floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
+        return [] if edit.ssim >= floor else [f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"]
+    most, least = _asked(edit, settings)
+    found = []
+    if not edit.ssim <= most:
+        found.append(f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
+    if not edit.l1 >= least:
+        found.append(f"moves by L1 {edit.l1:.3f}, at least {least:g} asked")
+    return found
+
+
+def holds(
+    original: Rgb,
+    published: Rgb,
+    crop: Crop,
+    surrogates: Sequence[Editor],
+    settings: Verify,
+    *,
+    device: torch.device,
+    rng: np.random.Generator,
+) -> bool:
+    """Whether one crop meets every threshold with a margin: the verdict will draw other edits.
+
+    Stops at the first miss, so that asking costs little while the answer is no.
+    """
+    strict = settings.model_copy(
+        update={
+            **{name: getattr(settings, name) - SPARE for name in ("trigger_ssim_max", "incomplete_ssim_max")},
+            **{name: getattr(settings, name) + SPARE / 3 for name in ("near_ssim_min", "far_ssim_min")},
+            **{name: getattr(settings, name) * 1.1 for name in ("trigger_l1_min", "incomplete_l1_min")},
+        }
+    )
+    height, width = original.shape[:2]
+    for region, mask in zip(crop.regions, crop.masks(), strict=True):
+        kinds = _kinds(mask, crop.protected(), rng)
+        looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
+        for path, other in geometry.other_paths(region, crop, height, width, rng).items():
+            looks.append((path, other, {MaskKind.TRIGGER: other.masks()[0]}))
+        for path, cut, plane in looks:
+            pair = seen(original, cut, device), seen(published, cut, device)
+            for editor in surrogates:
+                ((row,), _) = _replay(editor, *pair, None, plane, "away")
+                if _misses(EditResult(region=0, held_out=False, path=path, **row), strict):
+                    return False
+    return True
 
 
 def _asked(edit: EditResult, settings: Verify) -> tuple[float, float]:

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import torch
 
-from training import lama, latent_mini, latent_pair
+from training import lama, latent_mini, latent_pair, ldm_mini
 
 WEIGHTS = Path("daemon/editors/weights")
+COMMANDS = ["autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "export", "judge"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("command", choices=["autoencoder", "inpainter", "lama", "export", "judge"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument("--editor", default="latent-mini", help="what is exported, or judged by its name")
     parser.add_argument("--weights", type=Path, help="what export writes; judge: a file, not --editor")
     parser.add_argument(
-        "--kind", choices=["latent", "lama"], default="latent", help="of --weights, for judge"
+        "--kind", choices=["latent", "ldm", "lama"], default="latent", help="of --weights, for judge"
     )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=12)
@@ -34,7 +35,9 @@ def main() -> None:
         metavar="ENCODER,DECODER",
         help="inpainter, export: on the latents of this autoencoder instead of latent-mini's",
     )
-    parser.add_argument("--crops", type=int, default=4800, help="crops encoded in advance, with --latents")
+    parser.add_argument(
+        "--crops", type=int, default=4800, help="crops encoded in advance: ldm, and --latents"
+    )
     given = parser.parse_args()
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
@@ -48,6 +51,10 @@ def main() -> None:
         latent_mini.autoencoder(given.data, encoder, **common)
     elif given.command == "inpainter":
         latent_mini.inpainter(given.data, encoder, inpainter, **common)
+    elif given.command == "ldm":
+        ldm_mini.unet(given.data, given.runs / "ldm-unet", crops=given.crops, **common)
+    elif given.command == "ldm-decoder":
+        ldm_mini.decoder(given.data, given.runs / "ldm-decoder", **common)
     elif given.command == "lama":
         lama.train(given.data, small_lama, **common)
     elif given.command == "judge":
@@ -61,8 +68,10 @@ def main() -> None:
             latent_mini.export(encoder, inpainter, target)
         elif given.editor == "lama-mini":
             lama.export(small_lama, target)
+        elif given.editor == "ldm-mini":
+            ldm_mini.export(given.runs, target)
         else:
-            parser.error(f"--editor {given.editor}: export knows latent-mini and lama-mini")
+            parser.error(f"--editor {given.editor}: export knows latent-mini, ldm-mini and lama-mini")
 
 
 def _on_latents(given: argparse.Namespace, common: dict[str, int]) -> None:

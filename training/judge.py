@@ -22,6 +22,7 @@ from daemon.domain import Mask
 from daemon.editors.base import Editor
 from daemon.editors.lama import LamaEditor
 from daemon.editors.latent import LatentEditor
+from daemon.editors.ldm import LdmEditor
 from daemon.errors import BackfireError
 from daemon.geometry import dilated
 from daemon.verify import Picture, masked_ssim, to_picture
@@ -29,7 +30,11 @@ from training import data
 from training.run import sheet
 
 SIDE = 256
-KINDS: dict[str, Callable[[str, Path], Editor]] = {"latent": LatentEditor.from_file, "lama": LamaEditor.load}
+KINDS: dict[str, Callable[[str, Path], Editor]] = {
+    "latent": LatentEditor.from_file,
+    "ldm": LdmEditor.from_file,
+    "lama": LamaEditor.load,
+}
 
 
 def editor(name: str, weights: Path | None, kind: str) -> Editor:

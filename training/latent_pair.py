@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from daemon.editors.base import Latent
 from daemon.editors.encoders import EncoderEditor
 from daemon.editors.latent import DOWNSCALE, HOLE, InpaintNet
 from training import data
@@ -59,7 +60,7 @@ def draw(
 
 @torch.inference_mode()
 def encoded(
-    pictures: list[Image], pair: EncoderEditor, file: Path, count: int, seed: int, size: int
+    pictures: list[Image], pair: Latent, file: Path, count: int, seed: int, size: int
 ) -> dict[str, Tensor]:
     """Latents of `count` seeded crops: `whole` and `known` N,C,h,w, `cells` N,1,h,w, in half precision.
 
@@ -75,7 +76,7 @@ def encoded(
         rng = np.random.default_rng([seed, start])
         image, mask, holed = draw(pictures, min(CHUNK, count - start), size, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            parts["whole"].append(pair.encode(image, mask).half())
+            parts["whole"].append(pair.encode(image, torch.zeros_like(mask)).half())
             parts["known"].append(pair.encode(holed, mask).half())
         parts["cells"].append(F.avg_pool2d(mask, DOWNSCALE).half())
         if start % (CHUNK * 20) == 0:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 from rich.text import Text
 
-from daemon import config, models
+from daemon import config, editors, models
 from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
 from daemon.errors import require
 from daemon.models.fetch import Progress as Advance
@@ -39,26 +39,43 @@ def _folder(config_file: Path | None) -> Path:
 def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
     """What can be fetched, under which licence, and what is here."""
     folder = _folder(config_file)
-    rows = [_row(model, folder) for model in models.catalogue().values()]
+    rows = [_built_in(name) for name in editors.NAMES]
+    rows += [_row(model, folder) for model in models.catalogue().values()]
     if as_json:
         print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
         return
     whole = partial(Column, no_wrap=True)  # a name is typed, so it is never cut short
-    told = partial(Column, overflow="fold")
     table = Table(
-        whole("name"), whole("kind"), told("what"), whole("size"), told("licence"), "SHA-256", whole("here")
+        whole("name"), whole("kind"), whole("size"), whole("here"), "what", box=None, pad_edge=False
     )
     for row in rows:
         size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
-        known = f"{row['sha256_published']} of {row['files']}"
-        what = f"{row['family']}, {row['parameters']}"
-        table.add_row(row["name"], row["kind"], what, size, row["licence"], known, row["here"])
+        known = f"SHA-256 {row['sha256_published']} of {row['files']}"
+        what = f"{row['family']}, {row['parameters']}\n{row['licence']}; {known}"
+        table.add_row(row["name"], row["kind"], size, row["here"], what)
     out.print(table)
     for row in rows:
         if row["note"]:
             out.print(Text(f"{row['name']}: {row['note']}"))
     out.print("SHA-256: published; of the other files that of the first copy is recorded, and holds")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    model = editors.BUILT_IN[name]
+    return {
+        "name": name,
+        "kind": "built in",
+        "family": model.family,
+        "parameters": model.parameters,
+        "licence": "Apache-2.0",
+        "home": None,
+        "files": 1,
+        "known_size": model.file.stat().st_size,
+        "sha256_published": 1,
+        "here": "yes",
+        "note": None,
+    }
 
 
 def _row(model: models.Model, folder: Path) -> dict[str, Any]:

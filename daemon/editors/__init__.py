@@ -9,7 +9,6 @@ there. Importing this package loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -69,17 +68,53 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def _latent_mini() -> Editor:
-    from daemon.editors.latent import LatentEditor
+@dataclass(frozen=True)
+class BuiltIn:
+    """An editor whose weights ship inside the package (trained by `training/`).
 
-    return LatentEditor.embedded()
+    Attributes:
+        module: as in `Kind`.
+        loads: the class, with a classmethod `from_file(name, path)`.
+        family, parameters: for people.
+        doors: as in `Kind`.
+    """
+
+    name: str
+    module: str
+    loads: str
+    family: str
+    parameters: str
+    doors: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        """The weights."""
+        return Path(__file__).parent / "weights" / f"{self.name}.safetensors"
+
+    def load(self) -> Editor:
+        loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
+        editor: Editor = loads.from_file(self.name, self.file)
+        return editor
 
 
-_BUILT_IN: dict[str, Callable[[], Editor]] = {"latent-mini": _latent_mini}
-NAMES = tuple(_BUILT_IN)
+BUILT_IN = {
+    model.name: model
+    for model in (
+        BuiltIn(
+            "latent-mini", "latent", "LatentEditor", "latent inpainting, one step, ours", "4.9 M", ("encode",)
+        ),
+        BuiltIn(
+            "ldm-mini",
+            "ldm",
+            "LdmEditor",
+            "latent diffusion, 8 steps, ours",
+            "4.8 M",
+            ("encode", "first_step"),
+        ),
+    )
+}
+NAMES = tuple(BUILT_IN)
 """The built-in editors."""
-
-_BUILT_IN_DOORS = {"latent-mini": ("encode",)}
 
 _loaded: dict[tuple[str, str, str], Editor] = {}
 
@@ -105,7 +140,7 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
             _check(name, declared[name])
             editor = _declared(name, declared[name], settings.models.folder)
         else:
-            editor = _BUILT_IN[name]()
+            editor = BUILT_IN[name].load()
         editor.to(device)
         _loaded[key] = editor
     return _loaded[key]
@@ -113,8 +148,8 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
 
 def doors(name: str, settings: Settings) -> tuple[str, ...]:
     """What an editor that is known by name offers: `inpaint`, and more where its kind has it."""
-    kind = None if name in NAMES else KINDS[settings.editors[name].kind]
-    return ("inpaint", *(kind.doors if kind else _BUILT_IN_DOORS.get(name, ())))
+    kind = BUILT_IN[name] if name in BUILT_IN else KINDS[settings.editors[name].kind]
+    return "inpaint", *kind.doors
 
 
 def require_known(settings: Settings) -> None:

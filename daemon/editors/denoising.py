@@ -88,7 +88,6 @@ class DenoisingEditor(ModelEditor):
         self.name, self.multiple = name, max(8, pipe.vae_scale_factor)
         self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
         self._start = _first(pipe.scheduler, steps)
-        pipe.set_progress_bar_config(disable=True)
         for module in (pipe.unet, pipe.vae):
             # Acts only where gradients are on. Tiny autoencoders may have none.
             with contextlib.suppress(ValueError):
@@ -120,9 +119,12 @@ class DenoisingEditor(ModelEditor):
         if torch.is_grad_enabled() and image.requires_grad:
             return self._foreseen(image, mask, generator)
         known = self._encoded(image)
-        prompt, noise, seed = self._drawn(known, generator)
-        count, _, height, width = image.shape
-        latents = self._pipe(
+        return self._decoded(self._denoised(known, mask, *self._drawn(known, generator)))
+
+    def _denoised(self, known: Tensor, mask: Tensor, prompt: Prompt, noise: Tensor, seed: int) -> Tensor:
+        """The edit's latents N,c,h,w, denoised by the pipeline from unit noise."""
+        count, _, height, width = mask.shape
+        latents: Tensor = self._pipe(
             **prompt.batch(count),
             image=known,
             mask_image=mask,
@@ -137,14 +139,14 @@ class DenoisingEditor(ModelEditor):
             generator=[torch.Generator().manual_seed(seed) for _ in range(count)],
             output_type="latent",
         ).images
-        return self._decoded(latents)
+        return latents
 
     def _foreseen(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         known = self._encoded(image)
         prediction, noisy = self._predicted(known, mask, generator)
         latents = self._start.foreseen(prediction, noisy)
         if self._plain(known):
-            latents = torch.where(_cells(mask, known) > 0.5, latents, known)
+            latents = torch.where(cells_of(mask, known) > 0.5, latents, known)
         return self._decoded(latents)
 
     def _plain(self, latents: Tensor) -> bool:
@@ -168,7 +170,7 @@ class DenoisingEditor(ModelEditor):
         """The UNet's first prediction and the noisy latents it saw, float32 N,c,h,w."""
         prompt, noise, _ = self._drawn(known, generator)
         unet, start = self._pipe.unet, self._start
-        cells = _cells(mask, known)
+        cells = cells_of(mask, known)
         noisy = noise * start.scale
         if self._plain(known):
             # The pipeline puts the known cells back after each step; before the first, we must ourselves.
@@ -229,7 +231,7 @@ def _first(scheduler: Any, steps: int) -> Start:
     return Start(float(timestep), scale, kept, str(scheduler.config.prediction_type))
 
 
-def _cells(mask: Tensor, latents: Tensor) -> Tensor:
+def cells_of(mask: Tensor, latents: Tensor) -> Tensor:
     """The mask at the latents' size, by the nearest pixel: how the pipelines shrink it."""
     return F.interpolate(mask, size=latents.shape[-2:])
 

@@ -160,6 +160,7 @@ def _pipeline(name: str, folder: Path, dtype: torch.dtype, variant: str | None) 
     if not hasattr(pipe.scheduler, "alphas_cumprod") or predicts not in ("epsilon", "v_prediction", "sample"):
         reason = f"its scheduler {type(pipe.scheduler).__name__} ({predicts}) is not one for such UNets"
         raise _error(name, reason, "use DDIM, DPM-Solver++, Euler or their like")
+    pipe.set_progress_bar_config(disable=True)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast", True):
         pipe.vae.to(torch.float32)
     return pipe

@@ -201,11 +201,6 @@ class LatentEditor(ModelEditor):
         self.encoder, self.net, self.decoder = encoder, net, decoder
 
     @classmethod
-    def embedded(cls) -> LatentEditor:
-        """The editor whose weights ship inside the package (trained by `training/`)."""
-        return cls.from_file("latent-mini", Path(__file__).parent / "weights" / "latent-mini.safetensors")
-
-    @classmethod
     def from_file(cls, name: str, path: Path) -> LatentEditor:
         """Load `encoder.*`, `net.*` and `decoder.*` from a safetensors file.
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from daemon.domain import Budget, Mask
@@ -15,6 +16,30 @@ from daemon.editors.base import Editor
 
 Progress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What an editor is given of the picture on one path: a cut and size, the crop's change in its place.
+
+    Attributes:
+        image: float32 1,3,h,w, RGB in [0,1], unperturbed.
+        mask: h,w bool, the region.
+        protected: h,w bool, everything protected here.
+        rows, columns: h,H and w,W: how the crop's change H,W lies here; None where it is the crop.
+    """
+
+    image: Tensor
+    mask: Mask
+    protected: Mask
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def perturbed(self, change: Tensor) -> Tensor:
+        """The picture with a change 1,3,H,W of the crop; 1,3,h,w, differentiable."""
+        if self.rows is None or self.columns is None:
+            return self.image + change
+        return self.image + self.rows @ change @ self.columns.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +54,11 @@ class Task:
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
         start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
-        withstand: what the change should survive on its way to an editor: `jpeg`, `resize`.
+        paths: for each region, how it may reach an editor otherwise than in this crop, in groups
+            that matter alike.
+        grain: side of the squares of pixels that change as one.
+        withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
+        enough: whether a change needs no more work; None where all iterations are wanted.
     """
 
     image: Tensor
@@ -39,7 +68,23 @@ class Task:
     budget: Budget
     grey: bool = False
     start: Tensor | None = None
+    paths: Sequence[Sequence[Sequence[Sight]]] = ()
+    grain: int = 1
     withstand: Sequence[str] = ()
+    enough: Callable[[Tensor], bool] | None = None
+
+    def sights(self, region: int) -> list[Sequence[Sight]]:
+        """The ways to an editor of the region of that index, in groups: this crop, then its other paths."""
+        others = self.paths[region] if self.paths else ()
+        return [[Sight(self.image, self.regions[region], self.protected)], *others]
+
+    def grained(self, plane: Tensor) -> Tensor:
+        """The mean of 1,3,H,W over each square of `grain` pixels."""
+        if self.grain == 1:
+            return plane
+        small = F.avg_pool2d(plane, self.grain, ceil_mode=True, count_include_pad=False)
+        large = small.repeat_interleave(self.grain, dim=2).repeat_interleave(self.grain, dim=3)
+        return large[..., : plane.shape[2], : plane.shape[3]]
 
     def project(self, change: Tensor) -> Tensor:
         """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""
@@ -56,12 +101,19 @@ class Proposal:
 
     Attributes:
         change: 1,3,H,W on [0,1] images, to be added to the task's image.
-        gradients: by surrogate, the mean absolute gradient of its loss by a sample of the change,
-            before they are balanced, averaged over the iterations: how hard each one pulls.
+        heat: by surrogate, how hard it pulled at each pixel: H,W, the mean absolute gradient of its
+            loss over channels and iterations, before the surrogates are balanced.
+        iterations: how many were made.
     """
 
     change: Tensor
-    gradients: tuple[float, ...]
+    heat: tuple[Tensor, ...]
+    iterations: int
+
+    @property
+    def gradients(self) -> tuple[float, ...]:
+        """By surrogate, how hard it pulled at a sample of the change on average."""
+        return tuple(float(plane.mean()) for plane in self.heat)
 
 
 class Method(Protocol):

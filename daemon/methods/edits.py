@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from daemon import geometry
 from daemon.domain import Mask
 from daemon.editors.base import Editor, rehearsed
-from daemon.methods.base import Task, fast
+from daemon.methods.base import Sight, fast
 
 INCOMPLETE, FAR = 12, 4
 """How many incomplete triggers and far squares a region draws from."""
+RING_EVERY = 4
+"""Among so many kept edits one is beside the region; the others are far squares, which are lost sooner."""
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 
@@ -54,70 +57,82 @@ def triggers(mask: Mask, rng: np.random.Generator) -> list[Mask]:
 
 
 class Edits:
-    """The edits of one region. A clean response is constant: computed when first asked for, and kept.
+    """The edits of one region on one path. A clean response is constant: computed once, when asked for.
 
     Args:
-        task: the crop.
-        index: which of its regions.
+        sight: what editors are given.
         surrogates: the editors.
         rng: draws the shapes.
         respond: what of an edit is kept.
         shapes: the incomplete triggers.
+        incomplete, far: at most so many of them are drawn from.
     """
 
     def __init__(
         self,
-        task: Task,
-        index: int,
+        sight: Sight,
         surrogates: Sequence[Editor],
         rng: np.random.Generator,
         respond: Respond = edited,
         shapes: Shapes = triggers,
+        *,
+        incomplete: int = INCOMPLETE,
+        far: int = FAR,
     ) -> None:
-        mask = task.regions[index]
-        self._task, self._surrogates, self._rng, self._respond = task, surrogates, rng, respond
-        self._known: dict[tuple[str, int, tuple[int, int], int], Edit] = {}
-        ring = geometry.ring(mask) & ~task.protected
-        far = (geometry.far(task.protected, rng) for _ in range(FAR))
-        self._planes: dict[str, list[Mask]] = {
-            "full": [mask],
-            "dilated": [geometry.dilated(mask)],
-            "incomplete": shapes(mask, rng),
+        self.sight = sight
+        self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
+        self._incomplete, self._far = incomplete, far
+        self._known: dict[tuple[str, int, int], Edit] = {}
+        self._turn = 0
+
+    @cached_property
+    def _planes(self) -> dict[str, list[Mask]]:
+        """The masks of each kind; drawn when first needed, as short work does not come to every path."""
+        sight = self.sight
+        ring = geometry.ring(sight.mask) & ~sight.protected
+        squares = (geometry.far(sight.protected, self._rng) for _ in range(self._far))
+        parts = [plane for plane in self._shapes(sight.mask, self._rng) if plane.any()]
+        return {
+            "full": [sight.mask],
+            "dilated": [geometry.dilated(sight.mask)],
+            "incomplete": [parts[i] for i in self._rng.permutation(len(parts))[: self._incomplete]],
             "ring": [ring] if ring.any() else [],
-            "far": [plane for plane in far if plane is not None],
+            "far": [plane for plane in squares if plane is not None],
         }
 
-    def take(self, kind: str, size: tuple[int, int], draw: int = 0) -> Edit | None:
-        """One of that kind (`full`, `dilated`, `incomplete`, `ring`, `far`) at (height, width).
+    def drawn(self, draw: int = 0) -> tuple[list[Edit], list[Edit]]:
+        """The edits of one iteration: two to break, one to keep.
 
-        None where the crop has no room for one.
+        Every second time the dilated region, as published: it is the edit people make. Ring and far
+        squares take turns too: a batch of three costs a quarter less than one of four.
+        """
+        shapes = ("full", "incomplete" if self._turn % 2 else "dilated")
+        kinds = ("ring", "far") if self._turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
+        self._turn += 1
+        broken = [edit for kind in shapes if (edit := self.take(kind, draw)) is not None]
+        hidden = next((edit for kind in kinds if (edit := self.take(kind, draw)) is not None), None)
+        return broken, [hidden] if hidden is not None else []
+
+    def take(self, kind: str, draw: int = 0) -> Edit | None:
+        """One of that kind: `full`, `dilated`, `incomplete`, `ring`, `far`.
+
+        None where there is no room for one.
         """
         planes = self._planes[kind]
         if not planes:
             return None
         pick = int(self._rng.integers(len(planes))) if len(planes) > 1 else 0
-        key = kind, pick, size, draw
+        key = kind, pick, draw
         if key not in self._known:
-            self._known[key] = self._clean(planes[pick], size, draw)
+            self._known[key] = self._clean(planes[pick], draw)
         return self._known[key]
 
-    def _clean(self, plane: Mask, size: tuple[int, int], draw: int) -> Edit:
-        image = self._task.image
+    def _clean(self, plane: Mask, draw: int) -> Edit:
+        image = self.sight.image
         mask = torch.from_numpy(plane)[None, None].to(image)
-        if image.shape[-2:] != size:
-            image, mask = resized(image, size), F.interpolate(mask, size=size, mode="nearest")
         with torch.no_grad(), fast(image.device):
             clean = [self._respond(surrogate, image, mask, draw) for surrogate in self._surrogates]
         return Edit(mask, clean)
-
-
-def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """N,C,H,W at (height, width); area-averaged down, bilinear up."""
-    if image.shape[-2:] == size:
-        return image
-    if size[0] < image.shape[-2]:
-        return F.interpolate(image, size=size, mode="area")
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
 def under(mask: Tensor, response: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ find it stronger than the published flat colour) or towards the pure colour furt
 the picture (`target: flat`, the published one). What differs from the published script:
 the clean edits are constant and computed once, the masks of an iteration go through the
 editor as one batch, momentum sign steps that fit the bound replace Adam at four times it,
-and every second iteration may look through a resize or a JPEG (`views`).
+every second iteration looks at another cut or size of the picture, and some through a JPEG.
 """
 
 from __future__ import annotations

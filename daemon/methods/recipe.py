@@ -45,7 +45,7 @@ class Recipe:
         noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)
         change = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
         adam = torch.optim.Adam([change], lr=RATE, betas=BETAS, eps=TINY)
-        pulls = np.zeros(len(surrogates))
+        heat = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
         for iteration in range(iterations):
             adam.zero_grad()
             for index, surrogate in enumerate(surrogates):
@@ -58,9 +58,9 @@ class Recipe:
                     loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
                 (gradient,) = torch.autograd.grad(loss, change)
                 change.grad = gradient if change.grad is None else change.grad + gradient
-                pulls[index] += float(gradient.abs().mean()) / iterations
+                heat[index] += gradient[0].abs().mean(dim=0) / iterations
             adam.step()
             with torch.no_grad():
                 change.copy_(task.project(change))
             progress(iteration + 1, iterations)
-        return Proposal(change.detach(), tuple(pulls.tolist()))
+        return Proposal(change.detach(), tuple(heat), iterations)

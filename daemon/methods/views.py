@@ -1,6 +1,6 @@
-"""What may happen to a published picture before an editor sees it: resized, recompressed.
+"""What may happen to a published picture before an editor sees it: recompressed, blurred, noise added.
 
-Both are differentiable, so that a method can optimise through them. JPEG is the real codec's
+All are differentiable, so that a method can optimise through them. JPEG is the real codec's
 arithmetic (ITU-T T.81: YCbCr 4:2:0, 8x8 DCT, the tables of its Annex K scaled by quality as
 libjpeg scales them); rounding passes its gradient straight through.
 """
@@ -17,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon.methods.edits import resized
-
 QUALITIES = (75, 50)
 """JPEG qualities drawn: what sites and messengers save at, and worse."""
-SCALES = (0.67,)
-"""Sizes drawn: a crop as it looks in a picture scaled down for the web."""
+BLUR, NOISE = 0.7, 2.0
+"""Standard deviations of the blur, in pixels, and of the noise, in levels of 255."""
 
 # fmt: off
 _LUMINANCE = (
@@ -40,30 +38,48 @@ _TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688
 
 @dataclass(frozen=True)
 class View:
-    """One way to an editor.
+    """What happens to a picture on its way to an editor; nothing, unless said.
 
     Attributes:
-        size: (height, width) at which the editor sees the crop.
-        quality: of the JPEG on the way; None for none.
+        quality: of the JPEG that it is saved as; None for none.
+        blur: standard deviation, in pixels.
+        noise: standard deviation, in levels of 255.
     """
 
-    size: tuple[int, int]
     quality: int | None = None
+    blur: float = 0.0
+    noise: float = 0.0
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """N,3,H,W in [0,1] -> N,3,*size, differentiable."""
-        image = resized(image, self.size)
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """N,3,H,W in [0,1] -> the same, differentiable; `rng` draws the noise."""
+        if self.blur:
+            image = blurred(image, self.blur)
+        if self.noise:
+            drawn = rng.standard_normal(tuple(image.shape), dtype=np.float32)
+            image = (image + torch.from_numpy(drawn).to(image.device) * self.noise / 255).clamp(0, 1)
         return image if self.quality is None else jpeg(image, self.quality)
 
 
-def views(size: tuple[int, int], withstand: Sequence[str]) -> list[View]:
-    """The plain view first, then those that `withstand` (`jpeg`, `resize`) names."""
-    found = [View(size)]
+def views(withstand: Sequence[str]) -> list[View]:
+    """The plain view first, then those that `withstand` (`jpeg`, `blur`) names."""
+    found = [View()]
     if "jpeg" in withstand:
-        found += [View(size, quality) for quality in QUALITIES]
-    if "resize" in withstand:
-        found += [View((round(size[0] * scale), round(size[1] * scale))) for scale in SCALES]
+        found += [View(quality) for quality in QUALITIES]
+    if "blur" in withstand:
+        found += [View(blur=BLUR), View(noise=NOISE)]
     return found
+
+
+def blurred(image: Tensor, deviation: float) -> Tensor:
+    """N,C,H,W through a Gaussian of that standard deviation in pixels."""
+    reach = max(round(3 * deviation), 1)
+    offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, 1, -1)
+    groups = image.shape[1]
+    wide = F.pad(image, (reach, reach, reach, reach), mode="replicate")
+    across = F.conv2d(wide, kernel, groups=groups)
+    return F.conv2d(across, kernel.transpose(2, 3), groups=groups)
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from daemon import geometry, methods
+from daemon import cuts, geometry, methods
 from daemon.config import Protect
 from daemon.domain import Box, Budget, Region, Rgb
 from daemon.editors.base import Editor
@@ -19,7 +20,7 @@ from daemon.memory import Frugal
 from daemon.methods.base import Proposal, Task, furthest_colour
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
-from daemon.protect import optimise, to_tensor
+from daemon.protect import optimise, seen, to_tensor
 from tests.conftest import photo
 
 CPU = torch.device("cpu")
@@ -144,6 +145,9 @@ def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Edito
     assert len(alone.gradients) == 1
     assert all(0 < pull < np.inf for pull in both.gradients)
     assert both.gradients[1] > 3 * both.gradients[0]
+    assert {tuple(plane.shape) for plane in both.heat} == {work.image.shape[2:]}
+    # What is near enough to the region to be asked pulls; not every pixel does so alike.
+    assert all(float(plane.std()) > 0.1 * float(plane.mean()) for plane in both.heat)
 
 
 def test_a_frugal_surrogate_gives_the_same_responses(
@@ -223,6 +227,44 @@ def test_progress_is_told_each_iteration_and_may_stop_it(name: str, surrogate: E
     assert seen == [(1, 6), (2, 6)]
 
 
+@pytest.mark.parametrize(("answer", "made", "asked"), [(True, 4, 1), (False, 8, 4)])
+def test_what_is_enough_ends_the_work(surrogate: Editor, answer: bool, made: int, asked: int) -> None:
+    """Asked from the half on; whoever waits is told that all is done."""
+    heard: list[torch.Tensor] = []
+    seen: list[tuple[int, int]] = []
+
+    def enough(change: torch.Tensor) -> bool:
+        heard.append(change)
+        return answer
+
+    proposal = methods.get("encoder").run(
+        replace(task(), enough=enough),
+        [surrogate],
+        iterations=8,
+        target="away",
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (proposal.iterations, len(heard)) == (made, asked)
+    assert len(seen) == made
+    assert seen[-1] == (8, 8)
+
+
+@pytest.mark.parametrize("grain", [2, 3])
+def test_grained_pixels_change_as_one(surrogate: Editor, grain: int) -> None:
+    """At a size that is no multiple of the grain, too; noise and steps alike."""
+    flat = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), grain=grain)
+    change = run("encoder", surrogate, flat)
+    assert torch.allclose(flat.grained(change), change, atol=1e-6)
+    assert float(change.abs().mean()) > 0.2 * flat.budget.unit
+    rng = np.random.default_rng(0)
+    plane = torch.from_numpy(rng.random((1, 3, 13, 17)).astype(np.float32))
+    squares = replace(flat, grain=4).grained(plane)
+    assert squares.shape == plane.shape
+    assert float(squares[0, 0, 0, 0]) == pytest.approx(float(plane[0, 0, :4, :4].mean()))
+    assert float(squares[0, 2, 12, 16]) == pytest.approx(float(plane[0, 2, 12, 16]))
+
+
 def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
     """In the method's own terms: the edit to the colour, or its response to that to a flat picture."""
     work, method = task(), methods.get(name)
@@ -241,6 +283,32 @@ def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
     assert distance(run(name, surrogate, work, iterations=15, target="flat")) < distance(
         torch.zeros_like(work.image)
     )
+
+
+def test_paths_in_the_loop_break_cuts_that_were_not_optimised(surrogate: Editor) -> None:
+    """Same iterations with and without; judged on cuts of other draws, mean over them."""
+    rgb: Rgb = np.asarray(photo((400, 300)))
+    (crop,) = geometry.plan([Region(Box(180, 120, 228, 168), "x", 1.0, "x")], 300, 400, margin=32, work=768)
+    rng = np.random.default_rng(99)
+    groups = cuts.cuts(crop.regions[0], crop, crop.regions, 300, 400, ("paths", "resize"), rng)
+    effect = {}
+    for withstand in ((), ("paths", "resize")):
+        changed = optimise(
+            rgb,
+            False,
+            [crop],
+            Protect(iterations=12, margin_px=32, withstand=withstand),
+            [surrogate],
+            device=CPU,
+            rng=np.random.default_rng(0),
+            progress=lambda d, t: None,
+        ).rgb
+        effect[withstand] = 0.0
+        for cut in (one for group in groups for one in group):
+            mask = torch.from_numpy(cut.masks()[0])[None, None].float()
+            clean, got = (surrogate.inpaint(seen(one, cut, CPU), mask) for one in (rgb, changed))
+            effect[withstand] += float((((got - clean) ** 2) * mask).sum() / mask.sum())
+    assert effect["paths", "resize"] > 1.2 * effect[()] > 0
 
 
 @pytest.mark.parametrize("work_px", [768, 256])
@@ -300,7 +368,7 @@ def test_a_cheating_method_cannot_exceed_the_budget(
 ) -> None:
     class Cheat:
         def run(self, work: Task, *_: object, **__: object) -> Proposal:
-            return Proposal(torch.ones_like(work.image), (0.0,))
+            return Proposal(torch.ones_like(work.image), (torch.zeros(work.image.shape[2:]),), 1)
 
     monkeypatch.setattr(methods, "get", lambda *_: Cheat())
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)

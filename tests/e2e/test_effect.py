@@ -51,6 +51,7 @@ def test_the_edit_breaks_and_benign_edits_do_not(protected: tuple[Sandbox, dict[
     assert edits["far"]["ssim"] > 0.9
     assert receipt["max_change_levels"] <= 6
     assert receipt["psnr_db"] > 30
+    assert receipt["iterations_made"] == receipt["iterations"]
 
 
 def test_verify_says_the_same_of_the_file(protected: tuple[Sandbox, dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ FLOORS = [
     {"", "errors", "domain", "paths", "abreast", "life"},
     {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models", "webhook"},
     {"manifest", "premis", "hooks", "history", "line", "systemd"},
+    {"cuts"},
     {"probes"},
     {"detectors", "editors", "methods"},
     {"finding", "overlay"},

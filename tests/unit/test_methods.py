@@ -12,7 +12,7 @@ from torch import Tensor
 
 from daemon import perception
 from daemon.domain import Budget, Rgb
-from daemon.methods.base import Task
+from daemon.methods.base import Sight, Task
 from daemon.methods.edits import Edits
 from daemon.methods.views import View, jpeg, views
 from tests.conftest import photo
@@ -58,14 +58,29 @@ def test_the_gradient_passes_the_codec() -> None:
 
 
 def test_views_start_with_the_plain_one_and_name_what_to_withstand() -> None:
-    assert views((96, 128), ()) == [View((96, 128))]
-    many = views((96, 128), ("jpeg", "resize"))
-    assert many[0] == View((96, 128))
-    assert {view.quality for view in many[1:]} == {75, 50, None}
-    assert any(view.size < (96, 128) for view in many)
+    assert views(()) == views(("paths", "resize")) == [View()]
+    many = views(("jpeg", "blur"))
+    assert many[0] == View()
+    assert {view.quality for view in many} == {75, 50, None}
+    assert any(view.blur for view in many)
+    assert any(view.noise for view in many)
+
+
+def test_a_view_changes_what_it_says_and_lets_the_gradient_through() -> None:
     image = as_tensor(np.asarray(photo((96, 128))))
-    for view in many:
-        assert view(image).shape[-2:] == view.size
+    assert torch.equal(View()(image, np.random.default_rng(0)), image)
+    soft = View(blur=1.0)(image, np.random.default_rng(0))
+    assert soft.shape == image.shape
+    assert float(soft.diff(dim=3).abs().mean()) < 0.9 * float(image.diff(dim=3).abs().mean())
+    assert float(soft.mean()) == pytest.approx(float(image.mean()), abs=1e-3)
+    middle = torch.full((1, 3, 64, 64), 0.5)
+    noisy = View(noise=2.0)(middle, np.random.default_rng(0))
+    assert float((noisy - middle).std()) * 255 == pytest.approx(2.0, rel=0.05)
+    assert torch.equal(noisy, View(noise=2.0)(middle, np.random.default_rng(0)))
+    for view in (View(blur=0.7), View(noise=2.0)):
+        variable = image.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(view(variable, np.random.default_rng(0)).sum(), variable)
+        assert float(gradient.mean()) == pytest.approx(1, abs=0.02)
 
 
 def task() -> Task:
@@ -75,22 +90,34 @@ def task() -> Task:
     return Task(image, [mask], mask, torch.ones(1, 1, 128, 128), Budget(6.4))
 
 
+def crop(work: Task) -> Sight:
+    return work.sights(0)[0][0]
+
+
 def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     editor = Counting()
-    edits = Edits(task(), 0, [editor], np.random.default_rng(0))
+    edits = Edits(crop(task()), [editor], np.random.default_rng(0))
     assert editor.edits == 0
-    first = edits.take("full", (128, 128))
-    assert edits.take("full", (128, 128)) is first
+    first = edits.take("full")
+    assert edits.take("full") is first
     assert editor.edits == 1
-    smaller = edits.take("full", (64, 64))
-    assert smaller is not None
-    assert smaller.mask.shape[-2:] == (64, 64)
-    assert editor.edits == 2
+    kinds = {tuple(len(some) for some in edits.drawn()) for _ in range(200)}
+    assert kinds == {(2, 1)}
+    # full, dilated and ring, twelve incomplete triggers, four far squares
+    assert editor.edits == 3 + 12 + 4
+
+
+def test_fewer_shapes_cost_fewer_clean_edits() -> None:
+    editor = Counting()
+    edits = Edits(crop(task()), [editor], np.random.default_rng(0), incomplete=2, far=1)
+    for _ in range(50):
+        edits.drawn()
+    assert editor.edits == 3 + 2 + 1
 
 
 def test_incomplete_triggers_touch_the_region_and_benign_ones_do_not() -> None:
     work = task()
-    edits = Edits(work, 0, [Counting()], np.random.default_rng(0))
+    edits = Edits(crop(work), [Counting()], np.random.default_rng(0))
     region = torch.from_numpy(work.regions[0])
     for kind, touches in [
         ("full", True),
@@ -100,7 +127,7 @@ def test_incomplete_triggers_touch_the_region_and_benign_ones_do_not() -> None:
         ("far", False),
     ]:
         for _ in range(12):
-            edit = edits.take(kind, (128, 128))
+            edit = edits.take(kind)
             assert edit is not None
             assert bool((edit.mask[0, 0] > 0)[region].any()) == touches, kind
 
@@ -108,9 +135,10 @@ def test_incomplete_triggers_touch_the_region_and_benign_ones_do_not() -> None:
 def test_a_crop_without_room_has_no_far_edit() -> None:
     mask = np.ones((64, 64), dtype=np.bool_)
     work = Task(torch.rand(1, 3, 64, 64), [mask], mask, torch.ones(1, 1, 64, 64), Budget(6.4))
-    edits = Edits(work, 0, [Counting()], np.random.default_rng(0))
-    assert edits.take("far", (64, 64)) is None
-    assert edits.take("ring", (64, 64)) is None
+    edits = Edits(crop(work), [Counting()], np.random.default_rng(0))
+    assert edits.take("far") is None
+    assert edits.take("ring") is None
+    assert all(len(hidden) == 0 for _, hidden in (edits.drawn(), edits.drawn()))
 
 
 def test_flat_areas_get_less_of_the_budget_and_an_edge_does_not_lend_it() -> None:

@@ -15,7 +15,7 @@ from daemon.config import Protect, Verify
 from daemon.domain import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
 from daemon.geometry import Crop
 from daemon.protect import optimise
-from daemon.verify import EditResult, Verification, judge, verify
+from daemon.verify import EditResult, Verification, holds, judge, verify
 from tests.conftest import photo
 from tests.unit.test_judge import edits
 
@@ -155,6 +155,37 @@ def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None
     extra = 2 * sum(crop.size[0] * crop.size[1] for crop in paths.values())
     assert len(paths) == len([row for row in rows if row.path != EditPath.CROP]) == 2
     assert 0 < extra / (optimising + editor.pixels) < 0.1
+
+
+class Flipping(Averaging):
+    """Paints a pattern, and its negative where the picture's mean is above what it was."""
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        super().inpaint(image, mask)
+        pattern = torch.rand(image.shape[2:], generator=torch.Generator().manual_seed(0))
+        changed = image.mean(dim=(1, 2, 3), keepdim=True) > 100.001 / 255
+        return torch.where(mask > 0.5, torch.where(changed, 1 - pattern, pattern), image)
+
+
+def test_work_may_end_early_only_where_every_edit_holds() -> None:
+    """And the first miss is the last that is looked at."""
+    original: Rgb = np.full((700, 900, 3), 100, dtype=np.uint8)
+    (crop,) = planned(900, 700, Box(300, 250, 460, 400))
+    published = original.copy()
+    published[crop.box.slices] += 6
+
+    def holding(rgb: Rgb, settings: Verify) -> tuple[bool, int]:
+        editor = Flipping()
+        answer = holds(original, rgb, crop, [editor], settings, device=CPU, rng=np.random.default_rng(0))
+        return answer, len(editor.sizes)
+
+    # This editor breaks everywhere: only with benign edits left out of account is that protection.
+    anything = Verify().model_copy(update={"near_ssim_min": -1.0, "far_ssim_min": -1.0})
+    assert holding(published, anything) == (True, 5 + 2)
+    assert holding(original, anything) == (False, 1)
+    assert holding(published, Verify()) == (False, 4)
+    beyond = anything.model_copy(update={"trigger_ssim_max": -1.0 + 0.02})
+    assert holding(published, beyond)[0] is False, "met, but not with a margin"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""lama-mini's training: an interrupted run ends where an unbroken one does, and its export is an editor."""
+"""Training: an interrupted run ends where an unbroken one does, and its export is an editor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from daemon.editors.lama import Config, Generator, LamaEditor
+from daemon.editors.ldm import LdmEditor
 from tests.conftest import photo
-from training import data, lama
+from training import data, lama, ldm_mini
 from training.run import Run, save_half
 
 TINY = Config(base=8, blocks=1)
@@ -105,3 +106,19 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
         judge.editor("latent-mni", None, "latent")
     with pytest.raises(SystemExit, match="cannot be loaded"):
         judge.editor("unused", tmp_path / "absent", "lama")
+
+
+def test_ldm_mini_trains_resumes_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    short = {"seed": 1, "batch": 2, "size": 32}
+    for steps in (1, 2):  # the second goes on from the first
+        ldm_mini.unet(photos, runs / "ldm-unet", steps=steps, crops=4, **short)
+        ldm_mini.decoder(photos, runs / "ldm-decoder", steps=steps, **short)
+
+    ldm_mini.export(runs, tmp_path / "mine.safetensors")
+    editor = LdmEditor.from_file("mine", tmp_path / "mine.safetensors")
+    image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0))
+    with torch.inference_mode():
+        latents = editor.encode(image, torch.zeros_like(mask))
+        assert editor.inpaint(image, mask).shape == image.shape
+    assert 0.5 < float(latents.std()) < 2, "the denoising network works on latents of unit variance"

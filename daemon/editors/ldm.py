@@ -1,0 +1,121 @@
+"""ldm-mini: a latent diffusion inpainter of our own, run by the same code as Stable Diffusion.
+
+The parts are diffusers' classes with small numbers: `AutoencoderTiny`, a `UNet2DConditionModel`
+that takes noisy latents, mask and latents of the masked picture, and a DDIM schedule that ends in
+pure noise (arXiv 2305.08891). There is no text: the prompt is one token of zeros. Its weights
+(trained by `training/`) ship inside the package; diffusers is imported on loading only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from daemon.editors.denoising import DenoisingEditor, Prompt, cells_of
+from daemon.editors.latent import DOWNSCALE, LATENT_CHANNELS
+from daemon.editors.tensors import read_state
+from daemon.errors import Code, ModelError
+
+STEPS = 8
+"""Of an edit. The network was trained at the noise levels of 2 * STEPS steps."""
+WIDTHS = (64, 128)
+PROMPT = 8
+"""Width of the one prompt token, which says nothing."""
+CODEC_WIDTH = 48
+SPREAD = 0.5
+"""Standard deviation of the autoencoder's latents: well inside the decoder's soft clamp at three."""
+
+
+def unet() -> Any:
+    """The denoising network, a `UNet2DConditionModel`: N,33,h,w and a timestep -> velocity N,16,h,w."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        in_channels=2 * LATENT_CHANNELS + 1,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=PROMPT,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def autoencoder() -> Any:
+    """An `AutoencoderTiny` of latent-mini's shape."""
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(CODEC_WIDTH,) * 4,
+        decoder_block_out_channels=(CODEC_WIDTH,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 1, 0),
+        scaling_factor=1 / SPREAD,
+    )
+
+
+def schedule() -> Any:
+    """1,000 noise levels from the picture to pure noise, walked in equal steps from the last one."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What a diffusers pipeline is to `DenoisingEditor`. The pipelines proper take four latent channels."""
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    vae_scale_factor: int = DOWNSCALE
+
+
+class LdmEditor(DenoisingEditor):
+    """ldm-mini; satisfies `Denoiser`."""
+
+    @classmethod
+    def from_file(cls, name: str, path: Path) -> LdmEditor:
+        """Load `unet.*`, `encoder.*` and `decoder.*` from a safetensors file.
+
+        Raises:
+            ModelError: the file is missing, damaged or of another architecture.
+        """
+        state, digest = read_state(name, path)
+        parts = _Parts(unet(), autoencoder(), schedule())
+        try:
+            parts.unet.load_state_dict(
+                {k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")}
+            )
+            parts.vae.load_state_dict({k: v for k, v in state.items() if not k.startswith("unet.")})
+        except RuntimeError as error:
+            reason = f"weights {path} are of another architecture than ldm-mini; reinstall backfire"
+            raise ModelError(Code.MODEL, f"editor {name}: {reason}", retryable=False) from error
+        silent = Prompt({"prompt_embeds": torch.zeros(1, 1, PROMPT)}, guidance=1.0)
+        return cls(name, digest, parts, [silent], STEPS, 0)
+
+    def _denoised(self, known: Tensor, mask: Tensor, prompt: Prompt, noise: Tensor, seed: int) -> Tensor:
+        unet, scheduler = self._pipe.unet, self._pipe.scheduler
+        scheduler.set_timesteps(self._steps, device=known.device)
+        cells, latents = cells_of(mask, known), noise
+        embeds = prompt.batch(len(known))["prompt_embeds"]
+        for timestep in scheduler.timesteps:
+            seen = torch.cat([latents, cells, known], dim=1)
+            velocity = unet(seen, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+            latents = scheduler.step(velocity, timestep, latents).prev_sample
+        return latents

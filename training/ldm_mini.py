@@ -1,0 +1,194 @@
+"""ldm-mini: a small latent diffusion inpainter on latent-mini's latents, and a sharper decoder for them.
+
+The encoder is latent-mini's and never changes, so that `unet` and `decoder` may train side by side.
+`unet`: crops are encoded once, whole and with a hole; the network learns the velocity (v-prediction)
+at the noise levels that an edit will use, in the hole above all. `decoder`: pyramid L1 and a
+hinge adversary with feature matching at two scales, on latents with and without noise, since a
+denoised latent is never quite a true one.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daemon import editors
+from daemon.editors import ldm
+from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
+from training import data
+from training.latent_pair import draw, encoded
+from training.losses import (
+    Critics,
+    ema_update,
+    feature_matching,
+    hinge_d,
+    hinge_g,
+    pyramid_l1,
+    weighted,
+)
+from training.run import Run, adam, averaged, prepared, save_half, set_rate
+
+KNOWN_WEIGHT = 0.1
+"""Of a known cell's loss against one in the hole: the editor is shown it anyway."""
+STATISTICS_CROPS = 64
+
+
+def _base() -> LatentEditor:
+    base = editors.get("latent-mini")
+    assert isinstance(base, LatentEditor)
+    return base
+
+
+@torch.inference_mode()
+def statistics(photos: list[Any], base: LatentEditor, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each latent channel on seeded crops; 16 each."""
+    image, mask = data.draw(photos, STATISTICS_CROPS, 192, np.random.default_rng(seed))
+    latents = base.encode(image, torch.zeros_like(mask))
+    return latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+
+
+@torch.no_grad()
+def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]:
+    """Latent-mini's encoder and decoder for latents of zero mean and a deviation of `ldm.SPREAD`.
+
+    The encoder is exactly the old one, scaled. In the decoder only its soft clamp acts elsewhere.
+    """
+    encoder, decoder = (copy.deepcopy(part) for part in (base.encoder, base.decoder))
+    last, first = encoder.layers[-1], decoder.layers[0]
+    scale = ldm.SPREAD / std
+    last.weight.mul_(scale[:, None, None, None])
+    last.bias.sub_(mean).mul_(scale)
+    first.bias.add_((first.weight * mean[None, :, None, None]).sum(dim=(1, 2, 3)))
+    first.weight.div_(scale[None, :, None, None])
+    return encoder, decoder
+
+
+def unet(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size: int, crops: int) -> None:
+    """Train the denoising network in `folder`; interrupted, it goes on from there."""
+    pictures, base = data.load(photos), _base()
+    mean, std = (each[:, None, None] for each in statistics(pictures, base, seed))
+    file = folder / f"latents-{size}-{crops}.safetensors"
+    latents = encoded(pictures, base, file, crops, seed, size)
+    schedule = ldm.schedule()
+    schedule.set_timesteps(2 * ldm.STEPS)
+    levels, kept = schedule.timesteps, schedule.alphas_cumprod[schedule.timesteps]
+    torch.manual_seed(seed)
+    net = prepared(ldm.unet())
+    ema = copy.deepcopy(net)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
+    run = Run(folder, steps, {"net": net, "ema": ema, "g": optimiser})
+    run.resume()
+
+    def predicted(net: nn.Module, noisy: Tensor, cells: Tensor, known: Tensor, level: Tensor) -> Tensor:
+        seen = torch.cat([noisy, cells, known], dim=1).contiguous(memory_format=torch.channels_last)
+        silent = torch.zeros(len(seen), 1, ldm.PROMPT)
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = net(seen, level, encoder_hidden_states=silent, return_dict=False)[0]
+        return out.float()
+
+    def one(step: int) -> dict[str, float]:
+        rng = np.random.default_rng([seed, step])
+        picked = torch.from_numpy(rng.integers(0, crops, batch))
+        truth, known = ((latents[name][picked].float() - mean) / std for name in ("whole", "known"))
+        # Pipelines shrink the mask by one pixel a cell: an edge cell counts as known or not by chance.
+        share_needed = torch.from_numpy(rng.uniform(0, 1, (batch, 1, 1, 1)).astype("float32"))
+        cells = (latents["cells"][picked].float() > share_needed).float()
+        index = torch.from_numpy(rng.integers(0, len(levels), batch))
+        signal, share = (f(kept[index])[:, None, None, None] for f in (torch.sqrt, lambda a: (1 - a).sqrt()))
+        noise = torch.from_numpy(rng.standard_normal(truth.shape, "float32"))
+        want = signal * noise - share * truth
+        got = predicted(net, signal * truth + share * noise, cells, known, levels[index])
+        squared = (got - want) ** 2
+        out = {"hole": weighted(squared, cells), "known": weighted(squared, 1 - cells)}
+        set_rate(optimiser, run.rate(1e-3))
+        optimiser.zero_grad()
+        (out["hole"] + KNOWN_WEIGHT * out["known"]).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        ema_update(ema, net, step)
+        return {name: float(value.detach()) for name, value in out.items()}
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        rng = np.random.default_rng([seed + 1])
+        image, mask, holed = draw(pictures, 6, 2 * size, rng)
+        known = (base.encode(holed, mask) - mean) / std
+        cells = F.interpolate(mask, scale_factor=1 / DOWNSCALE)
+        schedule = ldm.schedule()
+        schedule.set_timesteps(ldm.STEPS)
+        state = torch.from_numpy(rng.standard_normal(known.shape, "float32"))
+        for level in schedule.timesteps:
+            velocity = predicted(ema, state, cells, known, level.expand(len(state)))
+            state = schedule.step(velocity, level, state).prev_sample
+        got = base.decoder(state * std + mean)
+        return torch.stack([image, holed, torch.where(mask > 0.5, got, image)])
+
+    run.loop(one, sample)
+
+
+def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size: int) -> None:
+    """Train the decoder of normalised latents in `folder`, from latent-mini's; resumable."""
+    pictures, base = data.load(photos), _base()
+    encoder, net = normalised(base, *statistics(pictures, base, seed))
+    torch.manual_seed(seed)
+    net, critic = prepared(net.requires_grad_(True)), prepared(Critics())
+    encoder = prepared(encoder)
+    both = nn.ModuleDict({"encoder": encoder, "decoder": net})
+    ema = copy.deepcopy(both)
+    opt_g, opt_d = adam([net]), adam([critic])
+    run = Run(folder, steps, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
+    run.resume()
+
+    def one(step: int) -> dict[str, float]:
+        rng = np.random.default_rng([seed, step])
+        image, _ = data.draw(pictures, batch, size, rng)
+        set_rate(opt_g, run.rate(4e-4))
+        set_rate(opt_d, run.rate(4e-4))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = encoder(image)
+            noise = torch.from_numpy(rng.standard_normal(latents.shape, "float32"))
+            noise *= torch.from_numpy(rng.uniform(0, 0.3 * ldm.SPREAD, (batch, 1, 1, 1)).astype("float32"))
+            got = net(latents + noise).float()
+            real, fake = critic(image), critic(got.detach())
+        pairs = list(zip(real, fake, strict=True))
+        out = {"d": torch.stack([hinge_d(r[-1].float(), f[-1].float()) for r, f in pairs]).mean()}
+        opt_d.zero_grad()
+        out["d"].backward()  # type: ignore[no-untyped-call]
+        opt_d.step()
+        with torch.autocast("cpu", torch.bfloat16):
+            pairs = list(zip(real, critic(got), strict=True))
+            out["g"] = torch.stack([hinge_g(f[-1].float()) for _, f in pairs]).mean()
+            out["fm"] = torch.stack([feature_matching(f, r) for r, f in pairs]).mean()
+        out["pyramid"] = pyramid_l1(got, image)
+        loss = out["pyramid"] + 0.05 * out["g"] + 1.0 * out["fm"]
+        opt_g.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        opt_g.step()
+        ema_update(ema, both, step)
+        return {name: float(value.detach()) for name, value in out.items()}
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        image, _ = data.draw(pictures, 6, 2 * size, np.random.default_rng([seed + 1]))
+        latents = encoder(image)
+        noisy = latents + 0.1 * torch.randn_like(latents)
+        return torch.stack([image, ema["decoder"](latents), ema["decoder"](noisy)])
+
+    run.loop(one, sample)
+
+
+def export(runs: Path, target: Path) -> None:
+    """Both runs' averaged weights as one safetensors file in half precision.
+
+    They must have been trained on the same pictures with the same seed: both normalise the latents by them.
+    """
+    codec = averaged(runs / "ldm-decoder", nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}))
+    save_half(nn.ModuleDict({"unet": averaged(runs / "ldm-unet", ldm.unet()), **codec}), target)
