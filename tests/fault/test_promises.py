@@ -4,11 +4,10 @@ The house is the real one, in this process, with a child that is a function call
 exception at a random system call, after which no further call of the dying process succeeds; a power
 cut takes with it the names, those of folders too, whose folders had not been synced.
 
-Broken on purpose, each promise was missed by a test; this one saw: a result recorded before it is published,
-published before its receipt, an original removed before its copy stands. Seen elsewhere: the same content not
-adopted (`test_one_only`, `test_outbox`); a name written over (`test_outbox`); a lease not fenced
-(`test_worker`); a folder that a crash left unsynced (`test_outbox`); a change while copying not noticed
-(`test_one_only`).
+Promises broken by hand, and who saw it. This test: a result recorded before it is published, or published
+before its receipt; an original removed before its copy stands. Others: the same content not adopted, a name
+written over, a folder that a crash left unsynced (`test_outbox`); a lease not fenced (`test_worker`); a change
+while copying not noticed, an attempt not counted before the work (`test_one_only`, fault 04).
 """
 
 from __future__ import annotations
