@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic import ValidationInfo as Info
 
 from daemon.errors import ConfigError
+from daemon.paths import composed
 
 IGNORE = (
     ".*", "~*", "*.part", "*.filepart", "*.tmp", "*.crdownload",
@@ -95,6 +96,11 @@ class Watch(_Section):
     proof: Literal["none", "done", "sha256"] = "none"
     priorities: dict[str, int] = Field(default_factory=dict)
     ignore: tuple[str, ...] = IGNORE
+
+    @field_validator("priorities")
+    @classmethod
+    def _composed(cls, value: dict[str, int]) -> dict[str, int]:
+        return {composed(folder): rank for folder, rank in value.items()}
 
     @property
     def proof_ending(self) -> bytes:
@@ -361,7 +367,8 @@ class Rule(_Section):
     """The settings of the pictures that `match` names, already merged with the file's own sections.
 
     `match` is a pattern of paths relative to the inbox: `*` and `?` stay within a folder,
-    `**/` is any folders or none, a closing `**` everything below; upper and lower case differ.
+    `**/` is any folders or none, a closing `**` everything below; upper and lower case differ,
+    Unicode's two spellings of an accented letter do not.
     """
 
     match: str
@@ -372,13 +379,14 @@ class Rule(_Section):
 
     def matches(self, path: bytes) -> bool:
         """Whether the rule is for a path relative to the inbox."""
-        return re.fullmatch(_glob(self.match), os.fsdecode(path), re.DOTALL) is not None
+        return re.fullmatch(_glob(composed(self.match)), composed(path), re.DOTALL) is not None
 
 
 class Limits(_Section):
     """Where the daemon pauses, gives up or forgets; none of it changes what a result looks like."""
 
     free_mb: Annotated[int, Field(ge=0)] = 500
+    max_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     silence_s: Positive = 900
     memory_mb: Annotated[int, Field(ge=0)] = 0
     history_days: Annotated[float, Field(ge=0)] = 365

@@ -1,21 +1,22 @@
-"""Jobs to the worker's child and its outcomes back: leases, retries, hangs, deaths, the drain."""
+"""Jobs to the worker's child and its outcomes back: leases, retries, hangs, deaths, the drain.
+
+Longer than 300 lines so that all that may become of a running job is read in one place.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import structlog
 
-from daemon import inbox, outbox
+from daemon import twins
 from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
-from daemon.errors import Code, PublishError
+from daemon.errors import Code
 from daemon.intake import INCOMPLETE, Intake
-from daemon.ledger import LONGEST_S, Ledger
+from daemon.ledger import LONGEST_S, Ledger, blaming
 from daemon.line import priority
 from daemon.publish import Publisher
 from daemon.systemd import notify
@@ -56,7 +57,10 @@ class Dispatcher:
         self._monotonic, self._on_progress = monotonic, on_progress
         self._child: Child | None = None
         self._killed: dict[int, int] = {}
+        self._worked = 0
         self._running: dict[int, Job] = {}
+        self._terms: dict[int, Settings] = {}
+        """The settings under which each running job was started."""
         self._at = 0
         self._finished: list[tuple[Job, Outcome]] = []
         self._paused_until = 0.0
@@ -93,18 +97,19 @@ class Dispatcher:
         before, self._running = self._running, {}
         self._finished.clear()  # each lies in its spool too
         for job in self._ledger.of(JobState.RUNNING):
-            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            if finished is not None:
-                self._conclude(job, finished)
-            elif crashed:
-                detail = {"reason": "the daemon ended in mid-job"}
-                self._ledger.update(job, JobState.READY, detail=detail)
-            elif job.id in before and self._child and job.id in self._child.jobs:
-                self._running[job.id] = job
-            else:
-                detail = {"reason": "the database failed in mid-job"}
-                now = self._ledger.now()
-                self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+            with blaming(job):
+                finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+                if finished is not None:
+                    self._conclude(job, finished)
+                elif crashed:
+                    detail = {"reason": "the daemon ended in mid-job"}
+                    self._ledger.update(job, JobState.READY, detail=detail)
+                elif job.id in before and self._child and job.id in self._child.jobs:
+                    self._running[job.id] = job
+                else:
+                    detail = {"reason": "the daemon was interrupted in mid-job"}
+                    now = self._ledger.now()
+                    self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
         self._record()
         self.reconsider()
 
@@ -117,16 +122,25 @@ class Dispatcher:
             elif not self._ledger.spool(job).files():
                 self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
 
+    def is_stuck(self, job: Job) -> bool:
+        """Whether the system was in the job's way so often that `once` need not wait for it."""
+        return self._ledger.hindered.get(job.id, (0, 0))[0] >= PATIENCE
+
     def _in_turn(self) -> Iterator[Job]:
         """The jobs whose turn it is: by priority, then those first that have been ready longest.
 
-        One whose result another job is about to publish waits, to take it over.
+        Those that the system was in the way of come after all others. One whose result another job
+        is about to publish waits, to take it over.
         """
+
+        def rank(job: Job) -> tuple[bool, int, float, int]:
+            return job.id in self._ledger.hindered, -priority(job.path, priorities), job.updated, job.id
+
         active = self._ledger.of(JobState.RUNNING, JobState.PUBLISHING)
         coming = {job.key for job in active if job.code is None}
         priorities = self._settings.watch.priorities
         due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
-        for job in sorted(due, key=lambda job: (-priority(job.path, priorities), job.updated, job.id)):
+        for job in sorted(due, key=rank):
             if job.key not in coming:
                 coming.add(job.key)
                 yield job
@@ -151,70 +165,48 @@ class Dispatcher:
             if batch and (len(batch) >= self.pace or self._is_last(job) or self._is_last(batch[0])):
                 break
             begun += 1
-            if job.attempts >= self._attempts(job):
-                message = f"{job.name}: the worker died {job.attempts} times on this picture; it is set aside"
-                self._publisher.fail(job, Code.WORKER_DIED, message)
-            elif not self._adopted(job):
-                batch.append(job)
+            with blaming(job):
+                if job.attempts >= self._attempts(job):
+                    died = f"the worker died {job.attempts} times on this picture; it is set aside"
+                    self._publisher.fail(job, Code.WORKER_DIED, f"{job.name}: {died}")
+                elif not self._ledger.spool(job).files():
+                    self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
+                elif not self._adopted(job):
+                    batch.append(job)
             if begun >= AT_ONCE:
                 break
         if batch:
             self._start(batch)
         return begun
 
+    def let_go(self, job: Job) -> None:
+        """End the child if it has this job; `resume` gives all of its jobs back."""
+        if job.id in self._running and self._child is not None:
+            self._child.kill()
+            self._child = None
+            self._running = {}
+
     def _adopted(self, job: Job) -> bool:
-        """Take over the result of the same picture, mask and configuration, published under another name."""
-        twin = self._ledger.store.twin(job.key or "")
-        if twin is None or twin.output_path is None or not self._decided_by_key(job, twin):
+        """Take over a twin's result, if there is one; whether it was."""
+        settings = self._settings.for_path(job.path)
+        found = twins.adopted(job, settings, self._ledger)
+        if found is None:
             return False
-        folders, spool = self._settings.folders, self._ledger.spool(job)
-        report = outbox.beside(twin.output_path, b".json", job.key or "")
-        sheet = outbox.beside(twin.output_path, b".sheet.jpg", job.key or "")
-        try:
-            data = (folders.outbox / os.fsdecode(twin.output_path)).read_bytes()
-            receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
-            if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
-                return False
-            outbox.replace(data, spool.folder, b"output")
-            document = {**receipt, "file": job.name, "worked_as": twin.name}
-            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-            outbox.replace(text.encode("utf-8", "replace"), spool.folder, b"receipt.json")
-            sheet_file = folders.reports / os.fsdecode(sheet)
-            if sheet_file.exists():
-                (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
-        except (OSError, ValueError, AttributeError, PublishError):  # they are gone: it is worked again
-            return False
-        outcome = Outcome(
-            job.id,
-            job.lease,
-            verdict=twin.verdict,
-            extension=Path(os.fsdecode(twin.output_path)).suffix.lower(),
-            output_sha256=twin.output_sha256,
-            reasons=tuple(receipt.get("reasons", ())),
-        )
-        outcome.write(spool.folder)
+        outcome, twin = found
         self._publisher.conclude(job, outcome, detail={"worked_as": twin.name})
         return True
 
-    def _decided_by_key(self, job: Job, twin: Job) -> bool:
-        """Whether the job would come out as its twin did: nothing outside the key says what is protected.
-
-        Logo folders, programs and models may have changed since; annotations may name pictures.
-        """
-        regions = self._settings.for_path(job.path).regions
-        elsewhere = {"logos", "command"} | ({"onnx"} if regions.onnx.sha256 is None else set())
-        annotated = any(
-            path.lower().endswith(inbox.ANNOTATIONS) for path, _ in self._ledger.spool(job).masks()
-        )
-        renamed = os.path.basename(job.path) != os.path.basename(twin.path)
-        return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)
-
     def _start(self, jobs: Sequence[Job]) -> None:
         if self._child is None:
-            self._child = Child(self._settings.limits.memory_mb)
+            try:
+                self._child = Child(self._settings.limits.memory_mb)
+            except OSError as error:
+                self._pause(jobs[0], Code.INTERNAL, f"the worker cannot be started ({error.strerror})")
+                return
         with self._ledger.together():
             started = [self._ledger.store.start_attempt(job.id, at=self._ledger.now()) for job in jobs]
         self._running = {job.id: self._ledger.remember(job) for job in started}
+        self._terms = {job.id: self._settings.for_path(job.path) for job in started}
         self._at = started[0].id
         try:
             self._child.send([self._order(job) for job in started])
@@ -222,7 +214,7 @@ class Dispatcher:
             self._died()
 
     def _order(self, job: Job) -> Order:
-        spool, settings = self._ledger.spool(job), self._settings.for_path(job.path)
+        spool, settings = self._ledger.spool(job), self._terms[job.id]
         masks = tuple((shown(path), spool.mask(i).name) for i, (path, _) in enumerate(spool.masks()))
         return Order(job.id, spool.folder, job.name, masks, settings, job.lease, self._killed.get(job.id, 0))
 
@@ -243,7 +235,8 @@ class Dispatcher:
             return
         with self._ledger.together():
             for job, outcome in self._finished:
-                self._publisher.conclude(job, outcome)
+                with blaming(job):
+                    self._publisher.conclude(job, outcome)
         self._finished.clear()
 
     def _hear(self, seconds: float) -> None:
@@ -302,7 +295,8 @@ class Dispatcher:
             return
         with self._ledger.together():
             for job, outcome in ended:
-                self._conclude(job, outcome)
+                with blaming(job):
+                    self._conclude(job, outcome)
         if any(outcome.transient for _, outcome in ended):
             self.pace = 1  # whoever is next may be hindered as well
         elif sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended):
@@ -317,18 +311,16 @@ class Dispatcher:
         if outcome.stopped:
             self._ledger.remember(store.give_back(job.id, at=now()))
         elif outcome.transient:
-            self._ledger.remember(store.give_back(job.id, at=now(), detail=told))
-            self.pauses += 1
-            self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE else 2.0)
-            log.error("paused", path=job.name, code=outcome.code, error=outcome.message)
+            self._hinder(job, outcome, told)
         elif outcome.code is None:
             self.pauses = 0
+            self._worked += 1
             self._finished.append((job, outcome))
         elif Code(outcome.code) in INCOMPLETE and self._intake.may_grow(job):
             self._intake.suspect(job)
             told["reason"] = f"{outcome.message}; waits for the rest"
             self._ledger.remember(store.give_back(job.id, at=now(), state=JobState.SETTLING, detail=told))
-        elif outcome.retryable and job.attempts < self._attempts(job):
+        elif outcome.retryable and job.attempts < self._terms_of(job).protect.attempts:
             wait = min(5.0 * 4 ** (job.attempts - 1), LONGEST_S)
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._ledger.update(job, JobState.READY, not_before=now() + wait, detail=told)
@@ -336,7 +328,43 @@ class Dispatcher:
             self._publisher.fail(job, Code(outcome.code), outcome.message)
         if not (outcome.stopped or outcome.transient):
             self._killed.pop(job.id, None)
+            self._ledger.hindered.pop(job.id, None)
         self._running.pop(job.id, None)
+
+    def _hinder(self, job: Job, outcome: Outcome, told: dict[str, Any]) -> None:
+        """The system was in the way: of everybody, so that all pause, or of this picture and its like alone.
+
+        Those whom others get past wait behind them, uncopied, longer each time; what may be the picture's
+        own trouble ends so after a while.
+        """
+        count, worked_before = self._ledger.hindered.get(job.id, (0, self._worked))
+        self._ledger.hindered[job.id] = count + 1, worked_before
+        alone = self._worked > worked_before
+        if alone and outcome.doubtful and count + 1 >= PATIENCE:
+            del self._ledger.hindered[job.id]
+            message = f"{job.name}: others were worked while this one was refused {count + 1} times: "
+            self._publisher.fail(job, Code(outcome.code or Code.INTERNAL), message + outcome.message)
+            return
+        behind = (
+            alone or self.pauses > PATIENCE
+        )  # so many may be hindered that they fill the room of all others
+        state = JobState.SETTLING if behind else JobState.READY
+        job = self._ledger.remember(
+            self._ledger.store.give_back(job.id, at=self._ledger.now(), state=state, detail=told)
+        )
+        self._ledger.put_off(job, min(2.0 * 2**count, LONGEST_S if alone else PAUSE_S))
+        if behind:
+            self._ledger.spool(job).drop()
+        if not alone:
+            self._pause(job, outcome.code, outcome.message)
+
+    def _pause(self, job: Job, code: str | None, error: str) -> None:
+        """Work nothing for a while."""
+        self.pauses += 1
+        # One that was not tried yet may be of another kind: no long pause before it had its turn.
+        fresh = any(job.id not in self._ledger.hindered for job in self._ledger.of(JobState.READY))
+        self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE and not fresh else 2.0)
+        log.error("paused", path=job.name, code=code, error=error)
 
     def drain(self) -> None:
         """Give the running jobs back without burning their attempts, and end the child."""
@@ -357,6 +385,10 @@ class Dispatcher:
     def _is_last(self, job: Job) -> bool:
         """Whether no attempt would be left after the next one."""
         return job.attempts + 1 >= self._attempts(job)
+
+    def _terms_of(self, job: Job) -> Settings:
+        """The settings under which a job was worked; after a restart they are those it is ready under."""
+        return self._terms.get(job.id) or self._settings.for_path(job.path)
 
     def _attempts(self, job: Job) -> int:
         return self._settings.for_path(job.path).protect.attempts

@@ -9,8 +9,6 @@ webhook is its scheme and host only: paths, queries and credentials hold secrets
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import os
 import signal
@@ -18,20 +16,18 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import structlog
 
-from daemon import __version__, outbox
+from daemon import outbox
 from daemon.config import Hooks, Settings
 from daemon.domain import Job, JobState, shown
 from daemon.errors import BackfireError
+from daemon.webhook import DeliveryFailed, masked, post
 
 log = structlog.get_logger()
 
@@ -43,10 +39,6 @@ EVENTS = {
     JobState.FAILED: "failed",
     JobState.QUARANTINED: "failed",
 }
-
-
-class DeliveryFailed(BackfireError):
-    """The other side did not take it; the message holds no secret."""
 
 
 @dataclass(frozen=True)
@@ -262,53 +254,3 @@ class Courier:
             self._pending.pop(delivery.file, None)
             with suppress(OSError):  # then it is delivered once more, after the next start
                 (self._folder / delivery.file).unlink(missing_ok=True)
-
-
-def masked(url: str) -> str:
-    """What may be logged of an address: `https://host:port/…`."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
-
-
-def host(url: str) -> tuple[str, int]:
-    """The receiver's host and port."""
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def post(url: str, body: bytes, identity: str, timeout_s: float) -> None:
-    """POST JSON; credentials in the address go as Basic authorisation; redirections are not followed.
-
-    Raises:
-        DeliveryFailed: no answer in time, or one that is not 2xx.
-    """
-    parts = urlsplit(url)
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
-    headers = {
-        "Content-Type": "application/json",
-        "User-Agent": f"backfire/{__version__}",
-        "Idempotency-Key": identity,
-    }
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-    request = urllib.request.Request(bare, body, headers, method="POST")
-    try:
-        with urllib.request.build_opener(_Stay).open(request, timeout=timeout_s):
-            pass
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise DeliveryFailed(f"answered {error.code}") from None
-    except urllib.error.URLError as error:
-        raise DeliveryFailed(f"no connection ({error.reason})") from None
-    except TimeoutError:
-        raise DeliveryFailed(f"no answer within {timeout_s:g} s") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise DeliveryFailed(f"broken connection ({type(error).__name__})") from None
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """A redirection would turn the POST into a GET, or carry the payload to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None

@@ -5,9 +5,10 @@ Longer than 300 lines so that the reasons for which a file may have to wait are 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from daemon.config import Settings
 from daemon.domain import Job, JobState, job_key, mask_digest, shown
 from daemon.errors import Code, InputError
 from daemon.inbox import Scan, Signature, Tracker
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, blaming
 from daemon.line import Line, priority
 from daemon.spool import Copies
 
@@ -38,6 +39,11 @@ AT_MOST_S = 1.0
 """Spent on copies in one step of the loop, but for the last one."""
 LEAST_S = 0.5
 """Between two scans, however many events there are; and ten times as long as a scan takes."""
+
+
+def unread_key(signature: Signature) -> str:
+    """A key for a picture whose content nobody read."""
+    return hashlib.sha256(repr(tuple(signature)).encode()).hexdigest()
 
 
 class Intake:
@@ -156,19 +162,24 @@ class Intake:
         strays = self._strays(now)
         first = sorted(
             (path for path in (*self._scan.pictures, *strays) if path not in ledger.jobs),
-            key=lambda path: -priority(path, self._settings.watch.priorities),
+            key=lambda path: (-priority(path, self._settings.watch.priorities), path),
         )
         self._unsighted = first
         untaken, ready = ledger.of(*UNTAKEN), ledger.of(JobState.READY)
         gone = (job for job in (*untaken, *ready) if job.path not in files and self._scan.knows(job.path))
         for job in list(islice(gone, AT_ONCE // 10)):
-            self._vanished(job)
+            with blaming(job):
+                self._vanished(job)
         for job in ready:
-            if job.path in files and not self.unchanged(job, self._scan):
-                detail = {"reason": "picture or mask changed while queued"}
-                ledger.update(job, JobState.SETTLING, detail=detail)
+            with blaming(job):
+                if job.path in files and not self.unchanged(job, self._scan):
+                    detail = {"reason": "picture or mask changed while queued"}
+                    ledger.update(job, JobState.SETTLING, detail=detail)
         waiting = [(job, files[job.path].size) for job in untaken if job.path in files]
-        self._line, self._first = iter(Line(waiting, self._settings.watch.priorities)), None
+        hindered = [entry for entry in waiting if entry[0].id in ledger.hindered]
+        fresh = [entry for entry in waiting if entry[0].id not in ledger.hindered] if hindered else waiting
+        priorities = self._settings.watch.priorities
+        self._line, self._first = chain(Line(fresh, priorities), Line(hindered, priorities)), None
         unsettled = bool(waiting or first)
         watch = self._settings.watch
         pause = min(watch.rescan_s, max(watch.settle_s / 4, LEAST_S)) if unsettled else watch.rescan_s
@@ -193,12 +204,13 @@ class Intake:
                 break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
                 continue
-            if self._paired(job, now):
-                wanted.append(job)
-                ready.append(rank)
-                size += self._scan.files[job.path].size
-            elif noted < AT_ONCE // 40:
-                noted += self._note_mask_wait(job, now)
+            with blaming(job):
+                if self._paired(job, now):
+                    wanted.append(job)
+                    ready.append(rank)
+                    size += self._scan.files[job.path].size
+                elif noted < AT_ONCE // 40:
+                    noted += self._note_mask_wait(job, now)
         self._take(wanted, now)
 
     def look_beside(self, jobs: Iterable[Job]) -> Scan:
@@ -269,18 +281,44 @@ class Intake:
         with self._ledger.together():
             for job, copies in zip(jobs, copied, strict=True):
                 if isinstance(copies, Copies):
-                    self._record(job, copies, now)
+                    with blaming(job):
+                        self._record(job, copies, now)
         for job, error in zip(jobs, copied, strict=True):
+            if isinstance(error, InputError) and error.code == Code.TOO_LARGE:
+                self.refuse(job, error.code, error.message)
             # One that changed the next scan sees as it is now.
-            if isinstance(error, OSError) or (isinstance(error, InputError) and error.code != Code.CHANGED):
+            elif isinstance(error, OSError) or (isinstance(error, InputError) and error.code != Code.CHANGED):
                 self._ledger.postpone(job, error)
 
     def _copied(self, job: Job) -> Copies | InputError | OSError:
         """The files of a job in its spool, or why they could not be copied."""
         try:
-            return self._ledger.spool(job).fill(self.root, job.path, self._scan)
+            with blaming(job):
+                most = self._settings.limits.max_bytes
+                return self._ledger.spool(job).fill(self.root, job.path, self._scan, most=most)
         except (InputError, OSError) as error:
             return error
+
+    def refuse(self, job: Job, code: Code, message: str) -> None:
+        """Have a job set aside whose files are not to be read; `step` of the publisher does it."""
+        seen = {
+            path: found
+            for path in self._files_of(job.path, self._scan)
+            if (found := self._scan.files.get(path))
+        }
+        if job.path not in seen:
+            return  # the next scan sees what became of it
+        try:
+            self._ledger.spool(job).refuse(seen)
+        except OSError as trouble:
+            self._ledger.postpone(job, trouble)
+            return
+        content: dict[str, Any] = {
+            "input_sha256": None,
+            "mask_sha256": None,
+            "key": unread_key(seen[job.path]),
+        }
+        self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, **content)
 
     def _record(self, job: Job, taken: Copies, now: float) -> None:
         """Make a job ready, unless something says that its files are not whole."""
@@ -317,10 +355,11 @@ class Intake:
 
     def _vanished(self, job: Job) -> None:
         """A waiting job whose file is gone: set aside just before a crash, or taken away by somebody."""
-        failed, key = self._settings.folders.failed, job.key or ""
-        places = (job.path, outbox.keyed(job.path, key))
+        failed, key, sha = self._settings.folders.failed, job.key or "", job.input_sha256
         self._suspects.pop(job.id, None)
-        if job.input_sha256 and any(outbox.holds(failed, path, job.input_sha256) for path in places):
+        taken = self._ledger.spool(job).files().get(job.path)
+        size = taken.size if taken else None
+        if sha and outbox.find(failed, job.path, key=key, sha256=sha, size=size):
             self._ledger.rest(job, JobState.FAILED, detail={"reason": "found in failed after a restart"})
         else:
             self._ledger.rest(job, JobState.SKIPPED, detail={"reason": "left the inbox before it was worked"})

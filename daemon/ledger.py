@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from daemon.domain import Job, JobState, shown
+from daemon.errors import BackfireError
 from daemon.spool import Spool
 from daemon.store import Store
 
@@ -25,6 +26,29 @@ log = structlog.get_logger()
 
 LONGEST_S = 600.0
 """No step is put off for longer: a later time means that the clock was set back."""
+
+
+class Unforeseen(Exception):
+    """A fault of ours in the midst of one job's step; `__cause__` is what was raised."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.name)
+        self.job = job
+
+
+@contextmanager
+def blaming(job: Job) -> Iterator[None]:
+    """Bring what nobody foresaw within home to the job: it is to cost that one, and no other.
+
+    Raises:
+        Unforeseen: in place of anything but what has its handlers, a BackfireError or an OSError.
+    """
+    try:
+        yield
+    except (BackfireError, OSError, Unforeseen):
+        raise
+    except Exception as error:
+        raise Unforeseen(job) from error
 
 
 @dataclass
@@ -36,6 +60,8 @@ class Ledger:
         monotonic: for waiting; no clock change touches it.
         listeners: called as listener(job, timings) with the job as it is about to be recorded.
         troubles: how often in a row a job's next step was put off.
+        faults: how often a fault of ours met a job.
+        hindered: how often the system was in a job's way, and how many had been worked before the first time.
         published, failed: jobs that came to rest since the start.
     """
 
@@ -46,6 +72,8 @@ class Ledger:
     listeners: list[Callable[[Job, dict[str, float] | None], None]] = field(default_factory=list)
     jobs: dict[bytes, Job] = field(default_factory=dict)
     troubles: dict[int, int] = field(default_factory=dict)
+    faults: dict[int, int] = field(default_factory=dict)
+    hindered: dict[int, tuple[int, int]] = field(default_factory=dict)
     published: int = 0
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
@@ -129,6 +157,8 @@ class Ledger:
         del self.jobs[job.path]
         del self._by_state[job.state][job.id]
         self._retry_at.pop(job.id, None)
+        self.faults.pop(job.id, None)
+        self.hindered.pop(job.id, None)
         self.spool(job).drop()
         self.published += job.state == JobState.ARCHIVED
         self.failed += job.state in (JobState.FAILED, JobState.QUARANTINED)
@@ -151,11 +181,15 @@ class Ledger:
         held = self.now() < job.not_before <= self.now() + LONGEST_S
         return not held and self.monotonic() >= self._retry_at.get(job.id, 0.0)
 
-    def postpone(self, job: Job, error: Exception) -> None:
+    def put_off(self, job: Job, seconds: float) -> None:
+        """Try the job's next step again no sooner than that."""
+        self._retry_at[job.id] = self.monotonic() + seconds
+
+    def postpone(self, job: Job, error: BaseException) -> None:
         """Try the job's next step again later, without burning an attempt; said at every tenth time."""
         count = self.troubles[job.id] = self.troubles.get(job.id, 0) + 1
         wait = min(2.0 * 2 ** min(count, 10), 60.0)
-        self._retry_at[job.id] = self.monotonic() + wait
+        self.put_off(job, wait)
         if count % 10 == 1:
             log.warning("postponed", path=job.name, state=job.state.value, error=str(error), retry_s=wait)
             self.store.update(job.id, job.state, at=self.now(), detail={"reason": str(error)})

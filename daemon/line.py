@@ -10,15 +10,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from daemon.domain import Job
+from daemon.paths import composed
 
 
 def priority(path: bytes, priorities: Mapping[str, int]) -> int:
-    """The priority of a path's innermost folder that has one; 0 without."""
+    """The priority of a path's innermost folder that has one; 0 without. The folders are `composed`."""
     if not priorities:
         return 0
     folder = os.path.dirname(path)
     while folder:
-        found = priorities.get(os.fsdecode(folder))
+        found = priorities.get(composed(folder))
         if found is not None:
             return found
         folder = os.path.dirname(folder)

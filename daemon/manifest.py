@@ -8,6 +8,7 @@ before the next one; a line may stand twice where a step was done again, which i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -18,11 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from daemon import life
 from daemon.domain import shown
 from daemon.errors import PublishError
 
 LONGEST = 64 << 10
 """Bytes to look back for the last whole line; a path of 4096 bytes, each escaped, is far shorter."""
+
+LOCK_S = 1.0
+"""How long to wait for another daemon's append; one takes milliseconds."""
 
 NAME = re.compile(rb"\.manifest-\d{4}-\d\d-\d\d\.sha256")
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
@@ -109,6 +114,8 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
         PublishError: no space, no permission, or a file of another kind bears the manifest's name.
     """
     text = b"".join(line(entry) for entry in entries)
+    if not text:
+        return
     path = os.path.join(os.fsencode(folder), name(at))
     try:
         with _opened(path) as descriptor:
@@ -116,6 +123,7 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
             try:
                 _write(descriptor, text)
                 os.fsync(descriptor)
+                life.sign()
             except BaseException:
                 with suppress(OSError):
                     os.ftruncate(descriptor, size)
@@ -123,11 +131,15 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
         if size == 0:
             _sync_folder(folder)
     except OSError as error:
-        message = (
-            f"manifest {shown(path)}: cannot be written ({error.strerror}); free some space, or give "
-            f"uid {os.geteuid()} write access; it is tried again"
-        )
+        remedy = f"{_remedy(error)}; it is tried again"
+        message = f"manifest {shown(path)}: cannot be written ({error.strerror}); {remedy}"
         raise PublishError(message) from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EAGAIN:
+        return "end the process that `fuser` names for it"
+    return f"free some space, or give uid {os.geteuid()} write access"
 
 
 @contextmanager
@@ -135,11 +147,30 @@ def _opened(path: bytes) -> Iterator[int]:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o640)
     try:
-        with suppress(OSError):  # a file system without locks; two daemons may share an archive elsewhere
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Keep another daemon that shares the folder out for as long as the descriptor is open.
+
+    Raises:
+        OSError: EAGAIN, where somebody holds the lock for longer than an append takes: the loop must not
+            stand still for a backup program.
+    """
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                return  # a file system without locks
+            if time.monotonic() > deadline:
+                raise OSError(error.errno, "another process holds its lock", None) from error
+        time.sleep(0.02)
 
 
 def _mended(descriptor: int, path: bytes) -> int:

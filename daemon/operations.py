@@ -51,6 +51,10 @@ class Pulse:
     heard: float | None = None
     trouble: str = ""
 
+    def moved(self, now: float) -> None:
+        """A long step of the loop moves on; the scanner has its turn after it."""
+        self.loop = self.scan = now
+
     def ages(self, now: float) -> dict[str, float]:
         """Seconds since each part moved."""
         times = {"loop": self.loop, "scanner": self.scan, "worker": self.heard}
@@ -89,6 +93,7 @@ class Operations:
     ) -> None:
         self._monotonic = monotonic
         self.pulse = Pulse(settings.watch.rescan_s, silence_s, monotonic(), monotonic())
+        self._serve = settings.serve
         self._courier = Courier(settings, now=ledger.now)
         ledger.listeners.append(self._courier)
         self._endpoint: Endpoint | None = None
@@ -120,7 +125,13 @@ class Operations:
         return not stuck
 
     def configure(self, settings: Settings) -> None:
-        """Take over `hooks`, `limits` and `watch` of a reloaded configuration; `serve` needs a restart."""
+        """Take over `hooks`, `limits` and `watch` of a reloaded configuration.
+
+        `serve` needs a restart, and the log says so where it has changed.
+        """
+        if settings.serve != self._serve:
+            kept, wanted = self._serve.metrics, settings.serve.metrics
+            log.warning("restart needed", setting="serve.metrics", kept=kept, wanted=wanted)
         self.pulse.rescan_s = settings.watch.rescan_s
         self.pulse.silence_s = settings.limits.silence_s
         self._courier.configure(settings.hooks)

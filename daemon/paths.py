@@ -1,4 +1,4 @@
-"""Files reached without following a link, and renamed without hitting another; POSIX, no knowledge of ours.
+"""Files reached without following a link, and renamed without hitting another; names compared.
 
 A folder that somebody swaps for a link between check and use must not lead us outside, so every
 component is opened relative to the one before (openat(2), O_NOFOLLOW).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,11 @@ NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+
+
+def composed(name: bytes | str) -> str:
+    """A name as text in Unicode's NFC, to compare: macOS spells é as two characters, others as one."""
+    return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 def parts(path: bytes) -> list[bytes]:

@@ -6,11 +6,16 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from daemon import detectors, editors, methods
 from daemon.config import Settings
 from daemon.errors import ConfigError
+
+TAKEN = (errno.EACCES, errno.EAGAIN)
+GLANCE_S = 0.3
+"""How long a lock is tried for: `locked` holds it for a moment to see whether it is free."""
 
 
 def require_names(settings: Settings) -> None:
@@ -57,15 +62,37 @@ def lock(path: Path) -> int | None:
         raise ConfigError(
             f"{path}: cannot be opened ({error.strerror}); give uid {os.geteuid()} access"
         ) from error
+    deadline = time.monotonic() + GLANCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            taken = error.errno in TAKEN
+            if not taken or time.monotonic() > deadline:
+                os.close(descriptor)
+                if not taken:
+                    return None
+                message = (
+                    f"{path}: another backfire daemon works here; stop it, or give this one its own folders"
+                )
+                raise ConfigError(message) from None
+        time.sleep(0.02)
+
+
+def locked(path: Path) -> bool | None:
+    """Whether a daemon holds the lock on a file; None where nobody can tell."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            message = f"{path}: another backfire daemon works here; stop it, or give this one its own folders"
-            raise ConfigError(message) from None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return None
-    return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in TAKEN else None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def want_of_space(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import hooks
+from daemon import webhook
 from daemon.config import Settings
 
 FEW_WATCHES, FEW_INSTANCES = 8192, 16
@@ -159,10 +159,10 @@ def _is_ours(address: tuple[str, int]) -> bool:
 
 
 def _resolved(url: str) -> Finding:
-    host, port = hooks.host(url)
+    host, port = webhook.host(url)
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         remedy = "check the name, and under systemd systemd/webhook.conf"
-        return Finding("webhook", f"{hooks.masked(url)}: {error.strerror}", remedy)
-    return Finding("webhook", f"{hooks.masked(url)} has an address")
+        return Finding("webhook", f"{webhook.masked(url)}: {error.strerror}", remedy)
+    return Finding("webhook", f"{webhook.masked(url)} has an address")

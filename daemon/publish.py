@@ -11,34 +11,31 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from daemon import inbox, manifest, outbox, premis
 from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.domain import Job, JobState, Verdict, shown
 from daemon.errors import Code, PublishError
+from daemon.inbox import Scan
 from daemon.intake import Intake
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, blaming
 from daemon.manifest import Entry
+from daemon.originals import Originals
 from daemon.spool import Spool
 from daemon.worker import Outcome
 
 T = TypeVar("T")
+FAULTS = 3
+"""How often a fault of ours may meet a job."""
 
 TOGETHER = 128
 """How many jobs are put in place at a time: they share syncs of folders and transactions."""
-
-
-class Copy(NamedTuple):
-    """A file of the inbox and its SHA-256, and where its copy was put; None where no copy was left to put."""
-
-    path: bytes
-    sha256: str
-    placed: bytes | None
 
 
 class Publisher:
@@ -46,11 +43,13 @@ class Publisher:
 
     def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
         self._ledger, self._intake = ledger, intake
+        self._originals = Originals(settings, ledger, intake)
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on; the folders must be the same."""
         self._settings = settings
+        self._originals.configure(settings)
 
     def conclude(self, job: Job, outcome: Outcome, *, detail: dict[str, Any] | None = None) -> None:
         """Record what follows from a verdict: publish, or set aside; `step` does it."""
@@ -59,15 +58,31 @@ class Publisher:
         if verdict == Verdict.FAILED:
             message = f"{job.name}: verification failed: {reasons}; see the sheet in the reports folder"
             self.fail(job, Code.NOT_PROTECTED, message, verdict)
-        elif verdict == Verdict.WEAK and self._settings.for_path(job.path).verify.on_weak == "fail":
+        elif verdict == Verdict.WEAK and self._on_weak(job, outcome) == "fail":
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self.fail(job, Code.WEAK, message, verdict)
         else:
             self._ledger.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict)
 
+    def _on_weak(self, job: Job, outcome: Outcome) -> str:
+        """What it was worked under; the configuration may be another by now."""
+        return outcome.on_weak or self._settings.for_path(job.path).verify.on_weak
+
     def fail(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
         """Record why it cannot be protected; `step` sets it aside."""
         self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, verdict=verdict)
+
+    def bear(self, job: Job, error: BaseException) -> None:
+        """Put off a job that a fault of ours met; after some such it fails, if nothing of it is out yet."""
+        count = self._ledger.faults[job.id] = self._ledger.faults.get(job.id, 0) + 1
+        text = "".join(traceback.format_exception(error, limit=20))
+        self._ledger.postpone(job, error)
+        if count < FAULTS or job.state == JobState.PUBLISHED or job.code is not None:
+            return
+        if job.input_sha256 is None or not self._ledger.spool(job).files():
+            self._intake.refuse(job, Code.INTERNAL, text)
+        else:
+            self.fail(job, Code.INTERNAL, text)
 
     def step(self) -> bool:
         """Put some of what is finished in its place, also what a crash or a full disk interrupted.
@@ -78,7 +93,8 @@ class Publisher:
         publishing, published = self._due(JobState.PUBLISHING), self._due(JobState.PUBLISHED)
         for job in publishing:
             if job.code is not None:
-                self._set_aside(job)
+                with blaming(job):
+                    self._set_aside(job)
         self._publish([job for job in publishing if job.code is None])
         self._archive(self._due(JobState.PUBLISHED))
         return bool(publishing or published)
@@ -103,7 +119,8 @@ class Publisher:
 
         def attempt(job: Job) -> T | PublishError | OSError:
             try:
-                return do(job, unsynced)
+                with blaming(job):
+                    return do(job, unsynced)
             except (PublishError, OSError) as error:
                 return error
 
@@ -157,8 +174,10 @@ class Publisher:
             return
         with self._ledger.together():
             for job, (path, sha) in placed.items():
-                told = {"output": shown(path)}
-                self._ledger.update(job, JobState.PUBLISHED, output_path=path, output_sha256=sha, detail=told)
+                with blaming(job):
+                    told = {"output": shown(path)}
+                    fields: dict[str, Any] = {"output_path": path, "output_sha256": sha, "detail": told}
+                    self._ledger.update(job, JobState.PUBLISHED, **fields)
 
     def _results(self, jobs: Sequence[Job]) -> dict[Job, tuple[bytes, str]]:
         """Wanted path and SHA-256 of each result that is still that of the file in the inbox."""
@@ -173,19 +192,28 @@ class Publisher:
         found: dict[Job, tuple[bytes, str]] = {}
         names: set[bytes] = set()
         for job in jobs:
-            folder = self._ledger.spool(job).folder
-            outcome = Outcome.read(folder, job.lease)
-            sha = outcome.output_sha256 if outcome is not None and outcome.verdict is not None else None
-            if outcome is None or sha is None:
-                self._work_again(job)
-            elif not self._intake.unchanged(job, beside):
-                # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
-                detail = {"reason": "picture or mask changed while it was worked"}
-                self._ledger.update(job, JobState.SETTLING, detail=detail)
-            elif (wanted := renamed(job.path, outcome.extension)).lower() not in names:
-                found[job] = wanted, sha
-                names.add(wanted.lower())  # p.bmp and p.png both become p.png: one after the other
+            with blaming(job):
+                result = self._result(job, beside)
+            if result is not None and (name := inbox.folded(result[0])) not in names:
+                found[job] = result
+                names.add(name)  # p.bmp and p.png both become p.png: one after the other
         return found
+
+    def _result(self, job: Job, beside: Scan) -> tuple[bytes, str] | None:
+        """Wanted path and SHA-256 of a job's result; None where it has to be worked anew."""
+        outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
+        sha = outcome.output_sha256 if outcome is not None and outcome.verdict is not None else None
+        if outcome is None or sha is None:
+            self._work_again(job)
+            return None
+        wanted = renamed(job.path, outcome.extension)
+        if not self._intake.unchanged(job, beside):
+            # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
+            outbox.discard(self._settings.folders.outbox, wanted, key=job.key or "")
+            detail = {"reason": "picture or mask changed while it was worked"}
+            self._ledger.update(job, JobState.SETTLING, detail=detail)
+            return None
+        return wanted, sha
 
     def _work_again(self, job: Job) -> None:
         detail = {"reason": "the result in the spool is gone or damaged"}
@@ -194,28 +222,33 @@ class Publisher:
     def _archive(self, jobs: Sequence[Job]) -> None:
         """Originals and masks into the archive, then out of the inbox, then the receipts and the record."""
         folder = self._settings.folders.archive
-        copies = self._each(jobs, lambda job, unsynced: self._copy(job, folder, unsynced))
-        kept = self._each(copies, lambda job, _: self._leave(job, folder, copies[job]))
+        copies = self._each(jobs, lambda job, unsynced: self._originals.copy(job, folder, unsynced))
+        kept = self._each(copies, lambda job, _: self._originals.leave(job, folder, copies[job]))
         entries = [entry for some in kept.values() for entry in some]
         now = self._ledger.now()
         if not kept or not self._or_postpone(kept, lambda: manifest.append(folder, entries, at=now)):
             return
-        noted = self._each(kept, lambda job, unsynced: self._note_archived(job, kept[job][0], unsynced))
+        noted = self._each(kept, lambda job, unsynced: self._note_archived(job, kept[job], unsynced))
         with self._ledger.together():
             for job in noted:
-                outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
-                detail = {"archived": [shown(entry.path) for entry in kept[job]], "sha256": job.input_sha256}
-                timings = outcome.timings_s if outcome else None
-                self._ledger.rest(job, JobState.ARCHIVED, detail=detail, timings=timings)
+                with blaming(job):
+                    outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
+                    where = [shown(entry.path) for entry in kept[job]]
+                    timings = outcome.timings_s if outcome else None
+                    told = {"archived": where, "sha256": job.input_sha256}
+                    if job.input_sha256 not in [entry.sha256 for entry in kept[job]]:
+                        told["reason"] = "the original was taken away or replaced before it could be archived"
+                    self._ledger.rest(job, JobState.ARCHIVED, detail=told, timings=timings)
 
-    def _note_archived(self, job: Job, original: Entry, unsynced: set[bytes]) -> None:
+    def _note_archived(self, job: Job, kept: Iterable[Entry], unsynced: set[bytes]) -> None:
         """Add the fixity check to the receipt."""
+        original = next((entry for entry in kept if entry.sha256 == job.input_sha256), None)
         file = self._ledger.spool(job).folder / "receipt.json"
         try:
             document = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
             return
-        if job.output_path is None:
+        if job.output_path is None or original is None:
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
@@ -229,7 +262,6 @@ class Publisher:
     def _set_aside(self, job: Job) -> None:
         """Original, masks, error file and, where there are any, receipt and sheet."""
         spool, folder = self._ledger.spool(job), self._settings.folders.failed
-        sha, key = job.input_sha256 or "", job.key or ""
         document = {
             "file": job.name,
             "code": job.code,
@@ -240,14 +272,21 @@ class Publisher:
         }
         unsynced: set[bytes] = set()
         try:
-            name = outbox.destined(folder, job.path, sha256=sha, key=key)
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-            reason = outbox.beside(name, b".error.json", key)
+            reason = outbox.beside(self._originals.aside_path(job, folder), b".error.json", job.key or "")
             outbox.replace(text.encode("utf-8", "replace"), folder, reason, unsynced=unsynced)
             self._report(spool, job.path, job, unsynced)
-            copies = self._copy(job, folder, unsynced)
-            outbox.sync(unsynced)
-            self._leave(job, folder, copies)
+            if job.input_sha256 is None:
+                outbox.sync(unsynced)
+                if not self._originals.shift(job, folder):
+                    (folder / os.fsdecode(reason)).unlink(missing_ok=True)
+                    told = {"reason": "picture or mask changed before it was set aside"}
+                    self._ledger.update(job, JobState.SETTLING, code=None, message=None, detail=told)
+                    return
+            else:
+                copies = self._originals.copy(job, folder, unsynced)
+                outbox.sync(unsynced)
+                self._originals.leave(job, folder, copies)
         except (PublishError, OSError) as error:
             self._ledger.postpone(job, error)
             return
@@ -265,63 +304,9 @@ class Publisher:
     def _reported(self, job: Job, path: bytes) -> bytes:
         """Under which path the job's reports stand: another than its output's where that is taken."""
         reports, key = self._settings.folders.reports, job.key or ""
+        path = outbox.around(reports, path)
         others = _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key)
         return outbox.keyed(path, key) if others else path
-
-    def _copy(self, job: Job, folder: Path, unsynced: set[bytes]) -> list[Copy]:
-        """Original, masks and proof from the spool's verified copies into `folder`; what leaves the inbox."""
-        spool, sha, key = self._ledger.spool(job), job.input_sha256 or "", job.key or ""
-        times = {path: signature.mtime_ns for path, signature in spool.files().items()}
-        if spool.input.exists():
-            if job.path in times:
-                os.utime(spool.input, ns=(times[job.path], times[job.path]))
-            placed = outbox.put(spool.input, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
-        else:
-            places = (job.path, outbox.keyed(job.path, key))
-            held = next((path for path in places if outbox.holds(folder, path, sha)), None)
-            source = self._intake.root / os.fsdecode(job.path)
-            placed = held or outbox.put(source, folder, job.path, sha256=sha, key=key, unsynced=unsynced)
-        copies = [Copy(job.path, sha, placed)]
-        extras = spool.extras()
-        wanted = self._wanted_by_others(job) if extras else set()
-        for extra, digest, file in extras:
-            if extra.lower() in wanted:
-                continue
-            there = file.exists()
-            put = (
-                outbox.put(file, folder, extra, sha256=digest, key=key, unsynced=unsynced) if there else None
-            )
-            copies.append(Copy(extra, digest, put))
-        return copies
-
-    def _leave(self, job: Job, folder: Path, copies: Iterable[Copy]) -> list[Entry]:
-        """Out of the inbox with what was copied; returns what `folder` now keeps.
-
-        What leaves the inbox is only what has the content that was worked; a newer file stays.
-        Nothing leaves it before its copy was read back from the disk.
-        """
-        kept = []
-        for path, sha, placed in copies:
-            if placed is not None:
-                outbox.confirm(folder, placed, sha)
-                kept.append(Entry(placed, sha))
-            outbox.remove(self._intake.root, path, sha256=sha, key=job.key or "")
-        return kept
-
-    def _wanted_by_others(self, job: Job) -> set[bytes]:
-        """Names, in lower case, of the masks and proofs that pictures still in the inbox need."""
-        stem, ending = os.path.splitext(job.path)[0].lower(), self._settings.watch.proof_ending
-        rivals = [
-            path
-            for path, rival in self._ledger.jobs.items()
-            if path.lower().startswith(stem) and path != job.path and rival.state != JobState.PUBLISHED
-        ]
-        return {
-            name.lower()
-            for path in rivals
-            if inbox.signature(self._intake.root, path) is not None
-            for name in (*inbox.mask_names(path), *inbox.proof_names(path, ending))
-        }
 
 
 FAMILIES = (

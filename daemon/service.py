@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
-from daemon import premises
+from daemon import life, premises
 from daemon.config import Settings
 from daemon.dispatch import PATIENCE, Dispatcher
 from daemon.domain import Job
 from daemon.errors import ConfigError, StoreError
+from daemon.history import History
 from daemon.inbox import Hints
 from daemon.intake import Intake
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, Unforeseen
 from daemon.operations import Operations
 from daemon.publish import Publisher
 from daemon.store import Store
@@ -35,6 +37,8 @@ BURST_S = 0.05
 """So that one scan serves a burst of events."""
 STORE_PAUSE_S = 5.0
 PRUNE_S = 3600.0
+BEARABLE = 10
+"""Rounds without a good one between that may fail of one job, or of themselves, before the daemon ends."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Service:
         self._locks = [premises.lock(settings.folders.state / "lock"), premises.lock(settings.folders.inbox)]
         store = Store(settings.folders.state / "backfire.sqlite")
         self._ledger = Ledger(store, settings.folders.state / "spool", now, monotonic)
+        self._history = History(store, now, monotonic)
         self._wake = threading.Event()
         self._intake = Intake(settings, self._ledger, self._wake, monotonic)
         self._publisher = Publisher(settings, self._ledger, self._intake)
@@ -87,7 +92,11 @@ class Service:
         self._operations = Operations(
             settings, self._ledger, silence_s=settings.limits.silence_s, monotonic=monotonic
         )
-        self._next_beat = self._next_prune = 0.0
+        self._next_beat = self._next_prune = self._next_sign = 0.0
+        self._resuming: bool | None = True
+        """Whether jobs are to be taken up as after a crash, or as after a fault of the store; None if not."""
+        self._faults: Counter[int | None] = Counter()
+        """Rounds since the last good one that failed of a job, or, None, of themselves."""
         self._want_of_space = self._refused_config = ""
         # Plain flags: an Event's lock may be held by the very code that a signal interrupted.
         self._stopping = self._reloading = False
@@ -108,25 +117,60 @@ class Service:
         log.info("ready", inbox=str(self._intake.root), mode=hints.mode, waiting=len(self._ledger.jobs))
         self._operations.start()
         notify("READY=1", "STATUS=watching")
-        crashed: bool | None = True
+        deafen = life.listen(self._alive)
         try:
             while not self._stopping and not (until_idle and self._idle()):
-                try:
-                    if crashed is not None:
-                        self._dispatcher.resume(crashed=crashed)
-                        crashed = None
-                    self._turn(hints)
-                except StoreError as error:
-                    if not error.transient:
-                        raise
-                    crashed = bool(crashed)
-                    self._outlast(error)
+                self.go_on(hints)
         finally:
             hints.close()
             notify("STOPPING=1")
             self._dispatcher.drain()
             self._publisher.step()
+            deafen()
         return Summary(self._ledger.published, self._ledger.failed, len(self._ledger.jobs))
+
+    def go_on(self, hints: Hints) -> None:
+        """One round, whatever happens in it.
+
+        Raises:
+            StoreError: the database needs a person.
+            Exception: the daemon itself fails round after round; the service manager restarts it.
+        """
+        try:
+            if self._resuming is not None:
+                self._dispatcher.resume(crashed=self._resuming)
+                self._resuming = None
+            self._turn(hints)
+        except StoreError as error:
+            if not error.transient:
+                raise
+            self._resuming = bool(self._resuming)
+            self._outlast(error)
+        except Unforeseen as fault:
+            self._bear(fault.__cause__ or fault, fault.job)
+        except Exception as error:
+            self._bear(error, None)
+            self._wake.wait(TICK_S)
+        else:
+            self._faults.clear()
+
+    def _bear(self, error: BaseException, job: Job | None) -> None:
+        """Take up the books as a restart would, and let a fault of ours cost the one job that it met."""
+        culprit = job.id if job else None
+        self._faults[culprit] += 1
+        if self._faults[culprit] > BEARABLE:
+            raise error
+        log.error("unforeseen", path=job.name if job else None, exc_info=error)
+        self._resuming = bool(self._resuming)
+        try:
+            self._ledger.load()
+            if job is not None and (job := self._ledger.jobs.get(job.path)) is not None:
+                self._dispatcher.let_go(job)
+                self._publisher.bear(job, error)
+        except StoreError as trouble:
+            if not trouble.transient:
+                raise
+            self._outlast(trouble)
 
     def _turn(self, hints: Hints) -> None:
         """One round: whatever can go on goes one step on; waits for the child or for a moment."""
@@ -176,7 +220,10 @@ class Service:
             return False
         if self._intake.trouble or self._want_of_space or self._dispatcher.pauses >= PATIENCE:
             return True
-        stuck = all(self._ledger.troubles.get(job.id, 0) >= PATIENCE for job in self._ledger.jobs.values())
+        stuck = all(
+            self._ledger.troubles.get(job.id, 0) >= PATIENCE or self._dispatcher.is_stuck(job)
+            for job in self._ledger.jobs.values()
+        )
         return self._intake.scanned and stuck and not self._wake.is_set()
 
     def _reconfigure(self, hints: Hints) -> None:
@@ -243,8 +290,15 @@ class Service:
         status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
         notify(*["WATCHDOG=1"] * alive, status)
 
+    def _alive(self) -> None:
+        """A long step moves on, perhaps in another thread: for once the loop cannot say so itself."""
+        now = self._monotonic()
+        self._operations.pulse.moved(now)
+        if now >= self._next_sign:
+            self._next_sign = now + HEARTBEAT_S
+            notify("WATCHDOG=1")
+
     def _prune(self, now: float) -> None:
-        days = self.settings.limits.history_days
-        pruned = self._ledger.store.prune(before=self._ledger.now() - days * 86400) if days else 0
+        pruned = self._history.prune(self.settings.limits.history_days)
         # A little at a time: the next heartbeat goes on where there is more.
         self._next_prune = now if pruned else now + PRUNE_S

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daemon import inbox
+from daemon import inbox, life
+from daemon.domain import shown
 from daemon.errors import Code, InputError
 from daemon.inbox import Scan, Signature, Taken
 
@@ -42,26 +43,33 @@ class Spool:
         """The copy of the done-marker or checksum file."""
         return self.folder / "proof"
 
-    def fill(self, root: Path, path: bytes, scan: Scan) -> Copies:
+    def fill(self, root: Path, path: bytes, scan: Scan, *, most: int | None = None) -> Copies:
         """Copy a picture, its masks and its proof as a scan saw them, in place of what lay here.
+
+        Args:
+            root, path: the inbox, and the picture relative to it.
+            scan: what lies there.
+            most: bytes that each of the files may have.
 
         Raises:
             InputError: see `inbox.take`.
             OSError: the spool cannot be written; half a copy is not left to fill its disk.
         """
         try:
-            return self._fill(root, path, scan)
+            return self._fill(root, path, scan, most)
         except BaseException:
             self.drop()
             raise
 
-    def _fill(self, root: Path, path: bytes, scan: Scan) -> Copies:
+    def _fill(self, root: Path, path: bytes, scan: Scan, most: int | None) -> Copies:
         masks, proof = scan.masks_of(path), scan.proof_of(path)
         self.drop()
+        for name in (path, *masks, *([proof] if proof else [])):  # before any of them is copied
+            inbox.require_size(shown(name), scan.files[name].size, most)
         self.folder.mkdir(parents=True)
 
         def copy(name: bytes, target: Path) -> Taken:
-            return inbox.take(root, name, target, scan.files[name])
+            return inbox.take(root, name, target, scan.files[name], most=most)
 
         copies = Copies(
             picture=copy(path, self.input),
@@ -75,6 +83,12 @@ class Spool:
             seen[proof] = copies.proof.signature
         self._note(seen, noted, (proof, copies.proof.sha256) if proof and copies.proof else None)
         return copies
+
+    def refuse(self, files: dict[bytes, Signature]) -> None:
+        """Note what was refused unread, in place of copies: so that nothing else is set aside for it."""
+        self.drop()
+        self.folder.mkdir(parents=True)
+        self._note(files, [])
 
     def doubt(self, name: str, copies: Copies, *, checksum: bool) -> InputError | None:
         """Why the picture, `name`, may not be whole; None if nothing says so.
@@ -136,3 +150,4 @@ class Spool:
     def drop(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        life.sign()

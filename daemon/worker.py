@@ -1,12 +1,14 @@
 """The worker: a child process that turns spooled pictures into results in the spool.
 
 A device assert, an out-of-memory kill or a crashing decoder takes the child, not the daemon.
-The child sees private copies only and touches neither the inbox, the outbox nor the store.
+The child sees private copies only and touches neither the inbox, the outbox nor the store. Longer than 300
+lines so that both ends of the pipe and what passes through it stand together.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import multiprocessing
 import os
@@ -82,7 +84,11 @@ class Outcome:
     retryable: bool = False
     transient: bool = False
     """The trouble is not the picture's: no space in the spool, weights that do not load."""
+    doubtful: bool = False
+    """It may be the picture's after all, if others are worked meanwhile."""
     stopped: bool = False
+    on_weak: str | None = None
+    """`verify.on_weak` of the settings it was worked under; None in an outcome of an older version."""
 
     @classmethod
     def read(cls, folder: Path, lease: int) -> Outcome | None:
@@ -162,7 +168,10 @@ class Child:
         self._process.join(5)
         code = self._process.exitcode
         if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            try:
+                return f"killed by {signal.Signals(-code).name}"
+            except ValueError:  # a real-time signal: most have no name
+                return f"killed by signal {-code}"
         return f"exit code {code}"
 
     def stop(self, patience: float) -> list[Outcome]:
@@ -258,7 +267,8 @@ def _worked(order: Order, connection: Connection) -> Outcome:
         outcome = _failed(order, error)
     except Exception as error:
         outcome = _unforeseen(order, error)
-    return replace(outcome, lease=order.lease, seconds=time.monotonic() - began)
+    terms = order.settings.verify.on_weak
+    return replace(outcome, lease=order.lease, on_weak=terms, seconds=time.monotonic() - began)
 
 
 def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
@@ -297,9 +307,15 @@ def _failed(order: Order, error: JobError, *, transient: bool = False) -> Outcom
 
 def _unforeseen(order: Order, error: Exception) -> Outcome:
     """What the system refused is nobody's fault; the imaging libraries' own OSErrors bear no number."""
-    system = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None)
-    message = repr(error) if system else "".join(traceback.format_exception(error, limit=20))
-    return Outcome(order.job, code=Code.INTERNAL.value, message=message, transient=system)
+    number = error.errno if isinstance(error, OSError) else None
+    system = isinstance(error, ImportError) or number is not None
+    return Outcome(
+        order.job,
+        code=Code.INTERNAL.value,
+        message=repr(error) if system else "".join(traceback.format_exception(error, limit=20)),
+        transient=system,
+        doubtful=system and number not in (errno.ENOSPC, errno.EDQUOT),
+    )
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon import config, inbox, outbox
+from daemon import config, inbox, outbox, premises
 from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 from daemon.config import Settings
 from daemon.domain import Job, JobState, mask_digest, shown
@@ -31,10 +31,10 @@ def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
 @app.command()
 def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     """Is the daemon alive, what is it doing, how much waits?"""
-    with _store(config_file) as (_, store):
+    with _store(config_file) as (settings, store):
         counts = {state.value: count for state, count in store.counts().items() if count}
         fact = store.fact("daemon")
-    alive = fact is not None and time.time() - fact[1] < 30
+    alive = _is_alive(settings, fact)
     document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts}
     if as_json:
         print(json.dumps(document))
@@ -52,6 +52,12 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         out.print(f"not running (last heard of: {seen})")
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
+
+
+def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
+    """Whether the daemon runs: it holds its lock; where there are no locks, it was heard of lately."""
+    locked = premises.locked(settings.folders.state / "lock")
+    return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
 
 @app.command()
@@ -99,7 +105,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         found = store.by_path(relative)
         histories = [(job, store.history(job.id)) for job in found]
         fact = store.fact("daemon")
-    alive = fact is not None and time.time() - fact[1] < 30
+    alive = _is_alive(settings, fact)
     here = inbox.signature(settings.folders.inbox, relative) is not None
     waits = _waits_for(relative, settings, found, here=here, alive=alive)
     rule = settings.rule_of(relative)
@@ -201,7 +207,7 @@ def retry(
         if failed:
             ends = (JobState.FAILED, JobState.QUARANTINED)
             held = [job for state in ends for job in store.jobs(state, 100_000)]
-            chosen += [job for job in held if _held(job, job.path, job.input_sha256 or "", settings)]
+            chosen += [job for job in held if _held(job, settings)]
     for job in chosen:
         (moved if _put_back(job, settings) else missing).append(job.name)
     if as_json:
@@ -218,19 +224,39 @@ def retry(
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)
 
 
-def _held(job: Job, path: bytes, sha256: str, settings: Settings) -> bytes | None:
-    """Where in the failed folder a file of this job lies."""
-    places = (path, outbox.keyed(path, job.key or ""))
-    return next((place for place in places if outbox.holds(settings.folders.failed, place, sha256)), None)
+def _held(job: Job, settings: Settings) -> bytes | None:
+    """Where in the failed folder the job's original lies."""
+    failed, key = settings.folders.failed, job.key or ""
+    if job.input_sha256 is not None:
+        return outbox.find(failed, job.path, key=key, sha256=job.input_sha256)
+    # It was set aside unread: its error file says which it is.
+    names = outbox.names(failed, job.path, key=key)
+    return next((name for name in names if _is_unread(failed, name, job)), None)
+
+
+def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
+    reason = failed / os.fsdecode(outbox.beside(name, b".error.json", job.key or ""))
+    try:
+        told = json.loads(reason.read_bytes())
+    except (OSError, ValueError):
+        return False
+    same = isinstance(told, dict) and (told.get("file"), told.get("input_sha256")) == (job.name, None)
+    return same and inbox.signature(failed, name) is not None
 
 
 def _put_back(job: Job, settings: Settings) -> bool:
     """Move one original and its masks from failed to the inbox; False if that cannot be."""
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
-    sha = job.input_sha256 or ""
-    held = _held(job, job.path, sha, settings)
+    held = _held(job, settings)
     if held is None or (target / os.fsdecode(job.path)).exists():
         return False
+    if job.input_sha256 is None:
+        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held]).masks_of(held)]
+        for source, name in [*files, (held, job.path)]:
+            outbox.shift(failed, source, target, name, key=key, same=lambda _: True)
+        (failed / os.fsdecode(outbox.beside(held, b".error.json", key))).unlink(missing_ok=True)
+        return True
+    sha = job.input_sha256
     written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
     present = [
         (mask, place, outbox.file_sha256(failed / os.fsdecode(place)))

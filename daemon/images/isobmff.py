@@ -70,7 +70,7 @@ class Items:
 
     @property
     def orientation(self) -> int:
-        """How the picture shown is stored, 1..8 as in EXIF: by the container's turns, not the tag, as readers do."""
+        """How the picture shown is stored, 1..8 as in EXIF; by the container, not the tag, as readers do."""
         found = {kind: body[0] for kind, body in self.items[self.primary].properties if body}
         turn, mirror = found.get(b"irot", 0) & 3, found.get(b"imir")
         return ORIENTATIONS[turn, None if mirror is None else mirror & 1]

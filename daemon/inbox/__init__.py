@@ -11,19 +11,21 @@ from daemon.inbox.scan import (
     ANNOTATIONS,
     Scan,
     Signature,
+    folded,
     in_masks_folder,
     is_mask,
     mask_names,
     proof_names,
+    rivals,
     scan,
     scan_beside,
     signature,
 )
 from daemon.inbox.settle import Tracker
-from daemon.inbox.take import Taken, take
+from daemon.inbox.take import Taken, require_size, take
 
 __all__ = [
     "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem",
-    "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "scan", "scan_beside",
-    "signature", "take",
+    "folded", "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "require_size",
+    "rivals", "scan", "scan_beside", "signature", "take",
 ]  # fmt: skip

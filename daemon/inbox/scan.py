@@ -6,15 +6,21 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from daemon import life
+from daemon.paths import composed
+
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
+SIGN_EACH = 1000
+"""Files between two signs of life of a scan."""
 
 
 class Signature(NamedTuple):
@@ -29,6 +35,10 @@ class Signature(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Signature:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def same(self, status: os.stat_result) -> bool:
+        """Whether a status is that of the same file, standing still; a second name changes only its ctime."""
+        return Signature.of(status)._replace(ctime_ns=self.ctime_ns) == self
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,7 @@ class Scan:
 
     @cached_property
     def _masks(self) -> dict[bytes, bytes]:
-        # By lower case: P.MASK.PNG belongs to p.jpg on every desk.
-        return {path.lower(): path for path in self.files if is_mask(path)}
+        return {folded(path): path for path in self.files if is_mask(path)}
 
     def _is_proof(self, path: bytes) -> bool:
         return bool(self.proof) and path.lower().endswith(self.proof)
@@ -63,9 +72,10 @@ class Scan:
         """The sidecar masks of a picture that are there."""
         if not self._masks:
             return []
-        names = dict.fromkeys(name.lower() for name in mask_names(picture))
-        found = (self._masks[name] for name in names if name in self._masks)
-        return [path for path in found if path != picture]
+        names = {folded(name): name for name in mask_names(picture)}
+        # Its very own name first: p.jpg and P.jpg may each have a mask.
+        found = (name if name in self.files else self._masks.get(key) for key, name in names.items())
+        return [path for path in found if path is not None and path != picture]
 
     def proof_of(self, picture: bytes) -> bytes | None:
         """The file that says a picture is whole: NAME.EXT.done, else NAME.done."""
@@ -76,10 +86,8 @@ class Scan:
         """Masks that no picture claims."""
         if not self._masks:
             return set()
-        claims = {
-            name for path in self.pictures for name in (path.lower(), os.path.splitext(path.lower())[0])
-        }
-        return {path for lower, path in self._masks.items() if not claims.intersection(_claimants(lower))}
+        claims = {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
+        return {path for name, path in self._masks.items() if not claims.intersection(_claimants(name))}
 
     def knows(self, path: bytes) -> bool:
         """Whether the absence of a path means that it is gone."""
@@ -92,20 +100,22 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     Raises:
         OSError: the root itself cannot be read: a missing mount must not look like an empty inbox.
     """
-    # One expression for all patterns: a hundred thousand names meet it at every scan.
-    ignored = re.compile(os.fsencode("|".join(map(fnmatch.translate, ignore)) or "(?!)")).match
+    ignored = _ignored_by(tuple(ignore))
     top = os.fsencode(root)
     files: dict[bytes, Signature] = {}
     unreadable: set[bytes] = set()
     pending = [b""]
     while pending:
         folder = pending.pop()
+        life.sign()
         try:
             with os.scandir(os.path.join(top, folder)) as entries:
                 for entry in entries:
                     if ignored(entry.name):
                         continue
                     path = os.path.join(folder, entry.name)
+                    if not len(files) % SIGN_EACH:
+                        life.sign()
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISDIR(status.st_mode):
@@ -128,6 +138,7 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
     for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
+        life.sign()
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)
@@ -137,6 +148,34 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
                         if stat.S_ISREG(status.st_mode):
                             files[path] = Signature.of(status)
     return Scan(files, proof=proof)
+
+
+def folded(path: bytes) -> bytes:
+    """How masks are paired: P.MASK.PNG belongs to p.jpg, and on every desk é is é, however it is spelt."""
+    return path.lower() if path.isascii() else os.fsencode(composed(path).lower())
+
+
+@lru_cache(maxsize=4)
+def _ignored_by(patterns: tuple[str, ...]) -> Callable[[bytes], re.Match[bytes] | None]:
+    # One expression for all patterns and spellings: a hundred thousand names meet it at every scan.
+    spelt = {unicodedata.normalize(form, pattern): None for pattern in patterns for form in ("NFC", "NFD")}
+    return re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
+
+
+def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b"") -> list[bytes]:
+    """Pictures that lie beside one now and may share its masks: their names begin as its stem does.
+
+    The picture itself is among them where something lies under its name.
+    """
+    folder, stem = os.path.dirname(picture), os.path.splitext(folded(picture))[0]
+    ignored, found = _ignored_by(tuple(ignore)), []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(os.path.join(os.fsencode(root), folder)):
+            path = os.path.join(folder, name)
+            is_proof = proof and path.lower().endswith(proof)
+            if folded(path).startswith(stem) and not (ignored(name) or is_mask(path) or is_proof):
+                found.append(path)
+    return found
 
 
 def in_masks_folder(path: bytes) -> bool:
@@ -173,7 +212,7 @@ def proof_names(picture: bytes, ending: bytes) -> list[bytes]:
 
 
 def _claimants(mask: bytes) -> set[bytes]:
-    """The pictures, with or without their extension, that a lower-case mask may belong to."""
+    """The pictures, with or without their extension, that a `folded` mask may belong to."""
     endings = (MASK_ENDING, b".regions.json", ANNOTATIONS)
     found = {mask.removesuffix(ending) for ending in endings if mask.endswith(ending)}
     folder, name = os.path.split(mask)

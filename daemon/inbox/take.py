@@ -8,10 +8,11 @@ import hashlib
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from daemon import paths
+from daemon import life, paths
 from daemon.domain import shown
 from daemon.errors import Code, InputError
 from daemon.inbox.scan import Signature
@@ -34,13 +35,21 @@ class Taken(NamedTuple):
         return self.zeros > max(64, self.signature.size // 8)
 
 
-def take(root: Path, path: bytes, copy: Path, expected: Signature | None = None) -> Taken:
+def take(
+    root: Path, path: bytes, copy: Path, expected: Signature | None = None, *, most: int | None = None
+) -> Taken:
     """Copy a file of the inbox to `copy` while hashing it; nothing outside `root` is ever opened.
+
+    Args:
+        root, path: the inbox, and the file relative to it.
+        copy: where to; what lies there is lost.
+        expected: how the file was seen.
+        most: bytes it may have.
 
     Raises:
         InputError: CHANGED (retryable) if it is gone, is not `expected`, changed while being read, or
             somebody on this machine has it open for writing; UNREADABLE if it is no regular file
-            or may not be read.
+            or may not be read; TOO_LARGE if it has more than `most` bytes, before any is copied.
     """
     name = shown(path)
     try:
@@ -52,28 +61,51 @@ def take(root: Path, path: bytes, copy: Path, expected: Signature | None = None)
         raise InputError(Code.CHANGED, f"{name}: is gone", retryable=True) from error
     except OSError as error:
         raise InputError(Code.UNREADABLE, _why_not(root, path, error), retryable=True) from error
-    digest, zeros = hashlib.sha256(), 0
     with os.fdopen(descriptor, "rb") as source:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(Code.UNREADABLE, f"{name}: is not a regular file; only pictures are taken in")
         if _is_being_written(descriptor):
             raise InputError(Code.CHANGED, f"{name}: is still open for writing", retryable=True)
+        require_size(name, before.st_size, most)
+        read = _Read(source, before.st_size)
         with copy.open("wb") as target:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                target.write(chunk)
-                kept = len(chunk.rstrip(b"\0"))
-                zeros = len(chunk) - kept if kept else zeros + len(chunk)
-            target.flush()
-            os.fsync(target.fileno())
+            life.write(target, read)
         after = os.fstat(descriptor)
     signature = Signature.of(after)
-    if Signature.of(before) != signature or (expected is not None and signature != expected):
+    stood = Signature.of(before) == signature and read.length == signature.size
+    if not stood or (expected is not None and signature != expected):
         raise InputError(
             Code.CHANGED, f"{name}: changed while it was read; it is tried again", retryable=True
         )
-    return Taken(digest.hexdigest(), signature, zeros)
+    return Taken(read.digest.hexdigest(), signature, read.zeros)
+
+
+def require_size(name: str, size: int, most: int | None) -> None:
+    """Raise InputError, TOO_LARGE, if a file has more than `most` bytes."""
+    if most is not None and size > most:
+        raise InputError(
+            Code.TOO_LARGE,
+            f"{name}: has {size} bytes, limits.max_bytes allows {most}; make it smaller or raise the limit",
+        )
+
+
+class _Read:
+    """The pieces of a file as they pass; at most one more than belongs to its size, for it may never end."""
+
+    def __init__(self, source: BinaryIO, size: int) -> None:
+        self._source, self._size = source, size
+        self.digest, self.zeros, self.length = hashlib.sha256(), 0, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in life.pieces(self._source):
+            self.digest.update(piece)
+            kept = len(piece.rstrip(b"\0"))
+            self.zeros = len(piece) - kept if kept else self.zeros + len(piece)
+            self.length += len(piece)
+            if self.length > self._size:  # it grows, perhaps for ever
+                return
+            yield piece
 
 
 def _is_being_written(descriptor: int) -> bool:

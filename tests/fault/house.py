@@ -13,6 +13,7 @@ from benchmarks import passthrough
 from daemon import abreast, config, dispatch, service, worker
 from daemon.config import Settings
 from daemon.inbox import Hints
+from daemon.outbox import folders
 from daemon.service import Service
 from daemon.worker import Order, Outcome, Progress
 
@@ -85,7 +86,8 @@ class House:
         self.again()
 
     def again(self) -> None:
-        """Start, on whatever lies there."""
+        """Start, on whatever lies there; a new process knows of no folder that it is on the disk."""
+        folders._durable.clear()
         self.service = Service(self.settings, monotonic=lambda: self.clock, now=lambda: self.wall)
         self.service._ledger.load()
         self.service._dispatcher.resume(crashed=True)
@@ -100,6 +102,13 @@ class House:
             self.clock += seconds
             self.wall += seconds
             self.service._turn(self.hints)
+
+    def live(self, seconds: float = 1.0, times: int = 1) -> None:
+        """As `turn`, but faults are borne as the running daemon bears them."""
+        for _ in range(times):
+            self.clock += seconds
+            self.wall += seconds
+            self.service.go_on(self.hints)
 
     def files(self, folder: str) -> dict[str, bytes]:
         top = self.base / folder

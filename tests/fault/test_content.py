@@ -83,6 +83,19 @@ def test_fault_22_corrupt_bomb_eps_and_disguised_files_fail_with_a_reason(sandbo
     wait_for(lambda: sandbox.files("outbox") == {"good.jpg"}, because="the next picture to be served")
 
 
+def test_fault_22_a_file_of_terabytes_is_not_read(gated: Sandbox) -> None:
+    with gated.drop(b"", "huge.jpg").open("wb") as file:
+        os.truncate(file.fileno(), 10 << 40)
+    inode = (gated.inbox / "huge.jpg").stat().st_ino
+    original = picture()
+    gated.drop(original, "p.png")
+    assert gated.backfire("once", timeout=60).returncode == 3
+    assert gated.error("huge.jpg")["code"] == "too_large"
+    assert (gated.failed / "huge.jpg").stat().st_ino == inode
+    assert (gated.outbox / "p.png").read_bytes() == original
+    assert gated.files("inbox") == set()
+
+
 def test_fault_23_links_pipes_and_swaps_lead_nowhere(gated: Sandbox) -> None:
     secrets = gated.base / "secrets"
     secrets.mkdir()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from daemon import outbox, store
+from daemon.outbox import writing
 from tests.conftest import Sandbox, wait_for
 from tests.fault.books import assert_published, picture, reasons, states, wait_until_idle
 from tests.fault.house import House
@@ -188,7 +189,7 @@ def test_fault_25_an_outbox_without_write_access_is_waited_for(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "_create", refusing)
+        patch.setattr(writing, "_create", refusing)
         home.turn(times=30)
         assert home.states() == ["publishing"]
         assert f"give uid {os.geteuid()} write access" in home.reasons()

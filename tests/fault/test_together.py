@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from benchmarks.soak import png
 from daemon.abreast import abreast
+from daemon.outbox import writing
 from daemon.worker import Order
 from tests.fault.house import Call, House
 
@@ -61,14 +64,23 @@ def test_they_share_the_syncs_of_folders(
     }
 
 
-def test_one_that_cannot_be_placed_holds_up_no_other(house: Callable[..., House]) -> None:
+def test_one_that_cannot_be_placed_holds_up_no_other(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = house(watch={"settle_s": 2, "rescan_s": 1})
-    (home.base / "outbox" / "sub").write_text("a file where a folder is needed")
-    drop(home, "a.png", "sub/b.png", "c.png")
-    home.turn(1, 8)
+    create = writing._create
+
+    def refusing(path: bytes) -> Any:
+        if b"/outbox/sub/" in path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return create(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_create", refusing)
+        drop(home, "a.png", "sub/b.png", "c.png")
+        home.turn(1, 8)
     assert set(home.files("archive")) == {"a.png", "c.png"}
     assert set(home.files("inbox")) == {"sub/b.png"}
-    (home.base / "outbox" / "sub").unlink()
     home.turn(5, 3)
     assert set(home.files("outbox")) == {"a.png", "sub/b.png", "c.png"}
 

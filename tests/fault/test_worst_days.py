@@ -103,7 +103,7 @@ def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytes
     home = house(watch=SOON)
     take = inbox.take
 
-    def full(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+    def full(root: Path, path: bytes, copy: Path, *rest: Any, **more: Any) -> inbox.Taken:
         copy.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -228,7 +228,7 @@ def test_many_files_that_cannot_be_read_leave_the_loop_its_turn(
     home = house(watch=SOON)
     tried: list[bytes] = []
 
-    def slow(root: Path, path: bytes, copy: Path, *rest: Any) -> inbox.Taken:
+    def slow(root: Path, path: bytes, copy: Path, *rest: Any, **more: Any) -> inbox.Taken:
         tried.append(path)
         home.clock += 0.4
         raise OSError(errno.EIO, os.strerror(errno.EIO))

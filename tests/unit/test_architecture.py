@@ -14,9 +14,9 @@ from daemon.config import Settings  # noqa: F401  (the package must import)
 PACKAGE = Path(__file__).parents[2] / "daemon"
 
 FLOORS = [
-    {"", "errors", "domain", "paths", "abreast"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models"},
-    {"manifest", "premis", "hooks", "line", "systemd"},
+    {"", "errors", "domain", "paths", "abreast", "life"},
+    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models", "webhook"},
+    {"manifest", "premis", "hooks", "history", "line", "systemd"},
     {"cuts"},
     {"probes"},
     {"detectors", "editors", "methods"},
@@ -29,7 +29,7 @@ FLOORS = [
     {"spool"},
     {"ledger"},
     {"intake", "metrics"},
-    {"operations"},
+    {"operations", "originals", "twins"},
     {"publish"},
     {"dispatch", "premises"},
     {"service"},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +21,8 @@ from daemon import hooks, outbox
 from daemon.config import Settings, parse
 from daemon.domain import Job, JobState, Verdict
 from daemon.errors import PublishError
-from daemon.hooks import Courier, DeliveryFailed, masked, post
+from daemon.hooks import Courier
+from daemon.webhook import DeliveryFailed, masked, post
 from tests.conftest import wait_for
 
 JOB = Job(
@@ -191,6 +195,39 @@ def test_a_silent_webhook_costs_a_timeout(receiver: Receiver) -> None:
     with pytest.raises(DeliveryFailed, match="no connection") as caught:
         post(f"http://127.0.0.1:{taken}/?token=s3cret", b"{}", "id", 0.2)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "first", "drop"),
+    [
+        ("http", b"HTTP/1.1 2", b"0"),
+        ("http", b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        ("https", b"\x16\x03\x03\x40\0", b"\0"),
+    ],
+    ids=["status", "headers", "TLS handshake"],
+)
+def test_a_receiver_that_answers_drop_by_drop_is_not_waited_for(
+    scheme: str, first: bytes, drop: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):  # until it is hung up on
+                connection.sendall(first)
+                while True:
+                    connection.sendall(drop)
+                    time.sleep(0.05)  # each comes before a timeout of one read
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        began = time.monotonic()
+        with pytest.raises(DeliveryFailed, match=r"no answer within 0\.5 s"):
+            post(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/", b"{}", "1", 0.5)
+        assert time.monotonic() - began < 10
+        dripping.join(20)
+        assert not dripping.is_alive(), "it was hung up on"
+    wait_for(lambda: "webhook" not in [thread.name for thread in threading.enumerate()], seconds=20)
 
 
 def test_a_full_disk_loses_the_message_and_not_the_job(

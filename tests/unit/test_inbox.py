@@ -52,6 +52,8 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
         (b"a/b/p.q.tif", b"a/b/masks/p.q.png"),
         (b"p.JPG", b"P.Mask.PNG"),
         (b"p.jpg", b"Masks/p.png"),
+        ("é.jpg".encode(), "e\u0301.mask.png".encode()),
+        ("E\u0301.jpg".encode(), "masks/é.png".encode()),
     ],
 )
 def test_masks_are_paired_by_name(picture: bytes, mask: bytes) -> None:
@@ -61,6 +63,20 @@ def test_masks_are_paired_by_name(picture: bytes, mask: bytes) -> None:
     assert scan.masks_of(picture) == [mask]
     assert scan.pictures == [picture]
     assert scan.orphans() == {b"other.mask.png"}
+
+
+def test_of_two_names_that_differ_in_spelling_each_has_its_own_mask() -> None:
+    stems = ("é".encode(), "e\u0301".encode(), b"a", b"A")
+    scan = Scan({stem + end: signature() for stem in stems for end in (b".png", b".mask.png")})
+    for stem in stems:
+        assert scan.masks_of(stem + b".png") == [stem + b".mask.png"]
+
+
+def test_ignored_names_are_known_in_either_spelling_of_unicode(tmp_path: Path) -> None:
+    for name in ("é.neu", "e\u0301.neu", "e.neu"):
+        (tmp_path / name).write_bytes(b"1")
+    for pattern in ("é.*", "e\u0301.*"):
+        assert set(inbox.scan(tmp_path, [pattern]).files) == {b"e.neu"}
 
 
 @pytest.mark.parametrize("mask", [b"p.mask.png", b"b/p.mask.png", b"a/pq.mask.png", b"masks/p.png"])

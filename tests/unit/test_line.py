@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import unicodedata
+from pathlib import Path
+
+from daemon import config
 from daemon.domain import Job, JobState
 from daemon.line import Line, priority
 
@@ -19,6 +23,23 @@ def test_the_innermost_folder_with_a_priority_counts() -> None:
     assert priority(b"p.png", priorities) == 5
     assert priority(b"other/p.png", priorities) == 5
     assert priority(b"other/p.png", {}) == 0
+
+
+def test_a_folder_is_known_in_either_spelling_of_unicode(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    for ours in (nfc, nfd):
+        settings = config.parse(
+            {
+                "folders": {"inbox": "i"},
+                "watch": {"priorities": {ours: 7}},
+                "rules": [{"match": ours + "/*"}],
+            },
+            base=tmp_path,
+        )
+        for theirs in (nfc, nfd):
+            assert priority(f"{theirs}/p.png".encode(), settings.watch.priorities) == 7
+            assert settings.rule_of(f"{theirs}/p.png".encode()) == 0
+    assert settings.rule_of(b"Zo\xeb/p.png") is None, "Latin-1 is another name"
 
 
 def test_oldest_and_smallest_take_turns_and_nobody_is_served_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -48,6 +49,19 @@ def test_sha256sum_accepts_every_name(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(b": OK") == len(NAMES)
     assert manifest.read(tmp_path) == manifest.Listing(tuple(entries), ())
+
+
+def test_a_lock_that_somebody_keeps_does_not_hold_up_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "LOCK_S", 0.05)
+    entries = filled(tmp_path, [b"p.png"])
+    with (tmp_path / ".manifest-2026-11-24.sha256").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PublishError, match=r"another process holds its lock.*fuser"):
+            manifest.append(tmp_path, entries, at=DAY)
+    manifest.append(tmp_path, entries, at=DAY)
+    assert manifest.read(tmp_path).entries == tuple(entries)
 
 
 def test_lines_are_those_of_sha256sum(tmp_path: Path) -> None:

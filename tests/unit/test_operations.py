@@ -191,3 +191,17 @@ def test_listeners_hear_of_a_step_before_it_is_recorded(ledger: Ledger) -> None:
     ledger.listeners.append(lambda job, _: seen.append((job.state, ledger.store.history(job.id)[-1].state)))
     ledger.rest(ledger.remember(job), JobState.SKIPPED)
     assert seen == [(JobState.SKIPPED, JobState.SETTLING)]
+
+
+def test_an_address_that_changed_in_the_configuration_is_told_to_need_a_restart(
+    operations: Operations, settings: Settings, tmp_path: Path
+) -> None:
+    other = parse({"folders": {"inbox": "inbox"}, "serve": {"metrics": "127.0.0.1:9"}}, base=tmp_path)
+    with capture_logs() as lines:
+        operations.configure(settings)
+        assert lines == []
+        for _ in range(2):
+            operations.configure(other)
+    assert [(line["event"], line["kept"], line["wanted"]) for line in lines] == [
+        ("restart needed", "127.0.0.1:0", "127.0.0.1:9")
+    ] * 2

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from daemon import outbox, paths
+from daemon import life, outbox, paths
 from daemon.errors import PublishError
+from daemon.inbox import Signature
 
 KEY = "0123456789abcdef" * 4
 
@@ -39,8 +40,108 @@ def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png", "again is harmless"
     assert (tmp_path / "p.png").read_bytes() == b"old"
-    with pytest.raises(PublishError, match="both names are taken"):
+    for _ in range(2):
+        third = b"p." + sha(b"third")[:8].encode() + b".png"
+        assert outbox.place(b"third", tmp_path, b"p.png", key=KEY) == third, "worked on another device, say"
+    assert outbox.find(tmp_path, b"p.png", key=KEY, sha256=sha(b"third")) == third
+    (tmp_path / os.fsdecode(third)).write_bytes(b"somebody's")
+    with pytest.raises(PublishError, match="its names are taken"):
         outbox.place(b"third", tmp_path, b"p.png", key=KEY)
+
+
+def test_a_file_where_a_folder_is_needed_is_gone_around(tmp_path: Path) -> None:
+    outbox.place(b"file", tmp_path, b"a.png", key=KEY)
+    for _ in range(2):
+        assert outbox.place(b"data", tmp_path, b"a.png/x/b.png", key=KEY) == b"a.png.d/x/b.png"
+    (tmp_path / "source").write_bytes(b"data")
+    put = outbox.put(tmp_path / "source", tmp_path, b"a.png/x/b.png", sha256=sha(b"data"), key=KEY)
+    assert put == b"a.png.d/x/b.png" == outbox.find(tmp_path, b"a.png/x/b.png", key=KEY, sha256=sha(b"data"))
+    outbox.replace(b"{}", tmp_path, b"a.png/r.json")
+    assert (tmp_path / "a.png.d" / "r.json").read_bytes() == b"{}"
+    assert (tmp_path / "a.png").read_bytes() == b"file"
+    assert outbox.place(b"over", tmp_path, b"a.png.d", key=KEY) == b"a.png.01234567.d", (
+        "a folder has that name"
+    )
+
+
+def test_a_folder_that_a_crash_left_is_made_durable_before_anything_is_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / "a" / "b").mkdir(parents=True)  # and the process died before it synced the names
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    outbox.place(b"data", tmp_path / "out", b"a/b/p.png", key=KEY)
+    top = str(tmp_path / "out")
+    assert synced[:2] == [top, f"{top}/a"]
+    assert synced[-1] == f"{top}/a/b"
+    synced.clear()
+    outbox.place(b"more", tmp_path / "out", b"a/b/q.png", key=KEY)
+    assert {top, f"{top}/a"}.isdisjoint(synced), "known by now"
+
+
+def test_a_file_is_moved_unread(tmp_path: Path) -> None:
+    for name in ("in", "failed"):
+        (tmp_path / name).mkdir()
+    root, failed, source = tmp_path / "in", tmp_path / "failed", tmp_path / "in" / "p.png"
+
+    def drop() -> os.stat_result:
+        with source.open("wb") as file:
+            os.truncate(file.fileno(), 1 << 42)
+        source.chmod(0)
+        return source.stat()
+
+    def shift(seen: os.stat_result) -> bool:
+        same = Signature.of(seen).same
+        assert outbox.vacant(failed, b"p.png", key=KEY, same=same) == expected
+        return outbox.shift(root, b"p.png", failed, b"p.png", key=KEY, same=same)
+
+    for name in ("p.png", "p.01234567.png"):
+        expected = name.encode()
+        assert shift(seen := drop())
+        assert shift(seen), "again is harmless"
+        assert (failed / name).stat().st_ino == seen.st_ino
+        assert list(root.iterdir()) == []
+    drop()
+    with pytest.raises(PublishError, match="its names are taken"):
+        outbox.shift(root, b"p.png", failed, b"p.png", key=KEY, same=lambda _: True)
+    other = Signature.of(source.stat())._replace(size=1)
+    assert not outbox.shift(root, b"p.png", failed, b"q.png", key=KEY, same=other.same)
+    assert source.exists()
+    assert not (failed / "q.png").exists()
+
+
+def test_a_crash_in_the_midst_of_a_move_unread_leaves_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    for call in ("link", "rename", "unlink"):
+        root, failed = tmp_path / call, tmp_path / f"{call}-failed"
+        root.mkdir()
+        failed.mkdir()
+        (root / "p.png").write_bytes(b"data")
+        same = Signature.of((root / "p.png").stat()).same
+        real = getattr(os, call)
+
+        def dying(*given: Any, do: Any = real, **more: Any) -> None:
+            do(*given, **more)
+            raise Crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, dying)
+            with pytest.raises(Crash):
+                outbox.shift(root, b"p.png", failed, b"p.png", key=KEY, same=same)
+        assert outbox.vacant(failed, b"p.png", key=KEY, same=same) == b"p.png"
+        assert outbox.shift(root, b"p.png", failed, b"p.png", key=KEY, same=same)
+        assert [path.name for path in failed.iterdir()] == ["p.png"]
+        assert list(root.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", [b"../p", b"/p", b"a/../../p", b"a//p", b"./p"])
@@ -168,7 +269,7 @@ def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
-    hashed = hashlib.file_digest
+    hashed = life.digest
 
     def meanwhile(*arguments: Any) -> Any:
         digest = hashed(*arguments)
@@ -176,7 +277,7 @@ def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
         os.rename(tmp_path / "new", tmp_path / "p.png")
         return digest
 
-    monkeypatch.setattr(hashlib, "file_digest", meanwhile)
+    monkeypatch.setattr(life, "digest", meanwhile)
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
 

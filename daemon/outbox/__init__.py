@@ -1,0 +1,31 @@
+"""Putting files in place: outbox, archive, failed, reports. Atomic, durable, never over another file.
+
+A file is written under a hidden name in its destination's own folder, synced, read back, and
+given its final name, which fails if that is taken. The same content under that name is
+adopted instead (a restart re-does a step without harm); other content gets the job's key in the name, then
+its own digest.
+
+A name is durable once its folder is synced. Steps for several jobs hand in a set, `unsynced`, which takes
+up the folders instead, and `sync` it before anything relies on the names: one sync serves all of them.
+"""
+
+from daemon.outbox.folders import sync
+from daemon.outbox.leaving import discard, move, remove, shift, vacant
+from daemon.outbox.names import NAME_MAX, around, beside, keyed, names
+from daemon.outbox.writing import (
+    confirm,
+    destined,
+    file_sha256,
+    find,
+    holds,
+    place,
+    put,
+    replace,
+    sha256,
+)
+
+__all__ = [
+    "NAME_MAX", "around", "beside", "confirm", "destined", "discard", "file_sha256", "find", "holds",
+    "keyed", "move", "names", "place", "put", "remove", "replace", "sha256", "shift", "sync",
+    "vacant",
+]  # fmt: skip

@@ -1,0 +1,102 @@
+"""The folders in which names are given: made where missing, and made durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from daemon import life
+from daemon.domain import shown
+from daemon.errors import PublishError
+
+KNOWN_MOST = 10_000
+_durable: dict[bytes, tuple[int, int]] = {}
+"""Folders whose names this process knows to be on the disk, by device and inode; at most `KNOWN_MOST`."""
+
+
+def sync(unsynced: set[bytes]) -> None:
+    """Make the names durable that were given in these folders, and empty the set.
+
+    Raises:
+        PublishError: a folder cannot be synced.
+    """
+    while unsynced:
+        folder = unsynced.pop()
+        with explained(Path(os.fsdecode(folder)), b"."):
+            sync_folder(folder)
+
+
+@contextmanager
+def explained(folder: Path, path: bytes) -> Iterator[None]:
+    """What the system refuses within, as a PublishError with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space; it is tried again"
+        elif error.errno == errno.ENAMETOOLONG:
+            remedy = "shorten the name"
+        elif error.errno == errno.EXDEV:
+            remedy = "it lies on another file system and is too much to copy; move it away yourself"
+        else:
+            remedy = f"give uid {os.geteuid()} write access"
+        message = f"{shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"
+        raise PublishError(message) from error
+
+
+def prepared(folder: Path, path: bytes) -> bytes:
+    """The absolute path of a name that is about to be given, its folders made; `around` gave `path`."""
+    top = os.fsencode(folder)
+    target = os.path.join(top, path)
+    _make_folder(os.path.dirname(target), top)
+    return target
+
+
+def _make_folder(path: bytes, top: bytes) -> None:
+    """Make a folder, and those above it; a folder below `top` is a name too, which a power cut must not take.
+
+    One that is there already may have been made just before a crash, or this moment by another thread: its
+    name is durable once we have synced the folder above it.
+    """
+    found = _identity(path)
+    if found is not None and (_durable.get(path) == found or not path.startswith(top + b"/")):
+        return
+    above = os.path.dirname(path)
+    _make_folder(above, top)
+    with suppress(FileExistsError):
+        os.mkdir(path, mode=0o750)
+    sync_folder(above)
+    if (found := _identity(path)) is not None:
+        if len(_durable) >= KNOWN_MOST:
+            _durable.clear()
+        _durable[path] = found
+
+
+def _identity(path: bytes) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def named(target: bytes, unsynced: set[bytes] | None) -> None:
+    """Make a new name durable, or note its folder in `unsynced`."""
+    folder = os.path.dirname(target)
+    if unsynced is None:
+        sync_folder(folder)
+    else:
+        unsynced.add(folder)
+
+
+def sync_folder(path: bytes) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    life.sign()

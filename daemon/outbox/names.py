@@ -1,0 +1,72 @@
+"""How what is put in place is called. Paths are bytes relative to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from daemon import paths
+from daemon.domain import shown
+from daemon.errors import PublishError
+
+NAME_MAX = 255
+"""Bytes of a file name on every common file system."""
+
+
+def names(folder: Path, path: bytes, *, key: str, sha256: str = "") -> list[bytes]:
+    """The paths that content may get in `folder`, in their order: a step that is done again finds it by them.
+
+    The second bears the job's key, the third the content's digest: a job whose results differ, for it was
+    worked on another device, may have left two there.
+    """
+    path = around(folder, path)
+    return [path, *(keyed(path, tag) for tag in (key, sha256) if tag)]
+
+
+def around(folder: Path, path: bytes) -> bytes:
+    """The path past files that bear its folders' names: beside a file `a`, `a/b.png` is `a.d/b.png`.
+
+    Raises:
+        PublishError: it is not a plain relative path.
+    """
+    try:
+        *parents, name = paths.parts(path)
+    except OSError:
+        message = f"{shown(path)}: is not a plain relative path; it would leave {folder}"
+        raise PublishError(message) from None
+    place = os.fsencode(folder)
+    if os.path.isdir(os.path.join(place, *parents)):
+        return path
+    free: list[bytes] = []
+    for part in parents:
+        while os.path.lexists(os.path.join(place, part)) and not os.path.isdir(os.path.join(place, part)):
+            part = _fitted(part, b".d")
+        free.append(part)
+        place = os.path.join(place, part)
+    return os.path.join(*free, name)
+
+
+def keyed(path: bytes, key: str) -> bytes:
+    """The path with the first eight digits of a key before the extension: `a.1f2e3d4c.jpg`."""
+    stem, extension = os.path.splitext(path)
+    return _fitted(stem, b"." + key[:8].encode() + extension)
+
+
+def beside(path: bytes, suffix: bytes, key: str) -> bytes:
+    """The path with a suffix; a name too long for it is shortened and gets the key."""
+    if len(os.path.basename(path)) + len(suffix) <= NAME_MAX:
+        return path + suffix
+    return _fitted(path, b"." + key[:8].encode() + suffix)
+
+
+def _fitted(stem: bytes, ending: bytes) -> bytes:
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name[: NAME_MAX - len(ending)] + ending)
+
+
+def hidden(target: bytes, key: str) -> bytes:
+    """The name beside a file's final one under which a job writes it, or sets it aside to look at it."""
+    # Not derived from the name: a 255-byte name has no room for a suffix.
+    tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
+    return os.path.join(os.path.dirname(target), f".backfire-{key[:16]}-{tag}.part".encode())

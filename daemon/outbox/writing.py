@@ -1,0 +1,180 @@
+"""Files written, put in place and read back."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from daemon import life, paths
+from daemon.domain import shown
+from daemon.errors import PublishError
+from daemon.outbox.folders import explained, named, prepared
+from daemon.outbox.names import around, hidden, names
+
+
+def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[bytes] | None = None) -> bytes:
+    """Write new content as `folder`/`path`; returns the relative path it got.
+
+    Raises:
+        PublishError: no space, no permission, or read back wrong.
+    """
+    with explained(folder, path):
+        path = around(folder, path)
+        target = prepared(folder, path)
+        temporary = hidden(target, key)
+        begun = os.path.lexists(temporary)
+        try:
+            with _create(temporary) as file:
+                life.write(file, [data])
+            return _settle(folder, temporary, path, sha256(data), key, begun=begun, unsynced=unsynced)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def put(
+    source: Path, folder: Path, path: bytes, *, sha256: str, key: str, unsynced: set[bytes] | None = None
+) -> bytes:
+    """Give a private file a second name `folder`/`path`, a copy across file systems; returns the path it got.
+
+    `source` must have no other writer: on one file system both names share the content.
+
+    Raises:
+        PublishError: no space, no permission, or the content is not `sha256`.
+    """
+    with explained(folder, path):
+        path = around(folder, path)
+        target = prepared(folder, path)
+        temporary = hidden(target, key)
+        begun = os.path.lexists(temporary)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            try:
+                os.link(source, temporary, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, *paths.NO_LINKS):
+                    raise
+                with open(source, "rb") as reader, _create(temporary) as writer:
+                    life.write(writer, life.pieces(reader))
+                shutil.copystat(source, temporary)
+            return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | None = None) -> None:
+    """Write `folder`/`path` atomically over what may be there: reports, which have one owner.
+
+    Raises:
+        PublishError: no space or no permission.
+    """
+    with explained(folder, path):
+        target = prepared(folder, around(folder, path))
+        temporary = hidden(target, "report")
+        try:
+            with _create(temporary) as file:
+                life.write(file, [data])
+            os.replace(temporary, target)
+            named(target, unsynced)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def holds(folder: Path, path: bytes, sha256: str, *, size: int | None = None) -> bool:
+    """Whether `folder`/`path` is a file of that content; one of another size, in bytes, is not read."""
+    file = os.path.join(os.fsencode(folder), path)
+    try:
+        return size in (None, os.stat(file).st_size) and file_sha256(file) == sha256
+    except OSError:
+        return False
+
+
+def confirm(folder: Path, path: bytes, sha256: str) -> None:
+    """Read `folder`/`path` back from the disk, under its final name, before its source may go.
+
+    Raises:
+        PublishError: it cannot be read, or its content is not `sha256`.
+    """
+    with explained(folder, path):
+        found = file_sha256(os.path.join(os.fsencode(folder), path), from_disk=True)
+    if found != sha256:
+        raise PublishError(
+            f"{shown(path)}: reads back from {folder} as {found[:12]}…, expected {sha256[:12]}…; "
+            "the original stays where it is; check the disk, then move the damaged copy away"
+        )
+
+
+def sha256(data: bytes) -> str:
+    """Lower-case hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: bytes | Path, *, from_disk: bool = False) -> str:
+    """Lower-case hex SHA-256 of a file's content.
+
+    Args:
+        path: the file; links are followed.
+        from_disk: read what the disk holds rather than what memory still remembers of it.
+    """
+    with open(path, "rb") as file:
+        if from_disk:
+            # Only synced pages are dropped, so a file that was just written needs its fsync before.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return life.digest(file)
+
+
+def find(folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None) -> bytes | None:
+    """Under which of its names `folder` holds the content; None if under none."""
+    candidates = names(folder, path, key=key, sha256=sha256)
+    return next((path for path in candidates if holds(folder, path, sha256, size=size)), None)
+
+
+def destined(folder: Path, path: bytes, *, sha256: str, key: str, size: int | None = None) -> bytes:
+    """The path that content would get in `folder` now: what `place` and `put` do, without doing it."""
+
+    def is_free(path: bytes) -> bool:
+        taken = os.path.lexists(os.path.join(os.fsencode(folder), path))
+        return not taken or holds(folder, path, sha256, size=size)
+
+    *others, last = names(folder, path, key=key, sha256=sha256)
+    return next((path for path in others if is_free(path)), last)
+
+
+def _settle(
+    folder: Path,
+    temporary: bytes,
+    path: bytes,
+    sha256: str,
+    key: str,
+    *,
+    begun: bool,
+    unsynced: set[bytes] | None,
+) -> bytes:
+    """Verify the temporary file, then give it its final name without replacing anything."""
+    if file_sha256(temporary) != sha256:
+        raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
+    for candidate in names(folder, path, key=key, sha256=sha256):
+        target = prepared(folder, candidate)
+        try:
+            paths.give_name(temporary, target, resume=begun)
+        except FileExistsError:
+            if not holds(folder, candidate, sha256, size=os.stat(temporary).st_size):
+                continue
+        named(target, unsynced)
+        return candidate
+    message = f"{shown(path)}: its names are taken by other content in {folder}; move those files away"
+    raise PublishError(message)
+
+
+def _create(path: bytes) -> BinaryIO:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # left by a crash; the name is ours alone
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640), "wb")

@@ -1,0 +1,45 @@
+"""Who is at work in a folder, seen from outside."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon import premises
+from daemon.cli.jobs import _is_alive
+from daemon.config import parse
+from daemon.errors import ConfigError
+
+
+def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    settings.folders.state.mkdir()
+    heard = ({"pid": 1}, time.time())
+    assert _is_alive(settings, heard), "no lock to ask: it was heard of just now"
+    lock = premises.lock(settings.folders.state / "lock")
+    assert lock is not None
+    long_ago = ({"pid": 1}, time.time() - 3600)
+    assert _is_alive(settings, long_ago), "a long copy keeps it from saying so"
+    os.close(lock)
+    assert not _is_alive(settings, heard), "as after SIGKILL"
+
+
+def test_to_look_whether_it_runs_keeps_no_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(premises, "GLANCE_S", 30)
+    held = premises.lock(tmp_path / "lock")
+    assert held is not None
+    letting_go = threading.Timer(0.1, os.close, [held])
+    letting_go.start()
+    lock = premises.lock(tmp_path / "lock")
+    letting_go.join()
+    assert lock is not None
+    monkeypatch.setattr(premises, "GLANCE_S", 0)
+    with pytest.raises(ConfigError, match="another backfire daemon"):
+        premises.lock(tmp_path / "lock")
+    os.close(lock)
