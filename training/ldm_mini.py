@@ -59,7 +59,8 @@ def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]
 
     The encoder is exactly the old one, scaled. In the decoder only its soft clamp acts elsewhere.
     """
-    encoder, decoder = (copy.deepcopy(part) for part in (base.encoder, base.decoder))
+    encoder: Any = copy.deepcopy(base.encoder)
+    decoder: Any = copy.deepcopy(base.decoder)
     last, first = encoder.layers[-1], decoder.layers[0]
     scale = ldm.SPREAD / std
     last.weight.mul_(scale[:, None, None, None])

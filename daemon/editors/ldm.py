@@ -34,7 +34,7 @@ def unet() -> Any:
     """The denoising network, a `UNet2DConditionModel`: N,33,h,w and a timestep -> velocity N,16,h,w."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    return UNet2DConditionModel(  # type: ignore[no-untyped-call]
         in_channels=2 * LATENT_CHANNELS + 1,
         out_channels=LATENT_CHANNELS,
         block_out_channels=WIDTHS,
@@ -51,7 +51,7 @@ def autoencoder() -> Any:
     """An `AutoencoderTiny` of latent-mini's shape."""
     from diffusers import AutoencoderTiny
 
-    return AutoencoderTiny(
+    return AutoencoderTiny(  # type: ignore[no-untyped-call]
         latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(CODEC_WIDTH,) * 4,
         decoder_block_out_channels=(CODEC_WIDTH,) * 4,
@@ -65,7 +65,7 @@ def schedule() -> Any:
     """1,000 noise levels from the picture to pure noise, walked in equal steps from the last one."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(
+    return DDIMScheduler(  # type: ignore[no-untyped-call]
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 from contextlib import suppress
@@ -17,8 +18,22 @@ from daemon.outbox.folders import explained, named, prepared
 from daemon.outbox.names import around, hidden, names
 
 
-def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[bytes] | None = None) -> bytes:
+def place(
+    content: bytes | Path,
+    folder: Path,
+    path: bytes,
+    *,
+    key: str,
+    sha256: str | None = None,
+    unsynced: set[bytes] | None = None,
+) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
+
+    The file is a new one of the folder, with the group and rights that come with it, and never a link.
+
+    Args:
+        content: bytes, or a private file of ours that holds them.
+        sha256: their SHA-256, where it is known.
 
     Raises:
         PublishError: no space, no permission, or read back wrong.
@@ -30,8 +45,11 @@ def place(data: bytes, folder: Path, path: bytes, *, key: str, unsynced: set[byt
         begun = os.path.lexists(temporary)
         try:
             with _create(temporary) as file:
-                life.write(file, [data])
-            return _settle(folder, temporary, path, sha256(data), key, begun=begun, unsynced=unsynced)
+                with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+                    expected = sha256 or life.digest(source)
+                    source.seek(0)
+                    life.write(file, life.pieces(source))
+            return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

@@ -107,7 +107,7 @@ DOORS = {
     "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},
     "tifffile": {"images/tiff.py"},
     "pillow_heif": {"images/heif.py"},
-    "diffusers": {"editors/diffusion.py", "editors/encoders.py"},
+    "diffusers": {"editors/diffusion.py", "editors/encoders.py", "editors/ldm.py"},
     "prometheus_client": {"metrics.py"},
     "bagit": {"bag.py"},
 }

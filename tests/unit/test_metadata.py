@@ -16,7 +16,8 @@ from daemon.detectors import Source
 from daemon.detectors.metadata import MetadataDetector
 from daemon.domain import Box, Region, Rgb
 from daemon.errors import Code, InputError
-from daemon.images import decode, readers
+from daemon.images import decode
+from daemon.images.heif import heif_ready
 from daemon.images.intake import stored
 from tests.regions import area, mwg, xmp
 
@@ -229,7 +230,7 @@ def test_regions_may_lie_in_extended_xmp() -> None:
         in_file(with_segments(main, *whole[1:]))
 
 
-@pytest.mark.skipif(not readers.heif_ready(), reason="pillow-heif is not installed")
+@pytest.mark.skipif(not heif_ready(), reason="pillow-heif is not installed")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_regions_of_a_turned_heic_are_turned_with_it(orientation: int) -> None:
     """Those drawn on the pixels as stored, as phones write them; judged by pillow-heif's own turns."""
