@@ -44,11 +44,11 @@ def place(
         temporary = hidden(target, key)
         begun = os.path.lexists(temporary)
         try:
-            with _create(temporary) as file:
-                with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
-                    expected = sha256 or life.digest(source)
-                    source.seek(0)
-                    life.write(file, life.pieces(source))
+            source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+            with source, _create(temporary) as file:
+                expected = sha256 or life.digest(source)
+                source.seek(0)
+                life.write(file, life.pieces(source))
             return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
         finally:
             with suppress(FileNotFoundError):

@@ -6,8 +6,8 @@ cut takes with it the names, those of folders too, whose folders had not been sy
 
 Promises broken by hand, and who saw it. This test: a result recorded before it is published, or published
 before its receipt; an original removed before its copy stands. Others: the same content not adopted, a name
-written over, a folder that a crash left unsynced (`test_outbox`); a lease not fenced (`test_worker`); a
-change while copying not noticed, an attempt not counted before the work (`test_one_only`, fault 04).
+written over, a folder that a crash left unsynced (`test_outbox`); a lease not fenced (`test_worker`); change
+while copying not noticed, an attempt not counted before the work (`test_one_only`, fault 04).
 """
 
 from __future__ import annotations
