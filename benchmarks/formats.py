@@ -150,7 +150,7 @@ def _timed(what: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _peak() -> float:
-    """MB this process has held at most; what `getrusage` says begins at its parent's, which wrote the file."""
+    """MB this process has held at most; what `getrusage` says begins at its parent's, the file's writer."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1.024e-3
 
