@@ -192,7 +192,10 @@ def _source(name: str, pixels: NDArray[np.uint8]) -> bytes:
         options = {"format": "JPEG", "quality": 92}
     if name == "jpeg with a profile":
         options["icc_profile"] = _other_profile()
-    image.save(buffer, **{**options, **QUICK.get(name, {})})
+    options |= QUICK.get(name, {})
+    if name == "heic":
+        options["enc_params"] = {**options["enc_params"], "x265:slices": str(heif.slices_of(pixels.size))}
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 

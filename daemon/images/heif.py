@@ -8,8 +8,9 @@ import numpy as np
 
 from daemon.images.colour import Samples
 
-SLICE = 8_000_000
-"""Bytes of samples that are coded together: libde265 read pieces of 15 MB, not of 20, and noise grows."""
+SLICE, MOST_SLICES = 8_000_000, 10
+"""Bytes of samples that are coded together: libde265 read pieces of 15 MB, not of 20, and noise grows. From
+some 15 slices on x265 4.3 wrote beyond its own memory; 12 were tried with malloc's checks on."""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -31,6 +32,11 @@ def values(data: bytes) -> Samples:
     return np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False))
 
 
+def slices_of(size: int) -> int:
+    """In how many pieces so many bytes of samples are coded."""
+    return min(-(-size // SLICE), MOST_SLICES)
+
+
 def written(
     bands: Samples,
     depth: int,
@@ -50,8 +56,7 @@ def written(
     """
     from pillow_heif import encode
 
-    samples = bands.size * (2 if depth > 8 else 1)
-    slices = -(-samples // SLICE)
+    slices = slices_of(bands.size * (2 if depth > 8 else 1))
     told = {"icc_profile": icc, "exif": exif, "xmp": xmp}
     file = io.BytesIO()
     encode(

@@ -794,3 +794,7 @@ def test_a_large_heic_can_be_read_again() -> None:
     data = heif.written(pixels, 8, cicp=(1, 13), icc=None, exif=None, xmp=None)
     assert len(data) > 20_000_000
     np.testing.assert_array_equal(heif.values(data), pixels)
+
+
+def test_a_huge_heic_is_not_cut_into_more_slices_than_its_encoder_holds() -> None:
+    assert [heif.slices_of(size) for size in (1, 8_000_001, 36_000_000, 10**9)] == [1, 2, 5, 10]
