@@ -132,7 +132,7 @@ def verify(
         before = to_tensor(original[crop.box.slices], crop.size, device)
         after = to_tensor(published[crop.box.slices], crop.size, device)
         signs = rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape))
-        control = (before + (after - before).abs() * torch.from_numpy(signs).to(device)).clamp(0, 1)
+        control = _noisy(before, (after - before).abs() * torch.from_numpy(signs).to(device))
         masks = crop.masks()
         protected = crop.protected()
         for index, mask in enumerate(masks):
@@ -158,6 +158,13 @@ def verify(
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
+
+
+def _noisy(image: Tensor, noise: Tensor) -> Tensor:
+    """The image in [0,1] under the noise, its sign turned where it would leave the range: cut off, noise
+    in blacks and whites would be weaker than the change that it is to match."""
+    moved = image + noise
+    return torch.where((moved < 0) | (moved > 1), image - noise, moved).clamp(0, 1)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:

@@ -102,3 +102,12 @@ def test_masked_ssim_looks_under_the_mask_only() -> None:
     right[:, 48:] = True
     assert masked_ssim(a, b, right) == pytest.approx(1.0)
     assert masked_ssim(a, b, ~right) < 0.7
+
+
+def test_the_noise_control_is_as_large_as_the_change_in_blacks_and_whites() -> None:
+    image = torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0]).expand(1, 3, 1, 5)
+    noise = torch.full((1, 3, 1, 5), 0.02) * torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0])
+    control = verify._noisy(image, noise)
+    assert torch.allclose((control - image).abs(), torch.full_like(image, 0.02))
+    assert control.min() >= 0
+    assert control.max() <= 1
