@@ -243,7 +243,8 @@ def judge(
     """The verdict and its reasons, worst first.
 
     `failed`: the budget is exceeded, a number is not finite, or some region's trigger edit
-    through a surrogate breaks by less than an eighth of what is asked or no more than noise breaks it.
+    through a surrogate is missing, breaks by less than an eighth of what is asked or no more than noise
+    breaks it.
     `weak`: some threshold is missed. `protected`: all are met, held-out editors included.
     """
     failed: list[str] = []
@@ -257,15 +258,22 @@ def judge(
             failed.append(f"{name} gave no finite picture")
         else:
             weak += [f"{name} {miss}" for miss in _misses(edit, settings)]
-            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
+            if _decides(edit):
                 failed += _ineffective(edit, name, *_asked(edit, settings), settings)
     for region in sorted({edit.region for edit in edits}):
+        if not any(edit.region == region and _decides(edit) for edit in edits):
+            failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
             weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
     if not edits:
         failed.append("no edit was replayed")
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
+
+
+def _decides(edit: EditResult) -> bool:
+    """Whether a region that this edit does not break counts as not protected at all."""
+    return edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out
 
 
 def _misses(edit: EditResult, settings: Verify) -> list[str]:

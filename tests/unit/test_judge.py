@@ -49,6 +49,17 @@ def test_a_far_edit_that_could_not_be_measured_is_said() -> None:
     assert "not measured" in reasons[0]
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_region_without_a_trigger_edit_is_failed(held_out: bool) -> None:
+    """Benign edits that keep everything, or an editor that only judges, protect nothing."""
+    rows = [*edits(), dataclasses.replace(edits()[-1], region=1)]
+    if held_out:
+        rows.append(dataclasses.replace(edits()[0], region=1, held_out=True))
+    outcome, reasons = judge(rows, 6, BUDGET, Verify())
+    assert outcome == Verdict.FAILED
+    assert reasons == ["region 1: no trigger edit by a surrogate was replayed"]
+
+
 def test_a_picture_smaller_than_the_window_has_an_ssim() -> None:
     a = np.zeros((5, 7, 3), dtype=np.float32)
     assert masked_ssim(a, a, np.ones((5, 7), dtype=np.bool_)) == pytest.approx(1.0)
