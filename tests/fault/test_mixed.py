@@ -213,7 +213,7 @@ def test_a_result_that_cannot_be_published_holds_up_neither_twins_nor_strangers(
     home.turn(5, 3)
     drop(home, "twin.png", content="the same")
     drop(home, "stranger.png")
-    home.turn(5, 60)
+    home.turn(5, 40)
     assert set(home.files("archive")) == {"twin.png", "stranger.png"}
 
 
