@@ -175,6 +175,12 @@ class Onnx(_Section):
     score_min: Share = 0.4
 
 
+class TorchScript(Onnx):
+    """The detector `torchscript`: the same in a file that is code, so that it takes trust and a digest."""
+
+    trust: bool = False
+
+
 class Regions(_Section):
     """What is protected, and what happens when nothing is found or a detector fails."""
 
@@ -191,6 +197,7 @@ class Regions(_Section):
     logos: Logos = Logos()
     command: Command = Command()
     onnx: Onnx = Onnx()
+    torchscript: TorchScript = TorchScript()
 
 
 STRENGTHS: dict[str, dict[str, Any]] = {

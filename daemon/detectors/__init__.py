@@ -120,6 +120,12 @@ def _onnx(settings: Regions) -> Detector:
     return OnnxDetector(settings.onnx)
 
 
+def _torchscript(settings: Regions) -> Detector:
+    from daemon.detectors.torchscript import TorchScriptDetector
+
+    return TorchScriptDetector(settings.torchscript)
+
+
 _LOADERS: dict[str, Callable[[Regions], Detector]] = {
     "sidecar": _sidecar,
     "metadata": _metadata,
@@ -131,6 +137,7 @@ _LOADERS: dict[str, Callable[[Regions], Detector]] = {
     "whole": _whole,
     "command": _command,
     "onnx": _onnx,
+    "torchscript": _torchscript,
 }
 
 NAMES = tuple(_LOADERS)
@@ -153,6 +160,10 @@ def check(settings: Regions) -> None:
         "fixed": ("regions.fixed", settings.fixed),
         "command": ("regions.command.argv", settings.command.argv),
         "onnx": ("regions.onnx.model", settings.onnx.model),
+        "torchscript": (
+            "regions.torchscript.model, sha256 and trust: true (such a file is code)",
+            settings.torchscript.model and settings.torchscript.sha256 and settings.torchscript.trust,
+        ),
     }
     for name in settings.detectors:
         require(name, NAMES, "regions.detectors")

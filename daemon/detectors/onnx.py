@@ -1,29 +1,13 @@
-"""Any object detector as an ONNX file, under one contract.
-
-In: float32 1,3,S,S, RGB in [0,1], the upright picture shrunk or enlarged to fit, at the top left,
-grey 114/255 to its right and below. Out: float32 1,N,6 or N,6, a row a box: left, top, right, bottom
-in pixels of the input, score in [0,1], class. This is what Ultralytics' exporter writes for
-`format=onnx, nms=True`; rows below `score_min` may follow as filling.
-"""
+"""An object detector as an ONNX file; its contract is that of `daemon.detectors.boxes`."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from daemon.config import Onnx
-from daemon.detectors import Source, networks
-from daemon.detectors.networks import Floats, NetworkFailed
-from daemon.detectors.scaling import resized
-from daemon.detectors.shapes import region_of
-from daemon.domain import Region, Rgb
-from daemon.errors import Code, ModelError
-
-GREY = 114 / 255
-MOST = 300
-"""Boxes taken at most, the surest."""
+from daemon.detectors import networks
+from daemon.detectors.boxes import BoxDetector
 
 
-class OnnxDetector:
+class OnnxDetector(BoxDetector):
     """Runs the configured network.
 
     Raises:
@@ -32,58 +16,6 @@ class OnnxDetector:
 
     def __init__(self, settings: Onnx) -> None:
         assert settings.model is not None, "detectors.get has checked it"
-        self._settings = settings
         remedy = "set regions.onnx.model and sha256, or take 'onnx' out of regions.detectors"
-        self._look = networks.loaded(settings.model, settings.sha256, detector="onnx", remedy=remedy)
-
-    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per box that is sure enough, surest first; see `Detector.detect`.
-
-        Raises:
-            ModelError: `Code.DETECTOR`, the network failed on this picture or breaks the contract.
-        """
-        height, width = image.shape[:2]
-        side = self._settings.size_px
-        scale = side / max(height, width)
-        try:
-            rows = self._rows(self._look(_fitted(image, side, scale))[0])
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector="onnx", picture=source.name, width=width, height=height
-            ) from error
-        regions = []
-        for left, top, right, bottom, score, kind in rows:
-            corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
-            region = region_of(corners / scale, self._label(int(kind)), "onnx", width, height, float(score))
-            if region is not None:
-                regions.append(region)
-        return regions
-
-    def _rows(self, output: Floats) -> Floats:
-        """The rows that are sure enough, surest first."""
-        rows = output[0] if output.ndim == 3 and len(output) == 1 else output
-        if rows.ndim != 2 or rows.shape[1] != 6:
-            raise self._breach(f"an output of shape {list(output.shape)}")
-        rows = rows[rows[:, 4] >= self._settings.score_min]
-        if not np.isfinite(rows).all() or (rows[:, 4] > 1).any():
-            raise self._breach("boxes that are no numbers, or scores above 1")
-        return rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]
-
-    def _breach(self, what: str) -> ModelError:
-        message = (
-            f"detector onnx: {self._settings.model} gives {what}, expected 1,N,6 (left, top, right, bottom, "
-            "score, class); export it with its own box selection (nms=True)"
-        )
-        return ModelError(Code.DETECTOR, message, retryable=False)
-
-    def _label(self, kind: int) -> str:
-        labels = self._settings.labels
-        return labels[kind] if 0 <= kind < len(labels) else f"class {kind}"
-
-
-def _fitted(image: Rgb, side: int, scale: float) -> Floats:
-    """H,W,3 uint8 -> 1,3,side,side float32."""
-    height, width = (min(max(round(edge * scale), 1), side) for edge in image.shape[:2])
-    canvas = np.full((side, side, 3), GREY, dtype=np.float32)
-    canvas[:height, :width] = resized(image, height, width) / 255
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1)[None])
+        look = networks.loaded(settings.model, settings.sha256, detector="onnx", remedy=remedy)
+        super().__init__("onnx", look, settings)

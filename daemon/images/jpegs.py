@@ -71,7 +71,7 @@ def written(
         options |= {"extra": blocks.jpeg(about, same=True), "dpi": about.dpi}
         halved = _halved(picture.jpeg, wanted, original, levels, look, options)
         if halved is not None:
-            return halved, "JPEG quality 100 4:2:0, chroma as it was"
+            return halved
     about = about if grey else about.with_resolution()
     extra = blocks.jpeg(about, same=picture.format == "JPEG")
     options |= {"extra": extra, "dpi": about.dpi if grey else None}
@@ -170,8 +170,8 @@ def _halved(
     levels: int,
     look: Look | None,
     options: Mapping[str, Any],
-) -> bytes | None:
-    """The file whose luma alone is changed; None where that cannot be, or leaves the bound somewhere.
+) -> tuple[bytes, str] | None:
+    """The file whose luma alone is changed, and how; None where that cannot be or leaves the bound.
 
     Chroma that was cut off at 0 or 255 as it was decoded does not come out as it was.
     """
@@ -187,7 +187,8 @@ def _halved(
         result = changed.saved(options)
         came_out = _decoded(result, original.shape)
         if not any(_beyond(came_out[rows], original[rows], levels, None).any() for rows in parts):
-            return result
+            chroma = "as it was" if finer.table == list(planes.table) else "as it was decoded, in finer steps"
+            return result, f"JPEG quality 100 4:2:0, chroma {chroma}"
     return None
 
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from daemon import detectors
-from daemon.config import Command, FixedBox, Logos, Onnx, Regions
+from daemon.config import Command, FixedBox, Logos, Onnx, Regions, TorchScript
 from daemon.detectors import Detector, Sidecar, Source
 from daemon.domain import Region, Rgb
+from tests import scripts
 from tests.regions import area, lettered, logo, mwg, network, program, xmp
 
 
@@ -32,11 +33,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Regions:
     logo().save(folder / "logos" / "acme.png")
     says = 'print(\'{"regions": [{"box": [0.5, 0.5, 1, 1]}], "unit": "relative"}\')'
     boxes = np.array([[[8, 8, 32, 32, 0.9, 0], [0, 0, 9, 9, 0.1, 0]]], dtype=np.float32)
+    script, sha256 = scripts.save(folder / "n", module=scripts.Boxes(boxes))
     return Regions(
         fixed=(FixedBox(box=(0.5, 0.5, 1, 1)),),
         logos=Logos(folder=folder / "logos"),
         command=Command(argv=program(folder, says)),
         onnx=Onnx(model=network(folder / "n.onnx", boxes), size_px=64),
+        torchscript=TorchScript(model=script, sha256=sha256, trust=True, size_px=64),
     )
 
 

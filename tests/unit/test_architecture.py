@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models", "webhook"},
     {"manifest", "premis", "hooks", "history", "line", "systemd"},
     {"cuts"},
-    {"probes"},
+    {"probes", "trusted"},
     {"detectors", "editors", "methods"},
     {"finding", "overlay"},
     {"protect", "memory"},

@@ -180,7 +180,7 @@ def test_fixed_boxes_in_both_units() -> None:
     assert placed == [(Box(300, 300, 600, 400), "bug"), (Box(10, 20, 600, 30), "fixed")]
 
 
-@pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx"])
+@pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx", "torchscript"])
 def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
         detectors.check(Regions(detectors=(name,)))

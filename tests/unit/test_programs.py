@@ -1,4 +1,4 @@
-"""The detectors that somebody else wrote: `command` and `onnx`."""
+"""The detectors that somebody else wrote: `command`, `onnx` and `torchscript`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from daemon import detectors
-from daemon.config import Command, Onnx, Regions
+from daemon.config import Command, Onnx, Regions, TorchScript
 from daemon.detectors import Source
 from daemon.detectors.command import CommandDetector
 from daemon.detectors.onnx import OnnxDetector
+from daemon.detectors.torchscript import TorchScriptDetector
 from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, ModelError
+from daemon.errors import Code, ConfigError, ModelError
+from tests import scripts
 from tests.conftest import wait_for
 from tests.regions import network, program
 
@@ -129,7 +132,7 @@ def test_boxes_are_scaled_back_and_labelled(tmp_path: Path) -> None:
 
 
 def test_the_network_sees_the_picture_at_the_top_left_on_grey() -> None:
-    from daemon.detectors.onnx import GREY, _fitted
+    from daemon.detectors.boxes import GREY, _fitted
 
     white = np.full((60, 90, 3), 255, dtype=np.uint8)
     white[..., 2] = 0
@@ -172,4 +175,65 @@ def test_a_network_that_fails_on_a_picture_is_worth_another_try(tmp_path: Path) 
     detector = OnnxDetector(Onnx(model=path, size_px=96))
     with pytest.raises(ModelError, match=r"n\.onnx failed on cat\.jpg of 90x60") as caught:
         detector.detect(PICTURE, source=Source("cat.jpg"))
+    assert caught.value.retryable
+
+
+# torchscript
+
+
+def scripted(folder: Path, rows: object, *, exported: bool = False, **settings: object) -> TorchScript:
+    module = scripts.Boxes(np.array(rows, dtype=np.float32))
+    example = (torch.zeros(1, 3, 64, 64),)
+    path, sha256 = scripts.save(folder / "n", exported=exported, module=module, example=example)
+    said = {"model": path, "sha256": sha256, "trust": True, "size_px": 64, **settings}
+    return TorchScript.model_validate(said)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_scripted_network_finds_what_the_same_onnx_file_does(tmp_path: Path, exported: bool) -> None:
+    rows = [[[0, 0, 32, 21.3, 0.6, 1], [8, 8, 16, 16, 0.9, 5], [0, 0, 9, 9, 0.1, 0]]]
+    settings = scripted(tmp_path, rows, exported=exported, labels=("cat", "dog"))
+    found = detectors.get("torchscript", Regions(torchscript=settings)).detect(PICTURE, source=Source("p"))
+    same = looked(tmp_path, rows, labels=("cat", "dog"))
+    assert [region.detector for region in found] == ["torchscript"] * 2
+    assert [(r.box, r.label, r.score) for r in found] == [(r.box, r.label, r.score) for r in same]
+
+
+@pytest.mark.parametrize("missing", ["model", "sha256", "trust"])
+def test_a_scripted_network_is_asked_for_trust_at_start(tmp_path: Path, missing: str) -> None:
+    settings = scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]])
+    default = getattr(TorchScript(), missing)
+    regions = Regions(detectors=("torchscript",), torchscript=settings.model_copy(update={missing: default}))
+    with pytest.raises(ConfigError, match=r"sha256 and trust: true \(such a file is code\)"):
+        detectors.get("torchscript", regions)
+
+
+def test_another_script_than_configured_is_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the file was loaded")
+
+    settings = scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]], sha256="0" * 64)
+    monkeypatch.setattr(torch.jit, "load", load)
+    with pytest.raises(ModelError, match=r"detector torchscript: .* has SHA-256") as caught:
+        detectors.get("torchscript", Regions(torchscript=settings))
+    assert (caught.value.code, caught.value.retryable) == (Code.DETECTOR, False)
+
+
+def test_a_scripted_network_that_breaks_the_contract_is_named(tmp_path: Path) -> None:
+    detector = TorchScriptDetector(scripted(tmp_path, [[1, 2, 3, 4, 0.9]]))
+    with pytest.raises(ModelError, match=r"detector torchscript: .*n\.pt gives .*expected 1,N,6"):
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+
+
+def test_a_scripted_network_that_fails_is_named_in_one_line(tmp_path: Path) -> None:
+    """It was made for 64 pixels a side and gets 96."""
+    detector = TorchScriptDetector(scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]], size_px=96))
+    with pytest.raises(
+        ModelError, match=r"detector torchscript: n\.pt failed on cat\.jpg of 90x60"
+    ) as caught:
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+    assert "\n" not in caught.value.message
+    assert "Traceback" not in caught.value.message
     assert caught.value.retryable

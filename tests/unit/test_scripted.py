@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daemon.editors import scripted
+from daemon import trusted
 from daemon.editors.scripted import ScriptedEditor
 from daemon.errors import ConfigError, ModelError
 from tests import scripts
@@ -28,8 +28,8 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(data: bytes) -> None:
         raise AssertionError("the file was loaded")
 
-    monkeypatch.setattr(scripted, "_scripted", load)
-    monkeypatch.setattr(scripted, "_exported", load)
+    monkeypatch.setattr(trusted, "_scripted", load)
+    monkeypatch.setattr(trusted, "_exported", load)
 
 
 def refusal(path: Path, **options: Any) -> str:

@@ -1,0 +1,41 @@
+"""An object detector as TorchScript or an exported program, under the contract of `daemon.detectors.boxes`.
+
+Such a file is code: see `daemon.trusted` for what it takes to load it. It runs on the processor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from daemon import trusted
+from daemon.config import TorchScript
+from daemon.detectors.boxes import BoxDetector
+from daemon.detectors.networks import Floats, NetworkFailed
+from daemon.errors import Code
+
+
+class TorchScriptDetector(BoxDetector):
+    """Runs the configured network.
+
+    Raises:
+        ModelError: `Code.DETECTOR`, its file is not trusted, missing, broken, or of another digest.
+    """
+
+    def __init__(self, settings: TorchScript) -> None:
+        assert settings.model is not None, "detectors.get has checked it"
+        path = settings.model
+        user = "detector torchscript"
+        on, _ = trusted.load(path, settings.sha256, settings.trust, user=user, code=Code.DETECTOR)
+        forward = on(torch.device("cpu"))
+
+        def look(batch: Floats) -> list[Floats]:
+            try:
+                with torch.inference_mode():
+                    out = forward(torch.from_numpy(batch))
+                out = out[0] if isinstance(out, list | tuple) else out
+                return [np.asarray(out.float())]
+            except Exception as error:  # the model is a stranger's: whatever it raises is its failure
+                raise NetworkFailed(path.name) from RuntimeError(trusted.brief(error))
+
+        super().__init__("torchscript", look, settings)
