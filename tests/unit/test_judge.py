@@ -6,7 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from daemon import verify
 from daemon.config import Verify
 from daemon.domain import Budget, MaskKind, Verdict
 from daemon.verify import EditResult, judge, masked_ssim
