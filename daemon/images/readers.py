@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daemon.errors import JobError
-from daemon.images import colour, containers, heif, isobmff, metadata, refusals, tags, tiff
+from daemon.images import colour, containers, gathering, heif, isobmff, refusals, tags, tiff
 from daemon.images.colour import Samples
 from daemon.images.heif import heif_ready
 from daemon.images.metadata import Metadata
@@ -126,7 +126,7 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
             _check_mode(image.mode, kind, name)
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         image.load()
-        about = metadata.read(image, data, kind)
+        about = gathering.read(image, data, kind)
         stream = ("j2k" if data[:1] == b"\xff" else "jp2") if kind == "JPEG2000" else None
         if kind == "JPEG" and image.info.get("progressive"):
             stream = "progressive"
@@ -157,7 +157,7 @@ def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     depth = max(said, default=8)
     with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:  # which looks at the size first
         count = int(getattr(image, "n_frames", 1))
-        about = metadata.read(image, data, kind)
+        about = gathering.read(image, data, kind)
         if depth == 8:
             image.load()
             bands, alpha = _bands(image)
@@ -193,7 +193,7 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         if image.mode == "RGBa":
             raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
         count = int(getattr(image, "n_frames", 1))
-        about = metadata.read(image, data, kind).upright()  # libheif applies the file's own turns
+        about = gathering.read(image, data, kind).upright()  # libheif applies the file's own turns
         if depth > 8:
             return _deep(heif.values(data), about, depth, turned=True, frames=count)
         image.load()
@@ -217,7 +217,7 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     # Thumbnails and masks of the first page are no pages of their own.
     count = 1 + sum(not page.number(254) & 5 for page in pages[1:])
     compression, big = COMPRESSIONS.get(first.number(259, 1)), data[2:4] in (b"+\0", b"\0+")
-    about = metadata.of_tiff(first)
+    about = gathering.of_tiff(first)
     if depth == 16:
         bands, mode, alpha = tiff.deep_samples(data, name)
         return Raw(bands, mode, alpha, about, depth, compression=compression, big=big, frames=count)

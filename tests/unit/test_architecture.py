@@ -99,7 +99,7 @@ DOORS = {
     "yaml": {"config.py"},
     "watchdog": {"inbox/hints.py"},
     "PIL": {
-        *(f"images/{one}.py" for one in ("readers", "colour", "metadata", "jpegs", "writers")),
+        *(f"images/{one}.py" for one in ("readers", "colour", "gathering", "jpegs", "writers")),
         "report.py",
         "overlay.py",
         "demo.py",

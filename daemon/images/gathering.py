@@ -1,0 +1,207 @@
+"""What a file says about its picture, less what shows the *unprotected* picture.
+
+That is: EXIF thumbnails, maker notes with a preview, XMP thumbnails, Photoshop's thumbnail and layers,
+further pictures of the file. A C2PA manifest is not carried: its signature would no longer fit. EXIF
+that is broken is dropped; it never costs the picture.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from daemon.images import containers, isobmff, photoshop, previews, tags
+from daemon.images.metadata import (
+    ELSEWHERE,
+    EXTENDED_XMP,
+    ICC,
+    ORIENTATION,
+    PHOTOSHOP,
+    PNG_CARRIED,
+    RESOLUTION,
+    STORAGE,
+    UUID_EXIF,
+    UUID_XMP,
+    XMP,
+    Metadata,
+    Part,
+)
+from daemon.images.tags import Directory
+
+_EXTENDED = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
+
+
+def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
+    """The metadata of a loaded picture in the file `data`, less what may not go on."""
+    info = image.info
+    found = Metadata(
+        icc=_bytes(info.get("icc_profile")),
+        xmp=_bytes(info.get("xmp")) or _bytes(info.get("XML:com.adobe.xmp")),
+        exif=_exif(_bytes(info.get("exif"))),
+        dpi=_dpi(info.get("dpi")),
+    )
+    match kind:
+        case "JPEG":
+            found = _with_segments(found, data)
+            if not info.get("jfif_unit") and RESOLUTION[0] not in found.exif.entries:
+                found = replace(found, dpi=None)  # Pillow answers 72 for a file that says nothing
+        case "PNG":
+            chunks = [
+                (name, bytes(body)) for name, body in containers.png_chunks(data) if name in PNG_CARRIED
+            ]
+            found = replace(found, parts=tuple(part for part in chunks if not part[1].startswith(ELSEWHERE)))
+        case "JPEG2000":
+            found = _with_boxes(found, data)
+        case "AVIF" | "HEIF":
+            items = isobmff.read(data)
+            found = replace(found, cicp=_cicp(items), turned=items.orientation if kind == "HEIF" else None)
+            found = _with_exif_of_avif(found, items) if kind == "AVIF" else found
+        case "TIFF":
+            return of_tiff(tags.parse(data))
+    return _clean(found)
+
+
+def of_tiff(first: Directory) -> Metadata:
+    """The metadata in the first directory of a TIFF file."""
+    exif = first.without(STORAGE | {XMP, PHOTOSHOP, ICC})
+    resolution = [first.raw(tag) for tag in RESOLUTION[:2]]
+    dpi = None
+    if (
+        all(value is not None and len(value) == 8 for value in resolution)
+        and first.number(RESOLUTION[2], 2) > 1
+    ):
+        pairs = [struct.unpack(f"{first.order}II", value) for value in resolution if value]
+        scale = 2.54 if first.number(RESOLUTION[2], 2) == 3 else 1.0
+        dpi = _dpi([above * scale / below if below else 0 for above, below in pairs])
+    return _clean(
+        Metadata(exif=exif, icc=first.raw(ICC), xmp=first.raw(XMP), photoshop=first.raw(PHOTOSHOP), dpi=dpi)
+    )
+
+
+def _clean(found: Metadata) -> Metadata:
+    xmp = None if found.xmp is None else previews.cut_from(found.xmp)
+    packets = found.packets if found.xmp is None else (found.xmp, *found.packets)
+    resources = found.photoshop and b"".join(
+        body
+        for kind, body in photoshop.resources(found.photoshop)
+        if kind not in photoshop.THUMBNAILS and not previews.shows(body)
+    )
+    parts = tuple(part for part in found.parts if not previews.shows(previews.unpacked(*part)))
+    return replace(
+        found,
+        exif=_quiet(found.exif),
+        xmp=xmp,
+        photoshop=resources or None,
+        parts=parts,
+        packets=packets,
+    )
+
+
+def _exif(block: bytes | None) -> Directory:
+    """An EXIF block's tree; empty where it is broken."""
+    if block is None:
+        return Directory()
+    try:
+        return tags.parse(block.removeprefix(b"Exif\0\0"))
+    except ValueError:
+        return Directory()
+
+
+def _quiet(exif: Directory) -> Directory:
+    """The tree less values that hold a JPEG, and less an orientation that is none."""
+    odd = {tag for tag, entry in exif.entries.items() if previews.shows(entry.data)}
+    if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
+        odd.add(ORIENTATION)
+    below = {tag: _quiet(directory) for tag, directory in exif.below.items()}
+    return replace(exif.without(odd), below={tag: one for tag, one in below.items() if one})
+
+
+def _with_segments(found: Metadata, data: bytes) -> Metadata:
+    resources, parts, extended = b"", [], []
+    for marker, segment in containers.jpeg_segments(data):
+        body = bytes(segment)
+        if marker == b"\xed" and body.startswith(b"Photoshop 3.0\0"):
+            resources += body[14:]
+        elif marker == b"\xfe":
+            parts.append((marker, body))
+        elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
+            extended.append((marker, body))
+    # A preview may be spread over the segments, so they go together or not at all.
+    if not previews.shows(b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended)):
+        parts += extended
+    packets = _extended([body for _, body in extended], found.xmp or b"")
+    return replace(found, photoshop=resources or None, parts=tuple(parts), packets=packets)
+
+
+def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
+    """The extended packet that the main one names, put together from its JPEG segments.
+
+    After its signature a segment has the packet's digest in 32 letters, its length, and where in it
+    the rest belongs (XMP Specification Part 3, 1.1.3.1). Of a packet with gaps no XML is left, and
+    whoever reads it will say so.
+    """
+    named = _EXTENDED.search(xmp)
+    if named is None:
+        return ()
+    start = len(EXTENDED_XMP)
+    pieces = {
+        int.from_bytes(segment[start + 36 : start + 40], "big"): segment[start + 40 :]
+        for segment in segments
+        if segment[start : start + 32] == named[1]
+    }
+    return (b"".join(piece for _, piece in sorted(pieces.items())),) if pieces else ()
+
+
+def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
+    """The tags as they lie in the file: where the picture is turned Pillow writes them anew, as ASCII."""
+    block = next(items.of_kind(b"Exif"), None)
+    orientation = (tags.SHORT, [found.orientation])
+    exif = found.exif if block is None else _exif(block[4 + int.from_bytes(block[:4], "big") :])
+    # The container's turn counts, not the tag's.
+    exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
+    return replace(found, exif=exif)
+
+
+def _cicp(items: isobmff.Items) -> tuple[int, int] | None:
+    for kind, body in items.items[items.primary].properties:
+        if kind == b"colr" and body[:4] == b"nclx" and len(body) >= 10:
+            return int.from_bytes(body[4:6], "big"), int.from_bytes(body[6:8], "big")
+    return None
+
+
+def _with_boxes(found: Metadata, data: bytes) -> Metadata:
+    parts: list[Part] = []
+    for kind, view in containers.boxes(data):
+        body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
+        if kind == b"uuid" and body.startswith(UUID_EXIF):
+            found = replace(found, exif=_exif(body[16:]))
+        elif kind == b"uuid" and body.startswith(UUID_XMP):
+            found = replace(found, xmp=body[16:])
+        elif kind in (b"uuid", b"xml "):
+            parts.append((kind, body))
+        elif kind == b"jp2h":
+            for name, inner in containers.boxes(body, 0):
+                if name == b"res ":
+                    parts.append((name, bytes(inner)))
+                elif name == b"colr" and bytes(inner[:1]) == b"\2":
+                    found = replace(found, icc=bytes(inner[3:]))
+    return replace(found, parts=tuple(parts))
+
+
+def _bytes(value: object) -> bytes | None:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace")
+    return value if isinstance(value, bytes) and value else None
+
+
+def _dpi(value: Any) -> tuple[float, float] | None:
+    try:
+        across, down = float(value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+    return (across, down) if all(math.isfinite(d) and 1 <= d < 65536 for d in (across, down)) else None

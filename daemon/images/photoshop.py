@@ -1,0 +1,29 @@
+"""Photoshop's image resources: blocks of a number and a body, in JPEG and TIFF."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+THUMBNAILS, IIM, EXIF_COPIES = (1033, 1036), 0x0404, (1058, 1059)
+"""Numbers: the thumbnails, the IPTC record, and what was the EXIF block."""
+
+
+def resources(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and whole bytes of each; what follows a broken one is left out."""
+    at = 0
+    while at + 12 <= len(block) and block[at : at + 4].isalnum():
+        name = (block[at + 6] + 2) // 2 * 2
+        if at + 10 + name > len(block):
+            return
+        size = int.from_bytes(block[at + 6 + name : at + 10 + name], "big")
+        end = at + 10 + name + size + size % 2
+        if at + 10 + name + size > len(block):
+            return
+        yield int.from_bytes(block[at + 4 : at + 6], "big"), block[at:end]
+        at = end
+
+
+def resource(kind: int, body: bytes) -> bytes:
+    """One with an empty name."""
+    return b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)
