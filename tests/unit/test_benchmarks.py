@@ -288,7 +288,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert protection.main(arguments) == 0
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    names = re.findall(r"^\| (\w+) \| (\S+) \|", table)
+    names = re.findall(r"^\| (\w+) \| (\S+) \|", table, re.MULTILINE)
     assert sorted(set(names)) == [
         (of, f"{method}@{epsilon}x1")
         for of in ("dev", "pairs")
