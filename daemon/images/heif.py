@@ -8,6 +8,9 @@ import numpy as np
 
 from daemon.images.colour import Samples
 
+SLICE = 8_000_000
+"""Bytes of samples that are coded together: libde265 read pieces of 15 MB, not of 20, and noise grows."""
+
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -47,6 +50,8 @@ def written(
     """
     from pillow_heif import encode
 
+    samples = bands.size * (2 if depth > 8 else 1)
+    slices = -(-samples // SLICE)
     told = {"icc_profile": icc, "exif": exif, "xmp": xmp}
     file = io.BytesIO()
     encode(
@@ -61,6 +66,7 @@ def written(
         transfer_characteristics=cicp[1],
         matrix_coefficients=0,  # the identity: YCbCr of the same depth would round the change
         full_range_flag=1,
+        enc_params={"x265:slices": str(slices)} if slices > 1 else {},
         **{key: value for key, value in told.items() if value is not None},
     )
     return file.getvalue()

@@ -785,3 +785,12 @@ def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
     assert after.metadata.icc == before.metadata.icc
     assert 0 < largest_change(before, after) <= LEVELS
     assert result.receipt["max_change_levels"] == largest_change(before, after)
+
+
+@pytest.mark.slow
+def test_a_large_heic_can_be_read_again() -> None:
+    """In one piece it would be 23 MB, and libde265 does not read pieces of 20."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
+    data = heif.written(pixels, 8, cicp=(1, 13), icc=None, exif=None, xmp=None)
+    assert len(data) > 20_000_000
+    np.testing.assert_array_equal(heif.values(data), pixels)
