@@ -192,7 +192,11 @@ def _source(name: str, pixels: NDArray[np.uint8]) -> bytes:
         options = {"format": "JPEG", "quality": 92}
     if name == "jpeg with a profile":
         options["icc_profile"] = _other_profile()
-    image.save(buffer, **{**options, **QUICK.get(name, {})})
+    options |= QUICK.get(name, {})
+    if name == "heic":
+        slices = max(1, pixels.size // heif.SLICE)
+        options["enc_params"] = {**options["enc_params"], "x265:slices": str(slices)}
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 
