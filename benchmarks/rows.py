@@ -21,6 +21,8 @@ CODE = (
     "daemon/editors/*.py",
     "daemon/protect.py",
     "daemon/geometry.py",
+    "daemon/cuts.py",
+    "daemon/perception.py",
     "daemon/verify.py",
     "benchmarks/battery.py",
     "benchmarks/measure.py",

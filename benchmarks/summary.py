@@ -39,6 +39,11 @@ class Group:
         """For a plot's legend."""
         return f"{self.of}: {self.how} {edited(self.against, self.judge)}"
 
+    @property
+    def pictures(self) -> frozenset[str]:
+        """Their names."""
+        return frozenset(row["picture"] for row in self.rows)
+
     def values(self, edit: str, what: str = "ssim") -> list[float]:
         """That figure (`ssim`, `l1`) of that edit, one a region; empty where it was not measured."""
         return [figures[FIGURES.index(what)] for figures in self._figures(edit).values()]
@@ -79,13 +84,14 @@ def edited(against: str, judge: str) -> str:
 
 
 def grouped(rows: Iterable[Row]) -> list[Group]:
-    """The rows by set, way to protect and judge."""
-    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    """The rows by set, way to protect and judge; of a picture's rows the last, which the newest code made."""
+    found: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
         against = "+".join(name.partition("@")[0] for name in row["surrogates"])
         for name in row["judges"]:
-            found.setdefault((row["set"], row["how"], against, name.partition("@")[0]), []).append(row)
-    return [Group(*key, of) for key, of in found.items()]
+            group = found.setdefault((row["set"], row["how"], against, name.partition("@")[0]), {})
+            group[row["picture"]] = row
+    return [Group(*key, list(of.values())) for key, of in found.items()]
 
 
 def kept(group: Group, edit: str) -> tuple[float, float] | None:

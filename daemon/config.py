@@ -236,7 +236,7 @@ class Protect(_Section):
     grain_px: Annotated[int, Field(ge=1, le=8)] = 1
     stop_early: bool = False
     keep_region_exact: bool = False
-    withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ("paths", "resize")
+    withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -16,7 +16,7 @@ from daemon.config import Settings
 from daemon.domain import Job, JobState, shown
 from daemon.errors import Code
 from daemon.intake import INCOMPLETE, Intake
-from daemon.ledger import LONGEST_S, Ledger, blaming
+from daemon.ledger import LONGEST_S, Ledger, Unforeseen, blaming
 from daemon.line import priority
 from daemon.publish import Publisher
 from daemon.systemd import notify
@@ -62,6 +62,7 @@ class Dispatcher:
         self._terms: dict[int, Settings] = {}
         """The settings under which each running job was started."""
         self._at = 0
+        """The last job that the child told of; 0 while it has told of none since its orders."""
         self._finished: list[tuple[Job, Outcome]] = []
         self._paused_until = 0.0
         self.pace = 1
@@ -94,7 +95,7 @@ class Dispatcher:
             crashed: the daemon was started anew, and the picture may be why it ended; else only the
                 store failed for a while, the child may still be at work, and no attempt is burned.
         """
-        before, self._running = self._running, {}
+        self._running = {}
         self._finished.clear()  # each lies in its spool too
         for job in self._ledger.of(JobState.RUNNING):
             with blaming(job):
@@ -104,23 +105,28 @@ class Dispatcher:
                 elif crashed:
                     detail = {"reason": "the daemon ended in mid-job"}
                     self._ledger.update(job, JobState.READY, detail=detail)
-                elif job.id in before and self._child and job.id in self._child.jobs:
+                elif self._child is not None and self._child.jobs.get(job.id) == job.lease:
                     self._running[job.id] = job
                 else:
-                    detail = {"reason": "the daemon was interrupted in mid-job"}
-                    now = self._ledger.now()
-                    self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+                    self._give_back(job, "the daemon was interrupted in mid-job")
         self._record()
         self.reconsider()
 
     def reconsider(self) -> None:
         """Send waiting jobs back to be taken anew whose copy or configuration is not what it should be."""
         for job in self._ledger.of(JobState.READY):
-            if job.config_sha256 != self._settings.for_path(job.path).sha256:
-                detail = {"reason": "the configuration changed"}
-                self._ledger.update(job, JobState.SETTLING, detail=detail)
-            elif not self._ledger.spool(job).files():
-                self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
+            self._is_outdated(job)
+
+    def _is_outdated(self, job: Job) -> bool:
+        """Whether a waiting job had to be sent back: it may also be ready again since a reload."""
+        if job.config_sha256 != self._intake.config_sha(job.path):
+            reason = "the configuration changed"
+        elif not self._ledger.spool(job).files():
+            reason = "the private copy is gone"
+        else:
+            return False
+        self._ledger.update(job, JobState.SETTLING, detail={"reason": reason})
+        return True
 
     def is_stuck(self, job: Job) -> bool:
         """Whether the system was in the job's way so often that `once` need not wait for it."""
@@ -130,14 +136,14 @@ class Dispatcher:
         """The jobs whose turn it is: by priority, then those first that have been ready longest.
 
         Those that the system was in the way of come after all others. One whose result another job
-        is about to publish waits, to take it over.
+        is about to publish waits, to take it over, unless that cannot be published now.
         """
 
         def rank(job: Job) -> tuple[bool, int, float, int]:
             return job.id in self._ledger.hindered, -priority(job.path, priorities), job.updated, job.id
 
         active = self._ledger.of(JobState.RUNNING, JobState.PUBLISHING)
-        coming = {job.key for job in active if job.code is None}
+        coming = {job.key for job in active if job.code is None and job.id not in self._ledger.troubles}
         priorities = self._settings.watch.priorities
         due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
         for job in sorted(due, key=rank):
@@ -169,9 +175,7 @@ class Dispatcher:
                 if job.attempts >= self._attempts(job):
                     died = f"the worker died {job.attempts} times on this picture; it is set aside"
                     self._publisher.fail(job, Code.WORKER_DIED, f"{job.name}: {died}")
-                elif not self._ledger.spool(job).files():
-                    self._ledger.update(job, JobState.SETTLING, detail={"reason": "the private copy is gone"})
-                elif not self._adopted(job):
+                elif not self._is_outdated(job) and not self._adopted(job):
                     batch.append(job)
             if begun >= AT_ONCE:
                 break
@@ -197,6 +201,11 @@ class Dispatcher:
         return True
 
     def _start(self, jobs: Sequence[Job]) -> None:
+        if (
+            self._child is not None and self._child.jobs
+        ):  # after a fault: it would take them for a wish to stop
+            self._child.kill()
+            self._child = None
         if self._child is None:
             try:
                 self._child = Child(self._settings.limits.memory_mb)
@@ -207,9 +216,13 @@ class Dispatcher:
             started = [self._ledger.store.start_attempt(job.id, at=self._ledger.now()) for job in jobs]
         self._running = {job.id: self._ledger.remember(job) for job in started}
         self._terms = {job.id: self._settings.for_path(job.path) for job in started}
-        self._at = started[0].id
+        self._at = 0
+        orders: list[Order] = []
+        for job in started:
+            with blaming(job):
+                orders.append(self._order(job))
         try:
-            self._child.send([self._order(job) for job in started])
+            self._child.send(orders)
         except OSError:
             self._died()
 
@@ -265,29 +278,40 @@ class Dispatcher:
             self._died(f"hung for {silence:g} s")
 
     def _died(self, how: str = "") -> None:
-        """The child is gone: the job it was at bears the attempt, the others are given back."""
-        culprit = self.running
-        if culprit is None:
-            return
+        """The child is gone: the job it was at bears the attempt, the others are given back.
+
+        Where it was at none yet nobody bears it: it would not have lived with any.
+        """
+        culprit = self._running.get(self._at)
         if self._child is not None and not how:
             how = self._child.exitcode()
-            if how == KILLED:  # what the kernel does when memory runs out: the next attempt needs less
+            # What the kernel does when memory runs out: the next attempt needs less.
+            if how == KILLED and culprit is not None:
                 self._killed[culprit.id] = self._killed.get(culprit.id, 0) + 1
             self._child.kill()
         self._child = None
         self.pace = 1
-        for job in [*self._running.values()]:
-            finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            if finished is not None:
-                self._conclude(job, finished)
-            elif job is culprit:
-                log.error("worker died", path=job.name, how=how, attempt=job.attempts)
-                self._ledger.update(job, JobState.READY, detail={"reason": f"worker died: {how}"})
-            else:
-                detail = {"reason": f"the worker died on {culprit.name}"}
-                now = self._ledger.now()
-                self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail=detail))
+        jobs = [*self._running.values()]
+        # The culprit first: should a fault of ours meet another, its attempt is on record.
+        for job in sorted(jobs, key=lambda job: job is not culprit):
+            with blaming(job):
+                finished = Outcome.read(self._ledger.spool(job).folder, job.lease)
+                if finished is not None:
+                    self._conclude(job, finished)
+                elif job is culprit:
+                    log.error("worker died", path=job.name, how=how, attempt=job.attempts)
+                    self._ledger.update(job, JobState.READY, detail={"reason": f"worker died: {how}"})
+                else:
+                    where = f"on {culprit.name}" if culprit else "before it began"
+                    self._give_back(job, f"the worker died {where}")
         self._running.clear()
+        if culprit is None and jobs:
+            self._pause(jobs[0], Code.INTERNAL, f"the worker died before it began ({how})")
+
+    def _give_back(self, job: Job, reason: str) -> None:
+        """Have a job that was started wait again, as if it had not been."""
+        now = self._ledger.now()
+        self._ledger.remember(self._ledger.store.give_back(job.id, at=now, detail={"reason": reason}))
 
     def _conclude_all(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
         """What the child told of several jobs, in one commit; more at a time next time if it was quick."""
@@ -297,12 +321,15 @@ class Dispatcher:
             for job, outcome in ended:
                 with blaming(job):
                     self._conclude(job, outcome)
-        if any(outcome.transient for _, outcome in ended):
+        begun = [outcome for _, outcome in ended if not outcome.stopped]
+        if any(outcome.transient for outcome in begun):
             self.pace = 1  # whoever is next may be hindered as well
-        elif sum(outcome.seconds for _, outcome in ended) <= QUICK_S * len(ended):
-            self.pace = min(2 * self.pace, AT_ONCE)
+        elif sum(outcome.seconds for outcome in begun) <= QUICK_S * len(begun):
+            # Where some were handed back it had no time for more.
+            most = 2 * self.pace if len(begun) == len(ended) else len(begun)
+            self.pace = max(min(most, AT_ONCE), 1)
         else:
-            self.pace = max(self.pace // 2, 1)
+            self.pace = max(min(self.pace, len(begun)) // 2, 1)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         """What the child's outcome means for the job."""
@@ -345,9 +372,8 @@ class Dispatcher:
             message = f"{job.name}: others were worked while this one was refused {count + 1} times: "
             self._publisher.fail(job, Code(outcome.code or Code.INTERNAL), message + outcome.message)
             return
-        behind = (
-            alone or self.pauses > PATIENCE
-        )  # so many may be hindered that they fill the room of all others
+        # So many may be hindered that they fill the room of all others.
+        behind = alone or self.pauses > PATIENCE
         state = JobState.SETTLING if behind else JobState.READY
         job = self._ledger.remember(
             self._ledger.store.give_back(job.id, at=self._ledger.now(), state=state, detail=told)
@@ -360,7 +386,8 @@ class Dispatcher:
 
     def _pause(self, job: Job, code: str | None, error: str) -> None:
         """Work nothing for a while."""
-        self.pauses += 1
+        if not self.paused:  # several of one batch are one trouble
+            self.pauses += 1
         # One that was not tried yet may be of another kind: no long pause before it had its turn.
         fresh = any(job.id not in self._ledger.hindered for job in self._ledger.of(JobState.READY))
         self._paused_until = self._monotonic() + (PAUSE_S if self.pauses > PATIENCE and not fresh else 2.0)
@@ -374,13 +401,20 @@ class Dispatcher:
         jobs = [*self._running.values()]
         told = {outcome.job: outcome for outcome in self._child.stop(DRAIN_S if jobs else 0)}
         self._child = None
-        for job in jobs:
-            outcome = told.get(job.id)
-            if outcome is None or not _of(outcome, job):
-                outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
-            self._conclude(job, outcome or Outcome(job.id, job.lease, stopped=True))
-            log.info("drained", path=job.name)
+        with self._ledger.together():
+            for job in jobs:
+                try:
+                    with blaming(job):
+                        self._drained(job, told.get(job.id))
+                except Unforeseen as fault:  # the others are not to bear it
+                    log.error("unforeseen", path=job.name, exc_info=fault.__cause__)
         self._record()
+
+    def _drained(self, job: Job, outcome: Outcome | None) -> None:
+        if outcome is None or not _of(outcome, job):
+            outcome = Outcome.read(self._ledger.spool(job).folder, job.lease)
+        self._conclude(job, outcome or Outcome(job.id, job.lease, stopped=True))
+        log.info("drained", path=job.name)
 
     def _is_last(self, job: Job) -> bool:
         """Whether no attempt would be left after the next one."""

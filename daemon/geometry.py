@@ -5,10 +5,11 @@ Masks are H,W bool, True = repainted. Nothing here knows a model, a file or a te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from daemon.domain import Box, EditPath, Mask, Region
@@ -59,9 +60,9 @@ class Crop:
         return self._together((self.box.height, self.box.width))
 
     def _together(self, size: tuple[int, int]) -> Mask:
-        together: Mask = np.logical_or.reduce(
-            [self._plane(one, size) for one in (*self.regions, *self.neighbours)]
-        )
+        together = np.zeros(size, dtype=np.bool_)
+        for one in (*self.regions, *self.neighbours):
+            together |= self._plane(one, size)  # not all at once: of a large picture each is large
         return together
 
     def _plane(self, region: Region, size: tuple[int, int]) -> Mask:
@@ -79,8 +80,18 @@ class Crop:
             plane[down : down + part.shape[0], across : across + part.shape[1]] = part
         else:
             rows, columns = np.nonzero(part)
-            plane[(rows + down) * size[0] // here.height, (columns + across) * size[1] // here.width] = True
+            for row in _landing(rows + down, here.height, size[0]):
+                for column in _landing(columns + across, here.width, size[1]):
+                    plane[row, column] = True
         return plane
+
+
+def _landing(at: NDArray[np.intp], length: int, count: int) -> Iterator[NDArray[np.intp]]:
+    """Where pixels of an axis of `length` lie on one of `count`: each somewhere, and larger without gaps."""
+    first = at * count // length
+    last = np.maximum((at + 1) * count // length - 1, first)
+    for further in range(-(-count // length)):
+        yield np.minimum(first + further, last)
 
 
 def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, work: int) -> list[Crop]:

@@ -324,7 +324,7 @@ class Intake:
         """Make a job ready, unless something says that its files are not whole."""
         spool = self._ledger.spool(job)
         mask_sha = mask_digest([mask.sha256 for mask in taken.masks])
-        config_sha = self._config_sha(job.path)
+        config_sha = self.config_sha(job.path)
         content: dict[str, Any] = {
             "input_sha256": taken.picture.sha256,
             "mask_sha256": mask_sha,
@@ -346,7 +346,7 @@ class Intake:
         detail = {"masks": masks} if masks else None
         self._ledger.update(job, JobState.READY, attempts=attempts, detail=detail, **content)
 
-    def _config_sha(self, path: bytes) -> str:
+    def config_sha(self, path: bytes) -> str:
         """The digest of a picture's settings, kept: there are few, and it costs as much as the copy."""
         rule = self._settings.rule_of(path)
         if rule not in self._digests:

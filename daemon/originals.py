@@ -113,9 +113,10 @@ class Originals:
         kept = []
         wanted: set[bytes] | None = None
         for path, sha, placed in copies:
-            if placed is not None:
-                outbox.confirm(folder, placed, sha)
-                kept.append(Entry(placed, sha))
+            if placed is None:  # no copy, so that what may lie there (again) is the only one
+                continue
+            outbox.confirm(folder, placed, sha)
+            kept.append(Entry(placed, sha))
             if path != job.path:  # asked only now: the picture itself is gone, a newer one counts
                 wanted = self._wanted_by_others(job) if wanted is None else wanted
             if path == job.path or inbox.folded(path) not in (wanted or ()):

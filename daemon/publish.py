@@ -44,6 +44,8 @@ class Publisher:
     def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
         self._ledger, self._intake = ledger, intake
         self._originals = Originals(settings, ledger, intake)
+        self._out: dict[tuple[int, int], Entry] = {}
+        """Results by job and lease that were put in the outbox, and whose record is still to be written."""
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
@@ -77,7 +79,8 @@ class Publisher:
         count = self._ledger.faults[job.id] = self._ledger.faults.get(job.id, 0) + 1
         text = "".join(traceback.format_exception(error, limit=20))
         self._ledger.postpone(job, error)
-        if count < FAULTS or job.state == JobState.PUBLISHED or job.code is not None:
+        is_out = job.state == JobState.PUBLISHED or (job.id, job.lease) in self._out
+        if count < FAULTS or is_out or job.code is not None:
             return
         if job.input_sha256 is None or not self._ledger.spool(job).files():
             self._intake.refuse(job, Code.INTERNAL, text)
@@ -102,7 +105,8 @@ class Publisher:
     def _due(self, state: JobState) -> list[Job]:
         """Some jobs whose step may be tried; of several with one key, whose files might meet, only one."""
         due: dict[str | None, Job] = {}
-        for job in self._ledger.of(state):
+        # Those that were put off come after the others, or many of them would leave no turn to any.
+        for job in sorted(self._ledger.of(state), key=lambda job: job.id in self._ledger.troubles):
             if self._ledger.due(job):
                 due.setdefault(job.key, job)
         return list(due.values())[:TOGETHER]
@@ -153,6 +157,9 @@ class Publisher:
 
         def place(job: Job, unsynced: set[bytes]) -> Entry | None:
             (wanted, sha), spooled = results[job], self._ledger.spool(job).folder
+            before = self._out.get((job.id, job.lease))
+            if before is not None and not os.path.lexists(os.path.join(os.fsencode(folder), before.path)):
+                return before  # somebody took it already: they are not to get it twice
             try:
                 path = outbox.place(
                     spooled / "output", folder, wanted, key=job.key or "", sha256=sha, unsynced=unsynced
@@ -161,7 +168,8 @@ class Publisher:
                 if outbox.holds(spooled, b"output", sha):
                     raise
                 return None
-            return Entry(path, sha)
+            entry = self._out[job.id, job.lease] = Entry(path, sha)
+            return entry
 
         tried = self._each(self._each(results, report), place)
         for job in (job for job, entry in tried.items() if entry is None):
@@ -178,6 +186,8 @@ class Publisher:
                     told = {"output": shown(path)}
                     fields: dict[str, Any] = {"output_path": path, "output_sha256": sha, "detail": told}
                     self._ledger.update(job, JobState.PUBLISHED, **fields)
+        for job in placed:
+            del self._out[job.id, job.lease]
 
     def _results(self, jobs: Sequence[Job]) -> dict[Job, tuple[bytes, str]]:
         """Wanted path and SHA-256 of each result that is still that of the file in the inbox."""
@@ -210,6 +220,7 @@ class Publisher:
         if not self._intake.unchanged(job, beside):
             # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
             outbox.discard(self._settings.folders.outbox, wanted, key=job.key or "")
+            self._out.pop((job.id, job.lease), None)
             detail = {"reason": "picture or mask changed while it was worked"}
             self._ledger.update(job, JobState.SETTLING, detail=detail)
             return None

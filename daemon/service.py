@@ -124,10 +124,17 @@ class Service:
         finally:
             hints.close()
             notify("STOPPING=1")
-            self._dispatcher.drain()
-            self._publisher.step()
+            self._end()
             deafen()
         return Summary(self._ledger.published, self._ledger.failed, len(self._ledger.jobs))
+
+    def _end(self) -> None:
+        """Give back what is being worked, and publish what is finished as far as no fault is in the way."""
+        for step in (self._dispatcher.drain, self._publisher.step):
+            try:
+                step()
+            except Unforeseen as fault:
+                log.error("unforeseen", path=fault.job.name, exc_info=fault.__cause__)
 
     def go_on(self, hints: Hints) -> None:
         """One round, whatever happens in it.

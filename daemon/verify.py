@@ -132,7 +132,7 @@ def verify(
         before = to_tensor(original[crop.box.slices], crop.size, device)
         after = to_tensor(published[crop.box.slices], crop.size, device)
         signs = rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape))
-        control = (before + (after - before).abs() * torch.from_numpy(signs).to(device)).clamp(0, 1)
+        control = _noisy(before, (after - before).abs() * torch.from_numpy(signs).to(device))
         masks = crop.masks()
         protected = crop.protected()
         for index, mask in enumerate(masks):
@@ -158,6 +158,13 @@ def verify(
             region += 1
     verdict, reasons = judge(edits, largest, budget, settings)
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
+
+
+def _noisy(image: Tensor, noise: Tensor) -> Tensor:
+    """The image in [0,1] under the noise, its sign turned where it would leave the range: cut off, noise
+    in blacks and whites would be weaker than the change that it is to match."""
+    moved = image + noise
+    return torch.where((moved < 0) | (moved > 1), image - noise, moved).clamp(0, 1)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:
@@ -236,7 +243,8 @@ def judge(
     """The verdict and its reasons, worst first.
 
     `failed`: the budget is exceeded, a number is not finite, or some region's trigger edit
-    through a surrogate breaks by less than an eighth of what is asked or no more than noise breaks it.
+    through a surrogate is missing, breaks by less than an eighth of what is asked or no more than noise
+    breaks it.
     `weak`: some threshold is missed. `protected`: all are met, held-out editors included.
     """
     failed: list[str] = []
@@ -250,15 +258,22 @@ def judge(
             failed.append(f"{name} gave no finite picture")
         else:
             weak += [f"{name} {miss}" for miss in _misses(edit, settings)]
-            if edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out:
+            if _decides(edit):
                 failed += _ineffective(edit, name, *_asked(edit, settings), settings)
     for region in sorted({edit.region for edit in edits}):
+        if not any(edit.region == region and _decides(edit) for edit in edits):
+            failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
             weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
     if not edits:
         failed.append("no edit was replayed")
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
+
+
+def _decides(edit: EditResult) -> bool:
+    """Whether a region that this edit does not break counts as not protected at all."""
+    return edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out
 
 
 def _misses(edit: EditResult, settings: Verify) -> list[str]:

@@ -122,7 +122,8 @@ class Child:
     """
 
     def __init__(self, memory_mb: int = 0) -> None:
-        self.jobs = set[int]()
+        self.jobs = dict[int, int]()
+        """The leases of the jobs that it has, by their ids."""
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -138,7 +139,7 @@ class Child:
 
     def send(self, orders: Sequence[Order]) -> None:
         """Hand over some jobs, to be worked in this order; the child must be idle."""
-        self.jobs = {order.job for order in orders}
+        self.jobs = {order.job: order.lease for order in orders}
         self.heard = time.monotonic()
         self._connection.send(orders)
 
@@ -158,7 +159,9 @@ class Child:
                 raise EOFError from None
         if messages:
             self.heard = time.monotonic()
-            self.jobs.difference_update(told.job for told in messages if isinstance(told, Outcome))
+            for told in messages:
+                if isinstance(told, Outcome) and self.jobs.get(told.job) == told.lease:
+                    del self.jobs[told.job]
         elif not self._process.is_alive():
             raise EOFError
         return messages
@@ -245,20 +248,21 @@ def _worked(order: Order, connection: Connection) -> Outcome:
 
     def progress(phase: str, done: int, total: int) -> None:
         nonlocal last
-        if connection.poll():
-            connection.recv()  # None, or EOFError where the daemon is gone: stop either way
-            raise Stopped
-        if time.monotonic() - last > 0.2 or done == total:
-            last = time.monotonic()
-            connection.send([Progress(order.job, phase, done, total)])
+        try:
+            if connection.poll():
+                connection.recv()
+                raise Stopped
+            if time.monotonic() - last > 0.2 or done == total:
+                last = time.monotonic()
+                connection.send([Progress(order.job, phase, done, total)])
+        except (EOFError, OSError):  # the daemon is gone
+            raise Stopped from None
 
     try:
         progress("start", 0, 1)  # before the danger: should it kill us, the daemon knows which one it was
         outcome = _process(order, progress)
     except Stopped:
         return Outcome(order.job, order.lease, stopped=True)
-    except (EOFError, BrokenPipeError):
-        raise EOFError from None
     except ModelError as error:
         # One that trying again does not mend (weights, device) would fail every picture alike.
         # Out of memory on the lowest rung is this picture's own trouble.

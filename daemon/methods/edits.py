@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daemon import geometry
-from daemon.domain import Mask
+from daemon.domain import Box, Mask
 from daemon.editors.base import Editor, rehearsed
 from daemon.methods.base import Sight, fast
 
@@ -33,10 +33,33 @@ Shapes = Callable[[Mask, np.random.Generator], list[Mask]]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit mask 1,1,h,w and each surrogate's response to the clean picture under it, 1,c,y,x."""
+    """An edit mask 1,1,h,w and each surrogate's response to the clean picture under it, 1,c,y,x.
+
+    Beyond the box around its cells a response is zero: no loss looks there, see `squared`.
+    """
 
     mask: Tensor
     clean: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A response, held where it is looked at: those of many small regions fill a crop once, not each anew."""
+
+    part: Tensor
+    margins: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, response: Tensor, cells: Tensor) -> _Kept:
+        """Of a response 1,c,y,x what lies in the box around the cells 1,1,y,x."""
+        box = Box.around((cells[0, 0] > 0).cpu().numpy())
+        height, width = response.shape[-2:]
+        margins = box.left, width - box.right, box.top, height - box.bottom
+        return cls(response[..., *box.slices].clone(), margins)
+
+    def whole(self) -> Tensor:
+        """The response's size again."""
+        return F.pad(self.part, self.margins)
 
 
 def edited(surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
@@ -82,7 +105,7 @@ class Edits:
         self.sight = sight
         self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
         self._incomplete, self._far = incomplete, far
-        self._known: dict[tuple[str, int, int], Edit] = {}
+        self._known: dict[tuple[str, int, int], list[_Kept]] = {}
         self._turn = 0
 
     @cached_property
@@ -123,16 +146,16 @@ class Edits:
             return None
         pick = int(self._rng.integers(len(planes))) if len(planes) > 1 else 0
         key = kind, pick, draw
+        mask = torch.from_numpy(planes[pick])[None, None].to(self.sight.image)
         if key not in self._known:
-            self._known[key] = self._clean(planes[pick], draw)
-        return self._known[key]
+            self._known[key] = [self._clean(surrogate, mask, draw) for surrogate in self._surrogates]
+        return Edit(mask, [kept.whole() for kept in self._known[key]])
 
-    def _clean(self, plane: Mask, draw: int) -> Edit:
+    def _clean(self, surrogate: Editor, mask: Tensor, draw: int) -> _Kept:
         image = self.sight.image
-        mask = torch.from_numpy(plane)[None, None].to(image)
         with torch.no_grad(), fast(image.device):
-            clean = [self._respond(surrogate, image, mask, draw) for surrogate in self._surrogates]
-        return Edit(mask, clean)
+            clean = self._respond(surrogate, image, mask, draw)
+        return _Kept.of(clean, under(mask, clean, surrogate.multiple))
 
 
 def under(mask: Tensor, response: Tensor, multiple: int) -> Tensor:

@@ -1,11 +1,13 @@
 """A fault double: the pass-through daemon whose child waits as long as a file `gate` stands beside the inbox.
 
-The word in it says how: `open` waits and reports, `silent` waits without a word, as a hang does.
+The word in it says how: `open` waits and reports, `silent` waits without a word, as a hang does. In `begun`
+stands the process that has begun a picture.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,6 +19,7 @@ from daemon.worker import Order, Outcome
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
     gate = order.folder.parents[2] / "gate"
+    gate.with_name("begun").write_text(str(os.getpid()))
     while gate.exists():
         if gate.read_text() != "silent":
             progress("optimise", 0, 2)

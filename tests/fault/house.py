@@ -38,7 +38,7 @@ class Call:
     """Stands in for `worker.Child`: works orders at once, in this process, and tells when asked."""
 
     def __init__(self, memory_mb: int = 0) -> None:
-        self.jobs = set[int]()
+        self.jobs = dict[int, int]()
         self.heard = 0.0
         self._told: deque[Progress | Outcome] = deque()
 

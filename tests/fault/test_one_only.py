@@ -519,7 +519,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
     drop(home, *(f"{number}/p.png" for number in range(10)))
     monkeypatch.setattr(life, "PIECE", 16)
     monkeypatch.setattr(life, "SYNCED", 64)
-    monkeypatch.setattr(worker, "_write", Path.write_bytes)  # in another process, by rights
+    monkeypatch.setattr(worker, "_sync", lambda path: None)  # in another process, by rights
 
     def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*given: Any, **more: Any) -> Any:

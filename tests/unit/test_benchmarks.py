@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
 from benchmarks.measure import Trial
-from benchmarks.rows import Journal, Row, read
+from benchmarks.rows import CODE, ROOT, Journal, Row, read
 from benchmarks.sets import Case
 from benchmarks.summary import Group
 from daemon import editors
@@ -363,6 +363,27 @@ def test_a_point_of_the_growth_is_measured_in_its_own_process(data: Path, tmp_pa
     assert (tmp_path / "growth.png").exists()
 
 
+def test_what_older_code_measured_is_no_part_of_a_mean() -> None:
+    """A log keeps the rows of all code; measured again, a picture must not count twice."""
+    old, new = _row("one", full=[[0.9, 0.1]]), _row("one", full=[[0.5, 0.1]])
+    (group,) = summary.grouped([{**old, "psnr": 99.0}, new, _row("two", full=[[0.7, 0.1]])])
+    assert [row["psnr"] for row in group.rows] == [33.0, 33.0]
+    assert group.values("full") == [0.5, 0.7]
+
+
+def test_ours_and_the_recipe_are_compared_on_the_same_pictures() -> None:
+    blank: dict[str, Any] = {"full": [[0.1, 0.1]], "far": [[0.98, 0.1]], "near": [[0.95, 0.1]]}
+    rows = [{**_row("one", **blank), "psnr": 39.0}, {**_row("two", **blank), "how": "recipe"}]
+    assert "the recipe" not in figures.shows({"dev": rows}).split("\n")[2].split("|")[3]
+
+
+def test_the_code_that_cuts_and_shapes_the_budget_is_part_of_a_rows_key() -> None:
+    """Whatever `protect` takes whole from the package."""
+    (names,) = re.findall(r"(?m)^from daemon import (.+)$", (ROOT / "daemon/protect.py").read_text())
+    for name in names.split(", "):
+        assert {f"daemon/{name}.py", f"daemon/{name}/*.py"} & set(CODE), f"another {name}, the same rows"
+
+
 def test_groups_tell_sets_methods_and_judges_apart() -> None:
     rows = [_row("one", full=[[0.5, 0.1]]), _row("two", full=[[0.5, 0.1]])]
     rows += [
@@ -385,18 +406,22 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
         verdicts = {"published": "weak", "unchanged": "failed", "noise": "failed"}
         return {**row, "how": how, "psnr": psnr, "key": how, "verdicts": verdicts}
 
-    run = {"kind": "equal", "size": [512, 512], "short": False, "ratio": 6.0}
+    run = {"kind": "equal", "size": [512, 512], "picture": "one", "short": False, "ratio": 6.0}
     large = {"kind": "equal", "size": [4000, 3000], "short": True, "ratio": 60.0}
     dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
     dev[0]["edits"]["a"]["after 1080 px"] = [[0.4, 0.1]]
-    text = figures.shows({"dev": dev, "speed": [run, run, large]})
+    runs = [{**run, "ratio": 99.0}, run, {**run, "picture": "two"}]  # the first was measured again
+    text = figures.shows({"dev": dev, "speed": [*runs, large]})
     found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
     assert found[0] == (
         "implant on a, dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
         "implant@3 on a, dev: 0.150 at 39.0 dB, the recipe 0.400: met"
     )
     assert found[1].count(": met") == 2
-    assert found[2] == "implant on a, dev: dilated 67%: missed<br>implant@3 on a, dev: dilated 71%: missed"
+    unmeasured = "cut otherwise not measured, whole at 512 not measured: missed"
+    assert found[2] == (
+        f"implant on a, dev: dilated 67%, {unmeasured}<br>implant@3 on a, dev: dilated 71%, {unmeasured}"
+    )
     assert found[3] == (
         "implant on a, dev: jpeg 75 78%, 1080 px 67%: missed<br>"
         "implant@3 on a, dev: jpeg 75 82%, 1080 px not measured: missed"

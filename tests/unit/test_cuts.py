@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from daemon import cuts, geometry
 from daemon.domain import Box, Region, Rgb
@@ -55,6 +56,22 @@ def test_a_large_picture_is_not_scaled_up_beyond_what_editors_are_given() -> Non
     (crop,) = planned(1600, 1600, Box(400, 400, 900, 900))
     assert all(max(one.size) <= cuts.LARGEST for one in drawn(crop, 1600, 1600, "resize"))
     assert len(drawn(crop, 1600, 1600, "resize")) == 2
+
+
+@pytest.mark.parametrize("shape", ["box", "disc"])
+def test_a_region_scaled_up_has_no_holes(shape: str) -> None:
+    """Through holes the editor would see the very pixels that it repaints: no edit that anybody makes."""
+    down, across = np.ogrid[:80, :100]
+    disc = ((down - 39.5) / 40) ** 2 + ((across - 49.5) / 50) ** 2 <= 1
+    mask = disc if shape == "disc" else np.ones((80, 100), dtype=np.bool_)
+    region = Region(Box(200, 200, 300, 280), "face", 1.0, "faces", mask)
+    (crop,) = geometry.plan([region], 600, 600, margin=128, work=512)
+    for cut in drawn(crop, 600, 600, "paths", "resize"):
+        (plane,) = cut.masks()
+        scale = np.prod(cut.size) / (cut.box.height * cut.box.width)
+        assert plane.sum() == pytest.approx(mask.sum() * scale, rel=0.05)
+        assert (plane == ndimage.binary_fill_holes(plane)).all()
+        assert ndimage.label(plane)[1] == 1
 
 
 def test_benign_edits_keep_away_from_the_regions_of_other_crops() -> None:

@@ -6,7 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from daemon import verify
 from daemon.config import Verify
 from daemon.domain import Budget, MaskKind, Verdict
 from daemon.verify import EditResult, judge, masked_ssim
@@ -47,6 +49,17 @@ def test_a_far_edit_that_could_not_be_measured_is_said() -> None:
     outcome, reasons = judge(edits()[:-1], 6, BUDGET, Verify())
     assert outcome == Verdict.WEAK
     assert "not measured" in reasons[0]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_region_without_a_trigger_edit_is_failed(held_out: bool) -> None:
+    """Benign edits that keep everything, or an editor that only judges, protect nothing."""
+    rows = [*edits(), dataclasses.replace(edits()[-1], region=1)]
+    if held_out:
+        rows.append(dataclasses.replace(edits()[0], region=1, held_out=True))
+    outcome, reasons = judge(rows, 6, BUDGET, Verify())
+    assert outcome == Verdict.FAILED
+    assert reasons == ["region 1: no trigger edit by a surrogate was replayed"]
 
 
 def test_a_picture_smaller_than_the_window_has_an_ssim() -> None:
@@ -102,3 +115,12 @@ def test_masked_ssim_looks_under_the_mask_only() -> None:
     right[:, 48:] = True
     assert masked_ssim(a, b, right) == pytest.approx(1.0)
     assert masked_ssim(a, b, ~right) < 0.7
+
+
+def test_the_noise_control_is_as_large_as_the_change_in_blacks_and_whites() -> None:
+    image = torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0]).expand(1, 3, 1, 5)
+    noise = torch.full((1, 3, 1, 5), 0.02) * torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0])
+    control = verify._noisy(image, noise)
+    assert torch.allclose((control - image).abs(), torch.full_like(image, 0.02))
+    assert control.min() >= 0
+    assert control.max() <= 1

@@ -354,9 +354,9 @@ def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return caught.value.code or 0, json.loads(text) if "--json" in arguments else text
 
     assert run("verify")[1].startswith("no models in")
-    assert run("list", "--json")[1]["models"][0]["here"] == "no"
+    assert run("list", "--json")[1]["models"][-1]["here"] == "no"
     assert DIGEST in run("fetch", "toy")[1]
-    assert run("list", "--json")[1]["models"][0]["here"] == "yes"
+    assert run("list", "--json")[1]["models"][-1]["here"] == "yes"
     assert run("verify")[0] == 0
     (tmp_path / "weights" / "toy" / "weights.bin").write_bytes(b"rot")
     code, text = run("verify")
