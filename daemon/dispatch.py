@@ -201,10 +201,8 @@ class Dispatcher:
         return True
 
     def _start(self, jobs: Sequence[Job]) -> None:
-        if (
-            self._child is not None and self._child.jobs
-        ):  # after a fault: it would take them for a wish to stop
-            self._child.kill()
+        if self._child is not None and self._child.jobs:
+            self._child.kill()  # left at work by a fault of ours: it would take new orders for a wish to stop
             self._child = None
         if self._child is None:
             try:

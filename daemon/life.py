@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 PIECE = 1 << 20
@@ -56,6 +57,16 @@ def write(file: BinaryIO, data: Iterable[bytes]) -> None:
             _sync(file)
             unsynced = 0
     _sync(file)
+
+
+def sync(path: bytes | Path) -> None:
+    """Make a file's content durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sign()
 
 
 def _sync(file: BinaryIO) -> None:

@@ -129,7 +129,7 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
                     os.ftruncate(descriptor, size)
                 raise
         if size == 0:
-            _sync_folder(folder)
+            life.sync(folder)
     except OSError as error:
         remedy = f"{_remedy(error)}; it is tried again"
         message = f"manifest {shown(path)}: cannot be written ({error.strerror}); {remedy}"
@@ -199,11 +199,3 @@ def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

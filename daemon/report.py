@@ -105,7 +105,8 @@ def sheet(
     shown = verification.panels[:most]
     bands = [_band(panels, heat[index] if heat else ()) for index, panels in enumerate(shown)]
     width = COLUMNS * PANEL + (COLUMNS + 1) * GAP
-    header = 58
+    reason = verification.reasons[0] if verification.reasons else ""
+    header = 80 if reason else 58
     page = Image.new("RGB", (width, header + sum(band.height for band in bands) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     facts = [f"verdict: {verification.verdict.value}", f"max change {verification.max_change_levels} levels"]
@@ -115,6 +116,7 @@ def sheet(
         facts.append(f"{len(verification.panels) - most} more regions not shown")
     draw.text((12, 6), _fitted(title, 76), fill=INK, font=_font(22))
     draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=_font(16))
+    draw.text((12, 56), _fitted(reason, 150), fill=INK, font=_font(16))
     top = header
     for band in bands:
         page.paste(band, (0, top))
@@ -129,7 +131,7 @@ def _band(panels: Panels, heat: Sequence[Heat]) -> Image.Image:
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     change: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
     maps: list[Cell] = [
-        (f"what {one.surrogate} hangs on", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
+        (f"pixels that move {one.surrogate}", _glowing(one.plane), panels.mask, TRIGGER) for one in heat
     ]
     cells: list[Cell] = [
         ("original, region outlined", panels.original, panels.mask, TRIGGER),

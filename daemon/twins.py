@@ -53,7 +53,8 @@ def adopted(job: Job, settings: Settings, ledger: Ledger) -> tuple[Outcome, Job]
             reasons=tuple(receipt.get("reasons", ())),
         )
         outcome.write(spool.folder)
-    except (OSError, ValueError, AttributeError, PublishError):  # they are gone: it is worked again
+    except (OSError, ValueError, AttributeError, TypeError, PublishError):
+        # They are gone, or not what they were: it is worked again.
         return None
     return outcome, twin
 

@@ -131,8 +131,7 @@ def verify(
     for crop in crops:
         before = to_tensor(original[crop.box.slices], crop.size, device)
         after = to_tensor(published[crop.box.slices], crop.size, device)
-        signs = rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape))
-        control = _noisy(before, (after - before).abs() * torch.from_numpy(signs).to(device))
+        control = _control(before, after, rng)
         masks = crop.masks()
         protected = crop.protected()
         for index, mask in enumerate(masks):
@@ -160,11 +159,19 @@ def verify(
     return Verification(verdict, reasons, _psnr(original, published, crops), largest, edits, panels)
 
 
-def _noisy(image: Tensor, noise: Tensor) -> Tensor:
-    """The image in [0,1] under the noise, its sign turned where it would leave the range: cut off, noise
-    in blacks and whites would be weaker than the change that it is to match."""
-    moved = image + noise
-    return torch.where((moved < 0) | (moved > 1), image - noise, moved).clamp(0, 1)
+def _control(before: Tensor, after: Tensor, rng: np.random.Generator) -> Tensor:
+    """The crop under random noise as large, sample by sample, as the change; 1,3,h,w in [0,1] all three.
+
+    It is to be no weaker than the change: noise of each channel's own would be, of a grey change, and so
+    would noise cut off in blacks and whites, where the sign is turned instead.
+    """
+    signs = torch.from_numpy(rng.choice(np.array([-1, 1], np.float32), size=tuple(before.shape)))
+    size = (after - before).abs()
+    if torch.equal(size, size[:, :1].expand_as(size)):
+        signs = signs[:, :1]
+    noise = size * signs.to(before.device)
+    moved = before + noise
+    return torch.where((moved < 0) | (moved > 1), before - noise, moved).clamp(0, 1)
 
 
 def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKind, Mask]:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from daemon import life
 from daemon.abreast import abreast
 from daemon.config import Settings
 from daemon.errors import Code, JobError, ModelError
@@ -106,7 +107,7 @@ class Outcome:
         part.write_bytes(json.dumps(asdict(self)).encode())
         for name in (*MADE, part.name):
             with suppress(FileNotFoundError):
-                _sync(folder / name)
+                life.sync(folder / name)
         part.rename(folder / RESULT)
 
 
@@ -320,14 +321,6 @@ def _unforeseen(order: Order, error: Exception) -> Outcome:
         transient=system,
         doubtful=system and number not in (errno.ENOSPC, errno.EDQUOT),
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _limit(memory_mb: int) -> None:

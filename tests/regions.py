@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks import marks
+
 XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
  xmlns:mwg-rs="http://www.metadataworkinggroup.com/schemas/regions/"
@@ -89,12 +91,5 @@ def lettered(image: np.ndarray, text: str, at: tuple[int, int], size: int) -> np
 
 
 def logo(side: int = 320) -> Image.Image:
-    """A made-up firm's logo with a transparent ground."""
-    image = Image.new("RGBA", (480, 320), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((10, 10, 300, 300), fill=(200, 30, 40, 255))
-    draw.polygon([(155, 40), (260, 240), (60, 240)], fill=(255, 255, 255, 255))
-    draw.rectangle((130, 150, 180, 240), fill=(30, 30, 30, 255))
-    draw.rectangle((290, 110, 475, 210), fill=(20, 60, 160, 255))
-    draw.text((300, 120), "ACME", font=ImageFont.load_default(62), fill=(255, 255, 255, 255))
-    return image.resize((side * 3 // 2, side), Image.Resampling.LANCZOS)
+    """The made-up firm's logo of the benchmarks, with a transparent ground."""
+    return marks.logo().resize((side * 3 // 2, side), Image.Resampling.LANCZOS)

@@ -23,15 +23,7 @@ from daemon.editors import ldm
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
 from training import data
 from training.latent_pair import draw, encoded
-from training.losses import (
-    Critics,
-    ema_update,
-    feature_matching,
-    hinge_d,
-    hinge_g,
-    pyramid_l1,
-    weighted,
-)
+from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
 from training.run import Run, adam, averaged, prepared, save_half, set_rate
 
 KNOWN_WEIGHT = 0.1
@@ -157,16 +149,7 @@ def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, si
             noise = torch.from_numpy(rng.standard_normal(latents.shape, "float32"))
             noise *= torch.from_numpy(rng.uniform(0, 0.3 * ldm.SPREAD, (batch, 1, 1, 1)).astype("float32"))
             got = net(latents + noise).float()
-            real, fake = critic(image), critic(got.detach())
-        pairs = list(zip(real, fake, strict=True))
-        out = {"d": torch.stack([hinge_d(r[-1].float(), f[-1].float()) for r, f in pairs]).mean()}
-        opt_d.zero_grad()
-        out["d"].backward()  # type: ignore[no-untyped-call]
-        opt_d.step()
-        with torch.autocast("cpu", torch.bfloat16):
-            pairs = list(zip(real, critic(got), strict=True))
-            out["g"] = torch.stack([hinge_g(f[-1].float()) for _, f in pairs]).mean()
-            out["fm"] = torch.stack([feature_matching(f, r) for r, f in pairs]).mean()
+        out = duel(critic, opt_d, image, got, None)
         out["pyramid"] = pyramid_l1(got, image)
         loss = out["pyramid"] + 0.05 * out["g"] + 1.0 * out["fm"]
         opt_g.zero_grad()
@@ -178,9 +161,10 @@ def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, si
 
     @torch.no_grad()
     def sample() -> Tensor:
-        image, _ = data.draw(pictures, 6, 2 * size, np.random.default_rng([seed + 1]))
+        rng = np.random.default_rng([seed + 1])
+        image, _ = data.draw(pictures, 6, 2 * size, rng)
         latents = encoder(image)
-        noisy = latents + 0.1 * torch.randn_like(latents)
+        noisy = latents + 0.1 * torch.from_numpy(rng.standard_normal(latents.shape, "float32"))
         return torch.stack([image, ema["decoder"](latents), ema["decoder"](noisy)])
 
     run.loop(one, sample)

@@ -84,9 +84,11 @@ def hinge_g(fake: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def duel(
-    critics: Critics, optimiser: torch.optim.Optimizer, image: Tensor, whole: Tensor, mask: Tensor
+    critics: Critics, optimiser: torch.optim.Optimizer, image: Tensor, whole: Tensor, mask: Tensor | None
 ) -> dict[str, Tensor]:
     """One step of the critics on true and filled pictures, then what they hold against the fill.
+
+    Without a mask the whole picture is judged.
 
     Returns `d` (its step is done), and `g` and `fm`, whose gradients reach `whole`.
     """

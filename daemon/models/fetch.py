@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
-from daemon import __version__
+from daemon import __version__, life
 from daemon.errors import Code, ModelError
 from daemon.models import File, Model, expected, pin, sha256
 
@@ -115,7 +115,8 @@ def _one(
         if want is None:
             pin(model, file, got, folder)
         part.replace(target)
-        _sync(target.parent)
+        with suppress(OSError):
+            life.sync(target.parent)
     _validator(part).unlink(missing_ok=True)
     return target
 
@@ -278,13 +279,6 @@ def _append(path: Path) -> IO[bytes]:
 def _flush(out: IO[bytes]) -> None:
     out.flush()
     os.fsync(out.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
 
 
 @contextmanager

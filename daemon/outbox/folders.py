@@ -26,7 +26,7 @@ def sync(unsynced: set[bytes]) -> None:
     while unsynced:
         folder = unsynced.pop()
         with explained(Path(os.fsdecode(folder)), b"."):
-            sync_folder(folder)
+            life.sync(folder)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _make_folder(path: bytes, top: bytes) -> None:
     _make_folder(above, top)
     with suppress(FileExistsError):
         os.mkdir(path, mode=0o750)
-    sync_folder(above)
+    life.sync(above)
     if (found := _identity(path)) is not None:
         if len(_durable) >= KNOWN_MOST:
             _durable.clear()
@@ -87,16 +87,6 @@ def named(target: bytes, unsynced: set[bytes] | None) -> None:
     """Make a new name durable, or note its folder in `unsynced`."""
     folder = os.path.dirname(target)
     if unsynced is None:
-        sync_folder(folder)
+        life.sync(folder)
     else:
         unsynced.add(folder)
-
-
-def sync_folder(path: bytes) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    life.sign()

@@ -11,7 +11,7 @@ from pathlib import Path
 from daemon import life, paths
 from daemon.domain import shown
 from daemon.errors import PublishError
-from daemon.outbox.folders import explained, prepared, sync_folder
+from daemon.outbox.folders import explained, prepared
 from daemon.outbox.names import hidden, keyed, names
 from daemon.outbox.writing import put
 
@@ -69,7 +69,7 @@ def shift(
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another had come there in that moment
                         return False
-                    sync_folder(os.path.dirname(target))
+                    life.sync(os.path.dirname(target))
                     return _unlink(inside, name, key, named_there)
                 return found is None
         except FileNotFoundError:  # its folder went too

@@ -7,7 +7,8 @@ import hashlib
 import io
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,21 +39,13 @@ def place(
     Raises:
         PublishError: no space, no permission, or read back wrong.
     """
-    with explained(folder, path):
-        path = around(folder, path)
-        target = prepared(folder, path)
-        temporary = hidden(target, key)
-        begun = os.path.lexists(temporary)
-        try:
-            source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-            with source, _create(temporary) as file:
-                expected = sha256 or life.digest(source)
-                source.seek(0)
-                life.write(file, life.pieces(source))
-            return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with _hidden(folder, path, key) as (path, temporary, begun):
+        source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+        with source, _create(temporary) as file:
+            expected = sha256 or life.digest(source)
+            source.seek(0)
+            life.write(file, life.pieces(source))
+        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
 
 
 def put(
@@ -65,26 +58,18 @@ def put(
     Raises:
         PublishError: no space, no permission, or the content is not `sha256`.
     """
-    with explained(folder, path):
-        path = around(folder, path)
-        target = prepared(folder, path)
-        temporary = hidden(target, key)
-        begun = os.path.lexists(temporary)
+    with _hidden(folder, path, key) as (path, temporary, begun):
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            try:
-                os.link(source, temporary, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, *paths.NO_LINKS):
-                    raise
-                with open(source, "rb") as reader, _create(temporary) as writer:
-                    life.write(writer, life.pieces(reader))
-                shutil.copystat(source, temporary)
-            return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+            os.link(source, temporary, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, *paths.NO_LINKS):
+                raise
+            with open(source, "rb") as reader, _create(temporary) as writer:
+                life.write(writer, life.pieces(reader))
+            shutil.copystat(source, temporary)
+        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
 
 
 def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | None = None) -> None:
@@ -93,14 +78,30 @@ def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | No
     Raises:
         PublishError: no space or no permission.
     """
+    with _hidden(folder, path, "report") as (path, temporary, _):
+        with _create(temporary) as file:
+            life.write(file, [data])
+        target = prepared(folder, path)
+        os.replace(temporary, target)
+        named(target, unsynced)
+
+
+@contextmanager
+def _hidden(folder: Path, path: bytes, key: str) -> Iterator[tuple[bytes, bytes, bool]]:
+    """A name to write under in the folder where a file is to stand; nothing is left under it.
+
+    Returns:
+        The relative path, past what is in its way; the hidden name, absolute; whether something lay
+        under that already, which a crash left.
+
+    Raises:
+        PublishError: what the system refuses within, with its remedy.
+    """
     with explained(folder, path):
-        target = prepared(folder, around(folder, path))
-        temporary = hidden(target, "report")
+        path = around(folder, path)
+        temporary = hidden(prepared(folder, path), key)
         try:
-            with _create(temporary) as file:
-                life.write(file, [data])
-            os.replace(temporary, target)
-            named(target, unsynced)
+            yield path, temporary, os.path.lexists(temporary)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

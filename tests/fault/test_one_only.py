@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -519,7 +520,8 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
     drop(home, *(f"{number}/p.png" for number in range(10)))
     monkeypatch.setattr(life, "PIECE", 16)
     monkeypatch.setattr(life, "SYNCED", 64)
-    monkeypatch.setattr(worker, "_sync", lambda path: None)  # in another process, by rights
+    # The worker's syncs belong to another process, by rights.
+    monkeypatch.setattr(worker, "life", SimpleNamespace(sync=lambda path: None))
 
     def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*given: Any, **more: Any) -> Any:
