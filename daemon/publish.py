@@ -34,6 +34,8 @@ T = TypeVar("T")
 FAULTS = 3
 """How often a fault of ours may meet a job."""
 
+REPORTS = {"receipt.json": b".json", "sheet.jpg": b".sheet.jpg"}
+"""Files of the spool, and how they are called beside the path of the result."""
 TOGETHER = 128
 """How many jobs are put in place at a time: they share syncs of folders and transactions."""
 
@@ -220,6 +222,7 @@ class Publisher:
         if not self._intake.unchanged(job, beside):
             # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
             outbox.discard(self._settings.folders.outbox, wanted, key=job.key or "")
+            self._discard_reports(job, wanted)
             self._out.pop((job.id, job.lease), None)
             detail = {"reason": "picture or mask changed while it was worked"}
             self._ledger.update(job, JobState.SETTLING, detail=detail)
@@ -254,19 +257,19 @@ class Publisher:
     def _note_archived(self, job: Job, kept: Iterable[Entry], unsynced: set[bytes]) -> None:
         """Add the fixity check to the receipt."""
         original = next((entry for entry in kept if entry.sha256 == job.input_sha256), None)
+        if job.output_path is None or original is None:
+            return
         file = self._ledger.spool(job).folder / "receipt.json"
         try:
             document = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
-            return
-        if job.output_path is None or original is None:
+            self._discard_reports(job, job.output_path)
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
         receipt = premis.added(document, checked)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
-        path = self._reported(job, job.output_path)
-        name = outbox.beside(path, b".json", job.key or "")
+        name = outbox.beside(self._reported(job, job.output_path), b".json", job.key or "")
         data = text.encode("utf-8", "replace")
         outbox.replace(data, self._settings.folders.reports, name, unsynced=unsynced)
 
@@ -307,10 +310,17 @@ class Publisher:
     def _report(self, spool: Spool, path: bytes, job: Job, unsynced: set[bytes]) -> None:
         """Receipt and sheet, beside each other; never over those of another job."""
         reports, key, path = self._settings.folders.reports, job.key or "", self._reported(job, path)
-        for file, suffix in (("receipt.json", b".json"), ("sheet.jpg", b".sheet.jpg")):
+        for file, suffix in REPORTS.items():
             with suppress(FileNotFoundError):
                 data = (spool.folder / file).read_bytes()
                 outbox.replace(data, reports, outbox.beside(path, suffix, key), unsynced=unsynced)
+
+    def _discard_reports(self, job: Job, path: bytes) -> None:
+        """Delete what a crash left of writing the reports of `path`, where they will not be written again."""
+        reports, key = self._settings.folders.reports, job.key or ""
+        for one in outbox.names(reports, path, key=key):
+            for suffix in REPORTS.values():
+                outbox.discard(reports, outbox.beside(one, suffix, key), key=outbox.REPLACING)
 
     def _reported(self, job: Job, path: bytes) -> bytes:
         """Under which path the job's reports stand: another than its output's where that is taken."""

@@ -87,7 +87,11 @@ def vacant(folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_resul
 
 
 def discard(folder: Path, path: bytes, *, key: str) -> None:
-    """Delete what a crash left of writing `folder`/`path`, where the step will not be done again."""
+    """Delete what a crash left of writing `folder`/`path`, where the step will not be done again.
+
+    Args:
+        key: the job's for what `place` and `put` write, `REPLACING` for what `replace` writes.
+    """
     for target in names(folder, path, key=key):
         with suppress(OSError):
             os.unlink(hidden(os.path.join(os.fsencode(folder), target), key))

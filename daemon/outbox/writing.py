@@ -18,6 +18,9 @@ from daemon.errors import PublishError
 from daemon.outbox.folders import explained, named, prepared
 from daemon.outbox.names import around, hidden, names
 
+REPLACING = "report"
+"""Stands for a job's key in the hidden name under which `replace` writes."""
+
 
 def place(
     content: bytes | Path,
@@ -78,7 +81,7 @@ def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | No
     Raises:
         PublishError: no space or no permission.
     """
-    with _hidden(folder, path, "report") as (path, temporary, _):
+    with _hidden(folder, path, REPLACING) as (path, temporary, _):
         with _create(temporary) as file:
             life.write(file, [data])
         target = prepared(folder, path)

@@ -29,6 +29,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from benchmarks.soak import png
 from tests.fault.house import House, furnish
 
+STEPS = 20
 NAMES = st.sampled_from(["a.png", "b.png", "sub/c.png"])
 
 
@@ -122,7 +123,10 @@ class Promises(RuleBasedStateMachine):
         furnish(self.patch)
         self.base = Path(tempfile.mkdtemp(prefix="backfire-promises-"))
         self.house = House(
-            self.base, watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 10_000}
+            self.base,
+            watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 10_000},
+            # More than one run can crash: a picture that the daemon dies of is set aside, as fault 04 says.
+            protect={"attempts": STEPS},
         )
         self.fate = Fate(self.patch)
         self.lying: dict[str, bytes] = {}
@@ -275,7 +279,7 @@ class Promises(RuleBasedStateMachine):
 TestPromises = Promises.TestCase
 TestPromises.settings = settings(
     max_examples=25,
-    stateful_step_count=20,
+    stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,  # the soak is for chance; here a failure must be everybody's

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from daemon import config, inbox, worker
+from daemon import config, inbox, outbox, worker
 from daemon.cli import jobs
 from daemon.domain import JobState
 from daemon.errors import Code, ConfigError, ModelError
 from daemon.hooks import Courier
+from daemon.outbox.names import hidden
 from tests.fault.books import picture
 from tests.fault.house import House
 
@@ -217,8 +218,11 @@ def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
     spooled.write_bytes(b"")
+    begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", outbox.REPLACING))
+    begun.write_bytes(b"{")
     archive(list(home.service._ledger.jobs.values()))
     assert home.states() == ["archived"]
+    assert not begun.exists(), "nobody writes it to its end"
     assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
 
 
