@@ -34,8 +34,6 @@ T = TypeVar("T")
 FAULTS = 3
 """How often a fault of ours may meet a job."""
 
-REPORTS = {"receipt.json": b".json", "sheet.jpg": b".sheet.jpg"}
-"""Files of the spool, and how they are called beside the path of the result."""
 TOGETHER = 128
 """How many jobs are put in place at a time: they share syncs of folders and transactions."""
 
@@ -221,8 +219,7 @@ class Publisher:
         wanted = renamed(job.path, outcome.extension)
         if not self._intake.unchanged(job, beside):
             # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
-            outbox.discard(self._settings.folders.outbox, wanted, key=job.key or "")
-            self._discard_reports(job, wanted)
+            self._discard(job)
             self._out.pop((job.id, job.lease), None)
             detail = {"reason": "picture or mask changed while it was worked"}
             self._ledger.update(job, JobState.SETTLING, detail=detail)
@@ -230,6 +227,7 @@ class Publisher:
         return wanted, sha
 
     def _work_again(self, job: Job) -> None:
+        self._discard(job)
         detail = {"reason": "the result in the spool is gone or damaged"}
         self._ledger.update(job, JobState.READY, detail=detail)
 
@@ -263,15 +261,15 @@ class Publisher:
         try:
             document = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
-            self._discard_reports(job, job.output_path)
+            self._discard(job)
             return
         where, at = shown(original.path), self._ledger.now()
         checked = premis.archived(key=job.key or "", at=at, sha256=original.sha256, where=where)
         receipt = premis.added(document, checked)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
-        name = outbox.beside(self._reported(job, job.output_path), b".json", job.key or "")
-        data = text.encode("utf-8", "replace")
-        outbox.replace(data, self._settings.folders.reports, name, unsynced=unsynced)
+        key, data = job.key or "", text.encode("utf-8", "replace")
+        name = outbox.beside(self._reported(job, job.output_path), b".json", key)
+        outbox.replace(data, self._settings.folders.reports, name, key=key, unsynced=unsynced)
 
     def _set_aside(self, job: Job) -> None:
         """Original, masks, error file and, where there are any, receipt and sheet."""
@@ -288,7 +286,8 @@ class Publisher:
         try:
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
             reason = outbox.beside(self._originals.aside_path(job, folder), b".error.json", job.key or "")
-            outbox.replace(text.encode("utf-8", "replace"), folder, reason, unsynced=unsynced)
+            data = text.encode("utf-8", "replace")
+            outbox.replace(data, folder, reason, key=job.key or "", unsynced=unsynced)
             self._report(spool, job.path, job, unsynced)
             if job.input_sha256 is None:
                 outbox.sync(unsynced)
@@ -310,17 +309,15 @@ class Publisher:
     def _report(self, spool: Spool, path: bytes, job: Job, unsynced: set[bytes]) -> None:
         """Receipt and sheet, beside each other; never over those of another job."""
         reports, key, path = self._settings.folders.reports, job.key or "", self._reported(job, path)
-        for file, suffix in REPORTS.items():
+        for file, suffix in (("receipt.json", b".json"), ("sheet.jpg", b".sheet.jpg")):
             with suppress(FileNotFoundError):
                 data = (spool.folder / file).read_bytes()
-                outbox.replace(data, reports, outbox.beside(path, suffix, key), unsynced=unsynced)
+                outbox.replace(data, reports, outbox.beside(path, suffix, key), key=key, unsynced=unsynced)
 
-    def _discard_reports(self, job: Job, path: bytes) -> None:
-        """Delete what a crash left of writing the reports of `path`, where they will not be written again."""
-        reports, key = self._settings.folders.reports, job.key or ""
-        for one in outbox.names(reports, path, key=key):
-            for suffix in REPORTS.values():
-                outbox.discard(reports, outbox.beside(one, suffix, key), key=outbox.REPLACING)
+    def _discard(self, job: Job) -> None:
+        """Delete what a crash left of writing a job's result and reports, which will not be written again."""
+        for folder in (self._settings.folders.outbox, self._settings.folders.reports):
+            outbox.discard(folder, job.path, key=job.key or "")
 
     def _reported(self, job: Job, path: bytes) -> bytes:
         """Under which path the job's reports stand: another than its output's where that is taken."""

@@ -13,7 +13,6 @@ from daemon.outbox.folders import sync
 from daemon.outbox.leaving import discard, move, remove, shift, vacant
 from daemon.outbox.names import NAME_MAX, around, beside, keyed, names
 from daemon.outbox.writing import (
-    REPLACING,
     confirm,
     destined,
     file_sha256,
@@ -26,7 +25,7 @@ from daemon.outbox.writing import (
 )
 
 __all__ = [
-    "NAME_MAX", "REPLACING", "around", "beside", "confirm", "destined", "discard", "file_sha256", "find",
-    "holds", "keyed", "move", "names", "place", "put", "remove", "replace", "sha256", "shift", "sync",
+    "NAME_MAX", "around", "beside", "confirm", "destined", "discard", "file_sha256", "find", "holds",
+    "keyed", "move", "names", "place", "put", "remove", "replace", "sha256", "shift", "sync",
     "vacant",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from daemon import life, paths
 from daemon.domain import shown
 from daemon.errors import PublishError
 from daemon.outbox.folders import explained, prepared
-from daemon.outbox.names import hidden, keyed, names
+from daemon.outbox.names import around, hidden, hidden_by, keyed, names
 from daemon.outbox.writing import put
 
 Meant = Callable[[int, bytes], bool]
@@ -87,14 +87,12 @@ def vacant(folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_resul
 
 
 def discard(folder: Path, path: bytes, *, key: str) -> None:
-    """Delete what a crash left of writing `folder`/`path`, where the step will not be done again.
-
-    Args:
-        key: the job's for what `place` and `put` write, `REPLACING` for what `replace` writes.
-    """
-    for target in names(folder, path, key=key):
-        with suppress(OSError):
-            os.unlink(hidden(os.path.join(os.fsencode(folder), target), key))
+    """Delete what a crash left of a job's writing beside `folder`/`path`, where it will not be done again."""
+    with suppress(OSError):
+        place = os.path.dirname(os.path.join(os.fsencode(folder), around(folder, path)))
+        for name in os.listdir(place):
+            if name.startswith(hidden_by(key)):
+                os.unlink(os.path.join(place, name))
 
 
 def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:

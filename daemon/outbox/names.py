@@ -69,4 +69,9 @@ def hidden(target: bytes, key: str) -> bytes:
     """The name beside a file's final one under which a job writes it, or sets it aside to look at it."""
     # Not derived from the name: a 255-byte name has no room for a suffix.
     tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
-    return os.path.join(os.path.dirname(target), f".backfire-{key[:16]}-{tag}.part".encode())
+    return os.path.join(os.path.dirname(target), hidden_by(key) + f"{tag}.part".encode())
+
+
+def hidden_by(key: str) -> bytes:
+    """How all hidden names of a job begin."""
+    return f".backfire-{key[:16]}-".encode()

@@ -18,9 +18,6 @@ from daemon.errors import PublishError
 from daemon.outbox.folders import explained, named, prepared
 from daemon.outbox.names import around, hidden, names
 
-REPLACING = "report"
-"""Stands for a job's key in the hidden name under which `replace` writes."""
-
 
 def place(
     content: bytes | Path,
@@ -75,13 +72,18 @@ def put(
         return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
 
 
-def replace(data: bytes, folder: Path, path: bytes, *, unsynced: set[bytes] | None = None) -> None:
+def replace(
+    data: bytes, folder: Path, path: bytes, *, key: str = "report", unsynced: set[bytes] | None = None
+) -> None:
     """Write `folder`/`path` atomically over what may be there: reports, which have one owner.
+
+    Args:
+        key: the job's, where `discard` may have to find what a crash left of this.
 
     Raises:
         PublishError: no space or no permission.
     """
-    with _hidden(folder, path, REPLACING) as (path, temporary, _):
+    with _hidden(folder, path, key) as (path, temporary, _):
         with _create(temporary) as file:
             life.write(file, [data])
         target = prepared(folder, path)

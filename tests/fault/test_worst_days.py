@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon import config, inbox, outbox, worker
+from daemon import config, inbox, worker
 from daemon.cli import jobs
 from daemon.domain import JobState
 from daemon.errors import Code, ConfigError, ModelError
@@ -218,7 +218,8 @@ def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
     spooled.write_bytes(b"")
-    begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", outbox.REPLACING))
+    (job,) = home.service._ledger.jobs.values()
+    begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", job.key or ""))
     begun.write_bytes(b"{")
     archive(list(home.service._ledger.jobs.values()))
     assert home.states() == ["archived"]
