@@ -201,9 +201,9 @@ class Regions(_Section):
 
 
 STRENGTHS: dict[str, dict[str, Any]] = {
-    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "iterations": 27},
-    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "iterations": 27},
-    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "iterations": 40},
+    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "iterations": 80},
+    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "iterations": 80},
+    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "iterations": 120},
     "paper": {"method": "recipe", "epsilon": 6.4, "flat_share": 1.0, "iterations": 20},
 }
 """What each `protect.strength` stands for; keys that stand beside it win."""
@@ -230,7 +230,7 @@ class Protect(_Section):
     method: str = "implant"
     surrogates: tuple[str, ...] = Field(default=("latent-mini",), min_length=1)
     epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 27
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 80
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     grain_px: Annotated[int, Field(ge=1, le=8)] = 1

@@ -1,10 +1,11 @@
 """The descent that our methods share; each says only what it looks at of an edit, and when that is broken.
 
-An iteration draws a path to the editor (`base.Sight`), a view on it (`views`) and edits of one
-region (`edits`), asks each surrogate how it responds to the perturbed picture under their masks,
-as one batch, and takes a momentum sign step (MI-FGSM, arXiv 1710.06081) that pushes the responses
-of trigger edits away and holds those of benign edits. The responses to the clean picture are
-constant and computed once.
+An iteration draws a path to the editor (`base.Sight`), a view on it (`views`) and one edit of one
+region (`edits`), asks each surrogate how it responds to the perturbed picture under its mask, and
+takes a momentum sign step (MI-FGSM, arXiv 1710.06081) that pushes the response away if it is a
+trigger edit's and holds it if it is a benign one's. The momentum weighs the last five or so: three
+steps on one edit each cost what one step on three does, and get further. The responses to the clean
+picture are constant and computed once.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from torch import Tensor
 from daemon.domain import Mask
 from daemon.editors.base import Editor
 from daemon.methods import edits
-from daemon.methods.base import Progress, Proposal, Sight, Task, fast, furthest_colour
+from daemon.methods.base import Progress, Proposal, Task, fast, furthest_colour
 from daemon.methods.edits import Edit, Edits, squared, under
 from daemon.methods.views import View, views
 
-MOMENTUM = 0.9
+MOMENTUM = 0.8
+STEPS = 0.5, 0.1
+"""The first and the last step, in shares of the budget."""
 HIDE_WEIGHT = 4.0
-"""Of the hide loss against the two others. The published one is 2; twice that costs the trigger edits next
-to nothing and keeps far edits."""
+"""Of the hide loss against each of the two others. The published one is 2; twice that costs the trigger
+edits next to nothing and keeps far edits."""
 CHECKS = 8
 """In how many parts the iterations are cut; from the half on each ends with a check."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 4, 2
@@ -43,7 +46,8 @@ def momentum_sign(task: Task, iterations: int) -> Step:
 
     def step(gradient: Tensor, iteration: int) -> Tensor:
         momentum.mul_(MOMENTUM).add_(gradient)
-        share = 0.35 - 0.27 * iteration / max(iterations - 1, 1)
+        first, last = STEPS
+        share = first + (last - first) * iteration / max(iterations - 1, 1)
         return share * task.budget.unit * task.grained(momentum).sign()
 
     return step
@@ -51,13 +55,13 @@ def momentum_sign(task: Task, iterations: int) -> Step:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """What one iteration looks at: edits to break and edits to keep, on one path, through one view."""
+    """What one iteration looks at: an edit to break or to keep, on one path, through one view."""
 
-    sight: Sight
+    path: Edits
     view: View
     draw: int
-    broken: list[Edit]
-    hidden: list[Edit]
+    edit: Edit
+    breaks: bool
 
 
 class Descent:
@@ -105,6 +109,7 @@ class Descent:
         done = 0
         step = self.stepper(task, iterations)
         heat = [torch.zeros_like(change[0, 0]) for _ in surrogates]
+        scales: dict[tuple[Edits, int], Tensor] = {}
         for iteration in range(iterations):
             turn, region = divmod(iteration, len(regions))
             look = self._look(regions[region], turn, ways, rng)
@@ -113,8 +118,11 @@ class Descent:
                 one = self._gradient(change, look, surrogate, index, colour, rng)
                 pull = one[0].abs().mean(dim=0)
                 heat[index] += pull
-                # By its own mean, so that no surrogate drowns the others.
-                gradient += one / pull.mean().clamp(min=1e-12)
+                # By how hard it pulls at what breaks, so that no surrogate and no path drowns the others.
+                scale = scales.get((look.path, index), pull.mean())
+                if look.breaks:
+                    scales[look.path, index] = scale = scale.lerp(pull.mean(), 0.3)
+                gradient += one / scale.clamp(min=1e-12)
             change = task.project(change - step(gradient, iteration))
             done = iteration + 1
             if task.enough and _is_check(done, iterations) and task.enough(change):
@@ -140,12 +148,18 @@ class Descent:
     def _look(
         self, paths: Sequence[Sequence[Edits]], turn: int, ways: Sequence[View], rng: np.random.Generator
     ) -> _Look:
-        """Groups of paths take turns, and the paths of a group; half the time there is no view."""
-        turn, group = divmod(turn, len(paths))
-        path = paths[group][turn % len(paths[group])]
+        """Every second turn is the crop's; in the others groups of paths take turns, and those of a group.
+
+        Half the time there is no view.
+        """
+        crop, *others = paths
+        turn, odd = divmod(turn, 2) if others else (turn, 0)
+        turn, group = divmod(turn, len(others)) if odd else (turn, 0)
+        paths_now = others[group] if odd else crop
+        path = paths_now[turn % len(paths_now)]
         view = ways[int(rng.integers(len(ways)))] if rng.random() < 0.5 else ways[0]
         draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
-        return _Look(path.sight, view, draw, *path.drawn(draw))
+        return _Look(path, view, draw, *path.drawn(draw))
 
     def _gradient(
         self,
@@ -157,23 +171,21 @@ class Descent:
         rng: np.random.Generator,
     ) -> Tensor:
         """Gradient of the loss by the change, through one surrogate."""
-        drawn = [*look.broken, *look.hidden]
-        n = len(look.broken)
-        masks = torch.cat([edit.mask for edit in drawn])
-        clean = torch.cat([edit.clean[index] for edit in drawn])
+        mask, clean = look.edit.mask, look.edit.clean[index]
         variable = change.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            seen = look.view(look.sight.perturbed(variable), rng).expand(len(drawn), -1, -1, -1)
+            seen = look.view(look.path.sight.perturbed(variable), rng)
             with fast(change.device):
-                got = self.respond(surrogate, seen, masks, look.draw)
-            cells = under(masks, got, surrogate.multiple)
-            if colour is None:
-                breaking = self.away(got[:n], clean[:n], cells[:n])
+                got = self.respond(surrogate, seen, mask, look.draw)
+            cells = under(mask, got, surrogate.multiple)
+            if not look.breaks:
+                loss = HIDE_WEIGHT * squared(got, clean, cells)
+            elif colour is None:
+                loss = self.away(got, clean, cells)
             else:
                 with torch.no_grad(), fast(change.device):
-                    goal = self.goal(surrogate, colour.expand_as(seen[:n]), masks[:n], look.draw)
-                breaking = squared(got[:n], goal, cells[:n])
-            loss = breaking + HIDE_WEIGHT * squared(got[n:], clean[n:], cells[n:])
+                    goal = self.goal(surrogate, colour.expand_as(seen), mask, look.draw)
+                loss = squared(got, goal, cells)
         (gradient,) = torch.autograd.grad(loss, variable)
         return gradient
 

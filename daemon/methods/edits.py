@@ -18,6 +18,7 @@ from daemon.methods.base import Sight, fast
 
 INCOMPLETE, FAR = 12, 4
 """How many incomplete triggers and far squares a region draws from."""
+KEPT = ("ring", "far")
 RING_EVERY = 4
 """Among so many kept edits one is beside the region; the others are far squares, which are lost sooner."""
 SHIFT = 16
@@ -123,18 +124,22 @@ class Edits:
             "far": [plane for plane in squares if plane is not None],
         }
 
-    def drawn(self, draw: int = 0) -> tuple[list[Edit], list[Edit]]:
-        """The edits of one iteration: two to break, one to keep.
+    def drawn(self, draw: int = 0) -> tuple[Edit, bool]:
+        """The edit of one iteration, and whether it is to break.
 
-        Every second time the dilated region, as published: it is the edit people make. Ring and far
-        squares take turns too: a batch of three costs a quarter less than one of four.
+        The region itself, an edit to keep and the region painted otherwise take turns. Every second time
+        that is the dilated region, as published: it is the edit people make.
         """
-        shapes = ("full", "incomplete" if self._turn % 2 else "dilated")
-        kinds = ("ring", "far") if self._turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
+        turn, place = divmod(self._turn, 3)
         self._turn += 1
-        broken = [edit for kind in shapes if (edit := self.take(kind, draw)) is not None]
-        hidden = next((edit for kind in kinds if (edit := self.take(kind, draw)) is not None), None)
-        return broken, [hidden] if hidden is not None else []
+        kept = ("ring", "far") if turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
+        kinds = {1: kept, 2: ("incomplete",) if turn % 2 else ("dilated",)}.get(place, ())
+        for kind in kinds:
+            if (edit := self.take(kind, draw)) is not None:
+                return edit, kind not in KEPT
+        full = self.take("full", draw)
+        assert full is not None
+        return full, True
 
     def take(self, kind: str, draw: int = 0) -> Edit | None:
         """One of that kind: `full`, `dilated`, `incomplete`, `ring`, `far`.
