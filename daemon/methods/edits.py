@@ -19,8 +19,8 @@ from daemon.methods.base import Sight, fast
 INCOMPLETE, FAR = 12, 4
 """How many incomplete triggers and far squares a region draws from."""
 KEPT = ("ring", "far")
-RING_EVERY = 4
-"""Among so many kept edits one is beside the region; the others are far squares, which are lost sooner."""
+RING_EVERY = 2
+"""Among so many kept edits one is beside the region, the others are far squares."""
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 

@@ -10,9 +10,9 @@ Three losses over edits of the perturbed picture, each under its own mask:
 "Break" means away from the clean edit (`target: away`, the default: METHOD's measurements
 find it stronger than the published flat colour) or towards the pure colour furthest from
 the picture (`target: flat`, the published one). What differs from the published script:
-the clean edits are constant and computed once, the masks of an iteration go through the
-editor as one batch, momentum sign steps that fit the bound replace Adam at four times it,
-every second iteration looks at another cut or size of the picture, and some through a JPEG.
+the clean edits are constant and computed once, an iteration looks at one edit instead of three and
+there are four times as many, momentum sign steps that fit the bound replace Adam at four times it,
+and on request other cuts and sizes of the picture, JPEG and blur take turns (`protect.withstand`).
 """
 
 from __future__ import annotations
