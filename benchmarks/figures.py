@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         4,
         [
             *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--plain"),
-            *("--epsilon", "2,4,6.4,10", "--iterations", "5,20"),
+            *("--epsilon", "2,4,6.4,10", "--iterations", "15,80"),
         ],
     ),
 }
