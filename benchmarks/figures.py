@@ -30,7 +30,8 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         5,
         [
             *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--ensemble"),
-            *("--editors", ",".join((*editors.NAMES, "taef2")), "--config", "benchmarks/data/editors.yaml"),
+            *("--editors", ",".join((*editors.NAMES, "taef2", "latent-taef2"))),
+            *("--config", "benchmarks/data/editors.yaml"),
         ],
     ),
     "sweep": (

@@ -33,7 +33,7 @@ def main() -> None:
         "--latents",
         type=lambda text: [Path(part) for part in text.split(",")],
         metavar="ENCODER,DECODER",
-        help="inpainter, export: on the latents of this autoencoder instead of latent-mini's",
+        help="inpainter, export, judge: on the latents of this autoencoder instead of latent-mini's",
     )
     parser.add_argument(
         "--crops", type=int, default=4800, help="crops encoded in advance: ldm, and --latents"
@@ -60,7 +60,7 @@ def main() -> None:
     elif given.command == "judge":
         from training import judge  # needs OpenCV, which training does not
 
-        editor = judge.editor(given.editor, given.weights, given.kind)
+        editor = judge.editor(given.editor, given.weights, given.kind, given.latents or ())
         judge.judge(given.data, editor, given.runs / "judge" / editor.name, given.count, given.seed)
     else:
         target = given.weights or WEIGHTS / f"{given.editor}.safetensors"

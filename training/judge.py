@@ -9,7 +9,7 @@ picture (1 is invisible). For a latent editor's autoencoder: PSNR and sharpness 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,7 @@ from scipy import ndimage
 from daemon import editors
 from daemon.domain import Mask
 from daemon.editors.base import Editor
+from daemon.editors.encoders import PairInpainter
 from daemon.editors.lama import LamaEditor
 from daemon.editors.latent import LatentEditor
 from daemon.editors.ldm import LdmEditor
@@ -37,9 +38,15 @@ KINDS: dict[str, Callable[[str, Path], Editor]] = {
 }
 
 
-def editor(name: str, weights: Path | None, kind: str) -> Editor:
-    """The registered editor of that name or, where a weights file is given, the file's, named after it."""
+def editor(name: str, weights: Path | None, kind: str, latents: Sequence[Path] = ()) -> Editor:
+    """The registered editor of that name or, where a weights file is given, the file's, named after it.
+
+    On the `latents` of an autoencoder of others it is a net's, the one that ships if no file is given.
+    """
     try:
+        if latents:
+            net = [weights] if weights else []
+            return PairInpainter.load(weights.stem if weights else "latent-taef2", [*latents, *net])
         return KINDS[kind](weights.stem, weights) if weights else editors.get(name)
     except BackfireError as error:
         raise SystemExit(str(error)) from error

@@ -83,6 +83,9 @@ class EncoderEditor(ModelEditor):
         return _run(self.decoder, _run(self.encoder, image), self.multiple)
 
 
+TAEF2_NET = Path(__file__).parent / "weights" / "latent-taef2.safetensors"
+
+
 class PairInpainter(LatentEditor):
     """`LatentEditor` on an autoencoder of others: only the inpainting net's own weights are ours."""
 
@@ -90,12 +93,15 @@ class PairInpainter(LatentEditor):
     def load(cls, name: str, path: Sequence[Path]) -> Self:
         """Load encoder and decoder, as `EncoderEditor.load` does, and the net, the last of the paths.
 
+        Without a net it is the one that ships inside, for the latents of FLUX.2's tiny autoencoder.
+
         Raises:
             ModelError: missing, damaged, or a net for another latent space.
         """
-        *pair, net_path = path
-        if not pair:
-            raise _refused(name, net_path, "is one file", "list the autoencoder first, then the net")
+        count = 1 if path[0].is_dir() else 2
+        pair, net_path = path[:count], path[count] if len(path) > count else TAEF2_NET
+        if len(pair) < count:
+            raise _refused(name, pair[0], "is one file", "list the autoencoder first, then the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
         state, _ = read_state(name, net_path)
         try:

@@ -185,6 +185,19 @@ def test_an_inpainting_net_on_a_pair(tmp_path: Path) -> None:
         PairInpainter.load("toy", [*pair(tmp_path / "pair"), tmp_path / "pair" / "toy_encoder.pth"])
 
 
+def test_without_a_net_it_is_the_one_that_ships(tmp_path: Path) -> None:
+    files = pair(tmp_path / "pair", latent=32)
+    found = [PairInpainter.load("toy", paths) for paths in ([tmp_path / "pair"], files)]
+    picture, mask = image()
+    first, second = (editor.inpaint(picture, mask) for editor in found)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, picture)
+    with pytest.raises(ModelError, match="fills 32 channels at 1/8, the autoencoder has 4"):
+        PairInpainter.load("toy", pair(tmp_path / "other"))
+    with pytest.raises(ModelError, match="is one file"):
+        PairInpainter.load("toy", files[:1])
+
+
 @pytest.mark.shared
 def test_taef2_renders_a_photograph(shared: Path) -> None:
     editor = EncoderEditor.load("taef2", shared / "weights")
