@@ -105,9 +105,9 @@ def test_a_watch_on_a_folder_that_was_replaced_is_renewed(tmp_path: Path) -> Non
     hints = Hints(inbox, "inotify", threading.Event())
     try:
         assert not hints.renew()
+        (tmp_path / "new").mkdir()  # before the old one goes, or it may be given the same inode
         shutil.rmtree(inbox)
-        inbox.mkdir()
-        (tmp_path / "keeps the inode from being given again").mkdir()
+        (tmp_path / "new").rename(inbox)
         assert hints.renew()
         assert not hints.renew()
     finally:

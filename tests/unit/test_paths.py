@@ -167,7 +167,7 @@ def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None
         original,
         False,
         crops,
-        Protect(iterations=10),
+        Protect(iterations=30),
         [editor],
         device=CPU,
         rng=np.random.default_rng(0),
