@@ -255,12 +255,12 @@ class Publisher:
     def _note_archived(self, job: Job, kept: Iterable[Entry], unsynced: set[bytes]) -> None:
         """Add the fixity check to the receipt."""
         original = next((entry for entry in kept if entry.sha256 == job.input_sha256), None)
-        if job.output_path is None or original is None:
-            return
         file = self._ledger.spool(job).folder / "receipt.json"
         try:
             document = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
+            document = None
+        if document is None or job.output_path is None or original is None:
             self._discard(job)
             return
         where, at = shown(original.path), self._ledger.now()
