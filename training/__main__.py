@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from training import lama, latent_mini, latent_pair, ldm_mini
+from training.run import Options
 
 WEIGHTS = Path("daemon/editors/weights")
 COMMANDS = ["autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "export", "judge"]
@@ -24,11 +27,13 @@ def main() -> None:
         "--kind", choices=["latent", "ldm", "lama"], default="latent", help="of --weights, for judge"
     )
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many, or after --steps")
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
     parser.add_argument("--count", type=int, default=100, help="pictures to judge")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw crops: some 4 for a GPU")
     parser.add_argument(
         "--latents",
         type=lambda text: [Path(part) for part in text.split(",")],
@@ -44,19 +49,19 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     encoder, inpainter, small_lama = (given.runs / name for name in ("autoencoder", "inpainter", "lama"))
-    common = {name: getattr(given, name) for name in ("steps", "seed", "batch", "size")}
+    common = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     if given.latents and given.command in ("inpainter", "export"):
         _on_latents(given, common)
     elif given.command == "autoencoder":
-        latent_mini.autoencoder(given.data, encoder, **common)
+        latent_mini.autoencoder(given.data, encoder, common)
     elif given.command == "inpainter":
-        latent_mini.inpainter(given.data, encoder, inpainter, **common)
+        latent_mini.inpainter(given.data, encoder, inpainter, common)
     elif given.command == "ldm":
-        ldm_mini.unet(given.data, given.runs / "ldm-unet", crops=given.crops, **common)
+        ldm_mini.unet(given.data, given.runs / "ldm-unet", common, given.crops)
     elif given.command == "ldm-decoder":
-        ldm_mini.decoder(given.data, given.runs / "ldm-decoder", **common)
+        ldm_mini.decoder(given.data, given.runs / "ldm-decoder", common)
     elif given.command == "lama":
-        lama.train(given.data, small_lama, **common)
+        lama.train(given.data, small_lama, common)
     elif given.command == "judge":
         from training import judge  # needs OpenCV, which training does not
 
@@ -74,10 +79,10 @@ def main() -> None:
             parser.error(f"--editor {given.editor}: export knows latent-mini, ldm-mini and lama-mini")
 
 
-def _on_latents(given: argparse.Namespace, common: dict[str, int]) -> None:
+def _on_latents(given: argparse.Namespace, common: Options) -> None:
     folder = given.runs / "pair"
     if given.command == "inpainter":
-        latent_pair.inpainter(given.data, given.latents, folder, crops=given.crops, **common)
+        latent_pair.inpainter(given.data, given.latents, folder, common, given.crops)
     else:
         target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)

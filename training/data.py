@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.run import Options, machine
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+ENDLESS = sys.maxsize
+
+Seen = Callable[[int], tuple[int, int]]
+"""Step -> how many crops it sees, and their side in pixels."""
 
 
 def load(folder: Path) -> list[Image.Image]:
@@ -52,26 +60,58 @@ def hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return (np.asarray(canvas) > 127).astype(np.float32)
 
 
-def batches(
-    pictures: list[Image.Image], *, seed: int, start: int
-) -> Iterator[tuple[int, np.random.Generator]]:
-    """(step, generator) pairs; each step's generator depends on seed and step alone, so a
-    resumed run draws what an unbroken one would have drawn."""
-    step = start
-    while True:
-        yield step, np.random.default_rng([seed, step])
-        step += 1
-
-
 def draw(
-    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator
+    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """image N,3,S,S in [0,1] and mask N,1,S,S in {0,1}, channels-last."""
+    return _ready(*_drawn(pictures, count, size, rng), device)
+
+
+def stream(
+    pictures: list[Image.Image], seen: Seen, options: Options, start: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Step by step from `start` on, on the machine's device, what `draw` gives.
+
+    A step's crops depend on the seed and the step alone, so that a resumed run draws what an
+    unbroken one would have drawn, by however many worker processes.
+    """
+    device, workers = machine(), options.workers
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        _Steps(pictures, seen, options.seed),
+        batch_size=None,
+        sampler=range(start, ENDLESS),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+    for image, mask in loader:
+        yield _ready(image, mask, device)
+
+
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The crops and holes of a step, as bytes: a worker process sends a quarter of what floats take."""
+
+    def __init__(self, pictures: list[Image.Image], seen: Seen, seed: int) -> None:
+        self._pictures, self._seen, self._seed = pictures, seen, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return _drawn(self._pictures, *self._seen(step), np.random.default_rng([self._seed, step]))
+
+
+def _drawn(
+    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """uint8: image N,S,S,3 and mask N,1,S,S."""
     chosen = rng.integers(0, len(pictures), count)
     image = np.stack([crop(pictures[i], size, rng) for i in chosen])
-    mask = np.stack([hole(size, rng) for _ in range(count)])
-    images = torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255)
+    mask = np.stack([hole(size, rng) for _ in range(count)]).astype(np.uint8)
+    return torch.from_numpy(image), torch.from_numpy(mask)[:, None]
+
+
+def _ready(image: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Bytes as `_drawn` gives them -> floats on the device."""
+    planes = image.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
     return (
-        images.contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(mask)[:, None],
+        planes.contiguous(memory_format=torch.channels_last),
+        mask.to(device, non_blocking=True).float(),
     )

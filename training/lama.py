@@ -3,7 +3,7 @@
 L1 keeps the known pixels and says nothing about single pixels of the hole; there the critics and
 their features decide (WACV 2022, section 3). What differs from the published training: the
 perceptual loss needs a segmentation network that cannot be had here, so the hole's means over 8
-pixels carry a little L1 instead; the critics are the two that latent-mini has, whose spectral
+pixels carry a little L1 instead; the critics are those that latent-mini has, whose spectral
 norm does what LaMa's gradient penalty is for; they see the composite, so that the seam counts.
 """
 
@@ -12,39 +12,44 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daemon.editors.lama import MINI, Config, Generator
+from daemon.methods.base import fast
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
-from training.run import Run, adam, averaged, prepared, save_half, set_rate
+from training.run import Options, Run, adam, averaged, machine, prepared, save_half, set_rate
 
 
-def train(
-    photos: Path, folder: Path, steps: int, seed: int, batch: int, size: int, config: Config = MINI
-) -> None:
-    pictures = data.load(photos)
+def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -> None:
+    """Train in `folder`; interrupted, it goes on from there."""
+    pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
-    net, critics = prepared(Generator(config)), prepared(Critics())
+    net, critics = prepared(Generator(config)), prepared(Critics(3))
     ema = copy.deepcopy(net).eval()
     opt_g, opt_d = adam([net]), adam([critics])
-    run = Run(folder, steps, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = Run(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
     run.resume()
+
+    def seen(step: int) -> tuple[int, int]:
+        # Every other step sees crops twice as wide, for holes as wide as real ones.
+        times = 1 + step % 2
+        return max(1, options.batch // times**2), options.size * times
+
+    crops = data.stream(pictures, seen, options, run.step)
 
     def fill(net: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
         out: Tensor = net(torch.cat([image * (1 - mask), mask], dim=1))
         return out
 
-    def one(step: int) -> dict[str, float]:
-        rng = next(data.batches(pictures, seed=seed, start=step))[1]
-        # Every other step sees crops twice as wide, for holes as wide as real ones.
-        times = 1 + step % 2
-        image, mask = data.draw(pictures, max(1, batch // times**2), size * times, rng)
+    def one(step: int) -> dict[str, Tensor]:
+        image, mask = next(crops)
         set_rate(opt_g, run.rate(1e-3))
         set_rate(opt_d, run.rate(3e-4))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast(device):
             got = fill(net, image, mask)
         whole = image * (1 - mask) + got * mask
         low = (F.avg_pool2d(got, 8) - F.avg_pool2d(image, 8)).abs()
@@ -59,12 +64,11 @@ def train(
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt_g.step()
         ema_update(ema, net, step)
-        return {k: float(v.detach()) for k, v in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
-        rng = next(data.batches(pictures, seed=seed + 1, start=0))[1]
-        image, mask = data.draw(pictures, 6, 2 * size, rng)
+        image, mask = data.draw(pictures, 6, 2 * options.size, np.random.default_rng(seed + 1), device)
         got = fill(ema, image, mask)
         return torch.stack([image, image * (1 - mask), image * (1 - mask) + got * mask])
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Encoder, InpaintNet
+from daemon.methods.base import fast
 from training import data
 from training.losses import (
     Critics,
@@ -28,64 +30,63 @@ from training.losses import (
     pyramid_l1,
     weighted,
 )
-from training.run import Run, adam, averaged, prepared, save_half, set_rate
+from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
     return image * (1 - mask) + HOLE * mask
 
 
-def autoencoder(photos: Path, folder: Path, steps: int, seed: int, batch: int, size: int) -> None:
-    pictures = data.load(photos)
+def autoencoder(photos: Path, folder: Path, options: Options) -> None:
+    """Train in `folder`; interrupted, it goes on from there."""
+    pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
     encoder, decoder, critic = prepared(Encoder()), prepared(Decoder()), prepared(Discriminator())
     ema = copy.deepcopy(nn.ModuleList([encoder, decoder]))
     opt_g, opt_d = adam([encoder, decoder]), adam([critic])
     run = Run(
         folder,
-        steps,
+        options,
         {"encoder": encoder, "decoder": decoder, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d},
     )
     run.resume()
+    crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
-    def one(step: int) -> dict[str, float]:
-        rng = next(data.batches(pictures, seed=seed, start=step))[1]
-        image, mask = data.draw(pictures, batch, size, rng)
-        mask[: batch // 2] = 0
+    def one(step: int) -> dict[str, Tensor]:
+        image, mask = next(crops)
+        mask[: len(mask) // 2] = 0
         image = masked(image, mask)
         adversarial = run.progress > 1 / 3
         set_rate(opt_g, run.rate(1e-3 if not adversarial else 6e-4))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast(device):
             latents = encoder(image)
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, "float32")) * 0.05
-            got = decoder(latents + noise)
+            got = decoder(latents + 0.05 * noise(latents, seed, step))
         got = got.float()
         out = {"pyramid": pyramid_l1(got, image)}
         loss = out["pyramid"] + 1e-3 * latents.float().pow(2).mean()
         if adversarial:
             set_rate(opt_d, run.rate(2e-4))
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast(device):
                 real, fake = critic(image), critic(got.detach())
                 out["d"] = hinge_d(real[-1].float(), fake[-1].float())
             opt_d.zero_grad()
             out["d"].backward()  # type: ignore[no-untyped-call]
             opt_d.step()
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast(device):
                 fake = critic(got)
                 out["g"] = hinge_g(fake[-1].float())
                 out["fm"] = feature_matching(fake, real)
-            loss = loss + 0.02 * out["g"] + 0.3 * out["fm"]
+            loss = loss + 0.05 * out["g"] + 1.0 * out["fm"]
         opt_g.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*encoder.parameters(), *decoder.parameters()], 1.0)
         opt_g.step()
         ema_update(ema, nn.ModuleList([encoder, decoder]), step)
-        return {k: float(v.detach()) for k, v in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
-        rng = next(data.batches(pictures, seed=seed + 1, start=0))[1]
-        image, mask = data.draw(pictures, 8, size, rng)
+        image, mask = data.draw(pictures, 8, options.size, np.random.default_rng(seed + 1), device)
         mask[:5] = 0
         image = masked(image, mask)
         return torch.stack([image, ema[1](ema[0](image))])
@@ -99,37 +100,42 @@ def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
     return encoder, decoder
 
 
-def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, batch: int, size: int) -> None:
-    pictures = data.load(photos)
+def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> None:
+    """Train in `folder` on the autoencoder trained in `source`; interrupted, it goes on from there."""
+    pictures, device, seed = data.load(photos), machine(), options.seed
     encoder, decoder = load_autoencoder(source)
     encoder.requires_grad_(False)
     torch.manual_seed(seed)
-    net, critic = prepared(InpaintNet()), prepared(Critics())
+    net, critic = prepared(InpaintNet()), prepared(Critics(3))
     ema = copy.deepcopy(nn.ModuleList([net, decoder]))
     opt_g, opt_d = adam([net]), adam([critic])
     opt_g.add_param_group({"params": list(decoder.parameters())})
     run = Run(
         folder,
-        steps,
+        options,
         {"net": net, "decoder": decoder, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d},
     )
     run.resume()
+
+    def seen(step: int) -> tuple[int, int]:
+        # Two thirds of the steps see crops of twice and thrice the side, for holes as wide as real ones.
+        times = 1 + step % 3
+        return max(1, options.batch // times**2), options.size * times
+
+    crops = data.stream(pictures, seen, options, run.step)
 
     def fill(net: nn.Module, decoder: nn.Module, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         known = encoder(masked(image, mask))
         latents = net(known, F.avg_pool2d(mask, DOWNSCALE))
         return latents, decoder(latents)
 
-    def one(step: int) -> dict[str, float]:
-        rng = next(data.batches(pictures, seed=seed, start=step))[1]
-        # Two thirds of the steps see crops of twice and thrice the side, for holes as wide as real ones.
-        times = 1 + step % 3
-        image, mask = data.draw(pictures, max(1, batch // times**2), size * times, rng)
+    def one(step: int) -> dict[str, Tensor]:
+        image, mask = next(crops)
         cells = F.avg_pool2d(mask, DOWNSCALE)
         set_rate(opt_g, run.rate(4e-4))
         opt_g.param_groups[1]["lr"] = run.rate(1e-4)
         set_rate(opt_d, run.rate(3e-4))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast(device):
             with torch.no_grad():
                 truth = encoder(image).float()
             latents, got = fill(net, decoder, image, mask)
@@ -144,19 +150,20 @@ def inpainter(photos: Path, source: Path, folder: Path, steps: int, seed: int, b
             "low": weighted(low, (cells > 0).float()),
         }
         out |= duel(critic, opt_d, image, whole, mask)
-        # Structure keeps weight: the adversary alone fills holes with lattices.
-        loss = out["known"] + 0.3 * out["hole"] + 1.0 * out["low"] + 0.1 * out["g"] + 2.0 * out["fm"]
+        # Structure keeps weight, though less and less: the adversary alone fills holes with lattices.
+        structure = 1 - 0.7 * run.progress
+        shaped = structure * (0.3 * out["hole"] + 1.0 * out["low"])
+        loss = out["known"] + shaped + (0.2 - 0.1 * structure) * out["g"] + 2.0 * out["fm"]
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], 1.0)
         opt_g.step()
         ema_update(ema, nn.ModuleList([net, decoder]), step)
-        return {k: float(v.detach()) for k, v in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
-        rng = next(data.batches(pictures, seed=seed + 1, start=0))[1]
-        image, mask = data.draw(pictures, 6, 2 * size, rng)
+        image, mask = data.draw(pictures, 6, 2 * options.size, np.random.default_rng(seed + 1), device)
         got = fill(ema[0], ema[1], image, mask)[1]
         return torch.stack([image, masked(image, mask), image * (1 - mask) + got * mask])
 

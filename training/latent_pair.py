@@ -23,9 +23,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from daemon.editors.base import Latent
 from daemon.editors.encoders import EncoderEditor
 from daemon.editors.latent import DOWNSCALE, HOLE, InpaintNet
+from daemon.methods.base import fast
 from training import data
 from training.losses import ema_update, feature_matching, hinge_d, hinge_g, weighted
-from training.run import Run
+from training.run import Options, Run, adam, machine, prepared, set_rate
 
 WIDTH = 96, 144
 """The net's channels outside and inside: 2.3 M parameters, 4.6 MB, of what may ship with the package."""
@@ -53,31 +54,32 @@ class LatentCritic(nn.Module):
 
 
 def draw(
-    pictures: list[Image], count: int, size: int, rng: np.random.Generator
+    pictures: list[Image], count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Crops N,3,S,S, their masks N,1,S,S, and the crops with grey holes."""
-    image, mask = data.draw(pictures, count, size, rng)
+    image, mask = data.draw(pictures, count, size, rng, device)
     return image, mask, torch.where(mask > 0.5, HOLE, image)
 
 
 @torch.inference_mode()
 def encoded(
-    pictures: list[Image], pair: Latent, file: Path, count: int, seed: int, size: int
+    pictures: list[Image], pair: Latent, file: Path, count: int, options: Options
 ) -> dict[str, Tensor]:
     """Latents of `count` seeded crops: `whole` and `known` N,C,h,w, `cells` N,1,h,w, in half precision.
 
-    Kept in `file`, and read from there where it was made with the same settings.
+    Kept in `file`, and read from there where it was made with the same settings. On the machine's device.
     """
+    seed, size, device = options.seed, options.size, machine()
     facts = {"encoder": pair.weights_sha256, "count": str(count), "seed": str(seed), "size": str(size)}
     if file.exists():
         with safe_open(file, "pt") as kept:
             if kept.metadata() == facts:
-                return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118  (no mapping)
+                return {name: kept.get_tensor(name).to(device) for name in kept.keys()}  # noqa: SIM118  (no mapping)
     parts: dict[str, list[Tensor]] = {"whole": [], "known": [], "cells": []}
     for start in range(0, count, CHUNK):
         rng = np.random.default_rng([seed, start])
-        image, mask, holed = draw(pictures, min(CHUNK, count - start), size, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        image, mask, holed = draw(pictures, min(CHUNK, count - start), size, rng, device)
+        with fast(device):
             parts["whole"].append(pair.encode(image, torch.zeros_like(mask)).half())
             parts["known"].append(pair.encode(holed, mask).half())
         parts["cells"].append(F.avg_pool2d(mask, DOWNSCALE).half())
@@ -85,44 +87,32 @@ def encoded(
             print(f"encoded {start} of {count} crops", flush=True)
     latents = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(latents, file, facts)
+    save_file({name: value.cpu() for name, value in latents.items()}, file, facts)
     return latents
 
 
-def inpainter(
-    photos: Path,
-    pair_paths: Sequence[Path],
-    folder: Path,
-    *,
-    steps: int,
-    seed: int,
-    batch: int,
-    size: int,
-    crops: int,
-) -> None:
+def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: Options, crops: int) -> None:
     """Train in `folder`; interrupted, it goes on from there."""
+    pictures, device, seed = data.load(photos), machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
-    pair.to("cpu")
-    pictures = data.load(photos)
-    latents = encoded(pictures, pair, folder / "latents.safetensors", crops, seed, size)
+    pair.to(device)
+    latents = encoded(pictures, pair, folder / "latents.safetensors", crops, options)
     channels = latents["whole"].shape[1]
     torch.manual_seed(seed)
-    net, critic = InpaintNet(channels, WIDTH), LatentCritic(channels)
+    net, critic = prepared(InpaintNet(channels, WIDTH)), prepared(LatentCritic(channels))
     ema = copy.deepcopy(net)
-    opt_g = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.99))
-    opt_d = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.5, 0.99))
-    run = Run(folder, steps, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
+    opt_g, opt_d = adam([net]), adam([critic])
+    run = Run(folder, options, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
     run.resume()
 
-    def one(step: int) -> dict[str, float]:
+    def one(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step])
-        picked = torch.from_numpy(rng.integers(0, crops, batch))
+        picked = torch.from_numpy(rng.integers(0, crops, options.batch)).to(device)
         truth, known, cells = (latents[name][picked].float() for name in ("whole", "known", "cells"))
         hole = (cells > 0).float()
-        for optimiser, rate in ((opt_g, 4e-4), (opt_d, 3e-4)):
-            for group in optimiser.param_groups:
-                group["lr"] = run.rate(rate)
-        with torch.autocast("cpu", torch.bfloat16):
+        set_rate(opt_g, run.rate(4e-4))
+        set_rate(opt_d, run.rate(3e-4))
+        with fast(device):
             got = net(known, cells).float()
             filled = torch.lerp(truth, got, hole)
             real, fake = critic(truth), critic(filled.detach())
@@ -132,7 +122,7 @@ def inpainter(
         opt_d.step()
         difference = (got - truth).abs()
         out = {"known": weighted(difference, 1 - hole), "hole": weighted(difference, hole), "d": judged}
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast(device):
             fake = critic(filled)
             out["g"] = hinge_g(fake[-1].float(), hole)
             out["fm"] = feature_matching(fake, real, hole)
@@ -142,12 +132,12 @@ def inpainter(
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt_g.step()
         ema_update(ema, net, step)
-        return {name: float(value.detach()) for name, value in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
         rng = np.random.default_rng([seed + 1])
-        image, mask, holed = draw(pictures, SHOWN, 2 * size, rng)
+        image, mask, holed = draw(pictures, SHOWN, 2 * options.size, rng, device)
         got = pair.decoder(ema(pair.encode(holed, mask), F.avg_pool2d(mask, DOWNSCALE)))
         return torch.stack([image, holed, torch.where(mask > 0.5, got, image)])
 
@@ -156,6 +146,6 @@ def inpainter(
 
 def export(folder: Path, target: Path) -> None:
     """The averaged net of a run as one safetensors file in half precision: kind `inpainter` loads it."""
-    state: dict[str, Tensor] = torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"]
+    state: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in state.items()}, target)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from daemon import editors
 from daemon.editors import ldm
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
+from daemon.methods.base import fast
 from training import data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
-from training.run import Run, adam, averaged, prepared, save_half, set_rate
+from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
 
 KNOWN_WEIGHT = 0.1
 """Of a known cell's loss against one in the hole: the editor is shown it anyway."""
@@ -32,7 +33,7 @@ STATISTICS_CROPS = 64
 
 
 def _base() -> LatentEditor:
-    base = editors.get("latent-mini")
+    base = editors.get("latent-mini", machine())
     assert isinstance(base, LatentEditor)
     return base
 
@@ -40,7 +41,7 @@ def _base() -> LatentEditor:
 @torch.inference_mode()
 def statistics(photos: list[Any], base: LatentEditor, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel on seeded crops; 16 each."""
-    image, mask = data.draw(photos, STATISTICS_CROPS, 192, np.random.default_rng(seed))
+    image, mask = data.draw(photos, STATISTICS_CROPS, 192, np.random.default_rng(seed), machine())
     latents = base.encode(image, torch.zeros_like(mask))
     return latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
 
@@ -62,41 +63,42 @@ def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]
     return encoder, decoder
 
 
-def unet(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size: int, crops: int) -> None:
+def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
     """Train the denoising network in `folder`; interrupted, it goes on from there."""
     pictures, base = data.load(photos), _base()
+    device, seed, batch = machine(), options.seed, options.batch
     mean, std = (each[:, None, None] for each in statistics(pictures, base, seed))
-    file = folder / f"latents-{size}-{crops}.safetensors"
-    latents = encoded(pictures, base, file, crops, seed, size)
+    file = folder / f"latents-{options.size}-{crops}.safetensors"
+    latents = encoded(pictures, base, file, crops, options)
     schedule = ldm.schedule()
     schedule.set_timesteps(2 * ldm.STEPS)
-    levels, kept = schedule.timesteps, schedule.alphas_cumprod[schedule.timesteps]
+    levels, kept = schedule.timesteps.to(device), schedule.alphas_cumprod[schedule.timesteps].to(device)
     torch.manual_seed(seed)
     net = prepared(ldm.unet())
     ema = copy.deepcopy(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
-    run = Run(folder, steps, {"net": net, "ema": ema, "g": optimiser})
+    run = Run(folder, options, {"net": net, "ema": ema, "g": optimiser})
     run.resume()
 
     def predicted(net: nn.Module, noisy: Tensor, cells: Tensor, known: Tensor, level: Tensor) -> Tensor:
         seen = torch.cat([noisy, cells, known], dim=1).contiguous(memory_format=torch.channels_last)
-        silent = torch.zeros(len(seen), 1, ldm.PROMPT)
-        with torch.autocast("cpu", torch.bfloat16):
+        silent = torch.zeros(len(seen), 1, ldm.PROMPT, device=device)
+        with fast(device):
             out: Tensor = net(seen, level, encoder_hidden_states=silent, return_dict=False)[0]
         return out.float()
 
-    def one(step: int) -> dict[str, float]:
+    def one(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step])
-        picked = torch.from_numpy(rng.integers(0, crops, batch))
+        picked = torch.from_numpy(rng.integers(0, crops, batch)).to(device)
         truth, known = ((latents[name][picked].float() - mean) / std for name in ("whole", "known"))
         # Pipelines shrink the mask by one pixel a cell: an edge cell counts as known or not by chance.
-        share_needed = torch.from_numpy(rng.uniform(0, 1, (batch, 1, 1, 1)).astype("float32"))
+        share_needed = torch.from_numpy(rng.uniform(0, 1, (batch, 1, 1, 1)).astype("float32")).to(device)
         cells = (latents["cells"][picked].float() > share_needed).float()
-        index = torch.from_numpy(rng.integers(0, len(levels), batch))
+        index = torch.from_numpy(rng.integers(0, len(levels), batch)).to(device)
         signal, share = (f(kept[index])[:, None, None, None] for f in (torch.sqrt, lambda a: (1 - a).sqrt()))
-        noise = torch.from_numpy(rng.standard_normal(truth.shape, "float32"))
-        want = signal * noise - share * truth
-        got = predicted(net, signal * truth + share * noise, cells, known, levels[index])
+        drawn = noise(truth, seed, step)
+        want = signal * drawn - share * truth
+        got = predicted(net, signal * truth + share * drawn, cells, known, levels[index])
         squared = (got - want) ** 2
         out = {"hole": weighted(squared, cells), "known": weighted(squared, 1 - cells)}
         set_rate(optimiser, run.rate(1e-3))
@@ -105,17 +107,17 @@ def unet(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size:
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         ema_update(ema, net, step)
-        return {name: float(value.detach()) for name, value in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
         rng = np.random.default_rng([seed + 1])
-        image, mask, holed = draw(pictures, 6, 2 * size, rng)
+        image, mask, holed = draw(pictures, 6, 2 * options.size, rng, device)
         known = (base.encode(holed, mask) - mean) / std
         cells = F.interpolate(mask, scale_factor=1 / DOWNSCALE)
         schedule = ldm.schedule()
         schedule.set_timesteps(ldm.STEPS)
-        state = torch.from_numpy(rng.standard_normal(known.shape, "float32"))
+        state = noise(known, seed + 1, 0)
         for level in schedule.timesteps:
             velocity = predicted(ema, state, cells, known, level.expand(len(state)))
             state = schedule.step(velocity, level, state).prev_sample
@@ -125,9 +127,9 @@ def unet(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size:
     run.loop(one, sample)
 
 
-def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, size: int) -> None:
+def decoder(photos: Path, folder: Path, options: Options) -> None:
     """Train the decoder of normalised latents in `folder`, from latent-mini's; resumable."""
-    pictures, base = data.load(photos), _base()
+    pictures, base, device, seed = data.load(photos), _base(), machine(), options.seed
     encoder, net = normalised(base, *statistics(pictures, base, seed))
     torch.manual_seed(seed)
     net, critic = prepared(net.requires_grad_(True)), prepared(Critics())
@@ -135,20 +137,20 @@ def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, si
     both = nn.ModuleDict({"encoder": encoder, "decoder": net})
     ema = copy.deepcopy(both)
     opt_g, opt_d = adam([net]), adam([critic])
-    run = Run(folder, steps, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
+    run = Run(folder, options, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
     run.resume()
+    crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
-    def one(step: int) -> dict[str, float]:
-        rng = np.random.default_rng([seed, step])
-        image, _ = data.draw(pictures, batch, size, rng)
+    def one(step: int) -> dict[str, Tensor]:
+        image, _ = next(crops)
         set_rate(opt_g, run.rate(4e-4))
         set_rate(opt_d, run.rate(4e-4))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast(device):
             with torch.no_grad():
                 latents = encoder(image)
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, "float32"))
-            noise *= torch.from_numpy(rng.uniform(0, 0.3 * ldm.SPREAD, (batch, 1, 1, 1)).astype("float32"))
-            got = net(latents + noise).float()
+            most = 0.3 * ldm.SPREAD * np.random.default_rng([seed, step]).uniform(0, 1, (len(image), 1, 1, 1))
+            strength = torch.from_numpy(most.astype("float32")).to(device)
+            got = net(latents + strength * noise(latents, seed, step)).float()
         out = duel(critic, opt_d, image, got, None)
         out["pyramid"] = pyramid_l1(got, image)
         loss = out["pyramid"] + 0.05 * out["g"] + 1.0 * out["fm"]
@@ -157,14 +159,13 @@ def decoder(photos: Path, folder: Path, *, steps: int, seed: int, batch: int, si
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt_g.step()
         ema_update(ema, both, step)
-        return {name: float(value.detach()) for name, value in out.items()}
+        return out
 
     @torch.no_grad()
     def sample() -> Tensor:
-        rng = np.random.default_rng([seed + 1])
-        image, _ = data.draw(pictures, 6, 2 * size, rng)
+        image, _ = data.draw(pictures, 6, 2 * options.size, np.random.default_rng(seed + 1), device)
         latents = encoder(image)
-        noisy = latents + 0.1 * torch.from_numpy(rng.standard_normal(latents.shape, "float32"))
+        noisy = latents + 0.1 * noise(latents, seed + 1, 0)
         return torch.stack([image, ema["decoder"](latents), ema["decoder"](noisy)])
 
     run.loop(one, sample)

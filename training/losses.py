@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from daemon.methods.base import fast
 
 
 class Discriminator(nn.Module):
@@ -29,15 +32,19 @@ class Discriminator(nn.Module):
 
 
 class Critics(nn.Module):
-    """Two discriminators: one sees the picture, one sees it at half size (92-pixel patches), which
-    judges what a fill depicts rather than its grain. Returns one list of features a scale."""
+    """Discriminators of the picture, of its half (92-pixel patches) and so on: the coarser ones judge
+    what a fill depicts rather than its grain. Returns one list of features a scale."""
 
-    def __init__(self) -> None:
+    def __init__(self, scales: int = 2) -> None:
         super().__init__()
-        self.scales = nn.ModuleList([Discriminator(), Discriminator()])
+        self.scales = nn.ModuleList(Discriminator() for _ in range(scales))
 
     def forward(self, image: Tensor) -> list[list[Tensor]]:
-        return [self.scales[0](image), self.scales[1](F.avg_pool2d(image, 2))]
+        judged = []
+        for level, critic in enumerate(self.scales):
+            image = F.avg_pool2d(image, 2) if level else image
+            judged.append(critic(image))
+        return judged
 
 
 def pyramid_l1(got: Tensor, want: Tensor, levels: int = 3) -> Tensor:
@@ -92,14 +99,14 @@ def duel(
 
     Returns `d` (its step is done), and `g` and `fm`, whose gradients reach `whole`.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast(image.device):
         real, fake = critics(image), critics(whole.detach())
         pairs = list(zip(real, fake, strict=True))
         d = torch.stack([hinge_d(r[-1].float(), f[-1].float(), mask) for r, f in pairs]).mean()
     optimiser.zero_grad()
     d.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast(image.device):
         pairs = list(zip(real, critics(whole), strict=True))
         g = torch.stack([hinge_g(f[-1].float(), mask) for _, f in pairs]).mean()
         fm = torch.stack([feature_matching(f, r, mask) for r, f in pairs]).mean()
@@ -109,8 +116,8 @@ def duel(
 @torch.no_grad()
 def ema_update(average: nn.Module, current: nn.Module, step: int, decay: float = 0.999) -> None:
     decay = min(decay, (1 + step) / (10 + step))
-    for a, c in zip(average.parameters(), current.parameters(), strict=True):
-        a.lerp_(c.detach(), 1 - decay)
+    blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    blend(list(average.parameters()), list(current.parameters()), None)
     # Batch norm's statistics are averages already.
     for kept, now in zip(average.buffers(), current.buffers(), strict=True):
         kept.copy_(now)

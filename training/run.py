@@ -19,13 +19,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
+def machine() -> torch.device:
+    """The first GPU where there is one."""
+    torch.backends.cudnn.benchmark = True  # a training has two or three shapes
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def prepared(module: nn.Module) -> Any:
-    """The module in channels-last, which CPU and GPU convolutions prefer."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """The module on the machine's device in channels-last, which CPU and GPU convolutions prefer."""
+    return module.to(machine(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def noise(like: Tensor, seed: int, step: int) -> Tensor:
+    """Standard normal noise of that shape and device; depends on the seed, the step and the device alone."""
+    generator = torch.Generator(like.device).manual_seed((seed << 32) + step)
+    return torch.randn(like.shape, generator=generator, device=like.device)
 
 
 def adam(parts: list[nn.Module]) -> torch.optim.Adam:
-    return torch.optim.Adam([p for m in parts for p in m.parameters()], lr=1e-4, betas=(0.5, 0.99))
+    parameters = [p for m in parts for p in m.parameters()]
+    return torch.optim.Adam(parameters, lr=1e-4, betas=(0.5, 0.99), fused=True)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -35,7 +48,7 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 def averaged(folder: Path, module: nn.Module) -> Any:
     """The module with the averaged weights of a run that has a part named `ema`."""
-    module.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["parts"]["ema"])
+    module.load_state_dict(torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"])
     return prepared(module)
 
 
@@ -44,35 +57,57 @@ def save_half(module: nn.Module, target: Path) -> None:
     # Not the statistics of batch norm: variances of a spectrum pass what half precision holds.
     halved = {name for name, _ in module.named_parameters()}
     state = {
-        name: (value.half() if name in halved else value).contiguous()
+        name: (value.half() if name in halved else value).cpu().contiguous()
         for name, value in module.state_dict().items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, target)
 
 
+@dataclass(frozen=True)
+class Options:
+    """What every training takes.
+
+    Attributes:
+        steps, minutes: it ends after so many, whichever is first.
+        seed: of all that is drawn.
+        batch, size: crops a step, and their side in pixels.
+        workers: processes that draw crops; 0 for the training's own.
+    """
+
+    steps: int
+    minutes: float = math.inf
+    seed: int = 1
+    batch: int = 12
+    size: int = 128
+    workers: int = 0
+
+
 @dataclass
 class Run:
-    """One training run's folder: `last.pt`, `log.jsonl`, `sample-STEP.jpg`. Interrupt and rerun at will."""
+    """One training run's folder: `last.pt`, `log.jsonl`, `sample-STEP.jpg`. Interrupt and rerun at will.
+
+    It ends after so many steps or minutes, whichever is first; rates follow that end.
+    """
 
     folder: Path
-    steps: int
+    options: Options
     parts: dict[str, Any]  # name -> module or optimiser, all with state_dict()
     every: int = 100
     save_s: float = 180.0
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "last.pt"
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, machine(), weights_only=True)
             self.step, self.seconds = state["step"], state["seconds"]
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
-            print(f"resumed at step {self.step} of {self.steps}", flush=True)
+            print(f"resumed at step {self.step}", flush=True)
 
     def save(self) -> None:
         state = {
@@ -86,7 +121,8 @@ class Run:
 
     @property
     def progress(self) -> float:
-        return min(self.step / self.steps, 1.0)
+        """The share of the run that is done, in [0,1]."""
+        return min(max(self.step / self.options.steps, self.seconds / 60 / self.options.minutes), 1.0)
 
     def rate(self, base: float, warm: int = 200) -> float:
         """Cosine learning rate with a warm start."""
@@ -96,37 +132,38 @@ class Run:
             * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
         )
 
-    def loop(self, one: Callable[[int], dict[str, float]], sample: Callable[[], Tensor]) -> None:
-        """Runs `one(step)` until `steps`, logging its losses; `sample()` gives rows of pictures N,3,H,W."""
-        last_save = time.monotonic()
-        while self.step < self.steps:
-            began = time.monotonic()
+    def loop(self, one: Callable[[int], dict[str, Tensor]], sample: Callable[[], Tensor]) -> None:
+        """Runs `one(step)` to the end, logging its losses; `sample()` gives rows of pictures N,3,H,W."""
+        last_save = began = time.monotonic()
+        before = self.seconds
+        while self.progress < 1:
             for name, value in one(self.step).items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
+                # Not as a float yet: a GPU would have to be waited for.
+                self.sums[name] = self.sums.get(name, 0) + value.detach()
             self.step += 1
-            self.seconds += time.monotonic() - began
+            self.seconds = before + time.monotonic() - began
             if self.step % self.every == 0:
                 self._log()
-            if self.step % (10 * self.every) == 0 or self.step == self.steps:
+            if self.step % (10 * self.every) == 0 or self.progress >= 1:
                 sheet(sample()).save(self.folder / f"sample-{self.step:06d}.jpg", quality=92)
-            if time.monotonic() - last_save > self.save_s or self.step == self.steps:
+            if time.monotonic() - last_save > self.save_s or self.progress >= 1:
                 self.save()
                 last_save = time.monotonic()
 
     def _log(self) -> None:
-        means = {k: round(v / self.every, 4) for k, v in self.sums.items()}
+        means = {k: round(float(v) / self.every, 4) for k, v in self.sums.items()}
         self.sums.clear()
         row = {"step": self.step, "seconds": round(self.seconds), **means}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
-        left = self.seconds / self.step * (self.steps - self.step) / 60
+        left = self.seconds / self.progress * (1 - self.progress) / 60
         bar = "#" * round(30 * self.progress)
         end = "\r" if sys.stdout.isatty() else "\n"
-        print(f"[{bar:<30}] {self.step}/{self.steps} {left:.0f} min left {means}", end=end, flush=True)
+        print(f"[{bar:<30}] step {self.step}, {left:.0f} min left {means}", end=end, flush=True)
 
 
 def sheet(rows: Tensor) -> Image.Image:
     """A grid from R,C,3,H,W in [0,1]."""
     r, c, _, h, w = rows.shape
-    grid = rows.clamp(0, 1).permute(0, 3, 1, 4, 2).reshape(r * h, c * w, 3)
+    grid = rows.clamp(0, 1).cpu().permute(0, 3, 1, 4, 2).reshape(r * h, c * w, 3)
     return Image.fromarray(np.asarray((grid * 255).round().to(torch.uint8)))

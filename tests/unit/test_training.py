@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from daemon.editors.lama import Config, Generator, LamaEditor
+from daemon.editors.latent import LatentEditor
 from daemon.editors.ldm import LdmEditor
 from tests.conftest import photo
-from training import data, lama, ldm_mini
-from training.run import Run, save_half
+from training import data, lama, latent_mini, ldm_mini
+from training.run import Options, Run, save_half
 
 TINY = Config(base=8, blocks=1)
 STEPS = 3
@@ -39,7 +41,7 @@ def train(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.setattr(lama, "Run", functools.partial(Run, save_s=-1.0, every=1))
 
     def start(folder: Path) -> None:
-        lama.train(photos, folder, steps=STEPS, seed=5, batch=2, size=32, config=TINY)
+        lama.train(photos, folder, Options(STEPS, seed=5, batch=2, size=32), TINY)
 
     return start
 
@@ -56,17 +58,17 @@ def test_an_interrupted_run_goes_on_and_its_export_fills(
     train(unbroken)
 
     drawn = 0
-    draw = data.draw
+    ready = data._ready
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal drawn
         drawn += 1
         if drawn == STEPS - 1:
             raise KeyboardInterrupt
-        return draw(*arguments)
+        return ready(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "draw", interrupted)
+        patch.setattr(data, "_ready", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(broken)
     assert torch.load(broken / "last.pt", weights_only=True)["step"] == STEPS - 2
@@ -108,16 +110,45 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
         judge.editor("unused", tmp_path / "absent", "lama")
 
 
+def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:
+    lama.train(photos, tmp_path / "run", Options(steps=10**9, minutes=1e-6, batch=2, size=32), TINY)
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 1
+    lama.export(tmp_path / "run", tmp_path / "mine.safetensors", TINY)
+
+
+def test_worker_processes_draw_the_same_crops(photos: Path) -> None:
+    pictures = data.load(photos)
+
+    def drawn(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        crops = data.stream(pictures, lambda step: (1 + step % 2, 32), Options(9, workers=workers), 3)
+        return list(itertools.islice(crops, 3))
+
+    for alone, helped in zip(drawn(0), drawn(2), strict=True):
+        assert torch.equal(alone[0], helped[0])
+        assert torch.equal(alone[1], helped[1])
+
+
+def test_latent_mini_trains_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
+    for steps in (1, 2):  # the second goes on from the first, and sees wider crops
+        options = Options(steps, batch=4, size=32)
+        latent_mini.autoencoder(photos, tmp_path / "autoencoder", options)
+        latent_mini.inpainter(photos, tmp_path / "autoencoder", tmp_path / "inpainter", options)
+    latent_mini.export(tmp_path / "autoencoder", tmp_path / "inpainter", tmp_path / "mine.safetensors")
+    editor = LatentEditor.from_file("mine", tmp_path / "mine.safetensors")
+    image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0), torch.device("cpu"))
+    with torch.inference_mode():
+        assert editor.inpaint(image, mask).shape == image.shape
+
+
 def test_ldm_mini_trains_resumes_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    short = {"seed": 1, "batch": 2, "size": 32}
     for steps in (1, 2):  # the second goes on from the first
-        ldm_mini.unet(photos, runs / "ldm-unet", steps=steps, crops=4, **short)
-        ldm_mini.decoder(photos, runs / "ldm-decoder", steps=steps, **short)
+        ldm_mini.unet(photos, runs / "ldm-unet", Options(steps, batch=2, size=32), crops=4)
+        ldm_mini.decoder(photos, runs / "ldm-decoder", Options(steps, batch=2, size=32))
 
     ldm_mini.export(runs, tmp_path / "mine.safetensors")
     editor = LdmEditor.from_file("mine", tmp_path / "mine.safetensors")
-    image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0))
+    image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0), torch.device("cpu"))
     with torch.inference_mode():
         latents = editor.encode(image, torch.zeros_like(mask))
         assert editor.inpaint(image, mask).shape == image.shape

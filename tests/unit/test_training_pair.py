@@ -11,6 +11,7 @@ from daemon.editors.encoders import EncoderEditor, PairInpainter
 from tests.conftest import photo
 from tests.unit.test_encoders import image, pair
 from training import latent_pair
+from training.run import Options
 
 
 def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,14 +23,14 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
 
     def train(steps: int) -> dict[str, torch.Tensor]:
         run = tmp_path / "run"
-        latent_pair.inpainter(photos, paths, run, steps=steps, seed=1, batch=2, size=64, crops=4)
+        latent_pair.inpainter(photos, paths, run, Options(steps, batch=2, size=64), crops=4)
         latent_pair.export(run, tmp_path / "net.safetensors")
         return torch.load(run / "last.pt", weights_only=True)["parts"]["ema"]  # type: ignore[no-any-return]
 
     first = train(1)
     kept = (tmp_path / "run" / "latents.safetensors").stat().st_mtime_ns
     second = train(2)
-    assert "resumed at step 1 of 2" in capsys.readouterr().out
+    assert "resumed at step 1" in capsys.readouterr().out
     assert (tmp_path / "run" / "latents.safetensors").stat().st_mtime_ns == kept, "encoded once"
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "run" / "sample-000002.jpg").exists()
@@ -42,9 +43,9 @@ def test_other_settings_encode_again(tmp_path: Path) -> None:
     paths = pair(tmp_path / "pair")
     editor = EncoderEditor.load("pair", paths)
     pictures, file = [photo()], tmp_path / "latents.safetensors"
-    one = latent_pair.encoded(pictures, editor, file, count=3, seed=1, size=64)
-    again = latent_pair.encoded(pictures, editor, file, count=3, seed=1, size=64)
-    other = latent_pair.encoded(pictures, editor, file, count=3, seed=2, size=64)
+    one = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=1, size=64))
+    again = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=1, size=64))
+    other = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=2, size=64))
     assert {name: tuple(t.shape) for name, t in one.items()} == {
         "whole": (3, 4, 8, 8),
         "known": (3, 4, 8, 8),
