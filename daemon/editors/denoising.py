@@ -96,6 +96,8 @@ class DenoisingEditor(ModelEditor):
     def to(self, device: torch.device | str) -> None:
         """See `Editor.to`."""
         super().to(device)
+        # Schedulers leave their tables on the device of the latents that they noised last.
+        self._pipe.scheduler = type(self._pipe.scheduler).from_config(self._pipe.scheduler.config)
         self._prompts = [prompt.to(device) for prompt in self._prompts]
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def schedule() -> Any:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Parts:
     """What a diffusers pipeline is to `DenoisingEditor`. The pipelines proper take four latent channels."""
 

@@ -444,3 +444,12 @@ def test_the_module_imports_neither_library_before_it_loads() -> None:
         tree = ast.parse(Path(str(module.__file__)).read_text())
         imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not [line for line in imported if "diffusers" in line or "transformers" in line]
+
+
+def test_a_scheduler_comes_along_to_another_device(tmp_path: Path) -> None:
+    """Seen on a GPU: diffusers' `add_noise` leaves the scheduler's table where the latents were."""
+    editor = DiffusionEditor.load("sd", pipelines.save(tmp_path / "sd", channels=4), steps=2)
+    image, mask = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    editor._pipe.scheduler.alphas_cumprod = editor._pipe.scheduler.alphas_cumprod.to("meta")
+    editor.to("cpu")
+    assert torch.isfinite(editor.inpaint(image, mask)).all()
