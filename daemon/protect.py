@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -215,11 +216,24 @@ def pick_device(setting: str) -> torch.device:
     if setting == "auto":
         setting = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(setting)
-    torch.backends.cudnn.deterministic = True  # the job's key must give the same bytes again
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        message = f"protect.device {setting}: {torch.cuda.device_count()} CUDA devices here; set auto or cpu"
-        raise ModelError(Code.MODEL, message, retryable=False)
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            message = (
+                f"protect.device {setting}: {torch.cuda.device_count()} CUDA devices here; set auto or cpu"
+            )
+            raise ModelError(Code.MODEL, message, retryable=False)
+        _repeatable()
     return device
+
+
+def _repeatable() -> None:
+    """The job's key must give the same bytes again: sums by atomics differ from run to run in their last
+    bit, and eighty steps make levels of it. What has no other way warns and goes on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
 
 
 Phase = Callable[[str, int, int], None]
