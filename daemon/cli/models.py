@@ -45,18 +45,17 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
         print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
         return
     whole = partial(Column, no_wrap=True)  # a name is typed, so it is never cut short
-    table = Table(
-        whole("name"), whole("kind"), whole("size"), whole("here"), "what", box=None, pad_edge=False
-    )
+    table = Table(*map(whole, ("name", "kind", "size", "here", "edit")), "what", box=None, pad_edge=False)
     for row in rows:
         size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
         known = f"SHA-256 {row['sha256_published']} of {row['files']}"
         what = f"{row['family']}, {row['parameters']}\n{row['licence']}; {known}"
-        table.add_row(row["name"], row["kind"], size, row["here"], what)
+        table.add_row(row["name"], row["kind"], size, row["here"], f"{row['edit_cpu_s']:g} s", what)
     out.print(table)
     for row in rows:
         if row["note"]:
             out.print(Text(f"{row['name']}: {row['note']}"))
+    out.print("edit: seconds of one CPU core for 512x512 pixels in float32")
     out.print("SHA-256: published; of the other files that of the first copy is recorded, and holds")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
 
@@ -68,6 +67,7 @@ def _built_in(name: str) -> dict[str, Any]:
         "kind": "built in",
         "family": model.family,
         "parameters": model.parameters,
+        "edit_cpu_s": model.edit_cpu_s,
         "licence": "Apache-2.0",
         "home": None,
         "files": 1,
@@ -85,6 +85,7 @@ def _row(model: models.Model, folder: Path) -> dict[str, Any]:
         "kind": model.kind,
         "family": model.family,
         "parameters": model.parameters,
+        "edit_cpu_s": model.edit_cpu_s,
         "licence": model.licence,
         "home": model.home,
         "files": len(model.files),

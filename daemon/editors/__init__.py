@@ -76,6 +76,7 @@ class BuiltIn:
         module: as in `Kind`.
         loads: the class, with a classmethod `from_file(name, path)`.
         family, parameters: for people.
+        edit_cpu_s: see `models.Model`.
         doors: as in `Kind`.
     """
 
@@ -84,6 +85,7 @@ class BuiltIn:
     loads: str
     family: str
     parameters: str
+    edit_cpu_s: float
     doors: tuple[str, ...]
 
     @property
@@ -101,7 +103,13 @@ BUILT_IN = {
     model.name: model
     for model in (
         BuiltIn(
-            "latent-mini", "latent", "LatentEditor", "latent inpainting, one step, ours", "4.9 M", ("encode",)
+            "latent-mini",
+            "latent",
+            "LatentEditor",
+            "latent inpainting, one step, ours",
+            "4.9 M",
+            0.6,
+            ("encode",),
         ),
         BuiltIn(
             "ldm-mini",
@@ -109,6 +117,7 @@ BUILT_IN = {
             "LdmEditor",
             "latent diffusion, 8 steps, ours",
             "4.8 M",
+            1.8,
             ("encode", "first_step"),
         ),
     )

@@ -43,12 +43,18 @@ class File:
 
 @dataclass(frozen=True)
 class Model:
-    """An entry of the catalogue; `kind` is the editor kind that loads it."""
+    """An entry of the catalogue.
+
+    Attributes:
+        kind: the editor kind that loads it.
+        edit_cpu_s: processor seconds that an edit of 512x512 takes in float32 on a core of an AMD EPYC.
+    """
 
     name: str
     kind: str
     family: str
     parameters: str
+    edit_cpu_s: float
     licence: str
     home: str
     files: tuple[File, ...]

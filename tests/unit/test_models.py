@@ -94,7 +94,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def model(url: str | None, sha256: str | None = DIGEST, size: int | None = len(DATA)) -> Model:
     return Model(
-        "toy", "latent", "", "", "", "", (File("weights.bin", url, size, sha256),), "ask its authors"
+        "toy", "latent", "", "", 0.1, "", "", (File("weights.bin", url, size, sha256),), "ask its authors"
     )
 
 
