@@ -6,6 +6,7 @@ import contextlib
 import re
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,6 +18,27 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
+
+
+@cache
+def cpu_prefers_bfloat16() -> bool:
+    """Whether this processor is quicker at convolutions in bfloat16 than in float32.
+
+    Told by its kind, not by a stopwatch: the same machine must give the same bytes again. An edit with
+    its gradient took 1.1 to 1.6 times as long in bfloat16 on an Intel Xeon that has AVX512-BF16 but no AMX
+    (1 and 2 cores, crops of 152x224 and 464x560, one and three edits at a time).
+    """
+    if _cpu_has("_is_amx_tile_supported"):
+        return True
+    with contextlib.suppress(OSError):
+        amd = "AuthenticAMD" in (_PROC.parent / "cpuinfo").read_text()
+        return amd and _cpu_has("_is_avx512_bf16_supported")
+    return False
+
+
+def _cpu_has(feature: str) -> bool:
+    probe = getattr(torch.cpu, feature, None)
+    return bool(probe and probe())
 
 
 def dtype_named(name: str, setting: str = "dtype") -> torch.dtype:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daemon.domain import Budget, Mask
+from daemon.editors import hardware
 from daemon.editors.base import Editor
 
 Progress = Callable[[int, int], None]
@@ -142,8 +143,7 @@ def furthest_colour(image: Tensor) -> Tensor:
 
 
 def fast(device: torch.device) -> torch.autocast:
-    """Mixed precision where the hardware multiplies bfloat16 natively; float32 elsewhere."""
+    """Mixed precision where the hardware is quicker at bfloat16; float32 elsewhere."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(probe and probe()))
+    return torch.autocast("cpu", torch.bfloat16, enabled=hardware.cpu_prefers_bfloat16())

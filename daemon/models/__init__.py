@@ -47,7 +47,7 @@ class Model:
 
     Attributes:
         kind: the editor kind that loads it.
-        edit_cpu_s: processor seconds that an edit of 512x512 takes in float32 on a core of an AMD EPYC.
+        edit_cpu_s: processor seconds that an edit of 512x512 takes in float32 on a core of an Intel Xeon.
     """
 
     name: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from daemon.editors import hardware
 from daemon.editors.hardware import PeakMemory, dtype_named
 from daemon.errors import ConfigError
 
@@ -36,3 +38,23 @@ def test_the_peak_on_a_cuda_device_is_torchs_own() -> None:
     before = peak.bytes
     torch.ones(50 * 2**20, device=device)
     assert 190 * 2**20 < peak.bytes - before < 210 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("features", "vendor", "prefers"),
+    [
+        ({"_is_amx_tile_supported"}, "GenuineIntel", True),
+        ({"_is_avx512_bf16_supported"}, "AuthenticAMD", True),
+        ({"_is_avx512_bf16_supported"}, "GenuineIntel", False),
+        (set(), "AuthenticAMD", False),
+    ],
+)
+def test_bfloat16_only_on_processors_that_are_quicker_at_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, features: set[str], vendor: str, prefers: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(hardware, "_PROC", tmp_path / "self")
+    monkeypatch.setattr(hardware, "_cpu_has", features.__contains__)
+    hardware.cpu_prefers_bfloat16.cache_clear()
+    assert hardware.cpu_prefers_bfloat16() is prefers
+    hardware.cpu_prefers_bfloat16.cache_clear()
