@@ -116,6 +116,7 @@ def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_pat
     lama.export(tmp_path / "run", tmp_path / "mine.safetensors", TINY)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 and newer, of a fork
 def test_worker_processes_draw_the_same_crops(photos: Path) -> None:
     pictures = data.load(photos)
 
