@@ -257,7 +257,6 @@ class Verify(_Section):
     incomplete_l1_min: Share = 0.03
     near_ssim_min: Share = 0.90
     far_ssim_min: Share = 0.92
-    benign_l1_max: Share = 0.02
     control_factor: Annotated[float, Field(ge=0)] = 2.0
 
 

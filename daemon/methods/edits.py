@@ -16,7 +16,7 @@ from daemon.domain import Box, Mask
 from daemon.editors.base import Editor, rehearsed
 from daemon.methods.base import Sight, fast
 
-INCOMPLETE, FAR = 12, 4
+INCOMPLETE, FAR = 12, 8
 """How many incomplete triggers and far squares a region draws from."""
 KEPT = ("ring", "far")
 RING_EVERY = 2

@@ -45,19 +45,6 @@ def test_a_fill_that_only_looks_different_to_ssim_is_no_protection() -> None:
     assert verdict(rows) == Verdict.FAILED
 
 
-@pytest.mark.parametrize("kind", [MaskKind.NEAR, MaskKind.FAR])
-def test_a_benign_edit_that_nobody_sees_changed_is_no_miss(kind: MaskKind) -> None:
-    def rows(l1: float) -> list[EditResult]:
-        return [
-            dataclasses.replace(row, ssim=0.5, l1=l1) if row.mask_kind == kind else row for row in edits()
-        ]
-
-    assert verdict(rows(0.02)) == Verdict.PROTECTED
-    outcome, reasons = judge(rows(0.021), 6, BUDGET, Verify())
-    assert outcome == Verdict.WEAK
-    assert "changes to SSIM 0.500 and by L1 0.021, at least 0.9" in reasons[0]
-
-
 def test_a_far_edit_that_could_not_be_measured_is_said() -> None:
     outcome, reasons = judge(edits()[:-1], 6, BUDGET, Verify())
     assert outcome == Verdict.WEAK

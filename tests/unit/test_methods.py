@@ -103,8 +103,8 @@ def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     assert editor.edits == 1
     breaks = [edits.drawn()[1] for _ in range(600)]
     assert breaks == [True, False, True] * 200, "the region, one to keep, the region painted otherwise"
-    # full, dilated and ring, twelve incomplete triggers, four far squares
-    assert editor.edits == 3 + 12 + 4
+    # full, dilated and ring, twelve incomplete triggers, eight far squares
+    assert editor.edits == 3 + 12 + 8
 
 
 def test_fewer_shapes_cost_fewer_clean_edits() -> None:
