@@ -217,14 +217,30 @@ class Publisher:
             self._work_again(job)
             return None
         wanted = renamed(job.path, outcome.extension)
-        if not self._intake.unchanged(job, beside):
-            # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
-            self._discard(job)
-            self._out.pop((job.id, job.lease), None)
-            detail = {"reason": "picture or mask changed while it was worked"}
-            self._ledger.update(job, JobState.SETTLING, detail=detail)
-            return None
-        return wanted, sha
+        if self._intake.unchanged(job, beside):
+            return wanted, sha
+        # Somebody replaced picture or mask meanwhile: this result is not theirs any more.
+        told = {"reason": "picture or mask changed while it was worked"}
+        if (entry := self._placed(job, wanted, sha)) is not None:
+            if not self._or_postpone([job], lambda: self._own_up(entry)):
+                return None
+            told["output"] = shown(entry.path)
+        self._discard(job)
+        self._out.pop((job.id, job.lease), None)
+        self._ledger.update(job, JobState.SETTLING, detail=told)
+        return None
+
+    def _placed(self, job: Job, wanted: bytes, sha: str) -> Entry | None:
+        """What the outbox got of a job whose record is still to be written, a crash ago or just now."""
+        folder = self._settings.folders.outbox
+        found = outbox.find(folder, wanted, key=job.key or "", sha256=sha)
+        return self._out.get((job.id, job.lease)) or (None if found is None else Entry(found, sha))
+
+    def _own_up(self, entry: Entry) -> None:
+        """Let the manifest know of a result that stands in the outbox though it is nobody's any more."""
+        folder = self._settings.folders.outbox
+        outbox.sync({os.path.dirname(os.path.join(os.fsencode(folder), entry.path))})
+        manifest.append(folder, [entry], at=self._ledger.now())
 
     def _work_again(self, job: Job) -> None:
         self._discard(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -242,6 +243,31 @@ def test_a_result_taken_before_it_was_recorded_is_not_published_again(
     home.turn(10, 6)
     assert home.states() == ["archived"] * 2
     assert taken(home) == []
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_result_that_was_out_when_its_picture_was_replaced_is_in_the_manifest(
+    house: Make, monkeypatch: pytest.MonkeyPatch, crashed: bool
+) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", content="former")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_write", _no_space)
+        home.turn(5, 4)
+    assert set(home.files("outbox")) == {"a.png"}
+    drop(home, "a.png", content="later")
+    if crashed:
+        home.crash()
+        home.again()
+    home.turn(100, 6)
+    listed = {entry.sha256 for entry in manifest.read(home.base / "outbox").entries}
+    assert listed == {hashlib.sha256(png(content)).hexdigest() for content in ("former", "later")}
+    assert len(home.files("outbox")) == 2, "the former one was published: it stays"
+    assert [*home.files("archive").values()] == [png("later")]
+
+
+def _no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_fault_of_ours_publishes_the_others_once(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from benchmarks.soak import png
+from daemon import manifest, outbox
 from tests.fault.house import House, furnish
 
 STEPS = 20
@@ -262,6 +263,10 @@ class Promises(RuleBasedStateMachine):
         """Even what stands aside under a hidden name for a moment."""
         return [path.read_bytes() for path in (self.base / folder).rglob("*") if path.is_file()]
 
+    def hashed(self, folder: str) -> set[tuple[bytes, str]]:
+        """Path and SHA-256 of each file."""
+        return {(os.fsencode(name), outbox.sha256(data)) for name, data in self.house.files(folder).items()}
+
     def teardown(self) -> None:
         if not hasattr(self, "house"):
             return
@@ -270,6 +275,9 @@ class Promises(RuleBasedStateMachine):
             assert set(self.lying.values()) <= set(self.house.files("outbox").values()), "all comes out"
             assert set(self.house.files("inbox")) <= set(self.partial), "and nothing is left"
             assert list(self.base.rglob(".backfire-*")) == []
+            for folder in ("outbox", "archive"):
+                listed = {(entry.path, entry.sha256) for entry in manifest.read(self.base / folder).entries}
+                assert self.hashed(folder) <= listed, "and all of it is in a manifest"
         finally:
             self.house.crash()
             self.patch.undo()
