@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+
+# Before it is first imported: from 1.29 on it else tells Microsoft of each network it loads, and keeps an
+# identity of the machine in the home folder (its Privacy.md).
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnxruntime
