@@ -29,7 +29,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from probes.inotify()
     yield probes.clock(settings.folders.state / "backfire.sqlite")
     yield from probes.surroundings(settings)
-    yield _device(settings)
+    yield from map(_device, settings.limits.devices or (settings.protect.device,))
     if settings.editors:
         yield _loads("declared editors", partial(_declared, settings))
     seen: set[tuple[str, object]] = set()
@@ -106,13 +106,13 @@ def _filesystems(settings: Settings) -> Iterator[Finding]:
     yield Finding("file system of inbox", kind, remedy)
 
 
-def _device(settings: Settings) -> Finding:
+def _device(name: str) -> Finding:
     from daemon.protect import pick_device
 
     try:
-        return Finding("device", str(pick_device(settings.protect.device)))
+        return Finding("device", str(pick_device(name)))
     except BackfireError as error:
-        return Finding("device", settings.protect.device, str(error))
+        return Finding("device", name, str(error))
 
 
 def _loads(subject: str, load: Callable[[], str]) -> Finding:

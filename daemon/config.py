@@ -390,13 +390,23 @@ class Rule(_Section):
 
 
 class Limits(_Section):
-    """Where the daemon pauses, gives up or forgets; none of it changes what a result looks like."""
+    """Where the daemon pauses, gives up or forgets, and how much it does at once; none of it changes what a
+    result looks like. `devices`: a worker for each; without any, one does all.
+    """
 
     free_mb: Annotated[int, Field(ge=0)] = 500
     max_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     silence_s: Positive = 900
     memory_mb: Annotated[int, Field(ge=0)] = 0
+    devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], ...] = ()
     history_days: Annotated[float, Field(ge=0)] = 365
+
+    @field_validator("devices")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"limits.devices: got {list(value)}, expected each device once")
+        return value
 
 
 class Settings(_Section):

@@ -31,6 +31,8 @@ INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
 """What the decoder says of a file that is still being written, or never will be whole."""
 READY_AHEAD = 16
 """Jobs copied ahead of the worker: enough to keep it busy, few enough that no copy of a backlog is made."""
+MOST_AHEAD = 4
+"""Times as many, where those that are ready have to wait after trouble and leave the worker to others."""
 BYTES_AHEAD = 64 << 20
 """Copied in one step of the loop, and one picture more: the worker must not wait long for its first."""
 AT_ONCE = 2000
@@ -192,14 +194,17 @@ class Intake:
         now, priorities = self._monotonic(), self._settings.watch.priorities
         wanted: list[Job] = []
         size = 0
-        ready = [priority(job.path, priorities) for job in self._ledger.of(JobState.READY)]
+        copied = [(priority(job.path, priorities), job) for job in self._ledger.of(JobState.READY)]
+        held = [rank for rank, _ in copied]
+        ready = [rank for rank, job in copied if self._ledger.due(job)]
         noted = 0
         while size < BYTES_AHEAD and (entry := self._first or next(self._line, None)) is not None:
             self._first, (rank, job) = None, entry
             # By rank: one of a high priority does not wait for room behind lower ones.
             # Nor may large pictures, or ten thousand that cannot be read, hold up the loop.
             late = self._monotonic() > now + AT_MOST_S
-            if late or sum(other >= rank for other in ready) >= ahead:
+            enough = sum(other >= rank for other in ready) >= ahead
+            if late or enough or sum(other >= rank for other in held) >= MOST_AHEAD * ahead:
                 self._first = entry
                 break
             if self._ledger.jobs.get(job.path) is not job or not self._ledger.due(job):
@@ -208,6 +213,7 @@ class Intake:
                 if self._paired(job, now):
                     wanted.append(job)
                     ready.append(rank)
+                    held.append(rank)
                     size += self._scan.files[job.path].size
                 elif noted < AT_ONCE // 40:
                     noted += self._note_mask_wait(job, now)

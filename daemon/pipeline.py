@@ -80,7 +80,13 @@ def _nothing(phase: str, done: int, total: int) -> None:
 
 
 def process(
-    data: bytes, source: Source, settings: Settings, *, progress: Phase = _nothing, rung: int = 0
+    data: bytes,
+    source: Source,
+    settings: Settings,
+    *,
+    progress: Phase = _nothing,
+    rung: int = 0,
+    device: str | None = None,
 ) -> Result:
     """Protect one picture.
 
@@ -90,6 +96,7 @@ def process(
         settings: only regions, protect, verify and output are used.
         progress: called as progress(phase, done, total); may raise to stop.
         rung: rungs of the memory ladder to skip, see `memory.descend`.
+        device: in place of `protect.device` where that is `auto`.
 
     Raises:
         JobError: see `daemon.errors`; a verdict of `failed` is no error here but in the result.
@@ -107,7 +114,9 @@ def process(
     if not found.regions:
         return _passed(data, picture, source, settings, found, watch, began)
 
-    ladder = memory.rungs(settings.protect, protect.pick_device(settings.protect.device))
+    where = device if device and settings.protect.device == "auto" else settings.protect.device
+    working = settings.protect.model_copy(update={"device": where})
+    ladder = memory.rungs(working, protect.pick_device(where))
     return memory.descend(
         ladder,
         lambda step: _protected(data, picture, found, source, settings, step, progress, watch, began),

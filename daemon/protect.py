@@ -219,7 +219,8 @@ def pick_device(setting: str) -> torch.device:
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
             message = (
-                f"protect.device {setting}: {torch.cuda.device_count()} CUDA devices here; set auto or cpu"
+                f"device {setting}: {torch.cuda.device_count()} CUDA devices here; "
+                "set protect.device to auto or cpu, or take it out of limits.devices"
             )
             raise ModelError(Code.MODEL, message, retryable=False)
         _repeatable()

@@ -1,7 +1,8 @@
 """The daemon's loop: take in, dispatch to the worker, publish; and word to systemd.
 
-One thread owns everything; the child works the pictures. Each step is written so that doing it
-again after a crash is harmless (DESIGN invariants 1, 2 and 5).
+One thread owns everything; the children work the pictures. Each step is written so that doing it
+again after a crash is harmless (DESIGN invariants 1, 2 and 5). Longer than 300 lines so that a round, and all
+that may go wrong in it, is read in one place.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from daemon.errors import ConfigError, StoreError
 from daemon.history import History
 from daemon.inbox import Hints
 from daemon.intake import Intake
-from daemon.ledger import Ledger, Unforeseen
+from daemon.ledger import LONGEST_S, Ledger, Unforeseen
 from daemon.operations import Operations
 from daemon.publish import Publisher
 from daemon.store import Store
@@ -178,6 +179,10 @@ class Service:
             if not trouble.transient:
                 raise
             self._outlast(trouble)
+        except Exception as worse:  # the books of a fault may have one too
+            log.error("unforeseen", path=job.name if job else None, exc_info=worse)
+            if job is not None:
+                self._ledger.put_off(job, LONGEST_S)
 
     def _turn(self, hints: Hints) -> None:
         """One round: whatever can go on goes one step on; waits for the child or for a moment."""
@@ -188,7 +193,7 @@ class Service:
         self._intake.step(may_take=room, ahead=self._dispatcher.pace)
         began = room and self._dispatcher.step()
         placed = self._publisher.step()  # while the child works the next job
-        if self._dispatcher.running is not None:
+        if self._dispatcher.running:
             self._dispatcher.listen(TICK_S)
         elif not (began or placed or self._intake.busy):
             self._wake.wait(TICK_S)
@@ -223,7 +228,7 @@ class Service:
 
     def _idle(self) -> bool:
         """Whether nothing is left to do, or only what was put off again and again."""
-        if self._dispatcher.running is not None:
+        if self._dispatcher.running:
             return False
         if self._intake.trouble or self._want_of_space or self._dispatcher.pauses >= PATIENCE:
             return True
@@ -279,8 +284,8 @@ class Service:
         self._want_of_space = want
         if now >= self._next_prune:
             self._prune(now)
-        job, waiting = self._dispatcher.running, len(self._ledger.jobs)
-        working = job.name if job else None
+        waiting = len(self._ledger.jobs)
+        working = ", ".join(job.name for job in self._dispatcher.running) or None
         refused = self._refused_config and f"new configuration refused: {self._refused_config}"
         fact = {
             "pid": os.getpid(),

@@ -51,6 +51,8 @@ class Order:
     lease: int = 0
     rung: int = 0
     """How many rungs of the memory ladder to skip: the worker was killed on the ones above."""
+    device: str | None = None
+    """Where to work it if its settings leave that open."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ class Child:
         """Process id."""
         return self._process.pid
 
+    @property
+    def signs(self) -> list[Any]:
+        """What becomes readable when the child says something or dies."""
+        return [self._connection, self._process.sentinel]
+
     def send(self, orders: Sequence[Order]) -> None:
         """Hand over some jobs, to be worked in this order; the child must be idle."""
         self.jobs = {order.job: order.lease for order in orders}
@@ -150,7 +157,7 @@ class Child:
         Raises:
             EOFError: the child has died; `exitcode` says how.
         """
-        wait([self._connection, self._process.sentinel], timeout)
+        wait(self.signs, timeout)
         messages: list[Progress | Outcome] = []
         try:
             while self._connection.poll():
@@ -198,6 +205,11 @@ class Child:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def await_any(children: Sequence[Child], timeout: float) -> None:
+    """Wait until one of several children says something or dies, `timeout` seconds at most."""
+    wait([sign for child in children for sign in child.signs], timeout)
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
@@ -285,7 +297,7 @@ def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome
     sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
     data = (order.folder / "input").read_bytes()
     source = Source(order.name, sidecars)
-    result = process(data, source, order.settings, progress=progress, rung=order.rung)
+    result = process(data, source, order.settings, progress=progress, rung=order.rung, device=order.device)
     (order.folder / "output").write_bytes(result.data)
     (order.folder / "receipt.json").write_bytes(to_json(result.receipt))
     if result.sheet is not None:

@@ -71,13 +71,15 @@ def kill(process_id: int) -> None:
     os.kill(process_id, signal.SIGKILL)
 
 
-def child_of(process_id: int) -> int | None:
-    """The worker: the child process that runs `multiprocessing.spawn`'s main."""
+def children_of(process_id: int) -> list[int]:
+    """The workers: child processes that run `multiprocessing.spawn`'s main."""
     children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
-    for child in children:
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    return None
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def child_of(process_id: int) -> int | None:
+    """The worker; None while there is none."""
+    return next(iter(children_of(process_id)), None)
 
 
 def running(process_id: int) -> bool:

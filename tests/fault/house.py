@@ -40,6 +40,7 @@ class Call:
     def __init__(self, memory_mb: int = 0) -> None:
         self.jobs = dict[int, int]()
         self.heard = 0.0
+        self.signs: list[Any] = []
         self._told: deque[Progress | Outcome] = deque()
 
     # What the child's end of the pipe needs.
@@ -84,6 +85,11 @@ class House:
         )
         self.hints = Deaf()
         self.again()
+
+    @property
+    def worker(self) -> dispatch.Worker:
+        """The first worker, which without `limits.devices` is the only one."""
+        return self.service._dispatcher._workers[0]
 
     def again(self) -> None:
         """Start, on whatever lies there; a new process knows of no folder that it is on the disk."""

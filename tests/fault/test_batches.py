@@ -50,7 +50,7 @@ def attempts(home: House) -> dict[str, int]:
 def begun(home: House) -> None:
     """All the house's pictures are with the child, together."""
     home.clock += 1
-    home.service._dispatcher.pace = 8
+    home.worker.pace = 8
     home.service._intake.step(ahead=8)
     home.service._dispatcher._begin()
 
@@ -96,7 +96,7 @@ def test_a_child_that_dies_costs_only_the_job_it_was_at_an_attempt(
     dispatcher = home.service._dispatcher
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
-    running = [*dispatcher._running.values()]
+    running = [*home.worker.running.values()]
     culprit = running[3]
     told = [[Progress(job.id, "start", 0, 1)] for job in running[:4]]
 
@@ -129,7 +129,7 @@ def test_a_daemon_that_dies_again_and_again_sets_no_bystander_aside(
 
     monkeypatch.setattr(worker, "work", killing)
     for _ in range(allowed):
-        home.service._dispatcher.pace = 8
+        home.worker.pace = 8
         with pytest.raises(Crash):
             home.turn(1, 8)
         home.crash()

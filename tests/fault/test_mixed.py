@@ -88,7 +88,7 @@ def test_a_child_that_died_before_it_began_costs_nobody_an_attempt(
         patch.setattr(Call, "send", broken)
         home.turn(5, 6)
         assert set(attempts(home).values()) == {0}
-        assert home.service._dispatcher.pauses > 0, "no loop of children that cannot live"
+        assert home.worker.pauses > 0, "no loop of children that cannot live"
     home.turn(40, 6)
     assert home.states() == ["archived"] * 2
 
@@ -158,7 +158,7 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
 
         patch.setattr(Call, "send", send)
         begun(home)
-        home.service._dispatcher._running = {}  # whatever fault led there
+        home.worker.running = {}  # whatever fault led there
         home.service._dispatcher.resume(crashed=False)
         home.clock += 60
         home.service._dispatcher._begin()
@@ -174,9 +174,9 @@ def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: 
     monkeypatch.setattr(worker, "AT_MOST_S", -1.0)
     monkeypatch.setattr(worker, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 0.2}))
     begun(home)
-    home.service._dispatcher.pace = 8
+    home.worker.pace = 8
     home.service._dispatcher.listen(0)
-    assert home.service._dispatcher.pace == 1, "the one that it began took 0.2 s"
+    assert home.worker.pace == 1, "the one that it began took 0.2 s"
 
 
 def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.Mo
         patch.setattr(Outcome, "write", full)
         begun(home)
         home.service._dispatcher.listen(0)
-    assert home.service._dispatcher.pauses == 1
+    assert home.worker.pauses == 1
     assert set(attempts(home).values()) == {0}
     home.turn(5, 8)
     assert home.states() == ["archived"] * 8
@@ -331,7 +331,7 @@ def test_a_fault_of_ours_while_draining_costs_no_other_an_attempt(
     home = settled(house, 4)
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
-    bad = next(iter(home.service._dispatcher._running.values()))
+    bad = next(iter(home.worker.running.values()))
     failing(monkeypatch, Dispatcher, "_conclude", when=lambda self, job, outcome: job.id == bad.id)
     home.service._dispatcher.drain()
     states = {job.name: (job.state.value, job.attempts) for job in home.service._ledger.store.jobs()}
@@ -354,7 +354,7 @@ def test_a_fault_of_ours_in_mid_batch_costs_one_job(
             return process(order, progress)
 
         monkeypatch.setattr(worker, "_process", refused)
-    home.service._dispatcher.pace = 8
+    home.worker.pace = 8
     home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]
     assert [job.attempts for job in home.service._ledger.store.jobs() if job.state == "archived"] == [1] * 5
@@ -364,10 +364,9 @@ def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 4)
-    dispatcher = home.service._dispatcher
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
-    running = [*dispatcher._running.values()]
+    running = [*home.worker.running.values()]
     told = [[Progress(job.id, "start", 0, 1)] for job in running[:2]]
     first, culprit = running[:2]
     spool = home.service._ledger.spool(first)
@@ -382,7 +381,7 @@ def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit
     monkeypatch.setattr(Call, "receive", receive)
     failing(monkeypatch, Dispatcher, "_conclude", when=lambda self, job, *_: job.id == first.id)
     home.service._resuming = None
-    dispatcher._paused_until = 1e12
+    home.worker.paused_until = 1e12
     home.live(10, times=6)
     found = attempts(home)
     assert found[culprit.name] == 1

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from benchmarks import passthrough
 from benchmarks.soak import png
 from daemon import dispatch, inbox, life, service, worker
 from daemon.cli import jobs
 from daemon.dispatch import Dispatcher
 from daemon.domain import Job, JobState, Verdict
 from daemon.errors import Code, InputError, ModelError
-from daemon.intake import Intake
+from daemon.intake import MOST_AHEAD, READY_AHEAD, Intake
 from daemon.originals import Originals
 from daemon.publish import Publisher
 from daemon.worker import Order, Outcome
@@ -120,6 +121,34 @@ def test_a_fault_of_the_loop_is_outlasted_for_a_while(house: Make, monkeypatch: 
     failing(monkeypatch, Intake, "_look", when=lambda *_: True)
     with pytest.raises(ZeroDivisionError):
         home.live(10, times=service.BEARABLE + 1)
+
+
+def test_a_fault_whose_books_have_one_too_costs_no_other(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", "bad.png", "c.png")
+    failing(monkeypatch, Intake, "_awaits_mask", when=lambda *given: any(map(is_bad, given)))
+    failing(monkeypatch, Publisher, "bear", when=lambda *_: True)
+    home.live(10, times=3 * service.BEARABLE)
+    assert sorted(home.states()) == ["archived", "archived", "settling"]
+    assert home.files("inbox").keys() == {"bad.png"}
+
+
+def test_many_that_wait_for_another_try_leave_the_worker_to_others(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(order: Order, progress: Any) -> Outcome:
+        if order.name.startswith("a"):
+            raise ModelError(Code.OUT_OF_MEMORY, "no memory now", retryable=True)
+        return passthrough.process(order, progress)
+
+    monkeypatch.setattr(worker, "_process", without_memory)
+    home = house(watch=SOON, protect={"attempts": 20})
+    drop(home, *(f"a{number}.png" for number in range(40)), "z.png")
+    home.turn(1, 6)
+    assert set(home.files("archive")) == {"z.png"}
+    assert home.states().count("ready") <= MOST_AHEAD * READY_AHEAD
 
 
 def test_a_running_job_is_resumed_after_a_fault_elsewhere(
@@ -234,7 +263,7 @@ def test_a_private_copy_that_somebody_cleared_away_is_made_anew(
     home = house(watch=SOON)
     drop(home, "a.png")
     with monkeypatch.context() as patch:
-        patch.setattr(Dispatcher, "paused", True)
+        patch.setattr(Dispatcher, "_begin", lambda self: 0)
         home.turn(5, times=3)
     (job,) = home.service._ledger.jobs.values()
     assert job.state == JobState.READY

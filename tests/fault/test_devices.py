@@ -1,0 +1,224 @@
+"""A worker for each of `limits.devices`: at work at the same time, and no trouble of one is another's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from benchmarks import passthrough
+from benchmarks.soak import png
+from daemon import config, pipeline, worker
+from daemon.detectors import Sidecar, Source
+from daemon.domain import JobState
+from daemon.errors import Code, ConfigError, ModelError
+from daemon.worker import Order, Outcome, Progress
+from tests.conftest import Sandbox, mask_picture, photo, wait_for
+from tests.e2e.test_daemon import encoded
+from tests.fault.books import (
+    assert_published,
+    children_of,
+    kill,
+    picture,
+    states,
+    wait_until_idle,
+)
+from tests.fault.house import Call, House
+
+Make = Callable[..., House]
+TWO: dict[str, Any] = {"devices": ["cpu", "cuda:0"], "free_mb": 0}
+
+
+def settled(make: Make, *names: str, **sections: Any) -> House:
+    """A house of two devices with such pictures, ready to be worked."""
+    home = make(**{"watch": {"settle_s": 2, "rescan_s": 1}, "limits": TWO, **sections})
+    for name in names:
+        file = home.base / "inbox" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(name))
+    home.turn(1, 2)
+    home.clock += 1
+    home.service._intake.step()
+    return home
+
+
+def at_work(home: House) -> dict[str | None, list[str]]:
+    workers = home.service._dispatcher._workers
+    return {one.device: [job.name for job in one.running.values()] for one in workers}
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children that take their orders and say nothing."""
+
+    def send(self: Call, orders: list[Order]) -> None:
+        self.heard = time.monotonic()
+        self.jobs = {order.job: order.lease for order in orders}
+
+    monkeypatch.setattr(Call, "send", send)
+
+
+@pytest.mark.usefixtures("held")
+def test_each_gets_a_picture_and_a_drain_gives_both_back(house: Make) -> None:
+    home = settled(house, "a.png", "b.png", "c.png")
+    home.service._dispatcher.step()
+    assert at_work(home) == {"cpu": ["a.png"], "cuda:0": ["b.png"]}
+    assert [job.name for job in home.service._dispatcher.running] == ["a.png", "b.png"]
+    home.service._dispatcher.drain()
+    jobs = home.service._ledger.jobs.values()
+    assert [(job.state, job.attempts) for job in jobs] == [(JobState.READY, 0)] * 3
+
+
+def test_a_child_that_dies_leaves_the_other_at_work(
+    house: Make, held: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settled(house, "a.png", "b.png")
+    dispatcher = home.service._dispatcher
+    dispatcher.step()
+    dying: object = dispatcher._workers[0].child
+    told = [[Progress(next(iter(dispatcher._workers[0].running)), "start", 0, 1)]]
+
+    def receive(self: Call, timeout: float) -> list[Progress]:
+        if self is not dying:
+            return []
+        if not told:
+            raise EOFError
+        return told.pop()
+
+    monkeypatch.setattr(Call, "receive", receive)
+    dispatcher.listen(0)
+    dispatcher.listen(0)
+    assert at_work(home) == {"cpu": [], "cuda:0": ["b.png"]}
+    assert {job.name: job.state for job in home.service._ledger.jobs.values()} == {
+        "a.png": JobState.READY,
+        "b.png": JobState.RUNNING,
+    }
+
+
+@pytest.mark.usefixtures("held")
+def test_a_picture_with_a_device_of_its_own_goes_there_and_one_without_anywhere(house: Make) -> None:
+    rules = [
+        {"match": "gpu/*", "protect": {"device": "cuda"}},
+        {"match": "far/*", "protect": {"device": "cuda:7"}},
+    ]
+    home = settled(house, "gpu/1.png", "gpu/2.png", "far/1.png", "far/2.png", rules=rules)
+    home.service._dispatcher.step()
+    assert at_work(home) == {"cpu": ["far/1.png"], "cuda:0": ["gpu/1.png"]}
+
+
+def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    if order.device == "cuda:0":
+        raise ModelError(Code.MODEL, "no such device", retryable=False)
+    return passthrough.process(order, progress)
+
+
+def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_process", broken_gpu)
+    names = [f"{number}.png" for number in range(12)]
+    with capture_logs():
+        home = settled(house, *names)
+        home.turn(3, 10)
+    assert home.states() == ["archived"] * len(names)
+    assert {job.attempts for job in home.service._ledger.store.jobs()} == {1}
+    dispatcher = home.service._dispatcher
+    assert [one.pauses > 0 for one in dispatcher._workers] == [False, True]
+    assert dispatcher.pauses == 0, "there is one that can work"
+
+
+@pytest.mark.usefixtures("held")
+def test_the_last_attempt_is_made_alone(house: Make) -> None:
+    """Else one on its first might end the daemon, and the other be set aside for it."""
+    home = settled(house, "a.png", "b.png", "c.png", protect={"attempts": 2})
+    home.service._dispatcher.step()
+    home.crash()
+    home.again()
+    dispatcher, ledger = home.service._dispatcher, home.service._ledger
+    assert [job.attempts for job in ledger.jobs.values()] == [1, 1, 0]
+    dispatcher.step()
+    assert at_work(home) == {"cpu": ["a.png"], "cuda:0": []}
+    with capture_logs():
+        dispatcher._workers[0].at = next(iter(dispatcher._workers[0].running))
+        dispatcher._died(dispatcher._workers[0], "killed")
+    dispatcher.step()
+    assert at_work(home) == {"cpu": ["b.png"], "cuda:0": []}
+    assert [job.code for job in ledger.of(JobState.PUBLISHING)] == ["worker_died"]
+
+
+@pytest.mark.usefixtures("held")
+def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> None:
+    home = settled(house, "a.png", "b.png")
+    dispatcher, one = home.service._dispatcher, home.settings
+    dispatcher.step()
+    for devices in (["cpu"], ["cpu", "cuda:1"]):
+        limits = one.limits.model_copy(update={"devices": tuple(devices)})
+        dispatcher.configure(one.model_copy(update={"limits": limits}))
+    assert [(name, bool(jobs)) for name, jobs in at_work(home).items()] == [
+        ("cpu", True),
+        ("cuda:1", False),
+        ("cuda:0", True),
+    ]
+    retired = dispatcher._workers[-1]
+    dispatcher._died(retired, "killed")
+    dispatcher.step()
+    assert at_work(home) == {"cpu": ["a.png"], "cuda:1": ["b.png"]}
+
+
+@pytest.mark.usefixtures("held")
+def test_a_reload_without_devices_goes_on_with_one_worker(house: Make) -> None:
+    home = settled(house, "a.png", "b.png", limits={"free_mb": 0})
+    dispatcher = home.service._dispatcher
+    dispatcher.step()
+    assert at_work(home) == {None: ["a.png"]}
+    dispatcher.configure(home.settings)
+    assert at_work(home) == {None: ["a.png"]}
+
+
+def test_two_real_children_work_at_once_and_one_may_be_killed(gated: Sandbox) -> None:
+    gated.configure(limits=TWO)
+    (gated.base / "gate").write_text("open")
+    daemon = gated.start()
+    originals = {"a.png": picture(1), "b.png": picture(2)}
+    for name, data in originals.items():
+        gated.drop(data, name)
+    wait_for(lambda: states(gated) == ["running"] * 2, because="both to be at work")
+    first, second = children_of(daemon.pid)
+    # It must have begun, or nobody would bear the attempt.
+    wait_for(lambda: (gated.base / "begun").exists(), because="a child to have begun")
+    kill(first)
+    wait_for(
+        lambda: "ready" not in states(gated) and first not in children_of(daemon.pid), because="its heir"
+    )
+    assert second in children_of(daemon.pid), "the other goes on"
+    (gated.base / "gate").unlink()
+    wait_until_idle(gated)
+    assert_published(gated, originals)
+
+
+def test_a_device_that_is_not_there_is_told_and_one_of_the_pictures_own_wins(tmp_path: Path) -> None:
+    protect = {"iterations": 1, "margin_px": 16}
+    document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": protect}
+    data = encoded(photo((96, 96)))
+    source = Source("p.png", (Sidecar("p.mask.png", encoded(mask_picture((96, 96), (30, 30, 60, 60)))),))
+    with pytest.raises(ModelError, match="cuda:77"):
+        pipeline.process(data, source, config.parse(document, base=tmp_path), device="cuda:77")
+    settings = config.parse({**document, "protect": {**protect, "device": "cpu"}}, base=tmp_path)
+    assert pipeline.process(data, source, settings, device="cuda:77").receipt["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        (["cuda:0", "cuda:0"], r"limits\.devices.*once"),
+        (["auto"], r"limits\.devices\.0.*'auto'"),
+        (["cuda"], r"limits\.devices\.0.*'cuda'"),
+    ],
+)
+def test_devices_that_cannot_each_have_a_worker_are_refused(
+    tmp_path: Path, devices: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config.parse({"folders": {"inbox": "inbox"}, "limits": {"devices": devices}}, base=tmp_path)
