@@ -102,21 +102,21 @@ class Daemon:
                 cwd=self.base, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
 
-    def kill(self, what: str) -> None:
-        """SIGKILL the daemon or its child, whatever they are doing."""
+    def kill(self, what: str, rng: random.Random) -> None:
+        """SIGKILL the daemon or one of its children, whatever they are doing."""
         if what == "daemon":
             self.process.kill()
             self.process.wait()
             self.process = self._started()
             self.kills[what] += 1
             return
-        for child in self.children():
+        if children := self.children():
             with suppress(OSError):
-                os.kill(child, signal.SIGKILL)
+                os.kill(rng.choice(children), signal.SIGKILL)
                 self.kills[what] += 1
 
     def children(self) -> list[int]:
-        """Its workers: one, or none while it has not started any."""
+        """Its workers, as far as it has started them."""
         main = self.process.pid
         with suppress(OSError):
             found = Path(f"/proc/{main}/task/{main}/children").read_text().split()
@@ -187,13 +187,15 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
 def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
     """One round: its figures, and under `faults` what was not as promised."""
     rng = random.Random(seed)
+    # Every other round with two workers; the pass-through asks neither for its device.
+    devices = ["cpu", "cuda:0"] if seed % 2 else []
     settings = {
         "folders": {"inbox": "inbox"},
         "watch": {"settle_s": 0.3, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 60},
         "regions": {"detectors": ["faces"]},
         # A kill is nobody's fault here: nothing may be set aside for it.
         "protect": {"attempts": 20},
-        "limits": {"free_mb": 0},
+        "limits": {"free_mb": 0, "devices": devices},
     }
     (base / "config.yaml").write_text(json.dumps(settings))
     (base / "inbox").mkdir()
@@ -219,7 +221,7 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
             time.sleep(rng.uniform(0, every))
             daemon.alive()
             done = daemon.states()["archived"]
-            daemon.kill(rng.choice(["daemon", "child"]))
+            daemon.kill(rng.choice(["daemon", "child"]), rng)
         while set(daemon.states()) - ENDS or any(path.is_file() for path in (base / "inbox").rglob("*")):
             daemon.alive()
             time.sleep(0.2)
@@ -231,13 +233,14 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
         found.append(f"the writers dropped {len(told)} files, not {files}")
     seconds, jobs = time.monotonic() - began, dict(daemon.states())
     print(
-        f"seed {seed}: {files} files in {seconds:.0f} s, killed {daemon.kills['daemon']} daemons and "
-        f"{daemon.kills['child']} children, jobs {jobs}: "
+        f"seed {seed}: {files} files with {len(devices) or 1} workers in {seconds:.0f} s, "
+        f"killed {daemon.kills['daemon']} daemons and {daemon.kills['child']} children, jobs {jobs}: "
         + ("; ".join(found) if found else "every original accounted for, every output once"),
         flush=True,
     )
     kills = {"killed_daemons": daemon.kills["daemon"], "killed_children": daemon.kills["child"]}
-    return {"seed": seed, "files": files, "seconds": round(seconds), **kills, "jobs": jobs, "faults": found}
+    played = {"seed": seed, "files": files, "workers": len(devices) or 1}
+    return {**played, "seconds": round(seconds), **kills, "jobs": jobs, "faults": found}
 
 
 def main(arguments: list[str]) -> int:
