@@ -237,7 +237,7 @@ class Protect(_Section):
     stop_early: bool = False
     keep_region_exact: bool = False
     withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
-    target: Literal["away", "flat"] = "away"
+    target: Literal["away", "flat", "inverted"] = "away"
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     cpu_fallback: bool = True

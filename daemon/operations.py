@@ -5,6 +5,7 @@ Nothing in here decides about a job, and nothing in here can hold one up.
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -177,7 +178,9 @@ class Endpoint:
         try:
             self._server = _Server(address, partial(_Handler, pages))
         except OSError as error:
-            message = f"serve.metrics {host}:{port}: cannot be had ({error.strerror}); name another port"
+            shut = error.errno == errno.EAFNOSUPPORT  # what systemd's RestrictAddressFamilies= makes of it
+            remedy = "let the unit have it by its drop-in metrics.conf" if shut else "name another port"
+            message = f"serve.metrics {host}:{port}: cannot be had ({error.strerror}); {remedy}"
             raise ConfigError(message) from error
 
     @property

@@ -25,7 +25,7 @@ from daemon.config import Verify
 from daemon.domain import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
 from daemon.editors.base import Editor
 from daemon.geometry import Crop
-from daemon.methods.base import furthest_colour
+from daemon.methods.base import aim
 from daemon.protect import seen, to_tensor
 
 MOST_PANELS = 6
@@ -50,7 +50,7 @@ class EditResult:
         ssim, l1: protected edit against clean edit, means under the mask; SSIM in [-1,1],
             L1 in [0,1].
         control_ssim: the same for random noise of equal size (trigger edits only).
-        target_distance: L1 to the flat target colour (`target: flat` only).
+        target_distance: L1 to the target picture (`target: flat` and `inverted` only).
         held_out: whether the editor took no part in the optimisation.
         path: how the picture reached the editor; by another one than `crop` come trigger edits only.
     """
@@ -200,6 +200,7 @@ def _replay(
     """Rows for the receipt, and (clean edit, protected edit) by kind. Float32: what users run."""
     rows: list[dict[str, Any]] = []
     pictures: dict[MaskKind, tuple[Picture, Picture]] = {}
+    towards = aim(target, before)
     for kind, plane in kinds.items():
         inputs = [before, after]
         if kind == MaskKind.TRIGGER and control is not None:
@@ -219,9 +220,8 @@ def _replay(
         }
         if noise:
             row["control_ssim"] = masked_ssim(clean, noise[0], plane)
-        if target == "flat" and kind in BREAKING:
-            colour = furthest_colour(before).flatten().cpu().numpy()
-            row["target_distance"] = float(np.abs(got - colour)[plane].mean())
+        if towards is not None and kind in BREAKING:
+            row["target_distance"] = float(np.abs(got - to_picture(towards(before)[0]))[plane].mean())
         rows.append(row)
     return rows, pictures
 

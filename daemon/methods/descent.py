@@ -20,7 +20,7 @@ from torch import Tensor
 from daemon.domain import Mask
 from daemon.editors.base import Editor
 from daemon.methods import edits
-from daemon.methods.base import Progress, Proposal, Task, fast, furthest_colour
+from daemon.methods.base import Progress, Proposal, Task, aim, fast
 from daemon.methods.edits import Edit, Edits, squared, under
 from daemon.methods.views import View, views
 
@@ -88,9 +88,9 @@ class Descent:
         """The loss that breaks the responses of trigger edits (`target: away`); N,c,y,x twice and N,1,y,x."""
         return -squared(got, clean, cells)
 
-    def goal(self, surrogate: Editor, flat: Tensor, mask: Tensor, draw: int) -> Tensor:
-        """What `target: flat` moves the responses towards, N,c,y,x, given a picture N,3,h,w of one colour."""
-        return self.respond(surrogate, flat, mask, draw)
+    def goal(self, surrogate: Editor, picture: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """What the responses are moved towards, N,c,y,x, given the picture N,3,h,w to which `aim` points."""
+        return self.respond(surrogate, picture, mask, draw)
 
     def run(
         self,
@@ -105,7 +105,7 @@ class Descent:
         """See `Method.run`. Regions of one crop take turns, an iteration each; so do their paths."""
         regions = [self._paths(task, index, surrogates, rng) for index in range(len(task.regions))]
         ways = views(task.withstand)
-        colour = furthest_colour(task.image) if target == "flat" else None
+        towards = aim(target, task.image)
         change = _start(task, rng)
         done = 0
         step = self.stepper(task, iterations)
@@ -116,7 +116,7 @@ class Descent:
             look = self._look(regions[region], turn, ways, rng)
             gradient = torch.zeros_like(change)
             for index, surrogate in enumerate(surrogates):
-                one = self._gradient(change, look, surrogate, index, colour, rng)
+                one = self._gradient(change, look, surrogate, index, towards, rng)
                 pull = one[0].abs().mean(dim=0)
                 heat[index] += pull
                 # By how hard it pulls at what breaks, so that no surrogate and no path drowns the others.
@@ -168,7 +168,7 @@ class Descent:
         look: _Look,
         surrogate: Editor,
         index: int,
-        colour: Tensor | None,
+        towards: Callable[[Tensor], Tensor] | None,
         rng: np.random.Generator,
     ) -> Tensor:
         """Gradient of the loss by the change, through one surrogate."""
@@ -181,11 +181,11 @@ class Descent:
             cells = under(mask, got, surrogate.multiple)
             if not look.breaks:
                 loss = HIDE_WEIGHT * squared(got, clean, cells)
-            elif colour is None:
+            elif towards is None:
                 loss = self.away(got, clean, cells)
             else:
                 with torch.no_grad(), fast(change.device):
-                    goal = self.goal(surrogate, colour.expand_as(seen), mask, look.draw)
+                    goal = self.goal(surrogate, towards(seen), mask, look.draw)
                 loss = squared(got, goal, cells)
         (gradient,) = torch.autograd.grad(loss, variable)
         return gradient

@@ -2,10 +2,10 @@
 
 An editor that encodes the masked picture first can only paint from what the latents tell it.
 The latents that a trigger edit is given where it paints are moved away from the clean picture's
-(`target: away`) or towards those of a flat picture (`target: flat`, the published target is a
-grey one); the latents that a benign edit is given where it paints stay. The net behind the
-encoder is never run: an iteration costs a fraction of `implant`'s, and every editor on the same
-latent space is reached, whatever it does with the latents.
+(`target: away`) or towards those of another: a flat one (`target: flat`; the published target is
+grey) or the negative (`inverted`); the latents that a benign edit is given where it paints
+stay. The net behind the encoder is never run: an iteration costs a fraction of `implant`'s, and
+every editor on the same latent space is reached, whatever it does with the latents.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ class Encoder(Descent):
         """The latents of the masked picture, N,c,y,x."""
         return cast(Latent, surrogate).encode(image, mask)
 
-    def goal(self, surrogate: Editor, flat: Tensor, mask: Tensor, draw: int) -> Tensor:
-        """The latents of the flat picture without a hole in it."""
-        return cast(Latent, surrogate).encode(flat, torch.zeros_like(mask))
+    def goal(self, surrogate: Editor, picture: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """The latents of the picture without a hole in it."""
+        return cast(Latent, surrogate).encode(picture, torch.zeros_like(mask))

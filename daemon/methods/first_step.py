@@ -2,7 +2,7 @@
 
 What a diffusion editor puts into a hole is decided in its first denoising step. There the norm
 of its prediction is driven up under trigger masks, so that it starts from nonsense (`target:
-away`), or the prediction is moved to the one for a flat picture (`target: flat`); under benign
+away`), or the prediction is moved to the one for another picture (`target: flat`, `inverted`); under benign
 masks it stays. One pass of the net an iteration, no guidance, no decoder. The
 editor's starting noise and prompt are drawn anew each time, and, as published, the masks are
 augmented along their contour, which is drawn in unevenly: nobody paints the same outline twice.

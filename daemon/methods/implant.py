@@ -8,10 +8,10 @@ Three losses over edits of the perturbed picture, each under its own mask:
 * hide: the ring around the region or a far square; the edit must equal the clean edit.
 
 "Break" means away from the clean edit (`target: away`, the default: METHOD's measurements
-find it stronger than the published flat colour) or towards the pure colour furthest from
-the picture (`target: flat`, the published one). What differs from the published script:
-the clean edits are constant and computed once, an iteration looks at one edit instead of three and
-there are four times as many, momentum sign steps that fit the bound replace Adam at four times it,
+find it stronger than the published flat colour), towards the pure colour furthest from
+the picture (`target: flat`, the published one) or towards its negative (`inverted`). What
+differs from the published script: the clean edits are constant and computed once, an iteration
+looks at one edit instead of three and there are four times as many, momentum sign steps that fit the bound replace Adam at four times it,
 and on request other cuts and sizes of the picture, JPEG and blur take turns (`protect.withstand`).
 """
 
@@ -31,6 +31,6 @@ class Implant(Descent):
         """The edit itself, N,3,h,w."""
         return edits.edited(surrogate, image, mask, draw)
 
-    def goal(self, surrogate: Editor, flat: Tensor, mask: Tensor, draw: int) -> Tensor:
-        """The colour itself, whatever the editor would make of it."""
-        return flat
+    def goal(self, surrogate: Editor, picture: Tensor, mask: Tensor, draw: int) -> Tensor:
+        """The picture itself, whatever the editor would make of it."""
+        return picture

@@ -17,7 +17,7 @@ from daemon.editors.base import Editor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 from daemon.memory import Frugal
-from daemon.methods.base import Proposal, Task, furthest_colour
+from daemon.methods.base import Proposal, Task, aim
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
 from daemon.protect import optimise, seen, to_tensor
@@ -265,22 +265,27 @@ def test_grained_pixels_change_as_one(surrogate: Editor, grain: int) -> None:
     assert float(squares[0, 2, 12, 16]) == pytest.approx(float(plane[0, 2, 12, 16]))
 
 
-def test_flat_target_moves_towards_it(name: str, surrogate: Editor) -> None:
-    """In the method's own terms: the edit to the colour, or its response to that to a flat picture."""
+@pytest.mark.parametrize("target", ["flat", "inverted"])
+def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) -> None:
+    """In the method's own terms: the edit to the picture aimed at, or its response to that to the picture."""
     work, method = task(), methods.get(name)
-    flat = furthest_colour(work.image).expand_as(work.image)
+    if name == "recipe" and target == "inverted":
+        pytest.skip("it knows the flat colour only")
+    towards = aim(target, work.image)
+    assert towards is not None
+    picture = towards(work.image)
     mask = torch.from_numpy(work.regions[0])[None, None].float()
 
     def distance(change: torch.Tensor) -> float:
         with torch.no_grad():
             if isinstance(method, Descent):
                 got = method.respond(surrogate, work.image + change, mask, 0)
-                goal = method.goal(surrogate, flat, mask, 0)
+                goal = method.goal(surrogate, picture, mask, 0)
             else:
-                got, goal = surrogate.inpaint(work.image + change, mask), flat
+                got, goal = surrogate.inpaint(work.image + change, mask), picture
         return float(squared(got, goal, under(mask, got, surrogate.multiple)))
 
-    assert distance(run(name, surrogate, work, iterations=15, target="flat")) < distance(
+    assert distance(run(name, surrogate, work, iterations=15, target=target)) < distance(
         torch.zeros_like(work.image)
     )
 

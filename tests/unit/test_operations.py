@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import urllib.error
@@ -205,3 +206,14 @@ def test_an_address_that_changed_in_the_configuration_is_told_to_need_a_restart(
     assert [(line["event"], line["kept"], line["wanted"]) for line in lines] == [
         ("restart needed", "127.0.0.1:0", "127.0.0.1:9")
     ] * 2
+
+
+def test_where_the_unit_lets_no_network_in_the_drop_in_is_named(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shut(*_: object, **__: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", shut)
+    with pytest.raises(ConfigError, match=r"metrics\.conf"):
+        Operations(settings, ledger, silence_s=900)
