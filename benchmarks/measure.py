@@ -70,7 +70,8 @@ def protected(
     if whole:
         crops = [Crop(Box(0, 0, width, height), tuple(regions), (height, width))]
     else:
-        crops = geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
+        margin, work = settings.margin_px, settings.work_px
+        crops = geometry.plan(regions, height, width, margin=margin, work=work, whole=settings.whole_px)
     with peak() as memory:
         began, worked = time.perf_counter(), time.process_time()
         changed = protect.optimise(

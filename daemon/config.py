@@ -238,7 +238,8 @@ class Protect(_Section):
     keep_region_exact: bool = False
     withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat", "inverted"] = "away"
-    work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 768
+    whole_px: Annotated[int, Field(ge=0, le=2048)] = 800
+    work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 800
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     cpu_fallback: bool = True
     attempts: Annotated[int, Field(ge=1, le=20)] = 3

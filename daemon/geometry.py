@@ -94,12 +94,21 @@ def _landing(at: NDArray[np.intp], length: int, count: int) -> Iterator[NDArray[
         yield np.minimum(first + further, last)
 
 
-def plan(regions: Sequence[Region], height: int, width: int, *, margin: int, work: int) -> list[Crop]:
+def plan(
+    regions: Sequence[Region], height: int, width: int, *, margin: int, work: int, whole: int = 0
+) -> list[Crop]:
     """The crops around regions, each region in exactly one.
 
     Regions whose crops overlap share one, as long as it still fits `work` pixels a side: what
-    one optimisation writes, another would disturb. The margin is how editors crop (IOPaint: 128 px).
+    one optimisation writes, another would disturb.
+
+    Args:
+        margin: around a region, as editors crop (IOPaint: 128 px).
+        work: the longest side at which a crop is worked.
+        whole: pictures up to this long side are one crop: editors take them whole (IOPaint: 800 px).
     """
+    if max(height, width) <= min(whole, work):
+        return [Crop(Box(0, 0, width, height), tuple(regions), (height, width))] if regions else []
     groups: list[tuple[Box, list[Region]]] = []
     for region in sorted(regions, key=lambda r: (-r.box.width * r.box.height, r.box)):
         box, members = region.box.grown(margin, width, height), [region]
@@ -122,8 +131,8 @@ def other_paths(
     """How a region of a crop may reach an editor otherwise; none where it comes to the same.
 
     * `shifted`: cut with margins of 64 to 200 px, drawn for each side, at the crop's scale;
-    * `resized`: the whole picture at a long side of 512 px, where it is larger and the region is
-      left at least 16 px wide and high: less is no edit that anybody makes.
+    * `resized`: the whole picture at a long side of 512 px at most, where the region is left at
+      least 16 px wide and high: less is no edit that anybody makes.
     """
     found: dict[EditPath, Crop] = {}
     left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
@@ -136,8 +145,8 @@ def other_paths(
     down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
     size = max(round(box.height * down), 8), max(round(box.width * across), 8)
     found[EditPath.SHIFTED] = Crop(box, (region,), size)
-    whole, scale = Box(0, 0, width, height), RESIZED / max(height, width)
-    if scale < 1 and min(region.box.height, region.box.width) * scale >= LEAST:
+    whole, scale = Box(0, 0, width, height), min(RESIZED / max(height, width), 1)
+    if min(region.box.height, region.box.width) * scale >= LEAST:
         found[EditPath.RESIZED] = Crop(whole, (region,), _working_size(whole, RESIZED))
     return {path: one for path, one in found.items() if (one.box, one.size) != (crop.box, crop.size)}
 

@@ -329,7 +329,8 @@ class _Bench:
 
 def _crops(rgb: Rgb, regions: Sequence[Region], settings: Protect) -> list[Crop]:
     height, width = rgb.shape[:2]
-    return geometry.plan(regions, height, width, margin=settings.margin_px, work=settings.work_px)
+    margin, work, whole = settings.margin_px, settings.work_px, settings.whole_px
+    return geometry.plan(regions, height, width, margin=margin, work=work, whole=whole)
 
 
 def _verified(

@@ -11,8 +11,9 @@ Three losses over edits of the perturbed picture, each under its own mask:
 find it stronger than the published flat colour), towards the pure colour furthest from
 the picture (`target: flat`, the published one) or towards its negative (`inverted`). What
 differs from the published script: the clean edits are constant and computed once, an iteration
-looks at one edit instead of three and there are four times as many, momentum sign steps that fit the bound replace Adam at four times it,
-and on request other cuts and sizes of the picture, JPEG and blur take turns (`protect.withstand`).
+looks at one edit instead of three and there are four times as many, momentum sign steps that
+fit the bound replace Adam at four times it, and on request other cuts and sizes of the picture,
+JPEG and blur take turns (`protect.withstand`).
 """
 
 from __future__ import annotations
