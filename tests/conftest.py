@@ -151,7 +151,7 @@ LENIENT: dict[str, Any] = {
 }
 """Thresholds that let any change pass, for tests of everything but the effect."""
 
-QUICK: dict[str, Any] = {"protect": {"iterations": 2, "margin_px": 32}, "verify": LENIENT}
+QUICK: dict[str, Any] = {"protect": {"iterations": 2, "margin_px": 32, "whole_px": 0}, "verify": LENIENT}
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     script = "import sys; open('told', 'a').write(sys.stdin.read() + '\\n')"
     sandbox.configure(
         verify=QUICK["verify"],
-        protect={"iterations": 10_000, "margin_px": 32},
+        protect={"iterations": 10_000, "margin_px": 32, "whole_px": 0},
         regions={"detectors": ["sidecar"], "none_found": "pass"},
         serve={"metrics": address},
         hooks={"command": [sys.executable, "-c", script]},

@@ -16,7 +16,7 @@ def png() -> bytes:
 
 def test_a_rule_decides_for_its_folder_and_explain_names_it(sandbox: Sandbox) -> None:
     sandbox.configure(
-        protect={"iterations": 2, "margin_px": 32},
+        protect={"iterations": 2, "margin_px": 32, "whole_px": 0},
         verify=LENIENT,
         regions={"detectors": ["sidecar"], "none_found": "pass"},
         rules=[

@@ -164,7 +164,7 @@ def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: i
     settings = config.parse(
         {
             "folders": {"inbox": "inbox"},
-            "protect": {"iterations": 1, "margin_px": 64, "work_px": 512},
+            "protect": {"iterations": 1, "margin_px": 64, "whole_px": 0, "work_px": 512},
             "verify": LENIENT,
         },
         base=Path("/nowhere"),

@@ -144,7 +144,7 @@ def test_fault_04_a_worker_killed_once_costs_one_attempt_and_goes_a_rung_down(ga
 
 
 def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) -> None:
-    sandbox.configure(protect={"iterations": 100_00, "margin_px": 32})
+    sandbox.configure(protect={"iterations": 100_00, "margin_px": 32, "whole_px": 0})
     sandbox.drop(encoded(photo()), "p.png")
     sandbox.drop(encoded(mask_picture()), "p.mask.png")
     process = sandbox.start()

@@ -25,6 +25,15 @@ def test_near_regions_share_a_crop_and_distant_ones_do_not() -> None:
     assert max(crops, key=lambda crop: len(crop.regions)).box == Box(36, 36, 314, 214)
 
 
+def test_a_picture_that_editors_take_whole_is_one_crop() -> None:
+    regions = [region(Box(0, 0, 20, 20)), region(Box(600, 400, 650, 450))]
+    (crop,) = geometry.plan(regions, 500, 800, margin=16, work=800, whole=800)
+    assert (crop.box, crop.regions, crop.scaled) == (Box(0, 0, 800, 500), tuple(regions), False)
+    for height, work, whole in ((801, 1024, 800), (500, 640, 800), (500, 800, 0)):
+        assert len(geometry.plan(regions, height, 800, margin=16, work=work, whole=whole)) == 2
+    assert geometry.plan([], 500, 800, margin=16, work=800, whole=800) == []
+
+
 def test_a_shared_crop_never_exceeds_the_working_size() -> None:
     boxes = [Box(x, 0, x + 100, 100) for x in range(0, 2000, 150)]
     crops = geometry.plan([region(box) for box in boxes], 100, 2100, margin=64, work=512)

@@ -97,6 +97,13 @@ def test_a_path_that_comes_to_the_same_is_left_out() -> None:
     assert set(geometry.other_paths(crop.regions[0], crop, 3000, 4000, rng)) == {EditPath.SHIFTED}
 
 
+def test_a_small_picture_of_which_a_part_was_worked_is_judged_whole_too() -> None:
+    """The commonest tool hands it to the editor as it is."""
+    (crop,) = geometry.plan([Region(Box(60, 60, 100, 100), "x", 1.0, "x")], 300, 400, margin=32, work=800)
+    whole = geometry.other_paths(crop.regions[0], crop, 300, 400, np.random.default_rng(0))[EditPath.RESIZED]
+    assert (whole.box, whole.size) == (Box(0, 0, 400, 300), (300, 400))
+
+
 def test_a_crop_worked_smaller_is_cut_at_its_scale() -> None:
     (crop,) = planned(3000, 2000, Box(400, 400, 1400, 1400), work=512)
     found = geometry.other_paths(crop.regions[0], crop, 2000, 3000, np.random.default_rng(0))
