@@ -3,9 +3,10 @@
     python -m benchmarks speed --runs 5
 
 Equal effect: `recipe` works the whole picture for its 20 iterations, ours what the daemon works of
-it, with the fewest iterations of a ladder with which the decoded file's edit breaks as far as the recipe's. Both are
-warm, in one process, one after the other; the ratio is of processor seconds of optimising alone, ours
-of the rung that reaches it: neither pays for the edits that look whether it does, nor for the rungs below.
+it, with the fewest iterations of a ladder with which the decoded file's edit breaks as far as the
+recipe's. Both are warm, in one process, one after the other; the ratio is of processor seconds of
+optimising alone, ours of the rung that reaches it: neither pays for the edits that look whether it
+does, nor for the rungs below.
 A picture counts as `short` where the whole ladder does not reach the recipe, and its ratio as a
 lower bound is left out of the mean.
 
