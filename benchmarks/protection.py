@@ -34,6 +34,8 @@ from daemon.config import STRENGTHS, Protect
 from daemon.editors.base import Editor
 from daemon.errors import BackfireError
 
+PAPER = ("epsilon", "iterations", "flat_share", "reach_px")
+"""What the published recipe has of its own, besides the method."""
 OUT = Path("benchmarks/results/protection/run")
 
 
@@ -66,7 +68,7 @@ def settings_of(name: str, **given: Any) -> Protect:
     own = {"epsilon": parts[2], "iterations": parts[3]}
     said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
     if parts[1] == "recipe":
-        published = {key: STRENGTHS["paper"][key] for key in ("epsilon", "iterations", "flat_share")}
+        published = {key: STRENGTHS["paper"][key] for key in PAPER}
         said = {**published, **{key: said[key] for key in own if key in said}, "withstand": ()}
     return Protect.model_validate({**said, "method": parts[1]})
 

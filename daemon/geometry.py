@@ -256,6 +256,19 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
     return plane
 
 
+def within(mask: Mask, reach: int, edge: int = 16) -> np.ndarray:
+    """How much of the budget each pixel may use: all up to `reach` pixels from a mask, then less and less.
+
+    Returns:
+        H,W float32 in [0,1]; ones without a mask.
+    """
+    if not mask.any():
+        return np.ones(mask.shape, dtype=np.float32)
+    beyond = ndimage.distance_transform_edt(~mask).astype(np.float32) - reach
+    near: np.ndarray = np.clip(1 - beyond / edge, 0, 1)
+    return near
+
+
 def taper(box: Box, height: int, width: int, edge: int = 16) -> np.ndarray:
     """How much of the budget each pixel of a crop may use, H,W float32 in [0,1].
 

@@ -87,8 +87,10 @@ def optimise(
     for crop in crops:
         fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
         fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
+        inside = crop.inside()
+        fade = fade * geometry.within(inside, settings.reach_px)
         if settings.keep_region_exact:
-            fade[crop.inside()] = 0
+            fade[inside] = 0
         # What an overlapping crop wrote before stays allowed, else its protection would be cut.
         before = change[crop.box.slices]
         area = np.maximum(fade, np.abs(before).max(axis=2) / budget.unit)

@@ -89,6 +89,16 @@ def test_far_says_when_there_is_no_room() -> None:
     assert geometry.far(square(96, 8, 88), np.random.default_rng(0)) is None
 
 
+def test_within_fades_beyond_its_reach_and_is_everywhere_without_a_mask() -> None:
+    mask = np.zeros((80, 120), np.bool_)
+    mask[40, 20:30] = True
+    near = geometry.within(mask, 32, edge=16)
+    assert (near[40, 20:30] == 1).all()
+    assert near[40, 29 + 32] == 1 > near[40, 29 + 33] > near[40, 29 + 47] > 0 == near[40, 29 + 48]
+    assert near[40 + 20, 29 + 20] == 1 > near[40 + 30, 29 + 30], "as the crow flies"
+    assert (geometry.within(np.zeros_like(mask), 32) == 1).all()
+
+
 def test_taper_fades_only_inside_the_picture() -> None:
     fade = geometry.taper(Box(0, 20, 100, 80), height=100, width=100)
     assert fade.shape == (60, 100)
