@@ -1,7 +1,8 @@
 """`backfire demo`: real pictures through the real daemon, in a folder of one's own.
 
 The pictures are those scikit-image ships: an astronaut (NASA, public domain), whose face the
-detector finds, and a cup of coffee and a cat (both CC0), with sidecar masks drawn here.
+detector finds, and a cup of coffee and a cat (both CC0), with sidecar masks drawn here. Two are made
+smaller: whoever tries it without a GPU waits for every pixel.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def prepare(folder: Path) -> Path:
     (inbox / "desk").mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    (inbox / "astronaut.png").write_bytes((DATA / "astronaut.png").read_bytes())
+    with Image.open(DATA / "astronaut.png") as astronaut:
+        astronaut.resize((400, 400), Image.Resampling.LANCZOS).save(inbox / "astronaut.png")
     with Image.open(DATA / "coffee.png") as coffee:
-        coffee.convert("RGB").save(inbox / "desk" / "coffee.jpg", quality=92)
-        _mask(coffee.size, (190, 95, 415, 290)).save(inbox / "desk" / "coffee.mask.png")
+        small = coffee.convert("RGB").resize((450, 300), Image.Resampling.LANCZOS)
+        small.save(inbox / "desk" / "coffee.jpg", quality=92)
+        _mask(small.size, (142, 71, 311, 218)).save(inbox / "desk" / "coffee.mask.png")
     with Image.open(DATA / "chelsea.png") as cat:
         cat.save(inbox / "cat.png")
         _mask(cat.size, (105, 75, 250, 215)).save(inbox / "cat.mask.png")
