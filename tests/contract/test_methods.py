@@ -285,7 +285,7 @@ def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) ->
                 got, goal = surrogate.inpaint(work.image + change, mask), picture
         return float(squared(got, goal, under(mask, got, surrogate.multiple)))
 
-    assert distance(run(name, surrogate, work, iterations=15, target=target)) < distance(
+    assert distance(run(name, surrogate, work, iterations=8, target=target)) < distance(
         torch.zeros_like(work.image)
     )
 
