@@ -446,7 +446,8 @@ class Dispatcher:
         """
         count, worked_before = self._ledger.hindered.get(job.id, (0, self._worked))
         self._ledger.hindered[job.id] = count + 1, worked_before
-        alone = self._worked > worked_before
+        # By others of several workers: of this one's own trouble that says nothing.
+        alone = self._worked > worked_before and (len(self._workers) == 1 or worker.pauses == 0)
         if alone and outcome.doubtful and count + 1 >= PATIENCE:
             del self._ledger.hindered[job.id]
             message = f"{job.name}: others were worked while this one was refused {count + 1} times: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,31 @@ def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPat
     dispatcher = home.service._dispatcher
     assert [one.pauses > 0 for one in dispatcher._workers] == [False, True]
     assert dispatcher.pauses == 0, "there is one that can work"
+
+
+def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_other(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are worked meanwhile, but not by this device: it pauses, whatever picture it has."""
+    tried: list[str] = []
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+        if order.device == "cuda:0":
+            tried.append(order.name)
+        return broken_gpu(order, progress)
+
+    worked = worker._worked
+    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(worker, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
+    with capture_logs():
+        # The broken one first: it is asked before the other, each time.
+        home = settled(house, limits={"devices": ["cuda:0", "cpu"], "free_mb": 0})
+        for wave in range(4):
+            for number in range(6):
+                (home.base / "inbox" / f"{wave}-{number}.png").write_bytes(png(f"{wave} {number}"))
+            home.turn(1, 10)
+    assert home.states() == ["archived"] * 24
+    assert len(tried) <= 10, "once in a pause, of some 40 seconds"
 
 
 @pytest.mark.usefixtures("held")
