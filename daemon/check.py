@@ -29,7 +29,9 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from probes.inotify()
     yield probes.clock(settings.folders.state / "backfire.sqlite")
     yield from probes.surroundings(settings)
-    yield from map(_device, settings.limits.devices or (settings.protect.device,))
+    devices = dict.fromkeys((*settings.limits.devices, settings.protect.device))
+    # With devices named, `auto` is any of these.
+    yield from map(_device, [one for one in devices if one != "auto" or not settings.limits.devices])
     if settings.editors:
         yield _loads("declared editors", partial(_declared, settings))
     seen: set[tuple[str, object]] = set()

@@ -232,9 +232,10 @@ class Publisher:
 
     def _placed(self, job: Job, wanted: bytes, sha: str) -> Entry | None:
         """What the outbox got of a job whose record is still to be written, a crash ago or just now."""
-        folder = self._settings.folders.outbox
-        found = outbox.find(folder, wanted, key=job.key or "", sha256=sha)
-        return self._out.get((job.id, job.lease)) or (None if found is None else Entry(found, sha))
+        if (just_now := self._out.get((job.id, job.lease))) is not None:
+            return just_now
+        found = outbox.find(self._settings.folders.outbox, wanted, key=job.key or "", sha256=sha)
+        return None if found is None else Entry(found, sha)
 
     def _own_up(self, entry: Entry) -> None:
         """Let the manifest know of a result that stands in the outbox though it is nobody's any more."""
