@@ -209,6 +209,10 @@ STRENGTHS: dict[str, dict[str, Any]] = {
 """What each `protect.strength` stands for; keys that stand beside it win."""
 
 
+GROWING = "epsilon", "flat_share", "reach_px"
+"""What a further round may have more of."""
+
+
 def _strengthened(protect: Any) -> Any:
     """The protect section as read from YAML, with what its strength stands for where a key says nothing."""
     if not isinstance(protect, Mapping):
@@ -233,8 +237,10 @@ class Protect(_Section):
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 80
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     flat_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    luma_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     grain_px: Annotated[int, Field(ge=1, le=8)] = 1
     stop_early: bool = False
+    escalate: tuple[Literal["subtle", "balanced", "strong"], ...] = ()
     keep_region_exact: bool = False
     withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat", "inverted"] = "away"
@@ -246,6 +252,25 @@ class Protect(_Section):
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
 
     _by_strength = model_validator(mode="before")(_strengthened)
+
+    @model_validator(mode="after")
+    def _published(self) -> Protect:
+        if self.method == "recipe" and self.escalate:
+            raise ValueError(
+                "protect.escalate: got method recipe, which always begins anew, expected another one; "
+                "take escalate out or set protect.method: implant"
+            )
+        return self
+
+    def rounds(self) -> list[Protect]:
+        """These settings, then those of each further round: the budget and iterations of a strength that
+        `escalate` names, never less than the round before."""
+        found = [self]
+        for strength in self.escalate:
+            last, named = found[-1], STRENGTHS[strength]
+            more = {name: max(getattr(last, name), named[name]) for name in GROWING}
+            found.append(self.model_copy(update={**more, "iterations": named["iterations"]}))
+        return found
 
 
 class Verify(_Section):

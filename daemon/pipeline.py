@@ -141,7 +141,7 @@ def _protected(
         bench = _Bench.of(settings, rung.protect, frugal=rung.frugal)
     peak = PeakMemory(bench.device)
     crops = _crops(picture.rgb, found.regions, rung.protect)
-    budget = Budget(settings.protect.epsilon)
+    asked = settings.protect.stop_early or settings.protect.escalate
 
     with watch.phase("optimise"), memory.watched(source.name):
         optimised = protect.optimise(
@@ -153,8 +153,9 @@ def _protected(
             device=bench.device,
             rng=generator(key, "optimise"),
             progress=lambda done, total: progress("optimise", done, total),
-            enough=_enough(picture.rgb, bench, settings, key) if settings.protect.stop_early else None,
+            enough=_enough(picture.rgb, bench, settings, key) if asked else None,
         )
+    budget = optimised.budget
     with watch.phase("encode"):
         progress("encode", 0, 1)
         encoded = images.encode(
@@ -167,7 +168,9 @@ def _protected(
         )
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), memory.watched(source.name):
-        verification = _verified(picture.rgb, published, largest, crops, bench, settings, key, progress)
+        verification = _verified(
+            picture.rgb, published, largest, crops, bench, settings, budget, key, progress
+        )
     facts = {
         "file": source.name,
         "written_as": encoded.how,
@@ -176,13 +179,15 @@ def _protected(
         "height": picture.rgb.shape[0],
         "skipped_detectors": found.skipped,
         "method": settings.protect.method,
-        "epsilon": settings.protect.epsilon,
+        "epsilon": budget.epsilon,
         "iterations": settings.protect.iterations,
         "iterations_made": optimised.iterations,
         "device": bench.device_name,
         "memory_rung": rung.name,
         "peak_memory_mb": peak.bytes >> 20,
     }
+    if settings.protect.escalate:
+        facts["rounds"] = [n for crop, n in zip(crops, optimised.rounds, strict=True) for _ in crop.regions]
     if settings.protect.keep_region_exact:
         facts["region_change_levels"] = _inside(picture.rgb, published, crops)
     receipt, sheet = _told(verification, crops, bench, facts, source.name, watch, began, optimised=optimised)
@@ -218,7 +223,10 @@ def replay(
     key = _digests(original, b"", source, settings)["key"]
     with watch.phase("verify"), memory.watched(source.name):
         largest = images.largest_change(picture, other)
-        verification = _verified(picture.rgb, other.rgb, largest, crops, bench, settings, key, progress)
+        budget = Budget(settings.protect.rounds()[-1].epsilon)
+        verification = _verified(
+            picture.rgb, other.rgb, largest, crops, bench, settings, budget, key, progress
+        )
     facts = {
         "file": source.name,
         **_digests(original, protected, source, settings),
@@ -340,6 +348,7 @@ def _verified(
     crops: Sequence[Crop],
     bench: _Bench,
     settings: Settings,
+    budget: Budget,
     key: str,
     progress: Phase,
 ) -> Verification:
@@ -349,7 +358,7 @@ def _verified(
         crops,
         bench.surrogates,
         bench.held_out,
-        Budget(settings.protect.epsilon),
+        budget,
         settings.verify,
         largest=largest,
         target=settings.protect.target,
@@ -362,9 +371,16 @@ def _verified(
 def _enough(original: Rgb, bench: _Bench, settings: Settings, key: str) -> Enough:
     rng = generator(key, "enough")
 
-    def enough(so_far: Rgb, crop: Crop) -> bool:
+    def enough(so_far: Rgb, crop: Crop, broken: bool) -> bool:
         return verify.holds(
-            original, so_far, crop, bench.surrogates, settings.verify, device=bench.device, rng=rng
+            original,
+            so_far,
+            crop,
+            bench.surrogates,
+            settings.verify,
+            broken=broken,
+            device=bench.device,
+            rng=rng,
         )
 
     return enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-Enough = Callable[[Rgb, Crop], bool]
-"""Called as enough(picture so far, crop), in whole levels, as it would be written lossless."""
+Enough = Callable[[Rgb, Crop, bool], bool]
+"""Called as enough(picture so far, crop, broken), the picture in whole levels, as it would be written
+lossless. `broken`: whether it is enough that the edits of the region break, whatever others do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +43,19 @@ class Protected:
     Attributes:
         rgb: uint8 H,W,3: the picture within the budget, and equal to the original outside the crops.
         gradients: by surrogate, how hard it pulled before balancing: the mean of
-            `Proposal.gradients` over the crops, weighed by their iterations.
+            `Proposal.gradients` over the rounds of all crops, weighed by their iterations.
         iterations: how many were made, in all.
-        heat: by crop and surrogate, `Proposal.heat`: float32 h,w at the crop's working size.
+        rounds: by crop, how many it took, see `Protect.rounds`.
+        budget: the largest that was needed.
+        heat: by crop and surrogate, `Proposal.heat` of its last round: float32 h,w at the crop's
+            working size.
     """
 
     rgb: Rgb
     gradients: tuple[float, ...]
     iterations: int
+    rounds: tuple[int, ...]
+    budget: Budget
     heat: tuple[tuple[np.ndarray, ...], ...]
 
 
@@ -66,65 +73,87 @@ def optimise(
 ) -> Protected:
     """The protected picture, 8 bit.
 
+    A crop goes through the rounds of the settings, each from the change of the one before, until
+    it has had enough of them.
+
     Args:
         rgb: uint8 H,W,3, upright; not mutated.
         grey: whether the change must be grey.
         progress: called with (iterations done, iterations in all); may raise to stop.
-        enough: asked now and then whether a crop needs no more work.
+        enough: asked whether a crop needs no more work: with `stop_early` now and then within a
+            round, and before a further round, which could not mend what happens to other edits.
 
     Raises:
         ConfigError: the method cannot use one of the surrogates.
     """
-    budget = Budget(settings.epsilon)
     method = methods.get(settings.method, surrogates)
-    total = sum(settings.iterations * len(crop.regions) for crop in crops)
+    rounds = settings.rounds()
+    each = sum(one.iterations for one in rounds)
+    total = each * sum(len(crop.regions) for crop in crops)
     change = np.zeros(rgb.shape, dtype=np.float32)
     gradients = np.zeros(len(surrogates))
-    heat = []
+    heat, needed = [], []
     done = made = 0
     result = rgb.copy()
     paths = _Paths(rgb, crops, settings.withstand, device)
     for crop in crops:
-        fade = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
-        fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
-        inside = crop.inside()
-        fade = fade * geometry.within(inside, settings.reach_px)
-        if settings.keep_region_exact:
-            fade[inside] = 0
+        here, end = crop.box.slices, done + each * len(crop.regions)
         # What an overlapping crop wrote before stays allowed, else its protection would be cut.
-        before = change[crop.box.slices]
-        area = np.maximum(fade, np.abs(before).max(axis=2) / budget.unit)
-        task = Task(
-            image=to_tensor(rgb[crop.box.slices], crop.size, device),
+        before = change[here].copy()
+        task = partial(
+            Task,
+            image=to_tensor(rgb[here], crop.size, device),
             regions=crop.masks(),
             protected=crop.protected(),
-            area=_plane(area, crop.size, device),
-            budget=budget,
             grey=grey,
-            start=_plane(before, crop.size, device) if before.any() else None,
             paths=[paths.of(region, crop, rng) for region in crop.regions],
             grain=settings.grain_px,
+            luma=settings.luma_share,
             withstand=settings.withstand,
         )
-        if enough is not None:
-            task = replace(task, enough=_so_far(rgb, result, task, crop, area * budget.unit, enough))
-        iterations = settings.iterations * len(crop.regions)
-        proposed = method.run(
-            task,
-            surrogates,
-            iterations=iterations,
-            target=settings.target,
-            rng=rng,
-            progress=_shifted(progress, done, total),
-        )
-        allowed = task.project(proposed.change)
-        change[crop.box.slices] = _native(allowed, crop, area * budget.unit)
-        result[crop.box.slices] = quantised(rgb[crop.box.slices], change[crop.box.slices], budget)
-        gradients += np.array(proposed.gradients) * iterations / total
-        made += proposed.iterations
+        start = _plane(before, crop.size, device) if before.any() else None
+        for number, now in enumerate(rounds, 1):
+            budget = Budget(now.epsilon)
+            bound = np.maximum(_allowed(rgb, crop, now) * budget.unit, np.abs(before).max(axis=2))
+            area = _plane(bound / budget.unit, crop.size, device)
+            round_ = task(area=area, budget=budget, start=start, warm=number > 1)
+            if enough is not None and settings.stop_early:
+                round_ = replace(round_, enough=_so_far(rgb, result, round_, crop, bound, enough))
+            iterations = now.iterations * len(crop.regions)
+            proposed = method.run(
+                round_,
+                surrogates,
+                iterations=iterations,
+                target=settings.target,
+                rng=rng,
+                progress=_shifted(progress, done, total),
+            )
+            start = round_.project(proposed.change)
+            change[here] = _native(start, crop, bound)
+            result[here] = quantised(rgb[here], change[here])
+            gradients += np.array(proposed.gradients) * proposed.iterations
+            made, done = made + proposed.iterations, done + iterations
+            if number < len(rounds) and enough is not None and enough(result, crop, True):
+                break
+        if done < end:
+            progress(end, total)
+        done = end
+        needed.append(number)
         heat.append(tuple(plane.cpu().numpy() for plane in proposed.heat))
-        done += iterations
-    return Protected(result, tuple(gradients.tolist()), made, tuple(heat))
+    budget = Budget(rounds[max(needed, default=1) - 1].epsilon)
+    weighed = tuple((gradients / max(made, 1)).tolist())
+    return Protected(result, weighed, made, tuple(needed), budget, tuple(heat))
+
+
+def _allowed(rgb: Rgb, crop: Crop, settings: Protect) -> np.ndarray:
+    """The share of the budget that each pixel of a crop may use, H,W float32 in [0,1]."""
+    fade: np.ndarray = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
+    fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
+    inside = crop.inside()
+    fade = fade * geometry.within(inside, settings.reach_px)
+    if settings.keep_region_exact:
+        fade[inside] = 0
+    return fade
 
 
 def _so_far(
@@ -134,8 +163,8 @@ def _so_far(
     here = crop.box.slices
 
     def asked(change: Tensor) -> bool:
-        result[here] = quantised(rgb[here], _native(task.project(change), crop, bound), task.budget)
-        return enough(result, crop)
+        result[here] = quantised(rgb[here], _native(task.project(change), crop, bound))
+        return enough(result, crop, False)
 
     return asked
 
@@ -202,9 +231,9 @@ def _native(change: Tensor, crop: Crop, bound: np.ndarray) -> np.ndarray:
     return clipped
 
 
-def quantised(rgb: Rgb, change: np.ndarray, budget: Budget) -> Rgb:
-    """The picture plus a change on the [0,1] scale, in whole levels within the budget."""
-    levels = np.clip(np.rint(change * 255), -budget.levels, budget.levels).astype(np.int16)
+def quantised(rgb: Rgb, change: np.ndarray) -> Rgb:
+    """The picture plus a change on the [0,1] scale, in whole levels."""
+    levels = np.rint(change * 255).astype(np.int16)
     result: Rgb = np.clip(rgb.astype(np.int16) + levels, 0, 255).astype(np.uint8)
     return result
 

@@ -304,12 +304,16 @@ def holds(
     surrogates: Sequence[Editor],
     settings: Verify,
     *,
+    broken: bool = False,
     device: torch.device,
     rng: np.random.Generator,
 ) -> bool:
     """Whether one crop meets every threshold with a margin: the verdict will draw other edits.
 
     Stops at the first miss, so that asking costs little while the answer is no.
+
+    Args:
+        broken: ask only of edits that are to break, not of those that are to be kept.
     """
     strict = settings.model_copy(
         update={
@@ -322,6 +326,7 @@ def holds(
     seed = int(rng.spawn(1)[0].integers(1 << 63))
     for region, mask in zip(crop.regions, crop.masks(), strict=True):
         kinds = _kinds(mask, crop.protected(), rng)
+        kinds = {kind: plane for kind, plane in kinds.items() if kind in BREAKING or not broken}
         looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
         for path, other in geometry.other_paths(region, crop, height, width, rng).items():
             looks.append((path, other, {MaskKind.TRIGGER: other.masks()[0]}))

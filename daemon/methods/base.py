@@ -15,6 +15,9 @@ from daemon.domain import Budget, Mask
 from daemon.editors import hardware
 from daemon.editors.base import Editor
 
+LUMA = 0.299, 0.587, 0.114
+"""What red, green and blue weigh in luma (ITU-R BT.601, as JPEG has it)."""
+
 Progress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""
 
@@ -54,10 +57,14 @@ class Task:
         area: float32 1,1,H,W in [0,1]: the share of the budget each pixel may use.
         budget: the bound on the change.
         grey: the change must be equal in all three channels.
-        start: a change 1,3,H,W already made here by an overlapping crop; the area admits it.
+        start: a change 1,3,H,W already made here, by an overlapping crop or a round before; the area
+            admits it.
+        warm: the start is of a round before, to go on from without noise.
         paths: for each region, how it may reach an editor otherwise than in this crop, in groups
             that matter alike.
         grain: side of the squares of pixels that change as one.
+        luma: the share of what a pixel may use by which its luma may move; its chroma may use all, of
+            which the eye sees less. A grey change has luma only, and uses all.
         withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
         enough: whether a change needs no more work; None where all iterations are wanted.
     """
@@ -69,8 +76,10 @@ class Task:
     budget: Budget
     grey: bool = False
     start: Tensor | None = None
+    warm: bool = False
     paths: Sequence[Sequence[Sequence[Sight]]] = ()
     grain: int = 1
+    luma: float = 1.0
     withstand: Sequence[str] = ()
     enough: Callable[[Tensor], bool] | None = None
 
@@ -89,11 +98,18 @@ class Task:
 
     def project(self, change: Tensor) -> Tensor:
         """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""
+        bound = self.area * self.budget.unit
         if self.grey:
             change = change.mean(dim=1, keepdim=True).expand_as(self.image)
-        bound = self.area * self.budget.unit
-        change = torch.minimum(torch.maximum(change, -bound), bound)
+        change = _clipped(change, bound)
+        for _ in range(2 if self.luma < 1 and not self.grey else 0):  # the clip moves luma once more
+            bright = (change * change.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+            change = _clipped(change - (bright - _clipped(bright, self.luma * bound)), bound)
         return (self.image + change).clamp(0, 1) - self.image
+
+
+def _clipped(plane: Tensor, bound: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(plane, -bound), bound)
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,6 +198,8 @@ def _is_check(done: int, iterations: int) -> bool:
 
 
 def _start(task: Task, rng: np.random.Generator) -> Tensor:
+    if task.warm and task.start is not None:
+        return task.project(task.start)
     noise = torch.from_numpy(rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
     change = task.grained(noise.to(task.image.device)) * task.budget.unit / 2
     return task.project(change if task.start is None else task.start + change)

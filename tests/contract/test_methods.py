@@ -17,7 +17,7 @@ from daemon.editors.base import Editor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 from daemon.memory import Frugal
-from daemon.methods.base import Proposal, Task, aim
+from daemon.methods.base import LUMA, Proposal, Task, aim
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
 from daemon.protect import optimise, seen, to_tensor
@@ -263,6 +263,89 @@ def test_grained_pixels_change_as_one(surrogate: Editor, grain: int) -> None:
     assert squares.shape == plane.shape
     assert float(squares[0, 0, 0, 0]) == pytest.approx(float(plane[0, 0, :4, :4].mean()))
     assert float(squares[0, 2, 12, 16]) == pytest.approx(float(plane[0, 2, 12, 16]))
+
+
+def test_luma_moves_by_its_share_and_chroma_by_all_of_it(surrogate: Editor) -> None:
+    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), luma=0.5)
+    change = run("encoder", surrogate, work) / work.budget.unit
+    luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1)
+    assert 0.4 < float(luma.abs().max()) < 0.51
+    assert float(change.abs().max()) > 0.99
+    grey = replace(task(grey=True), luma=0.5)
+    assert float(run("encoder", surrogate, grey).abs().max()) > 0.99 * grey.budget.unit, "it has luma only"
+
+
+@pytest.mark.parametrize(("answer", "rounds"), [(True, 1), (False, 3)])
+def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
+    surrogate: Editor, monkeypatch: pytest.MonkeyPatch, answer: bool, rounds: int
+) -> None:
+    """With the budget and the iterations of its strength; whoever waits is told that all is done."""
+    works: list[Task] = []
+    asked: list[tuple[int, bool]] = []
+    seen: list[tuple[int, int]] = []
+
+    class Whole:
+        def run(self, work: Task, *_: object, iterations: int, **__: object) -> Proposal:
+            works.append(work)
+            change = torch.full_like(work.image, 1 / 255 * len(works))
+            return Proposal(change, (torch.zeros(work.image.shape[2:]),), iterations)
+
+    def enough(so_far: Rgb, _: object, broken: bool) -> bool:
+        asked.append((int(so_far.max()), broken))
+        return answer
+
+    monkeypatch.setattr(methods, "get", lambda *_: Whole())
+    rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
+    crops = geometry.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
+    made = optimise(
+        rgb,
+        False,
+        crops,
+        Protect(escalate=("balanced", "strong")),
+        [surrogate],
+        device=CPU,
+        rng=np.random.default_rng(0),
+        progress=lambda *at: seen.append(at),
+        enough=enough,
+    )
+    assert made.rounds == (rounds,)
+    assert made.iterations == (80, 80 + 80, 80 + 80 + 120)[rounds - 1]
+    assert made.budget.epsilon == (6.4, 6.4, 10)[rounds - 1]
+    assert asked == [(101, True), (102, True)][: 1 if answer else 2], "after the last there is nothing to ask"
+    assert [work.warm for work in works] == [False, True, True][:rounds]
+    assert [None if work.start is None else round(float(work.start.max()) * 255) for work in works] == [
+        None,
+        1,
+        2,
+    ][:rounds]
+    assert [work.budget.epsilon for work in works] == [6.4, 6.4, 10][:rounds]
+    assert seen == ([(280, 280)] if answer else [])
+
+
+def test_a_warm_start_is_the_change_itself(surrogate: Editor) -> None:
+    """No noise comes on top: a step of nothing leaves it as it was."""
+
+    class Still(Descent):
+        stepper = staticmethod(
+            lambda task, iterations: lambda gradient, iteration: torch.zeros_like(gradient)
+        )
+
+        def respond(
+            self, surrogate: Editor, image: torch.Tensor, mask: torch.Tensor, draw: int
+        ) -> torch.Tensor:
+            return surrogate.inpaint(image, mask)
+
+    start = task().project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    for warm in (True, False):
+        proposal = Still().run(
+            replace(task(), start=start, warm=warm),
+            [surrogate],
+            iterations=1,
+            target="away",
+            rng=np.random.default_rng(0),
+            progress=lambda done, total: None,
+        )
+        assert torch.allclose(proposal.change, start, atol=1e-6) is warm
 
 
 @pytest.mark.parametrize("target", ["flat", "inverted"])

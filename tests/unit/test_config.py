@@ -118,10 +118,12 @@ def test_the_first_rule_that_matches_wins() -> None:
     assert settings.for_path(b"x.jpg").output.format == "same"
 
 
-def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
-    def protect(**keys: Any) -> Protect:
-        return parse({"folders": {"inbox": "i"}, "protect": keys}).protect
+def protect(**keys: Any) -> Protect:
+    """The section of a configuration that says so much of it."""
+    return parse({"folders": {"inbox": "i"}, "protect": keys}).protect
 
+
+def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
     assert protect() == protect(strength="balanced") == Protect()
     assert {key: getattr(Protect(), key) for key in STRENGTHS["balanced"]} == STRENGTHS["balanced"]
     assert (protect(strength="paper").method, protect(strength="paper").iterations) == ("recipe", 20)
@@ -132,6 +134,16 @@ def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
     for wrong in ("stronk", ["strong"], None):
         with pytest.raises(ConfigError, match=r"protect\.strength"):
             protect(strength=wrong)
+
+
+def test_a_further_round_has_never_less_than_the_one_before() -> None:
+    rounds = protect(epsilon=8, iterations=5, escalate=["subtle", "strong"]).rounds()
+    assert [(one.epsilon, one.iterations) for one in rounds] == [(8, 5), (8, 80), (10, 120)]
+    assert [one.flat_share for one in rounds] == [1, 1, 1]
+    assert [one.reach_px for one in rounds] == [40, 40, 64]
+    assert protect().rounds() == [protect()]
+    with pytest.raises(ConfigError, match=r"escalate: got method recipe.*set protect\.method: implant"):
+        protect(strength="paper", escalate=["strong"])
 
 
 def test_a_rules_strength_goes_before_the_general_keys() -> None:

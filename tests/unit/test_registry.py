@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,36 @@ def test_the_worker_protects_against_a_declared_editor(sandbox: Sandbox) -> None
     assert surrogate.pop("gradient") > 0
     want = EncoderEditor.load("toy", sandbox.base / "pair").weights_sha256
     assert surrogate == {"name": "toy", "weights_sha256": want}
+
+
+def test_a_picture_that_was_escalated_says_so_and_is_verified_with_its_budget(sandbox: Sandbox) -> None:
+    """No editor breaks as asked here, so that the last round is reached."""
+    pair(sandbox.base / "pair")
+    configuration = sandbox.configure(
+        editors={"toy": {"kind": "latent", "weights": "pair"}},
+        regions={"detectors": ["sidecar"]},
+        protect={
+            "surrogates": ["toy"],
+            "method": "encoder",
+            "iterations": 1,
+            "epsilon": 2,
+            "escalate": ["subtle"],
+        },
+        verify={"trigger_ssim_max": 1, "trigger_l1_min": 0, "incomplete_l1_min": 1, "control_factor": 0},
+    )
+    picture, mask, out = (sandbox.base / name for name in ("a.png", "m.png", "o.png"))
+    photo().save(picture)
+    mask_picture().save(mask)
+    given = ("-m", str(mask), "-c", str(configuration), "--json")
+    result = sandbox.backfire("protect", str(picture), "-o", str(out), *given)
+    assert result.stdout, result.stderr
+    (receipt,) = json.loads(result.stdout)
+    assert (receipt["epsilon"], receipt["rounds"]) == (4, [2])
+    assert receipt["iterations_made"] == 1 + 80
+    assert 2 < receipt["max_change_levels"] <= 4
+    assert not any("budget" in reason for reason in receipt["reasons"])
+    result = sandbox.backfire("verify", str(out), "--original", str(picture), *given)
+    assert result.stdout, result.stderr
+    verified = json.loads(result.stdout)
+    assert verified["verdict"] == receipt["verdict"]
+    assert verified["reasons"] == receipt["reasons"]
