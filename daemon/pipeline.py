@@ -142,11 +142,12 @@ def _protected(
     peak = PeakMemory(bench.device)
     crops = _crops(picture.rgb, found.regions, rung.protect)
     asked = settings.protect.stop_early or settings.protect.escalate
+    output = settings.output
 
     with watch.phase("optimise"), memory.watched(source.name):
         optimised = protect.optimise(
             picture.rgb,
-            picture.grey,
+            picture.grey or images.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             crops,
             rung.protect,
             bench.surrogates,
@@ -162,9 +163,9 @@ def _protected(
             picture,
             optimised.rgb,
             levels=budget.levels,
-            format=settings.output.format,
-            metadata=settings.output.metadata,
-            jpeg=settings.output.jpeg,
+            format=output.format,
+            metadata=output.metadata,
+            jpeg=output.jpeg,
         )
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), memory.watched(source.name):

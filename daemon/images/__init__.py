@@ -8,7 +8,7 @@ tell more than it may.
 Pillow's size limit and Python's warning filters belong to the process: one thread at a time.
 """
 
-from daemon.images.encoding import Encoded, encode
+from daemon.images.encoding import Encoded, encode, luma_alone
 from daemon.images.intake import Picture, decode, decode_painting, largest_change, max_change, psnr
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "decode_painting",
     "encode",
     "largest_change",
+    "luma_alone",
     "max_change",
     "psnr",
 ]

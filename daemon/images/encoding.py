@@ -96,6 +96,17 @@ def encode(
     return Encoded(data, EXTENSIONS[kind], f"{how} ({'; '.join(notes)})" if notes else how)
 
 
+def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002
+    """Whether `encode` with these settings will carry the luminance of a change alone.
+
+    A change that is grey from the first loses nothing then. Where the file cannot be written so after
+    all, that shows only when it is written.
+    """
+    kind = picture.format if format == "same" else format.upper()
+    small = kind == "JPEG" and jpeg == "small" and _hurdle(picture, kind) is None
+    return small and picture.jpeg is not None and jpegs.is_halved(picture.jpeg)
+
+
 def _written(
     kind: str, picture: Picture, rgb: Rgb, about: Metadata, levels: int, *, small: bool
 ) -> tuple[bytes, str]:

@@ -82,6 +82,16 @@ def written(
     return data, f"JPEG quality 100 {'grey' if grey else '4:4:4 CMYK' if ink else '4:4:4 RGB'}"
 
 
+def is_halved(data: bytes) -> bool:
+    """Whether a file holds YCbCr with chroma of half the width and height."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        return _has_half(image)
+
+
+def _has_half(image: Image.Image) -> bool:
+    return image.mode == "RGB" and JpegImagePlugin.get_sampling(image) == HALVED and min(image.size) >= MCU
+
+
 def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]:
     """The smallest rectangle of whole blocks that holds every change.
 
@@ -198,7 +208,7 @@ def _planes(data: bytes) -> Planes | None:
     Decoded at half its size, a file gives its chroma without the smoothing that scales it up.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        if image.mode != "RGB" or JpegImagePlugin.get_sampling(image) != HALVED or min(image.size) < MCU:
+        if not _has_half(image):
             return None
         width, height = image.size
         jpeg: Any = image
