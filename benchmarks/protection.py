@@ -2,8 +2,8 @@
 
     python -m benchmarks protection --set dev,faces --methods implant,subtle,recipe
 
-A method is a name (`implant`), a name with its own budget and iterations (`implant@3x40`), or one
-of protect.strength's words (`subtle`). Each picture is protected by each method against each
+A method is a name (`implant`), a name with its own target, budget and iterations (`implant:flat@3x40`),
+or one of protect.strength's words (`subtle`). Each picture is protected by each method against each
 editor, and against all together with --ensemble, written as PNG and decoded; then every editor
 edits it, so that of several editors each one's picture is judged by all the others (transfer).
 --epsilon and --iterations take several values and make a sweep.
@@ -52,7 +52,7 @@ def settings_of(name: str, **given: Any) -> Protect:
     """The settings that a method's name on the command line stands for.
 
     Args:
-        name: `implant`, `implant@3`, `implant@3x40`, `subtle`; see the module's docstring.
+        name: `implant`, `implant@3`, `implant:flat@3x40`, `subtle`; see the module's docstring.
         given: settings where the name says nothing, None for the method's own; the published recipe takes
             epsilon and iterations only.
 
@@ -61,11 +61,11 @@ def settings_of(name: str, **given: Any) -> Protect:
     """
     if name in STRENGTHS:
         return Protect.model_validate({"strength": name})
-    parts = re.fullmatch(r"([\w-]+?)(?:@([\d.]+))?(?:x(\d+))?", name)
+    parts = re.fullmatch(r"([\w-]+?)(?::(away|flat|inverted))?(?:@([\d.]+))?(?:x(\d+))?", name)
     if parts is None or parts[1] not in methods.NAMES:
         known = ", ".join((*methods.NAMES, *STRENGTHS))
-        raise SystemExit(f"--methods: got {name!r}, expected one of {known}, or such as implant@3x40")
-    own = {"epsilon": parts[2], "iterations": parts[3]}
+        raise SystemExit(f"--methods: got {name!r}, expected one of {known}, or such as implant:flat@3x40")
+    own = {"target": parts[2], "epsilon": parts[3], "iterations": parts[4]}
     said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
     if parts[1] == "recipe":
         published = {key: STRENGTHS["paper"][key] for key in PAPER}

@@ -182,6 +182,7 @@ def test_peak_memory_is_the_works_own() -> None:
         ("implant", "implant", 6.4, 20),
         ("first-step@3", "first-step", 3, 20),
         ("implant@3.2x40", "implant", 3.2, 40),
+        ("implant:flat@3", "implant", 3, 20),
         ("subtle", "implant", 4, None),
         ("recipe", "recipe", 6.4, 20),
     ],
@@ -192,6 +193,7 @@ def test_a_method_may_name_its_own_budget(
     found = protection.settings_of(name, epsilon=6.4, iterations=20, flat_share=0.5, withstand=["jpeg"])
     assert (found.method, found.epsilon) == (method, epsilon)
     assert iterations in (None, found.iterations)
+    assert found.target == ("flat" if ":" in name else "away")
     if method == "recipe":
         assert (found.flat_share, found.withstand) == (1, ())
 
@@ -199,6 +201,8 @@ def test_a_method_may_name_its_own_budget(
 def test_an_unknown_method_names_the_known() -> None:
     with pytest.raises(SystemExit, match="got 'implnat', expected one of implant, encoder"):
         protection.settings_of("implnat")
+    with pytest.raises(SystemExit, match="got 'implant:round'"):
+        protection.settings_of("implant:round")
 
 
 def _row(picture: str, **edits: Any) -> Row:
