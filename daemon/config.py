@@ -245,6 +245,7 @@ class Protect(_Section):
     withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat", "inverted"] = "away"
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 40
+    reach_share: Share = 0.25
     whole_px: Annotated[int, Field(ge=0, le=2048)] = 800
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 800
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

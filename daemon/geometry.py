@@ -49,7 +49,7 @@ class Crop:
 
     def masks(self) -> list[Mask]:
         """Each region's mask at the working size; a region never vanishes by scaling."""
-        return [self._plane(region, self.size) for region in self.regions]
+        return [self.plane(region, self.size) for region in self.regions]
 
     def protected(self) -> Mask:
         """Everything protected in the crop, neighbours too, at the working size."""
@@ -62,10 +62,10 @@ class Crop:
     def _together(self, size: tuple[int, int]) -> Mask:
         together = np.zeros(size, dtype=np.bool_)
         for one in (*self.regions, *self.neighbours):
-            together |= self._plane(one, size)  # not all at once: of a large picture each is large
+            together |= self.plane(one, size)  # not all at once: of a large picture each is large
         return together
 
-    def _plane(self, region: Region, size: tuple[int, int]) -> Mask:
+    def plane(self, region: Region, size: tuple[int, int]) -> Mask:
         """The part of the region that lies in the crop, at a size; of the crop's pixels no plane is made."""
         plane = np.zeros(size, dtype=np.bool_)
         box, here = region.box, self.box
@@ -259,13 +259,38 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
 def within(mask: Mask, reach: int, edge: int = 16) -> np.ndarray:
     """How much of the budget each pixel may use: all up to `reach` pixels from a mask, then less and less.
 
+    Args:
+        mask: with a pixel at least.
+
     Returns:
-        H,W float32 in [0,1]; ones without a mask.
+        H,W float32 in [0,1].
     """
-    if not mask.any():
-        return np.ones(mask.shape, dtype=np.float32)
     beyond = ndimage.distance_transform_edt(~mask).astype(np.float32) - reach
     near: np.ndarray = np.clip(1 - beyond / edge, 0, 1)
+    return near
+
+
+def reached(crop: Crop, reach: int, share: float) -> np.ndarray:
+    """How much of the budget each pixel of a crop may use for how near it lies to a region; see `within`.
+
+    Args:
+        reach: up to how far from a region at least, in the picture's pixels.
+        share: how far at least, as a share of the region's shorter side: an edit of a large region takes
+            its context from further away.
+
+    Returns:
+        H,W float32 in [0,1] on the crop's own pixels.
+    """
+    size = crop.box.height, crop.box.width
+    alike: dict[int, Mask] = {}
+    for region in (*crop.regions, *crop.neighbours):
+        own = max(reach, round(share * min(region.box.width, region.box.height)))
+        plane = crop.plane(region, size)
+        if plane.any():  # of a neighbour no pixel may lie here
+            alike[own] = alike.get(own, np.zeros(size, np.bool_)) | plane
+    near = np.zeros(size, np.float32)
+    for own, plane in alike.items():
+        near = np.maximum(near, within(plane, own))
     return near
 
 

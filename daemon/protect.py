@@ -149,10 +149,9 @@ def _allowed(rgb: Rgb, crop: Crop, settings: Protect) -> np.ndarray:
     """The share of the budget that each pixel of a crop may use, H,W float32 in [0,1]."""
     fade: np.ndarray = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
     fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
-    inside = crop.inside()
-    fade = fade * geometry.within(inside, settings.reach_px)
+    fade = fade * geometry.reached(crop, settings.reach_px, settings.reach_share)
     if settings.keep_region_exact:
-        fade[inside] = 0
+        fade[crop.inside()] = 0
     return fade
 
 

@@ -89,14 +89,27 @@ def test_far_says_when_there_is_no_room() -> None:
     assert geometry.far(square(96, 8, 88), np.random.default_rng(0)) is None
 
 
-def test_within_fades_beyond_its_reach_and_is_everywhere_without_a_mask() -> None:
+def test_within_fades_beyond_its_reach() -> None:
     mask = np.zeros((80, 120), np.bool_)
     mask[40, 20:30] = True
     near = geometry.within(mask, 32, edge=16)
     assert (near[40, 20:30] == 1).all()
     assert near[40, 29 + 32] == 1 > near[40, 29 + 33] > near[40, 29 + 47] > 0 == near[40, 29 + 48]
     assert near[40 + 20, 29 + 20] == 1 > near[40 + 30, 29 + 30], "as the crow flies"
-    assert (geometry.within(np.zeros_like(mask), 32) == 1).all()
+
+
+def test_a_large_region_reaches_further_than_a_small_one_and_neighbours_reach_in() -> None:
+    large, small = region(Box(40, 100, 240, 320)), region(Box(400, 100, 460, 160))
+    (crop,) = geometry.plan([large, small], 400, 700, margin=16, work=800, whole=800)
+    near = geometry.reached(crop, 32, 0.25)
+    assert near[200, 239 + 50] == 1 > near[200, 239 + 51] > 0 == near[200, 239 + 66]
+    assert near[130, 459 + 32] == 1 > near[130, 459 + 33] > 0 == near[130, 459 + 48]
+    assert (geometry.reached(crop, 32, 0) <= near).all()
+    corner = np.zeros((60, 60), np.bool_)
+    corner[-1, -1] = True
+    outside, own = region(small.box, corner), region(Box(360, 60, 370, 70))
+    apart = geometry.Crop(Box(350, 50, 420, 120), (own,), (70, 70), (outside,))
+    assert geometry.reached(apart, 16, 0).min() == 0, "of which no pixel lies here, nothing reaches in"
 
 
 def test_taper_fades_only_inside_the_picture() -> None:
