@@ -400,6 +400,8 @@ class Dispatcher:
                 with blaming(job):
                     self._conclude(job, outcome)
         begun = [outcome for _, outcome in ended if not outcome.stopped]
+        if any(outcome.spent for outcome in begun):
+            worker.end()
         if any(outcome.transient for outcome in begun):
             worker.pace = 1  # whoever is next may be hindered as well
         elif sum(outcome.seconds for outcome in begun) <= QUICK_S * len(begun):

@@ -6,6 +6,7 @@
     └── JobError(code)         this one job ends or is tried again; the others go on
         ├── InputError             the picture or its mask is not usable: failed at once
         ├── ModelError             detector or editor trouble: tried again, then failed
+        │   └── DeviceError            the GPU failed at work: a new process, another try
         ├── BudgetExceeded         the written file changed more than it may: failed
         ├── VerificationFailed     the replayed edits did not break: failed
         └── PublishError           the outbox would not take the result: tried again
@@ -93,6 +94,13 @@ class ModelError(JobError):
     """A detector or an editor failed."""
 
     retryable = True
+
+
+class DeviceError(ModelError):
+    """A GPU failed in the middle of the work. After that the process that used it can do no more on it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.MODEL, message)
 
 
 class BudgetExceeded(JobError):

@@ -7,6 +7,7 @@ way out be silent: a smaller working size is a weaker protection.
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 from daemon.config import Protect
 from daemon.editors.base import Editor
-from daemon.errors import Code, ModelError
+from daemon.errors import Code, DeviceError, ModelError
 
 LEAST_PX = 256
 """No crop is worked smaller than the configuration allows."""
 
 DOORS = ("encode", "first_step", "one_step")
 """What only some editors have beside `inpaint`."""
+
+BROKEN = re.compile(r"\b(CUDA|cuDNN|cuBLAS|HIP) error\b[^\n]*")
+"""What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""
 
 T = TypeVar("T")
 
@@ -83,14 +87,20 @@ def descend(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) ->
 
 @contextmanager
 def watched(name: str) -> Iterator[None]:
-    """Words every way of running out of memory; torch's CPU allocator raises a bare RuntimeError.
+    """Words every way of running out of memory, and a device that fails; torch raises bare RuntimeErrors.
 
     Raises:
         ModelError: OUT_OF_MEMORY.
+        DeviceError: the GPU failed.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        broken = BROKEN.search(str(error))
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error) and broken:
+            raise DeviceError(
+                f"{name}: the GPU failed at work ({broken[0]}); see dmesg for an Xid"
+            ) from error
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         message = f"{name}: out of memory ({error}); lower protect.work_px or add memory"

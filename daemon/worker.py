@@ -27,7 +27,7 @@ from typing import Any
 from daemon import life
 from daemon.abreast import abreast
 from daemon.config import Settings
-from daemon.errors import Code, JobError, ModelError
+from daemon.errors import Code, DeviceError, JobError, ModelError
 
 RESULT = "result.json"
 KILLED = "killed by SIGKILL"
@@ -89,6 +89,8 @@ class Outcome:
     """The trouble is not the picture's: no space in the spool, weights that do not load."""
     doubtful: bool = False
     """It may be the picture's after all, if others are worked meanwhile."""
+    spent: bool = False
+    """The child can do no more: its GPU failed under it, and stays so for this process."""
     stopped: bool = False
     on_weak: str | None = None
     """`verify.on_weak` of the settings it was worked under; None in an outcome of an older version."""
@@ -276,6 +278,8 @@ def _worked(order: Order, connection: Connection) -> Outcome:
         outcome = _process(order, progress)
     except Stopped:
         return Outcome(order.job, order.lease, stopped=True)
+    except DeviceError as error:
+        outcome = replace(_failed(order, error, transient=True), doubtful=True, spent=True)
     except ModelError as error:
         # One that trying again does not mend (weights, device) would fail every picture alike.
         # Out of memory on the lowest rung is this picture's own trouble.

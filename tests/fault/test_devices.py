@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from daemon import config, pipeline, worker
+from daemon import config, memory, pipeline, worker
 from daemon.detectors import Sidecar, Source
 from daemon.domain import JobState
-from daemon.errors import Code, ConfigError, ModelError
+from daemon.errors import Code, ConfigError, DeviceError, ModelError
 from daemon.worker import Order, Outcome, Progress
 from tests.conftest import Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
@@ -153,6 +153,62 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
             home.turn(1, 10)
     assert home.states() == ["archived"] * 24
     assert len(tried) <= 10, "once in a pause, of some 40 seconds"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "spent"),
+    [
+        ("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might", Code.MODEL, True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", Code.MODEL, True),
+        ("CUDA error: out of memory", Code.OUT_OF_MEMORY, False),
+        ("DefaultCPUAllocator: can't allocate memory", Code.OUT_OF_MEMORY, False),
+        ("mat1 and mat2 shapes cannot be multiplied", None, False),
+    ],
+)
+def test_what_torch_says_of_a_failing_device_is_told_from_want_of_memory(
+    said: str, code: Code | None, spent: bool
+) -> None:
+    with pytest.raises((ModelError, RuntimeError)) as caught, memory.watched("a.png"):
+        raise RuntimeError(said)
+    assert getattr(caught.value, "code", None) == code
+    assert isinstance(caught.value, DeviceError) is spent
+
+
+def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One picture fails it each time: the others are worked by new children, and at last it is set aside."""
+    failures: list[str] = []
+    children: list[Any] = []
+    began = Call.__init__
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+        if order.name == "bad.png" or not failures:
+            failures.append(order.name)
+            raise DeviceError(f"{order.name}: the GPU failed at work (CUDA error: unspecified)")
+        return passthrough.process(order, progress)
+
+    def begin(self: Call, memory_mb: int = 0) -> None:
+        children.append(self)
+        began(self, memory_mb)
+
+    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(Call, "__init__", begin)
+    with capture_logs():
+        home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})
+        home.turn(60, 10)
+    jobs = {job.name: job for job in home.service._ledger.store.jobs()}
+    assert (jobs["a.png"].state, jobs["b.png"].state) == (JobState.ARCHIVED, JobState.ARCHIVED)
+    assert (jobs["a.png"].attempts, jobs["b.png"].attempts) == (1, 1)
+    assert len(children) - len(failures) in (0, 1), "each failure ends one"
+    assert failures.count("bad.png") > 1
+    for number in range(8):
+        (home.base / "inbox" / f"{number}.png").write_bytes(png(str(number)))
+        with capture_logs():
+            home.turn(12, 10)
+    bad = next(job for job in home.service._ledger.store.jobs() if job.name == "bad.png")
+    assert (bad.state, bad.code) == (JobState.FAILED, "model")
+    assert "others were worked while this one was refused" in str(bad.message)
 
 
 @pytest.mark.usefixtures("held")
