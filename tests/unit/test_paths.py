@@ -207,9 +207,9 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
     published = original.copy()
     published[crop.box.slices] += 6
 
-    def holding(rgb: Rgb, settings: Verify, *, broken: bool = False) -> tuple[bool, int]:
+    def holding(rgb: Rgb, settings: Verify, **asked: bool) -> tuple[bool, int]:
         editor, rng = Flipping(), np.random.default_rng(0)
-        answer = holds(original, rgb, crop, [editor], settings, broken=broken, device=CPU, rng=rng)
+        answer = holds(original, rgb, crop, [editor], settings, device=CPU, rng=rng, **asked)
         return answer, len(editor.sizes)
 
     # This editor breaks everywhere: only with benign edits left out of account is that protection.
@@ -218,6 +218,7 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
     assert holding(original, anything) == (False, 1)
     assert holding(published, Verify()) == (False, 4)
     assert holding(published, Verify(), broken=True) == (True, 3 + 2), "a further round mends no other edit"
+    assert holding(published, Verify(), broken=True, paths=False) == (True, 3)
     beyond = anything.model_copy(update={"trigger_ssim_max": -1.0 + 0.02})
     assert holding(published, beyond)[0] is False, "met, but not with a margin"
 
