@@ -130,9 +130,11 @@ def _ensemble(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
 
 def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, bool]]:
     # Of a picture's rows the last: the newest code's.
-    equal = {(tuple(row["size"]), row.get("picture")): row for row in rows if row["kind"] == "equal"}
-    for size in dict.fromkeys(size for size, _ in equal):
-        runs = [row for (of, _), row in equal.items() if of == size]
+    equal = {
+        (tuple(row["size"]), row["method"], row.get("picture")): row for row in rows if row["kind"] == "equal"
+    }
+    for size, method in dict.fromkeys(one[:2] for one in equal):
+        runs = [row for one, row in equal.items() if one[:2] == (size, method)]
         ratios = [row["ratio"] for row in runs if not row["short"]]
         least = RATIOS.get(size, np.inf)  # of other sizes nothing is asked, so none can be met
         figure = (
@@ -140,7 +142,7 @@ def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, bool]]:
             if ratios
             else "not reached"
         )
-        text = f"{size[0]}x{size[1]}, {len(ratios)} of {len(runs)} pictures reached: {figure}"
+        text = f"{method}, {size[0]}x{size[1]}, {len(ratios)} of {len(runs)} pictures reached: {figure}"
         yield text, len(ratios) == len(runs) and float(np.mean(ratios)) >= least
 
 

@@ -47,9 +47,9 @@ RECIPE = STRENGTHS["paper"]["iterations"]
 OUT = Path("benchmarks/results/protection/speed")
 
 
-def settings(method: str, iterations: int) -> Protect:
-    """A method's own settings at that many iterations."""
-    return protection.settings_of(f"{method}x{iterations}")
+def settings(method: str, iterations: int, reach: int | None = None) -> Protect:
+    """A method's own settings at that many iterations; `reach` in place of its `reach_px`."""
+    return protection.settings_of(f"{method}x{iterations}", reach_px=reach)
 
 
 def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:
@@ -75,7 +75,9 @@ def _region(case: Case, width: int, height: int, number: int, most: int = 600) -
     return plane
 
 
-def ours(trial: Trial, editor: Editor, method: str, wanted: float) -> tuple[int, Made, float]:
+def ours(
+    trial: Trial, editor: Editor, method: str, wanted: float, reach: int | None = None
+) -> tuple[int, Made, float]:
     """The fewest iterations of the ladder that reach an effect, what they made, and that effect.
 
     By halving, since more iterations break more; the whole ladder where none reaches it.
@@ -83,7 +85,7 @@ def ours(trial: Trial, editor: Editor, method: str, wanted: float) -> tuple[int,
     low, high, reached = 0, len(LADDER) - 1, None
     while low <= high:
         middle = (low + high) // 2
-        made = measure.protected(trial.case, settings(method, LADDER[middle]), [editor])
+        made = measure.protected(trial.case, settings(method, LADDER[middle], reach), [editor])
         found = LADDER[middle], made, trial.effect(made.rgb)
         if found[2] >= wanted:
             reached, high = found, middle - 1
@@ -92,7 +94,7 @@ def ours(trial: Trial, editor: Editor, method: str, wanted: float) -> tuple[int,
     return reached or found
 
 
-def equal(case: Case, editor: Editor, method: str, *, most: float, few: int) -> Row:
+def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, reach: int | None = None) -> Row:
     """One run: both methods to the recipe's effect."""
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
@@ -109,7 +111,7 @@ def equal(case: Case, editor: Editor, method: str, *, most: float, few: int) -> 
         cost = timed.cpu_s * RECIPE / few * (width * height) / side**2
         published = measure.protected(case, settings("recipe", RECIPE), [editor])
     wanted = trial.effect(published.rgb)
-    iterations, made, effect = ours(trial, editor, method, wanted)
+    iterations, made, effect = ours(trial, editor, method, wanted, reach)
     return {
         "recipe": {
             "cpu_s": round(cost, 2),
@@ -175,8 +177,8 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     runs = [row for row in rows if row["kind"] == "equal"]
     lines = []
-    for size in dict.fromkeys(tuple(row["size"]) for row in runs):
-        here = [row for row in runs if tuple(row["size"]) == size]
+    for size, method in dict.fromkeys((tuple(row["size"]), row["method"]) for row in runs):
+        here = [row for row in runs if (tuple(row["size"]), row["method"]) == (size, method)]
         ratios = [row["ratio"] for row in here if not row["short"]]
         spread = (
             f"{np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else "not reached"
@@ -185,7 +187,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 f"{size[0]}x{size[1]}",
-                here[0]["method"],
+                method,
                 f"{len(ratios)} of {len(here)}",
                 _mean(here, "recipe", "effect", 3),
                 _mean(here, "ours", "effect", 3),
@@ -252,6 +254,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks speed", description=__doc__, formatter_class=about)
     parser.add_argument("--editor", default="latent-mini")
     parser.add_argument("--method", default="implant")
+    parser.add_argument(
+        "--reach-px", type=int, help="ours with this protect.reach_px; the recipe changes all"
+    )
     parser.add_argument("--runs", type=int, default=5, help="pictures, at most five")
     parser.add_argument("--equal", type=listed, default=["512", "4000x3000"], help="sizes for equal effect")
     parser.add_argument("--sizes", type=listed, default=["512", "1024", "2048", "4000x3000"])
@@ -275,13 +280,15 @@ def main(argv: Sequence[str]) -> int:
         for size in map(_size, given.equal):
             for case in pictures(given.runs, *size, given.data):
                 bar.update(task, description=f"{size[0]}x{size[1]} {case.name}")
-                what = {"kind": "equal", "size": list(size), "picture": case.name, "method": given.method}
+                method = given.method if given.reach_px is None else f"{given.method} to {given.reach_px} px"
+                what = {"kind": "equal", "size": list(size), "picture": case.name, "method": method}
                 what |= {
                     "editor": f"{editor.name}@{editor.weights_sha256[:8]}",
                     "most": given.most,
                     "few": given.few,
                 }
-                run = partial(equal, case, editor, given.method, most=given.most, few=given.few)
+                how = {"most": given.most, "few": given.few, "reach": given.reach_px}
+                run = partial(equal, case, editor, given.method, **how)
                 rows.append(journal.row(what, run))
                 bar.advance(task)
         for what in points:

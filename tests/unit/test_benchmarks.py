@@ -410,8 +410,15 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
         verdicts = {"published": "weak", "unchanged": "failed", "noise": "failed"}
         return {**row, "how": how, "psnr": psnr, "key": how, "verdicts": verdicts}
 
-    run = {"kind": "equal", "size": [512, 512], "picture": "one", "short": False, "ratio": 6.0}
-    large = {"kind": "equal", "size": [4000, 3000], "short": True, "ratio": 60.0}
+    run = {
+        "kind": "equal",
+        "size": [512, 512],
+        "method": "implant",
+        "picture": "one",
+        "short": False,
+        "ratio": 6.0,
+    }
+    large = {"kind": "equal", "size": [4000, 3000], "method": "wide", "short": True, "ratio": 60.0}
     dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
     dev[0]["edits"]["a"]["after 1080 px"] = [[0.4, 0.1]]
     runs = [{**run, "ratio": 99.0}, run, {**run, "picture": "two"}]  # the first was measured again
@@ -432,7 +439,7 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     )
     assert found[4] == "not measured"
     assert found[5] == (
-        "512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
-        "4000x3000, 0 of 1 pictures reached: not reached: missed"
+        "implant, 512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
+        "wide, 4000x3000, 0 of 1 pictures reached: not reached: missed"
     )
     assert found[6] == "6 of 6 pictures without the change, or with noise instead, are failed: met"
