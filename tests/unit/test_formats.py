@@ -18,6 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from daemon import protect
 from daemon.config import parse
 from daemon.detectors import Sidecar, Source
 from daemon.domain import Rgb
@@ -785,6 +786,26 @@ def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
     assert after.metadata.icc == before.metadata.icc
     assert 0 < largest_change(before, after) <= LEVELS
     assert result.receipt["max_change_levels"] == largest_change(before, after)
+
+
+@pytest.mark.parametrize(("jpeg", "grey"), [("small", True), ("strong", False)])
+def test_what_is_optimised_is_what_will_be_stored(
+    monkeypatch: pytest.MonkeyPatch, jpeg: str, grey: bool
+) -> None:
+    """A JPEG that will get the luminance of the change alone gets a grey change."""
+    asked: list[bool] = []
+    optimise = protect.optimise
+
+    def watched(rgb: Rgb, grey: bool, *rest: Any, **given: Any) -> protect.Protected:
+        asked.append(grey)
+        return optimise(rgb, grey, *rest, **given)
+
+    monkeypatch.setattr(protect, "optimise", watched)
+    mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
+    settings = parse({"folders": {"inbox": "in"}, "output": {"jpeg": jpeg}, **QUICK}, base=Path("/"))
+    result = process(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)
+    assert asked == [grey]
+    assert ("4:2:0" in result.receipt["written_as"]) is grey
 
 
 @pytest.mark.slow

@@ -22,7 +22,16 @@ from daemon.config import Sidecars
 from daemon.detectors.sidecar import marked
 from daemon.domain import Rgb
 from daemon.errors import Code, InputError
-from daemon.images import Picture, decode, decode_painting, encode, largest_change, max_change, psnr
+from daemon.images import (
+    Picture,
+    decode,
+    decode_painting,
+    encode,
+    largest_change,
+    luma_alone,
+    max_change,
+    psnr,
+)
 from daemon.images.intake import stored
 from tests.conftest import photo
 
@@ -327,6 +336,16 @@ def test_only_halved_chroma_makes_a_small_jpeg(options: dict[str, Any]) -> None:
     encoded = encode(picture, changed(picture), levels=LEVELS, jpeg="small")
     assert encoded.how == "JPEG quality 100 4:4:4 RGB"
     assert max_change(picture.rgb, taken(encoded.data).rgb) <= LEVELS
+    assert not luma_alone(picture, jpeg="small")
+
+
+def test_where_luma_alone_will_be_written_that_is_known_before() -> None:
+    halved = taken(file(photograph(), "JPEG", quality=90))
+    assert luma_alone(halved, jpeg="small")
+    assert luma_alone(halved, format="jpeg", jpeg="small")
+    assert not luma_alone(halved, jpeg="strong")
+    assert not luma_alone(halved, format="png", jpeg="small")
+    assert not luma_alone(taken(file(photograph(), "PNG")), format="jpeg", jpeg="small")
 
 
 def test_chroma_that_cannot_stay_is_stored_in_full() -> None:
