@@ -380,8 +380,8 @@ def _enough(original: Rgb, bench: _Bench, settings: Settings, key: str) -> Enoug
             bench.surrogates,
             settings.verify,
             broken=broken,
-            # No further round mends what none optimises through.
-            paths=not broken or "paths" in settings.protect.withstand,
+            # At another scale nothing breaks that was not optimised through: no further round mends it.
+            resized=not broken or "paths" in settings.protect.withstand,
             device=bench.device,
             rng=rng,
         )

@@ -305,7 +305,7 @@ def holds(
     settings: Verify,
     *,
     broken: bool = False,
-    paths: bool = True,
+    resized: bool = True,
     device: torch.device,
     rng: np.random.Generator,
 ) -> bool:
@@ -315,7 +315,7 @@ def holds(
 
     Args:
         broken: ask only of edits that are to break, not of those that are to be kept.
-        paths: ask of the region as it reaches an editor otherwise, too.
+        resized: ask of the whole picture at 512 px, too.
     """
     strict = settings.model_copy(
         update={
@@ -330,9 +330,9 @@ def holds(
         kinds = _kinds(mask, crop.protected(), rng)
         kinds = {kind: plane for kind, plane in kinds.items() if kind in BREAKING or not broken}
         looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
-        others = geometry.other_paths(region, crop, height, width, rng) if paths else {}
-        for path, other in others.items():
-            looks.append((path, other, {MaskKind.TRIGGER: other.masks()[0]}))
+        for path, other in geometry.other_paths(region, crop, height, width, rng).items():
+            if resized or path != EditPath.RESIZED:
+                looks.append((path, other, {MaskKind.TRIGGER: other.masks()[0]}))
         for path, cut, plane in looks:
             pair = seen(original, cut, device), seen(published, cut, device)
             for editor in surrogates:

@@ -218,7 +218,7 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
     assert holding(original, anything) == (False, 1)
     assert holding(published, Verify()) == (False, 4)
     assert holding(published, Verify(), broken=True) == (True, 3 + 2), "a further round mends no other edit"
-    assert holding(published, Verify(), broken=True, paths=False) == (True, 3)
+    assert holding(published, Verify(), broken=True, resized=False) == (True, 3 + 1)
     beyond = anything.model_copy(update={"trigger_ssim_max": -1.0 + 0.02})
     assert holding(published, beyond)[0] is False, "met, but not with a margin"
 
