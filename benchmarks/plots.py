@@ -76,7 +76,9 @@ def _curves(
     """A line for each method and `of`, its points placed by `by`."""
     lines: dict[tuple[str, str, str, str, float], list[Group]] = {}
     for group in groups:
-        method = group.rows[0]["settings"]["method"]
+        settings = group.rows[0]["settings"]
+        method, target = settings["method"], settings.get("target", "away")
+        method = method if target == "away" else f"{method}:{target}"
         lines.setdefault((group.of, method, group.against, group.judge, of(group)), []).append(group)
     for (dataset, method, against, judge, which), members in lines.items():
         points = sorted((by(group), 1 - float(np.mean(group.values("full")))) for group in members)

@@ -68,6 +68,8 @@ def settings_of(name: str, **given: Any) -> Protect:
     own = {"target": parts[2], "epsilon": parts[3], "iterations": parts[4]}
     said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
     if parts[1] == "recipe":
+        if parts[2] is not None:
+            raise SystemExit(f"--methods: got {name!r}: the published recipe has a target of its own")
         published = {key: STRENGTHS["paper"][key] for key in PAPER}
         said = {**published, **{key: said[key] for key in own if key in said}, "withstand": ()}
     return Protect.model_validate({**said, "method": parts[1]})
@@ -88,7 +90,7 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
                     flat_share=given.flat_share,
                     withstand=given.withstand,
                 )
-                swept = sweep and name in methods.NAMES
+                swept = sweep and name.partition(":")[0] in methods.NAMES
                 found[f"{name}@{one.epsilon:g}x{one.iterations}" if swept else name] = one
     return [Plan(name, settings, group) for name, settings in found.items() for group in groups]
 

@@ -49,7 +49,8 @@ OUT = Path("benchmarks/results/protection/speed")
 
 def settings(method: str, iterations: int, reach: int | None = None) -> Protect:
     """A method's own settings at that many iterations; `reach` in place of its `reach_px`."""
-    return protection.settings_of(f"{method}x{iterations}", reach_px=reach)
+    share = None if reach is None else 0.0
+    return protection.settings_of(f"{method}x{iterations}", reach_px=reach, reach_share=share)
 
 
 def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:

@@ -259,13 +259,13 @@ class Protect(_Section):
         if self.method == "recipe" and self.escalate:
             raise ValueError(
                 "protect.escalate: got method recipe, which always begins anew, expected another one; "
-                "take escalate out or set protect.method: implant"
+                "set protect.method: implant, or escalate: [] beside it"
             )
         return self
 
     def rounds(self) -> list[Protect]:
-        """These settings, then those of each further round: the budget and iterations of a strength that
-        `escalate` names, never less than the round before."""
+        """These settings, then those of each further round: the budget of a strength that `escalate` names,
+        or of the round before where that is more, and its iterations."""
         found = [self]
         for strength in self.escalate:
             last, named = found[-1], STRENGTHS[strength]

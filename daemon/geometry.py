@@ -20,6 +20,8 @@ SHIFTS = (64, 200)
 """Margins that an attacker's tool may cut around a region, in pixels."""
 RESIZED, LEAST = 512, 16
 """The long side at which many editors take a picture, and the least side of a region to edit in it."""
+FADE = 16
+"""Over so many pixels the budget fades to nothing."""
 FAR = 32
 """A benign edit counts as far from this many pixels on."""
 
@@ -49,7 +51,7 @@ class Crop:
 
     def masks(self) -> list[Mask]:
         """Each region's mask at the working size; a region never vanishes by scaling."""
-        return [self.plane(region, self.size) for region in self.regions]
+        return [self._plane(region, self.size) for region in self.regions]
 
     def protected(self) -> Mask:
         """Everything protected in the crop, neighbours too, at the working size."""
@@ -62,10 +64,10 @@ class Crop:
     def _together(self, size: tuple[int, int]) -> Mask:
         together = np.zeros(size, dtype=np.bool_)
         for one in (*self.regions, *self.neighbours):
-            together |= self.plane(one, size)  # not all at once: of a large picture each is large
+            together |= self._plane(one, size)  # not all at once: of a large picture each is large
         return together
 
-    def plane(self, region: Region, size: tuple[int, int]) -> Mask:
+    def _plane(self, region: Region, size: tuple[int, int]) -> Mask:
         """The part of the region that lies in the crop, at a size; of the crop's pixels no plane is made."""
         plane = np.zeros(size, dtype=np.bool_)
         box, here = region.box, self.box
@@ -256,7 +258,7 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
     return plane
 
 
-def within(mask: Mask, reach: int, edge: int = 16) -> np.ndarray:
+def within(mask: Mask, reach: int, edge: int = FADE) -> np.ndarray:
     """How much of the budget each pixel may use: all up to `reach` pixels from a mask, then less and less.
 
     Args:
@@ -281,20 +283,23 @@ def reached(crop: Crop, reach: int, share: float) -> np.ndarray:
     Returns:
         H,W float32 in [0,1] on the crop's own pixels.
     """
-    size = crop.box.height, crop.box.width
-    alike: dict[int, Mask] = {}
+    frame = crop.box
+    near = np.zeros((frame.height, frame.width), np.float32)
     for region in (*crop.regions, *crop.neighbours):
         own = max(reach, round(share * min(region.box.width, region.box.height)))
-        plane = crop.plane(region, size)
-        if plane.any():  # of a neighbour no pixel may lie here
-            alike[own] = alike.get(own, np.zeros(size, np.bool_)) | plane
-    near = np.zeros(size, np.float32)
-    for own, plane in alike.items():
-        near = np.maximum(near, within(plane, own))
+        # Of the crop no more than the region reaches: it may have many regions, and be large.
+        box = region.box.grown(own + FADE, frame.right, frame.bottom)
+        box = box._replace(left=max(box.left, frame.left), top=max(box.top, frame.top))
+        if box.left < box.right and box.top < box.bottom:
+            part = Crop(box, (region,), (box.height, box.width)).inside()
+            rows = slice(box.top - frame.top, box.bottom - frame.top)
+            columns = slice(box.left - frame.left, box.right - frame.left)
+            if part.any():  # of a neighbour no pixel may lie here
+                near[rows, columns] = np.maximum(near[rows, columns], within(part, own))
     return near
 
 
-def taper(box: Box, height: int, width: int, edge: int = 16) -> np.ndarray:
+def taper(box: Box, height: int, width: int, edge: int = FADE) -> np.ndarray:
     """How much of the budget each pixel of a crop may use, H,W float32 in [0,1].
 
     Fades to zero towards those sides of the crop that are not the picture's own, so that the

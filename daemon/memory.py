@@ -7,7 +7,6 @@ way out be silent: a smaller working size is a weaker protection.
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from daemon.config import Protect
+from daemon.editors import hardware
 from daemon.editors.base import Editor
 from daemon.errors import Code, DeviceError, ModelError
 
@@ -27,9 +27,6 @@ LEAST_PX = 256
 
 DOORS = ("encode", "first_step", "one_step")
 """What only some editors have beside `inpaint`."""
-
-BROKEN = re.compile(r"\b(CUDA|cuDNN|cuBLAS|HIP) error\b[^\n]*")
-"""What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""
 
 T = TypeVar("T")
 
@@ -96,12 +93,10 @@ def watched(name: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        broken = BROKEN.search(str(error))
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error) and broken:
-            raise DeviceError(
-                f"{name}: the GPU failed at work ({broken[0]}); see dmesg for an Xid"
-            ) from error
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if broken := hardware.failure(error):
+            remedy = "look into the kernel's log (dmesg), and whether this torch supports the card"
+            raise DeviceError(f"{name}: the GPU failed at work ({broken}); {remedy}") from error
+        if isinstance(error, RuntimeError) and not hardware.is_full(error):
             raise
         message = f"{name}: out of memory ({error}); lower protect.work_px or add memory"
     else:

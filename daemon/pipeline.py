@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from daemon import editors, finding, geometry, images, memory, protect, report, verify
-from daemon.config import Protect, Settings
+from daemon.config import Output, Protect, Settings
 from daemon.detectors import Source
 from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
 from daemon.editors.base import Editor
@@ -26,7 +26,7 @@ from daemon.editors.hardware import PeakMemory
 from daemon.errors import BudgetExceeded, Code, InputError
 from daemon.finding import Found
 from daemon.geometry import Crop
-from daemon.images import Picture
+from daemon.images import Encoded, Picture
 from daemon.memory import Rung
 from daemon.protect import Enough, Phase, Protected
 from daemon.report import Heat
@@ -154,19 +154,12 @@ def _protected(
             device=bench.device,
             rng=generator(key, "optimise"),
             progress=lambda done, total: progress("optimise", done, total),
-            enough=_enough(picture.rgb, bench, settings, key) if asked else None,
+            enough=_enough(picture, source, bench, settings, key, progress) if asked else None,
         )
     budget = optimised.budget
     with watch.phase("encode"):
         progress("encode", 0, 1)
-        encoded = images.encode(
-            picture,
-            optimised.rgb,
-            levels=budget.levels,
-            format=output.format,
-            metadata=output.metadata,
-            jpeg=output.jpeg,
-        )
+        encoded = _encoded(picture, optimised.rgb, budget, output)
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), memory.watched(source.name):
         verification = _verified(
@@ -238,6 +231,18 @@ def replay(
     return Result(verification.verdict, protected, "", receipt, sheet)
 
 
+def _encoded(picture: Picture, rgb: Rgb, budget: Budget, output: Output) -> Encoded:
+    """The picture with other pixels, as the output settings have it."""
+    return images.encode(
+        picture,
+        rgb,
+        levels=budget.levels,
+        format=output.format,
+        metadata=output.metadata,
+        jpeg=output.jpeg,
+    )
+
+
 def _decoded_again(
     data: bytes, source: Source, original: Picture, settings: Settings, budget: Budget
 ) -> tuple[Rgb, int]:
@@ -272,14 +277,7 @@ def _passed(
     output, how, largest = data, "unchanged", 0
     extension = os.path.splitext(source.name)[1].lower()
     if (settings.output.format, settings.output.metadata) != ("same", "keep"):
-        encoded = images.encode(
-            picture,
-            picture.rgb,
-            levels=Budget(settings.protect.epsilon).levels,
-            format=settings.output.format,
-            metadata=settings.output.metadata,
-            jpeg=settings.output.jpeg,
-        )
+        encoded = _encoded(picture, picture.rgb, Budget(settings.protect.epsilon), settings.output)
         output, extension, how = encoded.data, encoded.extension, encoded.how
         _, largest = _decoded_again(output, source, picture, settings, Budget(settings.protect.epsilon))
     names = ", ".join(settings.regions.detectors)
@@ -369,21 +367,30 @@ def _verified(
     )
 
 
-def _enough(original: Rgb, bench: _Bench, settings: Settings, key: str) -> Enough:
+def _enough(
+    picture: Picture, source: Source, bench: _Bench, settings: Settings, key: str, progress: Phase
+) -> Enough:
     rng = generator(key, "enough")
 
-    def enough(so_far: Rgb, crop: Crop, broken: bool) -> bool:
+    def enough(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
+        if after is not None:  # seldom asked, so of the file itself: its coding takes of the effect
+            file = _encoded(picture, so_far, after, settings.output)
+            try:
+                so_far, _ = _decoded_again(file.data, source, picture, settings, after)
+            except BudgetExceeded:
+                return False
         return verify.holds(
-            original,
+            picture.rgb,
             so_far,
             crop,
             bench.surrogates,
             settings.verify,
-            broken=broken,
+            broken=after is not None,
             # At another scale nothing breaks that was not optimised through: no further round mends it.
-            resized=not broken or "paths" in settings.protect.withstand,
+            resized=after is None or "paths" in settings.protect.withstand,
             device=bench.device,
             rng=rng,
+            progress=lambda done, total: progress("verify", done, total),
         )
 
     return enough

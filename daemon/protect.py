@@ -18,7 +18,7 @@ from daemon.domain import Budget, Region, Rgb
 from daemon.editors.base import Editor
 from daemon.errors import Code, ModelError
 from daemon.geometry import Crop
-from daemon.methods.base import Progress, Sight, Task
+from daemon.methods.base import LUMA, Progress, Sight, Task
 
 
 def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
@@ -31,9 +31,12 @@ def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-Enough = Callable[[Rgb, Crop, bool], bool]
-"""Called as enough(picture so far, crop, broken), the picture in whole levels, as it would be written
-lossless. `broken`: whether it is enough that the edits of the region break, whatever others do."""
+WEIGHTS = np.array(LUMA, dtype=np.float32)
+
+Enough = Callable[[Rgb, Crop, Budget | None], bool]
+"""Called as enough(picture so far, crop, after), the picture in whole levels. `after`: the budget of the
+picture so far, at the end of a round, when it is enough that the edits of the region break, whatever
+others do; None within a round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,8 @@ def optimise(
     total = each * sum(len(crop.regions) for crop in crops)
     change = np.zeros(rgb.shape, dtype=np.float32)
     gradients = np.zeros(len(surrogates))
-    heat, needed = [], []
+    heat: list[tuple[np.ndarray, ...]] = []
+    needed: list[int] = []
     done = made = 0
     result = rgb.copy()
     paths = _Paths(rgb, crops, settings.withstand, device)
@@ -108,7 +112,6 @@ def optimise(
             grey=grey,
             paths=[paths.of(region, crop, rng) for region in crop.regions],
             grain=settings.grain_px,
-            luma=settings.luma_share,
             withstand=settings.withstand,
         )
         start = _plane(before, crop.size, device) if before.any() else None
@@ -117,6 +120,9 @@ def optimise(
             bound = np.maximum(_allowed(rgb, crop, now) * budget.unit, np.abs(before).max(axis=2))
             area = _plane(bound / budget.unit, crop.size, device)
             round_ = task(area=area, budget=budget, start=start, warm=number > 1)
+            if now.luma_share < 1:
+                own, kept = now.luma_share * _allowed(rgb, crop, now) * budget.unit, np.abs(before @ WEIGHTS)
+                round_ = replace(round_, luma=_plane(np.maximum(own, kept) / budget.unit, crop.size, device))
             if enough is not None and settings.stop_early:
                 round_ = replace(round_, enough=_so_far(rgb, result, round_, crop, bound, enough))
             iterations = now.iterations * len(crop.regions)
@@ -133,7 +139,10 @@ def optimise(
             result[here] = quantised(rgb[here], change[here])
             gradients += np.array(proposed.gradients) * proposed.iterations
             made, done = made + proposed.iterations, done + iterations
-            if number < len(rounds) and enough is not None and enough(result, crop, True):
+            if number == len(rounds) or proposed.iterations < iterations:
+                break
+            largest = Budget(rounds[max([*needed, number]) - 1].epsilon)
+            if enough is not None and enough(result, crop, largest):
                 break
         if done < end:
             progress(end, total)
@@ -163,7 +172,7 @@ def _so_far(
 
     def asked(change: Tensor) -> bool:
         result[here] = quantised(rgb[here], _native(task.project(change), crop, bound))
-        return enough(result, crop, False)
+        return enough(result, crop, None)
 
     return asked
 

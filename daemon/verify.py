@@ -308,6 +308,7 @@ def holds(
     resized: bool = True,
     device: torch.device,
     rng: np.random.Generator,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> bool:
     """Whether one crop meets every threshold with a margin: the verdict will draw other edits.
 
@@ -316,6 +317,7 @@ def holds(
     Args:
         broken: ask only of edits that are to break, not of those that are to be kept.
         resized: ask of the whole picture at 512 px, too.
+        progress: called with (regions done, regions) before each edit; may raise to stop.
     """
     strict = settings.model_copy(
         update={
@@ -326,7 +328,7 @@ def holds(
     )
     height, width = original.shape[:2]
     seed = int(rng.spawn(1)[0].integers(1 << 63))
-    for region, mask in zip(crop.regions, crop.masks(), strict=True):
+    for done, (region, mask) in enumerate(zip(crop.regions, crop.masks(), strict=True)):
         kinds = _kinds(mask, crop.protected(), rng)
         kinds = {kind: plane for kind, plane in kinds.items() if kind in BREAKING or not broken}
         looks = [(EditPath.CROP, crop, {kind: plane}) for kind, plane in kinds.items()]
@@ -336,6 +338,7 @@ def holds(
         for path, cut, plane in looks:
             pair = seen(original, cut, device), seen(published, cut, device)
             for editor in surrogates:
+                progress(done, len(crop.regions))
                 ((row,), _) = _replay(editor, *pair, None, plane, "away", seed)
                 if _misses(EditResult(region=0, held_out=False, path=path, **row), strict):
                     return False

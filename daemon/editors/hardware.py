@@ -13,6 +13,9 @@ import torch
 
 from daemon.errors import require
 
+BROKEN = re.compile(r"\b(CUDA( driver)?|cuDNN|cuBLAS|cusolver|HIP) error\b[^\n]*")
+"""What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats by their names in the configuration; float32 on CPUs, the halves for GPUs."""
 
@@ -39,6 +42,17 @@ def cpu_prefers_bfloat16() -> bool:
 def _cpu_has(feature: str) -> bool:
     probe = getattr(torch.cpu, feature, None)
     return bool(probe and probe())
+
+
+def failure(error: BaseException) -> str | None:
+    """How a device failed at work, in torch's words; None of all other errors, want of memory among them."""
+    broken = BROKEN.search(str(error))
+    return None if broken is None or re.search("out of memory|ALLOC_FAILED", broken[0]) else broken[0]
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether torch says that there is no memory left, on the device or beside it."""
+    return failure(error) is None and re.search("memory|ALLOC_FAILED", str(error)) is not None
 
 
 def dtype_named(name: str, setting: str = "dtype") -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from daemon import trusted
+from daemon.editors import hardware
 from daemon.editors.base import ModelEditor
 from daemon.errors import Code, ConfigError, ModelError
 
@@ -58,7 +59,7 @@ class ScriptedEditor(ModelEditor):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the model is a stranger's: whatever it raises is its failure
-            if "memory" in str(error):
+            if hardware.is_full(error) or hardware.failure(error):
                 raise
             reason = f"failed on an image of {tuple(image.shape)} ({trusted.brief(error)})"
             remedy = "save it for any batch, height and width (torch.export: dynamic_shapes) or set multiple"

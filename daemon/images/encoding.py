@@ -103,8 +103,10 @@ def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") 
     all, that shows only when it is written.
     """
     kind = picture.format if format == "same" else format.upper()
-    small = kind == "JPEG" and jpeg == "small" and _hurdle(picture, kind) is None
-    return small and picture.jpeg is not None and jpegs.is_halved(picture.jpeg)
+    if kind != "JPEG" or jpeg != "small" or picture.jpeg is None or _hurdle(picture, kind):
+        return False
+    with pillow(None):
+        return jpegs.is_halved(picture.jpeg)
 
 
 def _written(

@@ -83,13 +83,19 @@ def written(
 
 
 def is_halved(data: bytes) -> bool:
-    """Whether a file holds YCbCr with chroma of half the width and height."""
+    """Whether a file holds YCbCr with chroma of half the width and height, coded as we can code it again."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        return _has_half(image)
+        return _chroma_table(image) is not None
 
 
-def _has_half(image: Image.Image) -> bool:
-    return image.mode == "RGB" and JpegImagePlugin.get_sampling(image) == HALVED and min(image.size) >= MCU
+def _chroma_table(image: Image.Image) -> Sequence[int] | None:
+    """The quantisation of halved chroma; None where it is not halved, or not coded by one table of bytes."""
+    if image.mode != "RGB" or JpegImagePlugin.get_sampling(image) != HALVED or min(image.size) < MCU:
+        return None
+    jpeg: Any = image
+    tables = {tuple(jpeg.quantization[component[3]]) for component in jpeg.layer[1:]}
+    table = tables.pop()
+    return None if tables or max(table) > 255 else table
 
 
 def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]:
@@ -208,20 +214,17 @@ def _planes(data: bytes) -> Planes | None:
     Decoded at half its size, a file gives its chroma without the smoothing that scales it up.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        if not _has_half(image):
+        table = _chroma_table(image)
+        if table is None:
             return None
         width, height = image.size
-        jpeg: Any = image
-        tables = {tuple(jpeg.quantization[component[3]]) for component in jpeg.layer[1:]}
         image.draft("YCbCr", image.size)
         luma = np.array(image.getchannel(0))
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         image.draft("YCbCr", (width // 2, height // 2))
         chroma = np.array(image)[..., 1:]
     fits = image.mode == "YCbCr" and chroma.shape[:2] == (-(-height // 2), -(-width // 2))
-    if not fits or len(tables) != 1 or max(max(table) for table in tables) > 255:
-        return None
-    return Planes(luma, np.ascontiguousarray(chroma), tables.pop())
+    return Planes(luma, np.ascontiguousarray(chroma), table) if fits else None
 
 
 def _changed(

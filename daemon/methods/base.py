@@ -63,8 +63,8 @@ class Task:
         paths: for each region, how it may reach an editor otherwise than in this crop, in groups
             that matter alike.
         grain: side of the squares of pixels that change as one.
-        luma: the share of what a pixel may use by which its luma may move; its chroma may use all, of
-            which the eye sees less. A grey change has luma only, and uses all.
+        luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour may
+            use all, of which the eye sees less. None where luma has no bound of its own.
         withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
         enough: whether a change needs no more work; None where all iterations are wanted.
     """
@@ -79,7 +79,7 @@ class Task:
     warm: bool = False
     paths: Sequence[Sequence[Sequence[Sight]]] = ()
     grain: int = 1
-    luma: float = 1.0
+    luma: Tensor | None = None
     withstand: Sequence[str] = ()
     enough: Callable[[Tensor], bool] | None = None
 
@@ -101,10 +101,17 @@ class Task:
         bound = self.area * self.budget.unit
         if self.grey:
             change = change.mean(dim=1, keepdim=True).expand_as(self.image)
-        change = _clipped(change, bound)
-        for _ in range(2 if self.luma < 1 and not self.grey else 0):  # the clip moves luma once more
+        change = self._shown(_clipped(change, bound))
+        if self.luma is None or self.grey:
+            return change
+        for _ in range(2):  # what is clipped moves luma once more
             bright = (change * change.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-            change = _clipped(change - (bright - _clipped(bright, self.luma * bound)), bound)
+            back = _clipped(bright, self.luma * self.budget.unit) - bright
+            change = self._shown(_clipped(change + back, bound))
+        return change
+
+    def _shown(self, change: Tensor) -> Tensor:
+        """What a picture in [0,1] shows of a change."""
         return (self.image + change).clamp(0, 1) - self.image
 
 

@@ -266,13 +266,19 @@ def test_grained_pixels_change_as_one(surrogate: Editor, grain: int) -> None:
 
 
 def test_luma_moves_by_its_share_and_chroma_by_all_of_it(surrogate: Editor) -> None:
-    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), luma=0.5)
+    half = torch.full((1, 1, 96, 96), 0.5)
+    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), luma=half)
     change = run("encoder", surrogate, work) / work.budget.unit
     luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1)
     assert 0.4 < float(luma.abs().max()) < 0.51
     assert float(change.abs().max()) > 0.99
-    grey = replace(task(grey=True), luma=0.5)
+    grey = replace(task(grey=True), luma=half)
     assert float(run("encoder", surrogate, grey).abs().max()) > 0.99 * grey.budget.unit, "it has luma only"
+    green = torch.tensor([0.2, 1.0, 0.2])[:, None, None].expand(1, 3, 96, 96)
+    dark = replace(work, image=green, luma=torch.full((1, 1, 96, 96), 0.1))
+    change = dark.project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1) / dark.budget.unit
+    assert float(luma.abs().max()) < 0.25, "what white cuts off moves luma, too: 0.41 if nobody looks again"
 
 
 @pytest.mark.parametrize(("answer", "rounds"), [(True, 1), (False, 3)])
@@ -281,7 +287,7 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
 ) -> None:
     """With the budget and the iterations of its strength; whoever waits is told that all is done."""
     works: list[Task] = []
-    asked: list[tuple[int, bool]] = []
+    asked: list[tuple[int, float]] = []
     seen: list[tuple[int, int]] = []
 
     class Whole:
@@ -290,8 +296,9 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
             change = torch.full_like(work.image, 1 / 255 * len(works))
             return Proposal(change, (torch.zeros(work.image.shape[2:]),), iterations)
 
-    def enough(so_far: Rgb, _: object, broken: bool) -> bool:
-        asked.append((int(so_far.max()), broken))
+    def enough(so_far: Rgb, _: object, after: Budget | None) -> bool:
+        assert after is not None
+        asked.append((int(so_far.max()), after.epsilon))
         return answer
 
     monkeypatch.setattr(methods, "get", lambda *_: Whole())
@@ -311,7 +318,7 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
     assert made.rounds == (rounds,)
     assert made.iterations == (80, 80 + 80, 80 + 80 + 120)[rounds - 1]
     assert made.budget.epsilon == (6.4, 6.4, 10)[rounds - 1]
-    assert asked == [(101, True), (102, True)][: 1 if answer else 2], "after the last there is nothing to ask"
+    assert asked == [(101, 6.4), (102, 6.4)][: 1 if answer else 2], "after the last there is nothing to ask"
     assert [work.warm for work in works] == [False, True, True][:rounds]
     assert [None if work.start is None else round(float(work.start.max()) * 255) for work in works] == [
         None,
@@ -320,6 +327,70 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
     ][:rounds]
     assert [work.budget.epsilon for work in works] == [6.4, 6.4, 10][:rounds]
     assert seen == ([(280, 280)] if answer else [])
+
+
+def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(
+    surrogate: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is grey, so that a smaller share of luma would cut it."""
+    start = torch.full((1, 3, 96, 96), 3 / 255)
+    share = torch.full((1, 1, 96, 96), 0.5)
+    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), area=share, luma=share, start=start)
+    assert torch.allclose(work.project(start), start, atol=1e-6)
+    regions = [Region(Box(100, 40, 180, 240), "x", 1.0, "x"), Region(Box(260, 40, 340, 240), "x", 1.0, "x")]
+    crops = geometry.plan(regions, 280, 440, margin=64, work=256)
+    assert len(crops) == 2
+    assert crops[0].box.overlaps(crops[1].box)
+
+    works: list[Task] = []
+
+    class Grey:
+        def run(self, work: Task, *_: object, iterations: int, **__: object) -> Proposal:
+            works.append(work)
+            return Proposal(torch.full_like(work.image, 1.0), (work.image[0, 0],), iterations)
+
+    monkeypatch.setattr(methods, "get", lambda *_: Grey())
+    made = optimise(
+        np.full((280, 440, 3), 100, np.uint8),
+        False,
+        crops,
+        Protect(margin_px=64, luma_share=0.5),
+        [surrogate],
+        device=CPU,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: None,
+    )
+    assert int(made.rgb.max()) == 103, "half of six levels"
+    first, second = (work.luma for work in works)
+    assert first is not None
+    assert second is not None
+    assert float(first.max()) == pytest.approx(0.5, abs=0.01) == float(second.max())
+    inner = crops[1].box.left - crops[0].box.left, crops[0].box.width
+    assert float(first[0, 0, 100, -1]) < 0.1, "it fades to its edge"
+    assert (made.rgb[100, crops[0].box.left + inner[0] + 30 : crops[0].box.right - 16, 0] == 103).all()
+
+
+def test_a_crop_that_ended_early_is_not_asked_again(surrogate: Editor) -> None:
+    asked: list[Budget | None] = []
+
+    def enough(so_far: Rgb, _: object, after: Budget | None) -> bool:
+        asked.append(after)
+        return after is None
+
+    rgb: Rgb = np.full((96, 96, 3), 100, dtype=np.uint8)
+    crops = geometry.plan([Region(Box(32, 32, 64, 64), "x", 1.0, "x")], 96, 96, margin=32, work=768)
+    made = optimise(
+        rgb,
+        False,
+        crops,
+        Protect(method="encoder", iterations=4, stop_early=True, escalate=("strong",)),
+        [surrogate],
+        device=CPU,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: None,
+        enough=enough,
+    )
+    assert (made.rounds, made.iterations, asked) == ((1,), 2, [None])
 
 
 def test_a_warm_start_is_the_change_itself(surrogate: Editor) -> None:

@@ -160,7 +160,14 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
     [
         ("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might", Code.MODEL, True),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", Code.MODEL, True),
+        ("CUDA driver error: device-side assert triggered", Code.MODEL, True),
         ("CUDA error: out of memory", Code.OUT_OF_MEMORY, False),
+        (
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            Code.OUT_OF_MEMORY,
+            False,
+        ),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", Code.OUT_OF_MEMORY, False),
         ("DefaultCPUAllocator: can't allocate memory", Code.OUT_OF_MEMORY, False),
         ("mat1 and mat2 shapes cannot be multiplied", None, False),
     ],

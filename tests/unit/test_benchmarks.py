@@ -203,6 +203,14 @@ def test_an_unknown_method_names_the_known() -> None:
         protection.settings_of("implnat")
     with pytest.raises(SystemExit, match="got 'implant:round'"):
         protection.settings_of("implant:round")
+    with pytest.raises(SystemExit, match="has a target of its own"):
+        protection.settings_of("recipe:inverted")
+
+
+def test_a_sweep_has_every_point_of_each_target() -> None:
+    given = protection.parser().parse_args(["--methods", "implant,implant:flat", "--epsilon", "4,8"])
+    names = [plan.name for plan in protection.plans(given, [editors.get("latent-mini")])]
+    assert names == ["implant@4x80", "implant@8x80", "implant:flat@4x80", "implant:flat@8x80"]
 
 
 def _row(picture: str, **edits: Any) -> Row:

@@ -142,7 +142,9 @@ def test_a_further_round_has_never_less_than_the_one_before() -> None:
     assert [one.flat_share for one in rounds] == [1, 1, 1]
     assert [one.reach_px for one in rounds] == [40, 40, 64]
     assert protect().rounds() == [protect()]
-    with pytest.raises(ConfigError, match=r"escalate: got method recipe.*set protect\.method: implant"):
+    with pytest.raises(
+        ConfigError, match=r"escalate: got method recipe.*set protect\.method: implant, or escalate: "
+    ):
         protect(strength="paper", escalate=["strong"])
 
 

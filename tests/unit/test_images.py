@@ -348,6 +348,21 @@ def test_where_luma_alone_will_be_written_that_is_known_before() -> None:
     assert not luma_alone(taken(file(photograph(), "PNG")), format="jpeg", jpeg="small")
 
 
+def test_a_jpeg_that_cannot_be_coded_so_again_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that differ for the two planes of chroma; and Pillow's own limit of size is not ours."""
+    data = file(photograph(), "JPEG", quality=90)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert luma_alone(taken(data), jpeg="small")
+    frame = data.index(b"\xff\xc0")
+    components = frame + 10
+    assert data[components + 5] == data[components + 8] == 1, "which table Cb and Cr take"
+    other = bytearray(data)
+    other[components + 8] = 0
+    picture = taken(bytes(other))
+    assert not luma_alone(picture, jpeg="small")
+    assert encode(picture, picture.rgb, levels=LEVELS, jpeg="small").how == "JPEG quality 100 4:4:4 RGB"
+
+
 def test_chroma_that_cannot_stay_is_stored_in_full() -> None:
     """A bound that only RGB can keep."""
     picture = taken(file(scene(121, 131), "JPEG", quality=75))

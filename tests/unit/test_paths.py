@@ -207,7 +207,7 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
     published = original.copy()
     published[crop.box.slices] += 6
 
-    def holding(rgb: Rgb, settings: Verify, **asked: bool) -> tuple[bool, int]:
+    def holding(rgb: Rgb, settings: Verify, **asked: Any) -> tuple[bool, int]:
         editor, rng = Flipping(), np.random.default_rng(0)
         answer = holds(original, rgb, crop, [editor], settings, device=CPU, rng=rng, **asked)
         return answer, len(editor.sizes)

@@ -115,6 +115,19 @@ class Pair(nn.Module):
         return image, mask
 
 
+@pytest.mark.parametrize("said", ["CUDA error: unspecified launch failure", "CUDA out of memory. Tried"])
+def test_what_befalls_the_device_is_not_put_down_to_the_model(tmp_path: Path, said: str) -> None:
+    path, sha256 = scripts.save(tmp_path / "model")
+    editor = ScriptedEditor.load("mine", path, sha256=sha256, trust=True)
+
+    def failing(*_: Tensor) -> Tensor:
+        raise RuntimeError(said)
+
+    editor._call = failing
+    with pytest.raises(RuntimeError, match=said):
+        editor.inpaint(*inputs())
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
