@@ -42,7 +42,7 @@ from daemon.config import STRENGTHS, Protect
 from daemon.domain import Mask, Rgb
 from daemon.editors.base import Editor
 
-LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80)
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
 RECIPE = STRENGTHS["paper"]["iterations"]
 OUT = Path("benchmarks/results/protection/speed")
 
