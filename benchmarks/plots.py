@@ -20,7 +20,9 @@ def write(groups: Sequence[Group], folder: Path) -> None:
     """Every plot that the groups allow.
 
     * `incomplete.png`, `robustness.png`: what other edits and treatments leave;
-    * `psnr.png`: effect against PSNR, one curve for each method, if budgets or methods differ;
+    * `psnr.png`: effect against PSNR, one curve for each method, if budgets or methods differ, judged by
+      what was optimised against;
+    * `transfer.png`: the effect from editor to editor, of the first method, if there are several;
     * `sweep.png`: effect against iterations, one line for each budget, of a sweep over both.
     """
     edits = list(dict.fromkeys(name for group in groups for name in group.edits()))
@@ -31,10 +33,14 @@ def write(groups: Sequence[Group], folder: Path) -> None:
         if len(shown) > 1:
             with axes(folder / f"{name}.png", (9.0, 4.8)) as plot:
                 _bars(plot, groups, shown)
-    if len({group.how for group in groups}) > 1:
+    own = [group for group in groups if group.against == group.judge]
+    if len({group.how for group in own}) > 1:
         with axes(folder / "psnr.png") as plot:
-            _curves(plot, groups, of=lambda group: group.rows[0]["settings"]["iterations"], by=_psnr)
+            _curves(plot, own, of=lambda group: group.rows[0]["settings"]["iterations"], by=_psnr)
             plot.set_xlabel("PSNR over the crops, dB")
+    if len({group.judge for group in groups}) > 1:
+        with axes(folder / "transfer.png", (7.0, 4.0), ylabel="optimised against") as plot:
+            _matrix(plot, [g for g in groups if (g.of, g.how) == (groups[0].of, groups[0].how)])
     if len({_way(group) for group in groups}) > len({_way(group)[0] for group in groups}):
         with axes(folder / "sweep.png") as plot:
             _curves(plot, groups, of=_epsilon, by=lambda group: group.rows[0]["settings"]["iterations"])
@@ -89,6 +95,24 @@ def _curves(
             label=f"{dataset}: {method}, {unit}, {edited(against, judge)}",
         )
     plot.set_ylim(bottom=0)
+
+
+def _matrix(plot: Axes, groups: Sequence[Group]) -> None:
+    """The effect of what was optimised against one editor (rows) on each (columns), in colour and number."""
+    against = list(dict.fromkeys(group.against for group in groups))
+    judges = list(dict.fromkeys(group.judge for group in groups))
+    effects = np.full((len(against), len(judges)), np.nan)
+    for group in groups:
+        at = against.index(group.against), judges.index(group.judge)
+        effects[at] = 1 - float(np.mean(group.values("full")))
+        plot.text(
+            *at[::-1], f"{effects[at]:.2f}", ha="center", va="center", bbox={"fc": "white", "ec": "none"}
+        )
+    plot.imshow(effects, vmin=0, vmax=1, cmap="viridis")
+    plot.set_xticks(range(len(judges)), judges)
+    plot.set_yticks(range(len(against)), [name.replace("+", " +\n") for name in against])
+    plot.set_xlabel("judged by")
+    plot.set_title(f"{groups[0].how}: {EFFECT}", fontsize=9)
 
 
 def _way(group: Group) -> tuple[str, int]:

@@ -345,6 +345,10 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
     plots.write(summary.grouped(rows), tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {"incomplete.png", "robustness.png", "psnr.png", "sweep.png"}
+    edits = {"b": {"full": [[0.9, 0.1]]}, **rows[0]["edits"]}
+    (tmp_path / "two").mkdir()
+    plots.write(summary.grouped([rows[0] | {"judges": ["a@1", "b@1"], "edits": edits}]), tmp_path / "two")
+    assert (tmp_path / "two" / "transfer.png").exists()
 
 
 def test_ours_stops_where_it_reaches_the_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
