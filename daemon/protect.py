@@ -117,24 +117,26 @@ def optimise(
         start = _plane(before, crop.size, device) if before.any() else None
         for number, now in enumerate(rounds, 1):
             budget = Budget(now.epsilon)
-            bound = np.maximum(_allowed(rgb, crop, now) * budget.unit, np.abs(before).max(axis=2))
-            area = _plane(bound / budget.unit, crop.size, device)
-            round_ = task(area=area, budget=budget, start=start, warm=number > 1)
-            if now.luma_share < 1:
-                own, kept = now.luma_share * _allowed(rgb, crop, now) * budget.unit, np.abs(before @ WEIGHTS)
-                round_ = replace(round_, luma=_plane(np.maximum(own, kept) / budget.unit, crop.size, device))
+            bound, luma = _bounds(rgb, crop, now, before)
+            work = task(
+                area=_plane(bound / budget.unit, crop.size, device),
+                luma=None if luma is None else _plane(luma / budget.unit, crop.size, device),
+                budget=budget,
+                start=start,
+                warm=number > 1,
+            )
             if enough is not None and settings.stop_early:
-                round_ = replace(round_, enough=_so_far(rgb, result, round_, crop, bound, enough))
+                work = replace(work, enough=_so_far(rgb, result, work, crop, bound, enough))
             iterations = now.iterations * len(crop.regions)
             proposed = method.run(
-                round_,
+                work,
                 surrogates,
                 iterations=iterations,
                 target=settings.target,
                 rng=rng,
                 progress=_shifted(progress, done, total),
             )
-            start = round_.project(proposed.change)
+            start = work.project(proposed.change)
             change[here] = _native(start, crop, bound)
             result[here] = quantised(rgb[here], change[here])
             gradients += np.array(proposed.gradients) * proposed.iterations
@@ -154,14 +156,23 @@ def optimise(
     return Protected(result, weighed, made, tuple(needed), budget, tuple(heat))
 
 
-def _allowed(rgb: Rgb, crop: Crop, settings: Protect) -> np.ndarray:
-    """The share of the budget that each pixel of a crop may use, H,W float32 in [0,1]."""
-    fade: np.ndarray = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1])
-    fade = fade * perception.share(rgb[crop.box.slices], settings.flat_share)
-    fade = fade * geometry.reached(crop, settings.reach_px, settings.reach_share)
+def _bounds(
+    rgb: Rgb, crop: Crop, settings: Protect, before: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """How far each pixel of a crop may move, on [0,1] images, and its luma where that has a bound; H,W float32.
+
+    Args:
+        before: H,W,3, the change that is there already: both admit it.
+    """
+    own = geometry.taper(crop.box, rgb.shape[0], rgb.shape[1]) * Budget(settings.epsilon).unit
+    own = own * perception.share(rgb[crop.box.slices], settings.flat_share)
+    own = own * geometry.reached(crop, settings.reach_px, settings.reach_share)
     if settings.keep_region_exact:
-        fade[crop.inside()] = 0
-    return fade
+        own[crop.inside()] = 0
+    bound: np.ndarray = np.maximum(own, np.abs(before).max(axis=2))
+    if settings.luma_share == 1:
+        return bound, None
+    return bound, np.maximum(settings.luma_share * own, np.abs(before @ WEIGHTS))
 
 
 def _so_far(
