@@ -159,7 +159,7 @@ def optimise(
 def _bounds(
     rgb: Rgb, crop: Crop, settings: Protect, before: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """How far each pixel of a crop may move, on [0,1] images, and its luma where that has a bound; H,W float32.
+    """How far pixels of a crop may move, on [0,1] images, and their luma where it has a bound; H,W float32.
 
     Args:
         before: H,W,3, the change that is there already: both admit it.
