@@ -162,8 +162,9 @@ def _protected(
         encoded = _encoded(picture, optimised.rgb, budget, output)
         published, largest = _decoded_again(encoded.data, source, picture, settings, budget)
     with watch.phase("verify"), memory.watched(source.name):
+        edits = _edits_key(data, source)
         verification = _verified(
-            picture.rgb, published, largest, crops, bench, settings, budget, key, progress
+            picture.rgb, published, largest, crops, bench, settings, budget, edits, progress
         )
     facts = {
         "file": source.name,
@@ -214,12 +215,12 @@ def replay(
     found = finding.find(picture, source, settings.regions)
     bench = _Bench.of(settings, settings.protect)
     crops = _crops(picture.rgb, found.regions, settings.protect)
-    key = _digests(original, b"", source, settings)["key"]
     with watch.phase("verify"), memory.watched(source.name):
         largest = images.largest_change(picture, other)
         budget = Budget(settings.protect.rounds()[-1].epsilon)
+        edits = _edits_key(original, source)
         verification = _verified(
-            picture.rgb, other.rgb, largest, crops, bench, settings, budget, key, progress
+            picture.rgb, other.rgb, largest, crops, bench, settings, budget, edits, progress
         )
     facts = {
         "file": source.name,
@@ -297,6 +298,12 @@ def _passed(
     verification = Verification(Verdict.UNPROTECTED, reasons, None, largest)
     receipt, _ = _told(verification, (), None, facts, source.name, watch, began)
     return Result(Verdict.UNPROTECTED, output, extension, receipt, None)
+
+
+def _edits_key(original: bytes, source: Source) -> str:
+    """What seeds the edits that judge: of picture and mask alone, so that `replay` draws them again whatever
+    the settings, and those of one picture can be compared."""
+    return job_key(hashlib.sha256(original).hexdigest(), _mask_digest(source), "")
 
 
 def _digests(original: bytes, output: bytes, source: Source, settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUALITIES = (75, 50)
+QUALITIES = (75, 50, 25)
 """JPEG qualities drawn: what sites and messengers save at, and worse."""
 BLUR, NOISE = 0.7, 2.0
 """Standard deviations of the blur, in pixels, and of the noise, in levels of 255."""

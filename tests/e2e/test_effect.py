@@ -59,7 +59,11 @@ def test_verify_says_the_same_of_the_file(protected: tuple[Sandbox, dict[str, An
     code, again = verify(sandbox, "out.png")
     assert again["verdict"] == receipt["verdict"]
     assert (code == 0) == (receipt["verdict"] == "protected")
-    assert rows(again)["trigger"]["ssim"] == pytest.approx(rows(receipt)["trigger"]["ssim"], abs=1e-3)
+    assert [(row["mask_kind"], row["path"]) for row in again["edits"]] == [
+        (row["mask_kind"], row["path"]) for row in receipt["edits"]
+    ]
+    for one, other in zip(again["edits"], receipt["edits"], strict=True):
+        assert one["ssim"] == pytest.approx(other["ssim"], abs=1e-3), "the same edits"
 
 
 def test_without_the_perturbation_it_is_failed(protected: tuple[Sandbox, dict[str, Any]]) -> None:

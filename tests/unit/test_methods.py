@@ -61,7 +61,7 @@ def test_views_start_with_the_plain_one_and_name_what_to_withstand() -> None:
     assert views(()) == views(("paths", "resize")) == [View()]
     many = views(("jpeg", "blur"))
     assert many[0] == View()
-    assert {view.quality for view in many} == {75, 50, None}
+    assert {view.quality for view in many} == {75, 50, 25, None}
     assert any(view.blur for view in many)
     assert any(view.noise for view in many)
 

@@ -243,4 +243,4 @@ def test_a_picture_that_was_escalated_says_so_and_is_verified_with_its_budget(sa
     assert result.stdout, result.stderr
     verified = json.loads(result.stdout)
     assert verified["verdict"] == receipt["verdict"]
-    assert not any("budget" in reason for reason in verified["reasons"])
+    assert verified["reasons"] == receipt["reasons"], "the same edits, and a budget that was kept"
