@@ -15,6 +15,7 @@ from daemon.domain import Rgb
 BUSY = 10.0
 """Local standard deviation, in levels of 255, from which texture hides the whole budget."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""What red, green and blue weigh in luma (ITU-R BT.601, as JPEG has it)."""
 
 
 def share(rgb: Rgb, flat: float) -> NDArray[np.float32]:

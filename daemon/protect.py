@@ -18,7 +18,7 @@ from daemon.domain import Budget, Region, Rgb
 from daemon.editors.base import Editor
 from daemon.errors import Code, ModelError
 from daemon.geometry import Crop
-from daemon.methods.base import LUMA, Progress, Sight, Task
+from daemon.methods.base import Progress, Sight, Task
 
 
 def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
@@ -30,8 +30,6 @@ def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
         image = F.interpolate(image, size=size, mode="bilinear" if up else "area")
     return image.contiguous(memory_format=torch.channels_last)
 
-
-WEIGHTS = np.array(LUMA, dtype=np.float32)
 
 Enough = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as enough(picture so far, crop, after), the picture in whole levels. `after`: the budget of the
@@ -172,7 +170,7 @@ def _bounds(
     bound: np.ndarray = np.maximum(own, np.abs(before).max(axis=2))
     if settings.luma_share == 1:
         return bound, None
-    return bound, np.maximum(settings.luma_share * own, np.abs(before @ WEIGHTS))
+    return bound, np.maximum(settings.luma_share * own, np.abs(before @ perception.LUMA))
 
 
 def _so_far(

@@ -14,9 +14,7 @@ from torch import Tensor
 from daemon.domain import Budget, Mask
 from daemon.editors import hardware
 from daemon.editors.base import Editor
-
-LUMA = 0.299, 0.587, 0.114
-"""What red, green and blue weigh in luma (ITU-R BT.601, as JPEG has it)."""
+from daemon.perception import LUMA
 
 Progress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""

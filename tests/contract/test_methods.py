@@ -17,9 +17,10 @@ from daemon.editors.base import Editor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.errors import ConfigError
 from daemon.memory import Frugal
-from daemon.methods.base import LUMA, Proposal, Task, aim
+from daemon.methods.base import Proposal, Task, aim
 from daemon.methods.descent import Descent
 from daemon.methods.edits import squared, under
+from daemon.perception import LUMA
 from daemon.protect import optimise, seen, to_tensor
 from tests.conftest import photo
 
