@@ -26,13 +26,22 @@ def library(name: str) -> Any:
 
 
 def save(
-    folder: Path, *, xl: bool = False, channels: int = 9, scheduler: str = "DDIMScheduler", **options: Any
+    folder: Path,
+    *,
+    xl: bool = False,
+    channels: int = 9,
+    tiny: bool = False,
+    scheduler: str = "DDIMScheduler",
+    **options: Any,
 ) -> Path:
-    """Write a pipeline to a folder, which is returned; UNet of 9 or 4 channels, scheduler options follow."""
+    """Write a pipeline to a folder, which is returned; UNet of 9 or 4 channels, scheduler options follow.
+
+    `tiny` has TAESD's class for an autoencoder, as people swap it in.
+    """
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "unet": _unet(xl, channels),
-        "vae": _vae(),
+        "vae": _tiny() if tiny else _vae(),
         "scheduler": _scheduler(scheduler, options),
     }
     for suffix in ("", "_2") if xl else ("",):
@@ -83,6 +92,15 @@ def _vae() -> Any:
         vae.quant_conv.weight[4:] = 0
         vae.quant_conv.bias[4:] = -30
     return vae
+
+
+def _tiny() -> Any:
+    return library("diffusers").AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(0, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 0),
+    )
 
 
 def _scheduler(name: str, options: dict[str, Any]) -> Any:
