@@ -89,8 +89,8 @@ class DenoisingEditor(ModelEditor):
         self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
         self._start = _first(pipe.scheduler, steps)
         for module in (pipe.unet, pipe.vae):
-            # Not in `AutoencoderTiny`: its encoder, checkpointed, does not scale the picture (diffusers 0.42),
-            # and gradients would be those of another encoder.
+            # Not in `AutoencoderTiny`: its encoder, checkpointed, does not scale the picture (diffusers
+            # 0.42), and gradients would be those of another encoder.
             if type(module).__name__ != "AutoencoderTiny":
                 # Acts only where gradients are on. An autoencoder may have none.
                 with contextlib.suppress(ValueError):
