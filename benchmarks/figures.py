@@ -35,6 +35,20 @@ RUNS: dict[str, tuple[int, list[str]]] = {
             *("--config", "benchmarks/data/editors.yaml"),
         ],
     ),
+    "diffusion": (
+        20,
+        [
+            *("--set", "dev", "--side", "224", "--plain", "--editors", "ldm-mini"),
+            *("--methods", f"{OURS},{FAINT[0]},encoder,first-step,{RECIPE}"),
+        ],
+    ),
+    "flux2": (
+        20,
+        [
+            *("--set", "dev", "--side", "224", "--plain", "--editors", "latent-taef2"),
+            *("--methods", f"{FAINT[0]},{RECIPE}", "--config", "benchmarks/data/editors.yaml"),
+        ],
+    ),
     "sweep": (
         4,
         [
@@ -120,9 +134,9 @@ def _kept(
 
 
 def _ensemble(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
-    single = {(g.of, g.how, g.judge): g for g in groups if g.against == g.judge}
+    single = {(g.of, g.how, g.judge, g.pictures): g for g in groups if g.against == g.judge}
     for group in groups:
-        own = single.get((group.of, group.how, group.judge))
+        own = single.get((group.of, group.how, group.judge, group.pictures))
         if own is not None and "+" in group.against and group.how != RECIPE:
             base, got = (float(np.mean(list(one.effects("full").values()))) for one in (own, group))
             if base >= LEAST:
@@ -159,7 +173,7 @@ def _no_comfort(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
 
 
 def _name(group: Group) -> str:
-    return f"{group.how} on {group.against}, {group.of}" + (
+    return f"{group.how} on {group.against}, {len(group.pictures)} of {group.of}" + (
         f" judged by {group.judge}" if group.against != group.judge else ""
     )
 

@@ -437,17 +437,17 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     text = figures.shows({"dev": dev, "speed": [*runs, large]})
     found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
     assert found[0] == (
-        "implant on a, dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
-        "implant@3 on a, dev: 0.150 at 39.0 dB, the recipe 0.400: met"
+        "implant on a, 1 of dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
+        "implant@3 on a, 1 of dev: 0.150 at 39.0 dB, the recipe 0.400: met"
     )
     assert found[1].count(": met") == 2
     unmeasured = "cut otherwise not measured, whole at 512 not measured: missed"
     assert found[2] == (
-        f"implant on a, dev: dilated 67%, {unmeasured}<br>implant@3 on a, dev: dilated 71%, {unmeasured}"
+        f"implant on a, 1 of dev: dilated 67%, {unmeasured}<br>implant@3 on a, 1 of dev: dilated 71%, {unmeasured}"
     )
     assert found[3] == (
-        "implant on a, dev: jpeg 75 78%, 1080 px 67%: missed<br>"
-        "implant@3 on a, dev: jpeg 75 82%, 1080 px not measured: missed"
+        "implant on a, 1 of dev: jpeg 75 78%, 1080 px 67%: missed<br>"
+        "implant@3 on a, 1 of dev: jpeg 75 82%, 1080 px not measured: missed"
     )
     assert found[4] == "not measured"
     assert found[5] == (
