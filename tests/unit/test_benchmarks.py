@@ -443,7 +443,8 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     assert found[1].count(": met") == 2
     unmeasured = "cut otherwise not measured, whole at 512 not measured: missed"
     assert found[2] == (
-        f"implant on a, 1 of dev: dilated 67%, {unmeasured}<br>implant@3 on a, 1 of dev: dilated 71%, {unmeasured}"
+        f"implant on a, 1 of dev: dilated 67%, {unmeasured}<br>"
+        f"implant@3 on a, 1 of dev: dilated 71%, {unmeasured}"
     )
     assert found[3] == (
         "implant on a, 1 of dev: jpeg 75 78%, 1080 px 67%: missed<br>"
