@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
             *("--methods", f"{OURS},{FAINT[0]},encoder,first-step,{RECIPE}"),
         ],
     ),
-    "flux2": (
+    "flux2": (  # at the budget that its near edits allow
         20,
         [
             *("--set", "dev", "--side", "224", "--plain", "--editors", "latent-taef2"),
@@ -68,17 +68,18 @@ CUTS = ("cut otherwise", "whole at 512")
 
 def shows(rows: dict[str, list[Row]]) -> str:
     """The seven things asked of a protection, each with its figures and whether it is met; Markdown."""
-    groups = [g for name, of in rows.items() if name != "speed" for g in grouped(of)]
+    runs = [grouped(of) for name, of in rows.items() if name != "speed"]
+    groups = [group for run in runs for group in run]
     own = [g for g in groups if g.against == g.judge and g.how in (OURS, *FAINT)]
     asked: list[tuple[str, Iterable[tuple[str, bool]]]] = [
-        ("edit SSIM at most 0.167 on one editor, below the recipe's on each, at 38 dB", _broken(groups)),
-        ("edits 32 px away keep SSIM 0.97, near ones no less than the recipe's", _spared(groups)),
+        ("edit SSIM at most 0.167 on one editor, below the recipe's on each, at 38 dB", _broken(runs)),
+        ("edits 32 px away keep SSIM 0.97, near ones no less than the recipe's", _spared(runs)),
         ("80 % kept by edits painted and cut otherwise", _kept(own, _is_other, 0.8, CUTS)),
         (
             "70 % kept after JPEG 75 and 1080 px",
             _kept(own, WEB.__contains__, 0.7, WEB),
         ),
-        ("an ensemble keeps 85 % of each editor's own effect", _ensemble(groups)),
+        ("an ensemble keeps 85 % of each editor's own effect", _ensemble(runs)),
         ("5 times the recipe's speed at 512x512, 30 times at 12 MP", _faster(rows.get("speed", []))),
         ("nothing that does not protect passes", _no_comfort(groups)),
     ]
@@ -90,25 +91,26 @@ def shows(rows: dict[str, list[Row]]) -> str:
     return summary.table(("", "asked", "found"), lines)
 
 
-def _against_recipe(groups: Sequence[Group]) -> Iterable[tuple[Group, Group]]:
-    """Ours, and the recipe on the same pictures against the same editor; each is its own judge."""
-    recipes = {(g.of, g.judge, g.pictures): g for g in groups if g.how == RECIPE and g.against == g.judge}
-    for group in groups:
-        recipe = recipes.get((group.of, group.judge, group.pictures))
-        if recipe is not None and group.how in (OURS, *FAINT) and group.against == group.judge:
-            yield group, recipe
+def _against_recipe(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[Group, Group]]:
+    """Ours, and the recipe on the same pictures against the same editor in one run; each is its own judge."""
+    for run in runs:
+        recipes = {(g.of, g.judge, g.pictures): g for g in run if g.how == RECIPE and g.against == g.judge}
+        for group in run:
+            recipe = recipes.get((group.of, group.judge, group.pictures))
+            if recipe is not None and group.how in (OURS, *FAINT) and group.against == group.judge:
+                yield group, recipe
 
 
-def _broken(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
-    for group, recipe in _against_recipe(groups):
+def _broken(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
+    for group, recipe in _against_recipe(runs):
         ssim, theirs = (float(np.mean(one.values("full"))) for one in (group, recipe))
         psnr = float(np.mean([row["psnr"] for row in group.rows]))
         text = f"{_name(group)}: {ssim:.3f} at {psnr:.1f} dB, the recipe {theirs:.3f}"
         yield text, psnr >= 38 and ssim <= 0.167 and ssim < theirs
 
 
-def _spared(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
-    for group, recipe in _against_recipe(groups):
+def _spared(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
+    for group, recipe in _against_recipe(runs):
         far, near, theirs = group.values("far"), group.values("near"), recipe.values("near")
         if far and near and theirs:
             text = f"far {np.mean(far):.3f}, near {np.mean(near):.3f}, the recipe's {np.mean(theirs):.3f}"
@@ -133,14 +135,15 @@ def _kept(
             yield f"{_name(group)}: {', '.join(told)}", met
 
 
-def _ensemble(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
-    single = {(g.of, g.how, g.judge, g.pictures): g for g in groups if g.against == g.judge}
-    for group in groups:
-        own = single.get((group.of, group.how, group.judge, group.pictures))
-        if own is not None and "+" in group.against and group.how != RECIPE:
-            base, got = (float(np.mean(list(one.effects("full").values()))) for one in (own, group))
-            if base >= LEAST:
-                yield f"{_name(group)}: {got / base:.0%}", got >= 0.85 * base
+def _ensemble(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
+    for run in runs:
+        single = {(g.of, g.how, g.judge, g.pictures): g for g in run if g.against == g.judge}
+        for group in run:
+            own = single.get((group.of, group.how, group.judge, group.pictures))
+            if own is not None and "+" in group.against and group.how != RECIPE:
+                base, got = (float(np.mean(list(one.effects("full").values()))) for one in (own, group))
+                if base >= LEAST:
+                    yield f"{_name(group)}: {got / base:.0%}", got >= 0.85 * base
 
 
 def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, bool]]:
@@ -173,7 +176,8 @@ def _no_comfort(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
 
 
 def _name(group: Group) -> str:
-    return f"{group.how} on {group.against}, {len(group.pictures)} of {group.of}" + (
+    side = max(max(row["size"]) for row in group.rows)
+    return f"{group.how} on {group.against}, {group.of} ({len(group.pictures)}, {side} px)" + (
         f" judged by {group.judge}" if group.against != group.judge else ""
     )
 

@@ -89,12 +89,13 @@ class DenoisingEditor(ModelEditor):
         self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
         self._start = _first(pipe.scheduler, steps)
         for module in (pipe.unet, pipe.vae):
-            # Not in `AutoencoderTiny`: its encoder, checkpointed, does not scale the picture (diffusers
-            # 0.42), and gradients would be those of another encoder.
-            if type(module).__name__ != "AutoencoderTiny":
-                # Acts only where gradients are on. An autoencoder may have none.
-                with contextlib.suppress(ValueError):
-                    module.enable_gradient_checkpointing()
+            # Acts only where gradients are on. An autoencoder may have none.
+            with contextlib.suppress(ValueError):
+                module.enable_gradient_checkpointing()
+        if type(pipe.vae.encoder).__name__ == "EncoderTiny":
+            # Checkpointed, its forward leaves out scaling [-1,1] to [0,1] (diffusers 0.42,
+            # autoencoders/vae.py): gradients would be those of another encoder.
+            pipe.vae.encoder.gradient_checkpointing = False
 
     def to(self, device: torch.device | str) -> None:
         """See `Editor.to`."""

@@ -117,7 +117,8 @@ def test_fault_08_no_space_in_the_spool_and_the_database(gated: Sandbox) -> None
     inside(process, f"rm {place}/filler")
     wait_for(lambda: gated.files("outbox") == set(data), because="it to go on by itself")
     wait_for(lambda: gated.files("inbox") == set(), because="the originals to be archived")
-    # The receipts are written again after that, and the job states lie where only the daemon sees them.
+    # Job states lie where only the daemon sees them; the last thing it does for a job is to add this.
+    wait_for(lambda: all("from the archive" in str(gated.receipt(name)) for name in data), because="the end")
     process.terminate()
     assert process.wait(60) == 0
     assert_published(gated, data)

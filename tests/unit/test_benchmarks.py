@@ -218,7 +218,7 @@ def _row(picture: str, **edits: Any) -> Row:
         "set": "dev", "how": "implant", "picture": picture, "surrogates": ["a@1"], "judges": ["a@1"],
         "edits": {"a": edits}, "lpips": {}, "clip": {}, "psnr": 33.0, "ssim": 0.9, "max_change": 6,
         "iterations": 20, "cpu_s": 1.0, "peak_mb": 10, "load": 1.0, "verdicts": {},
-        "settings": {"method": "implant", "epsilon": 6.4, "iterations": 20},
+        "settings": {"method": "implant", "epsilon": 6.4, "iterations": 20}, "size": [64, 48],
     }  # fmt: skip
 
 
@@ -393,6 +393,14 @@ def test_ours_and_the_recipe_are_compared_on_the_same_pictures() -> None:
     assert "the recipe" not in figures.shows({"dev": rows}).split("\n")[2].split("|")[3]
 
 
+def test_an_ensemble_is_held_against_the_single_editor_of_its_own_run() -> None:
+    single = _row("one", full=[[0.5, 0.1]])
+    both = {**_row("one", full=[[0.6, 0.1]]), "surrogates": ["a@1", "b@1"]}
+    elsewhere = _row("one", full=[[0.1, 0.1]])
+    found = figures.shows({"transfer": [single, both], "other": [elsewhere]}).splitlines()[6].split("|")[3]
+    assert found.strip() == "implant on a+b, dev (1, 64 px) judged by a: 80%: missed"
+
+
 def test_the_code_that_cuts_and_shapes_the_budget_is_part_of_a_rows_key() -> None:
     """Whatever `protect` takes whole from the package."""
     (names,) = re.findall(r"(?m)^from daemon import (.+)$", (ROOT / "daemon/protect.py").read_text())
@@ -437,18 +445,18 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
     text = figures.shows({"dev": dev, "speed": [*runs, large]})
     found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
     assert found[0] == (
-        "implant on a, 1 of dev: 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
-        "implant@3 on a, 1 of dev: 0.150 at 39.0 dB, the recipe 0.400: met"
+        "implant on a, dev (1, 64 px): 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
+        "implant@3 on a, dev (1, 64 px): 0.150 at 39.0 dB, the recipe 0.400: met"
     )
     assert found[1].count(": met") == 2
     unmeasured = "cut otherwise not measured, whole at 512 not measured: missed"
     assert found[2] == (
-        f"implant on a, 1 of dev: dilated 67%, {unmeasured}<br>"
-        f"implant@3 on a, 1 of dev: dilated 71%, {unmeasured}"
+        f"implant on a, dev (1, 64 px): dilated 67%, {unmeasured}<br>"
+        f"implant@3 on a, dev (1, 64 px): dilated 71%, {unmeasured}"
     )
     assert found[3] == (
-        "implant on a, 1 of dev: jpeg 75 78%, 1080 px 67%: missed<br>"
-        "implant@3 on a, 1 of dev: jpeg 75 82%, 1080 px not measured: missed"
+        "implant on a, dev (1, 64 px): jpeg 75 78%, 1080 px 67%: missed<br>"
+        "implant@3 on a, dev (1, 64 px): jpeg 75 82%, 1080 px not measured: missed"
     )
     assert found[4] == "not measured"
     assert found[5] == (
