@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         ],
     ),
     "flux2": (  # at the budget that its near edits allow
-        20,
+        8,
         [
             *("--set", "dev", "--side", "224", "--plain", "--editors", "latent-taef2"),
             *("--methods", f"{FAINT[0]},{RECIPE}", "--config", "benchmarks/data/editors.yaml"),
