@@ -86,12 +86,12 @@ def _curves(
         method, target = settings["method"], settings.get("target", "away")
         method = method if target == "away" else f"{method}:{target}"
         lines.setdefault((group.of, method, group.against, group.judge, of(group)), []).append(group)
-    for (dataset, method, against, judge, which), members in lines.items():
+    for index, ((dataset, method, against, judge, which), members) in enumerate(lines.items()):
         points = sorted((by(group), 1 - float(np.mean(group.values("full")))) for group in members)
         unit = f"±{which:g}" if of is _epsilon else f"{which:g} iterations"
         plot.plot(
             *zip(*points, strict=True),
-            marker="o",
+            marker="osD^"[index // 10 % 4],  # the colours begin again after ten
             label=f"{dataset}: {method}, {unit}, {edited(against, judge)}",
         )
     plot.set_ylim(bottom=0)
