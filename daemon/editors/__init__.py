@@ -36,6 +36,7 @@ class Kind:
         also: kinds of the catalogue whose weights it takes besides its own.
         hub: `weights` may also be a hub name, which reaches `load` as it stands.
         doors: what its editors offer beside `inpaint`, see `editors.base`.
+        casts: whether `dtype` is an option that sets `ModelEditor.arithmetic`.
     """
 
     module: str
@@ -45,16 +46,30 @@ class Kind:
     also: tuple[str, ...] = ()
     hub: bool = False
     doors: tuple[str, ...] = ()
+    casts: bool = False
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All keys that a declaration may have."""
+        return "kind", "weights", *self.options, *(["dtype"] if self.casts else [])
 
     def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
+        options, arithmetic = dict(options), None
+        if self.casts and "dtype" in options:
+            from daemon.editors.hardware import dtype_named  # brings torch
+
+            arithmetic = dtype_named(str(options.pop("dtype")), f"editor {name}: dtype")
         loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
-        editor: Editor = loads.load(name, paths[0] if self.files == 1 else paths, **options)
-        return editor
+        editor: Any = loads.load(name, paths[0] if self.files == 1 else paths, **options)
+        if arithmetic is not None:
+            editor.arithmetic = arithmetic
+        loaded: Editor = editor
+        return loaded
 
 
 KINDS: dict[str, Kind] = {
-    "lama": Kind("lama", "LamaEditor"),
-    "mat": Kind("mat", "MatEditor"),
+    "lama": Kind("lama", "LamaEditor", casts=True),
+    "mat": Kind("mat", "MatEditor", casts=True),
     "diffusion": Kind(
         "diffusion",
         "DiffusionEditor",
@@ -63,8 +78,8 @@ KINDS: dict[str, Kind] = {
         doors=("encode", "first_step"),
     ),
     "torchscript": Kind("scripted", "ScriptedEditor", ("sha256", "trust", "multiple")),
-    "latent": Kind("encoders", "EncoderEditor", files=2, doors=("encode",)),
-    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",), doors=("encode",)),
+    "latent": Kind("encoders", "EncoderEditor", files=2, doors=("encode",), casts=True),
+    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",), doors=("encode",), casts=True),
 }
 
 
@@ -185,7 +200,7 @@ def _check(name: str, declared: DeclaredEditor) -> None:
     require(declared.kind, KINDS, f"{subject}.kind")
     kind = KINDS[declared.kind]
     for option in declared.options:
-        require(option, ("kind", "weights", *kind.options), f"{subject}: option")
+        require(option, kind.known, f"{subject}: option")
     if len(declared.weights) > kind.files:
         count = len(declared.weights)
         raise ConfigError(f"{subject}.weights: got {count}, kind {declared.kind} takes at most {kind.files}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -123,6 +124,9 @@ class ModelEditor:
     blind: bool = True
     hole: float = 0.0
     """What pixels under the mask become on the [0,1] scale before the network sees them."""
+    arithmetic: torch.dtype | None = None
+    """Number format of the network's convolutions and matrix products; its weights stay in float32.
+    None: that of whoever calls, which is float32 to verify and what the machine prefers to optimise."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -140,7 +144,17 @@ class ModelEditor:
 
     def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """See `Editor.inpaint`."""
-        return self._composited(self._fill(*self._ready(image, mask), generator), image, mask)
+        with self._computing(image.device):
+            filled = self._fill(*self._ready(image, mask), generator)
+        return self._composited(filled, image, mask)
+
+    def _computing(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        """What the network runs under, so that `arithmetic` holds whatever the caller computes in."""
+        if self.arithmetic is None:
+            return contextlib.nullcontext()
+        if self.arithmetic is torch.float32:
+            return torch.autocast(device.type, torch.bfloat16, enabled=False)
+        return torch.autocast(device.type, self.arithmetic)
 
     def _edited(self, mask: Tensor) -> Tensor:
         """The mask the network works under, from the user's; N,1,H,W in {0,1} both."""

@@ -77,7 +77,9 @@ class EncoderEditor(ModelEditor):
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """See `Latent.encode`; they read the picture before they mask it."""
         seen, _ = self._ready(image, mask)
-        return _run(self.encoder, seen).to(image.dtype)
+        with self._computing(image.device):
+            latents = _run(self.encoder, seen)
+        return latents.to(image.dtype)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         return _run(self.decoder, _run(self.encoder, image), self.multiple)

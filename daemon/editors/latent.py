@@ -220,7 +220,8 @@ class LatentEditor(ModelEditor):
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """See `Latent.encode`."""
         seen, _ = self._ready(image, mask)
-        latents: Tensor = self.encoder(seen)
+        with self._computing(image.device):
+            latents: Tensor = self.encoder(seen)
         return latents.to(image.dtype)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from daemon import check, config, editors, models, premises
 from daemon.config import Settings
 from daemon.editors.encoders import EncoderEditor
+from daemon.editors.hardware import DTYPES
 from daemon.errors import ConfigError, ModelError
 from tests.conftest import Sandbox, mask_picture, photo
 from tests.unit.test_encoders import pair
@@ -172,6 +174,42 @@ def test_a_kind_names_the_options_its_class_takes(name: str) -> None:
     load = getattr(import_module(f"daemon.editors.{kind.module}"), kind.loads).load
     taken = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert tuple(taken) == kind.options
+
+
+@pytest.mark.parametrize("name", [name for name, kind in editors.KINDS.items() if kind.casts])
+def test_the_format_of_a_kind_is_checked_before_its_weights_are_read(tmp_path: Path, name: str) -> None:
+    declared = {"toy": {"kind": name, "weights": "/absent/weights", "dtype": "float61"}}
+    known = settings(tmp_path, declared)
+    editors.require_known(known)
+    with pytest.raises(ConfigError, match="editor toy: dtype: got 'float61'; did you mean 'float16'"):
+        editors.get("toy", settings=known)
+
+
+def test_an_editor_computes_in_its_own_format_whatever_its_caller_does(tmp_path: Path) -> None:
+    pair(tmp_path / "pair")
+    toy = {"kind": "latent", "weights": "pair"}
+    known = settings(tmp_path, {f"in-{dtype}": {**toy, "dtype": dtype} for dtype in DTYPES})
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(1, 1, 64, 64)
+    plain = EncoderEditor.load("toy", tmp_path / "pair")
+    plain.to("cpu")  # which brings the same memory format
+
+    def answers(editor: EncoderEditor) -> list[torch.Tensor]:
+        return [editor.inpaint(picture, mask), editor.encode(picture, mask)]
+
+    single = answers(plain)
+    for dtype in DTYPES:
+        editor = editors.get(f"in-{dtype}", settings=known)
+        assert isinstance(editor, EncoderEditor)
+        alone = answers(editor)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(torch.equal(a, b) for a, b in zip(answers(editor), alone, strict=True))
+        assert all(a.dtype == torch.float32 for a in alone)
+        assert torch.equal(alone[0], single[0]) == (dtype == "float32")
+        for got, want in zip(alone, single, strict=True):
+            assert (got - want).abs().mean() < 0.02 * want.std()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(plain.inpaint(picture, mask), single[0]), "without one it is the caller's"
 
 
 def test_check_tells_of_declared_editors(tmp_path: Path) -> None:
