@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument("--editor", default="latent-mini", help="what is exported, or judged by its name")
     parser.add_argument("--weights", type=Path, help="what export writes; judge: a file, not --editor")
+    parser.add_argument("--start", type=Path, help="inpainter: exported weights to train on from")
     parser.add_argument(
         "--kind", choices=["latent", "ldm", "lama"], default="latent", help="of --weights, for judge"
     )
@@ -44,6 +45,10 @@ def main() -> None:
         "--crops", type=int, default=4800, help="crops encoded in advance: ldm, and --latents"
     )
     given = parser.parse_args()
+    if given.start and (given.latents or not given.start.is_file()):
+        parser.error(
+            f"--start {given.start}: it takes a file of latent-mini's exported weights, without --latents"
+        )
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
     if given.threads:
@@ -55,7 +60,7 @@ def main() -> None:
     elif given.command == "autoencoder":
         latent_mini.autoencoder(given.data, encoder, common)
     elif given.command == "inpainter":
-        latent_mini.inpainter(given.data, encoder, inpainter, common)
+        latent_mini.inpainter(given.data, given.start or encoder, inpainter, common)
     elif given.command == "ldm":
         ldm_mini.unet(given.data, given.runs / "ldm-unet", common, given.crops)
     elif given.command == "ldm-decoder":
@@ -70,7 +75,7 @@ def main() -> None:
     else:
         target = given.weights or WEIGHTS / f"{given.editor}.safetensors"
         if given.editor == "latent-mini":
-            latent_mini.export(encoder, inpainter, target)
+            latent_mini.export(inpainter, target)
         elif given.editor == "lama-mini":
             lama.export(small_lama, target)
         elif given.editor == "ldm-mini":

@@ -22,7 +22,7 @@ from daemon.domain import Mask
 from daemon.editors.base import Editor
 from daemon.editors.encoders import PairInpainter
 from daemon.editors.lama import LamaEditor
-from daemon.editors.latent import LatentEditor
+from daemon.editors.latent import LatentEditor, ShiftMapEditor
 from daemon.editors.ldm import LdmEditor
 from daemon.errors import BackfireError
 from daemon.geometry import dilated
@@ -32,7 +32,7 @@ from training.run import sheet
 
 SIDE = 256
 KINDS: dict[str, Callable[[str, Path], Editor]] = {
-    "latent": LatentEditor.from_file,
+    "latent": ShiftMapEditor.from_file,
     "ldm": LdmEditor.from_file,
     "lama": LamaEditor.load,
 }

@@ -3,8 +3,8 @@
 L1 keeps the known pixels and says nothing about single pixels of the hole; there the critics and
 their features decide (WACV 2022, section 3). What differs from the published training: the
 perceptual loss needs a segmentation network that cannot be had here, so the hole's means over 8
-pixels carry a little L1 instead; the critics are those that latent-mini has, whose spectral
-norm does what LaMa's gradient penalty is for; they see the composite, so that the seam counts.
+pixels carry a little L1 instead; the critics are those that latent-mini has; they see the
+composite, so that the seam counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -
     """Train in `folder`; interrupted, it goes on from there."""
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
-    net, critics = prepared(Generator(config)), prepared(Critics(3))
+    net, critics = prepared(Generator(config)), prepared(Critics())
     ema = copy.deepcopy(net).eval()
     opt_g, opt_d = adam([net]), adam([critics])
     run = Run(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
@@ -57,8 +57,8 @@ def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -
             "known": weighted((got - image).abs(), 1 - mask),
             "low": weighted(low, F.max_pool2d(mask, 8)),
         }
-        out |= duel(critics, opt_d, image, whole, mask)
-        loss = out["known"] + 0.5 * out["low"] + 0.2 * out["g"] + 2.0 * out["fm"]
+        out |= duel(critics, opt_d, image, whole, mask, mask, step // 2 % 4 == 0)
+        loss = out["known"] + 0.5 * out["low"] + 0.2 * out["g"] + 0.3 * out["fm"]
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

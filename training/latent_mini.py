@@ -1,9 +1,8 @@
 """latent-mini: first its autoencoder, then its inpainting net on the latents.
 
-`autoencoder`: reconstruction (pyramid L1) with a hinge adversary and feature matching from
-the first third on; half of the crops carry a grey hole, since an editor encodes the masked
-picture. `inpainter`: one step from (latents of the masked picture, mask) to latents; L1 keeps
-the known cells, the adversary and its features shape the hole, and the decoder learns along.
+`autoencoder`: reconstruction (pyramid L1) with critics and feature matching from the first third on; half
+of the crops carry a grey hole, since an editor encodes the masked picture. `inpainter`: what texture is
+wanted in the hole and which shift fetches it (`chosen`); later the decoder's grain and the seams (`painted`).
 """
 
 from __future__ import annotations
@@ -14,23 +13,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Encoder, InpaintNet
+from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
+from daemon.editors.texture import described
 from daemon.methods.base import fast
 from training import data
-from training.losses import (
-    Critics,
-    Discriminator,
-    duel,
-    ema_update,
-    feature_matching,
-    hinge_d,
-    hinge_g,
-    pyramid_l1,
-    weighted,
-)
+from training.losses import Critics, at, duel, ema_update, pyramid_l1, weighted
 from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
+
+PARTS = "encoder", "net", "decoder"
+CHOOSING = 0.3
+"""The first share of a run learns what to take only, which needs no pixels and is three times as quick."""
+
+JUDGING = 0.1
+"""The next share has the critics learn, and nobody from them: new ones hold nothing against a blur."""
+NOISE = 0.05
+"""Of the latents that a decoder learns from, whose deviation is some 0.6."""
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
@@ -41,13 +41,13 @@ def autoencoder(photos: Path, folder: Path, options: Options) -> None:
     """Train in `folder`; interrupted, it goes on from there."""
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
-    encoder, decoder, critic = prepared(Encoder()), prepared(Decoder()), prepared(Discriminator())
+    encoder, decoder, critics = prepared(Encoder()), prepared(Decoder()), prepared(Critics(1))
     ema = copy.deepcopy(nn.ModuleList([encoder, decoder]))
-    opt_g, opt_d = adam([encoder, decoder]), adam([critic])
+    opt_g, opt_d = adam([encoder, decoder]), adam([critics])
     run = Run(
         folder,
         options,
-        {"encoder": encoder, "decoder": decoder, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d},
+        {"encoder": encoder, "decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
     )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
@@ -60,23 +60,14 @@ def autoencoder(photos: Path, folder: Path, options: Options) -> None:
         set_rate(opt_g, run.rate(1e-3 if not adversarial else 6e-4))
         with fast(device):
             latents = encoder(image)
-            got = decoder(latents + 0.05 * noise(latents, seed, step))
+            got = decoder(latents + NOISE * noise(latents, seed, step))
         got = got.float()
         out = {"pyramid": pyramid_l1(got, image)}
         loss = out["pyramid"] + 1e-3 * latents.float().pow(2).mean()
         if adversarial:
             set_rate(opt_d, run.rate(2e-4))
-            with fast(device):
-                real, fake = critic(image), critic(got.detach())
-                out["d"] = hinge_d(real[-1].float(), fake[-1].float())
-            opt_d.zero_grad()
-            out["d"].backward()  # type: ignore[no-untyped-call]
-            opt_d.step()
-            with fast(device):
-                fake = critic(got)
-                out["g"] = hinge_g(fake[-1].float())
-                out["fm"] = feature_matching(fake, real)
-            loss = loss + 0.05 * out["g"] + 1.0 * out["fm"]
+            out |= duel(critics, opt_d, image, got, mask, torch.ones_like(mask), step % 4 == 0)
+            loss = loss + 0.05 * out["g"] + 0.2 * out["fm"]
         opt_g.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*encoder.parameters(), *decoder.parameters()], 1.0)
@@ -101,19 +92,31 @@ def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
 
 
 def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> None:
-    """Train in `folder` on the autoencoder trained in `source`; interrupted, it goes on from there."""
+    """Train in `folder`; interrupted, it goes on from there.
+
+    Args:
+        photos: what to learn from.
+        source: the folder where the autoencoder was trained; or exported weights, to train them on.
+        folder: of the run.
+        options: its length and so on.
+    """
     pictures, device, seed = data.load(photos), machine(), options.seed
-    encoder, decoder = load_autoencoder(source)
-    encoder.requires_grad_(False)
     torch.manual_seed(seed)
-    net, critic = prepared(InpaintNet()), prepared(Critics(3))
-    ema = copy.deepcopy(nn.ModuleList([net, decoder]))
-    opt_g, opt_d = adam([net]), adam([critic])
-    opt_g.add_param_group({"params": list(decoder.parameters())})
+    parts = _parts()
+    if source.is_dir():
+        parts["encoder"], parts["decoder"] = load_autoencoder(source)
+    else:
+        parts.load_state_dict(load_file(source))
+    alone = CHOOSING if source.is_dir() else 0.0
+    encoder, net, decoder = (prepared(parts[name]) for name in PARTS)
+    encoder.requires_grad_(False)
+    critics = prepared(Critics())
+    ema = copy.deepcopy(parts)
+    opt_g, opt_d = adam([net, decoder]), adam([critics])
     run = Run(
         folder,
         options,
-        {"net": net, "decoder": decoder, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d},
+        {"net": net, "decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
     )
     run.resume()
 
@@ -124,54 +127,102 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
 
     crops = data.stream(pictures, seen, options, run.step)
 
-    def fill(net: nn.Module, decoder: nn.Module, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        known = encoder(masked(image, mask))
-        latents = net(known, F.avg_pool2d(mask, DOWNSCALE))
-        return latents, decoder(latents)
-
     def one(step: int) -> dict[str, Tensor]:
         image, mask = next(crops)
         cells = F.avg_pool2d(mask, DOWNSCALE)
-        set_rate(opt_g, run.rate(4e-4))
-        opt_g.param_groups[1]["lr"] = run.rate(1e-4)
-        set_rate(opt_d, run.rate(3e-4))
+        set_rate(opt_g, run.rate(3e-4 if run.progress < alone else 1.5e-4))
         with fast(device):
             with torch.no_grad():
                 truth = encoder(image).float()
-            latents, got = fill(net, decoder, image, mask)
-        latents, got = latents.float(), got.float()
-        whole = image * (1 - mask) + got * mask
-        diff = (latents - truth).abs()
-        pixel = (got - image).abs()
-        low = (F.avg_pool2d(got, 8) - F.avg_pool2d(image, 8)).abs()
-        out = {
-            "known": weighted(diff, (cells == 0).float()) + 2 * weighted(pixel, 1 - mask),
-            "hole": weighted(diff, (cells > 0).float()),
-            "low": weighted(low, (cells > 0).float()),
-        }
-        out |= duel(critic, opt_d, image, whole, mask)
-        # Structure keeps weight, though less and less: the adversary alone fills holes with lattices.
-        structure = 1 - 0.7 * run.progress
-        shaped = structure * (0.3 * out["hole"] + 1.0 * out["low"])
-        loss = out["known"] + shaped + (0.2 - 0.1 * structure) * out["g"] + 2.0 * out["fm"]
+                known = encoder(masked(image, mask))
+            draft = net.draft(known, cells, described(masked(image, mask)))
+        out = chosen(net, draft, truth, described(image))
+        loss = 0.5 * out["rough"] + out["wanted"] + 2 * out["apart"]
+        if run.progress >= alone:
+            painting = painted(draft, image, mask, truth, step)
+            judged = painting.pop("loss")
+            if run.progress >= alone + JUDGING:
+                loss = loss + judged
+            out |= painting
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], 1.0)
         opt_g.step()
-        ema_update(ema, nn.ModuleList([net, decoder]), step)
+        ema_update(ema, parts, step)
+        return out
+
+    def painted(draft: Draft, image: Tensor, mask: Tensor, truth: Tensor, step: int) -> dict[str, Tensor]:
+        # By turns the decoder, from latents of true pictures, judged everywhere so that it learns grain; and
+        # the net, whose fill is judged with true pixels around it. Together, and without the noise, they
+        # agree on faint signs in the latents, and the decoder makes lattices of them.
+        whole = step // 3 % 2 == 0
+        decoder.requires_grad_(whole)
+        judged = torch.ones_like(mask) if whole else mask
+        with fast(device):
+            if whole:
+                latents = truth
+            else:
+                # What is chosen is learnt from `chosen` alone: critics would have it paint, not choose.
+                draft = Draft(*(each.detach() for each in draft))
+                taken = net.taken(draft.rough, draft).detach()
+                latents = net.blended(taken, draft)
+            got = decoder(latents + NOISE * noise(latents, seed, step)).float()
+        shown = torch.lerp(image, got, judged)
+        set_rate(opt_d, run.rate(6e-4))
+        out = duel(critics, opt_d, image, shown, mask * (1 - float(whole)), judged, step // 6 % 4 == 0)
+        if whole:
+            sizes = [F.avg_pool2d(got - image, size).abs().mean() for size in (1, 2, 4)]
+            out["pixels"] = torch.stack(sizes).sum()
+            out["loss"] = 2 * out["pixels"] + 0.5 * out["g"] + 0.7 * out["fm"]
+        else:
+            del out["fm"]  # a fill need not be the truth
+            latents = latents.float()
+            out["known"] = weighted((latents - truth).abs(), 1 - F.max_pool2d(mask, DOWNSCALE))
+            # Cells that are known in part are held to their pixels, those without any to what was taken.
+            out["added"] = weighted((latents - taken).square(), 1 - F.max_pool2d(1 - mask, DOWNSCALE))
+            edge = F.max_pool2d(mask, 25, 1, 12) + F.max_pool2d(1 - mask, 7, 1, 3) - 1
+            out["edge"] = weighted((got - image).abs(), edge)
+            low = F.avg_pool2d(got - image, 16).abs()
+            out["low"] = weighted(low, at(mask, low))
+            out["loss"] = (
+                out["known"] + 20 * out["added"] + 3 * out["edge"] + 0.3 * out["low"] + 0.2 * out["g"]
+            )
         return out
 
     @torch.no_grad()
     def sample() -> Tensor:
         image, mask = data.draw(pictures, 6, 2 * options.size, np.random.default_rng(seed + 1), device)
-        got = fill(ema[0], ema[1], image, mask)[1]
-        return torch.stack([image, masked(image, mask), image * (1 - mask) + got * mask])
+        known = encoder(masked(image, mask))
+        cells = F.avg_pool2d(mask, DOWNSCALE)
+        got = ema["decoder"](ema["net"](known, cells, described(masked(image, mask))))
+        return torch.stack([image, masked(image, mask), torch.lerp(image, got, mask)])
 
     run.loop(one, sample)
 
 
-def export(source: Path, folder: Path, target: Path) -> None:
+def chosen(net: ShiftMapNet, draft: Draft, truth: Tensor, texture: Tensor) -> dict[str, Tensor]:
+    """How well the net knows what it wants, and how far what it takes is from what was there.
+
+    The latter is the expected square distance of texture N,13,h,w, by 5x5 cells, under the shares of the
+    shift-map: linear in them, so that a choice is better than a mixture.
+    """
+    hole = draft.hole.float()
+    patches = F.unfold(F.pad(texture, (2, 2, 2, 2), mode="replicate"), 5)
+    patches = patches.reshape(len(texture), -1, *texture.shape[2:])
+    squares = patches.square().sum(dim=1, keepdim=True)
+    expected = net.taken(torch.cat([patches, squares], dim=1), draft)
+    apart = squares - 2 * (patches * expected[:, :-1]).sum(dim=1, keepdim=True) + expected[:, -1:]
+    return {
+        "rough": weighted((draft.rough.float() - truth).abs(), hole),
+        "wanted": weighted((draft.want.float() - texture).abs(), hole),
+        "apart": weighted(apart / patches.shape[1], hole),
+    }
+
+
+def export(folder: Path, target: Path) -> None:
     """The averaged weights as one safetensors file in half precision, for `daemon/editors/weights`."""
-    encoder, _ = load_autoencoder(source)
-    net, decoder = averaged(folder, nn.ModuleList([InpaintNet(), Decoder()]))
-    save_half(nn.ModuleDict({"encoder": encoder, "net": net, "decoder": decoder}), target)
+    save_half(averaged(folder, _parts()), target)
+
+
+def _parts() -> nn.ModuleDict:
+    return nn.ModuleDict({"encoder": Encoder(), "net": ShiftMapNet(), "decoder": Decoder()})

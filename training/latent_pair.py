@@ -25,7 +25,7 @@ from daemon.editors.encoders import EncoderEditor
 from daemon.editors.latent import DOWNSCALE, HOLE, InpaintNet
 from daemon.methods.base import fast
 from training import data
-from training.losses import ema_update, feature_matching, hinge_d, hinge_g, weighted
+from training.losses import at, ema_update, weighted
 from training.run import Options, Run, adam, machine, prepared, set_rate
 
 WIDTH = 96, 144
@@ -51,6 +51,21 @@ class LatentCritic(nn.Module):
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
         return [*features, self.head(x)]
+
+
+def feature_matching(got: list[Tensor], want: list[Tensor], hole: Tensor) -> Tensor:
+    """In the hole alone: the critic sees latents, where known cells are the truth's own."""
+    differences = [(a - b.detach()).abs() for a, b in zip(got[:-1], want[:-1], strict=True)]
+    return torch.stack([weighted(each, at(hole, each)) for each in differences]).mean()
+
+
+def hinge_d(real: Tensor, fake: Tensor, hole: Tensor) -> Tensor:
+    """A fake's patches outside the hole are not judged at all: they are true."""
+    return F.relu(1 - real).mean() + weighted(F.relu(1 + fake), at(hole, fake))
+
+
+def hinge_g(fake: Tensor, hole: Tensor) -> Tensor:
+    return -weighted(fake, at(hole, fake))
 
 
 def draw(

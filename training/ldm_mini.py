@@ -3,8 +3,8 @@
 The encoder is latent-mini's and never changes, so that `unet` and `decoder` may train side by side.
 `unet`: crops are encoded once, whole and with a hole; the network learns the velocity (v-prediction)
 at the noise levels that an edit will use, in the hole above all. `decoder`: pyramid L1 and a
-hinge adversary with feature matching at two scales, on latents with and without noise, since a
-denoised latent is never quite a true one.
+critics with feature matching at two scales, on latents with and without noise, since a denoised
+latent is never quite a true one.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def decoder(photos: Path, folder: Path, options: Options) -> None:
     pictures, base, device, seed = data.load(photos), _base(), machine(), options.seed
     encoder, net = normalised(base, *statistics(pictures, base, seed))
     torch.manual_seed(seed)
-    net, critic = prepared(net.requires_grad_(True)), prepared(Critics())
+    net, critic = prepared(net.requires_grad_(True)), prepared(Critics(2))
     encoder = prepared(encoder)
     both = nn.ModuleDict({"encoder": encoder, "decoder": net})
     ema = copy.deepcopy(both)
@@ -142,7 +142,7 @@ def decoder(photos: Path, folder: Path, options: Options) -> None:
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
     def one(step: int) -> dict[str, Tensor]:
-        image, _ = next(crops)
+        image, mask = next(crops)
         set_rate(opt_g, run.rate(4e-4))
         set_rate(opt_d, run.rate(4e-4))
         with fast(device):
@@ -151,9 +151,10 @@ def decoder(photos: Path, folder: Path, options: Options) -> None:
             most = 0.3 * ldm.SPREAD * np.random.default_rng([seed, step]).uniform(0, 1, (len(image), 1, 1, 1))
             strength = torch.from_numpy(most.astype("float32")).to(device)
             got = net(latents + strength * noise(latents, seed, step)).float()
-        out = duel(critic, opt_d, image, got, None)
+        everywhere = torch.ones_like(mask)
+        out = duel(critic, opt_d, image, got, 1 - everywhere, everywhere, step % 4 == 0)
         out["pyramid"] = pyramid_l1(got, image)
-        loss = out["pyramid"] + 0.05 * out["g"] + 1.0 * out["fm"]
+        loss = out["pyramid"] + 0.05 * out["g"] + 0.2 * out["fm"]
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -124,10 +124,10 @@ BUILT_IN = {
         BuiltIn(
             "latent-mini",
             "latent",
-            "LatentEditor",
+            "ShiftMapEditor",
             "latent inpainting, one step, ours",
             "4.9 M",
-            0.6,
+            0.7,
             ("encode",),
         ),
         BuiltIn(

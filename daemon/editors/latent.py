@@ -1,7 +1,7 @@
 """Latent inpainting: encode the masked picture, fill its latents, decode, composite.
 
 This is the family today's editors belong to (Stable Diffusion, FLUX, Qwen-Image all
-encode the masked picture first). Two parts:
+encode the masked picture first). Three parts:
 
 * `Encoder` / `Decoder`: the tiny-autoencoder architecture (residual blocks of three 3x3
   convolutions, 8x down). Parameter names and arithmetic equal diffusers'
@@ -9,24 +9,29 @@ encode the masked picture first). Two parts:
   lines because importing diffusers costs a daemon seconds and hundreds of megabytes.
   Ours take and return [0,1]; diffusers' wrap theirs in [-1,1].
 * `InpaintNet`: a small U-Net with attention on the latents, conditioned like
-  SD-inpainting: latents of the masked picture, plus the mask, in one step.
+  SD-inpainting: latents of the masked picture, plus the mask, in one step. It paints texture
+  out of nothing; latent-taef2 has one.
+* `ShiftMapNet`: the same, with texture fetched from elsewhere in the picture; latent-mini's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daemon.editors import shiftmap
 from daemon.editors.base import ModelEditor
 from daemon.editors.tensors import read_state
+from daemon.editors.texture import CELL, FEATURES, described
 from daemon.errors import Code, ModelError
 
 LATENT_CHANNELS = 16
-DOWNSCALE = 8
+DOWNSCALE = CELL
 HOLE = 0.5
 """What the pixels under the mask become before encoding: zero on [-1,1], as in SD-inpainting."""
 
@@ -179,16 +184,84 @@ class InpaintNet(nn.Module):
         self.conv_out = nn.Conv2d(outer, latent, 3, padding=1)
 
     def forward(self, latents: Tensor, mask: Tensor) -> Tensor:
+        return latents + self._painted(self._seen(latents, mask))
+
+    def _seen(self, latents: Tensor, mask: Tensor) -> Tensor:
+        """What is made of the surroundings, and of the mask: N,outer,h,w."""
         skip = self.enter(self.conv_in(torch.cat([latents, mask], dim=1)))
         deep = self.middle(self.down(skip))
         deep = self.up(F.interpolate(deep, size=skip.shape[-2:], mode="nearest"))
-        x = self.leave(self.merge(torch.cat([skip, deep], dim=1)))
-        out: Tensor = latents + self.conv_out(F.silu(self.norm_out(x)))
+        out: Tensor = self.merge(torch.cat([skip, deep], dim=1))
+        return out
+
+    def _painted(self, x: Tensor) -> Tensor:
+        """The change N,latent,h,w that is made of it."""
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.leave(x))))
         return out
 
 
+class Draft(NamedTuple):
+    """What `ShiftMapNet` makes of the surroundings, N,...,h,w.
+
+    Attributes:
+        seen: of the net's outer width.
+        hole: N,1,h,w bool, the cells that are filled.
+        rough: latents, in the hole a first guess.
+        have: texture of the cells, see `texture.described`.
+        want: what they should have: the same outside the hole.
+    """
+
+    seen: Tensor
+    hole: Tensor
+    rough: Tensor
+    have: Tensor
+    want: Tensor
+
+
+class ShiftMapNet(InpaintNet):
+    """An `InpaintNet` that fills the hole with latents from elsewhere in the picture (see `shiftmap`).
+
+    It says what texture is wanted where, the shift-map fetches it, and its last blocks blend it in: so the
+    grain is the picture's own, however wide the hole. The forward takes, besides, the texture of the
+    masked picture, N,13,h,w.
+    """
+
+    def __init__(self, latent: int = LATENT_CHANNELS, width: Sequence[int] = (128, 192)) -> None:
+        super().__init__(latent, width)
+        outer = width[0]
+        self.wanted = nn.Conv2d(outer, FEATURES, 1)
+        self.rough = nn.Conv2d(outer, latent, 1)
+        self.blend = nn.Conv2d(2 * latent + FEATURES, outer, 1)
+        # Logarithms of what `shiftmap.filled` takes.
+        self.rings = nn.Parameter(torch.tensor([0.01, 7e-4, 1.2e-5]).log())
+        self.trust = nn.Parameter(torch.tensor(0.3).log())
+        nn.init.zeros_(self.conv_out.weight)  # so that it begins with what the shift-map gives
+
+    def forward(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Tensor:  # type: ignore[override]
+        draft = self.draft(latents, mask, texture)
+        return self.blended(self.taken(draft.rough, draft), draft)
+
+    def draft(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Draft:
+        """What is seen, known and wanted."""
+        seen = self._seen(latents, mask)
+        # An encoder's latents next to a hole tell of the hole: those are filled, too.
+        hole = F.max_pool2d((mask > 0).to(latents.dtype), 3, 1, 1) > 0
+        rough = torch.where(hole, self.rough(seen), latents)
+        want = torch.where(hole, self.wanted(seen), texture)
+        return Draft(seen, hole, rough, texture, want)
+
+    def taken(self, planes: Tensor, draft: Draft) -> Tensor:
+        """Planes N,c,h,w, float32, with the hole filled from elsewhere as the draft has it."""
+        return shiftmap.filled(planes, draft.have, draft.want, draft.hole, self.rings.exp(), self.trust.exp())
+
+    def blended(self, taken: Tensor, draft: Draft) -> Tensor:
+        """The latents of the filled picture, from those that were taken."""
+        extra = self.blend(torch.cat([taken, draft.rough, draft.want], dim=1))
+        return taken + self._painted(draft.seen + extra)
+
+
 class LatentEditor(ModelEditor):
-    """Encoder of the masked picture -> `InpaintNet` -> decoder; the family of SD, in one step."""
+    """Encoder of the masked picture -> net -> decoder; the family of SD, in one step."""
 
     multiple = DOWNSCALE
     hole = HOLE
@@ -200,14 +273,34 @@ class LatentEditor(ModelEditor):
         self.name = name
         self.encoder, self.net, self.decoder = encoder, net, decoder
 
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See `Latent.encode`."""
+        seen, _ = self._ready(image, mask)
+        with self._computing(image.device):
+            latents: Tensor = self.encoder(seen)
+        return latents.to(image.dtype)
+
+    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        out: Tensor = self.decoder(self._filled(image, F.avg_pool2d(mask, DOWNSCALE)))
+        return out
+
+    def _filled(self, image: Tensor, cells: Tensor) -> Tensor:
+        """The latents of the filled picture, from the masked one and each cell's masked share."""
+        out: Tensor = self.net(self.encoder(image), cells)
+        return out
+
+
+class ShiftMapEditor(LatentEditor):
+    """A `LatentEditor` whose net is a `ShiftMapNet`: latent-mini."""
+
     @classmethod
-    def from_file(cls, name: str, path: Path) -> LatentEditor:
+    def from_file(cls, name: str, path: Path) -> ShiftMapEditor:
         """Load `encoder.*`, `net.*` and `decoder.*` from a safetensors file.
 
         Raises:
             ModelError: the file is missing, damaged or of another architecture.
         """
-        parts = nn.ModuleDict({"encoder": Encoder(), "net": InpaintNet(), "decoder": Decoder()})
+        parts = nn.ModuleDict({"encoder": Encoder(), "net": ShiftMapNet(), "decoder": Decoder()})
         state, digest = read_state(name, path)
         try:
             parts.load_state_dict(state)
@@ -217,14 +310,6 @@ class LatentEditor(ModelEditor):
             raise ModelError(Code.MODEL, message, retryable=False) from error
         return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
 
-    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        """See `Latent.encode`."""
-        seen, _ = self._ready(image, mask)
-        with self._computing(image.device):
-            latents: Tensor = self.encoder(seen)
-        return latents.to(image.dtype)
-
-    def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        latents = self.net(self.encoder(image), F.avg_pool2d(mask, DOWNSCALE))
-        out: Tensor = self.decoder(latents)
+    def _filled(self, image: Tensor, cells: Tensor) -> Tensor:
+        out: Tensor = self.net(self.encoder(image), cells, described(image))
         return out

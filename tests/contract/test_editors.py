@@ -15,7 +15,7 @@ from daemon.editors import lama, mat
 from daemon.editors.base import Denoiser, Editor, Latent
 from daemon.editors.diffusion import DiffusionEditor
 from daemon.editors.encoders import EncoderEditor, PairInpainter
-from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor
+from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
 from daemon.editors.scripted import ScriptedEditor
 from daemon.errors import ConfigError
 from tests import pipelines, scripts
@@ -24,6 +24,11 @@ from tests import pipelines, scripts
 def random_latent(folder: Path) -> Editor:
     torch.manual_seed(0)
     return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
+
+
+def random_shift_map(folder: Path) -> Editor:
+    torch.manual_seed(0)
+    return ShiftMapEditor("random", "0" * 64, Encoder(), ShiftMapNet(), Decoder())
 
 
 def random_encoder(folder: Path) -> Editor:
@@ -65,6 +70,7 @@ def random_script(folder: Path, exported: bool) -> Editor:
 
 RANDOM: dict[str, Callable[[Path], Editor]] = {
     "random-latent": random_latent,
+    "random-shift-map": random_shift_map,
     "random-encoder": random_encoder,
     "random-pair": random_pair,
     "random-lama": random_lama,

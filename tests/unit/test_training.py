@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from daemon.editors.lama import Config, Generator, LamaEditor
-from daemon.editors.latent import LatentEditor
+from daemon.editors.latent import ShiftMapEditor
 from daemon.editors.ldm import LdmEditor
 from tests.conftest import photo
 from training import data, lama, latent_mini, ldm_mini
@@ -134,11 +135,22 @@ def test_latent_mini_trains_and_exports_an_editor(photos: Path, tmp_path: Path) 
         options = Options(steps, batch=4, size=32)
         latent_mini.autoencoder(photos, tmp_path / "autoencoder", options)
         latent_mini.inpainter(photos, tmp_path / "autoencoder", tmp_path / "inpainter", options)
-    latent_mini.export(tmp_path / "autoencoder", tmp_path / "inpainter", tmp_path / "mine.safetensors")
-    editor = LatentEditor.from_file("mine", tmp_path / "mine.safetensors")
+    latent_mini.export(tmp_path / "inpainter", tmp_path / "mine.safetensors")
+    editor = ShiftMapEditor.from_file("mine", tmp_path / "mine.safetensors")
     image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0), torch.device("cpu"))
     with torch.inference_mode():
         assert editor.inpaint(image, mask).shape == image.shape
+
+    # And on from what was exported: by turns the decoder and the net, after the critics alone.
+    before = load_file(tmp_path / "mine.safetensors")
+    latent_mini.inpainter(
+        photos, tmp_path / "mine.safetensors", tmp_path / "on", Options(7, batch=4, size=32)
+    )
+    latent_mini.export(tmp_path / "on", tmp_path / "on.safetensors")
+    after = load_file(tmp_path / "on.safetensors")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"net", "decoder"}
+    assert not torch.equal(before["net.conv_out.weight"], after["net.conv_out.weight"])  # by critics alone
 
 
 def test_ldm_mini_trains_resumes_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
