@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -182,3 +184,39 @@ def fast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     return torch.autocast("cpu", torch.bfloat16, enabled=hardware.cpu_prefers_bfloat16())
+
+
+T = TypeVar("T")
+_UNORDERED: WeakSet[Editor] = WeakSet()
+"""Those with an operator that has no fixed order on their device."""
+
+
+def in_order(surrogate: Editor, rng: np.random.Generator, work: Callable[[], T]) -> T:
+    """What `work` gives, its sums in a fixed order wherever the surrogate's operators have one.
+
+    Where torch is merely asked for order (see `protect.pick_device`), attention still takes gradients in any,
+    and only warns. So it is told to, for all of the process; where an operator cannot, `work` is done anew as
+    before, now and from then on with this surrogate, with the same draws from `rng`.
+    """
+    if surrogate in _UNORDERED or not torch.are_deterministic_algorithms_enabled():
+        return work()
+    state = rng.bit_generator.state
+    try:
+        with _strict():
+            return work()
+    except Exception as error:  # torch's own, or a model's that wraps it
+        if "deterministic" not in str(error):
+            raise
+    _UNORDERED.add(surrogate)
+    rng.bit_generator.state = state
+    return work()
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=lenient)

@@ -9,13 +9,15 @@ Each clean edit is computed anew in every iteration, as the published LaMa scrip
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from daemon import geometry
 from daemon.editors.base import Editor, rehearsed
-from daemon.methods.base import Progress, Proposal, Task, furthest_colour
+from daemon.methods.base import Progress, Proposal, Task, furthest_colour, in_order
 from daemon.methods.edits import squared
 
 NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
@@ -46,17 +48,22 @@ class Recipe:
         change = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
         adam = torch.optim.Adam([change], lr=RATE, betas=BETAS, eps=TINY)
         heat = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
+
+        def pull(surrogate: Editor) -> Tensor:
+            with torch.no_grad():
+                clean = rehearsed(surrogate, task.image, ring)
+            with torch.enable_grad():
+                picture = (task.image + change).clamp(0, 1)
+                loss = squared(surrogate.inpaint(picture, mask), colour, mask)
+                loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
+                loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
+            (gradient,) = torch.autograd.grad(loss, change)
+            return gradient
+
         for iteration in range(iterations):
             adam.zero_grad()
             for index, surrogate in enumerate(surrogates):
-                with torch.no_grad():
-                    clean = rehearsed(surrogate, task.image, ring)
-                with torch.enable_grad():
-                    picture = (task.image + change).clamp(0, 1)
-                    loss = squared(surrogate.inpaint(picture, mask), colour, mask)
-                    loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
-                    loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
-                (gradient,) = torch.autograd.grad(loss, change)
+                gradient = in_order(surrogate, rng, partial(pull, surrogate))
                 change.grad = gradient if change.grad is None else change.grad + gradient
                 heat[index] += gradient[0].abs().mean(dim=0) / iterations
             adam.step()

@@ -103,8 +103,10 @@ def test_the_receipt_names_the_card_and_its_memory() -> None:
 
 
 @pytest.mark.filterwarnings("default:.*deterministic")
-def test_the_same_bytes_twice() -> None:
-    assert protected(iterations=40).data == protected(iterations=40).data
+@pytest.mark.parametrize("method", ["implant", "recipe"])
+def test_the_same_bytes_twice(method: str) -> None:
+    first, second = (protected(iterations=40, method=method) for _ in range(2))
+    assert first.data == second.data
 
 
 @pytest.fixture

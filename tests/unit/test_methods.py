@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from daemon import editors, perception
 from daemon.domain import Budget, Rgb
-from daemon.methods.base import Sight, Task
+from daemon.errors import Code, ModelError
+from daemon.methods.base import Sight, Task, in_order
 from daemon.methods.edits import Edits
 from daemon.methods.views import View, jpeg, views
 from tests.conftest import photo
@@ -102,7 +104,7 @@ def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     assert edits.take("full") is not None
     assert editor.edits == 1
     breaks = [edits.drawn()[1] for _ in range(600)]
-    assert breaks == [True, False, True] * 200, "the region, one to keep, the region painted otherwise"
+    assert breaks == [True, False] * 300, "every second one is to be kept"
     # full, dilated and ring, twelve incomplete triggers, eight far squares
     assert editor.edits == 3 + 12 + 8
 
@@ -170,3 +172,50 @@ def test_clean_edits_are_held_only_where_they_are_looked_at() -> None:
     assert torch.equal(again.clean[0], edit.clean[0])
     held = sum(part.part.untyped_storage().nbytes() for parts in found._known.values() for part in parts)
     assert held == mask.sum() * 3 * 4
+
+
+@pytest.fixture
+def asked_for_order() -> Iterator[None]:
+    """As `protect.pick_device` leaves torch for a GPU."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("asked_for_order")
+def test_sums_have_their_order_where_operators_can_and_draws_are_the_same_where_they_cannot() -> None:
+    missing = "padding does not have a deterministic implementation"
+    wrapped = ModelError(Code.MODEL, f"editor mine: failed ({missing})", retryable=False)
+
+    def asked(able: bool, refusal: Exception = wrapped) -> list[bool]:
+        """Whether order was asked for strictly, try by try, of three gradients."""
+        strict, editor = [], Counting()
+        rng, alike = np.random.default_rng(1), np.random.default_rng(1)
+
+        def work() -> float:
+            strict.append(not torch.is_deterministic_algorithms_warn_only_enabled())
+            drawn = rng.random()
+            if strict[-1] and not able:
+                raise refusal
+            return drawn
+
+        for _ in range(3):
+            assert in_order(editor, rng, work) == alike.random()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        return strict
+
+    assert asked(able=True) == [True] * 3
+    assert asked(able=False) == asked(False, RuntimeError(missing)) == [True, False, False, False]
+
+
+@pytest.mark.usefixtures("asked_for_order")
+def test_other_errors_are_not_tried_again() -> None:
+    tries = []
+
+    def work() -> None:
+        tries.append(1)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        in_order(Counting(), np.random.default_rng(1), work)
+    assert tries == [1]
