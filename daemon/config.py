@@ -201,9 +201,9 @@ class Regions(_Section):
 
 
 STRENGTHS: dict[str, dict[str, Any]] = {
-    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "reach_px": 40, "iterations": 80},
-    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 40, "iterations": 80},
-    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "reach_px": 64, "iterations": 120},
+    "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "reach_px": 24, "iterations": 80},
+    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
+    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "reach_px": 40, "iterations": 120},
     "paper": {"method": "recipe", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 4096, "iterations": 20},
 }
 """What each `protect.strength` stands for; keys that stand beside it win."""
@@ -244,8 +244,8 @@ class Protect(_Section):
     keep_region_exact: bool = False
     withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat", "inverted"] = "away"
-    reach_px: Annotated[int, Field(ge=16, le=4096)] = 40
-    reach_share: Share = 0.25
+    reach_px: Annotated[int, Field(ge=16, le=4096)] = 24
+    reach_share: Share = 0.16
     whole_px: Annotated[int, Field(ge=0, le=2048)] = 800
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 800
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

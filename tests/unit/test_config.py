@@ -140,7 +140,7 @@ def test_a_further_round_has_never_less_than_the_one_before() -> None:
     rounds = protect(epsilon=8, iterations=5, escalate=["subtle", "strong"]).rounds()
     assert [(one.epsilon, one.iterations) for one in rounds] == [(8, 5), (8, 80), (10, 120)]
     assert [one.flat_share for one in rounds] == [1, 1, 1]
-    assert [one.reach_px for one in rounds] == [40, 40, 64]
+    assert [one.reach_px for one in rounds] == [24, 24, 40]
     assert protect().rounds() == [protect()]
     with pytest.raises(
         ConfigError, match=r"escalate: got method recipe.*set protect\.method: implant, or escalate: "
