@@ -127,16 +127,13 @@ class Edits:
     def drawn(self, draw: int = 0) -> tuple[Edit, bool]:
         """The edit of one iteration, and whether it is to break.
 
-        Every second one is to be kept; between them the region itself and the region painted otherwise take
-        turns. Every second time that is the dilated region, as published: it is the edit people make.
+        The region itself, an edit to keep and the region painted otherwise take turns. Every second time
+        that is the dilated region, as published: it is the edit people make.
         """
-        turn, place = divmod(self._turn, 2)
+        turn, place = divmod(self._turn, 3)
         self._turn += 1
-        kinds: tuple[str, ...] = ()
-        if place == 1:
-            kinds = ("ring", "far") if turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
-        elif turn % 2 == 1:
-            kinds = ("incomplete",) if turn % 4 == 3 else ("dilated",)
+        kept = ("ring", "far") if turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
+        kinds = {1: kept, 2: ("incomplete",) if turn % 2 else ("dilated",)}.get(place, ())
         for kind in kinds:
             if (edit := self.take(kind, draw)) is not None:
                 return edit, kind not in KEPT

@@ -463,7 +463,7 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
             rgb,
             False,
             [crop],
-            Protect(iterations=24, margin_px=48, withstand=withstand),
+            Protect(iterations=12, margin_px=48, withstand=withstand),
             [editor],
             device=CPU,
             rng=np.random.default_rng(seed),
