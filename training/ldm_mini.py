@@ -2,8 +2,8 @@
 
 The encoder is latent-mini's and never changes, so that `unet` and `decoder` may train side by side.
 `unet`: crops are encoded once, whole and with a hole; the network learns the velocity (v-prediction)
-at the noise levels that an edit will use, in the hole above all. `decoder`: pyramid L1 and a
-critics with feature matching at two scales, on latents with and without noise, since a denoised
+at the noise levels that an edit will use, in the hole above all. `decoder`: pyramid L1,
+critics and feature matching at two scales, on latents with and without noise, since a denoised
 latent is never quite a true one.
 """
 

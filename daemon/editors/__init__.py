@@ -127,7 +127,7 @@ BUILT_IN = {
             "ShiftMapEditor",
             "latent inpainting, one step, ours",
             "4.9 M",
-            0.7,
+            0.8,
             ("encode",),
         ),
         BuiltIn(

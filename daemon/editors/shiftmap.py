@@ -92,18 +92,18 @@ def _filled(
     window = _window(hole)
     if window is None:
         return latents
+    rows, columns = window
     height, width = hole.shape[2:]
     step = max(1, round(max(height, width) / STEPS))
     lattice = _lattice(-(-height // step), -(-width // step), hole.device)
     known = _folded((~hole).float(), step)[..., 0] > 0
     possible = lattice.inside & known[:, :, lattice.sources]
 
-    planes = len(hole) * len(lattice.lengths) * (window[0].stop - window[0].start)
-    frugal = torch.is_grad_enabled() and planes * (window[1].stop - window[1].start) >= FRUGAL
+    values = len(hole) * len(lattice.lengths) * (rows.stop - rows.start) * (columns.stop - columns.start)
+    frugal = torch.is_grad_enabled() and values >= FRUGAL
     asked = have, want, hole, possible, lattice, window, step, rings, trust
     share = checkpoint(_shares, *asked, use_reentrant=False) if frugal else _shares(*asked)
 
-    rows, columns = window
     edges = (columns.start, width - columns.stop, rows.start, height - rows.stop)
     shares = _folded(F.pad(share, edges), step)
     shifts = lattice.sources.expand(*known.shape[:2], -1, -1)
