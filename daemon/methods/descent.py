@@ -64,7 +64,6 @@ class _Look:
     view: View
     draw: int
     edit: Edit
-    breaks: bool
 
 
 class Descent:
@@ -124,7 +123,7 @@ class Descent:
                 heat[index] += pull
                 # By how hard it pulls at what breaks, so that no surrogate and no path drowns the others.
                 scale = scales.get((look.path, index), pull.mean())
-                if look.breaks:
+                if look.edit.breaks:
                     scales[look.path, index] = scale = scale.lerp(pull.mean(), 0.3)
                 gradient += one / scale.clamp(min=1e-12)
             change = task.project(change - step(gradient, iteration))
@@ -163,7 +162,7 @@ class Descent:
         path = paths_now[turn % len(paths_now)]
         view = ways[int(rng.integers(len(ways)))] if rng.random() < 0.5 else ways[0]
         draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
-        return _Look(path, view, draw, *path.drawn(draw))
+        return _Look(path, view, draw, path.drawn(draw))
 
     def _gradient(
         self,
@@ -182,8 +181,9 @@ class Descent:
             with fast(change.device):
                 got = self.respond(surrogate, seen, mask, look.draw)
             cells = under(mask, got, surrogate.multiple)
-            if not look.breaks:
+            if not look.edit.breaks:
                 loss = HIDE_WEIGHT * squared(got, clean, cells)
+                look.path.saw(look.edit, index, float(edits.off_by(got.detach(), clean, cells)))
             elif towards is None:
                 loss = self.away(got, clean, cells)
             else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,8 +20,11 @@ from daemon.methods.base import Sight, fast
 INCOMPLETE, FAR = 12, 8
 """How many incomplete triggers and far squares a region draws from."""
 KEPT = ("ring", "far")
-RING_EVERY = 2
-"""Among so many kept edits one is beside the region, the others are far squares."""
+CHANGED = 0.05
+"""An edit to keep that is off by such a share of its own variance is looked at more often. It is an SSIM of
+some 0.95; a verdict asks for 0.9. Where it is lower, edits that are fine cost the others their turns."""
+FLAT = 1e-3
+"""Variance that edits have at least, for this: of a plain sky any change would be a large share."""
 SHIFT = 16
 """Pixels by which a shifted trigger moves at most."""
 
@@ -34,13 +38,19 @@ Shapes = Callable[[Mask, np.random.Generator], list[Mask]]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit mask 1,1,h,w and each surrogate's response to the clean picture under it, 1,c,y,x.
+    """An edit mask 1,1,h,w of a kind, and each surrogate's response to the clean picture under it, 1,c,y,x.
 
     Beyond the box around its cells a response is zero: no loss looks there, see `squared`.
     """
 
+    kind: str
     mask: Tensor
     clean: list[Tensor]
+
+    @property
+    def breaks(self) -> bool:
+        """Whether it is to break, not to be kept."""
+        return self.kind not in KEPT
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +117,8 @@ class Edits:
         self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
         self._incomplete, self._far = incomplete, far
         self._known: dict[tuple[str, int, int], list[_Kept]] = {}
-        self._turn = 0
+        self._turns = self._kinds()
+        self._off: dict[tuple[str, int], float] = {}
 
     @cached_property
     def _planes(self) -> dict[str, list[Mask]]:
@@ -124,22 +135,29 @@ class Edits:
             "far": [plane for plane in squares if plane is not None],
         }
 
-    def drawn(self, draw: int = 0) -> tuple[Edit, bool]:
-        """The edit of one iteration, and whether it is to break.
+    def drawn(self, draw: int = 0) -> Edit:
+        """The edit of one iteration; where there is no room for one of its kind, the region itself."""
+        edits = (self.take(kind, draw) for kind in (*next(self._turns), "full"))
+        return next(edit for edit in edits if edit is not None)
+
+    def saw(self, edit: Edit, surrogate: int, off: float) -> None:
+        """By what share (see `off_by`) an edit to keep was off when it was last looked at."""
+        self._off[edit.kind, surrogate] = off
+
+    def _kinds(self) -> Iterator[Sequence[str]]:
+        """What the iterations look at; the first there is room for.
 
         The region itself, an edit to keep and the region painted otherwise take turns. Every second time
-        that is the dilated region, as published: it is the edit people make.
+        that is the dilated region, as published: it is the edit people make. As long as edits to keep were
+        off another one follows, so that effect is paid for what must be kept, no more.
         """
-        turn, place = divmod(self._turn, 3)
-        self._turn += 1
-        kept = ("ring", "far") if turn % RING_EVERY == RING_EVERY - 1 else ("far", "ring")
-        kinds = {1: kept, 2: ("incomplete",) if turn % 2 else ("dilated",)}.get(place, ())
-        for kind in kinds:
-            if (edit := self.take(kind, draw)) is not None:
-                return edit, kind not in KEPT
-        full = self.take("full", draw)
-        assert full is not None
-        return full, True
+        for turn in itertools.count():
+            yield ("full",)
+            yield KEPT if turn % 2 else KEPT[::-1]
+            yield ("incomplete",) if turn % 2 else ("dilated",)
+            off = {kind for (kind, _), share in self._off.items() if share > CHANGED}
+            if off:
+                yield KEPT if "ring" in off else KEPT[::-1]
 
     def take(self, kind: str, draw: int = 0) -> Edit | None:
         """One of that kind: `full`, `dilated`, `incomplete`, `ring`, `far`.
@@ -154,7 +172,7 @@ class Edits:
         mask = torch.from_numpy(planes[pick])[None, None].to(self.sight.image)
         if key not in self._known:
             self._known[key] = [self._clean(surrogate, mask, draw) for surrogate in self._surrogates]
-        return Edit(mask, [kept.whole() for kept in self._known[key]])
+        return Edit(kind, mask, [kept.whole() for kept in self._known[key]])
 
     def _clean(self, surrogate: Editor, mask: Tensor, draw: int) -> _Kept:
         image = self.sight.image
@@ -175,3 +193,12 @@ def squared(got: Tensor, want: Tensor, mask: Tensor) -> Tensor:
     """Sum over the batch of the mean squared difference under each mask; N,c,h,w twice and N,1,h,w."""
     each = ((got - want) ** 2 * mask).sum(dim=(1, 2, 3))
     return (each / (got.shape[1] * mask.sum(dim=(1, 2, 3))).clamp(min=1)).sum()
+
+
+def off_by(got: Tensor, want: Tensor, mask: Tensor) -> Tensor:
+    """By what share of the variance of `want` under the mask `got` is off; arguments as of `squared`.
+
+    Near one less the SSIM while that is small, and says as much of latents as of pixels.
+    """
+    mean = (want * mask).sum(dim=(2, 3), keepdim=True) / mask.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return squared(got, want, mask) / (squared(want, mean, mask) + FLAT)

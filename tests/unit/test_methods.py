@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daemon import editors, perception
+from daemon import editors, perception, verify
 from daemon.domain import Budget, Rgb
 from daemon.errors import Code, ModelError
 from daemon.methods.base import Sight, Task, in_order
-from daemon.methods.edits import Edits
+from daemon.methods.edits import Edits, off_by
 from daemon.methods.views import View, jpeg, views
 from tests.conftest import photo
 
@@ -103,10 +103,42 @@ def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     assert edits.take("full") is not None
     assert edits.take("full") is not None
     assert editor.edits == 1
-    breaks = [edits.drawn()[1] for _ in range(600)]
+    breaks = [edits.drawn().breaks for _ in range(600)]
     assert breaks == [True, False, True] * 200, "the region, one to keep, the region painted otherwise"
     # full, dilated and ring, twelve incomplete triggers, eight far squares
     assert editor.edits == 3 + 12 + 8
+
+
+def test_edits_to_keep_that_are_off_are_looked_at_more_often() -> None:
+    edits = Edits(crop(task()), [Counting(), Counting()], np.random.default_rng(0))
+
+    def kinds(count: int) -> list[str]:
+        return [edits.drawn().kind for _ in range(count)]
+
+    ring = edits.take("ring")
+    assert ring is not None
+    assert kinds(6) == ["full", "far", "dilated", "full", "ring", "incomplete"]
+    edits.saw(ring, 0, 0.01)
+    edits.saw(ring, 1, 0.3)  # by one of the two editors
+    assert kinds(8) == ["ring", "full", "far", "dilated", "ring", "full", "ring", "incomplete"]
+    edits.saw(ring, 1, 0.01)
+    assert kinds(4) == ["full", "far", "dilated", "full"]
+
+
+def test_what_an_edit_is_off_by_is_near_one_less_its_ssim() -> None:
+    work = task()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.from_numpy(work.protected)[None, None].float()
+    assert off_by(work.image, work.image, mask) == 0
+    for strength in (0.01, 0.02, 0.03):
+        noise = torch.nn.functional.interpolate(
+            torch.randn(1, 3, 32, 32, generator=generator), scale_factor=4
+        )
+        got = (work.image + strength * noise).clamp(0, 1)
+        share = float(off_by(got, work.image, mask))
+        ssim = verify.masked_ssim(verify.to_picture(work.image[0]), verify.to_picture(got[0]), work.protected)
+        print(strength, share, 1 - ssim)
+        assert 0.5 < share / (1 - ssim) < 2, (strength, share, ssim)
 
 
 def test_fewer_shapes_cost_fewer_clean_edits() -> None:
@@ -140,7 +172,7 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
     edits = Edits(crop(work), [Counting()], np.random.default_rng(0))
     assert edits.take("far") is None
     assert edits.take("ring") is None
-    assert all(breaks for _, breaks in (edits.drawn() for _ in range(6)))
+    assert all(edits.drawn().breaks for _ in range(6))
 
 
 def test_flat_areas_get_less_of_the_budget_and_an_edge_does_not_lend_it() -> None:
