@@ -114,8 +114,9 @@ def test_check_names_each_thing_that_is_ready(sandbox: Sandbox) -> None:
     assert found["editor latent-mini"]["ok"]
 
 
-def test_demo_runs_the_daemon_over_samples(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path)
+@pytest.mark.parametrize("module", ["tests.e2e.hasty", pytest.param("daemon.cli", marks=pytest.mark.slow)])
+def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path, module)
     result = sandbox.backfire("demo", "show", timeout=550)
     assert result.returncode == 0, result.stderr + result.stdout
     top = tmp_path / "show"
