@@ -109,6 +109,7 @@ def fetch(
     """Bring a model's files here; goes on where an interrupted fetch stopped."""
     require(name, models.catalogue(), "model")
     model, folder = models.catalogue()[name], _folder(config_file)
+    err.print(Text(f"{name}: licence {model.licence}; {model.home}"), soft_wrap=True)
     with _bar() as advance:
         files = bring(model, folder, source=source, progress=advance)
     found = list(models.verify(folder, name))
@@ -119,7 +120,6 @@ def fetch(
     for path, finding, file in zip(files, found, model.files, strict=True):
         word = "as published" if file.sha256 else "recorded: nobody has published one"
         out.print(Text(f"{path}  SHA-256 {finding.got} ({word})"), soft_wrap=True)
-    out.print(f"licence: {model.licence}; {model.home}", soft_wrap=True)
 
 
 @commands.command()

@@ -208,12 +208,13 @@ def _check(name: str, declared: DeclaredEditor) -> None:
     if kind.casts and "dtype" in declared.options:
         require(str(declared.options["dtype"]), ARITHMETIC, f"{subject}.dtype")
     if len(declared.weights) > kind.files:
-        count = len(declared.weights)
-        raise ConfigError(f"{subject}.weights: got {count}, kind {declared.kind} takes at most {kind.files}")
+        wrong = f"got {len(declared.weights)}, kind {declared.kind} takes at most {kind.files}"
+        raise ConfigError(f"{subject}.weights: {wrong}; list fewer")
     for weights in declared.weights:
         model = models.catalogue().get(weights)
         if model is not None and model.kind not in (declared.kind, *kind.also):
-            raise ConfigError(f"{subject}.kind: got {declared.kind}, but {weights} is of kind {model.kind}")
+            wrong = f"got {declared.kind}, but {weights} is of kind {model.kind}"
+            raise ConfigError(f"{subject}.kind: {wrong}; say kind: {model.kind}")
 
 
 def _declared(name: str, declared: DeclaredEditor, folder: Path) -> Editor:

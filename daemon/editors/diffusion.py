@@ -80,9 +80,9 @@ class DiffusionEditor(DenoisingEditor):
         for option, value, holds, expected in (
             ("prompts", prompts, texts, "a list of texts"),
             ("negative", negative, isinstance(negative, str), "a text"),
-            ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1"),
+            ("steps", steps, type(steps) is int and steps >= 1, "a whole number from 1"),
             ("guidance", guidance, isinstance(guidance, int | float) and guidance >= 0, "a number from 0"),
-            ("mask_blur", mask_blur, isinstance(mask_blur, int) and mask_blur >= 0, "whole pixels from 0"),
+            ("mask_blur", mask_blur, type(mask_blur) is int and mask_blur >= 0, "whole pixels from 0"),
         ):
             if not holds:  # the YAML's values come here unchecked
                 raise ConfigError(f"editor {name}: {option}: got {value!r}, expected {expected}")

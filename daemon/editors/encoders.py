@@ -103,7 +103,11 @@ class PairInpainter(LatentEditor):
         count = 1 if path[0].is_dir() else 2
         pair, net_path = path[:count], path[count] if len(path) > count else TAEF2_NET
         if len(pair) < count:
-            raise _refused(name, pair[0], "is one file", "list the autoencoder first, then the net")
+            got = "is one file" if pair[0].exists() else "is not there"
+            raise _refused(name, pair[0], f"{got}, expected an autoencoder", "list that first, then the net")
+        if len(path) > count + 1:
+            got = f"has {len(path) - 1} files beside it, expected the net alone"
+            raise _refused(name, pair[0], got, "list a folder and the net, or encoder, decoder and the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
         state, _ = read_state(name, net_path)
         try:

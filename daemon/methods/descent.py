@@ -183,7 +183,8 @@ class Descent:
             cells = under(mask, got, surrogate.multiple)
             if not look.edit.breaks:
                 loss = HIDE_WEIGHT * squared(got, clean, cells)
-                look.path.saw(look.edit, index, float(edits.off_by(got.detach(), clean, cells)))
+                if look.view == View():  # others change an edit by themselves
+                    look.path.saw(look.edit, index, float(edits.off_by(got.detach(), clean, cells)))
             elif towards is None:
                 loss = self.away(got, clean, cells)
             else:

@@ -22,7 +22,8 @@ INCOMPLETE, FAR = 12, 8
 KEPT = ("ring", "far")
 CHANGED = 0.05
 """An edit to keep that is off by such a share of its own variance is looked at more often. It is an SSIM of
-some 0.95; a verdict asks for 0.9. Where it is lower, edits that are fine cost the others their turns."""
+some 0.95; a verdict asks for 0.9 beside the region and 0.92 further away. Any lower, edits that are fine cost
+the others their turns."""
 FLAT = 1e-3
 """Variance that edits have at least, for this: of a plain sky any change would be a large share."""
 SHIFT = 16
@@ -141,7 +142,7 @@ class Edits:
         return next(edit for edit in edits if edit is not None)
 
     def saw(self, edit: Edit, surrogate: int, off: float) -> None:
-        """By what share (see `off_by`) an edit to keep was off when it was last looked at."""
+        """By what share (see `off_by`) an edit to keep was off when one of its kind was last looked at."""
         self._off[edit.kind, surrogate] = off
 
     def _kinds(self) -> Iterator[Sequence[str]]:

@@ -88,14 +88,14 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
 
 
 def located(name: str, folder: Path) -> Path:
-    """What an editor loads of a fetched model: its only file, or its folder.
+    """What an editor loads of a fetched model: its only file, or its folder; its files are what was fetched.
 
     Args:
         name: a name of the catalogue.
         folder: `models.folder`.
 
     Raises:
-        ModelError: not fetched, or only in part.
+        ModelError: not fetched, only in part, or changed since.
     """
     model = catalogue()[name]
     missing = [file.path for file in model.files if not (folder / name / file.path).is_file()]
@@ -104,6 +104,13 @@ def located(name: str, folder: Path) -> Path:
             f"model {name}: {', '.join(missing)} not in {folder / name}; run: backfire models fetch {name}"
         )
         raise ModelError(Code.MODEL, message, retryable=False)
+    for found in verify(folder, name):
+        if found.state == "changed":
+            message = (
+                f"model {name}: {folder / name / found.path} has changed, SHA-256 is {found.got}, expected "
+                f"{found.expected}; run: backfire models fetch {name}"
+            )
+            raise ModelError(Code.MODEL, message, retryable=False)
     return folder / name / model.files[0].path if len(model.files) == 1 else folder / name
 
 

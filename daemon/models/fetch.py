@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 from daemon import __version__, life
 from daemon.errors import Code, ModelError
-from daemon.models import File, Model, expected, pin, sha256
+from daemon.models import PINS, File, Model, expected, pin, sha256
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 3.0, 10.0)
@@ -111,7 +111,7 @@ def _one(
             _copy(place, part, lambda done, total: progress(file.path, done, total))
         else:
             _download(place, part, file, lambda done, total: progress(file.path, done, total), sleep)
-        got = _checked(part, file, want, str(place))
+        got = _checked(part, file, want, str(place), folder)
         if want is None:
             pin(model, file, got, folder)
         part.replace(target)
@@ -147,8 +147,14 @@ def _source(model: Model, file: File, source: str | None) -> str | Path:
 
 
 def _copy(source: Path, part: Path, progress: Callable[[int, int | None], None]) -> None:
-    total = source.stat().st_size
-    with source.open("rb") as data, part.open("wb") as out:
+    try:
+        data = source.open("rb")
+    except OSError as error:
+        raise _failure(
+            str(source), f"cannot be read ({error.strerror})", "check it, or name another"
+        ) from error
+    with data, part.open("wb") as out:
+        total = os.fstat(data.fileno()).st_size
         _room(part.parent, total)
         while piece := data.read(CHUNK):
             out.write(piece)
@@ -214,7 +220,7 @@ def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None],
         total = have + int(length) if length and length.isdigit() else file.size
         _room(part.parent, (total or have) - have)
         try:
-            while piece := answer.read(CHUNK):
+            while piece := _piece(answer):
                 out.write(piece)
                 have += len(piece)
                 progress(have, total)
@@ -226,17 +232,40 @@ def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None],
             raise ConnectionError(f"{have} of {total} bytes came")
 
 
-def _checked(part: Path, file: File, want: str | None, place: str) -> str:
-    """The digest of what arrived; a wrong one is deleted, for no retry could mend it."""
+def _piece(answer: Any) -> bytes:
+    """Some of what the server sends: whatever breaks off there is the network's, not the disk's."""
+    try:
+        piece: bytes = answer.read(CHUNK)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+    return piece
+
+
+def _checked(part: Path, file: File, want: str | None, place: str, folder: Path) -> str:
+    """The digest of what arrived; a wrong one is deleted, for no retry could mend it.
+
+    What nobody has published a digest of must at least not be empty or a page: the first copy is trusted.
+    """
     size, got = part.stat().st_size, sha256(part)
+    remedy = "what came was deleted; run it again or use another source"
     if want is not None and got != want:
         wrong = f"SHA-256 is {got}, expected {want}"
+        if file.sha256 is None:
+            wrong += ", that of the first copy that was fetched"
+            remedy += f"; if that one was wrong, take its line out of {folder / PINS}"
+    elif not size or _is_page(part):
+        wrong = f"is {'empty' if not size else 'a web page'}, expected weights"
     elif file.size is not None and size != file.size:
         wrong = f"{size} bytes, expected {file.size}"
     else:
         return got
     part.write_bytes(b"")
-    raise _failure(place, wrong, "what came was deleted; run it again or use another source")
+    raise _failure(place, wrong, remedy)
+
+
+def _is_page(part: Path) -> bool:
+    with part.open("rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _validator(part: Path) -> Path:
@@ -268,8 +297,9 @@ def _alone(part: Path) -> Iterator[None]:
 
 
 def _room(folder: Path, more: int) -> None:
-    if more > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, f"{more} bytes more are needed")
+    free = shutil.disk_usage(folder).free
+    if more > free:
+        raise OSError(errno.ENOSPC, f"{more} bytes more are needed, {free} are free")
 
 
 def _append(path: Path) -> IO[bytes]:

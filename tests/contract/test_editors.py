@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param in RANDOM:
         return RANDOM[request.param](tmp_path_factory.mktemp(request.param))
     return editors.get(request.param)
+
+
+def test_every_kind_has_an_editor_here(tmp_path: Path) -> None:
+    made = set()
+    for name, make in RANDOM.items():
+        (folder := tmp_path / name).mkdir()
+        made.add(type(make(folder)))
+    for name, kind in editors.KINDS.items():
+        loads = getattr(import_module(f"daemon.editors.{kind.module}"), kind.loads)
+        assert loads in made, f"kind {name}: add an editor of it to RANDOM"
+
+
+@pytest.mark.parametrize("size", [(128, 128), (1024, 1024), (136, 1000)])
+def test_the_default_takes_all_sizes_that_are_worked_whole(size: tuple[int, int]) -> None:
+    image, mask = inputs(*size)
+    with torch.inference_mode():
+        out = editors.get("latent-mini").inpaint(image, mask)
+    hole = mask.expand_as(image) > 0
+    assert torch.equal(out[~hole], image[~hole])
+    assert bool(out[hole].isfinite().all())
+    assert float((out - image)[hole].abs().mean()) > 0.01
 
 
 @pytest.fixture

@@ -126,4 +126,10 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
         "coffee.jpg",
     }
     assert "reports" in result.stdout
+    if module == "daemon.cli":
+        receipts = [json.loads(path.read_bytes()) for path in (top / "reports").rglob("*.json")]
+        verdicts = [receipt["verdict"] for receipt in receipts]
+        assert len(verdicts) == 3
+        assert set(verdicts) <= {"protected", "weak"}
+        assert verdicts.count("protected") >= 2, "as the README has it"
     assert sandbox.backfire("demo", "show").returncode == 2, "a second run overwrites nothing"

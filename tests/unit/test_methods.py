@@ -137,7 +137,6 @@ def test_what_an_edit_is_off_by_is_near_one_less_its_ssim() -> None:
         got = (work.image + strength * noise).clamp(0, 1)
         share = float(off_by(got, work.image, mask))
         ssim = verify.masked_ssim(verify.to_picture(work.image[0]), verify.to_picture(got[0]), work.protected)
-        print(strength, share, 1 - ssim)
         assert 0.5 < share / (1 - ssim) < 2, (strength, share, ssim)
 
 

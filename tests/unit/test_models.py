@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -181,6 +182,56 @@ def test_an_unpublished_digest_is_recorded_and_holds(site: Site, tmp_path: Path)
         fetch(toy, tmp_path)
 
 
+def test_a_first_copy_that_was_wrong_can_be_taken_back(site: Site, tmp_path: Path) -> None:
+    toy = model(site.url, sha256=None)
+    fetch(toy, tmp_path)
+    (tmp_path / "toy" / "weights.bin").unlink()
+    site.data = DATA[::-1]
+    with pytest.raises(ModelError, match=rf"first copy .* take its line out of {tmp_path / models.PINS}"):
+        fetch(toy, tmp_path)
+    (tmp_path / models.PINS).write_text("{}")
+    fetch(toy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"), [(b"", "empty"), (b"\n<!DOCTYPE html><title>Log in</title>", "a web page")]
+)
+def test_what_is_no_file_of_weights_is_not_trusted(
+    site: Site, tmp_path: Path, data: bytes, what: str
+) -> None:
+    site.data = data
+    with pytest.raises(ModelError, match=f"is {what}, expected weights"):
+        fetch(model(site.url, sha256=None), tmp_path)
+    assert models.pins(tmp_path) == {}
+
+
+def test_a_network_that_goes_while_it_sends_is_no_trouble_of_the_disk(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: http.client.HTTPResponse, amount: int) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", gone)
+    with pytest.raises(ModelError, match=r"cannot be read .*No route to host") as caught:
+        fetch(model(site.url), tmp_path, sleep=no_sleep)
+    assert caught.value.retryable
+
+
+def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "mine.bin"
+    source.write_bytes(DATA)
+    opened = Path.open
+
+    def refused(self: Path, *given: Any, **more: Any) -> Any:
+        if self == source:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(self, *given, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ModelError, match=f"{source}: cannot be read"):
+        fetch(model("http://unused/"), tmp_path / "models", source=str(source))
+
+
 def test_a_damaged_record_trusts_nothing(site: Site, tmp_path: Path) -> None:
     (tmp_path / models.PINS).write_text("{")
     with pytest.raises(ModelError, match="restore it"):
@@ -327,6 +378,8 @@ def test_the_published_digest_of_taef2_is_that_of_the_file(shared: Path, tmp_pat
     assert models.located("taef2", tmp_path) == tmp_path / "taef2"
     assert {finding.state for finding in models.verify(tmp_path)} == {"ok"}
     files[0].write_bytes(b"changed")
+    with pytest.raises(ModelError, match=r"taef2_encoder.pth has changed, SHA-256 is .*, expected "):
+        models.located("taef2", tmp_path)
     files[1].unlink()
     assert [finding.state for finding in models.verify(tmp_path)] == ["changed", "absent"]
     with pytest.raises(ModelError, match="backfire models fetch taef2"):

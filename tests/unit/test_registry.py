@@ -128,14 +128,20 @@ def test_a_declared_editor_is_loaded_once(tmp_path: Path) -> None:
 
 
 def test_a_catalogue_name_is_looked_for_in_the_models_folder(tmp_path: Path) -> None:
-    known = settings(tmp_path, {"toy": {"kind": "latent", "weights": "taef2"}})
-    with pytest.raises(ModelError, match="backfire models fetch taef2"):
-        editors.get("toy", settings=known)
-    files = [tmp_path / "weights" / "taef2" / file.path for file in models.catalogue()["taef2"].files]
-    files[0].parent.mkdir(parents=True)
-    for source, target in zip(pair(tmp_path / "pair"), files, strict=True):
-        target.write_bytes(source.read_bytes())
-    assert editors.get("toy", settings=known).name == "toy"
+    def placed(name: str) -> Settings:
+        """Weights of our own under that name, put there by hand."""
+        known = settings(tmp_path, {"toy": {"kind": "latent", "weights": name}})
+        with pytest.raises(ModelError, match=f"backfire models fetch {name}"):
+            editors.get("toy", settings=known)
+        files = [tmp_path / "weights" / name / file.path for file in models.catalogue()[name].files]
+        files[0].parent.mkdir(parents=True)
+        for source, target in zip(pair(tmp_path / "pair"), files, strict=True):
+            target.write_bytes(source.read_bytes())
+        return known
+
+    assert editors.get("toy", settings=placed("taesd3")).name == "toy", "of which no digest is published"
+    with pytest.raises(ModelError, match=r"taef2_encoder.pth has changed, SHA-256 is .*, expected 10a4e1"):
+        editors.get("toy", settings=placed("taef2"))
 
 
 def test_weights_that_are_nowhere_name_the_catalogue(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 **Licence.** The code here is Backfire's own, written from the paper and from facts about the published
 network (names, shapes, constants), under Backfire's licence. The published *weights* are CC BY-NC 4.0: for
-non-commercial use only. Backfire neither ships nor fetches them; whoever names such a file in the
-configuration opts in and answers for keeping to its terms. `NOTICE` says so in one sentence.
+non-commercial use only. Backfire does not ship them; whoever asks `models fetch` for them, or names such a
+file in the configuration, opts in and answers for keeping to its terms.
 
 **Weights.** A plain state dict, as `.pth` or safetensors: `Places_512_FullData_G.pth`, as distributed for
 IOPaint, or one taken from the authors' snapshots (Places, CelebA-HQ, FFHQ; 512 and 256 pixels). Snapshots
@@ -38,12 +38,7 @@ from daemon.editors.base import ModelEditor
 from daemon.editors.mat.network import Config, MatNet
 from daemon.errors import Code, ModelError
 
-__all__ = ["NOTICE", "Config", "MatEditor", "MatNet"]
-
-NOTICE = (
-    "MAT's published weights are licensed CC BY-NC 4.0, for non-commercial use only; "
-    "Backfire neither ships nor fetches them: using them is your choice, under that licence"
-)
+__all__ = ["Config", "MatEditor", "MatNet"]
 
 CONVERSION = (
     "convert it once, if you trust its source (opening a pickle runs its code): in a checkout of "
