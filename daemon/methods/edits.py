@@ -199,7 +199,7 @@ def squared(got: Tensor, want: Tensor, mask: Tensor) -> Tensor:
 def off_by(got: Tensor, want: Tensor, mask: Tensor) -> Tensor:
     """By what share of the variance of `want` under the mask `got` is off; arguments as of `squared`.
 
-    Near one less the SSIM while that is small, and says as much of latents as of pixels.
+    Near one less the SSIM while that is small.
     """
     mean = (want * mask).sum(dim=(2, 3), keepdim=True) / mask.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return squared(got, want, mask) / (squared(want, mean, mask) + FLAT)
