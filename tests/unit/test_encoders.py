@@ -194,8 +194,12 @@ def test_without_a_net_it_is_the_one_that_ships(tmp_path: Path) -> None:
     assert not torch.equal(first, picture)
     with pytest.raises(ModelError, match="fills 32 channels at 1/8, the autoencoder has 4"):
         PairInpainter.load("toy", pair(tmp_path / "other"))
-    with pytest.raises(ModelError, match="is one file"):
+    with pytest.raises(ModelError, match="is one file, expected an autoencoder"):
         PairInpainter.load("toy", files[:1])
+    with pytest.raises(ModelError, match="absent: is not there, expected an autoencoder"):
+        PairInpainter.load("toy", [tmp_path / "absent"])
+    with pytest.raises(ModelError, match="has 2 files beside it, expected the net alone"):
+        PairInpainter.load("toy", [tmp_path / "pair", *files])
 
 
 @pytest.mark.shared

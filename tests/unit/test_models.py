@@ -299,6 +299,19 @@ class FullDisk(io.FileIO):
         return super().write(data)
 
 
+def test_the_licence_is_said_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import daemon.cli.models  # noqa: F401  (adds the commands to the app)
+    from daemon.cli.common import app
+
+    (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ModelError, SystemExit)):
+        app(["models", "fetch", "mat-places", "--from", "nowhere"])
+    assert "mat-places: licence CC BY-NC 4.0, non-commercial" in capsys.readouterr().err
+
+
 def test_a_full_disk_keeps_what_came_and_goes_on_later(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
