@@ -110,8 +110,14 @@ class Sandbox:
         return (self.base / "daemon.log").read_text()
 
     def files(self, folder: str) -> set[str]:
+        """Paths below a folder, but for hidden ones; a subfolder that vanishes meanwhile is passed over."""
         top = self.base / folder
-        return {str(p.relative_to(top)) for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")}
+        return {
+            str((Path(parent) / name).relative_to(top))
+            for parent, _, names in os.walk(top)
+            for name in names
+            if not name.startswith(".")
+        }
 
     def receipt(self, name: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.base / "reports" / f"{name}.json").read_bytes())

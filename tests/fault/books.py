@@ -53,12 +53,17 @@ def trouble(sandbox: Sandbox) -> str:
 
 
 def wait_until_idle(sandbox: Sandbox, count: int | None = None) -> None:
-    """Until the inbox is empty and every job (at least `count`) has come to rest."""
+    """Until the inbox is empty, every job (at least `count`) has come to rest and its spool is gone.
+
+    A spool goes a moment after its job's end is recorded: who walks the folders before then may meet it half
+    removed.
+    """
     ends = {"archived", "failed", "quarantined", "skipped"}
 
     def idle() -> bool:
         found = states(sandbox)
-        return not sandbox.files("inbox") and set(found) <= ends and len(found) >= (count or 1)
+        rested = not sandbox.files("inbox") and set(found) <= ends and len(found) >= (count or 1)
+        return rested and not any((sandbox.state / "spool").iterdir())
 
     wait_for(idle, because="the inbox to be worked")
 
