@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from daemon import models
 from training import lama, latent_mini, latent_pair, ldm_mini
 from training.run import Options
 
@@ -82,6 +83,7 @@ def main() -> None:
             ldm_mini.export(given.runs, target)
         else:
             parser.error(f"--editor {given.editor}: export knows latent-mini, ldm-mini and lama-mini")
+        state_sums(target.parent)
 
 
 def _on_latents(given: argparse.Namespace, common: Options) -> None:
@@ -91,7 +93,16 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
     else:
         target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)
+        state_sums(target.parent)
         print(target)
+
+
+def state_sums(folder: Path) -> None:
+    """Say anew what the files are where `SHA256SUMS` is: the package's own weights are held to it."""
+    sums = folder / models.SUMS
+    if sums.exists():
+        files = sorted(folder.glob("*.safetensors"))
+        sums.write_text("".join(f"{models.sha256(file)}  {file.name}\n" for file in files))
 
 
 if __name__ == "__main__":

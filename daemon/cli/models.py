@@ -72,7 +72,7 @@ def _built_in(name: str) -> dict[str, Any]:
         "home": None,
         "files": 1,
         "known_size": model.file.stat().st_size,
-        "sha256_published": 1,
+        "sha256_published": int(model.file.name in models.inside()),
         "here": "yes",
         "note": None,
     }
@@ -126,10 +126,11 @@ def fetch(
 def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
     """Hash everything that is here again: exit 0 all as expected, 3 something changed or is missing."""
     folder = _folder(config_file)
-    found = list(models.verify(folder))
+    inside, fetched = list(models.verify_inside()), list(models.verify(folder))
+    found = inside + fetched
     if as_json:
         print(json.dumps([vars(finding) for finding in found], indent=2))
-    elif not found:
+    elif not fetched:
         out.print(Text(f"no models in {folder}"), soft_wrap=True)
     for finding in found if not as_json else ():
         good = finding.state == "ok"
@@ -138,7 +139,8 @@ def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
         if finding.state == "changed":
             line.append(f", SHA-256 is {finding.got}, expected {finding.expected}")
         if not good:
-            line.append(f"; run: backfire models fetch {finding.model}")
+            fetch_it = f"run: backfire models fetch {finding.model}"
+            line.append(f"; {'install backfire again' if finding in inside else fetch_it}")
         out.print(line, soft_wrap=True)
     raise typer.Exit(0 if all(finding.state == "ok" for finding in found) else SOME_FAILED)
 

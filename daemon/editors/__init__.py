@@ -110,7 +110,7 @@ class BuiltIn:
     @property
     def file(self) -> Path:
         """The weights."""
-        return Path(__file__).parent / "weights" / f"{self.name}.safetensors"
+        return models.INSIDE / f"{self.name}.safetensors"
 
     def load(self) -> Editor:
         loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)

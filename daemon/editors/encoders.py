@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from daemon import models
 from daemon.editors.base import ModelEditor
 from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from daemon.editors.tensors import read_state
@@ -85,7 +86,7 @@ class EncoderEditor(ModelEditor):
         return _run(self.decoder, _run(self.encoder, image), self.multiple)
 
 
-TAEF2_NET = Path(__file__).parent / "weights" / "latent-taef2.safetensors"
+TAEF2_NET = models.INSIDE / "latent-taef2.safetensors"
 
 
 class PairInpainter(LatentEditor):

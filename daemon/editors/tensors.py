@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from daemon import models
 from daemon.errors import Code, ModelError
 
 
@@ -57,16 +58,21 @@ def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
         Tensors on the CPU by dotted name (`state_dict.generator.model.1.ffc...`), and the digest.
 
     Raises:
-        ModelError: the file is missing, damaged, or no weights file; not retryable.
+        ModelError: the file is missing, damaged, no weights file, or ships inside the package and is another
+            than did; not retryable.
     """
+    shipped = models.inside().get(path.name) if path.parent == models.INSIDE else None
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if shipped not in (None, digest):
+                wrong = f"SHA-256 is {digest}, expected {shipped}"
+                raise _unusable(name, path, wrong, "install backfire again")
             file.seek(0)
             state = dict(_named(_load(file)))
     except OSError as error:
         raise _unusable(name, path, error, "name a readable file in the editor's settings") from error
-    except MemoryError:
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # an unpickler fed with garbage raises anything
         remedy = "fetch the file again, or save its state dict as safetensors"

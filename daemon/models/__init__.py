@@ -1,6 +1,7 @@
-"""Published weights: the catalogue, where a model's files lie, and whether they are what they were.
+"""Weights: the catalogue of the published ones, where a model's files lie, whether they are what they were.
 
-A model lies in a folder of its name below `models.folder`. What its files must be comes from the
+Our own ship inside the package, beside `SHA256SUMS`, which says what they must be. A published
+model lies in a folder of its name below `models.folder`. What its files must be comes from the
 catalogue where their SHA-256 is publicly known, else from `pins.json`, where `fetch` records the
 digest of the first copy it saw. Importing this package loads no torch and opens no connection.
 """
@@ -22,6 +23,10 @@ from urllib.parse import urljoin
 from daemon.errors import Code, ModelError
 
 PINS = "pins.json"
+INSIDE = Path(__file__).parents[1] / "editors" / "weights"
+"""The weights that ship inside the package."""
+SUMS = "SHA256SUMS"
+"""Their digests, as `sha256sum` writes and checks them."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,13 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
         url = file.pop("url", file["path"] if base else None)
         files.append(File(**file, url=urljoin(base, url) if base else url))
     return Model(name, files=tuple(files), **entry)
+
+
+@cache
+def inside() -> dict[str, str]:
+    """SHA-256 of each file that ships inside the package, by file name."""
+    lines = (INSIDE / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
 
 
 def located(name: str, folder: Path) -> Path:
@@ -174,16 +186,21 @@ def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
         if name not in (None, model.name) or not (folder / model.name).is_dir():
             continue
         for file in model.files:
-            yield _verified(model, file, folder)
+            yield _verified(model.name, folder / model.name, file.path, expected(model, file, folder))
 
 
-def _verified(model: Model, file: File, folder: Path) -> Finding:
-    want, path = expected(model, file, folder), folder / model.name / file.path
-    if not path.is_file():
-        return Finding(model.name, file.path, "absent", want)
-    got = sha256(path)
+def verify_inside() -> Iterator[Finding]:
+    """Hash the weights that ship inside the package again."""
+    for path, want in inside().items():
+        yield _verified(path.removesuffix(".safetensors"), INSIDE, path, want)
+
+
+def _verified(model: str, folder: Path, path: str, want: str | None) -> Finding:
+    if not (folder / path).is_file():
+        return Finding(model, path, "absent", want)
+    got = sha256(folder / path)
     state: State = "unpinned" if want is None else "ok" if got == want else "changed"
-    return Finding(model.name, file.path, state, want, got)
+    return Finding(model, path, state, want, got)
 
 
 def sha256(path: Path) -> str:

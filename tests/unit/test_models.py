@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 
-from daemon import models
+from daemon import editors, models
 from daemon.errors import ModelError
 from daemon.models import File, Model
 from daemon.models import fetch as fetching
 from daemon.models.fetch import fetch
+from training import __main__ as training
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -399,6 +400,28 @@ def test_the_published_digest_of_taef2_is_that_of_the_file(shared: Path, tmp_pat
         models.located("taef2", tmp_path)
 
 
+def test_what_ships_inside_is_held_to_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {path.name for path in models.INSIDE.glob("*.safetensors")} == models.inside().keys()
+    assert {finding.state for finding in models.verify_inside()} == {"ok"}
+    copy = tmp_path / "weights"
+    shutil.copytree(models.INSIDE, copy)
+    monkeypatch.setattr(models, "INSIDE", copy)
+    editor = editors.BUILT_IN["latent-mini"]
+    assert editor.load().weights_sha256 == models.inside()[editor.file.name]
+    data = bytearray(editor.file.read_bytes())
+    data[-1] ^= 1  # the last of the weights: it would load, and work nearly as before
+    editor.file.write_bytes(data)
+    assert [finding.state for finding in models.verify_inside()] == ["changed", "ok", "ok"]
+    with pytest.raises(ModelError, match=r"SHA-256 is .*, expected .*; install backfire again"):
+        editor.load()
+    training.state_sums(copy)
+    models.inside.cache_clear()
+    try:
+        assert {finding.state for finding in models.verify_inside()} == {"ok"}, "export says them anew"
+    finally:
+        models.inside.cache_clear()
+
+
 def test_a_file_put_there_by_hand_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "mat-places").mkdir()
     (tmp_path / "mat-places" / "Places_512_FullData_G.pth").write_bytes(b"?")
@@ -419,7 +442,8 @@ def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         text = capsys.readouterr().out
         return caught.value.code or 0, json.loads(text) if "--json" in arguments else text
 
-    assert run("verify")[1].startswith("no models in")
+    assert run("verify")[1].splitlines()[0] == f"no models in {tmp_path / 'weights'}"
+    assert run("verify")[1].count("ok  ") == len(models.inside()), "what ships inside is hashed, too"
     assert run("list", "--json")[1]["models"][-1]["here"] == "no"
     assert DIGEST in run("fetch", "toy")[1]
     assert run("list", "--json")[1]["models"][-1]["here"] == "yes"
