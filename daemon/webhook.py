@@ -92,7 +92,9 @@ def _send(request: urllib.request.Request, timeout_s: float, lines: list[socket.
         error.close()
         raise DeliveryFailed(f"answered {error.code}") from None
     except urllib.error.URLError as error:
-        raise DeliveryFailed(f"no connection ({error.reason})") from None
+        late = isinstance(error.reason, TimeoutError)  # of connecting, or of a TLS handshake
+        found = f"no answer within {timeout_s:g} s" if late else f"no connection ({error.reason})"
+        raise DeliveryFailed(found) from None
     except TimeoutError:
         raise DeliveryFailed(f"no answer within {timeout_s:g} s") from None
     except (OSError, http.client.HTTPException) as error:

@@ -103,7 +103,7 @@ class Sandbox:
             assert process.poll() is None, self.log()
             return '"ready"' in self.log()[offset:]
 
-        wait_for(ready, seconds=60, because="the daemon to be ready")
+        wait_for(ready, because="the daemon to be ready")
         return process
 
     def log(self) -> str:

@@ -44,7 +44,7 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
         parts = [(pictures[name], name), (encoded(mask_picture()), mask)]
         for data, place in reversed(parts) if mask_first else parts:
             sandbox.drop(data, place)
-    wait_for(lambda: sandbox.files("inbox") == set(), because=sandbox.log)  # type: ignore[arg-type]
+    wait_for(lambda: sandbox.files("inbox") == set(), seconds=400, because=sandbox.log)  # type: ignore[arg-type]
     assert sandbox.files("outbox") == set(pictures)
     assert sandbox.files("failed") == set()
     for name, data in pictures.items():

@@ -25,7 +25,7 @@ def protected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, dict[s
     mask = Image.new("L", SIZE, 0)
     mask.paste(255, REGION)
     mask.save(sandbox.base / "cat.mask.png")
-    result = sandbox.backfire("protect", "cat.png", "-o", "out.png", "--json")
+    result = sandbox.backfire("protect", "cat.png", "-o", "out.png", "--json", timeout=550)
     assert result.returncode == 0, result.stderr + result.stdout
     (receipt,) = json.loads(result.stdout)
     return sandbox, receipt

