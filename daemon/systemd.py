@@ -6,13 +6,17 @@ import os
 import socket
 from contextlib import suppress
 
+PATIENCE_S = 0.5
+"""How long a word waits where nobody reads the ones before it; then it is not said."""
+
 
 def notify(*lines: str) -> None:
-    """Tell systemd, where it started us; e.g. `READY=1`, `WATCHDOG=1`, `STATUS=…`."""
+    """Tell systemd, where it started us; e.g. `READY=1`, `WATCHDOG=1`, `STATUS=…`. It may be deaf or gone."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(PATIENCE_S)
         connection.sendto("\n".join(lines).replace("\0", "").encode("utf-8", "replace"), address)

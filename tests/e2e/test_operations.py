@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from daemon import systemd
 from daemon.config import parse
 from daemon.inbox import Hints
 from daemon.service import Service
@@ -108,6 +109,20 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     (extension,) = [line for line in last if line.startswith("EXTEND_TIMEOUT_USEC=")]
     assert int(extension.partition("=")[2]) > 1_000_000
     assert (sandbox.inbox / "long.png").is_file()
+
+
+def test_a_manager_that_does_not_listen_holds_up_nothing(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "PATIENCE_S", 0.01)
+    words = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text()) + 20
+    for number in range(words):
+        systemd.notify(f"STATUS={number}")
+    heard = manager.hear()
+    assert heard == [f"STATUS={number}" for number in range(len(heard))], "what it had room for"
+    assert 0 < len(heard) < words
+    systemd.notify("READY=1")
+    assert manager.hear()[-1] == "READY=1", "and it is told again once it listens"
 
 
 def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, manager: Manager) -> None:
