@@ -33,6 +33,8 @@ from daemon.systemd import notify
 log = structlog.get_logger()
 
 HEARTBEAT_S = 2.0
+BEAT_PATIENCE_S = 0.5
+"""A heartbeat that is not heard is followed by another."""
 TICK_S = 0.5
 BURST_S = 0.05
 """So that one scan serves a burst of events."""
@@ -205,7 +207,7 @@ class Service:
         log.error("database unusable", error=str(error), again_in_s=STORE_PAUSE_S)
         deadline = time.monotonic() + STORE_PAUSE_S
         while not self._stopping:
-            notify("WATCHDOG=1", "STATUS=waiting for the database")
+            notify("WATCHDOG=1", "STATUS=waiting for the database", patience_s=BEAT_PATIENCE_S)
             time.sleep(min(TICK_S, STORE_PAUSE_S))
             if time.monotonic() < deadline:
                 continue
@@ -300,7 +302,7 @@ class Service:
             scan=self._intake.last_scan, heard=self._dispatcher.heard, trouble=self._intake.trouble
         )
         status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
-        notify(*["WATCHDOG=1"] * alive, status)
+        notify(*["WATCHDOG=1"] * alive, status, patience_s=BEAT_PATIENCE_S)
 
     def _alive(self) -> None:
         """A long step moves on, perhaps in another thread: for once the loop cannot say so itself."""
@@ -308,7 +310,7 @@ class Service:
         self._operations.pulse.moved(now)
         if now >= self._next_sign:
             self._next_sign = now + HEARTBEAT_S
-            notify("WATCHDOG=1")
+            notify("WATCHDOG=1", patience_s=BEAT_PATIENCE_S)
 
     def _prune(self, now: float) -> None:
         pruned = self._history.prune(self.settings.limits.history_days)

@@ -92,7 +92,8 @@ def _send(request: urllib.request.Request, timeout_s: float, lines: list[socket.
         error.close()
         raise DeliveryFailed(f"answered {error.code}") from None
     except urllib.error.URLError as error:
-        late = isinstance(error.reason, TimeoutError)  # of connecting, or of a TLS handshake
+        # Of connecting, or of a TLS handshake; where the kernel gave up, it has a number.
+        late = isinstance(error.reason, TimeoutError) and error.reason.errno is None
         found = f"no answer within {timeout_s:g} s" if late else f"no connection ({error.reason})"
         raise DeliveryFailed(found) from None
     except TimeoutError:

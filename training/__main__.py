@@ -98,11 +98,11 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
 
 
 def state_sums(folder: Path) -> None:
-    """Say anew what the files are where `SHA256SUMS` is: the package's own weights are held to it."""
+    """Say anew what the files named in `SHA256SUMS` are, where there is one: the package's are held to it."""
     sums = folder / models.SUMS
     if sums.exists():
-        files = sorted(folder.glob("*.safetensors"))
-        sums.write_text("".join(f"{models.sha256(file)}  {file.name}\n" for file in files))
+        names = [line.split()[1] for line in sums.read_text().splitlines()]
+        sums.write_text("".join(f"{models.sha256(folder / name)}  {name}\n" for name in names))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
 
 def _built_in(name: str) -> dict[str, Any]:
     model = editors.BUILT_IN[name]
+    there = model.file.is_file()
     return {
         "name": name,
         "kind": "built in",
@@ -71,9 +72,9 @@ def _built_in(name: str) -> dict[str, Any]:
         "licence": "Apache-2.0",
         "home": None,
         "files": 1,
-        "known_size": model.file.stat().st_size,
+        "known_size": model.file.stat().st_size if there else 0,
         "sha256_published": int(model.file.name in models.inside()),
-        "here": "yes",
+        "here": "yes" if there else "no",
         "note": None,
     }
 

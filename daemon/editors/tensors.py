@@ -62,16 +62,17 @@ def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
             than did; not retryable.
     """
     shipped = models.inside().get(path.name) if path.parent == models.INSIDE else None
+    again = "install backfire again" if shipped else ""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if shipped not in (None, digest):
-                wrong = f"SHA-256 is {digest}, expected {shipped}"
-                raise _unusable(name, path, wrong, "install backfire again")
+                raise _unusable(name, path, f"SHA-256 is {digest}, expected {shipped}", again)
             file.seek(0)
             state = dict(_named(_load(file)))
     except OSError as error:
-        raise _unusable(name, path, error, "name a readable file in the editor's settings") from error
+        remedy = again or "name a readable file in the editor's settings"
+        raise _unusable(name, path, error, remedy) from error
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # an unpickler fed with garbage raises anything

@@ -92,11 +92,19 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
     return Model(name, files=tuple(files), **entry)
 
 
-@cache
 def inside() -> dict[str, str]:
-    """SHA-256 of each file that ships inside the package, by file name."""
-    lines = (INSIDE / SUMS).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
+    """SHA-256 of each file that ships inside the package, by file name.
+
+    Raises:
+        ModelError: the package is not whole.
+    """
+    path = INSIDE / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, name in (line.split() for line in lines)}
+    except (OSError, ValueError) as error:
+        message = f"{path}: cannot be read ({error}); install backfire again"
+        raise ModelError(Code.MODEL, message, retryable=False) from error
 
 
 def located(name: str, folder: Path) -> Path:
@@ -190,9 +198,10 @@ def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
 
 
 def verify_inside() -> Iterator[Finding]:
-    """Hash the weights that ship inside the package again."""
-    for path, want in inside().items():
-        yield _verified(path.removesuffix(".safetensors"), INSIDE, path, want)
+    """Hash the weights that ship inside the package again; what was put beside them is `unpinned`."""
+    known = inside()
+    for path in sorted({*known, *(file.name for file in INSIDE.glob("*.safetensors"))}):
+        yield _verified(path.removesuffix(".safetensors"), INSIDE, path, known.get(path))
 
 
 def _verified(model: str, folder: Path, path: str, want: str | None) -> Finding:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon import hooks, outbox
+from daemon import hooks, outbox, webhook
 from daemon.config import Settings, parse
 from daemon.domain import Job, JobState, Verdict
 from daemon.errors import PublishError
@@ -196,6 +196,17 @@ def test_a_silent_webhook_costs_a_timeout(receiver: Receiver) -> None:
     with pytest.raises(DeliveryFailed, match="no connection") as caught:
         post(f"http://127.0.0.1:{taken}/?token=s3cret", b"{}", "id", 20)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_handshake_that_ends_by_its_own_clock_is_no_answer() -> None:
+    """Two clocks run, that of the socket and that of the delivery: whichever is first says the same."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        request = webhook._request(f"https://127.0.0.1:{silent.getsockname()[1]}/", b"{}", "id")
+        lines: list[socket.socket] = []
+        with pytest.raises(DeliveryFailed, match=r"no answer within 0\.2 s"):
+            webhook._send(request, 0.2, lines)
+        for line in lines:
+            line.close()
 
 
 @pytest.mark.parametrize(

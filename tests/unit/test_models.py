@@ -9,8 +9,9 @@ import io
 import json
 import os
 import shutil
+import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ from daemon.models import File, Model
 from daemon.models import fetch as fetching
 from daemon.models.fetch import fetch
 from training import __main__ as training
+from training import latent_mini
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -400,7 +402,29 @@ def test_the_published_digest_of_taef2_is_that_of_the_file(shared: Path, tmp_pat
         models.located("taef2", tmp_path)
 
 
-def test_what_ships_inside_is_held_to_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Command = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`backfire models …`: its exit code, and what it printed or, with --json, said."""
+    import daemon.cli.models  # noqa: F401  (adds the commands to the app)
+    from daemon.cli.common import app
+
+    def command(*arguments: str) -> tuple[int, Any]:
+        with pytest.raises(SystemExit) as caught:
+            app(["models", *arguments])
+        text = capsys.readouterr().out
+        assert isinstance(caught.value.code, int | None)
+        return caught.value.code or 0, json.loads(text) if "--json" in arguments else text
+
+    return command
+
+
+def test_what_ships_inside_is_held_to_its_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert {path.name for path in models.INSIDE.glob("*.safetensors")} == models.inside().keys()
     assert {finding.state for finding in models.verify_inside()} == {"ok"}
     copy = tmp_path / "weights"
@@ -414,12 +438,23 @@ def test_what_ships_inside_is_held_to_its_digests(tmp_path: Path, monkeypatch: p
     assert [finding.state for finding in models.verify_inside()] == ["changed", "ok", "ok"]
     with pytest.raises(ModelError, match=r"SHA-256 is .*, expected .*; install backfire again"):
         editor.load()
-    training.state_sums(copy)
-    models.inside.cache_clear()
-    try:
-        assert {finding.state for finding in models.verify_inside()} == {"ok"}, "export says them anew"
-    finally:
-        models.inside.cache_clear()
+    shutil.copy(editor.file, copy / "stray.safetensors")
+    monkeypatch.setattr(latent_mini, "export", lambda run, target: target.write_bytes(b"trained"))
+    monkeypatch.setattr(sys, "argv", ["training", "export", "--weights", str(editor.file)])
+    training.main()
+    assert models.inside()[editor.file.name] == hashlib.sha256(b"trained").hexdigest()
+    assert [found.path for found in models.verify_inside() if found.state == "unpinned"] == [
+        "stray.safetensors"
+    ]
+    editor.file.unlink()
+    with pytest.raises(ModelError, match="install backfire again"):
+        editor.load()
+    assert run("verify")[0] == 3
+    assert "BAD latent-mini/latent-mini.safetensors: absent; install backfire again" in run("verify")[1]
+    assert run("list", "--json")[1]["models"][0]["here"] == "no"
+    (copy / models.SUMS).unlink()
+    with pytest.raises(ModelError, match=r"SHA256SUMS: cannot be read .*; install backfire again"):
+        editors.BUILT_IN["ldm-mini"].load()
 
 
 def test_a_file_put_there_by_hand_is_told_apart(tmp_path: Path) -> None:
@@ -428,19 +463,10 @@ def test_a_file_put_there_by_hand_is_told_apart(tmp_path: Path) -> None:
     assert [finding.state for finding in models.verify(tmp_path)] == ["unpinned"]
 
 
-def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import daemon.cli.models  # noqa: F401  (adds the commands to the app)
-    from daemon.cli.common import app
-
+def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
     monkeypatch.setattr(models, "catalogue", lambda: {"toy": model(site.url)})
-
-    def run(*arguments: str) -> Any:
-        with pytest.raises(SystemExit) as caught:
-            app(["models", *arguments])
-        text = capsys.readouterr().out
-        return caught.value.code or 0, json.loads(text) if "--json" in arguments else text
 
     assert run("verify")[1].splitlines()[0] == f"no models in {tmp_path / 'weights'}"
     assert run("verify")[1].count("ok  ") == len(models.inside()), "what ships inside is hashed, too"
