@@ -567,7 +567,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
         monkeypatch.setattr(os, name, slowly(getattr(os, name)))
     fed, rounds = [home.clock], [home.clock]
     monkeypatch.setattr(
-        service, "notify", lambda *lines: fed.append(home.clock) if "WATCHDOG=1" in lines else None
+        service, "notify", lambda *lines, **_: fed.append(home.clock) if "WATCHDOG=1" in lines else None
     )
     step = Intake.step
 
