@@ -257,7 +257,7 @@ def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: p
 
     monkeypatch.setattr(inbox, "scan", slow)
     words: list[str] = []
-    monkeypatch.setattr("daemon.service.notify", lambda *lines: words.extend(lines))
+    monkeypatch.setattr("daemon.service.notify", lambda *lines, **_: words.extend(lines))
     for _ in range(40):
         words.clear()
         home.turn(5)
