@@ -10,7 +10,7 @@ PATIENCE_S = 10.0
 """How long a word waits where nobody reads the ones before it; then it is not said."""
 
 
-def notify(*lines: str, patience_s: float | None = None) -> None:
+def notify(*lines: str, patience_s: float = PATIENCE_S) -> None:
     """Tell systemd, where it started us; e.g. `READY=1`, `WATCHDOG=1`, `STATUS=…`. It may be deaf or gone.
 
     Args:
@@ -23,6 +23,6 @@ def notify(*lines: str, patience_s: float | None = None) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-        connection.settimeout(PATIENCE_S if patience_s is None else patience_s)
+        connection.settimeout(patience_s)
         connection.connect(address)  # or poll would say at once that it may send, and waiting would spin
         connection.send("\n".join(lines).replace("\0", "").encode("utf-8", "replace"))

@@ -104,7 +104,7 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     wait_for(lambda: manager.heard("STATUS=working long.png"), because="the long job to run")
     before = len(manager.hear())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, sandbox.log()
+    assert process.wait(60) == 0, sandbox.log()
     last = manager.hear()[before:]
     assert "STOPPING=1" in last
     (extension,) = [line for line in last if line.startswith("EXTEND_TIMEOUT_USEC=")]

@@ -150,7 +150,7 @@ def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) ->
     process = sandbox.start()
     wait_for(lambda: states(sandbox) == ["running"], because="the job to run")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, sandbox.log()
+    assert process.wait(60) == 0, sandbox.log()
     (job,) = json.loads(sandbox.backfire("jobs", "--json").stdout)
     assert (job["state"], job["attempts"], job["lease"]) == ("ready", 0, 1)
     assert (sandbox.inbox / "p.png").is_file()

@@ -57,15 +57,14 @@ GOOD: dict[str, Callable[[], bytes | bytearray]] = {
 
 def outcome(data: bytes, limit: int = LIMIT) -> Code | None:
     """Why a file is refused, None where it is taken; anything else fails the test."""
-    began, entered = time.process_time(), time.monotonic()
+    began = time.monotonic()
     try:
         picture = decode(data, name="a.jpg", max_pixels=limit)
         encode(picture, picture.rgb, levels=6, format="png")
         refusal = None
     except InputError as error:
         refusal = error
-    assert time.process_time() - began < SECONDS
-    assert time.monotonic() - entered < 10 * SECONDS
+    assert time.monotonic() - began < SECONDS
     if refusal is None:
         return None
     assert refusal.message.startswith("a.jpg: ")
