@@ -13,11 +13,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from backfire.inpaint.base import Editor
+from backfire.types import Mask, Rgb
 from PIL import Image
 from scipy import ndimage
-
-from daemon.domain import Mask, Rgb
-from daemon.editors.base import Editor
 
 Treated = tuple[Rgb, Mask]
 Treatment = Callable[[Rgb, Mask], Treated | None]

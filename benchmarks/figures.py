@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from backfire import inpaint
 
 from benchmarks import protection, speed, summary
 from benchmarks.protection import listed
 from benchmarks.rows import Row, read
 from benchmarks.summary import LEAST, Group, grouped, kept
-from daemon import editors
 
 OURS, FAINT, RECIPE = "implant", ("implant@4", "implant@3"), "recipe"
 """Ours by default, ours at 38 dB and more, and the published recipe."""
@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         [
             *("--set", "dev", "--side", "160", "--ensemble", "--plain"),
             *("--methods", f"{OURS},{','.join(FAINT)},{RECIPE},{OURS}:flat,{OURS}:inverted"),
-            *("--editors", ",".join((*editors.NAMES, "latent-taef2"))),
+            *("--editors", ",".join((*inpaint.NAMES, "latent-taef2"))),
             *("--config", "benchmarks/data/editors.yaml"),
         ],
     ),

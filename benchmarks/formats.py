@@ -22,13 +22,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
+from backfire.config import Regions
+from backfire.detect import Source, run
+from backfire.imaging import Picture, decode, encode, heif
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
-
-from daemon import finding
-from daemon.config import Regions
-from daemon.detectors import Source
-from daemon.images import Picture, decode, encode, heif
 
 LEVELS, CROP = 6, 512
 SAVED: dict[str, dict[str, Any]] = {
@@ -124,10 +122,10 @@ def _measured(name: str, data: bytes, alone: bool) -> dict[str, float]:
     if alone:
         return found
     detectors = Regions(none_found="pass")
-    finding.find(
+    run.find(
         decode(_source("png", _scene(64, 64)), name=name, max_pixels=1 << 20), Source(name, ()), detectors
     )
-    _, detect_s = _timed(lambda: finding.find(picture, Source(name, ()), detectors))
+    _, detect_s = _timed(lambda: run.find(picture, Source(name, ()), detectors))
     found["detect"] = detect_s * 1000 / pixels
     if SAVED[name]:
         Image.MAX_IMAGE_PIXELS = None

@@ -69,7 +69,7 @@ def memory_mb(process: int) -> int:
 
 def ready_s(daemon: Daemon, offset: int, began: float) -> float:
     """Seconds until the log says ready."""
-    while '"ready"' not in (daemon.base / "daemon.log").read_text()[offset:]:
+    while '"ready"' not in (daemon.base / "backfire.log").read_text()[offset:]:
         daemon.alive()
         time.sleep(0.01)
     return time.monotonic() - began
@@ -170,7 +170,7 @@ def backlog(files: int) -> dict[str, Any]:
         sighted, resident = time.monotonic() - began, memory_mb(daemon.process.pid)
         daemon.process.kill()
         daemon.process.wait()
-        offset, began = len((base / "daemon.log").read_text()), time.monotonic()
+        offset, began = len((base / "backfire.log").read_text()), time.monotonic()
         daemon = Daemon(base)
         again, again_processor = ready_s(daemon, offset, began), processor_s(daemon)
         daemon.stop()

@@ -15,6 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from backfire import imaging
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Output, Protect, Verify
+from backfire.evaluate import verify
+from backfire.evaluate.verify import Picture, masked_ssim, to_picture
+from backfire.imaging import masks
+from backfire.inpaint.base import Editor
+from backfire.perturb import optimiser
+from backfire.types import Box, Budget, Mask, Rgb
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -23,12 +33,6 @@ from benchmarks.battery import Treated, Treatment
 from benchmarks.memory import peak
 from benchmarks.rows import Row
 from benchmarks.sets import Case
-from daemon import geometry, images, protect, verify
-from daemon.config import Output, Protect, Verify
-from daemon.domain import Box, Budget, Mask, Rgb
-from daemon.editors.base import Editor
-from daemon.geometry import Crop
-from daemon.verify import Picture, masked_ssim, to_picture
 
 CROP_OVER, MARGIN = 800, 128
 """IOPaint's defaults (METHOD.md)."""
@@ -74,7 +78,7 @@ def protected(
         crops = geometry.plan(regions, height, width, margin=margin, work=work, whole=settings.whole_px)
     with peak() as memory:
         began, worked = time.perf_counter(), time.process_time()
-        changed = protect.optimise(
+        changed = optimiser.optimise(
             case.rgb,
             False,
             crops,
@@ -88,9 +92,9 @@ def protected(
     limit = Output().max_pixels
     source = io.BytesIO()
     Image.fromarray(case.rgb).save(source, "PNG")
-    picture = images.decode(source.getvalue(), name=case.name, max_pixels=limit)
-    file = images.encode(picture, changed, levels=Budget(settings.epsilon).levels, format="png")
-    published = images.decode(file.data, name=case.name, max_pixels=limit).rgb
+    picture = imaging.decode(source.getvalue(), name=case.name, max_pixels=limit)
+    file = imaging.encode(picture, changed, levels=Budget(settings.epsilon).levels, format="png")
+    published = imaging.decode(file.data, name=case.name, max_pixels=limit).rgb
     return Made(published, crops, round(seconds, 2), round(cpu_s, 2), memory.mb)
 
 
@@ -128,14 +132,12 @@ def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
     """The region painted otherwise than it was protected, by people who do not see its mask."""
     turn = float(rng.uniform(0, 2 * np.pi))
     return {
-        "dilated": geometry.dilated(mask),
-        "half": geometry.half(mask, float(rng.uniform(0, 2 * np.pi))),
-        "box": geometry.bounding(mask),
-        "shift 16": geometry.shifted(mask, int(16 * np.sin(turn)), int(16 * np.cos(turn))),
-        "stroke": geometry.stroke(mask, rng),
-        **{
-            f"cover {round(100 * share)}%": geometry.covering(mask, share) for share in (0.5, 0.75, 1.25, 1.5)
-        },
+        "dilated": masks.dilated(mask),
+        "half": masks.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        "box": masks.bounding(mask),
+        "shift 16": masks.shifted(mask, int(16 * np.sin(turn)), int(16 * np.cos(turn))),
+        "stroke": masks.stroke(mask, rng),
+        **{f"cover {round(100 * share)}%": masks.covering(mask, share) for share in (0.5, 0.75, 1.25, 1.5)},
     }
 
 
@@ -150,7 +152,7 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
     """
     rng = np.random.default_rng([*case.seed, index])
     mask, everything = case.masks[index], case.everything
-    benign = {"near": geometry.ring(mask) & ~everything, "far": geometry.far(everything, rng)}
+    benign = {"near": masks.ring(mask) & ~everything, "far": masks.far(everything, rng)}
     planes = {"full": mask, **{k: plane for k, plane in benign.items() if plane is not None and plane.any()}}
     if not plain:
         planes |= incomplete(mask, rng)
@@ -261,7 +263,7 @@ class Trial:
         part, mask = seen
         generator = torch.Generator().manual_seed(0)  # both edits draw the same noise
         with torch.inference_mode():
-            image = protect.to_tensor(part, mask.shape, CPU)
+            image = optimiser.to_tensor(part, mask.shape, CPU)
             plane = torch.from_numpy(mask.copy())[None, None].float()
             return to_picture(self.judges[which].inpaint(image, plane, generator=generator)[0]), mask
 

@@ -13,12 +13,13 @@ import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from daemon import cli, worker
-from daemon.domain import Verdict, job_key, mask_digest
-from daemon.images import containers, refusals
-from daemon.worker import Order, Outcome
+from backfire import cli
+from backfire.imaging import containers, refusals
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome
+from backfire.types import Verdict, job_key, mask_digest
 
-real_serve = worker.serve
+real_serve = local.serve
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
@@ -48,14 +49,14 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
     """The child: the real one but for the step above."""
-    worker._process = process
+    local._process = process
     real_serve(connection, parent, memory_mb)
 
 
 def main() -> None:
     """The commands of `backfire`, with that child."""
     # By the module's own name: run as __main__, its `serve` could not be found by the child.
-    worker.serve = importlib.import_module("benchmarks.passthrough").serve
+    local.serve = importlib.import_module("benchmarks.passthrough").serve
     cli.main()
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from backfire.evaluate.verify import Picture
 from numpy.typing import NDArray
-
-from daemon.verify import Picture
 
 Distance = Callable[[Picture, Picture], float]
 Features = Callable[[Picture], list[float]]

@@ -24,15 +24,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backfire import config, inpaint
+from backfire.config import STRENGTHS, Protect
+from backfire.errors import BackfireError
+from backfire.inpaint.base import Editor
+from backfire.perturb import methods
 from rich.progress import Progress
 
 from benchmarks import measure, perceptual, sets, summary
 from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row
-from daemon import config, editors, methods
-from daemon.config import STRENGTHS, Protect
-from daemon.editors.base import Editor
-from daemon.errors import BackfireError
 
 PAPER = ("epsilon", "iterations", "flat_share", "reach_px")
 """What the published recipe has of its own, besides the method."""
@@ -177,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
             raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(sets.NAMES)}")
     try:
         declared = None if given.config is None else config.load(given.config)
-        judges = [editors.get(name, settings=declared) for name in given.editors]
+        judges = [inpaint.get(name, settings=declared) for name in given.editors]
     except BackfireError as error:
         raise SystemExit(str(error)) from error
     ways = plans(given, judges)

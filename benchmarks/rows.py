@@ -17,13 +17,12 @@ Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = (
-    "daemon/methods/*.py",
-    "daemon/editors/*.py",
-    "daemon/protect.py",
-    "daemon/geometry.py",
-    "daemon/cuts.py",
-    "daemon/perception.py",
-    "daemon/verify.py",
+    "daemon/backfire/perturb/*.py",
+    "daemon/backfire/perturb/methods/*.py",
+    "daemon/backfire/inpaint/*.py",
+    "daemon/backfire/attack_paths/*.py",
+    "daemon/backfire/imaging/masks.py",
+    "daemon/backfire/evaluate/*.py",
     "benchmarks/battery.py",
     "benchmarks/measure.py",
     "benchmarks/sets.py",

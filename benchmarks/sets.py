@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from backfire import detect
+from backfire.detect import Source
+from backfire.types import Box, Mask, Region, Rgb
 from PIL import Image
-
-from daemon import detectors
-from daemon.detectors import Source
-from daemon.domain import Box, Mask, Region, Rgb
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDERS = {"pairs": "pairs", "faces": "faces", "dev": "photos/dev"}
@@ -66,7 +65,7 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
             mask = np.asarray(Image.open(path.with_suffix(".mask.png")).convert("L")) > 127
             masks = [_nearest(mask, width, height)]
         elif name == "faces":
-            found = detectors.get("faces").detect(whole, source=Source(path.name))
+            found = detect.get("faces").detect(whole, source=Source(path.name))
             masks = [_nearest(region.plane(*whole.shape[:2]), width, height) for region in found]
         else:
             seed = int.from_bytes(path.name.encode(), "little") % 2**32

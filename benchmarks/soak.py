@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from daemon import manifest
+from backfire.files import manifest
 
 ROOT = Path(__file__).parent.parent
 WRITERS = 6
@@ -96,7 +96,7 @@ class Daemon:
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        with (self.base / "daemon.log").open("ab") as log:
+        with (self.base / "backfire.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.passthrough", "run"],
                 cwd=self.base, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -137,7 +137,7 @@ class Daemon:
     def alive(self) -> None:
         """Fail loudly if it ended by itself."""
         if self.process.poll() is not None:
-            raise SystemExit(f"the daemon ended with {self.process.returncode}: {self.base}/daemon.log")
+            raise SystemExit(f"the daemon ended with {self.process.returncode}: {self.base}/backfire.log")
 
     def stop(self) -> None:
         """End it as systemd would."""

@@ -29,6 +29,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from backfire import inpaint
+from backfire.config import STRENGTHS, Protect
+from backfire.inpaint.base import Editor
+from backfire.types import Mask, Rgb
 from PIL import Image
 from rich.progress import Progress
 
@@ -37,10 +41,6 @@ from benchmarks.measure import Made, Trial
 from benchmarks.protection import listed
 from benchmarks.rows import ROOT, Journal, Row
 from benchmarks.sets import Case
-from daemon import editors
-from daemon.config import STRENGTHS, Protect
-from daemon.domain import Mask, Rgb
-from daemon.editors.base import Editor
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
 RECIPE = STRENGTHS["paper"]["iterations"]
@@ -139,7 +139,7 @@ def point(what: Row) -> Row:
     width, height = what["size"]
     case = next(pictures(1, width, height, Path(what["data"])))
     masks = tuple(_region(case, width, height, number) for number in range(what["regions"]))
-    editor = editors.get(what["editor"])
+    editor = inpaint.get(what["editor"])
     case = Case("speed", case.name, case.rgb, masks)
     measure.warm([editor])
     whole = what["method"] == "recipe"
@@ -273,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
     if given.point is not None:
         print(json.dumps(point(given.point)))
         return 0
-    editor = editors.get(given.editor)
+    editor = inpaint.get(given.editor)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     points = growth(given)
     with Progress() as bar:

@@ -53,7 +53,7 @@ class Sandbox:
     """The daemon's folders and configuration below a temporary folder, and ways to drive it."""
 
     base: Path
-    module: str = "daemon.cli"
+    module: str = "backfire.cli"
     """What is run: a fault double may stand in."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ class Sandbox:
 
     def start(self, *prefix: str) -> subprocess.Popen[str]:
         """Start `backfire run`, behind a prefix such as `unshare`, and wait until it is ready."""
-        log = (self.base / "daemon.log").open("a+")
+        log = (self.base / "backfire.log").open("a+")
         offset = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", self.module, "run"],
@@ -107,7 +107,7 @@ class Sandbox:
         return process
 
     def log(self) -> str:
-        return (self.base / "daemon.log").read_text()
+        return (self.base / "backfire.log").read_text()
 
     def files(self, folder: str) -> set[str]:
         """Paths below a folder, but for hidden ones; a subfolder that vanishes meanwhile is passed over."""
@@ -143,7 +143,7 @@ class Sandbox:
 
 def _environment() -> dict[str, str]:
     # Two spinning thread pools on two cores slow both; waiting threads must sleep.
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"}
 
 
 LENIENT: dict[str, Any] = {

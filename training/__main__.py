@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from backfire import weights
 
-from daemon import models
 from training import lama, latent_mini, latent_pair, ldm_mini
 from training.run import Options
 
-WEIGHTS = Path("daemon/editors/weights")
+WEIGHTS = Path("daemon/backfire/inpaint/weights")
 COMMANDS = ["autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "export", "judge"]
 
 
@@ -99,10 +99,10 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
 
 def state_sums(folder: Path) -> None:
     """Say anew what the files named in `SHA256SUMS` are, where there is one: the package's are held to it."""
-    sums = folder / models.SUMS
+    sums = folder / weights.SUMS
     if sums.exists():
         names = [line.split()[1] for line in sums.read_text().splitlines()]
-        sums.write_text("".join(f"{models.sha256(folder / name)}  {name}\n" for name in names))
+        sums.write_text("".join(f"{weights.sha256(folder / name)}  {name}\n" for name in names))
 
 
 if __name__ == "__main__":

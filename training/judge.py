@@ -15,18 +15,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from backfire import inpaint
+from backfire.errors import BackfireError
+from backfire.evaluate.verify import Picture, masked_ssim, to_picture
+from backfire.imaging.masks import dilated
+from backfire.inpaint.base import Editor
+from backfire.inpaint.encoders import PairInpainter
+from backfire.inpaint.lama import LamaEditor
+from backfire.inpaint.latent import LatentEditor, ShiftMapEditor
+from backfire.inpaint.ldm import LdmEditor
+from backfire.types import Mask
 from scipy import ndimage
 
-from daemon import editors
-from daemon.domain import Mask
-from daemon.editors.base import Editor
-from daemon.editors.encoders import PairInpainter
-from daemon.editors.lama import LamaEditor
-from daemon.editors.latent import LatentEditor, ShiftMapEditor
-from daemon.editors.ldm import LdmEditor
-from daemon.errors import BackfireError
-from daemon.geometry import dilated
-from daemon.verify import Picture, masked_ssim, to_picture
 from training import data
 from training.run import sheet
 
@@ -47,7 +47,7 @@ def editor(name: str, weights: Path | None, kind: str, latents: Sequence[Path] =
         if latents:
             net = [weights] if weights else []
             return PairInpainter.load(weights.stem if weights else "latent-taef2", [*latents, *net])
-        return KINDS[kind](weights.stem, weights) if weights else editors.get(name)
+        return KINDS[kind](weights.stem, weights) if weights else inpaint.get(name)
     except BackfireError as error:
         raise SystemExit(str(error)) from error
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from backfire.inpaint.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
+from backfire.inpaint.texture import described
+from backfire.perturb.methods.base import fast
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from daemon.editors.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
-from daemon.editors.texture import described
-from daemon.methods.base import fast
 from training import data
 from training.losses import Critics, at, duel, ema_update, pyramid_l1, weighted
 from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
@@ -220,7 +220,7 @@ def chosen(net: ShiftMapNet, draft: Draft, truth: Tensor, texture: Tensor) -> di
 
 
 def export(folder: Path, target: Path) -> None:
-    """The averaged weights as one safetensors file in half precision, for `daemon/editors/weights`."""
+    """The averaged weights as one safetensors file in half precision, as they ship."""
     save_half(averaged(folder, _parts()), target)
 
 

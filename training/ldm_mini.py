@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from backfire import inpaint
+from backfire.inpaint import ldm
+from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
+from backfire.perturb.methods.base import fast
 from torch import Tensor, nn
 
-from daemon import editors
-from daemon.editors import ldm
-from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
-from daemon.methods.base import fast
 from training import data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
@@ -33,7 +33,7 @@ STATISTICS_CROPS = 64
 
 
 def _base() -> LatentEditor:
-    base = editors.get("latent-mini", machine())
+    base = inpaint.get("latent-mini", machine())
     assert isinstance(base, LatentEditor)
     return base
 

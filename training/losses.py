@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from backfire.perturb.methods.base import fast
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-
-from daemon.methods.base import fast
 
 GRAIN = 8.0
 """How much louder the critics are shown what a blur of three pixels takes away."""

@@ -53,7 +53,7 @@ def averaged(folder: Path, module: nn.Module) -> Any:
 
 
 def save_half(module: nn.Module, target: Path) -> None:
-    """One safetensors file in half precision, for `daemon/editors/weights`."""
+    """One safetensors file in half precision, for `daemon/backfire/inpaint/weights`."""
     # Not the statistics of batch norm: variances of a spectrum pass what half precision holds.
     halved = {name for name, _ in module.named_parameters()}
     state = {

@@ -32,8 +32,8 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
-from daemon.errors import ConfigError
-from daemon.paths import composed
+from backfire.errors import ConfigError
+from backfire.types import composed
 
 IGNORE = (
     ".*", "~*", "*.part", "*.filepart", "*.tmp", "*.crdownload",
@@ -302,7 +302,7 @@ class DeclaredEditor(_Section):
     """An editor beside the built-in ones; keys other than these two are options of its kind.
 
     Attributes:
-        kind: which class loads it, one of `daemon.editors.KINDS`.
+        kind: which class loads it, one of `backfire.inpaint.KINDS`.
         weights: files or folders (absolute by now), names of the catalogue, or what else the
             kind understands (a hub name).
     """

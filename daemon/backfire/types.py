@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +23,11 @@ Mask = NDArray[np.bool_]
 def shown(path: bytes) -> str:
     """A path for people, logs and JSON: names need not be UTF-8, so other bytes become escapes."""
     return path.decode("utf-8", "backslashreplace")
+
+
+def composed(name: bytes | str) -> str:
+    """A name as text in Unicode's NFC, to compare: macOS spells é as two characters, others as one."""
+    return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 class Box(NamedTuple):

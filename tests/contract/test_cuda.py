@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from backfire import config, inpaint
+from backfire.detect import Sidecar, Source
+from backfire.inpaint.base import Editor
+from backfire.perturb.methods.base import fast
+from backfire.pipeline import pipeline
 
-from daemon import config, editors, pipeline
-from daemon.detectors import Sidecar, Source
-from daemon.editors.base import Editor
-from daemon.methods.base import fast
 from tests.conftest import LENIENT, mask_picture, photo
 from tests.contract.test_editors import RANDOM, inputs
 from tests.e2e.test_daemon import encoded
@@ -26,12 +27,12 @@ pytestmark = [
 GPU = torch.device("cuda:0")
 
 
-@pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
+@pytest.fixture(scope="module", params=[*inpaint.NAMES, *RANDOM])
 def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     if request.param in RANDOM:
         yield RANDOM[request.param](tmp_path_factory.mktemp(request.param))
         return
-    shared = editors.get(request.param)
+    shared = inpaint.get(request.param)
     yield shared
     shared.to("cpu")  # where whoever asks for it next expects it
 

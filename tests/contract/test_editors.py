@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from backfire import inpaint
+from backfire.errors import ConfigError
+from backfire.inpaint import lama, mat
+from backfire.inpaint.base import Denoiser, Editor, Latent
+from backfire.inpaint.diffusion import DiffusionEditor
+from backfire.inpaint.encoders import EncoderEditor, PairInpainter
+from backfire.inpaint.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
+from backfire.inpaint.scripted import ScriptedEditor
 
-from daemon import editors
-from daemon.editors import lama, mat
-from daemon.editors.base import Denoiser, Editor, Latent
-from daemon.editors.diffusion import DiffusionEditor
-from daemon.editors.encoders import EncoderEditor, PairInpainter
-from daemon.editors.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
-from daemon.editors.scripted import ScriptedEditor
-from daemon.errors import ConfigError
 from tests import pipelines, scripts
 
 
@@ -86,11 +86,11 @@ RANDOM: dict[str, Callable[[Path], Editor]] = {
 """Editors on random weights, written to the folder and loaded from it where they come from files."""
 
 
-@pytest.fixture(scope="module", params=[*editors.NAMES, *RANDOM])
+@pytest.fixture(scope="module", params=[*inpaint.NAMES, *RANDOM])
 def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Editor:
     if request.param in RANDOM:
         return RANDOM[request.param](tmp_path_factory.mktemp(request.param))
-    return editors.get(request.param)
+    return inpaint.get(request.param)
 
 
 def test_every_kind_has_an_editor_here(tmp_path: Path) -> None:
@@ -98,15 +98,15 @@ def test_every_kind_has_an_editor_here(tmp_path: Path) -> None:
     for name, make in RANDOM.items():
         (folder := tmp_path / name).mkdir()
         made.add(type(make(folder)))
-    for name, kind in editors.KINDS.items():
-        loads = getattr(import_module(f"daemon.editors.{kind.module}"), kind.loads)
+    for name, kind in inpaint.KINDS.items():
+        loads = getattr(import_module(f"backfire.inpaint.{kind.module}"), kind.loads)
         assert loads in made, f"kind {name}: add an editor of it to RANDOM"
 
 
 @pytest.mark.parametrize("size", [(128, 128), (1024, 1024), (136, 1000)])
 def test_the_default_takes_all_sizes_that_are_worked_whole(size: tuple[int, int]) -> None:
     image, mask = inputs(*size)
-    default = editors.get("latent-mini")  # others get gradients from it: not to be loaded in inference mode
+    default = inpaint.get("latent-mini")  # others get gradients from it: not to be loaded in inference mode
     with torch.inference_mode():
         out = default.inpaint(image, mask)
     hole = mask.expand_as(image) > 0
@@ -310,7 +310,7 @@ def test_a_mask_of_another_size_is_named(editor: Editor) -> None:
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'latent-mini'"):
-        editors.get("latent-mni")
+        inpaint.get("latent-mni")
 
 
 def test_our_autoencoder_is_diffusers_tiny_one() -> None:

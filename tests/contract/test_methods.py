@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backfire import inpaint
+from backfire.attack_paths import geometry
+from backfire.config import Protect
+from backfire.errors import ConfigError
+from backfire.imaging import masks
+from backfire.inpaint.base import Editor
+from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from backfire.perturb import methods
+from backfire.perturb.descent import Descent
+from backfire.perturb.edit_masks import squared, under
+from backfire.perturb.methods.base import Proposal, Task, aim
+from backfire.perturb.optimiser import optimise, seen, to_tensor
+from backfire.perturb.perception import LUMA
+from backfire.pipeline.memory import Frugal
+from backfire.types import Box, Budget, EditPath, Region, Rgb
 
-from daemon import editors, geometry, methods
-from daemon.config import Protect
-from daemon.domain import Box, Budget, EditPath, Region, Rgb
-from daemon.editors.base import Editor
-from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
-from daemon.errors import ConfigError
-from daemon.memory import Frugal
-from daemon.methods.base import Proposal, Task, aim
-from daemon.methods.descent import Descent
-from daemon.methods.edits import squared, under
-from daemon.perception import LUMA
-from daemon.protect import optimise, seen, to_tensor
 from tests.conftest import photo
 
 CPU = torch.device("cpu")
@@ -447,7 +450,7 @@ def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) ->
 
 def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
     """Equal iterations with and without, on the embedded editor, summed over two seeds."""
-    editor = editors.get("latent-mini")
+    editor = inpaint.get("latent-mini")
     rgb: Rgb = np.asarray(photo((400, 300)).resize((640, 480)))
     (crop,) = geometry.plan([Region(Box(250, 200, 330, 280), "x", 1.0, "x")], 480, 640, margin=48, work=768)
     paths = geometry.other_paths(crop.regions[0], crop, 480, 640, np.random.default_rng(5))
@@ -524,7 +527,7 @@ def test_a_region_kept_exact_is_untouched_at_its_own_pixels(surrogate: Editor, w
     inside = near.plane(300, 400) | neighbour.plane(300, 400)
     difference = np.abs(changed.astype(int) - rgb).max(axis=2)
     assert difference[inside].max() == 0
-    assert difference[geometry.ring(inside)].mean() > 0.5
+    assert difference[masks.ring(inside)].mean() > 0.5
 
 
 def test_a_cheating_method_cannot_exceed_the_budget(

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 
+from backfire.cli.common import app
+from backfire.errors import BackfireError, ConfigError
 from typer.testing import CliRunner, Result
 
-from daemon.cli.common import app
-from daemon.errors import BackfireError, ConfigError
 from tests.conftest import QUICK, Sandbox, mask_picture, photo
 from tests.e2e.test_daemon import encoded
 from tests.unit.test_manifest import sha256sum

@@ -114,7 +114,7 @@ def test_check_names_each_thing_that_is_ready(sandbox: Sandbox) -> None:
     assert found["editor latent-mini"]["ok"]
 
 
-@pytest.mark.parametrize("module", ["tests.e2e.hasty", pytest.param("daemon.cli", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("module", ["tests.e2e.hasty", pytest.param("backfire.cli", marks=pytest.mark.slow)])
 def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path, module)
     result = sandbox.backfire("demo", "show", timeout=550)
@@ -126,7 +126,7 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
         "coffee.jpg",
     }
     assert "reports" in result.stdout
-    if module == "daemon.cli":
+    if module == "backfire.cli":
         receipts = [json.loads(path.read_bytes()) for path in (top / "reports").rglob("*.json")]
         verdicts = [receipt["verdict"] for receipt in receipts]
         assert len(verdicts) == 3

@@ -13,12 +13,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from backfire.config import parse
+from backfire.files.inbox import Hints
+from backfire.service import systemd
+from backfire.service.loop import Service
 from structlog.testing import capture_logs
 
-from daemon import systemd
-from daemon.config import parse
-from daemon.inbox import Hints
-from daemon.service import Service
 from tests.conftest import QUICK, Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
 

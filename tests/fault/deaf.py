@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from backfire.files.inbox import hints
+
 from benchmarks import passthrough
-from daemon.inbox import hints
 
 
 def main() -> None:

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from backfire import cli
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome
+
 from benchmarks import passthrough
-from daemon import cli, worker
-from daemon.worker import Order, Outcome
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
@@ -31,12 +33,12 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    worker._process = process
+    local._process = process
     passthrough.real_serve(connection, parent, memory_mb)
 
 
 if __name__ == "__main__":
     from tests.fault import gated
 
-    worker.serve = gated.serve
+    local.serve = gated.serve
     cli.main()

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire import config
+from backfire.config import Settings
+from backfire.files import parallel
+from backfire.files.inbox import Hints
+from backfire.files.outbox import folders
+from backfire.service import dispatcher, loop
+from backfire.service.loop import Service
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome, Progress
 
 from benchmarks import passthrough
-from daemon import abreast, config, dispatch, service, worker
-from daemon.config import Settings
-from daemon.inbox import Hints
-from daemon.outbox import folders
-from daemon.service import Service
-from daemon.worker import Order, Outcome, Progress
 
 
 class Deaf(Hints):
@@ -52,7 +55,7 @@ class Call:
 
     def send(self, message: Any) -> None:
         if isinstance(message[0], Order):
-            self._told += worker.work(message, self)  # type: ignore[arg-type]
+            self._told += local.work(message, self)  # type: ignore[arg-type]
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
         told = [*self._told]
@@ -87,7 +90,7 @@ class House:
         self.again()
 
     @property
-    def worker(self) -> dispatch.Worker:
+    def worker(self) -> dispatcher.Worker:
         """The first worker, which without `limits.devices` is the only one."""
         return self.service._dispatcher._workers[0]
 
@@ -141,10 +144,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hous
 
 def furnish(patch: pytest.MonkeyPatch) -> None:
     """No child process, no waiting."""
-    patch.setattr(dispatch, "Child", Call)
-    patch.setattr(worker, "_process", passthrough.process)
+    patch.setattr(dispatcher, "Child", Call)
+    patch.setattr(local, "_process", passthrough.process)
     # In one thread a crash comes at the same call each time.
-    patch.setattr(abreast, "AT_ONCE", 1)
-    patch.setattr(service, "TICK_S", 0)
-    patch.setattr(service, "BURST_S", 0)
-    patch.setattr(service, "STORE_PAUSE_S", 0.05)
+    patch.setattr(parallel, "AT_ONCE", 1)
+    patch.setattr(loop, "TICK_S", 0)
+    patch.setattr(loop, "BURST_S", 0)
+    patch.setattr(loop, "STORE_PAUSE_S", 0.05)

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from backfire import cli
+from backfire.files import manifest, outbox
+from backfire.service.store.store import Store
+from backfire.service.worker import local
+from backfire.types import JobState
+
 from benchmarks import passthrough
-from daemon import cli, manifest, outbox, worker
-from daemon.domain import JobState
-from daemon.store import Store
 
 
 def die() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
     else:
         module = manifest if what == "append" else outbox
         setattr(module, what, around(getattr(module, what), before=before, when=always))
-    worker.serve = passthrough.serve
+    local.serve = passthrough.serve
     sys.argv[1:] = ["once"]
     cli.main()
 

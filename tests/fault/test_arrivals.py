@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from backfire.errors import Code, InputError
+from backfire.files import inbox
 
-from daemon import inbox
-from daemon.errors import Code, InputError
 from tests.conftest import Sandbox, mask_picture, wait_for
 from tests.e2e.test_daemon import encoded
 from tests.fault.books import (

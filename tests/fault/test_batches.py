@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from backfire.files import parallel as abreast_module
+from backfire.files.parallel import abreast
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.types import Job
 
 from benchmarks.soak import png
-from daemon import abreast as abreast_module
-from daemon import worker
-from daemon.abreast import abreast
-from daemon.domain import Job
-from daemon.worker import Order, Outcome, Progress
 from tests.fault.house import Call, House
 
 Make = Callable[..., House]
@@ -58,8 +58,8 @@ def begun(home: House) -> None:
 
 def taking(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have each picture take so long by the child's word, whatever the machine is up to."""
-    worked = worker._worked
-    patch.setattr(worker, "_worked", lambda *given: replace(worked(*given), seconds=seconds))
+    worked = local._worked
+    patch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=seconds))
 
 
 def test_twice_as_many_each_time_as_long_as_they_are_quick(
@@ -87,13 +87,13 @@ def test_what_a_child_has_not_begun_in_time_is_handed_back_without_an_attempt(
     house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 8)
-    monkeypatch.setattr(worker, "AT_MOST_S", -1.0)
+    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
     begun(home)
     assert set(attempts(home).values()) == {1}, "committed before the danger"
     home.service._dispatcher.listen(0)
     assert sorted(attempts(home).values()) == [0] * 7 + [1]
     assert len(sent) == 1
-    monkeypatch.setattr(worker, "AT_MOST_S", 1.0)
+    monkeypatch.setattr(local, "AT_MOST_S", 1.0)
     home.turn(1, 6)
     assert home.states() == ["archived"] * 8
 
@@ -126,7 +126,7 @@ def test_a_daemon_that_dies_again_and_again_sets_no_bystander_aside(
     house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch, allowed: int
 ) -> None:
     home = settled(house, 6, protect={"attempts": allowed})
-    work = worker.work
+    work = local.work
 
     class Crash(Exception):
         pass
@@ -136,7 +136,7 @@ def test_a_daemon_that_dies_again_and_again_sets_no_bystander_aside(
             raise Crash
         return work(orders, connection)
 
-    monkeypatch.setattr(worker, "work", killing)
+    monkeypatch.setattr(local, "work", killing)
     for _ in range(allowed):
         home.worker.pace = 8
         with pytest.raises(Crash):

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from backfire import config, inpaint
+from backfire.detect import Sidecar, Source
+from backfire.errors import Code, ModelError
+from backfire.inpaint.base import Editor
+from backfire.perturb import optimiser
+from backfire.pipeline import pipeline
 from torch import Tensor
 
-from daemon import config, editors, pipeline, protect
-from daemon.detectors import Sidecar, Source
-from daemon.editors.base import Editor
-from daemon.errors import Code, ModelError
 from tests.conftest import LENIENT, Sandbox, mask_picture, wait_for
 from tests.e2e.test_daemon import encoded
 from tests.fault.books import PASS, assert_published, picture, reasons, states, trouble, wait_until_idle
@@ -159,8 +161,8 @@ class Greedy:
 
 def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: int = 0) -> dict[str, Any]:
     """The receipt of a 320 px picture protected whole, with an editor of so much memory."""
-    real = editors.get("latent-mini", "cpu")
-    monkeypatch.setattr(editors, "get", lambda name, *_: Greedy(real, batch=batch, side=side))
+    real = inpaint.get("latent-mini", "cpu")
+    monkeypatch.setattr(inpaint, "get", lambda name, *_: Greedy(real, batch=batch, side=side))
     settings = config.parse(
         {
             "folders": {"inbox": "inbox"},
@@ -197,20 +199,20 @@ def test_fault_27_a_worker_that_was_killed_starts_lower(
 
 
 def test_fault_27_the_cpu_is_the_last_rung_of_a_gpu_where_that_is_allowed() -> None:
-    from daemon import memory
+    from backfire.pipeline import memory
 
     gpu = torch.device("cuda:0")
     settings = config.Protect()
     assert [rung.name for rung in memory.rungs(settings, gpu)][-1] == "cpu"
     without = settings.model_copy(update={"cpu_fallback": False})
     assert [rung.name for rung in memory.rungs(without, gpu)] == ["full", "one_at_a_time", "smaller"]
-    assert protect.pick_device(memory.rungs(settings, gpu)[-1].protect.device).type == "cpu"
+    assert optimiser.pick_device(memory.rungs(settings, gpu)[-1].protect.device).type == "cpu"
 
 
 def test_fault_27_frugal_edits_and_gradients_are_the_same() -> None:
-    from daemon.memory import Frugal
+    from backfire.pipeline.memory import Frugal
 
-    editor = editors.get("latent-mini")
+    editor = inpaint.get("latent-mini")
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 3, 64, 64, generator=generator)
     mask = torch.zeros(2, 1, 64, 64)
@@ -220,9 +222,9 @@ def test_fault_27_frugal_edits_and_gradients_are_the_same() -> None:
     def alone(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.cat([editor.inpaint(image[i : i + 1], mask[i : i + 1]) for i in range(len(image))])
 
-    for inpaint in (alone, Frugal(editor).inpaint):
+    for edit in (alone, Frugal(editor).inpaint):
         variable = image.clone().requires_grad_(True)
-        edited = inpaint(variable, mask)
+        edited = edit(variable, mask)
         (edited * torch.linspace(0, 1, 64)).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append((edited.detach(), variable.grad))
     for whole, frugal in zip(*gradients, strict=True):

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire import config
+from backfire.detect import Sidecar, Source
+from backfire.errors import Code, ConfigError, DeviceError, ModelError
+from backfire.pipeline import memory, pipeline
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.types import JobState
 from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from daemon import config, memory, pipeline, worker
-from daemon.detectors import Sidecar, Source
-from daemon.domain import JobState
-from daemon.errors import Code, ConfigError, DeviceError, ModelError
-from daemon.worker import Order, Outcome, Progress
 from tests.conftest import Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
 from tests.fault.books import (
@@ -118,7 +120,7 @@ def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Outco
 
 
 def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_process", broken_gpu)
+    monkeypatch.setattr(local, "_process", broken_gpu)
     names = [f"{number}.png" for number in range(12)]
     with capture_logs():
         home = settled(house, *names)
@@ -141,9 +143,9 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
             tried.append(order.name)
         return broken_gpu(order, progress)
 
-    worked = worker._worked
-    monkeypatch.setattr(worker, "_process", process)
-    monkeypatch.setattr(worker, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
+    worked = local._worked
+    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
     with capture_logs():
         # The broken one first: it is asked before the other, each time.
         home = settled(house, limits={"devices": ["cuda:0", "cpu"], "free_mb": 0})
@@ -199,7 +201,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
         children.append(self)
         began(self, memory_mb)
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     monkeypatch.setattr(Call, "__init__", begin)
     with capture_logs():
         home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})

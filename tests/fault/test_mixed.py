@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire import config
+from backfire.files import manifest
+from backfire.files.outbox import writing
+from backfire.service.dispatcher import Dispatcher
+from backfire.service.publisher import Publisher
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.types import Job
 from structlog.testing import capture_logs
 
 from benchmarks.soak import png
-from daemon import config, manifest, worker
-from daemon.dispatch import Dispatcher
-from daemon.domain import Job
-from daemon.outbox import writing
-from daemon.publish import Publisher
-from daemon.worker import Order, Outcome, Progress
 from tests.fault.house import Call, House
 from tests.fault.test_batches import attempts, begun, settled
 from tests.fault.test_one_only import SOON, failing, is_bad
@@ -48,7 +50,7 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 4)
-    monkeypatch.setattr(worker, "AT_MOST_S", -1.0)
+    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
     begun(home)
     new = config.parse(
         {
@@ -64,7 +66,7 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     home.service._load = lambda: new
     home.service._reconfigure(home.hints)
     home.service._dispatcher.listen(0)
-    monkeypatch.setattr(worker, "AT_MOST_S", 1.0)
+    monkeypatch.setattr(local, "AT_MOST_S", 1.0)
     home.turn(1, 8)
     assert home.states() == ["archived"] * 4
     jobs = home.service._ledger.store.jobs()
@@ -113,9 +115,9 @@ def test_an_error_that_looks_like_the_pipes_does_not_end_the_child(
     def process(*_: Any) -> Outcome:
         raise error
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    (outcome,) = worker.work([Order(1, tmp_path, "p.png", (), settings, 1)], Told())  # type: ignore[arg-type]
+    (outcome,) = local.work([Order(1, tmp_path, "p.png", (), settings, 1)], Told())  # type: ignore[arg-type]
     assert outcome.code == "internal"
     assert not outcome.stopped
 
@@ -139,7 +141,7 @@ class Told:
 def test_a_child_whose_daemon_is_gone_stops(house: Make, tmp_path: Path) -> None:
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     orders = [Order(number, tmp_path, "p.png", (), settings, 1) for number in (1, 2)]
-    outcomes = worker.work(orders, Told(gone=True))  # type: ignore[arg-type]
+    outcomes = local.work(orders, Told(gone=True))  # type: ignore[arg-type]
     assert [outcome.stopped for outcome in outcomes] == [True, True]
 
 
@@ -170,9 +172,9 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
 
 def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     home = settled(house, 16)
-    worked = worker._worked
-    monkeypatch.setattr(worker, "AT_MOST_S", -1.0)
-    monkeypatch.setattr(worker, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 0.2}))
+    worked = local._worked
+    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
+    monkeypatch.setattr(local, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 0.2}))
     begun(home)
     home.worker.pace = 8
     home.service._dispatcher.listen(0)
@@ -280,7 +282,7 @@ def test_a_fault_of_ours_publishes_the_others_once(house: Make, monkeypatch: pyt
             raise ZeroDivisionError("a bug")
         return place(content, folder, path, **more)
 
-    monkeypatch.setattr("daemon.outbox.place", buggy)
+    monkeypatch.setattr("backfire.files.outbox.place", buggy)
     for _ in range(12):
         home.live(10)
         got += taken(home)
@@ -346,14 +348,14 @@ def test_a_fault_of_ours_in_mid_batch_costs_one_job(
     home = settled(house, 6)
     failing(monkeypatch, Dispatcher, method, when=lambda self, job, *_: job.name == "3.png")
     if method == "_hinder":
-        process = worker._process
+        process = local._process
 
         def refused(order: Order, progress: Any) -> Outcome:
             if order.name == "3.png":
                 raise OSError(errno.EIO, "Input/output error")
             return process(order, progress)
 
-        monkeypatch.setattr(worker, "_process", refused)
+        monkeypatch.setattr(local, "_process", refused)
     home.worker.pace = 8
     home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]

@@ -13,19 +13,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from backfire.cli import jobs
+from backfire.errors import Code, InputError, ModelError
+from backfire.files import durable, inbox
+from backfire.service import dispatcher, loop
+from backfire.service.dispatcher import Dispatcher
+from backfire.service.intake import MOST_AHEAD, READY_AHEAD, Intake
+from backfire.service.originals import Originals
+from backfire.service.publisher import Publisher
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome
+from backfire.types import Job, JobState, Verdict
 from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from daemon import dispatch, inbox, life, service, worker
-from daemon.cli import jobs
-from daemon.dispatch import Dispatcher
-from daemon.domain import Job, JobState, Verdict
-from daemon.errors import Code, InputError, ModelError
-from daemon.intake import MOST_AHEAD, READY_AHEAD, Intake
-from daemon.originals import Originals
-from daemon.publish import Publisher
-from daemon.worker import Order, Outcome
 from tests.fault.house import House
 
 Make = Callable[..., House]
@@ -115,13 +117,13 @@ def test_a_fault_of_the_loop_is_outlasted_for_a_while(house: Make, monkeypatch: 
     home = house(watch=SOON)
     with monkeypatch.context() as patch:
         failing(patch, Intake, "_look", when=lambda *_: True)
-        home.live(10, times=service.BEARABLE)
+        home.live(10, times=loop.BEARABLE)
     drop(home, "a.png")
     home.live(10, times=5)
     assert home.states() == ["archived"]
     failing(monkeypatch, Intake, "_look", when=lambda *_: True)
     with pytest.raises(ZeroDivisionError):
-        home.live(10, times=service.BEARABLE + 1)
+        home.live(10, times=loop.BEARABLE + 1)
 
 
 def test_a_fault_whose_books_have_one_too_costs_no_other(
@@ -131,7 +133,7 @@ def test_a_fault_whose_books_have_one_too_costs_no_other(
     drop(home, "a.png", "bad.png", "c.png")
     failing(monkeypatch, Intake, "_awaits_mask", when=lambda *given: any(map(is_bad, given)))
     failing(monkeypatch, Publisher, "bear", when=lambda *_: True)
-    home.live(10, times=3 * service.BEARABLE)
+    home.live(10, times=3 * loop.BEARABLE)
     assert sorted(home.states()) == ["archived", "archived", "settling"]
     assert home.files("inbox").keys() == {"bad.png"}
 
@@ -144,10 +146,10 @@ def test_many_that_wait_for_another_try_leave_the_worker_to_others(
             raise ModelError(Code.OUT_OF_MEMORY, "no memory now", retryable=True)
         return passthrough.process(order, progress)
 
-    worked = worker._worked
-    monkeypatch.setattr(worker, "_process", without_memory)
+    worked = local._worked
+    monkeypatch.setattr(local, "_process", without_memory)
     # Slow ones: a quick worker would have more copied ahead.
-    monkeypatch.setattr(worker, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
+    monkeypatch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
     home = house(watch=SOON, protect={"attempts": 20})
     drop(home, *(f"a{number}.png" for number in range(40)), "z, the largest.png")
     home.turn(1, 6)
@@ -174,7 +176,7 @@ def test_a_running_job_is_resumed_after_a_fault_elsewhere(
 
 def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *names: str) -> list[str]:
     """The child meets an error with some pictures; returns the names of those that it was given."""
-    good, given = worker._process, []
+    good, given = local._process, []
 
     def process(order: Order, progress: Any) -> Outcome:
         given.append(order.name)
@@ -182,7 +184,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *names: str) -> 
             raise error
         return good(order, progress)
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     return given
 
 
@@ -254,7 +256,7 @@ def test_a_worker_that_cannot_be_started_is_waited_for(house: Make, monkeypatch:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "Child", none)
+        patch.setattr(dispatcher, "Child", none)
         home.turn(5, times=6)
         assert home.states() == ["ready"]
     home.turn(40, times=3)
@@ -409,7 +411,7 @@ def test_a_file_that_grows_for_ever_does_not_fill_the_spool(tmp_path: Path) -> N
             with source.open("ab") as file:
                 file.write(b"1" * length)
 
-    deafen = life.listen(Growing())
+    deafen = durable.listen(Growing())
     try:
         with pytest.raises(InputError) as caught:
             inbox.take(tmp_path, b"p.png", copied, before)
@@ -517,12 +519,12 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
     house: Make, monkeypatch: pytest.MonkeyPatch, before: str, after: str, restart: bool
 ) -> None:
     home = house(watch=SOON, verify={"on_weak": before})
-    good = worker._process
+    good = local._process
 
     def weak(order: Order, progress: Any) -> Outcome:
         return Outcome(**{**good(order, progress).__dict__, "verdict": Verdict.WEAK.value})
 
-    monkeypatch.setattr(worker, "_process", weak)
+    monkeypatch.setattr(local, "_process", weak)
     drop(home, "p.png")
     with monkeypatch.context() as patch:
         patch.setattr(Dispatcher, "_conclude", lambda *_: None)  # it is at work
@@ -551,10 +553,10 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
 ) -> None:
     home = house(watch=SOON)
     drop(home, *(f"{number}/p.png" for number in range(10)))
-    monkeypatch.setattr(life, "PIECE", 16)
-    monkeypatch.setattr(life, "SYNCED", 64)
+    monkeypatch.setattr(durable, "PIECE", 16)
+    monkeypatch.setattr(durable, "SYNCED", 64)
     # The worker's syncs belong to another process, by rights.
-    monkeypatch.setattr(worker, "life", SimpleNamespace(sync=lambda path: None))
+    monkeypatch.setattr(local, "life", SimpleNamespace(sync=lambda path: None))
 
     def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*given: Any, **more: Any) -> Any:
@@ -567,7 +569,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
         monkeypatch.setattr(os, name, slowly(getattr(os, name)))
     fed, rounds = [home.clock], [home.clock]
     monkeypatch.setattr(
-        service, "notify", lambda *lines, **_: fed.append(home.clock) if "WATCHDOG=1" in lines else None
+        loop, "notify", lambda *lines, **_: fed.append(home.clock) if "WATCHDOG=1" in lines else None
     )
     step = Intake.step
 
@@ -579,7 +581,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
             home.service.stop()
 
     monkeypatch.setattr(Intake, "step", stopping)
-    monkeypatch.setattr(service, "Hints", lambda *_: home.hints)
+    monkeypatch.setattr(loop, "Hints", lambda *_: home.hints)
     home.service.run()
     assert home.service._ledger.published == 10
     longest = [max(after - before for before, after in itertools.pairwise(times)) for times in (rounds, fed)]

@@ -10,9 +10,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from backfire import config
+from backfire.admin.audit import audit
 
-from daemon import config
-from daemon.audit import audit
 from tests.conftest import Sandbox, mask_picture, photo, wait_for
 from tests.e2e.test_daemon import encoded
 from tests.fault.books import (

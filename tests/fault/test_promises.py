@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire.files import manifest, outbox
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from benchmarks.soak import png
-from daemon import manifest, outbox
 from tests.fault.house import House, furnish
 
 STEPS = 20

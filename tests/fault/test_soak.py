@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire.files import manifest, outbox
 
 from benchmarks.soak import faults, png
-from daemon import manifest, outbox
 
 
 @pytest.fixture

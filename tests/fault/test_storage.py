@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire.files import outbox
+from backfire.files.outbox import writing
+from backfire.service.store import store
 
-from daemon import outbox, store
-from daemon.outbox import writing
 from tests.conftest import Sandbox, wait_for
 from tests.fault.books import assert_published, picture, reasons, states, wait_until_idle
 from tests.fault.house import House
@@ -58,7 +59,7 @@ def test_fault_05_what_is_not_synced_may_vanish_so_nothing_unsynced_gets_a_final
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os, "rename", renaming)
     if not links:
-        monkeypatch.setattr("daemon.paths._rename_noreplace", renaming_refused)
+        monkeypatch.setattr("backfire.files.safe_paths._rename_noreplace", renaming_refused)
     outbox.place(b"result", tmp_path / "outbox", b"p.png", key=KEY)
     assert order[-3:] == ["file", "name", "folder"]
     monkeypatch.setattr(os, "replace", renaming)

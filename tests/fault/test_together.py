@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from backfire.files.outbox import writing
+from backfire.files.parallel import abreast
+from backfire.service.worker.local import Order
 
 from benchmarks.soak import png
-from daemon.abreast import abreast
-from daemon.outbox import writing
-from daemon.worker import Order
 from tests.fault.house import Call, House
 
 

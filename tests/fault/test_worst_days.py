@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire import config
+from backfire.cli import jobs
+from backfire.errors import Code, ConfigError, ModelError
+from backfire.files import inbox
+from backfire.files.outbox.names import hidden
+from backfire.service.hooks.courier import Courier
+from backfire.service.worker import local
+from backfire.types import JobState
 
-from daemon import config, inbox, worker
-from daemon.cli import jobs
-from daemon.domain import JobState
-from daemon.errors import Code, ConfigError, ModelError
-from daemon.hooks import Courier
-from daemon.outbox.names import hidden
 from tests.fault.books import picture
 from tests.fault.house import House
 
@@ -53,14 +55,14 @@ def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    good = worker._process
+    good = local._process
 
-    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+    def process(order: local.Order, progress: Any) -> local.Outcome:
         if order.name == "a.png":
             raise OSError("encoder error -2 when writing image file")  # as Pillow raises it, without errno
         return good(order, progress)
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     drop(home, "a.png", picture(1))
     drop(home, "b.png", picture(2))
     home.turn(5, times=8)
@@ -71,17 +73,17 @@ def test_a_result_that_cannot_be_written_down_burns_no_attempt(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    write = worker.Outcome.write
+    write = local.Outcome.write
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(worker.Outcome, "write", full)
+    monkeypatch.setattr(local.Outcome, "write", full)
     drop(home, "a.png", picture(1))
     home.turn(5, times=6)
     (job,) = home.service._ledger.jobs.values()
     assert (job.state, job.attempts) == ("ready", 0)
-    monkeypatch.setattr(worker.Outcome, "write", write)
+    monkeypatch.setattr(local.Outcome, "write", write)
     home.turn(40, times=4)
     assert home.states() == ["archived"]
 
@@ -91,10 +93,10 @@ def test_a_rule_decides_how_often_its_pictures_are_tried(
 ) -> None:
     home = house(watch=SOON, rules=[{"match": "once/**", "attempts": 1}])
 
-    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+    def process(order: local.Order, progress: Any) -> local.Outcome:
         raise ModelError(Code.DETECTOR, "no luck")
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     drop(home, "once/a.png", picture(1))
     home.turn(5, times=6)
     assert home.states() == ["failed"]
@@ -142,7 +144,7 @@ def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.M
     ]
     table = tmp_path / "mountinfo"
     table.write_bytes(b"\n".join(lines) + b"\n")
-    monkeypatch.setattr("daemon.inbox.mounts.MOUNTS", table)
+    monkeypatch.setattr("backfire.files.inbox.mounts.MOUNTS", table)
     inside = Path("/mnt/B\u00fccher neu/in")
     assert (inbox.mount_of(inside), inbox.filesystem(inside)) == ("/mnt/B\u00fccher neu", "cifs")
     assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in"))) == "vfat"
@@ -200,8 +202,8 @@ def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    good = worker._process
-    monkeypatch.setattr(worker, "_process", lambda *given: replace(good(*given), extension=".webp"))
+    good = local._process
+    monkeypatch.setattr(local, "_process", lambda *given: replace(good(*given), extension=".webp"))
     drop(home, "x" * 251 + ".png", picture(1))
     home.turn(5, times=5)
     assert (home.states(), list(home.files("outbox"))) == (["archived"], ["x" * 250 + ".webp"])
@@ -257,7 +259,7 @@ def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: p
 
     monkeypatch.setattr(inbox, "scan", slow)
     words: list[str] = []
-    monkeypatch.setattr("daemon.service.notify", lambda *lines, **_: words.extend(lines))
+    monkeypatch.setattr("backfire.service.loop.notify", lambda *lines, **_: words.extend(lines))
     for _ in range(40):
         words.clear()
         home.turn(5)
@@ -282,13 +284,13 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
 ) -> None:
     home = house(watch=SOON, regions=regions)
     orders: list[str] = []
-    good = worker._process
+    good = local._process
 
-    def process(order: worker.Order, progress: Any) -> worker.Outcome:
+    def process(order: local.Order, progress: Any) -> local.Outcome:
         orders.append(order.name)
         return good(order, progress)
 
-    monkeypatch.setattr(worker, "_process", process)
+    monkeypatch.setattr(local, "_process", process)
     for name, data in masks.items():
         drop(home, name, data)
     for name in ("a.png", "b.png"):

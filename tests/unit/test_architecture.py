@@ -1,4 +1,4 @@
-"""The floors of the house: imports point downward, and heavy or dangerous doors stay single."""
+"""The house: packages import only from those below them, and heavy libraries have one door each."""
 
 from __future__ import annotations
 
@@ -9,107 +9,67 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Settings  # noqa: F401  (the package must import)
+SOURCE = Path(__file__).parents[2] / "daemon"
+PACKAGE = SOURCE / "backfire"
 
-PACKAGE = Path(__file__).parents[2] / "daemon"
-
-FLOORS = [
-    {"", "errors", "domain", "paths", "abreast", "life"},
-    {"config", "log", "images", "store", "inbox", "outbox", "geometry", "perception", "models", "webhook"},
-    {"manifest", "premis", "hooks", "history", "line", "systemd"},
-    {"cuts"},
-    {"probes", "trusted"},
-    {"detectors", "editors", "methods"},
-    {"finding", "overlay"},
-    {"protect", "memory"},
-    {"verify"},
-    {"report"},
-    {"pipeline"},
-    {"worker"},
-    {"spool"},
-    {"ledger"},
-    {"intake", "metrics"},
-    {"operations", "originals", "twins"},
-    {"publish"},
-    {"dispatch", "premises"},
-    {"service"},
-    {"audit", "check", "demo"},
-    {"bag"},
-    {"cli"},
-]
-"""Top-level rooms by floor; within floor 2 the folders may use each other's protocols as listed."""
-
-SIDEWAYS = {("methods", "editors")}
-"""A method takes editors: it needs their protocol."""
+PACKAGES = [
+    "types", "errors", "log", "config", "files", "imaging", "weights", "detect", "inpaint",
+    "attack_paths", "perturb", "evaluate", "pipeline", "service", "admin", "cli",
+]  # fmt: skip
+"""From the ground up: a package imports only from those that stand before it."""
 
 
 def _modules() -> list[Path]:
     return [p for p in sorted(PACKAGE.rglob("*.py")) if "migrations" not in p.parts]
 
 
-def _room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
-
-
 def _imports(path: Path) -> list[str]:
+    """Dotted names of what a module imports; of `from a import b` it is `a.b`."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            # `from daemon import x` imports the room x.
-            names += [f"daemon.{a.name}" if node.module == "daemon" else node.module for a in node.names]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
 
 
-def _own_room(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return (
-        ""
-        if relative.name == "__init__.py" and len(relative.parts) == 1
-        else relative.parts[0].removesuffix(".py")
-    )
+def _package(path: Path) -> str:
+    """The package of a module, or the module itself where it lies in none; empty for the root."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py").removesuffix("__init__")
 
 
-def _floor(room: str) -> int:
-    for level, rooms in enumerate(FLOORS):
-        if room in rooms:
-            return level
-    raise AssertionError(
-        f"{room} stands on no floor: add it to FLOORS and to the README's Architecture section"
-    )
+def test_every_package_has_its_place() -> None:
+    assert {_package(path) for path in _modules()} - {""} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_downward(path: Path) -> None:
-    own = _own_room(path)
+    own = _package(path)
+    below = PACKAGES[: PACKAGES.index(own) + 1] if own else []
     for name in _imports(path):
-        if name != "daemon" and not name.startswith("daemon."):
-            continue
-        room = "" if name == "daemon.__version__" else _room(name)
-        if room == own:
-            continue
-        assert _floor(room) < _floor(own) or (own, room) in SIDEWAYS, f"{own} imports {room}"
+        root, _, rest = name.partition(".")
+        used = rest.partition(".")[0]
+        if root == "backfire" and used != "__version__":
+            assert used in below, f"{own or 'the root'} imports {name}"
 
 
 DOORS = {
-    "sqlalchemy": {"store.py"},
+    "sqlalchemy": {"service/store/store.py"},
     "yaml": {"config.py"},
-    "watchdog": {"inbox/hints.py"},
+    "watchdog": {"files/inbox/hints.py"},
     "PIL": {
-        *(f"images/{one}.py" for one in ("readers", "colour", "gathering", "jpegs", "writers")),
-        "report.py",
-        "overlay.py",
-        "demo.py",
+        *(f"imaging/{one}.py" for one in ("readers", "colour", "drawing", "gathering", "jpegs", "writers")),
+        "evaluate/report.py",
+        "admin/demo.py",
     },
-    "imagecodecs": {"images/readers.py", "images/tiff.py", "images/writers.py"},
-    "tifffile": {"images/tiff.py"},
-    "pillow_heif": {"images/heif.py"},
-    "diffusers": {"editors/diffusion.py", "editors/encoders.py", "editors/ldm.py"},
-    "prometheus_client": {"metrics.py"},
-    "bagit": {"bag.py"},
+    "imagecodecs": {"imaging/readers.py", "imaging/tiff.py", "imaging/writers.py"},
+    "tifffile": {"imaging/tiff.py"},
+    "pillow_heif": {"imaging/heif.py"},
+    "diffusers": {"inpaint/diffusion.py", "inpaint/encoders.py", "inpaint/ldm.py"},
+    "prometheus_client": {"service/metrics.py"},
+    "bagit": {"admin/bag.py"},
 }
 
 
@@ -125,11 +85,5 @@ def test_single_doors(library: str) -> None:
 
 def test_the_daemon_process_never_imports_torch() -> None:
     """torch lives in the worker's child: half a gigabyte that a waiting daemon need not hold."""
-    code = "import sys, daemon.cli; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_every_room_is_in_the_readme() -> None:
-    text = (PACKAGE.parent / "README.md").read_text()
-    missing = {room for rooms in FLOORS for room in rooms if room and f"`{room}" not in text}
-    assert not missing
+    code = "import sys, backfire.cli; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, check=False).returncode == 0

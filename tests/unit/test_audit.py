@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from daemon import manifest, outbox
-from daemon.audit import Audit, Kind, audit
-from daemon.config import Settings, parse
-from daemon.domain import Job, JobState
-from daemon.manifest import Entry
+from backfire.admin.audit import Audit, Kind, audit
+from backfire.config import Settings, parse
+from backfire.files import manifest, outbox
+from backfire.files.manifest import Entry
+from backfire.types import Job, JobState
 
 KEY = "0123456789abcdef" * 4
 

@@ -10,13 +10,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from backfire.admin.bag import Bagged, bag
+from backfire.config import Settings
+from backfire.errors import BackfireError, ConfigError
+from backfire.files import manifest, outbox
+from backfire.files.manifest import Entry
+from backfire.types import Job, JobState
 
-from daemon import manifest, outbox
-from daemon.bag import Bagged, bag
-from daemon.config import Settings
-from daemon.domain import Job, JobState
-from daemon.errors import BackfireError, ConfigError
-from daemon.manifest import Entry
 from tests.unit.test_audit import KEY, fill, keep, settings
 from tests.unit.test_manifest import sha256sum
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from fnmatch import fnmatch
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from backfire import inpaint
+from backfire.config import Protect
 from PIL import Image
 
 from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
@@ -21,8 +24,6 @@ from benchmarks.measure import Trial
 from benchmarks.rows import CODE, ROOT, Journal, Row, read
 from benchmarks.sets import Case
 from benchmarks.summary import Group
-from daemon import editors
-from daemon.config import Protect
 
 SAMPLES = Path(skimage.__file__).parent / "data"
 
@@ -76,7 +77,7 @@ def test_a_treatment_moves_the_mask_with_the_picture(name: str, case: Case) -> N
         assert battery.long_edge(rgb, case.masks[0]) is None
         treated = battery.long_edge(rgb, case.masks[0], most=60)
     else:
-        treated = battery.treatments([editors.get("latent-mini")])[name](rgb, case.masks[0])
+        treated = battery.treatments([inpaint.get("latent-mini")])[name](rgb, case.masks[0])
     assert treated is not None
     after, mask = treated
     assert after.dtype == np.uint8
@@ -209,7 +210,7 @@ def test_an_unknown_method_names_the_known() -> None:
 
 def test_a_sweep_has_every_point_of_each_target() -> None:
     given = protection.parser().parse_args(["--methods", "implant,implant:flat", "--epsilon", "4,8"])
-    names = [plan.name for plan in protection.plans(given, [editors.get("latent-mini")])]
+    names = [plan.name for plan in protection.plans(given, [inpaint.get("latent-mini")])]
     assert names == ["implant@4x80", "implant@8x80", "implant:flat@4x80", "implant:flat@8x80"]
 
 
@@ -262,7 +263,7 @@ def test_transfer_is_a_share_of_ones_own_effect() -> None:
 
 
 def test_a_protection_changes_edits_and_no_change_changes_none(case: Case) -> None:
-    editor = editors.get("latent-mini")
+    editor = inpaint.get("latent-mini")
     trial = Trial(case, [editor])
     made = measure.protected(case, Protect(iterations=2), [editor])
     found: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["latent-mini"]
@@ -352,7 +353,7 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
 
 
 def test_ours_stops_where_it_reaches_the_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    editor = editors.get("latent-mini")
+    editor = inpaint.get("latent-mini")
     monkeypatch.setattr(speed, "RECIPE", 1)
     row = speed.equal(case, editor, "implant", most=1.0, few=1)
     assert not row["recipe"]["scaled"]
@@ -402,10 +403,13 @@ def test_an_ensemble_is_held_against_the_single_editor_of_its_own_run() -> None:
 
 
 def test_the_code_that_cuts_and_shapes_the_budget_is_part_of_a_rows_key() -> None:
-    """Whatever `protect` takes whole from the package."""
-    (names,) = re.findall(r"(?m)^from daemon import (.+)$", (ROOT / "daemon/protect.py").read_text())
-    for name in names.split(", "):
-        assert {f"daemon/{name}.py", f"daemon/{name}/*.py"} & set(CODE), f"another {name}, the same rows"
+    """Whatever the optimiser takes whole from the package."""
+    source = (ROOT / "daemon/backfire/perturb/optimiser.py").read_text()
+    found = re.findall(r"(?m)^from backfire\.(\S+) import (.+)$", source)
+    modules = {package for package, _ in found} | {f"{a}.{b}" for a, some in found for b in some.split(", ")}
+    for module in modules - {"config", "types", "errors"}:
+        path = f"daemon/backfire/{module.replace('.', '/')}.py"
+        assert not (ROOT / path).is_file() or any(fnmatch(path, one) for one in CODE), f"another {module}"
 
 
 def test_groups_tell_sets_methods_and_judges_apart() -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from backfire.detect import Sidecar, Source
+from backfire.detect.sidecar import SidecarDetector
+from backfire.errors import Code, InputError
+from backfire.imaging import containers, decode, encode, tags
+from backfire.imaging.heif import heif_ready
 from PIL import Image
 
-from daemon.detectors import Sidecar, Source
-from daemon.detectors.sidecar import SidecarDetector
-from daemon.errors import Code, InputError
-from daemon.images import containers, decode, encode, tags
-from daemon.images.heif import heif_ready
 from tests.unit import profiles
 from tests.unit.test_formats import DEEP, NAMES, inked
 from tests.unit.test_images import exif_with, file, scene

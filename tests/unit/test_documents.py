@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from daemon import config
-from daemon.config import Regions, Settings
+from backfire import config
+from backfire.config import Regions, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backfire.errors import Code, ModelError
+from backfire.inpaint import encoders
+from backfire.inpaint.encoders import EncoderEditor, PairInpainter
+from backfire.inpaint.latent import Decoder, Encoder, InpaintNet
 from PIL import Image
 from safetensors.torch import save_file
 
-from daemon.editors import encoders
-from daemon.editors.encoders import EncoderEditor, PairInpainter
-from daemon.editors.latent import Decoder, Encoder, InpaintNet
-from daemon.errors import Code, ModelError
 from tests.conftest import SAMPLES
 
 

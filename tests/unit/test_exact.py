@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 import pytest
+from backfire import imaging
+from backfire.types import Rgb
 
-from daemon import images
-from daemon.domain import Rgb
 from tests.conftest import photo
 
 REGION = np.zeros((128, 160), dtype=np.bool_)
@@ -25,11 +25,11 @@ def test_a_spared_region_is_exact_in_lossless_files_and_nearly_so_in_a_jpeg(
 ) -> None:
     file = io.BytesIO()
     photo((160, 128)).save(file, source)
-    original = images.decode(file.getvalue(), name="a", max_pixels=10**6)
+    original = imaging.decode(file.getvalue(), name="a", max_pixels=10**6)
     noise = np.random.default_rng(0).choice([-6, 6], size=original.rgb.shape)
     noise[REGION] = 0
     changed: Rgb = np.clip(original.rgb.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-    written = images.encode(original, changed, levels=6, format=kind)
-    published = images.decode(written.data, name="a", max_pixels=10**6).rgb
-    assert images.max_change(original.rgb[REGION], published[REGION]) <= most
-    assert images.max_change(original.rgb[~REGION], published[~REGION]) >= 5
+    written = imaging.encode(original, changed, levels=6, format=kind)
+    published = imaging.decode(written.data, name="a", max_pixels=10**6).rgb
+    assert imaging.max_change(original.rgb[REGION], published[REGION]) <= most
+    assert imaging.max_change(original.rgb[~REGION], published[~REGION]) >= 5

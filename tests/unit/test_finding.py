@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire import detect
+from backfire.config import FixedBox, Regions
+from backfire.detect import Source, run
+from backfire.errors import Code, ConfigError, InputError, ModelError
+from backfire.imaging import Picture, tags
+from backfire.imaging.metadata import Metadata
+from backfire.imaging.tags import Directory
+from backfire.types import Box, Mask, Region, Rgb
 
-from daemon import detectors, finding
-from daemon.config import FixedBox, Regions
-from daemon.detectors import Source
-from daemon.domain import Box, Mask, Region, Rgb
-from daemon.errors import Code, ConfigError, InputError, ModelError
-from daemon.images import Picture, tags
-from daemon.images.metadata import Metadata
-from daemon.images.tags import Directory
 from tests.regions import area, mwg, xmp
 
 RGB: Rgb = np.zeros((400, 600, 3), dtype=np.uint8)
@@ -26,9 +26,9 @@ def pictured(rgb: Rgb) -> Picture:
 
 @pytest.fixture(autouse=True)
 def _fresh_detectors() -> Iterator[None]:
-    finding._detector.cache_clear()
+    run._detector.cache_clear()
     yield
-    finding._detector.cache_clear()
+    run._detector.cache_clear()
 
 
 class Fixed:
@@ -41,8 +41,8 @@ class Fixed:
 
 def found(monkeypatch: pytest.MonkeyPatch, mask: Region, face: Region) -> list[str]:
     by_name = {"sidecar": Fixed(mask), "faces": Fixed(face)}
-    monkeypatch.setattr(detectors, "get", lambda name, settings: by_name[name])
-    return [region.detector for region in finding.find(pictured(RGB), Source("p.png"), Regions()).regions]
+    monkeypatch.setattr(detect, "get", lambda name, settings: by_name[name])
+    return [region.detector for region in run.find(pictured(RGB), Source("p.png"), Regions()).regions]
 
 
 FACE = Region(Box(250, 150, 330, 240), "face", 0.99, "faces")
@@ -75,7 +75,7 @@ def test_shapes_that_two_detectors_found_are_one_region(monkeypatch: pytest.Monk
 def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
     rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     settings = Regions(detectors=("sidecar",), none_found="whole")
-    regions = finding.find(pictured(rgb), Source("p.png"), settings).regions
+    regions = run.find(pictured(rgb), Source("p.png"), settings).regions
     covered = sum(region.plane(size[1], size[0]).astype(int) for region in regions)
     assert (np.asarray(covered) == 1).all()
     assert len(regions) <= 16
@@ -83,13 +83,13 @@ def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
 
 def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
     with pytest.raises(InputError, match="none_found") as caught:
-        finding.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",)))
+        run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",)))
     assert caught.value.code == Code.NO_REGION
 
 
 def every(monkeypatch: pytest.MonkeyPatch, *regions: Region, **settings: Any) -> list[Region]:
-    monkeypatch.setattr(detectors, "get", lambda name, _: Fixed(*regions))
-    return finding.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",), **settings)).regions
+    monkeypatch.setattr(detect, "get", lambda name, _: Fixed(*regions))
+    return run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",), **settings)).regions
 
 
 def plain(*box: int, label: str = "a", mask: Mask | None = None) -> Region:
@@ -137,11 +137,11 @@ class Failing:
         raise self.error
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, **settings: Any) -> finding.Found:
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, **settings: Any) -> run.Found:
     by_name = {"text": Failing(error), "sidecar": Fixed(plain(0, 0, 9, 9))}
-    monkeypatch.setattr(detectors, "get", lambda name, _: by_name[name])
+    monkeypatch.setattr(detect, "get", lambda name, _: by_name[name])
     names = Regions(detectors=("text", "sidecar"), **settings)
-    return finding.find(pictured(RGB), Source("p.png"), names)
+    return run.find(pictured(RGB), Source("p.png"), names)
 
 
 @pytest.mark.parametrize("error", [ModelError(Code.DETECTOR, "no weights"), ZeroDivisionError("oops")])
@@ -165,7 +165,7 @@ def test_detectors_see_the_pictures_metadata() -> None:
     packet = xmp(mwg(area(0.5, 0.5, 0.1, 0.1)))
     turned = Directory().having({0x0112: (tags.SHORT, [3])})
     picture = replace(pictured(RGB), metadata=Metadata(exif=turned, packets=(packet,)))
-    found = finding.find(picture, Source("p.png"), Regions(detectors=("metadata",)))
+    found = run.find(picture, Source("p.png"), Regions(detectors=("metadata",)))
     assert [region.box for region in found.regions] == [Box(270, 180, 330, 220)]
 
 
@@ -175,7 +175,7 @@ def test_fixed_boxes_in_both_units() -> None:
         FixedBox(box=(10, 20, 700, 30), unit="pixels"),
         FixedBox(box=(600, 0, 700, 30), unit="pixels"),
     )
-    found = finding.find(pictured(RGB), Source("p.png"), Regions(detectors=("fixed",), fixed=boxes))
+    found = run.find(pictured(RGB), Source("p.png"), Regions(detectors=("fixed",), fixed=boxes))
     placed = [(region.box, region.label) for region in found.regions]
     assert placed == [(Box(300, 300, 600, 400), "bug"), (Box(10, 20, 600, 30), "fixed")]
 
@@ -183,4 +183,4 @@ def test_fixed_boxes_in_both_units() -> None:
 @pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx", "torchscript"])
 def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
-        detectors.check(Regions(detectors=(name,)))
+        detect.check(Regions(detectors=(name,)))

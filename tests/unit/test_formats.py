@@ -15,17 +15,17 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from backfire.config import parse
+from backfire.detect import Sidecar, Source
+from backfire.errors import Code, InputError
+from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
+from backfire.imaging.heif import heif_ready
+from backfire.perturb import optimiser
+from backfire.pipeline.pipeline import process
+from backfire.types import Rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from daemon import protect
-from daemon.config import parse
-from daemon.detectors import Sidecar, Source
-from daemon.domain import Rgb
-from daemon.errors import Code, InputError
-from daemon.images import Picture, colour, decode, encode, heif, largest_change, max_change, readers
-from daemon.images.heif import heif_ready
-from daemon.pipeline import process
 from tests.conftest import QUICK, mask_picture, photo
 from tests.unit import profiles
 from tests.unit.test_images import ICC, file, frames, scene
@@ -555,8 +555,8 @@ def test_a_turn_in_xmp_does_not_turn_a_heic() -> None:
 def test_heic_without_its_library_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     data = file(scene(), "HEIF")
     picture = taken(data)
-    monkeypatch.setattr("daemon.images.readers.heif_ready", lambda: False)
-    monkeypatch.setattr("daemon.images.encoding.heif_ready", lambda: False)
+    monkeypatch.setattr("backfire.imaging.readers.heif_ready", lambda: False)
+    monkeypatch.setattr("backfire.imaging.encoding.heif_ready", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'backfire\[heic\]'"):
         taken(data)
     assert encode(picture, picture.rgb, levels=LEVELS).how == "PNG lossless (no HEIC writer is installed)"
@@ -794,13 +794,13 @@ def test_what_is_optimised_is_what_will_be_stored(
 ) -> None:
     """A JPEG that will get the luminance of the change alone gets a grey change."""
     asked: list[bool] = []
-    optimise = protect.optimise
+    optimise = optimiser.optimise
 
-    def watched(rgb: Rgb, grey: bool, *rest: Any, **given: Any) -> protect.Protected:
+    def watched(rgb: Rgb, grey: bool, *rest: Any, **given: Any) -> optimiser.Protected:
         asked.append(grey)
         return optimise(rgb, grey, *rest, **given)
 
-    monkeypatch.setattr(protect, "optimise", watched)
+    monkeypatch.setattr(optimiser, "optimise", watched)
     mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
     settings = parse({"folders": {"inbox": "in"}, "output": {"jpeg": jpeg}, **QUICK}, base=Path("/"))
     result = process(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)

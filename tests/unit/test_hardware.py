@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from daemon.editors import hardware
-from daemon.editors.hardware import PeakMemory, dtype_named
-from daemon.errors import ConfigError
+from backfire.errors import ConfigError
+from backfire.inpaint import hardware
+from backfire.inpaint.hardware import PeakMemory, dtype_named
 
 
 def test_number_formats_by_name() -> None:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backfire.service.store.retention import DAY_S, History
+from backfire.service.store.store import Store
+from backfire.types import JobState
 from structlog.testing import capture_logs
-
-from daemon.domain import JobState
-from daemon.history import DAY_S, History
-from daemon.store import Store
 
 YEAR = 365 * DAY_S
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfire.config import Settings, parse
+from backfire.errors import PublishError
+from backfire.files import outbox
+from backfire.service.hooks import webhook
+from backfire.service.hooks.courier import LONGEST_S, Courier
+from backfire.service.hooks.webhook import DeliveryFailed, masked, post
+from backfire.types import Job, JobState, Verdict
 from structlog.testing import capture_logs
 
-from daemon import hooks, outbox, webhook
-from daemon.config import Settings, parse
-from daemon.domain import Job, JobState, Verdict
-from daemon.errors import PublishError
-from daemon.hooks import Courier
-from daemon.webhook import DeliveryFailed, masked, post
 from tests.conftest import wait_for
 
 JOB = Job(
@@ -302,4 +303,4 @@ def test_backoff_stops_growing(tmp_path: Path) -> None:
             waits.append(courier.step() or 0.0)
             clock.now += waits[-1]
     assert waits[:3] == [5.0, 10.0, 20.0]
-    assert waits[-1] == hooks.LONGEST_S
+    assert waits[-1] == LONGEST_S

@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
-from PIL.PngImagePlugin import PngInfo
-
-from daemon.config import Sidecars
-from daemon.detectors.sidecar import marked
-from daemon.domain import Rgb
-from daemon.errors import Code, InputError
-from daemon.images import (
+from backfire.config import Sidecars
+from backfire.detect.sidecar import marked
+from backfire.errors import Code, InputError
+from backfire.imaging import (
     Picture,
     decode,
     decode_painting,
@@ -32,7 +27,12 @@ from daemon.images import (
     max_change,
     psnr,
 )
-from daemon.images.intake import stored
+from backfire.imaging.intake import stored
+from backfire.types import Rgb
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
 from tests.conftest import photo
 
 LIMIT = 1_000_000

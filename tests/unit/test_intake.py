@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from backfire.files.inbox import Hints
 
 from benchmarks.soak import png
-from daemon.inbox import Hints
 from tests.fault.house import House, house
 
 __all__ = ["house"]

@@ -7,11 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-
-from daemon import verify
-from daemon.config import Verify
-from daemon.domain import Budget, MaskKind, Verdict
-from daemon.verify import EditResult, judge, masked_ssim
+from backfire.config import Verify
+from backfire.evaluate import verify
+from backfire.evaluate.verify import EditResult, judge, masked_ssim
+from backfire.types import Budget, MaskKind, Verdict
 
 BUDGET = Budget(6.4)
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from backfire.errors import ModelError
+from backfire.inpaint import lama
+from backfire.inpaint.lama import BIG, MINI, Config, Generator, LamaEditor
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from daemon.editors import lama
-from daemon.editors.lama import BIG, MINI, Config, Generator, LamaEditor
-from daemon.errors import ModelError
 
 PINNED = [  # three channels at each of three pixels
     [0.93047, 0.11919, 0.46098],

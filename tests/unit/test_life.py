@@ -10,32 +10,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from daemon import inbox, life
+from backfire.files import durable, inbox
 
 
 @pytest.fixture
 def signs() -> Iterator[list[int]]:
     told: list[int] = []
-    deafen = life.listen(lambda: told.append(1))
+    deafen = durable.listen(lambda: told.append(1))
     yield told
     deafen()
     told.clear()
-    life.sign()
+    durable.sign()
     assert told == [], "nobody listens any more"
 
 
 def test_a_digest_gives_a_sign_at_each_piece(signs: list[int]) -> None:
-    data = os.urandom(3 * life.PIECE + 5)
-    assert life.digest(io.BytesIO(data)) == hashlib.sha256(data).hexdigest()
+    data = os.urandom(3 * durable.PIECE + 5)
+    assert durable.digest(io.BytesIO(data)) == hashlib.sha256(data).hexdigest()
     assert len(signs) == 4
-    assert life.digest(io.BytesIO()) == hashlib.sha256().hexdigest()
+    assert durable.digest(io.BytesIO()) == hashlib.sha256().hexdigest()
 
 
 def test_large_files_are_synced_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: list[int]
 ) -> None:
-    monkeypatch.setattr(life, "SYNCED", 100)
+    monkeypatch.setattr(durable, "SYNCED", 100)
     synced: list[int] = []
     fsync = os.fsync
 
@@ -45,14 +44,16 @@ def test_large_files_are_synced_now_and_then(
 
     monkeypatch.setattr(os, "fsync", noted)
     with (tmp_path / "copy").open("wb") as file:
-        life.write(file, [b"x" * 60] * 5)
+        durable.write(file, [b"x" * 60] * 5)
     assert synced == [120, 240, 300], "the last of it, too"
     assert len(signs) == 3
     assert (tmp_path / "copy").read_bytes() == b"x" * 300
 
 
 def test_a_scan_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: list[int]) -> None:
-    monkeypatch.setattr(sys.modules["daemon.inbox.scan"], "SIGN_EACH", 10)  # its function bears its name
+    monkeypatch.setattr(
+        sys.modules["backfire.files.inbox.scan"], "SIGN_EACH", 10
+    )  # its function bears its name
     for number in range(100):
         (tmp_path / f"{number}.png").touch()
     assert len(inbox.scan(tmp_path, []).files) == 100

@@ -3,9 +3,9 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-from daemon import config
-from daemon.domain import Job, JobState
-from daemon.line import Line, priority
+from backfire import config
+from backfire.service.queue import Line, priority
+from backfire.types import Job, JobState
 
 
 def jobs(*entries: tuple[int, bytes, int]) -> list[tuple[Job, int]]:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import structlog
-
-from daemon.log import RateLimit
+from backfire.log import RateLimit
 
 
 class Clock:

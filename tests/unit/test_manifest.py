@@ -11,10 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from daemon import manifest
-from daemon.errors import PublishError
-from daemon.manifest import Entry
+from backfire.errors import PublishError
+from backfire.files import manifest
+from backfire.files.manifest import Entry
 
 DAY = 1_795_500_000.0  # 2026-11-24 UTC
 NAMES = [

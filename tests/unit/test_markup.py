@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire.config import Sidecars
+from backfire.detect import Sidecar, Source
+from backfire.detect.shapes import merged, uncompressed
+from backfire.detect.sidecar import SidecarDetector
+from backfire.errors import Code, InputError
+from backfire.types import Box, Region, Rgb
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import polygon2mask
-
-from daemon.config import Sidecars
-from daemon.detectors import Sidecar, Source
-from daemon.detectors.shapes import merged, uncompressed
-from daemon.detectors.sidecar import SidecarDetector
-from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, InputError
 
 PICTURE: Rgb = np.zeros((200, 300, 3), dtype=np.uint8)
 

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire.config import Regions
+from backfire.detect import Source, run
+from backfire.detect.metadata import MetadataDetector
+from backfire.errors import Code, InputError
+from backfire.imaging import decode
+from backfire.imaging.heif import heif_ready
+from backfire.imaging.intake import stored
+from backfire.types import Box, Region, Rgb
 from PIL import Image
 
-from daemon import finding
-from daemon.config import Regions
-from daemon.detectors import Source
-from daemon.detectors.metadata import MetadataDetector
-from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, InputError
-from daemon.images import decode
-from daemon.images.heif import heif_ready
-from daemon.images.intake import stored
 from tests.regions import area, mwg, xmp
 
 PICTURE: Rgb = np.zeros((200, 400, 3), dtype=np.uint8)
@@ -185,7 +184,7 @@ def test_packets_may_be_in_any_unicode_encoding(encoding: str) -> None:
 
 def in_file(data: bytes) -> list[Box]:
     picture = decode(data, name="a", max_pixels=10**6)
-    return [r.box for r in finding.find(picture, Source("a"), Regions(detectors=("metadata",))).regions]
+    return [r.box for r in run.find(picture, Source("a"), Regions(detectors=("metadata",))).regions]
 
 
 def saved(kind: str, packet: bytes, size: tuple[int, int] = (400, 200), **options: Any) -> bytes:

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from backfire import inpaint
+from backfire.errors import Code, ModelError
+from backfire.evaluate import verify
+from backfire.perturb import perception
+from backfire.perturb.edit_masks import Edits, off_by
+from backfire.perturb.methods.base import Sight, Task, in_order
+from backfire.perturb.transforms import View, jpeg, views
+from backfire.types import Budget, Rgb
 from PIL import Image
 from torch import Tensor
 
-from daemon import editors, perception, verify
-from daemon.domain import Budget, Rgb
-from daemon.errors import Code, ModelError
-from daemon.methods.base import Sight, Task, in_order
-from daemon.methods.edits import Edits, off_by
-from daemon.methods.views import View, jpeg, views
 from tests.conftest import photo
 
 
@@ -190,7 +192,7 @@ def test_clean_edits_are_held_only_where_they_are_looked_at() -> None:
     mask = np.zeros((120, 160), dtype=np.bool_)
     mask[40:60, 70:100] = True
     image = torch.rand(1, 3, 120, 160, generator=torch.Generator().manual_seed(0))
-    editor = editors.get("latent-mini")
+    editor = inpaint.get("latent-mini")
     found = Edits(Sight(image, mask, mask), [editor], np.random.default_rng(0))
     edit = found.take("full")
     assert edit is not None

@@ -20,12 +20,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from backfire import inpaint, weights
+from backfire.errors import ModelError
+from backfire.weights import File, Model
+from backfire.weights import download as fetching
+from backfire.weights.download import fetch
 
-from daemon import editors, models
-from daemon.errors import ModelError
-from daemon.models import File, Model
-from daemon.models import fetch as fetching
-from daemon.models.fetch import fetch
 from training import __main__ as training
 from training import latent_mini
 
@@ -178,7 +178,7 @@ def test_a_wrong_size_is_refused(site: Site, tmp_path: Path) -> None:
 def test_an_unpublished_digest_is_recorded_and_holds(site: Site, tmp_path: Path) -> None:
     toy = model(site.url, sha256=None)
     (path,) = fetch(toy, tmp_path)
-    assert models.pins(tmp_path) == {"toy/weights.bin": DIGEST}
+    assert weights.pins(tmp_path) == {"toy/weights.bin": DIGEST}
     path.unlink()
     site.data = DATA[::-1]
     with pytest.raises(ModelError, match=f"expected {DIGEST}"):
@@ -190,9 +190,9 @@ def test_a_first_copy_that_was_wrong_can_be_taken_back(site: Site, tmp_path: Pat
     fetch(toy, tmp_path)
     (tmp_path / "toy" / "weights.bin").unlink()
     site.data = DATA[::-1]
-    with pytest.raises(ModelError, match=rf"first copy .* take its line out of {tmp_path / models.PINS}"):
+    with pytest.raises(ModelError, match=rf"first copy .* take its line out of {tmp_path / weights.PINS}"):
         fetch(toy, tmp_path)
-    (tmp_path / models.PINS).write_text("{}")
+    (tmp_path / weights.PINS).write_text("{}")
     fetch(toy, tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_file_of_weights_is_not_trusted(
     site.data = data
     with pytest.raises(ModelError, match=f"is {what}, expected weights"):
         fetch(model(site.url, sha256=None), tmp_path)
-    assert models.pins(tmp_path) == {}
+    assert weights.pins(tmp_path) == {}
 
 
 def test_a_network_that_goes_while_it_sends_is_no_trouble_of_the_disk(
@@ -236,7 +236,7 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_damaged_record_trusts_nothing(site: Site, tmp_path: Path) -> None:
-    (tmp_path / models.PINS).write_text("{")
+    (tmp_path / weights.PINS).write_text("{")
     with pytest.raises(ModelError, match="restore it"):
         fetch(model(site.url, sha256=None), tmp_path)
 
@@ -305,8 +305,8 @@ class FullDisk(io.FileIO):
 def test_the_licence_is_said_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    import daemon.cli.models  # noqa: F401  (adds the commands to the app)
-    from daemon.cli.common import app
+    import backfire.cli.models  # noqa: F401  (adds the commands to the app)
+    from backfire.cli.common import app
 
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
     monkeypatch.chdir(tmp_path)
@@ -376,7 +376,7 @@ def test_two_fetches_do_not_write_one_file(site: Site, tmp_path: Path) -> None:
 
 
 def test_the_catalogue_holds_what_is_known_and_no_more() -> None:
-    for entry in models.catalogue().values():
+    for entry in weights.catalogue().values():
         assert entry.licence
         assert entry.home.startswith("https://")
         for file in entry.files:
@@ -389,17 +389,17 @@ def test_the_catalogue_holds_what_is_known_and_no_more() -> None:
 
 @pytest.mark.shared
 def test_the_published_digest_of_taef2_is_that_of_the_file(shared: Path, tmp_path: Path) -> None:
-    files = fetch(models.catalogue()["taef2"], tmp_path, source=str(shared / "weights"))
+    files = fetch(weights.catalogue()["taef2"], tmp_path, source=str(shared / "weights"))
     assert [path.stat().st_size for path in files] == [2704692, 2704756]
-    assert models.located("taef2", tmp_path) == tmp_path / "taef2"
-    assert {finding.state for finding in models.verify(tmp_path)} == {"ok"}
+    assert weights.located("taef2", tmp_path) == tmp_path / "taef2"
+    assert {finding.state for finding in weights.verify(tmp_path)} == {"ok"}
     files[0].write_bytes(b"changed")
     with pytest.raises(ModelError, match=r"taef2_encoder.pth has changed, SHA-256 is .*, expected "):
-        models.located("taef2", tmp_path)
+        weights.located("taef2", tmp_path)
     files[1].unlink()
-    assert [finding.state for finding in models.verify(tmp_path)] == ["changed", "absent"]
+    assert [finding.state for finding in weights.verify(tmp_path)] == ["changed", "absent"]
     with pytest.raises(ModelError, match="backfire models fetch taef2"):
-        models.located("taef2", tmp_path)
+        weights.located("taef2", tmp_path)
 
 
 Command = Callable[..., tuple[int, Any]]
@@ -408,8 +408,8 @@ Command = Callable[..., tuple[int, Any]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
     """`backfire models …`: its exit code, and what it printed or, with --json, said."""
-    import daemon.cli.models  # noqa: F401  (adds the commands to the app)
-    from daemon.cli.common import app
+    import backfire.cli.models  # noqa: F401  (adds the commands to the app)
+    from backfire.cli.common import app
 
     def command(*arguments: str) -> tuple[int, Any]:
         with pytest.raises(SystemExit) as caught:
@@ -425,25 +425,25 @@ def test_what_ships_inside_is_held_to_its_digests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {path.name for path in models.INSIDE.glob("*.safetensors")} == models.inside().keys()
-    assert {finding.state for finding in models.verify_inside()} == {"ok"}
+    assert {path.name for path in weights.INSIDE.glob("*.safetensors")} == weights.inside().keys()
+    assert {finding.state for finding in weights.verify_inside()} == {"ok"}
     copy = tmp_path / "weights"
-    shutil.copytree(models.INSIDE, copy)
-    monkeypatch.setattr(models, "INSIDE", copy)
-    editor = editors.BUILT_IN["latent-mini"]
-    assert editor.load().weights_sha256 == models.inside()[editor.file.name]
+    shutil.copytree(weights.INSIDE, copy)
+    monkeypatch.setattr(weights, "INSIDE", copy)
+    editor = inpaint.BUILT_IN["latent-mini"]
+    assert editor.load().weights_sha256 == weights.inside()[editor.file.name]
     data = bytearray(editor.file.read_bytes())
     data[-1] ^= 1  # the last of the weights: it would load, and work nearly as before
     editor.file.write_bytes(data)
-    assert [finding.state for finding in models.verify_inside()] == ["changed", "ok", "ok"]
+    assert [finding.state for finding in weights.verify_inside()] == ["changed", "ok", "ok"]
     with pytest.raises(ModelError, match=r"SHA-256 is .*, expected .*; install backfire again"):
         editor.load()
     shutil.copy(editor.file, copy / "stray.safetensors")
     monkeypatch.setattr(latent_mini, "export", lambda run, target: target.write_bytes(b"trained"))
     monkeypatch.setattr(sys, "argv", ["training", "export", "--weights", str(editor.file)])
     training.main()
-    assert models.inside()[editor.file.name] == hashlib.sha256(b"trained").hexdigest()
-    assert [found.path for found in models.verify_inside() if found.state == "unpinned"] == [
+    assert weights.inside()[editor.file.name] == hashlib.sha256(b"trained").hexdigest()
+    assert [found.path for found in weights.verify_inside() if found.state == "unpinned"] == [
         "stray.safetensors"
     ]
     editor.file.unlink()
@@ -452,24 +452,24 @@ def test_what_ships_inside_is_held_to_its_digests(
     assert run("verify")[0] == 3
     assert "BAD latent-mini/latent-mini.safetensors: absent; install backfire again" in run("verify")[1]
     assert run("list", "--json")[1]["models"][0]["here"] == "no"
-    (copy / models.SUMS).unlink()
+    (copy / weights.SUMS).unlink()
     with pytest.raises(ModelError, match=r"SHA256SUMS: cannot be read .*; install backfire again"):
-        editors.BUILT_IN["ldm-mini"].load()
+        inpaint.BUILT_IN["ldm-mini"].load()
 
 
 def test_a_file_put_there_by_hand_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "mat-places").mkdir()
     (tmp_path / "mat-places" / "Places_512_FullData_G.pth").write_bytes(b"?")
-    assert [finding.state for finding in models.verify(tmp_path)] == ["unpinned"]
+    assert [finding.state for finding in weights.verify(tmp_path)] == ["unpinned"]
 
 
 def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
-    monkeypatch.setattr(models, "catalogue", lambda: {"toy": model(site.url)})
+    monkeypatch.setattr(weights, "catalogue", lambda: {"toy": model(site.url)})
 
     assert run("verify")[1].splitlines()[0] == f"no models in {tmp_path / 'weights'}"
-    assert run("verify")[1].count("ok  ") == len(models.inside()), "what ships inside is hashed, too"
+    assert run("verify")[1].count("ok  ") == len(weights.inside()), "what ships inside is hashed, too"
     assert run("list", "--json")[1]["models"][-1]["here"] == "no"
     assert DIGEST in run("fetch", "toy")[1]
     assert run("list", "--json")[1]["models"][-1]["here"] == "yes"

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backfire.config import Settings, parse
+from backfire.errors import ConfigError
+from backfire.service.health import Operations
+from backfire.service.jobs import Ledger
+from backfire.service.store.store import Store
+from backfire.types import JobState, Verdict
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
-
-from daemon.config import Settings, parse
-from daemon.domain import JobState, Verdict
-from daemon.errors import ConfigError
-from daemon.ledger import Ledger
-from daemon.operations import Operations
-from daemon.store import Store
 
 
 class Clock:

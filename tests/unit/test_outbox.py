@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from daemon import life, outbox, paths
-from daemon.errors import PublishError
-from daemon.inbox import Signature
+from backfire.errors import PublishError
+from backfire.files import durable, outbox, safe_paths
+from backfire.files.inbox import Signature
 
 KEY = "0123456789abcdef" * 4
 
@@ -200,7 +199,7 @@ def test_without_hard_links_nothing_is_overwritten_either(
 ) -> None:
     monkeypatch.setattr(os, "link", refused)
     if not renameat2:
-        monkeypatch.setattr(paths, "_rename_noreplace", unknown)
+        monkeypatch.setattr(safe_paths, "_rename_noreplace", unknown)
     assert outbox.place(b"old", tmp_path, b"p.png", key="f" * 64) == b"p.png"
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
     assert (tmp_path / "p.png").read_bytes() == b"old"
@@ -214,7 +213,7 @@ def test_a_crash_between_claim_and_rename_leaves_no_empty_file_for_good(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "link", refused)
-    monkeypatch.setattr(paths, "_rename_noreplace", unknown)
+    monkeypatch.setattr(safe_paths, "_rename_noreplace", unknown)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", killed)
         patch.setattr(os, "unlink", lambda *_, **__: None)
@@ -269,7 +268,7 @@ def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
-    hashed = life.digest
+    hashed = durable.digest
 
     def meanwhile(*arguments: Any) -> Any:
         digest = hashed(*arguments)
@@ -277,7 +276,7 @@ def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
         os.rename(tmp_path / "new", tmp_path / "p.png")
         return digest
 
-    monkeypatch.setattr(life, "digest", meanwhile)
+    monkeypatch.setattr(durable, "digest", meanwhile)
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
 

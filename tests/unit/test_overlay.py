@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire.imaging import drawing
+from backfire.types import Box, Region, Rgb
 from PIL import Image
-
-from daemon import overlay
-from daemon.domain import Box, Region, Rgb
 
 
 def blank(width: int, height: int) -> Rgb:
@@ -23,48 +22,48 @@ def row(count: int, label: str = "text") -> list[Region]:
 
 def test_names_keep_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     plates: list[Box] = []
-    place = overlay._placed
+    place = drawing._placed
 
     def noted(*given: Any) -> Box:
         plates.append(place(*given))
         return plates[-1]
 
-    monkeypatch.setattr(overlay, "_placed", noted)
-    overlay.drawn(blank(400, 150), row(4))
+    monkeypatch.setattr(drawing, "_placed", noted)
+    drawing.drawn(blank(400, 150), row(4))
     assert len(plates) == 4
     assert not any(a.overlaps(b) for i, a in enumerate(plates) for b in plates[:i])
     assert all(plate.left >= 0 and plate.right <= 400 and 0 <= plate.top <= 140 for plate in plates)
 
 
 def test_a_name_says_who_found_it_where_the_label_does_not() -> None:
-    assert overlay._name(Region(Box(0, 0, 1, 1), "face", 0.9, "faces")) == "face 0.90"
-    assert overlay._name(Region(Box(0, 0, 1, 1), "logo acme", 0.5, "logos")) == "logo acme 0.50"
-    assert overlay._name(Region(Box(0, 0, 1, 1), "mask", 1, "sidecar")) == "mask 1.00 (sidecar)"
+    assert drawing._name(Region(Box(0, 0, 1, 1), "face", 0.9, "faces")) == "face 0.90"
+    assert drawing._name(Region(Box(0, 0, 1, 1), "logo acme", 0.5, "logos")) == "logo acme 0.50"
+    assert drawing._name(Region(Box(0, 0, 1, 1), "mask", 1, "sidecar")) == "mask 1.00 (sidecar)"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4000), (5000, 7), (2400, 1800)])
 def test_every_region_shows_whatever_the_picture_is_shrunk_to(size: tuple[int, int]) -> None:
     last = Box(size[0] - 1, size[1] - 1, *size)
     for region in (Region(last, "a", 1, "b"), Region(last, "a", 1, "b", np.ones((1, 1), np.bool_))):
-        scale = min(1.0, overlay.WIDE / size[0], overlay.TALL / size[1])
+        scale = min(1.0, drawing.WIDE / size[0], drawing.TALL / size[1])
         shown = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-        assert overlay._shape(region, scale, shown).any()
-        assert overlay.drawn(blank(*size), [region]).shape == (shown[1], shown[0], 3)
+        assert drawing._shape(region, scale, shown).any()
+        assert drawing.drawn(blank(*size), [region]).shape == (shown[1], shown[0], 3)
 
 
 def test_shapes_are_drawn_as_they_are() -> None:
     disc = np.hypot(*np.mgrid[-300:300, -300:300]) < 300
     region = Region(Box(600, 300, 1200, 900), "a", 1, "b", disc)
-    plane = overlay._shape(region, 0.5, (1200, 900))
+    plane = drawing._shape(region, 0.5, (1200, 900))
     np.testing.assert_array_equal(plane, region.plane(1800, 2400)[1::2, 1::2])
 
 
 def test_small_pictures_lie_side_by_side_and_none_is_cut() -> None:
     sizes = [(500, 300), (500, 300), (500, 300), (1200, 100)]
     pages = [(f"{width}: 1 region", blank(width, height)) for width, height in sizes]
-    with Image.open(io.BytesIO(overlay.sheet(pages, kind="PNG"))) as page:
+    with Image.open(io.BytesIO(drawing.sheet(pages, kind="PNG"))) as page:
         pixels = np.asarray(page.convert("L"))
     grey = (pixels == 128).sum()
     assert grey >= 3 * 500 * 300 + 1200 * 100
-    assert page.width <= 1200 + 2 * overlay.GAP
+    assert page.width <= 1200 + 2 * drawing.GAP
     assert page.height < 3 * 300 + 100

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backfire import imaging
+from backfire.config import Folders, Output, Regions, Settings
+from backfire.detect import Source
+from backfire.errors import BudgetExceeded
+from backfire.pipeline import pipeline
+from backfire.types import Verdict
 
-from daemon import images, pipeline
-from daemon.config import Folders, Output, Regions, Settings
-from daemon.detectors import Source
-from daemon.domain import Verdict
-from daemon.errors import BudgetExceeded
 from tests.unit.test_images import file, scene
 
 
@@ -30,8 +31,8 @@ def test_a_picture_without_region_is_told_by_how_much_it_changed(tmp_path: Path,
     data = file(scene(), "PNG")
     result = pipeline.process(data, Source("cat.png"), settings(tmp_path, kind))
     assert result.verdict is Verdict.UNPROTECTED
-    was, now = (images.decode(one, name="cat", max_pixels=10**6) for one in (data, result.data))
-    assert result.receipt["max_change_levels"] == images.max_change(was.rgb, now.rgb)
+    was, now = (imaging.decode(one, name="cat", max_pixels=10**6) for one in (data, result.data))
+    assert result.receipt["max_change_levels"] == imaging.max_change(was.rgb, now.rgb)
     assert (result.data == data) is (kind == "same")
 
 
@@ -39,7 +40,7 @@ def test_a_picture_that_the_writer_spoils_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoilt = file(np.ascontiguousarray(scene()[::-1]), "PNG")
-    encode = images.encode
-    monkeypatch.setattr(images, "encode", lambda *a, **k: replace(encode(*a, **k), data=spoilt))
+    encode = imaging.encode
+    monkeypatch.setattr(imaging, "encode", lambda *a, **k: replace(encode(*a, **k), data=spoilt))
     with pytest.raises(BudgetExceeded):
         pipeline.process(file(scene(), "PNG"), Source("cat.png"), settings(tmp_path, "jpeg"))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Protect, Verify
+from backfire.evaluate.verify import EditResult, Verification, holds, judge, verify
+from backfire.perturb.optimiser import optimise
+from backfire.types import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
 from torch import Tensor
 
-from daemon import geometry
-from daemon.config import Protect, Verify
-from daemon.domain import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
-from daemon.geometry import Crop
-from daemon.protect import optimise
-from daemon.verify import EditResult, Verification, holds, judge, verify
 from tests.conftest import photo
 from tests.unit.test_judge import edits
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from daemon import premis
+from backfire.evaluate import premis
 
 RECEIPT: dict[str, Any] = {
     "key": "k" * 64,

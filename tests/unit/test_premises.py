@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-from daemon import premises
-from daemon.cli.jobs import _is_alive
-from daemon.config import parse
-from daemon.errors import ConfigError
+from backfire.cli.jobs import _is_alive
+from backfire.config import parse
+from backfire.errors import ConfigError
+from backfire.service import preflight
 
 
 def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
@@ -20,7 +19,7 @@ def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
     settings.folders.state.mkdir()
     heard = ({"pid": 1}, time.time())
     assert _is_alive(settings, heard), "no lock to ask: it was heard of just now"
-    lock = premises.lock(settings.folders.state / "lock")
+    lock = preflight.lock(settings.folders.state / "lock")
     assert lock is not None
     long_ago = ({"pid": 1}, time.time() - 3600)
     assert _is_alive(settings, long_ago), "a long copy keeps it from saying so"
@@ -31,15 +30,15 @@ def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
 def test_to_look_whether_it_runs_keeps_no_daemon_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(premises, "GLANCE_S", 30)
-    held = premises.lock(tmp_path / "lock")
+    monkeypatch.setattr(preflight, "GLANCE_S", 30)
+    held = preflight.lock(tmp_path / "lock")
     assert held is not None
     letting_go = threading.Timer(0.1, os.close, [held])
     letting_go.start()
-    lock = premises.lock(tmp_path / "lock")
+    lock = preflight.lock(tmp_path / "lock")
     letting_go.join()
     assert lock is not None
-    monkeypatch.setattr(premises, "GLANCE_S", 0)
+    monkeypatch.setattr(preflight, "GLANCE_S", 0)
     with pytest.raises(ConfigError, match="another backfire daemon"):
-        premises.lock(tmp_path / "lock")
+        preflight.lock(tmp_path / "lock")
     os.close(lock)

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from daemon import probes
-from daemon.config import Settings, parse
-from daemon.operations import Endpoint
-from daemon.probes import Finding
+from backfire.admin import probes
+from backfire.admin.probes import Finding
+from backfire.config import Settings, parse
+from backfire.service.health import Endpoint
 
 
 def test_a_sound_folder_is_left_as_it_was(tmp_path: Path) -> None:

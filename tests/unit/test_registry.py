@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from backfire import config, inpaint, weights
+from backfire.admin import check
+from backfire.config import Settings
+from backfire.errors import ConfigError, ModelError
+from backfire.inpaint.encoders import EncoderEditor
+from backfire.service import preflight
 
-from daemon import check, config, editors, models, premises
-from daemon.config import Settings
-from daemon.editors.encoders import EncoderEditor
-from daemon.errors import ConfigError, ModelError
 from tests.conftest import Sandbox, mask_picture, photo
 from tests.unit.test_encoders import pair
 
@@ -48,22 +50,22 @@ def test_a_wrong_declaration_is_refused_at_start(
     tmp_path: Path, declared: dict[str, Any], sections: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
-        editors.require_known(settings(tmp_path, declared, **sections))
+        inpaint.require_known(settings(tmp_path, declared, **sections))
 
 
-@pytest.mark.parametrize("kind", [*editors.KINDS])
+@pytest.mark.parametrize("kind", [*inpaint.KINDS])
 def test_the_doors_of_a_kind_are_those_of_its_class(kind: str) -> None:
     """They are written down so that the daemon need not load torch to know them."""
-    known = editors.KINDS[kind]
-    loads = getattr(import_module(f"daemon.editors.{known.module}"), known.loads)
+    known = inpaint.KINDS[kind]
+    loads = getattr(import_module(f"backfire.inpaint.{known.module}"), known.loads)
     assert known.doors == tuple(door for door in ("encode", "first_step") if hasattr(loads, door))
 
 
 def test_the_doors_of_the_built_in_editors_are_theirs(tmp_path: Path) -> None:
-    for name in editors.NAMES:
-        editor = editors.get(name)
+    for name in inpaint.NAMES:
+        editor = inpaint.get(name)
         found = tuple(door for door in ("inpaint", "encode", "first_step") if hasattr(editor, door))
-        assert editors.doors(name, settings(tmp_path, {})) == found
+        assert inpaint.doors(name, settings(tmp_path, {})) == found
 
 
 def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(tmp_path: Path
     def refusal(method: str, *surrogates: str) -> str:
         rule = {"match": "a/*", "protect": {"method": method, "surrogates": list(surrogates)}}
         try:
-            premises.require_names(settings(tmp_path, declared, rules=[rule]))
+            preflight.require_names(settings(tmp_path, declared, rules=[rule]))
         except ConfigError as error:
             return str(error)
         return ""
@@ -117,14 +119,14 @@ def test_weights_are_a_path_from_the_file_or_a_name(tmp_path: Path) -> None:
 def test_a_declared_editor_is_loaded_once(tmp_path: Path) -> None:
     pair(tmp_path / "pair")
     known = settings(tmp_path, {"toy": {"kind": "latent", "weights": "pair"}})
-    editor = editors.get("toy", settings=known)
+    editor = inpaint.get("toy", settings=known)
     assert isinstance(editor, EncoderEditor)
     assert editor.name == "toy"
-    assert editors.get("toy", settings=known) is editor
+    assert inpaint.get("toy", settings=known) is editor
     other = settings(
         tmp_path, {"toy": {"kind": "latent", "weights": ["pair/toy_encoder.pth", "pair/toy_decoder.pth"]}}
     )
-    assert editors.get("toy", settings=other) is not editor
+    assert inpaint.get("toy", settings=other) is not editor
 
 
 def test_a_catalogue_name_is_looked_for_in_the_models_folder(tmp_path: Path) -> None:
@@ -132,21 +134,21 @@ def test_a_catalogue_name_is_looked_for_in_the_models_folder(tmp_path: Path) -> 
         """Weights of our own under that name, put there by hand."""
         known = settings(tmp_path, {"toy": {"kind": "latent", "weights": name}})
         with pytest.raises(ModelError, match=f"backfire models fetch {name}"):
-            editors.get("toy", settings=known)
-        files = [tmp_path / "weights" / name / file.path for file in models.catalogue()[name].files]
+            inpaint.get("toy", settings=known)
+        files = [tmp_path / "weights" / name / file.path for file in weights.catalogue()[name].files]
         files[0].parent.mkdir(parents=True)
         for source, target in zip(pair(tmp_path / "pair"), files, strict=True):
             target.write_bytes(source.read_bytes())
         return known
 
-    assert editors.get("toy", settings=placed("taesd3")).name == "toy", "of which no digest is published"
+    assert inpaint.get("toy", settings=placed("taesd3")).name == "toy", "of which no digest is published"
     with pytest.raises(ModelError, match=r"taef2_encoder.pth has changed, SHA-256 is .*, expected 10a4e1"):
-        editors.get("toy", settings=placed("taef2"))
+        inpaint.get("toy", settings=placed("taef2"))
 
 
 def test_weights_that_are_nowhere_name_the_catalogue(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file, nor a catalogue name"):
-        editors.get("toy", settings=settings(tmp_path, {"toy": TOY}))
+        inpaint.get("toy", settings=settings(tmp_path, {"toy": TOY}))
 
 
 def test_the_digest_covers_declarations_and_no_folder(tmp_path: Path) -> None:
@@ -172,27 +174,27 @@ def test_the_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.Mon
     assert config.Models().folder == Path("~/.local/share/backfire/models").expanduser()
 
 
-@pytest.mark.parametrize("name", editors.KINDS)
+@pytest.mark.parametrize("name", inpaint.KINDS)
 def test_a_kind_names_the_options_its_class_takes(name: str) -> None:
     """So that a misspelt option is refused at start, where torch is not loaded."""
-    kind = editors.KINDS[name]
-    load = getattr(import_module(f"daemon.editors.{kind.module}"), kind.loads).load
+    kind = inpaint.KINDS[name]
+    load = getattr(import_module(f"backfire.inpaint.{kind.module}"), kind.loads).load
     taken = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert tuple(taken) == kind.options
 
 
-@pytest.mark.parametrize("name", [name for name, kind in editors.KINDS.items() if kind.casts])
+@pytest.mark.parametrize("name", [name for name, kind in inpaint.KINDS.items() if kind.casts])
 def test_a_format_that_a_kind_cannot_compute_in_is_refused_at_start(tmp_path: Path, name: str) -> None:
     """MAT gives no numbers in float16."""
     declared = {"toy": {"kind": name, "weights": "/absent/weights", "dtype": "float16"}}
     with pytest.raises(ConfigError, match=r"editors.toy.dtype: got 'float16'; did you mean 'b?float"):
-        editors.require_known(settings(tmp_path, declared))
+        inpaint.require_known(settings(tmp_path, declared))
 
 
 def test_an_editor_computes_in_its_own_format_whatever_its_caller_does(tmp_path: Path) -> None:
     pair(tmp_path / "pair")
     toy = {"kind": "latent", "weights": "pair"}
-    known = settings(tmp_path, {f"in-{dtype}": {**toy, "dtype": dtype} for dtype in editors.ARITHMETIC})
+    known = settings(tmp_path, {f"in-{dtype}": {**toy, "dtype": dtype} for dtype in inpaint.ARITHMETIC})
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     mask = torch.ones(1, 1, 64, 64)
     plain = EncoderEditor.load("toy", tmp_path / "pair")
@@ -202,8 +204,8 @@ def test_an_editor_computes_in_its_own_format_whatever_its_caller_does(tmp_path:
         return [editor.inpaint(picture, mask), editor.encode(picture, mask)]
 
     single = answers(plain)
-    for dtype in editors.ARITHMETIC:
-        editor = editors.get(f"in-{dtype}", settings=known)
+    for dtype in inpaint.ARITHMETIC:
+        editor = inpaint.get(f"in-{dtype}", settings=known)
         assert isinstance(editor, EncoderEditor)
         alone = answers(editor)
         with torch.autocast("cpu", torch.bfloat16):

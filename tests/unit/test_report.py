@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 import pytest
+from backfire.evaluate.report import BETWEEN, Heat, _font, sheet
+from backfire.evaluate.verify import Panels, Verification
+from backfire.types import Rgb, Verdict
 from PIL import Image
 
-from daemon.domain import Rgb, Verdict
-from daemon.report import BETWEEN, Heat, _font, sheet
-from daemon.verify import Panels, Verification
 from tests.conftest import photo
 
 HEIGHT, WIDTH = 90, 120

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from backfire.errors import ConfigError, ModelError
+from backfire.inpaint.scripted import ScriptedEditor
+from backfire.weights import programs
 from torch import Tensor, nn
 
-from daemon import trusted
-from daemon.editors.scripted import ScriptedEditor
-from daemon.errors import ConfigError, ModelError
 from tests import scripts
 
 
@@ -28,8 +28,8 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(data: bytes) -> None:
         raise AssertionError("the file was loaded")
 
-    monkeypatch.setattr(trusted, "_scripted", load)
-    monkeypatch.setattr(trusted, "_exported", load)
+    monkeypatch.setattr(programs, "_scripted", load)
+    monkeypatch.setattr(programs, "_exported", load)
 
 
 def refusal(path: Path, **options: Any) -> str:

@@ -13,17 +13,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import alembic.command
+import backfire
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-
-import daemon
-from daemon import store as store_module
-from daemon.domain import ACTIVE, Event, Job, JobState, Verdict
-from daemon.errors import StoreError
-from daemon.store import HEAD, Store, alembic_config, metadata
+from backfire.errors import StoreError
+from backfire.service.store import store as store_module
+from backfire.service.store.store import HEAD, Store, alembic_config, metadata
+from backfire.types import ACTIVE, Event, Job, JobState, Verdict
 
 S = JobState
 
@@ -47,12 +46,12 @@ def python(script: str, *arguments: object) -> subprocess.Popen[str]:
     """A process that runs a script with Store, Path and sys at hand, and waits for a line to start."""
     head = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from daemon.domain import JobState\nfrom daemon.errors import StoreError\n"
-        "from daemon.store import Store\nprint('up', flush=True); sys.stdin.readline()\n"
+        "from backfire.types import JobState\nfrom backfire.errors import StoreError\n"
+        "from backfire.service.store.store import Store\nprint('up', flush=True); sys.stdin.readline()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", head + script, *map(str, arguments)],
-        cwd=Path(daemon.__file__).parents[1],
+        cwd=Path(backfire.__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backfire import detect
+from backfire.config import Logos, Regions, Text
+from backfire.detect import Source
+from backfire.detect.logos import LogoDetector
+from backfire.detect.signatures import SignatureDetector
+from backfire.detect.text import TextDetector, _views
+from backfire.errors import Code, ModelError
+from backfire.types import Box, Region, Rgb
 from PIL import Image
 
 from benchmarks.marks import signed
-from daemon import detectors
-from daemon.config import Logos, Regions, Text
-from daemon.detectors import Source
-from daemon.detectors.logos import LogoDetector
-from daemon.detectors.signatures import SignatureDetector
-from daemon.detectors.text import TextDetector, _views
-from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, ModelError
 from tests.conftest import SHARED
 from tests.regions import lettered, logo
 
@@ -143,10 +143,10 @@ def test_a_missing_extra_is_a_message_with_its_remedy(
     package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "daemon.detectors.logos", raising=False)
+    monkeypatch.delitem(sys.modules, "backfire.detect.logos", raising=False)
     extra = "logos" if name == "logos" else "text"
     with pytest.raises(ModelError, match=rf"pip install 'backfire\[{extra}\]'") as caught:
-        detectors.get(name, Regions(logos=Logos(folder=tmp_path)))
+        detect.get(name, Regions(logos=Logos(folder=tmp_path)))
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 
-from daemon.editors.encoders import EncoderEditor, PairInpainter
 from tests.conftest import photo
 from tests.unit.test_encoders import image, pair
 from training import latent_pair

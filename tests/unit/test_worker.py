@@ -9,10 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from daemon import dispatch
-from daemon.domain import Job, JobState
-from daemon.worker import Child, Outcome
+from backfire.service import dispatcher
+from backfire.service.worker.local import Child, Outcome
+from backfire.types import Job, JobState
 
 
 @pytest.mark.parametrize(
@@ -36,6 +35,6 @@ def test_an_outcome_counts_only_under_the_lease_it_was_worked_under(tmp_path: Pa
     assert found is not None
     assert Outcome.read(tmp_path, 3) is None, "it was started anew since"
     job = Job(7, b"p.png", JobState.RUNNING, lease=2)
-    assert dispatch._of(found, job)
-    assert not dispatch._of(found, replace(job, lease=3))
-    assert not dispatch._of(found, replace(job, id=8))
+    assert dispatcher._of(found, job)
+    assert not dispatcher._of(found, replace(job, lease=3))
+    assert not dispatcher._of(found, replace(job, id=8))

@@ -15,10 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from daemon import manifest, outbox
-from daemon.config import Settings
-from daemon.domain import Job, JobState, shown
-from daemon.manifest import Entry
+from backfire.config import Settings
+from backfire.files import manifest, outbox
+from backfire.files.manifest import Entry
+from backfire.types import Job, JobState, shown
 
 FOLDERS = ("outbox", "archive")
 THREADS = 4

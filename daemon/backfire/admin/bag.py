@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon import __version__, manifest, outbox
-from daemon.audit import Progress, expected_in
-from daemon.config import Settings
-from daemon.domain import Job, shown
-from daemon.errors import BackfireError, ConfigError
+from backfire import __version__
+from backfire.admin.audit import Progress, expected_in
+from backfire.config import Settings
+from backfire.errors import BackfireError, ConfigError
+from backfire.files import manifest, outbox
+from backfire.types import Job, shown
 
 SPARE = 64 << 20
 """Bytes left free beside the bag."""

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from daemon import detectors, editors, inbox, methods, probes
-from daemon.config import Regions, Settings
-from daemon.errors import BackfireError
-from daemon.probes import Finding
+from backfire import detect, inpaint
+from backfire.admin import probes
+from backfire.admin.probes import Finding
+from backfire.config import Regions, Settings
+from backfire.errors import BackfireError
+from backfire.files import inbox
+from backfire.perturb import methods
 
 LOW_SPACE = 2 << 30
 
@@ -51,24 +54,24 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def _detector(name: str, regions: Regions) -> str:
-    return type(detectors.get(name, regions)).__name__
+    return type(detect.get(name, regions)).__name__
 
 
 def _method(settings: Settings) -> str:
     # An unknown editor has a line of its own.
-    known = {*editors.NAMES, *settings.editors}
+    known = {*inpaint.NAMES, *settings.editors}
     if known.issuperset(settings.protect.surrogates):
         methods.require_fit(settings)
     return type(methods.get(settings.protect.method)).__name__
 
 
 def _declared(settings: Settings) -> str:
-    editors.require_known(settings)
+    inpaint.require_known(settings)
     return ", ".join(settings.editors)
 
 
 def _editor(name: str, settings: Settings) -> str:
-    return f"weights {editors.get(name, settings=settings).weights_sha256[:12]}…"
+    return f"weights {inpaint.get(name, settings=settings).weights_sha256[:12]}…"
 
 
 def _folder(name: str, folder: Path) -> Finding:
@@ -109,7 +112,7 @@ def _filesystems(settings: Settings) -> Iterator[Finding]:
 
 
 def _device(name: str) -> Finding:
-    from daemon.protect import pick_device
+    from backfire.perturb.optimiser import pick_device
 
     try:
         return Finding("device", str(pick_device(name)))

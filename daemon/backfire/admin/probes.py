@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import webhook
-from daemon.config import Settings
+from backfire.config import Settings
+from backfire.service.hooks import webhook
 
 FEW_WATCHES, FEW_INSTANCES = 8192, 16
 SKEW_S = 60.0

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon import geometry
-from daemon.domain import Box, EditPath, Region
-from daemon.geometry import Crop
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.types import Box, EditPath, Region
 
 SHIFTED = 3
 """Cuts drawn with other margins than the crop's."""

@@ -8,10 +8,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
-from daemon import __version__
-from daemon.cli import archive, check, detect, jobs, models, pictures, serve
-from daemon.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, app, err
-from daemon.errors import BackfireError, ConfigError, StoreError
+from backfire import __version__
+from backfire.cli import archive, check, detect, jobs, models, pictures, serve
+from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, app, err
+from backfire.errors import BackfireError, ConfigError, StoreError
 
 __all__ = ["archive", "check", "detect", "jobs", "main", "models", "pictures", "serve"]
 

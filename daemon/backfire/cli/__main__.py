@@ -1,5 +1,5 @@
-"""`python -m daemon.cli`."""
+"""`python -m backfire.cli`."""
 
-from daemon.cli import main
+from backfire.cli import main
 
 main()

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from daemon import config
-from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, out
-from daemon.config import Settings
-from daemon.domain import Job
-from daemon.errors import ConfigError
-from daemon.store import Store
+from backfire import config
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, out
+from backfire.config import Settings
+from backfire.errors import ConfigError
+from backfire.service.store.store import Store
+from backfire.types import Job
 
 ALL = 1 << 31
 
@@ -42,8 +42,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Read everything published and archived again: 0 all is as it was, 3 something is not."""
-    from daemon.audit import FOLDERS, Kind, document
-    from daemon.audit import audit as audited
+    from backfire.admin.audit import FOLDERS, Kind, document
+    from backfire.admin.audit import audit as audited
 
     if wrong := set(folder or ()) - set(FOLDERS):
         raise ConfigError(f"--folder {', '.join(sorted(wrong))}: expected {' or '.join(FOLDERS)}")
@@ -83,7 +83,7 @@ def bag(
     as_json: AsJson = False,
 ) -> None:
     """Make a BagIt bag of published pictures, originals and receipts, each compared with its digest."""
-    from daemon.bag import bag as bagged
+    from backfire.admin.bag import bag as bagged
 
     if wrong := [field for field in info or () if not field.partition("=")[1]]:
         raise ConfigError(f"--info {wrong[0]}: expected Name=value")

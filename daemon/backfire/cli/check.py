@@ -7,14 +7,14 @@ import json
 import typer
 from rich.text import Text
 
-from daemon import config
-from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+from backfire import config
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 
 
 @app.command()
 def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     """Configuration, folders, space, file systems, inotify, device, detectors, weights."""
-    from daemon.check import check as findings
+    from backfire.admin.check import check as findings
 
     settings = config.load(config_file)
     found = list(findings(settings))

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from daemon.protect import Phase
+    from backfire.perturb.optimiser import Phase
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE = 2, 3, 4
 DEFAULT = Path("config.yaml")

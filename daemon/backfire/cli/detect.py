@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, out
-from daemon.cli.pictures import read, settings_for, source_of
-from daemon.errors import ConfigError, JobError
+from backfire.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, out
+from backfire.cli.pictures import read, settings_for, source_of
+from backfire.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
-    from daemon.domain import Rgb
+    from backfire.types import Rgb
 
 SHEETS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 MOST_ON_SHEET = 50
@@ -34,8 +34,9 @@ def detect(
     as_json: AsJson = False,
 ) -> None:
     """Show what would be protected, without protecting it: the way to tune a configuration."""
-    from daemon import images, overlay
-    from daemon.finding import find
+    from backfire import imaging
+    from backfire.detect.run import find
+    from backfire.imaging import drawing
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise ConfigError(f"--sheet {sheet}: got {sheet.suffix or 'no extension'}, expected .jpg or .png")
@@ -48,7 +49,7 @@ def detect(
             row: dict[str, Any] = {"file": str(path), "rule": rule, "regions": [], "skipped_detectors": {}}
             rows.append(row)
             try:
-                picture = images.decode(read(path), name=path.name, max_pixels=settings.output.max_pixels)
+                picture = imaging.decode(read(path), name=path.name, max_pixels=settings.output.max_pixels)
                 found = find(picture, source_of(path, mask), settings.regions)
             except JobError as error:
                 row |= {"code": error.code.value, "error": error.message}
@@ -57,9 +58,9 @@ def detect(
             row |= {"regions": [region.row() for region in found.regions]}
             row |= {"skipped_detectors": found.skipped}
             if sheet is not None and len(pages) < MOST_ON_SHEET:
-                pages.append((_caption(row), overlay.drawn(picture.rgb, found.regions)))
+                pages.append((_caption(row), drawing.drawn(picture.rgb, found.regions)))
     if sheet is not None and pages:
-        _write(sheet, overlay.sheet(pages, kind=SHEETS[sheet.suffix.lower()]))
+        _write(sheet, drawing.sheet(pages, kind=SHEETS[sheet.suffix.lower()]))
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

@@ -14,11 +14,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon import config, inbox, outbox, premises
-from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
-from daemon.config import Settings
-from daemon.domain import Job, JobState, mask_digest, shown
-from daemon.store import Store
+from backfire import config
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+from backfire.config import Settings
+from backfire.files import inbox, outbox
+from backfire.service import preflight
+from backfire.service.store.store import Store
+from backfire.types import Job, JobState, mask_digest, shown
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
 
 def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
     """Whether the daemon runs: it holds its lock; where there are no locks, it was heard of lately."""
-    locked = premises.locked(settings.folders.state / "lock")
+    locked = preflight.locked(settings.folders.state / "lock")
     return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
 

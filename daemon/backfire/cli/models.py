@@ -14,11 +14,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 from rich.text import Text
 
-from daemon import config, editors, models
-from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
-from daemon.errors import require
-from daemon.models.fetch import Progress as Advance
-from daemon.models.fetch import fetch as bring
+from backfire import config, inpaint, weights
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
+from backfire.errors import require
+from backfire.weights.download import Progress as Advance
+from backfire.weights.download import fetch as bring
 
 commands = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True)
 app.add_typer(commands, name="models")
@@ -39,8 +39,8 @@ def _folder(config_file: Path | None) -> Path:
 def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
     """What can be fetched, under which licence, and what is here."""
     folder = _folder(config_file)
-    rows = [_built_in(name) for name in editors.NAMES]
-    rows += [_row(model, folder) for model in models.catalogue().values()]
+    rows = [_built_in(name) for name in inpaint.NAMES]
+    rows += [_row(model, folder) for model in weights.catalogue().values()]
     if as_json:
         print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
         return
@@ -61,7 +61,7 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
 
 
 def _built_in(name: str) -> dict[str, Any]:
-    model = editors.BUILT_IN[name]
+    model = inpaint.BUILT_IN[name]
     there = model.file.is_file()
     return {
         "name": name,
@@ -73,13 +73,13 @@ def _built_in(name: str) -> dict[str, Any]:
         "home": None,
         "files": 1,
         "known_size": model.file.stat().st_size if there else 0,
-        "sha256_published": int(model.file.name in models.inside()),
+        "sha256_published": int(model.file.name in weights.inside()),
         "here": "yes" if there else "no",
         "note": None,
     }
 
 
-def _row(model: models.Model, folder: Path) -> dict[str, Any]:
+def _row(model: weights.Model, folder: Path) -> dict[str, Any]:
     there = [(folder / model.name / file.path).is_file() for file in model.files]
     return {
         "name": model.name,
@@ -108,12 +108,12 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Bring a model's files here; goes on where an interrupted fetch stopped."""
-    require(name, models.catalogue(), "model")
-    model, folder = models.catalogue()[name], _folder(config_file)
+    require(name, weights.catalogue(), "model")
+    model, folder = weights.catalogue()[name], _folder(config_file)
     err.print(Text(f"{name}: licence {model.licence}; {model.home}"), soft_wrap=True)
     with _bar() as advance:
         files = bring(model, folder, source=source, progress=advance)
-    found = list(models.verify(folder, name))
+    found = list(weights.verify(folder, name))
     if as_json:
         rows = [{"file": str(path), "sha256": one.got} for path, one in zip(files, found, strict=True)]
         print(json.dumps(rows, indent=2))
@@ -127,7 +127,7 @@ def fetch(
 def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
     """Hash everything that is here again: exit 0 all as expected, 3 something changed or is missing."""
     folder = _folder(config_file)
-    inside, fetched = list(models.verify_inside()), list(models.verify(folder))
+    inside, fetched = list(weights.verify_inside()), list(weights.verify(folder))
     found = inside + fetched
     if as_json:
         print(json.dumps([vars(finding) for finding in found], indent=2))

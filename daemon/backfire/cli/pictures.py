@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon import config, inbox, outbox
-from daemon.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, named, print_receipt
-from daemon.config import Folders, Settings
-from daemon.errors import BackfireError, ConfigError, JobError
-from daemon.publish import renamed
+from backfire import config
+from backfire.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, named, print_receipt
+from backfire.config import Folders, Settings
+from backfire.errors import BackfireError, ConfigError, JobError
+from backfire.files import inbox, outbox
+from backfire.service.publisher import renamed
 
 if TYPE_CHECKING:
-    from daemon.detectors import Source
-    from daemon.pipeline import Result
+    from backfire.detect import Source
+    from backfire.pipeline.pipeline import Result
 
 
 @app.command()
@@ -29,7 +30,7 @@ def protect(
     as_json: AsJson = False,
 ) -> None:
     """Protect pictures here and now, without daemon or database; receipt and sheet lie beside the result."""
-    from daemon.pipeline import process
+    from backfire.pipeline.pipeline import process
 
     several = len(pictures) > 1 or output.is_dir()
     if len(pictures) > 1 and mask is not None:
@@ -96,7 +97,7 @@ def read(path: Path) -> bytes:
 
 def source_of(picture: Path, mask: Path | None) -> Source:
     """The picture's name with the given mask or annotations, or with the sidecars that lie beside it."""
-    from daemon.detectors import Sidecar, Source
+    from backfire.detect import Sidecar, Source
 
     if mask is not None:
         return Source(picture.name, (Sidecar(mask.name, read(mask)),))
@@ -136,7 +137,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed."""
-    from daemon.pipeline import replay
+    from backfire.pipeline.pipeline import replay
 
     with bar() as advance:
         result = replay(

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from daemon import config, log
-from daemon.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
-from daemon.config import Settings
-from daemon.errors import ConfigError
-from daemon.service import Service, Summary
+from backfire import config, log
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
+from backfire.config import Settings
+from backfire.errors import ConfigError
+from backfire.service.loop import Service, Summary
 
 
 @app.command()
@@ -55,7 +55,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the daemon over sample pictures and say where to look."""
-    from daemon.demo import prepare
+    from backfire.admin.demo import prepare
 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.config import Regions
-from daemon.domain import Region, Rgb
-from daemon.errors import Code, ConfigError, ModelError, require
+from backfire.config import Regions
+from backfire.errors import Code, ConfigError, ModelError, require
+from backfire.types import Region, Rgb
 
 
 @dataclass(frozen=True)
@@ -61,67 +61,67 @@ class Detector(Protocol):
 
 
 def _sidecar(settings: Regions) -> Detector:
-    from daemon.detectors.sidecar import SidecarDetector
+    from backfire.detect.sidecar import SidecarDetector
 
     return SidecarDetector(settings.sidecar)
 
 
 def _metadata(settings: Regions) -> Detector:
-    from daemon.detectors.metadata import MetadataDetector
+    from backfire.detect.metadata import MetadataDetector
 
     return MetadataDetector()
 
 
 def _faces(settings: Regions) -> Detector:
-    from daemon.detectors.faces import FaceDetector
+    from backfire.detect.faces import FaceDetector
 
     return FaceDetector(settings.faces)
 
 
 def _text(settings: Regions) -> Detector:
-    from daemon.detectors.text import TextDetector
+    from backfire.detect.text import TextDetector
 
     return TextDetector(settings.text)
 
 
 def _signatures(settings: Regions) -> Detector:
-    from daemon.detectors.signatures import SignatureDetector
+    from backfire.detect.signatures import SignatureDetector
 
     return SignatureDetector(settings.text)
 
 
 def _logos(settings: Regions) -> Detector:
-    from daemon.detectors.logos import LogoDetector
+    from backfire.detect.logos import LogoDetector
 
     return LogoDetector(settings.logos)
 
 
 def _fixed(settings: Regions) -> Detector:
-    from daemon.detectors.fixed import FixedDetector
+    from backfire.detect.fixed import FixedDetector
 
     return FixedDetector(settings.fixed)
 
 
 def _whole(settings: Regions) -> Detector:
-    from daemon.detectors.fixed import WholeDetector
+    from backfire.detect.fixed import WholeDetector
 
     return WholeDetector()
 
 
 def _command(settings: Regions) -> Detector:
-    from daemon.detectors.command import CommandDetector
+    from backfire.detect.command import CommandDetector
 
     return CommandDetector(settings.command)
 
 
 def _onnx(settings: Regions) -> Detector:
-    from daemon.detectors.onnx import OnnxDetector
+    from backfire.detect.onnx import OnnxDetector
 
     return OnnxDetector(settings.onnx)
 
 
 def _torchscript(settings: Regions) -> Detector:
-    from daemon.detectors.torchscript import TorchScriptDetector
+    from backfire.detect.torchscript import TorchScriptDetector
 
     return TorchScriptDetector(settings.torchscript)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from daemon.config import Onnx
-from daemon.detectors import Source, networks
-from daemon.detectors.networks import Floats, Network, NetworkFailed
-from daemon.detectors.scaling import resized
-from daemon.detectors.shapes import region_of
-from daemon.domain import Region, Rgb
-from daemon.errors import Code, ModelError
+from backfire.config import Onnx
+from backfire.detect import Source, networks
+from backfire.detect.networks import Floats, Network, NetworkFailed
+from backfire.detect.scaling import resized
+from backfire.detect.shapes import region_of
+from backfire.errors import Code, ModelError
+from backfire.types import Region, Rgb
 
 GREY = 114 / 255
 MOST = 300

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from daemon.config import Command
-from daemon.detectors import Source, markup
-from daemon.domain import Region, Rgb
-from daemon.errors import Code, ModelError
+from backfire.config import Command
+from backfire.detect import Source, markup
+from backfire.errors import Code, ModelError
+from backfire.types import Region, Rgb
 
 PLACEHOLDER = "{picture}"
 SAID_MOST = 4096

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.config import Faces
-from daemon.detectors import Source, networks
-from daemon.detectors.networks import Floats, NetworkFailed
-from daemon.detectors.scaling import halved
-from daemon.domain import Box, Region, Rgb
+from backfire.config import Faces
+from backfire.detect import Source, networks
+from backfire.detect.networks import Floats, NetworkFailed
+from backfire.detect.scaling import halved
+from backfire.types import Box, Region, Rgb
 
 Network = Callable[[Floats], tuple[Floats, Floats]]
 """Squares or strips N,columns,rows,3 in [-1,1] in; out come, for each square seen, the shifts of its four

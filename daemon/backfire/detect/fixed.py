@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daemon.config import FixedBox
-from daemon.detectors import Source
-from daemon.domain import Box, Region, Rgb
+from backfire.config import FixedBox
+from backfire.detect import Source
+from backfire.types import Box, Region, Rgb
 
 CELL_MIN, CELLS = 256, 4
 """A cell of the whole picture has at least so many pixels a side, and a side has at most so many cells."""

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.detectors import networks
-from daemon.detectors.networks import Floats
-from daemon.detectors.scaling import resized
-from daemon.detectors.shapes import Points
-from daemon.domain import Box, Region, Rgb
+from backfire.detect import networks
+from backfire.detect.networks import Floats
+from backfire.detect.scaling import resized
+from backfire.detect.shapes import Points
+from backfire.types import Box, Region, Rgb
 
 PACKAGE = "rapidocr"
 FINDER = "models/PP-OCRv6_det_small.onnx"

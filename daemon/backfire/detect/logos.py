@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.config import Logos
-from daemon.detectors import Source
-from daemon.detectors.networks import Floats
-from daemon.detectors.scaling import halved
-from daemon.detectors.shapes import Points, region_of
-from daemon.domain import Box, Region, Rgb
-from daemon.errors import Code, InputError, ModelError
-from daemon.images import decode
+from backfire.config import Logos
+from backfire.detect import Source
+from backfire.detect.networks import Floats
+from backfire.detect.scaling import halved
+from backfire.detect.shapes import Points, region_of
+from backfire.errors import Code, InputError, ModelError
+from backfire.imaging import decode
+from backfire.types import Box, Region, Rgb
 
 KINDS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 MOST_PIXELS = 16_000_000

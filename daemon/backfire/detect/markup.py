@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from daemon.detectors.shapes import Points, ellipse, region_of, region_of_mask, uncompressed, unrolled
-from daemon.domain import Mask, Region
-from daemon.images import decode_painting
+from backfire.detect.shapes import Points, ellipse, region_of, region_of_mask, uncompressed, unrolled
+from backfire.imaging import decode_painting
+from backfire.types import Mask, Region
 
 MOST = 1000
 """Regions of one picture at most."""

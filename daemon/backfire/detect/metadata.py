@@ -20,10 +20,10 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
 
-from daemon.detectors import Source
-from daemon.detectors.shapes import Points, ellipse, region_of
-from daemon.domain import Region, Rgb
-from daemon.errors import Code, InputError
+from backfire.detect import Source
+from backfire.detect.shapes import Points, ellipse, region_of
+from backfire.errors import Code, InputError
+from backfire.types import Region, Rgb
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"

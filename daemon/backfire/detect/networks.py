@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
 
 Floats = NDArray[np.float32]
 Network = Callable[[Floats], list[Floats]]

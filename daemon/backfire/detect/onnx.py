@@ -1,10 +1,10 @@
-"""An object detector as an ONNX file; its contract is that of `daemon.detectors.boxes`."""
+"""An object detector as an ONNX file; its contract is that of `backfire.detect.boxes`."""
 
 from __future__ import annotations
 
-from daemon.config import Onnx
-from daemon.detectors import networks
-from daemon.detectors.boxes import BoxDetector
+from backfire.config import Onnx
+from backfire.detect import networks
+from backfire.detect.boxes import BoxDetector
 
 
 class OnnxDetector(BoxDetector):

@@ -12,14 +12,14 @@ from functools import lru_cache
 import numpy as np
 import structlog
 
-from daemon import detectors, geometry
-from daemon.config import Regions
-from daemon.detectors import Detector, Source
-from daemon.detectors.fixed import WholeDetector
-from daemon.detectors.shapes import merged, within
-from daemon.domain import Box, Region
-from daemon.errors import Code, ConfigError, InputError
-from daemon.images import Picture
+from backfire import detect
+from backfire.config import Regions
+from backfire.detect import Detector, Source
+from backfire.detect.fixed import WholeDetector
+from backfire.detect.shapes import merged, within
+from backfire.errors import Code, ConfigError, InputError
+from backfire.imaging import Picture, masks
+from backfire.types import Box, Region
 
 log = structlog.get_logger()
 
@@ -96,7 +96,7 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
 @lru_cache(maxsize=16)
 def _detector(name: str, settings: Regions) -> Detector:
     """Loaded once a process: a text network takes a fifth of a second."""
-    return detectors.get(name, settings)
+    return detect.get(name, settings)
 
 
 def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:
@@ -128,7 +128,7 @@ def padded(region: Region, margin: int, height: int, width: int) -> Region:
     plane = np.zeros((box.height, box.width), dtype=np.bool_)
     top, left = region.box.top - box.top, region.box.left - box.left
     plane[top : top + region.box.height, left : left + region.box.width] = region.mask
-    return replace(region, box=box, mask=geometry.dilated(plane, 2 * margin + 1))
+    return replace(region, box=box, mask=masks.dilated(plane, 2 * margin + 1))
 
 
 def _without_repeats(regions: list[Region]) -> list[Region]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from skimage.transform import resize
 
-from daemon.detectors.networks import Floats
-from daemon.domain import Rgb
+from backfire.detect.networks import Floats
+from backfire.types import Rgb
 
 
 def halved(image: Rgb) -> Rgb:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from daemon.domain import Box, Mask, Region
+from backfire.types import Box, Mask, Region
 
 Points = NDArray[np.float64]
 """N,2 positions x, y: corners of an outline."""

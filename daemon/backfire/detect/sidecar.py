@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.config import Sidecars
-from daemon.detectors import Sidecar, Source, markup
-from daemon.domain import Box, Mask, Region, Rgb
-from daemon.errors import Code, InputError
-from daemon.images import decode_painting
+from backfire.config import Sidecars
+from backfire.detect import Sidecar, Source, markup
+from backfire.errors import Code, InputError
+from backfire.imaging import decode_painting
+from backfire.types import Box, Mask, Region, Rgb
 
 NEAR = 16
 """Parts of a mask closer than this many pixels are one region: a signature is not a region per stroke."""

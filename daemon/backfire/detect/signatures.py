@@ -6,13 +6,13 @@ from itertools import product
 
 import numpy as np
 
-from daemon.config import Text
-from daemon.detectors import Source, networks
-from daemon.detectors.lettering import Line, Lines, of_one_block
-from daemon.detectors.networks import NetworkFailed
-from daemon.detectors.shapes import merged, region_of
-from daemon.detectors.text import LONG_PX
-from daemon.domain import Region, Rgb
+from backfire.config import Text
+from backfire.detect import Source, networks
+from backfire.detect.lettering import Line, Lines, of_one_block
+from backfire.detect.networks import NetworkFailed
+from backfire.detect.shapes import merged, region_of
+from backfire.detect.text import LONG_PX
+from backfire.types import Region, Rgb
 
 CORNER = (0.4, 0.25)
 """Where artists sign: this part of the width, and of the height, in each corner."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from daemon.config import Text
-from daemon.detectors import Source, networks
-from daemon.detectors.lettering import Line, Lines, of_one_block
-from daemon.detectors.networks import NetworkFailed
-from daemon.detectors.shapes import merged, region_of
-from daemon.domain import Box, Region, Rgb
+from backfire.config import Text
+from backfire.detect import Source, networks
+from backfire.detect.lettering import Line, Lines, of_one_block
+from backfire.detect.networks import NetworkFailed
+from backfire.detect.shapes import merged, region_of
+from backfire.types import Box, Region, Rgb
 
 SHORT_PX, LONG_PX = 736, 1536
 """A picture is looked at with its short side at least so many pixels, unless its long side then had more."""

@@ -1,6 +1,6 @@
-"""An object detector as TorchScript or an exported program, under the contract of `daemon.detectors.boxes`.
+"""An object detector as TorchScript or an exported program, under the contract of `backfire.detect.boxes`.
 
-Such a file is code: see `daemon.trusted` for what it takes to load it. It runs on the processor.
+Such a file is code: see `backfire.weights.programs` for what it takes to load it. It runs on the processor.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from daemon import trusted
-from daemon.config import TorchScript
-from daemon.detectors.boxes import BoxDetector
-from daemon.detectors.networks import Floats, NetworkFailed
-from daemon.errors import Code
+from backfire.config import TorchScript
+from backfire.detect.boxes import BoxDetector
+from backfire.detect.networks import Floats, NetworkFailed
+from backfire.errors import Code
+from backfire.weights import programs
 
 
 class TorchScriptDetector(BoxDetector):
@@ -26,7 +26,7 @@ class TorchScriptDetector(BoxDetector):
         assert settings.model is not None, "detectors.get has checked it"
         path = settings.model
         user = "detector torchscript"
-        on, _ = trusted.load(path, settings.sha256, settings.trust, user=user, code=Code.DETECTOR)
+        on, _ = programs.load(path, settings.sha256, settings.trust, user=user, code=Code.DETECTOR)
         forward = on(torch.device("cpu"))
 
         def look(batch: Floats) -> list[Floats]:
@@ -36,6 +36,6 @@ class TorchScriptDetector(BoxDetector):
                 out = out[0] if isinstance(out, list | tuple) else out
                 return [np.asarray(out.float())]
             except Exception as error:  # the model is a stranger's: whatever it raises is its failure
-                raise NetworkFailed(path.name) from RuntimeError(trusted.brief(error))
+                raise NetworkFailed(path.name) from RuntimeError(programs.brief(error))
 
         super().__init__("torchscript", look, settings)

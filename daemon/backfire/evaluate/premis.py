@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import Any
 
-from daemon import __version__
+from backfire import __version__
 
 NAMESPACE = uuid.UUID("5f0a7f0e-3a4c-5d0b-9c53-6d1c2b6f7a10")
 

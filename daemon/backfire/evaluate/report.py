@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from daemon import __version__, premis
-from daemon.domain import Mask, Region, Rgb
-from daemon.editors.base import Editor
-from daemon.geometry import dilated
-from daemon.verify import Panels, Verification
+from backfire import __version__
+from backfire.evaluate import premis
+from backfire.evaluate.verify import Panels, Verification
+from backfire.imaging.masks import dilated
+from backfire.inpaint.base import Editor
+from backfire.types import Mask, Region, Rgb
 
 SCHEMA = 1
 PROMISE = (

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from daemon import geometry
-from daemon.config import Verify
-from daemon.domain import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
-from daemon.editors.base import Editor
-from daemon.geometry import Crop
-from daemon.methods.base import aim
-from daemon.protect import seen, to_tensor
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Verify
+from backfire.imaging import masks
+from backfire.inpaint.base import Editor
+from backfire.perturb.methods.base import aim
+from backfire.perturb.optimiser import seen, to_tensor
+from backfire.types import Budget, EditPath, Mask, MaskKind, Rgb, Verdict
 
 MOST_PANELS = 6
 """Regions shown to a person; each holds megabytes of pictures."""
@@ -132,9 +133,9 @@ def verify(
         before = to_tensor(original[crop.box.slices], crop.size, device)
         after = to_tensor(published[crop.box.slices], crop.size, device)
         control = _control(before, after, rng)
-        masks = crop.masks()
+        planes = crop.masks()
         protected = crop.protected()
-        for index, mask in enumerate(masks):
+        for index, mask in enumerate(planes):
             kinds = _kinds(mask, protected, rng)
             others = geometry.other_paths(crop.regions[index], crop, height, width, jitter)
             views = {
@@ -178,11 +179,11 @@ def _kinds(mask: Mask, protected: Mask, rng: np.random.Generator) -> dict[MaskKi
     """The masks to replay; near and far only where they have pixels."""
     kinds = {
         MaskKind.TRIGGER: mask,
-        MaskKind.DILATED: geometry.dilated(mask),
-        MaskKind.PARTIAL: geometry.half(mask, float(rng.uniform(0, 2 * np.pi))),
-        MaskKind.NEAR: geometry.ring(mask) & ~protected,
+        MaskKind.DILATED: masks.dilated(mask),
+        MaskKind.PARTIAL: masks.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        MaskKind.NEAR: masks.ring(mask) & ~protected,
     }
-    far = geometry.far(protected, rng)
+    far = masks.far(protected, rng)
     if far is not None:
         kinds[MaskKind.FAR] = far
     return {kind: plane for kind, plane in kinds.items() if plane.any()}

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon import life
-from daemon.domain import shown
-from daemon.errors import PublishError
+from backfire.errors import PublishError
+from backfire.files import durable
+from backfire.types import shown
 
 LONGEST = 64 << 10
 """Bytes to look back for the last whole line; a path of 4096 bytes, each escaped, is far shorter."""
@@ -123,13 +123,13 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
             try:
                 _write(descriptor, text)
                 os.fsync(descriptor)
-                life.sign()
+                durable.sign()
             except BaseException:
                 with suppress(OSError):
                     os.ftruncate(descriptor, size)
                 raise
         if size == 0:
-            life.sync(folder)
+            durable.sync(folder)
     except OSError as error:
         remedy = f"{_remedy(error)}; it is tried again"
         message = f"manifest {shown(path)}: cannot be written ({error.strerror}); {remedy}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,11 +19,6 @@ NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-
-
-def composed(name: bytes | str) -> str:
-    """A name as text in Unicode's NFC, to compare: macOS spells é as two characters, others as one."""
-    return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 def parts(path: bytes) -> list[bytes]:

@@ -8,8 +8,8 @@ tell more than it may.
 Pillow's size limit and Python's warning filters belong to the process: one thread at a time.
 """
 
-from daemon.images.encoding import Encoded, encode, luma_alone
-from daemon.images.intake import Picture, decode, decode_painting, largest_change, max_change, psnr
+from backfire.imaging.encoding import Encoded, encode, luma_alone
+from backfire.imaging.intake import Picture, decode, decode_painting, largest_change, max_change, psnr
 
 __all__ = [
     "Encoded",

@@ -10,8 +10,8 @@ import struct
 import zlib
 from collections.abc import Iterable
 
-from daemon.images import containers
-from daemon.images.metadata import EXTENDED_XMP, PNG_COLOUR, UUID_EXIF, UUID_XMP, Metadata, Part
+from backfire.imaging import containers
+from backfire.imaging.metadata import EXTENDED_XMP, PNG_COLOUR, UUID_EXIF, UUID_XMP, Metadata, Part
 
 SEGMENT = 65_533
 """What one JPEG segment holds."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from daemon.domain import Rgb
+from backfire.types import Rgb
 
 Samples = NDArray[np.uint8 | np.uint16]
 Look = Callable[[NDArray[np.uint8]], Rgb]

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from daemon.errors import Code, InputError
-from daemon.images import refusals
+from backfire.errors import Code, InputError
+from backfire.imaging import refusals
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",

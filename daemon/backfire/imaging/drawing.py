@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from daemon.domain import Box, Mask, Region, Rgb
-from daemon.geometry import dilated
+from backfire.imaging.masks import dilated
+from backfire.types import Box, Mask, Region, Rgb
 
 WIDE, TALL = 1200, 900
 """The largest a picture is shown, in pixels."""

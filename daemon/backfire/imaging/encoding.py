@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from daemon.domain import Rgb
-from daemon.images import colour, jpegs, writers
-from daemon.images.colour import Samples
-from daemon.images.heif import heif_ready
-from daemon.images.intake import Picture, stored
-from daemon.images.metadata import Metadata
-from daemon.images.readers import pillow
-from daemon.images.writers import Sheet
+from backfire.imaging import colour, jpegs, writers
+from backfire.imaging.colour import Samples
+from backfire.imaging.heif import heif_ready
+from backfire.imaging.intake import Picture, stored
+from backfire.imaging.metadata import Metadata
+from backfire.imaging.readers import pillow
+from backfire.imaging.writers import Sheet
+from backfire.types import Rgb
 
 EXTENSIONS = {
     "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "HEIF": ".heic", "AVIF": ".avif",

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from daemon.images import containers, isobmff, photoshop, previews, tags
-from daemon.images.metadata import (
+from backfire.imaging import containers, isobmff, photoshop, previews, tags
+from backfire.imaging.metadata import (
     ELSEWHERE,
     EXTENDED_XMP,
     ICC,
@@ -31,7 +31,7 @@ from daemon.images.metadata import (
     Metadata,
     Part,
 )
-from daemon.images.tags import Directory
+from backfire.imaging.tags import Directory
 
 _EXTENDED = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
 

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from daemon.images.colour import Samples
+from backfire.imaging.colour import Samples
 
 SLICE, MOST_SLICES = 8_000_000, 10
 """Bytes of samples that are coded together: libde265 read pieces of 15 MB, not of 20, and noise grows. From

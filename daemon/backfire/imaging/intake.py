@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.domain import Rgb
-from daemon.errors import Code, InputError
-from daemon.images import colour, readers, refusals
-from daemon.images.colour import Look, Samples
-from daemon.images.metadata import Metadata
+from backfire.errors import Code, InputError
+from backfire.imaging import colour, readers, refusals
+from backfire.imaging.colour import Look, Samples
+from backfire.imaging.metadata import Metadata
+from backfire.types import Rgb
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from daemon.images import containers
+from backfire.imaging import containers
 
 TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
 """EXIF orientation -> quarter turns to the left, then the mirror: 0 exchanges top and bottom, 1 the sides."""

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from daemon.images import blocks, colour
-from daemon.images.colour import Look
-from daemon.images.intake import Picture
-from daemon.images.metadata import Metadata
-from daemon.images.writers import Pixels, Sheet, saved, stored
+from backfire.imaging import blocks, colour
+from backfire.imaging.colour import Look
+from backfire.imaging.intake import Picture
+from backfire.imaging.metadata import Metadata
+from backfire.imaging.writers import Pixels, Sheet, saved, stored
 
 COEFFICIENTS: Mapping[str, Any] = {"quality": 100, "subsampling": 0}
 """All that decides which pixels a JPEG decodes to."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from daemon.images import photoshop, previews, tags
-from daemon.images.tags import GPS, MAKER_NOTE, Directory
+from backfire.imaging import photoshop, previews, tags
+from backfire.imaging.tags import GPS, MAKER_NOTE, Directory
 
 ORIENTATION = 0x0112
 RESOLUTION = (0x011A, 0x011B, 0x0128)

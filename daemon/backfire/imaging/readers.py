@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from daemon.errors import JobError
-from daemon.images import colour, containers, gathering, heif, isobmff, refusals, tags, tiff
-from daemon.images.colour import Samples
-from daemon.images.heif import heif_ready
-from daemon.images.metadata import Metadata
+from backfire.errors import JobError
+from backfire.imaging import colour, containers, gathering, heif, isobmff, refusals, tags, tiff
+from backfire.imaging.colour import Samples
+from backfire.imaging.heif import heif_ready
+from backfire.imaging.metadata import Metadata
 
 GREY, ALPHA = frozenset({"1", "L", "LA"}), frozenset({"LA", "RGBA", "PA"})
 INKED = frozenset({"JPEG", "TIFF"})
@@ -71,7 +71,7 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
     """The format of a file and what it holds.
 
     Raises:
-        InputError: see `daemon.images.decode`.
+        InputError: see `backfire.imaging.decode`.
         ValueError: `frames` is neither `refuse` nor `first`.
     """
     if frames not in ("refuse", "first"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.errors import Code, InputError
+from backfire.errors import Code, InputError
 
 
 def cut_short(name: str, what: str) -> InputError:

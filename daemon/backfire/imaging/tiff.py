@@ -15,11 +15,11 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from daemon.errors import Code, InputError
-from daemon.images import containers, refusals, tags
-from daemon.images.colour import Samples
-from daemon.images.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
-from daemon.images.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
+from backfire.errors import Code, InputError
+from backfire.imaging import containers, refusals, tags
+from backfire.imaging.colour import Samples
+from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
+from backfire.imaging.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
 
 # What tifffile would put into its log is told by an error here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from daemon.images import blocks, colour, heif, isobmff, tiff
-from daemon.images.colour import Samples
-from daemon.images.intake import Picture
-from daemon.images.metadata import Metadata
+from backfire.imaging import blocks, colour, heif, isobmff, tiff
+from backfire.imaging.colour import Samples
+from backfire.imaging.intake import Picture
+from backfire.imaging.metadata import Metadata
 
 SRGB = (1, 13)
 """Colour primaries and transfer of sRGB (H.273)."""

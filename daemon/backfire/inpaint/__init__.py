@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon import models
-from daemon.config import DeclaredEditor, Settings
-from daemon.errors import Code, ConfigError, ModelError, require
+from backfire import weights
+from backfire.config import DeclaredEditor, Settings
+from backfire.errors import Code, ConfigError, ModelError, require
 
 if TYPE_CHECKING:
     import torch
 
-    from daemon.editors.base import Editor
+    from backfire.inpaint.base import Editor
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Kind:
     """How editors of one kind are loaded.
 
     Attributes:
-        module: below `daemon.editors`, imported when one is loaded.
+        module: below `backfire.inpaint`, imported when one is loaded.
         loads: the class, with a classmethod `load(name, path, **options)`.
         options: keys the configuration may give besides `kind` and `weights`.
         files: how many weights may be listed; `load` then gets a tuple of paths.
@@ -56,10 +56,10 @@ class Kind:
     def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
         options, arithmetic = dict(options), None
         if self.casts and "dtype" in options:
-            from daemon.editors.hardware import DTYPES  # brings torch
+            from backfire.inpaint.hardware import DTYPES  # brings torch
 
             arithmetic = DTYPES[options.pop("dtype")]
-        loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
+        loads = getattr(import_module(f"backfire.inpaint.{self.module}"), self.loads)
         editor: Any = loads.load(name, paths[0] if self.files == 1 else paths, **options)
         if arithmetic is not None:
             editor.arithmetic = arithmetic
@@ -110,10 +110,10 @@ class BuiltIn:
     @property
     def file(self) -> Path:
         """The weights."""
-        return models.INSIDE / f"{self.name}.safetensors"
+        return weights.INSIDE / f"{self.name}.safetensors"
 
     def load(self) -> Editor:
-        loads = getattr(import_module(f"daemon.editors.{self.module}"), self.loads)
+        loads = getattr(import_module(f"backfire.inpaint.{self.module}"), self.loads)
         editor: Editor = loads.from_file(self.name, self.file)
         return editor
 
@@ -210,22 +210,22 @@ def _check(name: str, declared: DeclaredEditor) -> None:
     if len(declared.weights) > kind.files:
         wrong = f"got {len(declared.weights)}, kind {declared.kind} takes at most {kind.files}"
         raise ConfigError(f"{subject}.weights: {wrong}; list fewer")
-    for weights in declared.weights:
-        model = models.catalogue().get(weights)
+    for wanted in declared.weights:
+        model = weights.catalogue().get(wanted)
         if model is not None and model.kind not in (declared.kind, *kind.also):
-            wrong = f"got {declared.kind}, but {weights} is of kind {model.kind}"
+            wrong = f"got {declared.kind}, but {wanted} is of kind {model.kind}"
             raise ConfigError(f"{subject}.kind: {wrong}; say kind: {model.kind}")
 
 
 def _declared(name: str, declared: DeclaredEditor, folder: Path) -> Editor:
     kind = KINDS[declared.kind]
     paths = []
-    for weights in declared.weights:
-        known = weights in models.catalogue()
-        if not known and not kind.hub and not Path(weights).is_absolute():
+    for wanted in declared.weights:
+        known = wanted in weights.catalogue()
+        if not known and not kind.hub and not Path(wanted).is_absolute():
             # The configuration made every path absolute that is there.
-            names = ", ".join(models.catalogue())
-            message = f"editor {name}: weights {weights}: no such file, nor a catalogue name ({names})"
+            names = ", ".join(weights.catalogue())
+            message = f"editor {name}: weights {wanted}: no such file, nor a catalogue name ({names})"
             raise ModelError(Code.MODEL, message, retryable=False)
-        paths.append(models.located(weights, folder) if known else Path(weights))
+        paths.append(weights.located(wanted, folder) if known else Path(wanted))
     return kind.load(name, tuple(paths), declared.options)

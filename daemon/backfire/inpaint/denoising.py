@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon.editors.base import ModelEditor
+from backfire.inpaint.base import ModelEditor
 
 
 @dataclass(frozen=True, eq=False)

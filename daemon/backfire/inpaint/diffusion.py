@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import torch
 
-from daemon.editors.denoising import DenoisingEditor, Prompt
-from daemon.editors.hardware import dtype_named
-from daemon.errors import BackfireError, Code, ConfigError, ModelError
+from backfire.errors import BackfireError, Code, ConfigError, ModelError
+from backfire.inpaint.denoising import DenoisingEditor, Prompt
+from backfire.inpaint.hardware import dtype_named
 
 _FAMILIES = {
     "StableDiffusionInpaintPipeline": "StableDiffusionInpaintPipeline",

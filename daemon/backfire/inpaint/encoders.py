@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from daemon import models
-from daemon.editors.base import ModelEditor
-from daemon.editors.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
-from daemon.editors.tensors import read_state
-from daemon.errors import Code, ModelError
-from daemon.models import sha256
+from backfire import weights
+from backfire.errors import Code, ModelError
+from backfire.inpaint.base import ModelEditor
+from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from backfire.inpaint.tensors import read_state
+from backfire.weights import sha256
 
 State = dict[str, Tensor]
 
@@ -86,7 +86,7 @@ class EncoderEditor(ModelEditor):
         return _run(self.decoder, _run(self.encoder, image), self.multiple)
 
 
-TAEF2_NET = models.INSIDE / "latent-taef2.safetensors"
+TAEF2_NET = weights.INSIDE / "latent-taef2.safetensors"
 
 
 class PairInpainter(LatentEditor):

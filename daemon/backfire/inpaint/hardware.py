@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from daemon.errors import require
+from backfire.errors import require
 
 BROKEN = re.compile(r"\b(CUDA( driver)?|cuDNN|cuBLAS|cusolver|HIP) error\b[^\n]*")
 """What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from daemon.editors.base import ModelEditor
-from daemon.editors.tensors import read_state
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
+from backfire.inpaint.base import ModelEditor
+from backfire.inpaint.tensors import read_state
 
 Pair = tuple[Tensor, Tensor | None]
 """Local and global channels, N,C,H,W each; there are no global ones before the last downsampling."""

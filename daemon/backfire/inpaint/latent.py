@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daemon.editors import shiftmap
-from daemon.editors.base import ModelEditor
-from daemon.editors.tensors import read_state
-from daemon.editors.texture import CELL, FEATURES, described
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
+from backfire.inpaint import shiftmap
+from backfire.inpaint.base import ModelEditor
+from backfire.inpaint.tensors import read_state
+from backfire.inpaint.texture import CELL, FEATURES, described
 
 LATENT_CHANNELS = 16
 DOWNSCALE = CELL

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daemon.editors.denoising import DenoisingEditor, Prompt, cells_of
-from daemon.editors.latent import DOWNSCALE, LATENT_CHANNELS
-from daemon.editors.tensors import read_state
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
+from backfire.inpaint.denoising import DenoisingEditor, Prompt, cells_of
+from backfire.inpaint.latent import DOWNSCALE, LATENT_CHANNELS
+from backfire.inpaint.tensors import read_state
 
 STEPS = 8
 """Of an edit. The network was trained at the noise levels of 2 * STEPS steps."""

@@ -1,4 +1,4 @@
-"""Any inpainting model that is one file, which is code: see `daemon.trusted` for what it takes to load it.
+"""Any inpainting model that is one file, which is code: see `backfire.weights.programs` for what that takes.
 
 The model takes (image N,3,H,W in [0,1], mask N,1,H,W, 1 = repainted) and returns the picture N,3,H,W in
 [0,1].
@@ -12,16 +12,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from daemon import trusted
-from daemon.editors import hardware
-from daemon.editors.base import ModelEditor
-from daemon.errors import Code, ConfigError, ModelError
+from backfire.errors import Code, ConfigError, ModelError
+from backfire.inpaint import hardware
+from backfire.inpaint.base import ModelEditor
+from backfire.weights import programs
 
 
 class ScriptedEditor(ModelEditor):
     """A model from a file of its own; pixels under the mask are zeroed before it sees them."""
 
-    def __init__(self, name: str, weights_sha256: str, on: trusted.OnDevice, multiple: int) -> None:
+    def __init__(self, name: str, weights_sha256: str, on: programs.OnDevice, multiple: int) -> None:
         """`on` gives the model's forward on a device."""
         super().__init__(weights_sha256)
         self.name, self.multiple, self._on = name, multiple, on
@@ -46,7 +46,7 @@ class ScriptedEditor(ModelEditor):
         """
         if not isinstance(multiple, int) or multiple < 1:
             raise ConfigError(f"editor {name}: multiple: got {multiple!r}, expected whole pixels from 1")
-        on, digest = trusted.load(path, sha256, trust, user=f"editor {name}", code=Code.MODEL)
+        on, digest = programs.load(path, sha256, trust, user=f"editor {name}", code=Code.MODEL)
         return cls(name, digest, on, multiple)
 
     def to(self, device: torch.device | str) -> None:
@@ -61,7 +61,7 @@ class ScriptedEditor(ModelEditor):
         except Exception as error:  # the model is a stranger's: whatever it raises is its failure
             if hardware.is_full(error) or hardware.failure(error):
                 raise
-            reason = f"failed on an image of {tuple(image.shape)} ({trusted.brief(error)})"
+            reason = f"failed on an image of {tuple(image.shape)} ({programs.brief(error)})"
             remedy = "save it for any batch, height and width (torch.export: dynamic_shapes) or set multiple"
             raise self._failed(reason, remedy) from error
         if not isinstance(out, Tensor) or out.shape != image.shape:

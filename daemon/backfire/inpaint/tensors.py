@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from daemon import models
-from daemon.errors import Code, ModelError
+from backfire import weights
+from backfire.errors import Code, ModelError
 
 
 class _Inert:
@@ -61,7 +61,7 @@ def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
         ModelError: the file is missing, damaged, no weights file, or ships inside the package and is another
             than did; not retryable.
     """
-    shipped = models.inside().get(path.name) if path.parent == models.INSIDE else None
+    shipped = weights.inside().get(path.name) if path.parent == weights.INSIDE else None
     again = "install backfire again" if shipped else ""
     try:
         with path.open("rb") as file:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from daemon.domain import Mask
-from daemon.editors.base import Editor
-from daemon.methods import edits
-from daemon.methods.base import Progress, Proposal, Task, aim, fast, in_order
-from daemon.methods.edits import Edit, Edits, squared, under
-from daemon.methods.views import View, views
+from backfire.inpaint.base import Editor
+from backfire.perturb import edit_masks
+from backfire.perturb.edit_masks import Edit, Edits, squared, under
+from backfire.perturb.methods.base import Progress, Proposal, Task, aim, fast, in_order
+from backfire.perturb.transforms import View, views
+from backfire.types import Mask
 
 MOMENTUM = 0.6
 """Less than is usual (0.9): at 80 steps 0.5 to 0.7 break more than 0.8, and that more than 0.9."""
@@ -83,7 +83,7 @@ class Descent:
 
     def shapes(self, mask: Mask, rng: np.random.Generator) -> list[Mask]:
         """The incomplete triggers of a region."""
-        return edits.triggers(mask, rng)
+        return edit_masks.triggers(mask, rng)
 
     def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
         """The loss that breaks the responses of trigger edits (`target: away`); N,c,y,x twice and N,1,y,x."""
@@ -184,7 +184,7 @@ class Descent:
             if not look.edit.breaks:
                 loss = HIDE_WEIGHT * squared(got, clean, cells)
                 if look.view == View():  # others change an edit by themselves
-                    look.path.saw(look.edit, index, float(edits.off_by(got.detach(), clean, cells)))
+                    look.path.saw(look.edit, index, float(edit_masks.off_by(got.detach(), clean, cells)))
             elif towards is None:
                 loss = self.away(got, clean, cells)
             else:

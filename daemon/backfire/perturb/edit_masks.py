@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon import geometry
-from daemon.domain import Box, Mask
-from daemon.editors.base import Editor, rehearsed
-from daemon.methods.base import Sight, fast
+from backfire.imaging import masks
+from backfire.inpaint.base import Editor, rehearsed
+from backfire.perturb.methods.base import Sight, fast
+from backfire.types import Box, Mask
 
 INCOMPLETE, FAR = 12, 8
 """How many incomplete triggers and far squares a region draws from."""
@@ -81,13 +81,13 @@ def edited(surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
 
 def triggers(mask: Mask, rng: np.random.Generator) -> list[Mask]:
     """Triggers as people paint them: too little, too much, beside it, half of it, across it."""
-    shapes = [geometry.bounding(mask), geometry.eroded(mask)]
+    shapes = [masks.bounding(mask), masks.eroded(mask)]
     turn = float(rng.uniform(0, 2 * np.pi))
-    shapes += [geometry.half(mask, turn + quarter * np.pi / 2) for quarter in range(4)]
-    shapes += [geometry.covering(mask, share) for share in (0.5, 0.75, 1.5)]
+    shapes += [masks.half(mask, turn + quarter * np.pi / 2) for quarter in range(4)]
+    shapes += [masks.covering(mask, share) for share in (0.5, 0.75, 1.5)]
     down, right = rng.integers(-SHIFT, SHIFT + 1, size=2)
-    shapes.append(geometry.shifted(mask, int(down), int(right)))
-    shapes += [geometry.stroke(mask, rng) for _ in range(INCOMPLETE - len(shapes))]
+    shapes.append(masks.shifted(mask, int(down), int(right)))
+    shapes += [masks.stroke(mask, rng) for _ in range(INCOMPLETE - len(shapes))]
     return shapes
 
 
@@ -125,12 +125,12 @@ class Edits:
     def _planes(self) -> dict[str, list[Mask]]:
         """The masks of each kind; drawn when first needed, as short work does not come to every path."""
         sight = self.sight
-        ring = geometry.ring(sight.mask) & ~sight.protected
-        squares = (geometry.far(sight.protected, self._rng) for _ in range(self._far))
+        ring = masks.ring(sight.mask) & ~sight.protected
+        squares = (masks.far(sight.protected, self._rng) for _ in range(self._far))
         parts = [plane for plane in self._shapes(sight.mask, self._rng) if plane.any()]
         return {
             "full": [sight.mask],
-            "dilated": [geometry.dilated(sight.mask)],
+            "dilated": [masks.dilated(sight.mask)],
             "incomplete": [parts[i] for i in self._rng.permutation(len(parts))[: self._incomplete]],
             "ring": [ring] if ring.any() else [],
             "far": [plane for plane in squares if plane is not None],

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon import cuts, geometry, methods, perception
-from daemon.config import Protect
-from daemon.domain import Budget, Region, Rgb
-from daemon.editors.base import Editor
-from daemon.errors import Code, ModelError
-from daemon.geometry import Crop
-from daemon.methods.base import Progress, Sight, Task
+from backfire.attack_paths import cuts, geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Protect
+from backfire.errors import Code, ModelError
+from backfire.inpaint.base import Editor
+from backfire.perturb import methods, perception
+from backfire.perturb.methods.base import Progress, Sight, Task
+from backfire.types import Budget, Region, Rgb
 
 
 def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:

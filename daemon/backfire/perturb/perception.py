@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from daemon.domain import Rgb
+from backfire.types import Rgb
 
 BUSY = 10.0
 """Local standard deviation, in levels of 255, from which texture hides the whole budget."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from daemon.config import Protect
-from daemon.editors import hardware
-from daemon.editors.base import Editor
-from daemon.errors import Code, DeviceError, ModelError
+from backfire.config import Protect
+from backfire.errors import Code, DeviceError, ModelError
+from backfire.inpaint import hardware
+from backfire.inpaint.base import Editor
 
 LEAST_PX = 256
 """No crop is worked smaller than the configuration allows."""

@@ -17,20 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from daemon import editors, finding, geometry, images, memory, protect, report, verify
-from daemon.config import Output, Protect, Settings
-from daemon.detectors import Source
-from daemon.domain import Budget, Region, Rgb, Verdict, job_key, mask_digest
-from daemon.editors.base import Editor
-from daemon.editors.hardware import PeakMemory
-from daemon.errors import BudgetExceeded, Code, InputError
-from daemon.finding import Found
-from daemon.geometry import Crop
-from daemon.images import Encoded, Picture
-from daemon.memory import Rung
-from daemon.protect import Enough, Phase, Protected
-from daemon.report import Heat
-from daemon.verify import Verification
+from backfire import imaging, inpaint
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Output, Protect, Settings
+from backfire.detect import Source, run
+from backfire.detect.run import Found
+from backfire.errors import BudgetExceeded, Code, InputError
+from backfire.evaluate import report, verify
+from backfire.evaluate.report import Heat
+from backfire.evaluate.verify import Verification
+from backfire.imaging import Encoded, Picture
+from backfire.inpaint.base import Editor
+from backfire.inpaint.hardware import PeakMemory
+from backfire.perturb import optimiser
+from backfire.perturb.optimiser import Enough, Phase, Protected
+from backfire.pipeline import memory
+from backfire.pipeline.memory import Rung
+from backfire.types import Budget, Region, Rgb, Verdict, job_key, mask_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,24 +103,24 @@ def process(
         device: in place of `protect.device` where that is `auto`.
 
     Raises:
-        JobError: see `daemon.errors`; a verdict of `failed` is no error here but in the result.
+        JobError: see `backfire.errors`; a verdict of `failed` is no error here but in the result.
     """
     watch = _Watch()
     began = time.perf_counter()
     with watch.phase("decode"), memory.watched(source.name):
         progress("decode", 0, 1)
-        picture = images.decode(
+        picture = imaging.decode(
             data, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
         )
     with watch.phase("detect"), memory.watched(source.name):
         progress("detect", 0, 1)
-        found = finding.find(picture, source, settings.regions)
+        found = run.find(picture, source, settings.regions)
     if not found.regions:
         return _passed(data, picture, source, settings, found, watch, began)
 
     where = device if device and settings.protect.device == "auto" else settings.protect.device
     working = settings.protect.model_copy(update={"device": where})
-    ladder = memory.rungs(working, protect.pick_device(where))
+    ladder = memory.rungs(working, optimiser.pick_device(where))
     return memory.descend(
         ladder,
         lambda step: _protected(data, picture, found, source, settings, step, progress, watch, began),
@@ -145,9 +149,9 @@ def _protected(
     output = settings.output
 
     with watch.phase("optimise"), memory.watched(source.name):
-        optimised = protect.optimise(
+        optimised = optimiser.optimise(
             picture.rgb,
-            picture.grey or images.luma_alone(picture, format=output.format, jpeg=output.jpeg),
+            picture.grey or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             crops,
             rung.protect,
             bench.surrogates,
@@ -201,10 +205,10 @@ def replay(
     """
     watch = _Watch()
     began = time.perf_counter()
-    picture = images.decode(
+    picture = imaging.decode(
         original, name=source.name, max_pixels=settings.output.max_pixels, frames=settings.output.frames
     )
-    other = images.decode(protected, name="the protected picture", max_pixels=settings.output.max_pixels)
+    other = imaging.decode(protected, name="the protected picture", max_pixels=settings.output.max_pixels)
     if other.rgb.shape != picture.rgb.shape:
         got, want = other.rgb.shape[1::-1], picture.rgb.shape[1::-1]
         message = (
@@ -212,11 +216,11 @@ def replay(
             "verify needs the file as it was published, not a resized copy"
         )
         raise InputError(Code.UNREADABLE, message)
-    found = finding.find(picture, source, settings.regions)
+    found = run.find(picture, source, settings.regions)
     bench = _Bench.of(settings, settings.protect)
     crops = _crops(picture.rgb, found.regions, settings.protect)
     with watch.phase("verify"), memory.watched(source.name):
-        largest = images.largest_change(picture, other)
+        largest = imaging.largest_change(picture, other)
         budget = Budget(settings.protect.rounds()[-1].epsilon)
         edits = _edits_key(original, source)
         verification = _verified(
@@ -234,7 +238,7 @@ def replay(
 
 def _encoded(picture: Picture, rgb: Rgb, budget: Budget, output: Output) -> Encoded:
     """The picture with other pixels, as the output settings have it."""
-    return images.encode(
+    return imaging.encode(
         picture,
         rgb,
         levels=budget.levels,
@@ -251,12 +255,12 @@ def _decoded_again(
 
     Refused if that left the budget.
     """
-    published = images.decode(data, name=f"{source.name} as written", max_pixels=settings.output.max_pixels)
+    published = imaging.decode(data, name=f"{source.name} as written", max_pixels=settings.output.max_pixels)
     if published.rgb.shape != original.rgb.shape:
         raise InputError(
             Code.INTERNAL, f"{source.name}: came out {published.rgb.shape}, went in {original.rgb.shape}"
         )
-    largest = images.largest_change(original, published)
+    largest = imaging.largest_change(original, published)
     if largest > budget.levels:
         raise BudgetExceeded(
             f"{source.name}: the written file differs from the original by {largest} levels, the budget "
@@ -328,10 +332,10 @@ class _Bench:
     @classmethod
     def of(cls, settings: Settings, working: Protect, *, frugal: bool = False) -> _Bench:
         """`working`: the protect section as the rung of the memory ladder has it."""
-        device = protect.pick_device(working.device)
+        device = optimiser.pick_device(working.device)
 
         def editor(name: str) -> Editor:
-            found = editors.get(name, device, settings)
+            found = inpaint.get(name, device, settings)
             return memory.Frugal(found) if frugal else found
 
         return cls(device, [*map(editor, working.surrogates)], [*map(editor, settings.verify.held_out)])
@@ -406,7 +410,7 @@ def _enough(
 def _inside(original: Rgb, published: Rgb, crops: Sequence[Crop]) -> int:
     """The largest change of a protected pixel, in levels of 255."""
     planes = [(original[crop.box.slices], published[crop.box.slices], crop.inside()) for crop in crops]
-    return max(images.max_change(before[inside], after[inside]) for before, after, inside in planes)
+    return max(imaging.max_change(before[inside], after[inside]) for before, after, inside in planes)
 
 
 def _told(

@@ -6,12 +6,12 @@ import json
 import os
 from pathlib import Path
 
-from daemon import inbox, outbox
-from daemon.config import Settings
-from daemon.domain import Job
-from daemon.errors import PublishError
-from daemon.ledger import Ledger
-from daemon.worker import Outcome
+from backfire.config import Settings
+from backfire.errors import PublishError
+from backfire.files import inbox, outbox
+from backfire.service.jobs import Ledger
+from backfire.service.worker.local import Outcome
+from backfire.types import Job
 
 
 def adopted(job: Job, settings: Settings, ledger: Ledger) -> tuple[Outcome, Job] | None:

@@ -12,17 +12,17 @@ from typing import Any
 
 import structlog
 
-from daemon import twins
-from daemon.abreast import abreast
-from daemon.config import Settings
-from daemon.domain import Job, JobState, shown
-from daemon.errors import Code
-from daemon.intake import INCOMPLETE, Intake
-from daemon.ledger import LONGEST_S, Ledger, Unforeseen, blaming
-from daemon.line import priority
-from daemon.publish import Publisher
-from daemon.systemd import notify
-from daemon.worker import KILLED, Child, Order, Outcome, await_any
+from backfire.config import Settings
+from backfire.errors import Code
+from backfire.files.parallel import abreast
+from backfire.service import deduplicate
+from backfire.service.intake import INCOMPLETE, Intake
+from backfire.service.jobs import LONGEST_S, Ledger, Unforeseen, blaming
+from backfire.service.publisher import Publisher
+from backfire.service.queue import priority
+from backfire.service.systemd import notify
+from backfire.service.worker.local import KILLED, Child, Order, Outcome, await_any
+from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 
@@ -264,7 +264,7 @@ class Dispatcher:
     def _adopted(self, job: Job) -> bool:
         """Take over a twin's result, if there is one; whether it was."""
         settings = self._settings.for_path(job.path)
-        found = twins.adopted(job, settings, self._ledger)
+        found = deduplicate.adopted(job, settings, self._ledger)
         if found is None:
             return False
         outcome, twin = found

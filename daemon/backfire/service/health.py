@@ -19,11 +19,11 @@ from typing import Any
 
 import structlog
 
-from daemon import __version__
-from daemon.config import Settings
-from daemon.errors import ConfigError
-from daemon.hooks import Courier
-from daemon.ledger import Ledger
+from backfire import __version__
+from backfire.config import Settings
+from backfire.errors import ConfigError
+from backfire.service.hooks.courier import Courier
+from backfire.service.jobs import Ledger
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class Operations:
         ledger.listeners.append(self._courier)
         self._endpoint: Endpoint | None = None
         if settings.serve.address is not None:
-            from daemon.metrics import CONTENT_TYPE, Metrics
+            from backfire.service.metrics import CONTENT_TYPE, Metrics
 
             metrics = Metrics(
                 ledger, settings.folders.named(), lambda: self.pulse.ages(self._monotonic()), self._deliveries

@@ -14,15 +14,15 @@ from typing import Any
 
 import structlog
 
-from daemon import inbox, outbox
-from daemon.abreast import abreast
-from daemon.config import Settings
-from daemon.domain import Job, JobState, job_key, mask_digest, shown
-from daemon.errors import Code, InputError
-from daemon.inbox import Scan, Signature, Tracker
-from daemon.ledger import Ledger, blaming
-from daemon.line import Line, priority
-from daemon.spool import Copies
+from backfire.config import Settings
+from backfire.errors import Code, InputError
+from backfire.files import inbox, outbox
+from backfire.files.inbox import Scan, Signature, Tracker
+from backfire.files.parallel import abreast
+from backfire.service.jobs import Ledger, blaming
+from backfire.service.queue import Line, priority
+from backfire.service.spool import Copies
+from backfire.types import Job, JobState, job_key, mask_digest, shown
 
 log = structlog.get_logger()
 

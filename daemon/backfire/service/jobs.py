@@ -16,10 +16,10 @@ from typing import Any
 
 import structlog
 
-from daemon.domain import Job, JobState, shown
-from daemon.errors import BackfireError
-from daemon.spool import Spool
-from daemon.store import Store
+from backfire.errors import BackfireError
+from backfire.service.spool import Spool
+from backfire.service.store.store import Store
+from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 

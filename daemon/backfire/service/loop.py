@@ -16,19 +16,20 @@ from dataclasses import dataclass
 
 import structlog
 
-from daemon import life, premises
-from daemon.config import Settings
-from daemon.dispatch import PATIENCE, Dispatcher
-from daemon.domain import Job
-from daemon.errors import ConfigError, StoreError
-from daemon.history import History
-from daemon.inbox import Hints
-from daemon.intake import Intake
-from daemon.ledger import LONGEST_S, Ledger, Unforeseen
-from daemon.operations import Operations
-from daemon.publish import Publisher
-from daemon.store import Store
-from daemon.systemd import notify
+from backfire.config import Settings
+from backfire.errors import ConfigError, StoreError
+from backfire.files import durable
+from backfire.files.inbox import Hints
+from backfire.service import preflight
+from backfire.service.dispatcher import PATIENCE, Dispatcher
+from backfire.service.health import Operations
+from backfire.service.intake import Intake
+from backfire.service.jobs import LONGEST_S, Ledger, Unforeseen
+from backfire.service.publisher import Publisher
+from backfire.service.store.retention import History
+from backfire.service.store.store import Store
+from backfire.service.systemd import notify
+from backfire.types import Job
 
 log = structlog.get_logger()
 
@@ -77,12 +78,15 @@ class Service:
         now: Callable[[], float] = time.time,
         on_progress: Callable[[Job, str, int, int], None] = lambda job, phase, done, total: None,
     ) -> None:
-        premises.require_names(settings)
+        preflight.require_names(settings)
         self.settings = settings
         self._load = load or (lambda: settings)
         self._monotonic = monotonic
-        premises.make_folders(settings)
-        self._locks = [premises.lock(settings.folders.state / "lock"), premises.lock(settings.folders.inbox)]
+        preflight.make_folders(settings)
+        self._locks = [
+            preflight.lock(settings.folders.state / "lock"),
+            preflight.lock(settings.folders.inbox),
+        ]
         store = Store(settings.folders.state / "backfire.sqlite")
         self._ledger = Ledger(store, settings.folders.state / "spool", now, monotonic)
         self._history = History(store, now, monotonic)
@@ -120,7 +124,7 @@ class Service:
         log.info("ready", inbox=str(self._intake.root), mode=hints.mode, waiting=len(self._ledger.jobs))
         self._operations.start()
         notify("READY=1", "STATUS=watching")
-        deafen = life.listen(self._alive)
+        deafen = durable.listen(self._alive)
         try:
             while not self._stopping and not (until_idle and self._idle()):
                 self.go_on(hints)
@@ -248,7 +252,7 @@ class Service:
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             settings = self._load()
-            premises.require_names(settings)
+            preflight.require_names(settings)
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")
         except ConfigError as error:
@@ -280,7 +284,7 @@ class Service:
         if not self._intake.trouble and hints.renew():
             log.warning("watching anew", mode=hints.mode)
             self._wake.set()
-        want = premises.want_of_space(self.settings)
+        want = preflight.want_of_space(self.settings)
         if bool(want) != bool(self._want_of_space):
             log.warning("no space", error=want) if want else log.info("space again")
         self._want_of_space = want

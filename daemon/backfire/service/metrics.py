@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from daemon import __version__
-from daemon.domain import ACTIVE, Job, JobState
-from daemon.ledger import Ledger
+from backfire import __version__
+from backfire.service.jobs import Ledger
+from backfire.types import ACTIVE, Job, JobState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGE_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)

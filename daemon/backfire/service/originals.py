@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon import inbox, outbox
-from daemon.config import Settings
-from daemon.domain import Job, JobState
-from daemon.errors import InputError, PublishError
-from daemon.intake import Intake
-from daemon.ledger import Ledger
-from daemon.manifest import Entry
-from daemon.spool import Spool
+from backfire.config import Settings
+from backfire.errors import InputError, PublishError
+from backfire.files import inbox, outbox
+from backfire.files.manifest import Entry
+from backfire.service.intake import Intake
+from backfire.service.jobs import Ledger
+from backfire.service.spool import Spool
+from backfire.types import Job, JobState
 
 
 class Copy(NamedTuple):

@@ -9,9 +9,10 @@ import shutil
 import time
 from pathlib import Path
 
-from daemon import detectors, editors, methods
-from daemon.config import Settings
-from daemon.errors import ConfigError
+from backfire import detect, inpaint
+from backfire.config import Settings
+from backfire.errors import ConfigError
+from backfire.perturb import methods
 
 TAKEN = (errno.EACCES, errno.EAGAIN)
 GLANCE_S = 0.3
@@ -22,8 +23,8 @@ def require_names(settings: Settings) -> None:
     """A name that no detector, editor or method has is an error at start, not in the first job."""
     for where, variant in settings.variants():
         try:
-            detectors.check(variant.regions)
-            editors.require_known(variant)
+            detect.check(variant.regions)
+            inpaint.require_known(variant)
             methods.require_fit(variant)
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from None

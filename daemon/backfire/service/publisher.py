@@ -17,18 +17,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daemon import inbox, manifest, outbox, premis
-from daemon.abreast import abreast
-from daemon.config import Settings
-from daemon.domain import Job, JobState, Verdict, shown
-from daemon.errors import Code, PublishError
-from daemon.inbox import Scan
-from daemon.intake import Intake
-from daemon.ledger import Ledger, blaming
-from daemon.manifest import Entry
-from daemon.originals import Originals
-from daemon.spool import Spool
-from daemon.worker import Outcome
+from backfire.config import Settings
+from backfire.errors import Code, PublishError
+from backfire.evaluate import premis
+from backfire.files import inbox, manifest, outbox
+from backfire.files.inbox import Scan
+from backfire.files.manifest import Entry
+from backfire.files.parallel import abreast
+from backfire.service.intake import Intake
+from backfire.service.jobs import Ledger, blaming
+from backfire.service.originals import Originals
+from backfire.service.spool import Spool
+from backfire.service.worker.local import Outcome
+from backfire.types import Job, JobState, Verdict, shown
 
 T = TypeVar("T")
 FAULTS = 3

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from daemon.domain import Job
-from daemon.paths import composed
+from backfire.types import Job, composed
 
 
 def priority(path: bytes, priorities: Mapping[str, int]) -> int:

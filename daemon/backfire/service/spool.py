@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daemon import inbox, life
-from daemon.domain import shown
-from daemon.errors import Code, InputError
-from daemon.inbox import Scan, Signature, Taken
+from backfire.errors import Code, InputError
+from backfire.files import durable, inbox
+from backfire.files.inbox import Scan, Signature, Taken
+from backfire.types import shown
 
 
 class Copies(NamedTuple):
@@ -150,4 +150,4 @@ class Spool:
     def drop(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        life.sign()
+        durable.sign()

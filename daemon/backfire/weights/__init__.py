@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urljoin
 
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
 
 PINS = "pins.json"
-INSIDE = Path(__file__).parents[1] / "editors" / "weights"
+INSIDE = Path(__file__).parents[1] / "inpaint" / "weights"
 """The weights that ship inside the package."""
 SUMS = "SHA256SUMS"
 """Their digests, as `sha256sum` writes and checks them."""

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
-from daemon import __version__, life
-from daemon.errors import Code, ModelError
-from daemon.models import PINS, File, Model, expected, pin, sha256
+from backfire import __version__
+from backfire.errors import Code, ModelError
+from backfire.files import durable
+from backfire.weights import PINS, File, Model, expected, pin, sha256
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 3.0, 10.0)
@@ -116,7 +117,7 @@ def _one(
             pin(model, file, got, folder)
         part.replace(target)
         with suppress(OSError):
-            life.sync(target.parent)
+            durable.sync(target.parent)
     _validator(part).unlink(missing_ok=True)
     return target
 

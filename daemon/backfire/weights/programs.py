@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
 
 WARNING = "such a file is code and can do whatever this process can"
 

@@ -5,9 +5,9 @@ size, times and inode have not changed for the settle time by a monotonic clock,
 handed in: nothing in here reads a clock. Paths are bytes relative to the inbox.
 """
 
-from daemon.inbox.hints import Hints
-from daemon.inbox.mounts import NETWORK, filesystem, mount_of
-from daemon.inbox.scan import (
+from backfire.files.inbox.hints import Hints
+from backfire.files.inbox.mounts import NETWORK, filesystem, mount_of
+from backfire.files.inbox.scan import (
     ANNOTATIONS,
     Scan,
     Signature,
@@ -21,8 +21,8 @@ from daemon.inbox.scan import (
     scan_beside,
     signature,
 )
-from daemon.inbox.settle import Tracker
-from daemon.inbox.take import Taken, require_size, take
+from backfire.files.inbox.settle import Tracker
+from backfire.files.inbox.take import Taken, require_size, take
 
 __all__ = [
     "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem",

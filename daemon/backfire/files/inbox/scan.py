@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon import life
-from daemon.paths import composed
+from backfire.files import durable
+from backfire.types import composed
 
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
@@ -107,7 +107,7 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     pending = [b""]
     while pending:
         folder = pending.pop()
-        life.sign()
+        durable.sign()
         try:
             with os.scandir(os.path.join(top, folder)) as entries:
                 for entry in entries:
@@ -115,7 +115,7 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
                         continue
                     path = os.path.join(folder, entry.name)
                     if not len(files) % SIGN_EACH:
-                        life.sign()
+                        durable.sign()
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISDIR(status.st_mode):
@@ -138,7 +138,7 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
     for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
-        life.sign()
+        durable.sign()
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from daemon import life, paths
-from daemon.domain import shown
-from daemon.errors import Code, InputError
-from daemon.inbox.scan import Signature
+from backfire.errors import Code, InputError
+from backfire.files import durable, safe_paths
+from backfire.files.inbox.scan import Signature
+from backfire.types import shown
 
 
 class Taken(NamedTuple):
@@ -53,7 +53,7 @@ def take(
     """
     name = shown(path)
     try:
-        with paths.folder_of(root, path) as (folder, last):
+        with safe_paths.folder_of(root, path) as (folder, last):
             # NONBLOCK: opening a FIFO must not wait for its writer.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(last, flags, dir_fd=folder)
@@ -70,7 +70,7 @@ def take(
         require_size(name, before.st_size, most)
         read = _Read(source, before.st_size)
         with copy.open("wb") as target:
-            life.write(target, read)
+            durable.write(target, read)
         after = os.fstat(descriptor)
     signature = Signature.of(after)
     stood = Signature.of(before) == signature and read.length == signature.size
@@ -98,7 +98,7 @@ class _Read:
         self.digest, self.zeros, self.length = hashlib.sha256(), 0, 0
 
     def __iter__(self) -> Iterator[bytes]:
-        for piece in life.pieces(self._source):
+        for piece in durable.pieces(self._source):
             self.digest.update(piece)
             kept = len(piece.rstrip(b"\0"))
             self.zeros = len(piece) - kept if kept else self.zeros + len(piece)

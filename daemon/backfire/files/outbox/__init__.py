@@ -9,10 +9,10 @@ A name is durable once its folder is synced. Steps for several jobs hand in a se
 up the folders instead, and `sync` it before anything relies on the names: one sync serves all of them.
 """
 
-from daemon.outbox.folders import sync
-from daemon.outbox.leaving import discard, move, remove, shift, vacant
-from daemon.outbox.names import NAME_MAX, around, beside, keyed, names
-from daemon.outbox.writing import (
+from backfire.files.outbox.folders import sync
+from backfire.files.outbox.leaving import discard, move, remove, shift, vacant
+from backfire.files.outbox.names import NAME_MAX, around, beside, keyed, names
+from backfire.files.outbox.writing import (
     confirm,
     destined,
     file_sha256,

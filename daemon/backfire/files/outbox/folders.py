@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from daemon import life
-from daemon.domain import shown
-from daemon.errors import PublishError
+from backfire.errors import PublishError
+from backfire.files import durable
+from backfire.types import shown
 
 KNOWN_MOST = 10_000
 _durable: dict[bytes, tuple[int, int]] = {}
@@ -26,7 +26,7 @@ def sync(unsynced: set[bytes]) -> None:
     while unsynced:
         folder = unsynced.pop()
         with explained(Path(os.fsdecode(folder)), b"."):
-            life.sync(folder)
+            durable.sync(folder)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _make_folder(path: bytes, top: bytes) -> None:
     _make_folder(above, top)
     with suppress(FileExistsError):
         os.mkdir(path, mode=0o750)
-    life.sync(above)
+    durable.sync(above)
     if (found := _identity(path)) is not None:
         if len(_durable) >= KNOWN_MOST:
             _durable.clear()
@@ -87,6 +87,6 @@ def named(target: bytes, unsynced: set[bytes] | None) -> None:
     """Make a new name durable, or note its folder in `unsynced`."""
     folder = os.path.dirname(target)
     if unsynced is None:
-        life.sync(folder)
+        durable.sync(folder)
     else:
         unsynced.add(folder)

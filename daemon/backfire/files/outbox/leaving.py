@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from daemon import life, paths
-from daemon.domain import shown
-from daemon.errors import PublishError
-from daemon.outbox.folders import explained, prepared
-from daemon.outbox.names import around, hidden, hidden_by, keyed, names
-from daemon.outbox.writing import put
+from backfire.errors import PublishError
+from backfire.files import durable, safe_paths
+from backfire.files.outbox.folders import explained, prepared
+from backfire.files.outbox.names import around, hidden, hidden_by, keyed, names
+from backfire.files.outbox.writing import put
+from backfire.types import shown
 
 Meant = Callable[[int, bytes], bool]
 """Whether a name in a folder (its descriptor) is that of the file which is meant."""
@@ -32,7 +32,7 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
     """
     with explained(root, path):
         try:
-            with paths.folder_of(root, path) as (folder, name):
+            with safe_paths.folder_of(root, path) as (folder, name):
                 return _unlink(folder, name, key, lambda inside, one: _digest(inside, one) == sha256)
         except FileNotFoundError:  # its folder went too
             return True
@@ -61,7 +61,7 @@ def shift(
             return any(_is_same(_status(inside, name), _status(None, place)) for place in places)
 
         try:
-            with paths.folder_of(root, source) as (inside, name):
+            with safe_paths.folder_of(root, source) as (inside, name):
                 _clear(inside, hidden(name, key), name, key, named_there)  # what a crash left there
                 found = _status(inside, name)
                 if found is not None and same(found):
@@ -69,7 +69,7 @@ def shift(
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another had come there in that moment
                         return False
-                    life.sync(os.path.dirname(target))
+                    durable.sync(os.path.dirname(target))
                     return _unlink(inside, name, key, named_there)
                 return found is None
         except FileNotFoundError:  # its folder went too
@@ -107,7 +107,7 @@ def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> 
     for place in places:
         prepared(folder, os.path.relpath(place, os.fsencode(folder)))
         try:
-            paths.give_name(name, place, folder=inside)
+            safe_paths.give_name(name, place, folder=inside)
         except FileExistsError:
             if not _is_same(_status(inside, name), _status(None, place)):
                 continue
@@ -118,7 +118,7 @@ def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> 
 def _put_back(target: bytes, inside: int, name: bytes) -> None:
     """Take a name back that a file was given by mistake."""
     with suppress(FileExistsError):  # as after a link; where there are none it had been moved
-        paths.give_name(target, name, folder=inside)
+        safe_paths.give_name(target, name, folder=inside)
     if _is_same(_status(inside, name), _status(None, target)):
         os.unlink(target)
 
@@ -141,7 +141,7 @@ def _digest(folder: int, name: bytes) -> str | None:
     except OSError:
         return None
     with os.fdopen(descriptor, "rb") as file:
-        return life.digest(file) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        return durable.digest(file) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
@@ -164,7 +164,7 @@ def _clear(folder: int, aside: bytes, name: bytes, key: str, meant: Meant) -> bo
         return True
     for free in (name, keyed(name, key)):
         with suppress(FileExistsError):
-            paths.give_name(aside, free, folder=folder)
+            safe_paths.give_name(aside, free, folder=folder)
             with suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=folder)
             break

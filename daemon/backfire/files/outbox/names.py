@@ -6,9 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from daemon import paths
-from daemon.domain import shown
-from daemon.errors import PublishError
+from backfire.errors import PublishError
+from backfire.files import safe_paths
+from backfire.types import shown
 
 NAME_MAX = 255
 """Bytes of a file name on every common file system."""
@@ -31,7 +31,7 @@ def around(folder: Path, path: bytes) -> bytes:
         PublishError: it is not a plain relative path.
     """
     try:
-        *parents, name = paths.parts(path)
+        *parents, name = safe_paths.parts(path)
     except OSError:
         message = f"{shown(path)}: is not a plain relative path; it would leave {folder}"
         raise PublishError(message) from None

@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from daemon import life, paths
-from daemon.domain import shown
-from daemon.errors import PublishError
-from daemon.outbox.folders import explained, named, prepared
-from daemon.outbox.names import around, hidden, names
+from backfire.errors import PublishError
+from backfire.files import durable, safe_paths
+from backfire.files.outbox.folders import explained, named, prepared
+from backfire.files.outbox.names import around, hidden, names
+from backfire.types import shown
 
 
 def place(
@@ -42,9 +42,9 @@ def place(
     with _hidden(folder, path, key) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
         with source, _create(temporary) as file:
-            expected = sha256 or life.digest(source)
+            expected = sha256 or durable.digest(source)
             source.seek(0)
-            life.write(file, life.pieces(source))
+            durable.write(file, durable.pieces(source))
         return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
 
 
@@ -64,10 +64,10 @@ def put(
         try:
             os.link(source, temporary, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in (errno.EXDEV, *paths.NO_LINKS):
+            if error.errno not in (errno.EXDEV, *safe_paths.NO_LINKS):
                 raise
             with open(source, "rb") as reader, _create(temporary) as writer:
-                life.write(writer, life.pieces(reader))
+                durable.write(writer, durable.pieces(reader))
             shutil.copystat(source, temporary)
         return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
 
@@ -85,7 +85,7 @@ def replace(
     """
     with _hidden(folder, path, key) as (path, temporary, _):
         with _create(temporary) as file:
-            life.write(file, [data])
+            durable.write(file, [data])
         target = prepared(folder, path)
         os.replace(temporary, target)
         named(target, unsynced)
@@ -152,7 +152,7 @@ def file_sha256(path: bytes | Path, *, from_disk: bool = False) -> str:
         if from_disk:
             # Only synced pages are dropped, so a file that was just written needs its fsync before.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return life.digest(file)
+        return durable.digest(file)
 
 
 def find(folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None) -> bytes | None:
@@ -188,7 +188,7 @@ def _settle(
     for candidate in names(folder, path, key=key, sha256=sha256):
         target = prepared(folder, candidate)
         try:
-            paths.give_name(temporary, target, resume=begun)
+            safe_paths.give_name(temporary, target, resume=begun)
         except FileExistsError:
             if not holds(folder, candidate, sha256, size=os.stat(temporary).st_size):
                 continue

@@ -34,9 +34,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from daemon.editors.base import ModelEditor
-from daemon.editors.mat.network import Config, MatNet
-from daemon.errors import Code, ModelError
+from backfire.errors import Code, ModelError
+from backfire.inpaint.base import ModelEditor
+from backfire.inpaint.mat.network import Config, MatNet
 
 __all__ = ["Config", "MatEditor", "MatNet"]
 

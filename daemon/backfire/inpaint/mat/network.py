@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from daemon.editors.mat.layers import (
+from backfire.inpaint.mat.layers import (
     Conv,
     Linear,
     ModulatedConv,

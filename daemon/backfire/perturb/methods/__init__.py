@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from daemon import editors
-from daemon.config import Settings
-from daemon.errors import ConfigError, require
+from backfire import inpaint
+from backfire.config import Settings
+from backfire.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from daemon.editors.base import Editor
-    from daemon.methods.base import Method
+    from backfire.inpaint.base import Editor
+    from backfire.perturb.methods.base import Method
 
 
 class _Known(NamedTuple):
@@ -34,7 +34,7 @@ _METHODS = {
     "implant": _Known("implant", "Implant"),
     "encoder": _Known("encoder", "Encoder", "encode"),
     "first-step": _Known("first_step", "FirstStep", "first_step"),
-    "recipe": _Known("recipe", "Recipe"),
+    "recipe": _Known("baseline", "Recipe"),
 }
 NAMES = tuple(_METHODS)
 _WHAT = {"encode": "encodes the masked picture", "first_step": "paints by denoising"}
@@ -51,7 +51,7 @@ def get(name: str, surrogates: Sequence[Editor] = ()) -> Method:
     known = _METHODS[name]
     for surrogate in surrogates:
         _require_door(name, surrogate.name, open_=hasattr(surrogate, known.door))
-    method: Method = getattr(import_module(f"daemon.methods.{known.module}"), known.loads)()
+    method: Method = getattr(import_module(f"backfire.perturb.methods.{known.module}"), known.loads)()
     return method
 
 
@@ -64,14 +64,14 @@ def require_fit(settings: Settings) -> None:
     name = settings.protect.method
     require(name, NAMES, "protect.method")
     for surrogate in settings.protect.surrogates:
-        _require_door(name, surrogate, open_=_METHODS[name].door in editors.doors(surrogate, settings))
+        _require_door(name, surrogate, open_=_METHODS[name].door in inpaint.doors(surrogate, settings))
 
 
 def _require_door(method: str, surrogate: str, *, open_: bool) -> None:
     if open_:
         return
     door = _METHODS[method].door
-    kinds = ", ".join(kind for kind, known in editors.KINDS.items() if door in known.doors)
+    kinds = ", ".join(kind for kind, known in inpaint.KINDS.items() if door in known.doors)
     raise ConfigError(
         f"protect.method {method}: needs surrogates of which each one {_WHAT[door]}; {surrogate} does not; "
         f"name editors of kind {kinds}, or set protect.method: implant"

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daemon.domain import Budget, Mask
-from daemon.editors import hardware
-from daemon.editors.base import Editor
-from daemon.perception import LUMA
+from backfire.inpaint import hardware
+from backfire.inpaint.base import Editor
+from backfire.perturb.perception import LUMA
+from backfire.types import Budget, Mask
 
 Progress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from daemon import geometry
-from daemon.editors.base import Editor, rehearsed
-from daemon.methods.base import Progress, Proposal, Task, furthest_colour, in_order
-from daemon.methods.edits import squared
+from backfire.imaging import masks
+from backfire.inpaint.base import Editor, rehearsed
+from backfire.perturb.edit_masks import squared
+from backfire.perturb.methods.base import Progress, Proposal, Task, furthest_colour, in_order
 
 NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
 HIDE_WEIGHT = 2.0
@@ -41,7 +41,7 @@ class Recipe:
         plane = np.logical_or.reduce(list(task.regions))
         mask, wider, ring = (
             torch.from_numpy(one)[None, None].to(task.image)
-            for one in (plane, geometry.dilated(plane), geometry.ring(plane))
+            for one in (plane, masks.dilated(plane), masks.ring(plane))
         )
         colour = furthest_colour(task.image).expand_as(task.image)
         noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)

@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from daemon.editors.base import Editor, Latent
-from daemon.methods.descent import Descent
+from backfire.inpaint.base import Editor, Latent
+from backfire.perturb.descent import Descent
 
 
 class Encoder(Descent):

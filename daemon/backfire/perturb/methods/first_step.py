@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from daemon import geometry
-from daemon.domain import Mask
-from daemon.editors.base import Denoiser, Editor
-from daemon.methods.descent import Descent
-from daemon.methods.edits import INCOMPLETE, squared
+from backfire.imaging import masks
+from backfire.inpaint.base import Denoiser, Editor
+from backfire.perturb.descent import Descent
+from backfire.perturb.edit_masks import INCOMPLETE, squared
+from backfire.types import Mask
 
 
 class FirstStep(Descent):
@@ -35,7 +35,7 @@ class FirstStep(Descent):
 
     def shapes(self, mask: Mask, rng: np.random.Generator) -> list[Mask]:
         """The region with its contour drawn in."""
-        return [geometry.drawn_in(mask, rng) for _ in range(INCOMPLETE)]
+        return [masks.drawn_in(mask, rng) for _ in range(INCOMPLETE)]
 
     def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
         """As published, the norm itself: no clean prediction to compare with."""

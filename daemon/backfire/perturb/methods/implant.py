@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from daemon.editors.base import Editor
-from daemon.methods import edits
-from daemon.methods.descent import Descent
+from backfire.inpaint.base import Editor
+from backfire.perturb import edit_masks
+from backfire.perturb.descent import Descent
 
 
 class Implant(Descent):
@@ -30,7 +30,7 @@ class Implant(Descent):
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
         """The edit itself, N,3,h,w."""
-        return edits.edited(surrogate, image, mask, draw)
+        return edit_masks.edited(surrogate, image, mask, draw)
 
     def goal(self, surrogate: Editor, picture: Tensor, mask: Tensor, draw: int) -> Tensor:
         """The picture itself, whatever the editor would make of it."""

@@ -23,11 +23,11 @@ from typing import Any
 
 import structlog
 
-from daemon import outbox
-from daemon.config import Hooks, Settings
-from daemon.domain import Job, JobState, shown
-from daemon.errors import BackfireError
-from daemon.webhook import DeliveryFailed, masked, post
+from backfire.config import Hooks, Settings
+from backfire.errors import BackfireError
+from backfire.files import outbox
+from backfire.service.hooks.webhook import DeliveryFailed, masked, post
+from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from daemon import __version__
-from daemon.errors import BackfireError
+from backfire import __version__
+from backfire.errors import BackfireError
 
 
 class DeliveryFailed(BackfireError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from daemon.store import Store
+from backfire.service.store.store import Store
 
 log = structlog.get_logger()
 

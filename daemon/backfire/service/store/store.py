@@ -27,8 +27,8 @@ from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from daemon.domain import ACTIVE, Event, Job, JobState, Verdict
-from daemon.errors import StoreError
+from backfire.errors import StoreError
+from backfire.types import ACTIVE, Event, Job, JobState, Verdict
 
 if TYPE_CHECKING:
     from alembic.config import Config

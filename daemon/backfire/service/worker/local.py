@@ -24,10 +24,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from daemon import life
-from daemon.abreast import abreast
-from daemon.config import Settings
-from daemon.errors import Code, DeviceError, JobError, ModelError
+from backfire.config import Settings
+from backfire.errors import Code, DeviceError, JobError, ModelError
+from backfire.files import durable
+from backfire.files.parallel import abreast
 
 RESULT = "result.json"
 KILLED = "killed by SIGKILL"
@@ -111,7 +111,7 @@ class Outcome:
         part.write_bytes(json.dumps(asdict(self)).encode())
         for name in (*MADE, part.name):
             with suppress(FileNotFoundError):
-                life.sync(folder / name)
+                durable.sync(folder / name)
         part.rename(folder / RESULT)
 
 
@@ -294,9 +294,9 @@ def _worked(order: Order, connection: Connection) -> Outcome:
 
 def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
     # Here and not above: the daemon imports this module too, and must stay free of torch.
-    from daemon.detectors import Sidecar, Source
-    from daemon.pipeline import process
-    from daemon.report import to_json
+    from backfire.detect import Sidecar, Source
+    from backfire.evaluate.report import to_json
+    from backfire.pipeline.pipeline import process
 
     sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
     data = (order.folder / "input").read_bytes()

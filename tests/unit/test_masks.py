@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from daemon import geometry
-from daemon.domain import Box, Mask, Region
+from backfire.attack_paths import geometry
+from backfire.imaging import masks
+from backfire.types import Box, Mask, Region
 
 
 def region(box: Box, mask: Mask | None = None) -> Region:
@@ -64,13 +64,13 @@ def test_a_large_crop_is_worked_smaller_and_keeps_its_region() -> None:
 
 def test_masks_of_the_edits() -> None:
     mask = square()
-    grown = geometry.dilated(mask)
+    grown = masks.dilated(mask)
     assert grown[32:68, 32:68].all()
     assert grown.sum() == 36**2
-    assert not (geometry.ring(mask) & mask).any()
-    assert (geometry.ring(mask) | mask).sum() == grown.sum()
+    assert not (masks.ring(mask) & mask).any()
+    assert (masks.ring(mask) | mask).sum() == grown.sum()
     for angle in np.linspace(0, 6, 7):
-        part = geometry.half(mask, float(angle))
+        part = masks.half(mask, float(angle))
         assert not (part & ~mask).any()
         assert 0.4 <= part.sum() / mask.sum() <= 0.6
 
@@ -79,20 +79,20 @@ def test_far_keeps_its_distance() -> None:
     generator = np.random.default_rng(0)
     mask = square(256, 20, 60)
     for _ in range(20):
-        plane = geometry.far(mask, generator)
+        plane = masks.far(mask, generator)
         assert plane is not None
         assert plane.sum() >= 15**2
-        assert not (geometry.dilated(mask, 2 * geometry.FAR + 1) & plane).any()
+        assert not (masks.dilated(mask, 2 * masks.FAR + 1) & plane).any()
 
 
 def test_far_says_when_there_is_no_room() -> None:
-    assert geometry.far(square(96, 8, 88), np.random.default_rng(0)) is None
+    assert masks.far(square(96, 8, 88), np.random.default_rng(0)) is None
 
 
 def test_within_fades_beyond_its_reach() -> None:
     mask = np.zeros((80, 120), np.bool_)
     mask[40, 20:30] = True
-    near = geometry.within(mask, 32, edge=16)
+    near = masks.within(mask, 32, edge=16)
     assert (near[40, 20:30] == 1).all()
     assert near[40, 29 + 32] == 1 > near[40, 29 + 33] > near[40, 29 + 47] > 0 == near[40, 29 + 48]
     assert near[40 + 20, 29 + 20] == 1 > near[40 + 30, 29 + 30], "as the crow flies"
@@ -123,9 +123,9 @@ def test_taper_fades_only_inside_the_picture() -> None:
 def test_masks_are_not_mutated() -> None:
     mask = square()
     before = mask.copy()
-    geometry.dilated(mask)
-    geometry.half(mask, 1.0)
-    geometry.far(mask, np.random.default_rng(0))
+    masks.dilated(mask)
+    masks.half(mask, 1.0)
+    masks.far(mask, np.random.default_rng(0))
     assert np.array_equal(mask, before)
 
 
@@ -133,7 +133,7 @@ def test_masks_are_not_mutated() -> None:
 def test_half_of_almost_nothing(count: int) -> None:
     mask = np.zeros((8, 8), dtype=np.bool_)
     mask[4, 4 : 4 + count] = True
-    assert geometry.half(mask, 0.0).any()
+    assert masks.half(mask, 0.0).any()
 
 
 def disc(size: int = 64, radius: int = 14) -> Mask:
@@ -145,7 +145,7 @@ def disc(size: int = 64, radius: int = 14) -> Mask:
 @pytest.mark.parametrize("share", [0.5, 0.75, 1.25, 1.5])
 def test_covering_has_the_area_asked_for(share: float) -> None:
     mask = disc()
-    other = geometry.covering(mask, share)
+    other = masks.covering(mask, share)
     assert other.sum() == pytest.approx(share * mask.sum(), abs=1)
     assert (other & ~mask).any() == (share > 1)
     assert (other <= mask).all() == (share < 1)
@@ -153,29 +153,29 @@ def test_covering_has_the_area_asked_for(share: float) -> None:
 
 def test_covering_cannot_leave_the_plane() -> None:
     full = np.ones((8, 8), dtype=np.bool_)
-    assert geometry.covering(full, 1.5).all()
+    assert masks.covering(full, 1.5).all()
 
 
 def test_eroded_never_loses_a_region() -> None:
-    assert geometry.eroded(disc()).sum() < disc().sum()
+    assert masks.eroded(disc()).sum() < disc().sum()
     thin = np.zeros((32, 32), dtype=np.bool_)
     thin[10, 5:20] = True
-    assert np.array_equal(geometry.eroded(thin), thin)
+    assert np.array_equal(masks.eroded(thin), thin)
 
 
 def test_shifted_moves_and_never_vanishes() -> None:
     mask = disc()
-    moved = geometry.shifted(mask, 5, -7)
+    moved = masks.shifted(mask, 5, -7)
     assert np.array_equal(moved[5:, :-7], mask[:-5, 7:])
-    assert np.array_equal(geometry.shifted(mask, 500, 0), mask)
+    assert np.array_equal(masks.shifted(mask, 500, 0), mask)
 
 
 def test_a_stroke_touches_the_region_and_stays_near_it() -> None:
     mask = disc()
     for seed in range(20):
-        plane = geometry.stroke(mask, np.random.default_rng(seed))
+        plane = masks.stroke(mask, np.random.default_rng(seed))
         assert (plane & mask).any()
-        assert not (plane & ~geometry.dilated(geometry.bounding(mask))).any()
+        assert not (plane & ~masks.dilated(masks.bounding(mask))).any()
 
 
 @pytest.mark.parametrize("shape", ["disc", "line", "pixel", "two"])
@@ -188,7 +188,7 @@ def test_a_contour_is_drawn_in_unevenly_and_never_to_nothing(shape: str) -> None
         "two": ((rows < 30) & (columns < 30)) | ((rows > 70) & (columns > 80)),
     }[shape]
     before = mask.copy()
-    drawn = [geometry.drawn_in(mask, np.random.default_rng(seed)) for seed in range(8)]
+    drawn = [masks.drawn_in(mask, np.random.default_rng(seed)) for seed in range(8)]
     assert np.array_equal(mask, before)
     assert all(one.any() and not (one & ~mask).any() for one in drawn)
     if shape == "disc":

@@ -1,0 +1,1 @@
+"""What an operator does beside the running daemon: check, audit, bag, demo."""

@@ -1,0 +1,1 @@
+"""How real tools hand a region to their model: which crop, at which size, with which padding."""

@@ -1,0 +1,129 @@
+"""Operations on masks, bool planes H,W with True = repainted or protected. No model, no file, no tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from backfire.types import Box, Mask
+
+DILATION = 17
+"""Kernel of the dilated trigger, from the paper's published recipe: 8 px each way."""
+FADE = 16
+"""Over so many pixels the budget fades to nothing."""
+FAR = 32
+"""A benign edit counts as far from this many pixels on."""
+
+
+def dilated(mask: Mask, kernel: int = DILATION) -> Mask:
+    """The mask grown by half a square kernel each way."""
+    grown: Mask = ndimage.maximum_filter(mask, size=kernel)
+    return grown
+
+
+def ring(mask: Mask, kernel: int = DILATION) -> Mask:
+    """What `dilated` adds: the nearest benign edit."""
+    return dilated(mask, kernel) & ~mask
+
+
+def half(mask: Mask, angle: float) -> Mask:
+    """The half of the mask on one side of a line through its centre; angle in radians."""
+    rows, columns = np.nonzero(mask)
+    if rows.size < 2:
+        return mask.copy()
+    side = (rows - rows.mean()) * np.sin(angle) + (columns - columns.mean()) * np.cos(angle)
+    keep = side >= np.median(side)
+    plane = np.zeros_like(mask)
+    plane[rows[keep], columns[keep]] = True
+    return plane
+
+
+def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
+    """The mask shrunk by half a square kernel each way; itself where nothing would be left."""
+    shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
+    return shrunk if shrunk.any() else mask.copy()
+
+
+def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
+    """The mask with its contour moved inwards unevenly, by up to `share` of its depth; never empty."""
+    inside = ndimage.distance_transform_edt(mask)
+    depth = float(inside.max())
+    # One smooth field for the whole contour: its waves are about as long as the region is deep.
+    field = ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
+    ranks = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
+    kept: Mask = mask & (inside >= np.minimum(share * depth * ranks + 0.5, depth))
+    return kept
+
+
+def shifted(mask: Mask, down: int, right: int) -> Mask:
+    """The mask moved by whole pixels; what leaves the plane is lost."""
+    moved: Mask = ndimage.shift(mask, (down, right), order=0, cval=0, prefilter=False)
+    return moved if moved.any() else mask.copy()
+
+
+def covering(mask: Mask, share: float) -> Mask:
+    """The mask grown or shrunk evenly, until it has about `share` times its area.
+
+    By distance from its edge, so that every shape keeps its shape roughly.
+    """
+    wanted = max(1, round(share * int(mask.sum())))
+    inside = ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask) if mask.any() else np.zeros(mask.shape)
+    depth = (inside - outside).ravel()
+    plane = np.zeros(mask.size, dtype=np.bool_)
+    plane[np.argsort(-depth, kind="stable")[:wanted]] = True
+    return plane.reshape(mask.shape)
+
+
+def stroke(mask: Mask, rng: np.random.Generator) -> Mask:
+    """A random brush stroke through the region, from beyond one side of its box to beyond another."""
+    rows, columns = np.nonzero(mask)
+    pick = int(rng.integers(rows.size))
+    angle = float(rng.uniform(0, np.pi))
+    box = Box.around(mask)
+    width = max(4.0, 0.35 * min(box.width, box.height))
+    down, right = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    across = np.abs((down - rows[pick]) * np.cos(angle) - (right - columns[pick]) * np.sin(angle))
+    plane: Mask = (across <= width / 2) & dilated(bounding(mask))
+    return plane
+
+
+def bounding(mask: Mask) -> Mask:
+    """The mask's bounding box, filled."""
+    plane = np.zeros_like(mask)
+    plane[Box.around(mask).slices] = True
+    return plane
+
+
+def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask | None:
+    """A random square at least `distance` pixels from everything protected, at most a quarter as wide.
+
+    None where the plane has no room for one of 16 pixels a side.
+    """
+    height, width = protected.shape
+    blocked = np.pad(dilated(protected, 2 * distance + 1), 1, constant_values=True)
+    room = ndimage.distance_transform_cdt(~blocked, metric="chessboard")[1:-1, 1:-1]
+    reach = int(room.max())
+    if reach < 8:
+        return None
+    wanted = min(reach, max(8, min(height, width) // 8))
+    rows, columns = np.nonzero(room >= wanted)
+    pick = int(rng.integers(rows.size))
+    row, column = int(rows[pick]), int(columns[pick])
+    plane = np.zeros_like(protected)
+    plane[row - wanted + 1 : row + wanted, column - wanted + 1 : column + wanted] = True
+    return plane
+
+
+def within(mask: Mask, reach: int, edge: int = FADE) -> np.ndarray:
+    """How much of the budget each pixel may use: all up to `reach` pixels from a mask, then less and less.
+
+    Args:
+        mask: with a pixel at least.
+
+    Returns:
+        H,W float32 in [0,1].
+    """
+    beyond = ndimage.distance_transform_edt(~mask).astype(np.float32) - reach
+    near: np.ndarray = np.clip(1 - beyond / edge, 0, 1)
+    return near

@@ -1,0 +1,1 @@
+"""Make the perturbation: methods, the optimiser, the transforms and the edit masks it is optimised over."""

@@ -1,0 +1,1 @@
+"""One picture from its bytes to the bytes to publish."""

@@ -1,0 +1,1 @@
+"""The daemon: watch, take in, dispatch to the worker, publish, archive; and what surrounds that."""

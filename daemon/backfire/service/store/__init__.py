@@ -1,0 +1,1 @@
+"""All SQL: the job database, its migrations, and what is forgotten after a while."""

@@ -1,0 +1,1 @@
+"""The worker: what is ordered of it, and the child process that does it."""

@@ -1,0 +1,273 @@
+"""A student of a published autoencoder: an encoder and a decoder of our own in its latent space.
+
+The teacher is somebody else's autoencoder, of which nothing ships: only its answers are used. Encoder and
+decoder are trained apart, as two resumable runs that can share a machine.
+
+The encoder learns the teacher's latents, and above all how they *respond* to perturbations: a perturbation
+that is optimised against the student only carries over to the teacher where both respond alike. So every
+crop is seen twice, clean and perturbed, and both the two latents and their difference are matched. Three
+crops of four are perturbed by sign steps along a gradient, two of them of the student's own (the directions
+in which the student errs) and one of the teacher's (the directions that the student has missed).
+
+The decoder learns to draw the true picture from latents, half of the time the teacher's and half of the
+time the student's, against the critics of `losses`, so that fills come out sharp.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.latent import HOLE, Decoder, Encoder
+from backfire.perturb.methods.base import fast
+from torch import Tensor, nn
+
+from training import data
+from training.losses import Critics, duel, ema_update, pyramid_l1
+from training.run import Options, Run, adam, averaged, machine, prepared, set_rate
+
+LATENT = 32
+ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
+LEVELS = 1.5, 8.0
+"""How large perturbations are drawn, in levels of 255."""
+STEPS = 2
+"""Sign steps along a gradient."""
+PENALISED = 16
+"""Every how many steps the critics' slope is asked for."""
+
+
+def encoder_of(channels: int) -> Encoder:
+    return Encoder(channels, ENCODER_BLOCKS, LATENT, pooled=True)
+
+
+def decoder_of(channels: int) -> Decoder:
+    return Decoder(channels, DECODER_BLOCKS, LATENT, pooled=True)
+
+
+def widened(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Start a module from the weights of a narrower one of the same plan.
+
+    The narrow one's channels come first and see none of the new ones, so that the module begins by giving
+    about what the narrow one gave (exactly so but for the pooled branch, whose norms see the new channels).
+    The new channels keep the module's own random weights.
+    """
+    mine = module.state_dict()
+    for name, old in state.items():
+        new = mine[name]
+        if new.shape == old.shape:
+            new.copy_(old)
+        elif ".pool." in name:
+            _widen_pool(new, old)
+        else:
+            kept = tuple(slice(0, side) for side in old.shape)
+            if new.ndim == 4:
+                new[: old.shape[0], old.shape[1] :] = 0
+            new[kept] = old
+    module.load_state_dict(mine)
+    return module
+
+
+def _widen_pool(new: Tensor, old: Tensor) -> None:
+    """Weights of the pooled branch: four groups of channels, each of which grows by its own new ones."""
+    groups = 4
+    dim = 1 if new.ndim == 4 and new.shape[1] > new.shape[0] else 0  # the wide side
+    narrow, wide = old.shape[dim] // groups, new.shape[dim] // groups
+    index = torch.cat([torch.arange(narrow) + group * wide for group in range(groups)])
+    if new.ndim == 1:
+        new[index] = old
+    elif dim == 0:
+        new[index] = 0
+        new[index, : old.shape[1]] = old.reshape(len(index), -1, 1, 1)
+    else:
+        new[: old.shape[0]] = 0
+        new[: old.shape[0], index] = old
+
+
+def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Half of the crops with their hole emptied, and where a perturbation may be, N,1,H,W."""
+    empty = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1) % 2 == step % 2
+    hidden = (mask > 0.5) & empty
+    return torch.where(hidden, HOLE, image), (~hidden).float()
+
+
+def perturbed(
+    image: Tensor, free: Tensor, surrogate: nn.Module | None, latent: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Crops under a perturbation, N,3,H,W in [0,1].
+
+    Args:
+        image: N,3,H,W in [0,1].
+        free: N,1,H,W, 1 where pixels may change.
+        surrogate: an encoder along whose gradient the signs go; None for random signs.
+        latent: N,C,h,w, what it makes of the clean crops.
+        rng: draws size, start and aim.
+    """
+    device = image.device
+    seed = torch.Generator(device).manual_seed(int(rng.integers(1 << 62)))
+    size = float(rng.uniform(*LEVELS)) / 255
+    cell = int(rng.choice([1, 1, 2, 4, 8]))
+    side = [-(-s // cell) for s in image.shape[-2:]]
+    coarse = torch.randn((len(image), 3, *side), generator=seed, device=device)
+    signs = F.interpolate(coarse, scale_factor=cell)[..., : image.shape[-2], : image.shape[-1]].sign()
+    change = size * signs * free
+    if surrogate is None:
+        return (image + change).clamp(0, 1)
+    # Away from the clean latents, or towards a random smooth change of them.
+    aim = torch.randn(latent.shape, generator=seed, device=device)
+    aim = F.avg_pool2d(F.pad(aim, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    away = rng.random() < 0.6
+    change = change * 0.5
+    for _ in range(STEPS):
+        change = change.detach().requires_grad_(True)
+        with fast(device):
+            moved = surrogate((image + change).clamp(0, 1)).float() - latent
+        gain = moved.square().sum() if away else (moved * aim).sum()
+        (slope,) = torch.autograd.grad(gain, change)
+        change = (change.detach() + size * slope.sign()).clamp(-size, size) * free
+    return (image + change).clamp(0, 1).detach()
+
+
+def train_encoder(
+    photos: Path, teacher: Sequence[Path], folder: Path, options: Options, channels: int, start: Path | None
+) -> None:
+    """Train the student's encoder in `folder`; interrupted, it goes on from there.
+
+    Args:
+        teacher: the published autoencoder, as kind `latent` takes it.
+        channels: of the student.
+        start: a state dict with `E` and `D` of a student to begin from, equal or narrower.
+    """
+    pictures, device, seed = data.load(photos), machine(), options.seed
+    taught = EncoderEditor.load("teacher", teacher)
+    taught.to(device)
+    torch.manual_seed(seed)
+    encoder = encoder_of(channels)
+    if start is not None:
+        widened(encoder, torch.load(start, "cpu", weights_only=True)["E"])
+    encoder = prepared(encoder)
+    ema = copy.deepcopy(encoder).requires_grad_(False)
+    optimiser = torch.optim.AdamW(
+        encoder.parameters(), 6e-4, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
+    )
+    run = Run(folder, options, {"encoder": encoder, "ema": ema, "optimiser": optimiser})
+    run.resume()
+    crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
+
+    def one(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, 1])
+        image, mask = next(crops)
+        clean, free = _holed(image, mask, step)
+        with torch.no_grad(), fast(device):
+            wanted = taught.encoder(clean).float()
+            given = encoder(clean).float()
+        turn = step % 4
+        source, latent = (encoder, given) if turn < 2 else (taught.encoder, wanted)
+        moved = perturbed(clean, free, None if turn == 3 else source, latent, rng)
+        with torch.no_grad(), fast(device):
+            wanted_moved = taught.encoder(moved).float()
+        set_rate(optimiser, run.rate(6e-4))
+        with fast(device):
+            both = encoder(torch.cat([clean, moved])).float()
+        got, got_moved = both.chunk(2)
+        response, wanted_response = got_moved - got, wanted_moved - wanted
+        out = {
+            "clean": F.smooth_l1_loss(got, wanted, beta=0.5),
+            "moved": F.smooth_l1_loss(got_moved, wanted_moved, beta=0.5),
+            "response": (response - wanted_response).abs().mean()
+            / (wanted_response.abs().mean() + 0.5 * response.detach().abs().mean() + 0.02),
+        }
+        loss = out["clean"] + out["moved"] + 0.3 * out["response"]
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimiser.step()
+        ema_update(ema, encoder, step)
+        with torch.no_grad():
+            name = ("own", "own", "teacher's", "random")[turn]
+            share = torch.linalg.vecdot(response.flatten(), wanted_response.flatten())
+            sizes = response.norm() * wanted_response.norm() + 1e-9
+            # Reported once in so many steps, so that the mean over a hundred steps is right.
+            out[f"cosine, {name} signs"] = share / sizes * (2 if name == "own" else 4)
+            out["off"] = (got - wanted).abs().mean() / wanted.std()
+        return out
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        rng = np.random.default_rng([seed + 1])
+        image, mask = data.draw(pictures, 6, 2 * options.size, rng, device)
+        shown = torch.where(mask > 0.5, HOLE, image)
+        drawn = [taught.decoder(part(shown)) for part in (taught.encoder, ema)]
+        return torch.stack([shown, *drawn])
+
+    run.loop(one, sample)
+
+
+def train_decoder(
+    photos: Path,
+    teacher: Sequence[Path],
+    folder: Path,
+    options: Options,
+    channels: int,
+    start: Path | None,
+    encoder_folder: Path,
+) -> None:
+    """Train the student's decoder in `folder`; interrupted, it goes on from there.
+
+    Args:
+        encoder_folder: the run of the student's encoder, read once at the start where there is one.
+    """
+    pictures, device, seed = data.load(photos), machine(), options.seed
+    taught = EncoderEditor.load("teacher", teacher)
+    taught.to(device)
+    torch.manual_seed(seed)
+    decoder, critics = decoder_of(channels), prepared(Critics(2))
+    encoder = encoder_of(channels)
+    if start is not None:
+        state = torch.load(start, "cpu", weights_only=True)
+        widened(decoder, state["D"])
+        widened(encoder, state["E"])
+    if (encoder_folder / "last.pt").exists():
+        encoder = averaged(encoder_folder, encoder)
+    encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)
+    ema = copy.deepcopy(decoder).requires_grad_(False)
+    opt_g, opt_d = adam([decoder]), adam([critics])
+    run = Run(folder, options, {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run.resume()
+    crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
+
+    def one(step: int) -> dict[str, Tensor]:
+        image, mask = next(crops)
+        source = encoder if step % 2 else taught.encoder
+        with torch.no_grad(), fast(device):
+            latents = source(image).float()
+        set_rate(opt_g, run.rate(4e-4))
+        set_rate(opt_d, run.rate(2e-4))
+        with fast(device):
+            drawn = decoder(latents)
+        drawn = drawn.float()
+        everywhere = torch.ones_like(mask)
+        judged = duel(critics, opt_d, image, drawn, everywhere, everywhere, step % PENALISED == 0)
+        out = {"l1": pyramid_l1(drawn, image), **judged}
+        loss = 2.0 * out["l1"] + 0.02 * out["g"] + 0.5 * out["fm"]
+        opt_g.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        opt_g.step()
+        ema_update(ema, decoder, step)
+        with torch.no_grad():
+            out["psnr"] = -10 * (drawn - image).square().mean().log10()
+        return out
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        rng = np.random.default_rng([seed + 1])
+        image, _ = data.draw(pictures, 6, 2 * options.size, rng, device)
+        latents = taught.encoder(image)
+        return torch.stack([image, taught.decoder(latents), ema(latents), ema(encoder(image))])
+
+    run.loop(one, sample)
