@@ -11,7 +11,7 @@ COMMANDS = {
     "soak": "thousands of files, six writers, killed daemons: nothing lost, nothing twice",
     "formats": "reading and writing every format against bare Pillow",
     "protection": "what a protection does to edits, and what is left of it after the web",
-    "speed": "the published recipe against ours to the same effect; time and memory as pictures grow",
+    "speed": "the published baseline against ours to the same effect; time and memory as pictures grow",
     "figures": "every run behind docs/figures.md, and what they show against what was asked",
 }
 

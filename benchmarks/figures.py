@@ -20,17 +20,17 @@ from benchmarks.protection import listed
 from benchmarks.rows import Row, read
 from benchmarks.summary import LEAST, Group, grouped, kept
 
-OURS, FAINT, RECIPE = "implant", ("implant@4", "implant@3"), "recipe"
-"""Ours by default, ours at 38 dB and more, and the published recipe."""
+OURS, FAINT, BASELINE = "implant", ("implant@4", "implant@3"), "baseline"
+"""Ours by default, ours at 38 dB and more, and the published baseline."""
 RUNS: dict[str, tuple[int, list[str]]] = {
-    "dev": (20, ["--set", "dev", "--side", "224", "--methods", f"{OURS},{FAINT[1]},encoder,{RECIPE}"]),
-    "people": (9, ["--set", "pairs,faces", "--side", "256", "--methods", f"{OURS},{RECIPE}", "--verdicts"]),
-    "large": (3, ["--set", "faces", "--side", "2204", "--methods", f"{OURS},{RECIPE}"]),
+    "dev": (20, ["--set", "dev", "--side", "224", "--methods", f"{OURS},{FAINT[1]},encoder,{BASELINE}"]),
+    "people": (9, ["--set", "pairs,faces", "--side", "256", "--methods", f"{OURS},{BASELINE}", "--verdicts"]),
+    "large": (3, ["--set", "faces", "--side", "2204", "--methods", f"{OURS},{BASELINE}"]),
     "transfer": (
         3,
         [
             *("--set", "dev", "--side", "160", "--ensemble", "--plain"),
-            *("--methods", f"{OURS},{','.join(FAINT)},{RECIPE},{OURS}:flat,{OURS}:inverted"),
+            *("--methods", f"{OURS},{','.join(FAINT)},{BASELINE},{OURS}:flat,{OURS}:inverted"),
             *("--editors", ",".join((*inpaint.NAMES, "latent-taef2"))),
             *("--config", "benchmarks/data/editors.yaml"),
         ],
@@ -39,20 +39,20 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         20,
         [
             *("--set", "dev", "--side", "224", "--plain", "--editors", "ldm-mini"),
-            *("--methods", f"{OURS},{FAINT[0]},encoder,first-step,{RECIPE}"),
+            *("--methods", f"{OURS},{FAINT[0]},encoder,first-step,{BASELINE}"),
         ],
     ),
     "flux2": (  # at the budget that its near edits allow
         8,
         [
             *("--set", "dev", "--side", "224", "--plain", "--editors", "latent-taef2"),
-            *("--methods", f"{FAINT[0]},{RECIPE}", "--config", "benchmarks/data/editors.yaml"),
+            *("--methods", f"{FAINT[0]},{BASELINE}", "--config", "benchmarks/data/editors.yaml"),
         ],
     ),
     "sweep": (
         4,
         [
-            *("--set", "dev", "--side", "160", "--methods", f"{OURS},{RECIPE}", "--plain"),
+            *("--set", "dev", "--side", "160", "--methods", f"{OURS},{BASELINE}", "--plain"),
             *("--epsilon", "2,4,6.4,10", "--iterations", "15,80"),
         ],
     ),
@@ -72,15 +72,15 @@ def shows(rows: dict[str, list[Row]]) -> str:
     groups = [group for run in runs for group in run]
     own = [g for g in groups if g.against == g.judge and g.how in (OURS, *FAINT)]
     asked: list[tuple[str, Iterable[tuple[str, bool]]]] = [
-        ("edit SSIM at most 0.167 on one editor, below the recipe's on each, at 38 dB", _broken(runs)),
-        ("edits 32 px away keep SSIM 0.97, near ones no less than the recipe's", _spared(runs)),
+        ("edit SSIM at most 0.167 on one editor, below the baseline's on each, at 38 dB", _broken(runs)),
+        ("edits 32 px away keep SSIM 0.97, near ones no less than the baseline's", _spared(runs)),
         ("80 % kept by edits painted and cut otherwise", _kept(own, _is_other, 0.8, CUTS)),
         (
             "70 % kept after JPEG 75 and 1080 px",
             _kept(own, WEB.__contains__, 0.7, WEB),
         ),
         ("an ensemble keeps 85 % of each editor's own effect", _ensemble(runs)),
-        ("5 times the recipe's speed at 512x512, 30 times at 12 MP", _faster(rows.get("speed", []))),
+        ("5 times the baseline's speed at 512x512, 30 times at 12 MP", _faster(rows.get("speed", []))),
         ("nothing that does not protect passes", _no_comfort(groups)),
     ]
     lines = []
@@ -91,29 +91,31 @@ def shows(rows: dict[str, list[Row]]) -> str:
     return summary.table(("", "asked", "found"), lines)
 
 
-def _against_recipe(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[Group, Group]]:
-    """Ours, and the recipe on the same pictures against the same editor in one run; each is its own judge."""
+def _against_baseline(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[Group, Group]]:
+    """Ours, and the baseline on the same pictures against the same editor in one run; each judges itself."""
     for run in runs:
-        recipes = {(g.of, g.judge, g.pictures): g for g in run if g.how == RECIPE and g.against == g.judge}
+        baselines = {
+            (g.of, g.judge, g.pictures): g for g in run if g.how == BASELINE and g.against == g.judge
+        }
         for group in run:
-            recipe = recipes.get((group.of, group.judge, group.pictures))
-            if recipe is not None and group.how in (OURS, *FAINT) and group.against == group.judge:
-                yield group, recipe
+            baseline = baselines.get((group.of, group.judge, group.pictures))
+            if baseline is not None and group.how in (OURS, *FAINT) and group.against == group.judge:
+                yield group, baseline
 
 
 def _broken(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
-    for group, recipe in _against_recipe(runs):
-        ssim, theirs = (float(np.mean(one.values("full"))) for one in (group, recipe))
+    for group, baseline in _against_baseline(runs):
+        ssim, theirs = (float(np.mean(one.values("full"))) for one in (group, baseline))
         psnr = float(np.mean([row["psnr"] for row in group.rows]))
-        text = f"{_name(group)}: {ssim:.3f} at {psnr:.1f} dB, the recipe {theirs:.3f}"
+        text = f"{_name(group)}: {ssim:.3f} at {psnr:.1f} dB, the baseline {theirs:.3f}"
         yield text, psnr >= 38 and ssim <= 0.167 and ssim < theirs
 
 
 def _spared(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
-    for group, recipe in _against_recipe(runs):
-        far, near, theirs = group.values("far"), group.values("near"), recipe.values("near")
+    for group, baseline in _against_baseline(runs):
+        far, near, theirs = group.values("far"), group.values("near"), baseline.values("near")
         if far and near and theirs:
-            text = f"far {np.mean(far):.3f}, near {np.mean(near):.3f}, the recipe's {np.mean(theirs):.3f}"
+            text = f"far {np.mean(far):.3f}, near {np.mean(near):.3f}, the baseline's {np.mean(theirs):.3f}"
             text = f"{_name(group)}: {text}"
             yield text, bool(np.mean(far) >= 0.97 and np.mean(near) >= np.mean(theirs))
 
@@ -140,7 +142,7 @@ def _ensemble(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
         single = {(g.of, g.how, g.judge, g.pictures): g for g in run if g.against == g.judge}
         for group in run:
             own = single.get((group.of, group.how, group.judge, group.pictures))
-            if own is not None and "+" in group.against and group.how != RECIPE:
+            if own is not None and "+" in group.against and group.how != BASELINE:
                 base, got = (float(np.mean(list(one.effects("full").values()))) for one in (own, group))
                 if base >= LEAST:
                     yield f"{_name(group)}: {got / base:.0%}", got >= 0.85 * base

@@ -99,11 +99,11 @@ def protected(
 
 
 def warm(surrogates: Sequence[Editor]) -> None:
-    """Protects a scrap once by ours and by the recipe: the first pass pays for kernels and imports."""
+    """Protects a scrap once by ours and by the baseline: the first pass pays for kernels and imports."""
     mask = np.zeros((64, 64), dtype=np.bool_)
     mask[16:32, 16:32] = True
     scrap = Case("", "scrap", np.full((64, 64, 3), 127, np.uint8), (mask,))
-    for method in ("implant", "recipe"):
+    for method in ("implant", "baseline"):
         protected(scrap, Protect(method=method, iterations=1), surrogates)
 
 

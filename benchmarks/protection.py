@@ -1,6 +1,6 @@
 """What a protection does to edits, on files written and decoded again, as an attacker edits them.
 
-    python -m benchmarks protection --set dev,faces --methods implant,subtle,recipe
+    python -m benchmarks protection --set dev,faces --methods implant,subtle,baseline
 
 A method is a name (`implant`), a name with its own target, budget and iterations (`implant:flat@3x40`),
 or one of protect.strength's words (`subtle`). Each picture is protected by each method against each
@@ -36,7 +36,7 @@ from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row
 
 PAPER = ("epsilon", "iterations", "flat_share", "reach_px")
-"""What the published recipe has of its own, besides the method."""
+"""What the published baseline has of its own, besides the method."""
 OUT = Path("benchmarks/results/protection/run")
 
 
@@ -54,7 +54,7 @@ def settings_of(name: str, **given: Any) -> Protect:
 
     Args:
         name: `implant`, `implant@3`, `implant:flat@3x40`, `subtle`; see the module's docstring.
-        given: settings where the name says nothing, None for the method's own; the published recipe takes
+        given: settings where the name says nothing, None for the method's own; the published baseline takes
             epsilon and iterations only.
 
     Raises:
@@ -68,11 +68,11 @@ def settings_of(name: str, **given: Any) -> Protect:
         raise SystemExit(f"--methods: got {name!r}, expected one of {known}, or such as implant:flat@3x40")
     own = {"target": parts[2], "epsilon": parts[3], "iterations": parts[4]}
     said = {key: value for key, value in (*given.items(), *own.items()) if value is not None}
-    if parts[1] == "recipe":
+    if parts[1] == "baseline":
         if parts[2] is not None:
-            raise SystemExit(f"--methods: got {name!r}: the published recipe has a target of its own")
+            raise SystemExit(f"--methods: got {name!r}: the published baseline has a target of its own")
         published = {key: STRENGTHS["paper"][key] for key in PAPER}
-        said = {**published, **{key: said[key] for key in own if key in said}, "withstand": ()}
+        said = {**published, **{key: said[key] for key in own if key in said}, "robust_to": ()}
     return Protect.model_validate({**said, "method": parts[1]})
 
 
@@ -89,7 +89,7 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
                     epsilon=epsilon,
                     iterations=iterations,
                     flat_share=given.flat_share,
-                    withstand=given.withstand,
+                    robust_to=given.robust_to,
                 )
                 swept = sweep and name.partition(":")[0] in methods.NAMES
                 found[f"{name}@{one.epsilon:g}x{one.iterations}" if swept else name] = one
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=20, help="pictures of each set at most")
     parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
-    parser.add_argument("--methods", type=listed, default=["implant", "recipe"])
+    parser.add_argument("--methods", type=listed, default=["implant", "baseline"])
     parser.add_argument("--editors", type=listed, default=["latent-mini"], help="each is surrogate and judge")
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--ensemble", action="store_true", help="protect against all editors together too")
@@ -156,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
         help="the default is each method's own",
     )
     parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
-    parser.add_argument("--withstand", type=listed, default=list(Protect().withstand))
+    parser.add_argument("--robust_to", type=listed, default=list(Protect().robust_to))
     parser.add_argument(
         "--plain", action="store_true", help="the full region, near and far alone: for sweeps"
     )

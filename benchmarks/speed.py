@@ -1,18 +1,18 @@
-"""The published recipe on the whole picture against ours to the same verified effect; and how costs grow.
+"""The published baseline on the whole picture against ours to the same verified effect; and how costs grow.
 
     python -m benchmarks speed --runs 5
 
-Equal effect: `recipe` works the whole picture for its 20 iterations, ours what the daemon works of
+Equal effect: `baseline` works the whole picture for its 20 iterations, ours what the daemon works of
 it, with the fewest iterations of a ladder with which the decoded file's edit breaks as far as the
-recipe's. Both are warm, in one process, one after the other; the ratio is of processor seconds of
+baseline's. Both are warm, in one process, one after the other; the ratio is of processor seconds of
 optimising alone, ours of the rung that reaches it: neither pays for the edits that look whether it
 does, nor for the rungs below.
-A picture counts as `short` where the whole ladder does not reach the recipe, and its ratio as a
+A picture counts as `short` where the whole ladder does not reach the baseline, and its ratio as a
 lower bound is left out of the mean.
 
-A picture larger than --most million pixels is more than the recipe fits into memory: it is timed
+A picture larger than --most million pixels is more than the baseline fits into memory: it is timed
 for --few iterations on one of that size and scaled by pixels and iterations, which flatters it
-(attention grows faster). What ours must then reach is the recipe's effect on the crop.
+(attention grows faster). What ours must then reach is the baseline's effect on the crop.
 
 Growth: time and peak memory of each point, in a process of its own.
 """
@@ -43,7 +43,7 @@ from benchmarks.rows import ROOT, Journal, Row
 from benchmarks.sets import Case
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
-RECIPE = STRENGTHS["paper"]["iterations"]
+BASELINE = STRENGTHS["paper"]["iterations"]
 OUT = Path("benchmarks/results/protection/speed")
 
 
@@ -96,25 +96,25 @@ def ours(
 
 
 def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, reach: int | None = None) -> Row:
-    """One run: both methods to the recipe's effect."""
+    """One run: both methods to the baseline's effect."""
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
     fits = width * height <= most * 1e6
     measure.warm([editor])
     trial.effect(case.rgb)  # the clean edit, which neither pays for
     if fits:
-        published = measure.protected(case, settings("recipe", RECIPE), [editor], whole=True)
+        published = measure.protected(case, settings("baseline", BASELINE), [editor], whole=True)
         cost = published.cpu_s
     else:
         side = int(np.sqrt(most * 1e6))
         small = Case("speed", case.name, _filled(case.rgb, side, side), (_region(case, side, side, 0),))
-        timed = measure.protected(small, settings("recipe", few), [editor], whole=True)
-        cost = timed.cpu_s * RECIPE / few * (width * height) / side**2
-        published = measure.protected(case, settings("recipe", RECIPE), [editor])
+        timed = measure.protected(small, settings("baseline", few), [editor], whole=True)
+        cost = timed.cpu_s * BASELINE / few * (width * height) / side**2
+        published = measure.protected(case, settings("baseline", BASELINE), [editor])
     wanted = trial.effect(published.rgb)
     iterations, made, effect = ours(trial, editor, method, wanted, reach)
     return {
-        "recipe": {
+        "baseline": {
             "cpu_s": round(cost, 2),
             "scaled": not fits,
             "peak_mb": published.peak_mb,
@@ -142,7 +142,7 @@ def point(what: Row) -> Row:
     editor = inpaint.get(what["editor"])
     case = Case("speed", case.name, case.rgb, masks)
     measure.warm([editor])
-    whole = what["method"] == "recipe"
+    whole = what["method"] == "baseline"
     made = measure.protected(case, settings(what["method"], what["iterations"]), [editor], whole=whole)
     return {"cpu_s": made.cpu_s, "peak_mb": made.peak_mb, "load": round(os.getloadavg()[0], 1)}
 
@@ -162,7 +162,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def growth(given: argparse.Namespace) -> list[Row]:
-    """The points: each size with one region, the largest with more, the recipe where it fits."""
+    """The points: each size with one region, the largest with more, the baseline where it fits."""
     sizes = [_size(text) for text in given.sizes]
     base = {"editor": given.editor, "iterations": given.few}
     points = [{**base, "method": given.method, "size": list(size), "regions": 1} for size in sizes]
@@ -170,7 +170,7 @@ def growth(given: argparse.Namespace) -> list[Row]:
         {**base, "method": given.method, "size": list(sizes[-1]), "regions": int(n)} for n in given.regions
     ]
     fitting = [size for size in sizes if size[0] * size[1] <= given.most * 1e6]
-    return points + [{**base, "method": "recipe", "size": list(size), "regions": 1} for size in fitting]
+    return points + [{**base, "method": "baseline", "size": list(size), "regions": 1} for size in fitting]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -184,17 +184,17 @@ def table(rows: Sequence[Row]) -> str:
         spread = (
             f"{np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else "not reached"
         )
-        scaled = " (scaled)" if here[0]["recipe"]["scaled"] else ""
+        scaled = " (scaled)" if here[0]["baseline"]["scaled"] else ""
         lines.append(
             [
                 f"{size[0]}x{size[1]}",
                 method,
                 f"{len(ratios)} of {len(here)}",
-                _mean(here, "recipe", "effect", 3),
+                _mean(here, "baseline", "effect", 3),
                 _mean(here, "ours", "effect", 3),
-                _mean(here, "recipe", "psnr", 1),
+                _mean(here, "baseline", "psnr", 1),
                 _mean(here, "ours", "psnr", 1),
-                _mean(here, "recipe", "cpu_s", 1) + scaled,
+                _mean(here, "baseline", "cpu_s", 1) + scaled,
                 _mean(here, "ours", "cpu_s", 1),
                 ", ".join(str(row["ours"]["iterations"]) for row in here),
                 spread,
@@ -202,8 +202,8 @@ def table(rows: Sequence[Row]) -> str:
         )
     if lines:
         head = (
-            "picture", "method", "reached", "recipe's effect", "ours", "recipe's PSNR", "ours",
-            "recipe's CPU s", "ours", "our iterations", "times faster (spread)",
+            "picture", "method", "reached", "baseline's effect", "ours", "baseline's PSNR", "ours",
+            "baseline's CPU s", "ours", "our iterations", "times faster (spread)",
         )  # fmt: skip
         parts.append("## To the same effect\n\n" + summary.table(head, lines))
     points = [row for row in rows if row["kind"] == "growth"]
@@ -213,7 +213,7 @@ def table(rows: Sequence[Row]) -> str:
                 row["method"],
                 f"{row['size'][0]}x{row['size'][1]}",
                 str(row["regions"]),
-                str(row["iterations"] * (1 if row["method"] == "recipe" else row["regions"])),
+                str(row["iterations"] * (1 if row["method"] == "baseline" else row["regions"])),
                 f"{row['cpu_s']:.1f}",
                 str(row["peak_mb"]),
             ]
@@ -256,14 +256,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--editor", default="latent-mini")
     parser.add_argument("--method", default="implant")
     parser.add_argument(
-        "--reach-px", type=int, help="ours with this protect.reach_px; the recipe changes all"
+        "--reach-px", type=int, help="ours with this protect.reach_px; the baseline changes all"
     )
     parser.add_argument("--runs", type=int, default=5, help="pictures, at most five")
     parser.add_argument("--equal", type=listed, default=["512", "4000x3000"], help="sizes for equal effect")
     parser.add_argument("--sizes", type=listed, default=["512", "1024", "2048", "4000x3000"])
     parser.add_argument("--regions", type=listed, default=["2", "4", "8"])
     parser.add_argument(
-        "--most", type=float, default=0.3, help="million pixels that the recipe is run on at most"
+        "--most", type=float, default=0.3, help="million pixels that the baseline is run on at most"
     )
     parser.add_argument("--few", type=int, default=2, help="iterations where only time is measured")
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with pairs/")

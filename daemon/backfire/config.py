@@ -204,7 +204,7 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "reach_px": 24, "iterations": 80},
     "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
     "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "reach_px": 40, "iterations": 120},
-    "paper": {"method": "recipe", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 4096, "iterations": 20},
+    "paper": {"method": "baseline", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 4096, "iterations": 20},
 }
 """What each `protect.strength` stands for; keys that stand beside it win."""
 
@@ -242,7 +242,7 @@ class Protect(_Section):
     stop_early: bool = False
     escalate: tuple[Literal["subtle", "balanced", "strong"], ...] = ()
     keep_region_exact: bool = False
-    withstand: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
+    robust_to: tuple[Literal["paths", "resize", "jpeg", "blur"], ...] = ()
     target: Literal["away", "flat", "inverted"] = "away"
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 24
     reach_share: Share = 0.16
@@ -256,9 +256,9 @@ class Protect(_Section):
 
     @model_validator(mode="after")
     def _published(self) -> Protect:
-        if self.method == "recipe" and self.escalate:
+        if self.method == "baseline" and self.escalate:
             raise ValueError(
-                "protect.escalate: got method recipe, which always begins anew, expected another one; "
+                "protect.escalate: got method baseline, which always begins anew, expected another one; "
                 "set protect.method: implant, or escalate: [] beside it"
             )
         return self

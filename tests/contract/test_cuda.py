@@ -104,7 +104,7 @@ def test_the_receipt_names_the_card_and_its_memory() -> None:
 
 
 @pytest.mark.filterwarnings("default:.*deterministic")
-@pytest.mark.parametrize("method", ["implant", "recipe"])
+@pytest.mark.parametrize("method", ["implant", "baseline"])
 def test_the_same_bytes_twice(method: str) -> None:
     first, second = (protected(iterations=40, method=method) for _ in range(2))
     assert first.data == second.data

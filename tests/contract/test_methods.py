@@ -427,7 +427,7 @@ def test_a_warm_start_is_the_change_itself(surrogate: Editor) -> None:
 def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) -> None:
     """In the method's own terms: the edit to the picture aimed at, or its response to that to the picture."""
     work, method = task(), methods.get(name)
-    if name == "recipe" and target == "inverted":
+    if name == "baseline" and target == "inverted":
         pytest.skip("it knows the flat colour only")
     towards = aim(target, work.image)
     assert towards is not None
@@ -461,12 +461,12 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
         with torch.inference_mode():
             return editor.inpaint(seen(picture, whole, CPU), mask)
 
-    def effect(withstand: tuple[Literal["paths"], ...], seed: int) -> float:
+    def effect(robust_to: tuple[Literal["paths"], ...], seed: int) -> float:
         changed = optimise(
             rgb,
             False,
             [crop],
-            Protect(iterations=12, margin_px=48, withstand=withstand),
+            Protect(iterations=12, margin_px=48, robust_to=robust_to),
             [editor],
             device=CPU,
             rng=np.random.default_rng(seed),

@@ -185,18 +185,18 @@ def test_peak_memory_is_the_works_own() -> None:
         ("implant@3.2x40", "implant", 3.2, 40),
         ("implant:flat@3", "implant", 3, 20),
         ("subtle", "implant", 4, None),
-        ("recipe", "recipe", 6.4, 20),
+        ("baseline", "baseline", 6.4, 20),
     ],
 )
 def test_a_method_may_name_its_own_budget(
     name: str, method: str, epsilon: float, iterations: int | None
 ) -> None:
-    found = protection.settings_of(name, epsilon=6.4, iterations=20, flat_share=0.5, withstand=["jpeg"])
+    found = protection.settings_of(name, epsilon=6.4, iterations=20, flat_share=0.5, robust_to=["jpeg"])
     assert (found.method, found.epsilon) == (method, epsilon)
     assert iterations in (None, found.iterations)
     assert found.target == ("flat" if ":" in name else "away")
-    if method == "recipe":
-        assert (found.flat_share, found.withstand) == (1, ())
+    if method == "baseline":
+        assert (found.flat_share, found.robust_to) == (1, ())
 
 
 def test_an_unknown_method_names_the_known() -> None:
@@ -205,7 +205,7 @@ def test_an_unknown_method_names_the_known() -> None:
     with pytest.raises(SystemExit, match="got 'implant:round'"):
         protection.settings_of("implant:round")
     with pytest.raises(SystemExit, match="has a target of its own"):
-        protection.settings_of("recipe:inverted")
+        protection.settings_of("baseline:inverted")
 
 
 def test_a_sweep_has_every_point_of_each_target() -> None:
@@ -297,7 +297,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 ) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--set", "dev,pairs", "--side", "56", "--data", str(data), "--out", str(tmp_path), "--plain"]
-    arguments += ["--methods", "implant,recipe", "--epsilon", "4,8", "--iterations", "1"]
+    arguments += ["--methods", "implant,baseline", "--epsilon", "4,8", "--iterations", "1"]
     assert protection.main(arguments) == 0
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
@@ -305,7 +305,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert sorted(set(names)) == [
         (of, f"{method}@{epsilon}x1")
         for of in ("dev", "pairs")
-        for method in ("implant", "recipe")
+        for method in ("implant", "baseline")
         for epsilon in (4, 8)
     ]
     with Image.open(tmp_path / "psnr.png") as plot:
@@ -352,15 +352,15 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "transfer.png").exists()
 
 
-def test_ours_stops_where_it_reaches_the_recipe(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_stops_where_it_reaches_the_baseline(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = inpaint.get("latent-mini")
-    monkeypatch.setattr(speed, "RECIPE", 1)
+    monkeypatch.setattr(speed, "BASELINE", 1)
     row = speed.equal(case, editor, "implant", most=1.0, few=1)
-    assert not row["recipe"]["scaled"]
+    assert not row["baseline"]["scaled"]
     assert not row["short"]
-    assert row["ours"]["effect"] >= row["recipe"]["effect"] > 0
+    assert row["ours"]["effect"] >= row["baseline"]["effect"] > 0
     assert row["ours"]["iterations"] in speed.LADDER
-    assert row["ratio"] == pytest.approx(row["recipe"]["cpu_s"] / row["ours"]["cpu_s"], rel=0.1)
+    assert row["ratio"] == pytest.approx(row["baseline"]["cpu_s"] / row["ours"]["cpu_s"], rel=0.1)
     monkeypatch.setattr(speed, "LADDER", (1,))
     monkeypatch.setattr(Trial, "effect", lambda trial, rgb: 0.5 if (rgb == case.rgb).all() else 0.1)
     assert not speed.equal(case, editor, "implant", most=1.0, few=1)["short"]
@@ -388,10 +388,10 @@ def test_what_older_code_measured_is_no_part_of_a_mean() -> None:
     assert group.values("full") == [0.5, 0.7]
 
 
-def test_ours_and_the_recipe_are_compared_on_the_same_pictures() -> None:
+def test_ours_and_the_baseline_are_compared_on_the_same_pictures() -> None:
     blank: dict[str, Any] = {"full": [[0.1, 0.1]], "far": [[0.98, 0.1]], "near": [[0.95, 0.1]]}
-    rows = [{**_row("one", **blank), "psnr": 39.0}, {**_row("two", **blank), "how": "recipe"}]
-    assert "the recipe" not in figures.shows({"dev": rows}).split("\n")[2].split("|")[3]
+    rows = [{**_row("one", **blank), "psnr": 39.0}, {**_row("two", **blank), "how": "baseline"}]
+    assert "the baseline" not in figures.shows({"dev": rows}).split("\n")[2].split("|")[3]
 
 
 def test_an_ensemble_is_held_against_the_single_editor_of_its_own_run() -> None:
@@ -416,13 +416,13 @@ def test_groups_tell_sets_methods_and_judges_apart() -> None:
     rows = [_row("one", full=[[0.5, 0.1]]), _row("two", full=[[0.5, 0.1]])]
     rows += [
         {**_row("one", full=[[0.5, 0.1]]), "set": "pairs"},
-        {**_row("one", full=[[0.5, 0.1]]), "how": "recipe"},
+        {**_row("one", full=[[0.5, 0.1]]), "how": "baseline"},
     ]
     groups = summary.grouped(rows)
     assert [(g.of, g.how, len(g.rows)) for g in groups] == [
         ("dev", "implant", 2),
         ("pairs", "implant", 1),
-        ("dev", "recipe", 1),
+        ("dev", "baseline", 1),
     ]
     assert isinstance(groups[0], Group)
 
@@ -443,14 +443,14 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
         "ratio": 6.0,
     }
     large = {"kind": "equal", "size": [4000, 3000], "method": "wide", "short": True, "ratio": 60.0}
-    dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("recipe", 0.4, 32.0)]
+    dev = [rows("implant", 0.1, 33), rows("implant@3", 0.15, 39), rows("baseline", 0.4, 32.0)]
     dev[0]["edits"]["a"]["after 1080 px"] = [[0.4, 0.1]]
     runs = [{**run, "ratio": 99.0}, run, {**run, "picture": "two"}]  # the first was measured again
     text = figures.shows({"dev": dev, "speed": [*runs, large]})
     found = [line.split("|")[3].strip() for line in text.splitlines()[2:]]
     assert found[0] == (
-        "implant on a, dev (1, 64 px): 0.100 at 33.0 dB, the recipe 0.400: missed<br>"
-        "implant@3 on a, dev (1, 64 px): 0.150 at 39.0 dB, the recipe 0.400: met"
+        "implant on a, dev (1, 64 px): 0.100 at 33.0 dB, the baseline 0.400: missed<br>"
+        "implant@3 on a, dev (1, 64 px): 0.150 at 39.0 dB, the baseline 0.400: met"
     )
     assert found[1].count(": met") == 2
     unmeasured = "cut otherwise not measured, whole at 512 not measured: missed"

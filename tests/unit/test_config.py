@@ -125,7 +125,7 @@ def protect(**keys: Any) -> Protect:
 def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
     assert protect() == protect(strength="balanced") == Protect()
     assert {key: getattr(Protect(), key) for key in STRENGTHS["balanced"]} == STRENGTHS["balanced"]
-    assert (protect(strength="paper").method, protect(strength="paper").iterations) == ("recipe", 20)
+    assert (protect(strength="paper").method, protect(strength="paper").iterations) == ("baseline", 20)
     strong = protect(strength="strong", iterations=7, epsilon=None)
     assert (strong.epsilon, strong.iterations) == (STRENGTHS["strong"]["epsilon"], 7)
     subtle, strong = protect(strength="subtle"), protect(strength="strong")
@@ -142,7 +142,7 @@ def test_a_further_round_has_never_less_than_the_one_before() -> None:
     assert [one.reach_px for one in rounds] == [24, 24, 40]
     assert protect().rounds() == [protect()]
     with pytest.raises(
-        ConfigError, match=r"escalate: got method recipe.*set protect\.method: implant, or escalate: "
+        ConfigError, match=r"escalate: got method baseline.*set protect\.method: implant, or escalate: "
     ):
         protect(strength="paper", escalate=["strong"])
 

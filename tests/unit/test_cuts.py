@@ -21,9 +21,9 @@ def planned(width: int, height: int, *boxes: Box, work: int = 768) -> list[Crop]
     return geometry.plan(regions, height, width, margin=128, work=work)
 
 
-def drawn(crop: Crop, width: int, height: int, *withstand: str) -> list[Crop]:
+def drawn(crop: Crop, width: int, height: int, *robust_to: str) -> list[Crop]:
     rng = np.random.default_rng(0)
-    groups = cuts.cuts(crop.regions[0], crop, crop.regions, height, width, withstand, rng)
+    groups = cuts.cuts(crop.regions[0], crop, crop.regions, height, width, robust_to, rng)
     assert all(groups)
     return [cut for group in groups for cut in group]
 

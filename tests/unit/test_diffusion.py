@@ -22,7 +22,7 @@ from backfire.errors import Code, ConfigError, ModelError
 from backfire.inpaint import denoising, diffusion
 from backfire.inpaint.diffusion import DiffusionEditor
 from backfire.perturb.methods.base import Method, Task
-from backfire.perturb.methods.baseline import Recipe
+from backfire.perturb.methods.baseline import Baseline
 from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.first_step import FirstStep
 from backfire.perturb.methods.implant import Implant
@@ -205,8 +205,8 @@ def test_the_encoder_door_can_be_optimised_through(folders: dict[str, Path]) -> 
 
 @pytest.mark.parametrize(
     "method",
-    [Implant(), Encoder(), FirstStep(), Recipe()],
-    ids=["implant", "encoder", "first-step", "recipe"],
+    [Implant(), Encoder(), FirstStep(), Baseline()],
+    ids=["implant", "encoder", "first-step", "baseline"],
 )
 def test_methods_compare_like_with_like(method: Method, folders: dict[str, Path]) -> None:
     """Their clean edits come from the same one step as the gradient, not from the long edit."""

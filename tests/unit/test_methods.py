@@ -61,7 +61,7 @@ def test_the_gradient_passes_the_codec() -> None:
     assert float(gradient.abs().mean()) > 0.5
 
 
-def test_views_start_with_the_plain_one_and_name_what_to_withstand() -> None:
+def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
     assert views(()) == views(("paths", "resize")) == [View()]
     many = views(("jpeg", "blur"))
     assert many[0] == View()

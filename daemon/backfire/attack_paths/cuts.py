@@ -32,7 +32,7 @@ def cuts(
     everything: Sequence[Region],
     height: int,
     width: int,
-    withstand: Sequence[str],
+    robust_to: Sequence[str],
     rng: np.random.Generator,
 ) -> list[list[Crop]]:
     """Other cuts and sizes in which a region of a crop may reach an editor, each with that one region.
@@ -40,7 +40,7 @@ def cuts(
     Args:
         everything: all regions of the picture; benign edits keep away from them.
         height, width: of the picture.
-        withstand: `paths` for cuts with margins of 64 to 200 px and the whole picture at 512 px,
+        robust_to: `paths` for cuts with margins of 64 to 200 px and the whole picture at 512 px,
             `resize` for 128 px around the region in the picture at 0.5 to 1.5 of its size.
 
     Returns:
@@ -48,13 +48,13 @@ def cuts(
     """
     moved: dict[Box, Crop] = {}
     scaled: dict[tuple[Box, tuple[int, int]], Crop] = {}
-    for _ in range(SHIFTED if "paths" in withstand else 0):
+    for _ in range(SHIFTED if "paths" in robust_to else 0):
         found = geometry.other_paths(region, crop, height, width, rng)
         if shifted := found.get(EditPath.SHIFTED):
             moved[shifted.box] = shifted
         if whole := found.get(EditPath.RESIZED):
             scaled[whole.box, whole.size] = whole
-    for low, high in SCALES if "resize" in withstand else ():
+    for low, high in SCALES if "resize" in robust_to else ():
         scale = float(rng.uniform(low, high))
         box = region.box.grown(round(MARGIN / scale), width, height)
         down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width

@@ -8,7 +8,7 @@ from scipy import ndimage
 from backfire.types import Box, Mask
 
 DILATION = 17
-"""Kernel of the dilated trigger, from the paper's published recipe: 8 px each way."""
+"""Kernel of the dilated trigger, from the paper's published baseline: 8 px each way."""
 FADE = 16
 """Over so many pixels the budget fades to nothing."""
 FAR = 32

@@ -105,7 +105,7 @@ class Descent:
     ) -> Proposal:
         """See `Method.run`. Regions of one crop take turns, an iteration each; so do their paths."""
         regions = [self._paths(task, index, surrogates, rng) for index in range(len(task.regions))]
-        ways = views(task.withstand)
+        ways = views(task.robust_to)
         towards = aim(target, task.image)
         change = _start(task, rng)
         done = 0

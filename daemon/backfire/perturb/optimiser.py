@@ -98,7 +98,7 @@ def optimise(
     needed: list[int] = []
     done = made = 0
     result = rgb.copy()
-    paths = _Paths(rgb, crops, settings.withstand, device)
+    paths = _Paths(rgb, crops, settings.robust_to, device)
     for crop in crops:
         here, end = crop.box.slices, done + each * len(crop.regions)
         # What an overlapping crop wrote before stays allowed, else its protection would be cut.
@@ -111,7 +111,7 @@ def optimise(
             grey=grey,
             paths=[paths.of(region, crop, rng) for region in crop.regions],
             grain=settings.grain_px,
-            withstand=settings.withstand,
+            robust_to=settings.robust_to,
         )
         start = _plane(before, crop.size, device) if before.any() else None
         for number, now in enumerate(rounds, 1):
@@ -204,15 +204,15 @@ class _Paths:
     """The other paths on which the regions of a picture may reach an editor, see `cuts`."""
 
     def __init__(
-        self, rgb: Rgb, crops: Sequence[Crop], withstand: Sequence[str], device: torch.device
+        self, rgb: Rgb, crops: Sequence[Crop], robust_to: Sequence[str], device: torch.device
     ) -> None:
-        self._rgb, self._withstand, self._device = rgb, withstand, device
+        self._rgb, self._robust_to, self._device = rgb, robust_to, device
         self._everything = [region for crop in crops for region in crop.regions]
         self._whole: Tensor | None = None
 
     def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[Sight]]:
         height, width = self._rgb.shape[:2]
-        groups = cuts.cuts(region, crop, self._everything, height, width, self._withstand, rng)
+        groups = cuts.cuts(region, crop, self._everything, height, width, self._robust_to, rng)
         return [[self._sight(crop, cut) for cut in group] for group in groups]
 
     def _sight(self, crop: Crop, cut: Crop) -> Sight:

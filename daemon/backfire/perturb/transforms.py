@@ -60,12 +60,12 @@ class View:
         return image if self.quality is None else jpeg(image, self.quality)
 
 
-def views(withstand: Sequence[str]) -> list[View]:
-    """The plain view first, then those that `withstand` (`jpeg`, `blur`) names."""
+def views(robust_to: Sequence[str]) -> list[View]:
+    """The plain view first, then those that `robust_to` (`jpeg`, `blur`) names."""
     found = [View()]
-    if "jpeg" in withstand:
+    if "jpeg" in robust_to:
         found += [View(quality) for quality in QUALITIES]
-    if "blur" in withstand:
+    if "blur" in robust_to:
         found += [View(blur=BLUR), View(noise=NOISE)]
     return found
 

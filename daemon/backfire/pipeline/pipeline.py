@@ -398,7 +398,7 @@ def _enough(
             settings.verify,
             broken=after is not None,
             # At another scale nothing breaks that was not optimised through: no further round mends it.
-            resized=after is None or "paths" in settings.protect.withstand,
+            resized=after is None or "paths" in settings.protect.robust_to,
             device=bench.device,
             rng=rng,
             progress=lambda done, total: progress("verify", done, total),

@@ -34,7 +34,7 @@ _METHODS = {
     "implant": _Known("implant", "Implant"),
     "encoder": _Known("encoder", "Encoder", "encode"),
     "first-step": _Known("first_step", "FirstStep", "first_step"),
-    "recipe": _Known("baseline", "Recipe"),
+    "baseline": _Known("baseline", "Baseline"),
 }
 NAMES = tuple(_METHODS)
 _WHAT = {"encode": "encodes the masked picture", "first_step": "paints by denoising"}

@@ -65,7 +65,7 @@ class Task:
         grain: side of the squares of pixels that change as one.
         luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour may
             use all, of which the eye sees less. None where luma has no bound of its own.
-        withstand: what else the change should survive on its way to an editor: `jpeg`, `blur`.
+        robust_to: what else the change should survive on its way to an editor: `jpeg`, `blur`.
         enough: whether a change needs no more work; None where all iterations are wanted.
     """
 
@@ -80,7 +80,7 @@ class Task:
     paths: Sequence[Sequence[Sequence[Sight]]] = ()
     grain: int = 1
     luma: Tensor | None = None
-    withstand: Sequence[str] = ()
+    robust_to: Sequence[str] = ()
     enough: Callable[[Tensor], bool] | None = None
 
     def sights(self, region: int) -> list[Sequence[Sight]]:

@@ -1,4 +1,4 @@
-"""The published recipe to the letter, for comparison (METHOD.md; arXiv 2410.14966).
+"""The published baseline to the letter, for comparison (arXiv 2410.14966).
 
 Noise drawn from U(0, 0.01), Adam at a rate of 0.1 with betas (0.5, 0.5), the change clipped to
 the bound after every step, a flat colour as the target whatever was asked, three edits of
@@ -24,7 +24,7 @@ NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
 HIDE_WEIGHT = 2.0
 
 
-class Recipe:
+class Baseline:
     """See the module's docstring; satisfies `Method`. `target` is not looked at."""
 
     def run(
@@ -37,7 +37,7 @@ class Recipe:
         rng: np.random.Generator,
         progress: Progress,
     ) -> Proposal:
-        """See `Method.run`. All regions of the crop are one mask, as the recipe knows one only."""
+        """See `Method.run`. All regions of the crop are one mask, as the baseline knows one only."""
         plane = np.logical_or.reduce(list(task.regions))
         mask, wider, ring = (
             torch.from_numpy(one)[None, None].to(task.image)

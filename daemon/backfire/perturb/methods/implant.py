@@ -13,7 +13,7 @@ the picture (`target: flat`, the published one) or towards its negative (`invert
 differs from the published script: the clean edits are constant and computed once, an iteration
 looks at one edit instead of three and there are four times as many, momentum sign steps that
 fit the bound replace Adam at four times it, and on request other cuts and sizes of the picture,
-JPEG and blur take turns (`protect.withstand`).
+JPEG and blur take turns (`protect.robust_to`).
 """
 
 from __future__ import annotations
