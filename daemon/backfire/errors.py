@@ -8,7 +8,6 @@
         ├── ModelError             detector or editor trouble: tried again, then failed
         │   └── DeviceError            the GPU failed at work: a new process, another try
         ├── BudgetExceeded         the written file changed more than it may: failed
-        ├── VerificationFailed     the replayed edits did not break: failed
         └── PublishError           the outbox would not take the result: tried again
 
 Anything else raised inside a job becomes `internal`, with its traceback. Messages state
@@ -108,10 +107,6 @@ class BudgetExceeded(JobError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Code.BUDGET, message)
-
-
-class VerificationFailed(JobError):
-    """The edits replayed on the decoded output did not break as they must."""
 
 
 class PublishError(JobError):

@@ -160,19 +160,19 @@ class EditPath(StrEnum):
 
 
 class JobState(StrEnum):
-    """A job's way from sighting to rest; see `ACTIVE` for the states that still need work."""
+    """What became of a picture so far; `ACTIVE` are the states with work left."""
 
     SETTLING = "settling"
     WAITING_MASK = "waiting_mask"
     READY = "ready"
     RUNNING = "running"
     PUBLISHING = "publishing"
+    SETTING_ASIDE = "setting_aside"
     PUBLISHED = "published"
     ARCHIVED = "archived"
     FAILED = "failed"
     QUARANTINED = "quarantined"
     SKIPPED = "skipped"
-    DUPLICATE = "duplicate"
 
 
 ACTIVE = frozenset(
@@ -182,6 +182,7 @@ ACTIVE = frozenset(
         JobState.READY,
         JobState.RUNNING,
         JobState.PUBLISHING,
+        JobState.SETTING_ASIDE,
         JobState.PUBLISHED,
     }
 )

@@ -236,7 +236,7 @@ def test_the_last_attempt_is_made_alone(house: Make) -> None:
         dispatcher._died(dispatcher._workers[0], "killed")
     dispatcher.step()
     assert at_work(home) == {"cpu": ["b.png"], "cuda:0": []}
-    assert [job.code for job in ledger.of(JobState.PUBLISHING)] == ["worker_died"]
+    assert [job.code for job in ledger.of(JobState.SETTING_ASIDE)] == ["worker_died"]
 
 
 @pytest.mark.usefixtures("held")

@@ -273,11 +273,11 @@ def test_the_next_migration_can_be_written_from_the_template(tmp_path: Path, pat
         for table in metadata.tables.values():
             table.to_metadata(wider)
         sa.Table("notes", wider, sa.Column("text", sa.Text))
-        alembic.command.revision(config, "Notes", rev_id="0003", autogenerate=True)
+        alembic.command.revision(config, "Notes", rev_id="9999", autogenerate=True)
         alembic.command.upgrade(config, "head")
         connection.commit()
         assert connection.exec_driver_sql("SELECT count(*) FROM notes").scalar() == 0
-    with pytest.raises(StoreError, match=r"schema 0003, expected 0002 or older.*newer Backfire"):
+    with pytest.raises(StoreError, match=r"schema 9999, expected 0003 or older.*newer Backfire"):
         Store(path)
     with pytest.raises(StoreError, match="newer Backfire"):
         Store.read_only(path)
@@ -349,7 +349,7 @@ def test_read_only_creates_nothing(path: Path) -> None:
     assert not path.parent.exists()
     path.parent.mkdir()
     path.touch()
-    with pytest.raises(StoreError, match=r"schema none, expected 0002; start the daemon once"):
+    with pytest.raises(StoreError, match=r"schema none, expected 0003; start the daemon once"):
         Store.read_only(path)
     assert path.read_bytes() == b""
 

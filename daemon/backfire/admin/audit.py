@@ -160,7 +160,7 @@ def _strangers(
         return
     now = list(jobs())
     known, _ = expected_in(name, folder, now)
-    moving = (JobState.PUBLISHING, JobState.PUBLISHED)
+    moving = (JobState.PUBLISHING, JobState.SETTING_ASIDE, JobState.PUBLISHED)
     stems = tuple(os.path.splitext(job.path)[0] for job in now if job.state in moving)
     for path in unexpected - known.keys():
         if not path.startswith(stems):

@@ -198,7 +198,7 @@ class Dispatcher:
             return job.id in self._ledger.hindered, -priority(job.path, priorities), job.updated, job.id
 
         active = self._ledger.of(JobState.RUNNING, JobState.PUBLISHING)
-        coming = {job.key for job in active if job.code is None and job.id not in self._ledger.troubles}
+        coming = {job.key for job in active if job.id not in self._ledger.troubles}
         priorities = self._settings.watch.priorities
         due = [job for job in self._ledger.of(JobState.READY) if self._ledger.due(job)]
         for job in sorted(due, key=rank):

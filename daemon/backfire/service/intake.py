@@ -324,7 +324,7 @@ class Intake:
             "mask_sha256": None,
             "key": unread_key(seen[job.path]),
         }
-        self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, **content)
+        self._ledger.update(job, JobState.SETTING_ASIDE, code=code.value, message=message, **content)
 
     def _record(self, job: Job, taken: Copies, now: float) -> None:
         """Make a job ready, unless something says that its files are not whole."""
@@ -345,7 +345,7 @@ class Intake:
             return
         if doubt is not None and doubt.code == Code.CHECKSUM:
             content |= {"code": doubt.code.value, "message": doubt.message}
-            self._ledger.update(job, JobState.PUBLISHING, **content)  # the publisher sets it aside
+            self._ledger.update(job, JobState.SETTING_ASIDE, **content)  # the publisher sets it aside
             return
         attempts = job.attempts if job.input_sha256 == taken.picture.sha256 else 0
         masks = [shown(path) for path in self._scan.masks_of(job.path)]

@@ -73,7 +73,7 @@ class Publisher:
 
     def fail(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
         """Record why it cannot be protected; `step` sets it aside."""
-        self._ledger.update(job, JobState.PUBLISHING, code=code.value, message=message, verdict=verdict)
+        self._ledger.update(job, JobState.SETTING_ASIDE, code=code.value, message=message, verdict=verdict)
 
     def bear(self, job: Job, error: BaseException) -> None:
         """Put off a job that a fault of ours met; after some such it fails, if nothing of it is out yet."""
@@ -81,7 +81,7 @@ class Publisher:
         text = "".join(traceback.format_exception(error, limit=20))
         self._ledger.postpone(job, error)
         is_out = job.state == JobState.PUBLISHED or (job.id, job.lease) in self._out
-        if count < FAULTS or is_out or job.code is not None:
+        if count < FAULTS or is_out or job.state == JobState.SETTING_ASIDE:
             return
         if job.input_sha256 is None or not self._ledger.spool(job).files():
             self._intake.refuse(job, Code.INTERNAL, text)
@@ -94,20 +94,23 @@ class Publisher:
         Returns:
             Whether there was anything that could be tried.
         """
-        publishing, published = self._due(JobState.PUBLISHING), self._due(JobState.PUBLISHED)
-        for job in publishing:
-            if job.code is not None:
+        ended, published = (
+            self._due(JobState.PUBLISHING, JobState.SETTING_ASIDE),
+            self._due(JobState.PUBLISHED),
+        )
+        for job in ended:
+            if job.state == JobState.SETTING_ASIDE:
                 with blaming(job):
                     self._set_aside(job)
-        self._publish([job for job in publishing if job.code is None])
+        self._publish([job for job in ended if job.state == JobState.PUBLISHING])
         self._archive(self._due(JobState.PUBLISHED))
-        return bool(publishing or published)
+        return bool(ended or published)
 
-    def _due(self, state: JobState) -> list[Job]:
+    def _due(self, *states: JobState) -> list[Job]:
         """Some jobs whose step may be tried; of several with one key, whose files might meet, only one."""
         due: dict[str | None, Job] = {}
         # Those that were put off come after the others, or many of them would leave no turn to any.
-        for job in sorted(self._ledger.of(state), key=lambda job: job.id in self._ledger.troubles):
+        for job in sorted(self._ledger.of(*states), key=lambda job: job.id in self._ledger.troubles):
             if self._ledger.due(job):
                 due.setdefault(job.key, job)
         return list(due.values())[:TOGETHER]

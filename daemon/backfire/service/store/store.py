@@ -40,7 +40,7 @@ TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 
 _READ, _WRITE = "BEGIN", "BEGIN IMMEDIATE"
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; revisions are numbers of four digits, so that they compare as text."""
 
 metadata = sa.MetaData()
