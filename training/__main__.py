@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from backfire import weights
 
-from training import lama, latent_mini, latent_pair, ldm_mini
+from training import lama, latent_mini, latent_pair, ldm_mini, student
 from training.run import Options
 
 WEIGHTS = Path("daemon/backfire/inpaint/weights")
-COMMANDS = ["autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "export", "judge"]
+COMMANDS = [
+    "autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "student", "student-decoder", "export", "judge",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -24,7 +26,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument("--editor", default="latent-mini", help="what is exported, or judged by its name")
     parser.add_argument("--weights", type=Path, help="what export writes; judge: a file, not --editor")
-    parser.add_argument("--start", type=Path, help="inpainter: exported weights to train on from")
+    parser.add_argument(
+        "--start", type=Path, help="inpainter: exported weights to train on from; student: too"
+    )
+    parser.add_argument("--channels", type=int, default=64, help="student: of its convolutions")
     parser.add_argument(
         "--kind", choices=["latent", "ldm", "lama"], default="latent", help="of --weights, for judge"
     )
@@ -46,7 +51,10 @@ def main() -> None:
         "--crops", type=int, default=4800, help="crops encoded in advance: ldm, and --latents"
     )
     given = parser.parse_args()
-    if given.start and (given.latents or not given.start.is_file()):
+    is_student = given.command.startswith("student")
+    if is_student and not given.latents:
+        parser.error(f"{given.command} needs --latents, the encoder and the decoder that it learns from")
+    if given.start and ((given.latents and not is_student) or not given.start.is_file()):
         parser.error(
             f"--start {given.start}: it takes a file of latent-mini's exported weights, without --latents"
         )
@@ -58,6 +66,10 @@ def main() -> None:
     common = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     if given.latents and given.command in ("inpainter", "export"):
         _on_latents(given, common)
+    elif is_student:
+        folder = given.runs / f"student-{given.channels}"
+        train = student.train_encoder if given.command == "student" else student.train_decoder
+        train(given.data, given.latents, folder, common, given.channels, given.start)
     elif given.command == "autoencoder":
         latent_mini.autoencoder(given.data, encoder, common)
     elif given.command == "inpainter":
@@ -81,8 +93,12 @@ def main() -> None:
             lama.export(small_lama, target)
         elif given.editor == "ldm-mini":
             ldm_mini.export(given.runs, target)
+        elif given.editor == "flux2-mini":
+            student.export(given.runs / f"student-{given.channels}", given.runs / "pair", target)
         else:
-            parser.error(f"--editor {given.editor}: export knows latent-mini, ldm-mini and lama-mini")
+            parser.error(
+                f"--editor {given.editor}: export knows flux2-mini, latent-mini, ldm-mini and lama-mini"
+            )
         state_sums(target.parent)
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from backfire.inpaint.encoders import EncoderEditor
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import fast
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training import data
@@ -135,7 +136,7 @@ def perturbed(
 def train_encoder(
     photos: Path, teacher: Sequence[Path], folder: Path, options: Options, channels: int, start: Path | None
 ) -> None:
-    """Train the student's encoder in `folder`; interrupted, it goes on from there.
+    """Train the student's encoder in `folder`/encoder; interrupted, it goes on from there.
 
     Args:
         teacher: the published autoencoder, as kind `latent` takes it.
@@ -154,7 +155,7 @@ def train_encoder(
     optimiser = torch.optim.AdamW(
         encoder.parameters(), 6e-4, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
     )
-    run = Run(folder, options, {"encoder": encoder, "ema": ema, "optimiser": optimiser})
+    run = Run(folder / "encoder", options, {"encoder": encoder, "ema": ema, "optimiser": optimiser})
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
@@ -208,18 +209,12 @@ def train_encoder(
 
 
 def train_decoder(
-    photos: Path,
-    teacher: Sequence[Path],
-    folder: Path,
-    options: Options,
-    channels: int,
-    start: Path | None,
-    encoder_folder: Path,
+    photos: Path, teacher: Sequence[Path], folder: Path, options: Options, channels: int, start: Path | None
 ) -> None:
-    """Train the student's decoder in `folder`; interrupted, it goes on from there.
+    """Train the student's decoder in `folder`/decoder; interrupted, it goes on from there.
 
-    Args:
-        encoder_folder: the run of the student's encoder, read once at the start where there is one.
+    The student's encoder is read once at the start, from `folder`/encoder where it has been trained.
+    The arguments are those of `train_encoder`.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
@@ -231,12 +226,16 @@ def train_decoder(
         state = torch.load(start, "cpu", weights_only=True)
         widened(decoder, state["D"])
         widened(encoder, state["E"])
-    if (encoder_folder / "last.pt").exists():
-        encoder = averaged(encoder_folder, encoder)
+    if (folder / "encoder" / "last.pt").exists():
+        encoder = averaged(folder / "encoder", encoder)
     encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)
     ema = copy.deepcopy(decoder).requires_grad_(False)
     opt_g, opt_d = adam([decoder]), adam([critics])
-    run = Run(folder, options, {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = Run(
+        folder / "decoder",
+        options,
+        {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+    )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
@@ -271,3 +270,18 @@ def train_decoder(
         return torch.stack([image, taught.decoder(latents), ema(latents), ema(encoder(image))])
 
     run.loop(one, sample)
+
+
+def export(folder: Path, net: Path, target: Path) -> None:
+    """One safetensors file in half precision: encoder and decoder of a student, and an inpainting net.
+
+    Args:
+        folder: the runs of the student's encoder and decoder.
+        net: the run of the net that was trained on the same latents, see `latent_pair`.
+    """
+    state: dict[str, Tensor] = {}
+    for role, run in (("encoder", folder / "encoder"), ("decoder", folder / "decoder"), ("net", net)):
+        part = torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
+        state |= {f"{role}.{name}": value.half().contiguous() for name, value in part.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, target)

@@ -110,15 +110,7 @@ class PairInpainter(LatentEditor):
             got = f"has {len(path) - 1} files beside it, expected the net alone"
             raise _refused(name, pair[0], got, "list a folder and the net, or encoder, decoder and the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
-        state, _ = read_state(name, net_path)
-        try:
-            latent = state["conv_out.weight"].shape[0]
-            net = InpaintNet(latent, (state["conv_in.weight"].shape[0], state["down.weight"].shape[0]))
-            net.load_state_dict(state)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            remedy = "make one with: python -m training inpainter --latents"
-            raise _refused(name, net_path, f"is no inpainting net ({reason})", remedy) from error
+        net, latent = _net(name, net_path, read_state(name, net_path)[0])
         with torch.inference_mode():
             have = encoder(torch.zeros(1, 3, 64, 64)).shape[1]
         if (have, multiple) != (latent, DOWNSCALE):
@@ -126,6 +118,30 @@ class PairInpainter(LatentEditor):
             raise _refused(name, net_path, wrong, "use the autoencoder that it was trained on")
         whole = hashlib.sha256((of_pair + sha256(net_path)).encode()).hexdigest()
         return cls(name, whole, encoder, net, decoder)
+
+    @classmethod
+    def from_file(cls, name: str, path: Path) -> Self:
+        """Load `encoder.*`, `net.*` and `decoder.*` from one safetensors file: an editor that ships inside.
+
+        Raises:
+            ModelError: the file is missing, damaged or of another architecture.
+        """
+        state, weights_sha256 = read_state(name, path)
+        encoder, decoder = (_part(name, path, _below(state, role))[0] for role in ("encoder.", "decoder."))
+        return cls(name, weights_sha256, encoder, _net(name, path, _below(state, "net."))[0], decoder)
+
+
+def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
+    """An inpainting net and the latent channels that it fills, its widths from the shapes."""
+    try:
+        latent = state["conv_out.weight"].shape[0]
+        net = InpaintNet(latent, (state["conv_in.weight"].shape[0], state["down.weight"].shape[0]))
+        net.load_state_dict(state)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "make one with: python -m training inpainter --latents"
+        raise _refused(name, path, f"is no inpainting net ({reason})", remedy) from error
+    return net, latent
 
 
 def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
