@@ -47,7 +47,7 @@ def difference(
         H,W float32; 0 where the eye sees no difference.
     """
     lab = [xyz2lab(_blurred(rgb2xyz(picture), pixels_per_degree)) for picture in (a, b)]
-    apart: NDArray[np.float32] = deltaE_ciede2000(*lab).astype(np.float32)
+    apart: NDArray[np.float32] = deltaE_ciede2000(*lab).astype(np.float32)  # type: ignore[no-untyped-call]
     return apart
 
 
