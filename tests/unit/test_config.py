@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from backfire import config
-from backfire.config import STRENGTHS, Folders, Protect, Settings
+from backfire.config import STRENGTHS, Folders, Protect, Settings, renamed
+from backfire.config.describe import settings
+from backfire.config.example import ESSENTIAL, everything, starter
 from backfire.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -16,8 +19,9 @@ def parse(data: dict[str, Any], base: Path = Path("/srv/pictures")) -> Settings:
     return config.parse(data, base=base)
 
 
-def test_the_example_holds_every_setting_with_its_default() -> None:
+def test_the_example_is_made_from_the_models() -> None:
     text = (ROOT / "config.example.yaml").read_text()
+    assert text == everything(), "python -m backfire.config > config.example.yaml"
     example = yaml.safe_load(text)
     assert parse(example) == parse({"folders": {"inbox": "inbox"}})
     for section, field in Settings.model_fields.items():
@@ -25,9 +29,103 @@ def test_the_example_holds_every_setting_with_its_default() -> None:
         if section in ("editors", "rules"):
             continue  # the user's own
         assert set(example[section]) == set(model.model_fields), section
-    commented = text.replace(",\n", ", ")  # a list may break its line
-    settings = [line for line in commented.splitlines() if line.startswith("  ") and ":" in line]
-    assert [line for line in settings if "#" not in line] == []
+
+
+def test_every_setting_is_described() -> None:
+    told = {setting.path: setting for setting in settings()}
+    assert [path for path, one in told.items() if not re.fullmatch(r"[A-Z].{8,}\.", one.text)] == []
+    assert told["protect.work_px"].values == "from 256 to 2,048, in steps of 8"
+    assert told["regions.merge_px"].values == "from 0 to 4,096"
+    assert told["hooks.timeout_s"].values == "more than 0, at most 600"
+    assert told["verify.on_weak"].values == "one of publish, fail"
+    assert told["protect.epsilon"].default == "null"
+    assert "balanced 6.4, strong 10" in told["protect.epsilon"].text
+    assert told["regions.torchscript.model"].text == told["regions.onnx.model"].text
+
+
+def test_a_starter_is_short_and_every_line_of_it_can_be_uncommented() -> None:
+    live = yaml.safe_load(starter())
+    paths = {f"{section}.{key}" for section, keys in live.items() for key in keys}
+    assert paths == set(ESSENTIAL)
+    assert parse(live) == parse({"folders": {"inbox": "inbox"}})
+    uncommented = re.sub(r"^( *)# (?=[a-z0-9_]+:( [^ ]|$))", r"\1", starter(), flags=re.MULTILINE)
+    assert yaml.safe_load(uncommented) == yaml.safe_load(everything())
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("regions: {pad_px: 1}\nregions: {none_found: pass}", "regions", (2, 3)),
+        ("protect:\n  epsilon: 4\n  strength: subtle\n  epsilon: 8", "epsilon", (3, 5)),
+        ("rules:\n- {match: a, match: b}", "match", (3, 3)),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error_with_both_lines(
+    tmp_path: Path, text: str, key: str, lines: tuple[int, int]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"folders: {{inbox: in}}\n{text}\n")
+    says = rf"c\.yaml: the key '{key}' is in line {lines[0]} and again in line {lines[1]},"
+    with pytest.raises(ConfigError, match=says):
+        config.load(path)
+
+
+def test_merged_keys_of_yaml_are_no_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "folders: {inbox: in}\n"
+        "protect: &quick {<<: {iterations: 5, epsilon: 3}, epsilon: 4}\n"
+        "rules:\n- {match: a/*, protect: {<<: *quick, iterations: 9}}\n"
+    )
+    settings = config.load(path)
+    assert (settings.protect.iterations, settings.protect.epsilon) == (5, 4)
+    ruled = settings.for_path(b"a/b").protect
+    assert (ruled.iterations, ruled.epsilon) == (9, 4)
+
+
+def test_a_section_whose_entries_are_commented_out_is_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "folders: {inbox: in}\nwatch:\n  # settle_s: 1\n  priorities:\n    # a: 1\nregions:\n  faces:\n"
+        "  fixed:\nprotect:\nmodels:\neditors:\nrules:\n- match: a/*\n  regions:\n  faces:\n"
+    )
+    settings, plain = config.load(path), parse({"folders": {"inbox": "in"}}, tmp_path)
+    assert settings.model_copy(update={"rules": ()}) == plain
+    assert settings.for_path(b"a/b") == plain
+    for text in ("regions:\n  detectors:", "watch:\n  settle_s:"):  # no value is not a value
+        path.write_text(f"folders: {{inbox: in}}\n{text}\n")
+        with pytest.raises(ConfigError, match="got None"):
+            config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("protect", "epsilon", True),
+        ("watch", "settle_s", False),
+        ("limits", "free_mb", True),
+        ("watch", "priorities", {"a": True}),
+        ("regions", "merge_px", True),
+    ],
+)
+def test_a_switch_is_no_number(section: str, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"'{section}\.{key}': got .*a number is expected"):
+        parse({"folders": {"inbox": "i"}, section: {key: value}})
+    with pytest.raises(ConfigError, match="a number is expected"):
+        parse({"folders": {"inbox": "i"}, "regions": {"fixed": [{"box": [False, 0, True, 1]}]}})
+
+
+def test_an_old_name_is_an_error_that_names_the_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"'protect\.withstand' is now called 'protect\.robust_to'"):
+        protect(withstand=["jpeg"])
+    with pytest.raises(ConfigError, match=r"protect\.method: got 'recipe', which is now called 'baseline'"):
+        protect(method="recipe")
+    with pytest.raises(ConfigError, match=r"rules\.0: 'withstand' is now called 'robust_to'"):
+        ruled({"match": "*", "withstand": ["jpeg"]})
+    with pytest.raises(ConfigError, match=r"rules\.0: 'protect\.withstand' is now called"):
+        ruled({"match": "*", "protect": {"withstand": ["jpeg"]}})
+    for new in renamed.SETTINGS.values():
+        assert new in {setting.path for setting in settings()}
 
 
 def test_folders_default_to_siblings_of_the_inbox(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""From YAML to `Settings`: the only module that reads YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from backfire.config.messages import explain
+from backfire.config.models import Folders, Settings
+from backfire.config.rules import rules_of
+from backfire.errors import ConfigError
+
+
+def load(path: Path) -> Settings:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file cannot be read, is no valid YAML or has a key twice, or settings are
+            unknown or invalid, of which all are named at once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
+    try:
+        data = yaml.load(text, _Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a password
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: is not valid YAML: {where}{error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date; brackets without end
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    try:
+        return parse(data, base=path.resolve().parent, source=str(path))
+    except (OSError, RuntimeError) as error:  # `~nobody`, links in a circle, a name that is too long
+        raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
+
+
+def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
+    """Check settings that are already a mapping; relative paths are relative to `base`.
+
+    Raises:
+        ConfigError: settings are unknown or invalid; all mistakes are named at once.
+    """
+    if data is None:
+        raise ConfigError(f"{source}: is empty; it must name folders.inbox, see config.example.yaml")
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: got {type(data).__name__}, expected a mapping; see config.example.yaml")
+    general = {key: value for key, value in data.items() if key != "rules"}
+    try:
+        absolute = _with_weights(_with_folders(general, base), base)
+        settings = Settings.model_validate(absolute, context={"base": base})
+    except ValidationError as error:
+        lines = [f"{source}: {explain(problem)}" for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    return settings.model_copy(update={"rules": rules_of(data.get("rules"), general, base, source)})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a mapping that has a key twice.
+
+    YAML itself forbids that, but PyYAML lets the second value win without a word: a second `regions:`
+    once published pictures without the protection that the first one asked for.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(
+                    f"the key {name!r} is in line {lines[name]} and again in line {line}, "
+                    "and only one of them would count; merge the two"
+                )
+            lines[name] = line
+        return node
+
+
+def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The data with absolute folders; those that are not set lie beside the inbox."""
+    folders = data.get("folders")
+    if not isinstance(folders, Mapping) or not isinstance(folders.get("inbox"), str | Path):
+        return data  # the models' check words the error
+    inbox = _absolute(Path(folders["inbox"]), base)
+    absolute: dict[str, Any] = dict(folders)
+    for name, field in Folders.model_fields.items():
+        value = folders.get(name)
+        if name == "inbox":
+            absolute[name] = inbox
+        elif value is None:
+            absolute[name] = inbox.parent / field.default
+        elif isinstance(value, str | Path):
+            absolute[name] = _absolute(Path(value), base)
+    return {**data, "folders": absolute}
+
+
+def _with_weights(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The data with an absolute folder of models, and absolute weights where they are a path.
+
+    They are a path where they begin with `.`, `/` or `~`, or where such a file exists. Anything else is a
+    name of the catalogue or of a hub, which only the kind of the editor can tell apart.
+    """
+    models, editors = data.get("models"), data.get("editors")
+    if isinstance(models, Mapping) and isinstance(models.get("folder"), str | Path):
+        data = {**data, "models": {**models, "folder": _absolute(Path(models["folder"]), base)}}
+    if not isinstance(editors, Mapping):
+        return data  # the models' check words the error
+
+    def place(weights: object) -> object:
+        if isinstance(weights, list):
+            return [place(one) for one in weights]
+        if not isinstance(weights, str):
+            return weights
+        path = _absolute(Path(weights), base)
+        return str(path) if weights.startswith((".", "/", "~")) or path.exists() else weights
+
+    placed = {
+        name: {**one, "weights": place(one["weights"])}
+        if isinstance(one, Mapping) and "weights" in one
+        else one
+        for name, one in editors.items()
+    }
+    return {**data, "editors": placed}
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    """An absolute path with its links resolved, so that no folder hides inside another behind a link."""
+    if "\0" in str(path):
+        raise ConfigError(f"folder {str(path)!r}: holds a NUL character; name another folder")
+    return (base / path.expanduser()).resolve()

@@ -1,0 +1,51 @@
+"""How mistakes in a configuration are told: where they are, what was found, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from typing import Any
+
+from backfire.config.models import Settings
+from backfire.config.renamed import SETTINGS
+from backfire.config.section import Section, sections_below
+
+
+def explain(problem: Any) -> str:
+    """One mistake that pydantic found, as subject, got, expected and remedy."""
+    location = problem["loc"]
+    where = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(where, _valid_keys(location[:-1]))
+    if problem["type"] == "missing":
+        return f"{where!r} is missing; see config.example.yaml"
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    if problem["type"] == "value_error":
+        return message  # our own validators name their subject
+    got = "a value" if where == "hooks" else repr(problem["input"])  # it may be an address with a password
+    return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
+
+
+def unknown_key(where: str, valid: Collection[str]) -> str:
+    """A key that is none, with its present name, the nearest valid one, or all of them.
+
+    Args:
+        where: its path from the top, or from the rule that holds it.
+        valid: the keys that it may be.
+    """
+    section, _, key = where.rpartition(".")
+    for old, new in SETTINGS.items():
+        if where in (old, old.rpartition(".")[2]):  # a rule may hold the key without its section
+            return f"{where!r} is now called {new if section else new.rpartition('.')[2]!r}; write that"
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+    return f"unknown key {where!r}; {hint}"
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[Section] = Settings
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = sections_below(model.model_fields[part].annotation) or model
+    return list(model.model_fields)

@@ -1,0 +1,82 @@
+"""The rules of a configuration, each merged with the general sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from backfire.config.messages import explain, unknown_key
+from backfire.config.models import RULED, Rule, Settings
+from backfire.config.strengths import resolved
+from backfire.errors import ConfigError
+
+
+def rules_of(rules: object, general: Mapping[str, Any], base: Path, source: str) -> tuple[Rule, ...]:
+    """The rules of a configuration, each with its keys laid over the general ones and checked like those.
+
+    Args:
+        rules: the list as read from YAML.
+        general: the other sections as read from YAML.
+        base: the folder that relative paths are relative to.
+        source: the configuration's name in messages.
+
+    Raises:
+        ConfigError: one or more rules are wrong; all mistakes are named at once.
+    """
+    if not isinstance(rules, list | tuple | None):
+        raise ConfigError(f"{source}: 'rules': got {rules!r}, expected a list; see config.example.yaml")
+    checked: list[Rule] = []
+    lines: list[str] = []
+    for index, rule in enumerate(rules or ()):
+        try:
+            merged = {"match": rule["match"], **_overlaid(rule, general)}
+            checked.append(Rule.model_validate(merged, context={"base": base}))
+        except (KeyError, TypeError):
+            lines.append(f"{source}: rules.{index}: got {rule!r}, expected a mapping with the key 'match'")
+        except ConfigError as error:
+            lines.append(f"{source}: rules.{index}: {error}")
+        except ValidationError as error:
+            lines += [f"{source}: rules.{index}: {explain(problem)}" for problem in error.errors()]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return tuple(checked)
+
+
+def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ruled sections with the rule's keys laid over the general ones.
+
+    A key is a section, or a setting that only one section has. A rule's strength wins over the general
+    settings, and the rule's own settings win over its strength.
+    """
+    sections: dict[str, dict[str, Any]] = {name: {} for name in RULED}
+    fields = {name: Settings.model_fields[name].annotation for name in RULED}
+    for key, value in rule.items():
+        owners = [name for name, model in fields.items() if model and key in model.model_fields]
+        if key in sections and (value is None or isinstance(value, Mapping)):
+            value = value or {}  # a section whose entries are all commented out
+            sections[key] = _laid_over(sections[key], value)
+        elif len(owners) == 1:
+            sections[owners[0]] = _laid_over(sections[owners[0]], {key: value})
+        elif key != "match":
+            valid = [
+                "match",
+                *RULED,
+                *(key for model in fields.values() if model for key in model.model_fields),
+            ]
+            raise ConfigError(unknown_key(str(key), valid))
+    sections["protect"] = resolved(sections["protect"])
+    return {name: _laid_over(dict(general.get(name) or {}), sections[name]) for name in RULED}
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one, in which the upper's values win and mappings within are merged the same way."""
+    both = {key: (below[key], above[key]) for key in above if key in below}
+    inner = {
+        key: _laid_over(low, high)
+        for key, (low, high) in both.items()
+        if isinstance(low, Mapping) and isinstance(high, Mapping)
+    }
+    return {**below, **above, **inner}
