@@ -147,7 +147,7 @@ def furnish(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatcher, "Child", Call)
     patch.setattr(local, "_process", passthrough.process)
     # In one thread a crash comes at the same call each time.
-    patch.setattr(parallel, "AT_ONCE", 1)
+    patch.setattr(parallel, "THREADS", 1)
     patch.setattr(loop, "TICK_S", 0)
     patch.setattr(loop, "BURST_S", 0)
     patch.setattr(loop, "STORE_PAUSE_S", 0.05)

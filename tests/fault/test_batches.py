@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from backfire.files import parallel as abreast_module
-from backfire.files.parallel import abreast
+from backfire.files import parallel
+from backfire.files.parallel import in_parallel
 from backfire.service.worker import local
 from backfire.service.worker.local import Order, Outcome, Progress
 from backfire.types import Job
@@ -177,11 +177,11 @@ def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sen
     assert sum(batch.count("1.png") for batch in sent) == 2
 
 
-def test_abreast_does_without_threads_where_there_is_no_room_for_any(
+def test_in_parallel_does_without_threads_where_there_is_no_room_for_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def none(threads: int) -> Any:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(abreast_module, "_pool", none)
-    assert abreast(lambda number: number + 1, range(20)) == [*range(1, 21)]
+    monkeypatch.setattr(parallel, "_pool", none)
+    assert in_parallel(lambda number: number + 1, range(20)) == [*range(1, 21)]

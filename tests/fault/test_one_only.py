@@ -411,12 +411,12 @@ def test_a_file_that_grows_for_ever_does_not_fill_the_spool(tmp_path: Path) -> N
             with source.open("ab") as file:
                 file.write(b"1" * length)
 
-    deafen = durable.listen(Growing())
+    stop = durable.on_heartbeat(Growing())
     try:
         with pytest.raises(InputError) as caught:
             inbox.take(tmp_path, b"p.png", copied, before)
     finally:
-        deafen()
+        stop()
     assert caught.value.code == Code.CHANGED
     assert copied.stat().st_size <= length + (1 << 20)
 

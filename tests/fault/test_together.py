@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from backfire.files.outbox import writing
-from backfire.files.parallel import abreast
+from backfire.files.parallel import in_parallel
 from backfire.service.worker.local import Order
 
 from benchmarks.soak import png
@@ -95,8 +95,8 @@ def test_the_same_content_is_worked_once_though_it_comes_together(
     assert len(worked) == 1
 
 
-def test_abreast_keeps_the_order_and_ends_all_before_it_raises() -> None:
-    assert abreast(lambda number: number * number, range(20)) == [number * number for number in range(20)]
+def test_in_parallel_keeps_the_order_and_ends_all_before_it_raises() -> None:
+    assert in_parallel(lambda number: number * number, range(20)) == [number * number for number in range(20)]
     done: list[int] = []
 
     def step(number: int) -> None:
@@ -105,5 +105,5 @@ def test_abreast_keeps_the_order_and_ends_all_before_it_raises() -> None:
         done.append(number)
 
     with pytest.raises(OSError, match="3"):
-        abreast(step, range(20))
+        in_parallel(step, range(20))
     assert sorted(done) == [number for number in range(20) if number != 3]

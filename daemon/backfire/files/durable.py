@@ -1,7 +1,8 @@
-"""Signs of life from steps that may take long on a slow disk or share: a scan, a copy, a digest.
+"""Reading, hashing, writing and syncing files, with a heartbeat from every step that may take long.
 
-A step gives a sign at each piece of its work, from whatever thread; who watches over the process listens.
-No sign within a system call that hangs is what a watchdog is for.
+A scan, a copy or a digest on a slow disk or share may take minutes. Each reports a heartbeat after every
+piece of its work, from whatever thread it runs in, so that the loop, and through it systemd's watchdog, can
+tell slow from stuck. A system call that hangs reports nothing: that is what a watchdog is for.
 """
 
 from __future__ import annotations
@@ -13,30 +14,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 PIECE = 1 << 20
-"""Bytes of a file between two signs."""
+"""Bytes of a file between two heartbeats."""
 SYNCED = 64 << 20
-"""Bytes that are written between two syncs: one sync of gigabytes would stand still for minutes."""
+"""Bytes that are written between two syncs: one sync of gigabytes would take minutes without a heartbeat."""
 
 _listeners: list[Callable[[], None]] = []
 
 
-def listen(listener: Callable[[], None]) -> Callable[[], None]:
-    """Call `listener` at every sign, many times a second and in any thread; returns how to end that."""
+def on_heartbeat(listener: Callable[[], None]) -> Callable[[], None]:
+    """Call `listener` at every heartbeat, many times a second and from any thread.
+
+    Returns:
+        What removes the listener again.
+    """
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)
 
 
-def sign() -> None:
-    """Say that something has moved on."""
+def heartbeat() -> None:
+    """Report that a long step has made progress."""
     for listener in _listeners:
         listener()
 
 
 def pieces(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of a file, with a sign after each piece."""
+    """The rest of a file, with a heartbeat after each piece."""
     while piece := file.read(PIECE):
         yield piece
-        sign()
+        heartbeat()
 
 
 def digest(file: BinaryIO) -> str:
@@ -48,7 +53,7 @@ def digest(file: BinaryIO) -> str:
 
 
 def write(file: BinaryIO, data: Iterable[bytes]) -> None:
-    """Write pieces to a new file and sync it; signs are those of `data`, and one for each sync."""
+    """Write pieces to a new file and sync it, with a heartbeat after each sync; `data` may report more."""
     unsynced = 0
     for piece in data:
         file.write(piece)
@@ -66,10 +71,10 @@ def sync(path: bytes | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    sign()
+    heartbeat()
 
 
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-    sign()
+    heartbeat()

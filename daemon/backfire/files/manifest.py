@@ -123,7 +123,7 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
             try:
                 _write(descriptor, text)
                 os.fsync(descriptor)
-                durable.sign()
+                durable.heartbeat()
             except BaseException:
                 with suppress(OSError):
                     os.ftruncate(descriptor, size)

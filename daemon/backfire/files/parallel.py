@@ -1,7 +1,7 @@
-"""One step on the files of several jobs, side by side.
+"""One step on the files of several jobs, in parallel threads.
 
-A journal makes syncs that come at the same time durable in one go: sixteen files written and
-synced abreast take about as long as two that are synced one after the other.
+A journalling file system makes syncs that arrive at the same time durable in one go: sixteen files that are
+written and synced in parallel take about as long as two that are synced one after the other.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 8
+THREADS = 8
 
 
-def abreast(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`do` of each item, in their order, in up to `AT_ONCE` threads; returns when all have ended.
+def in_parallel(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call `do` on each item in up to `THREADS` threads; returns the results in the items' order.
 
-    `do` must not come here itself: it would wait for threads that wait for it.
+    `do` must not call this function itself: it would wait for threads that wait for it.
 
     Raises:
-        BaseException: what `do` raised for the first item that it failed on; the others were done too.
+        BaseException: what `do` raised for the first item that it failed on, after all items were tried.
     """
     done: list[Future[R]] = [Future() for _ in items]
     turn = count()
 
     def work() -> None:
-        # Whoever is free takes the next one: a future for each item, but no hand-over of each.
+        # Each thread takes the next item itself, which costs less than handing every item to the pool.
         while (number := next(turn)) < len(done):
             try:
                 done[number].set_result(do(items[number]))
             except BaseException as error:
                 done[number].set_exception(error)
 
-    for _ in range(min(AT_ONCE, len(items)) - 1):
+    for _ in range(min(THREADS, len(items)) - 1):
         try:
-            _pool(AT_ONCE).submit(work)
-        except RuntimeError:  # no room for a thread: this one does it
+            _pool(THREADS).submit(work)
+        except RuntimeError:  # no thread can be started: this one does the work
             break
     work()
     return [future.result() for future in done]
@@ -48,5 +48,5 @@ def abreast(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept: a thread takes longer to start than a small file to write."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="abreast")
+    """The threads are kept: starting one takes longer than writing a small file."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="parallel")

@@ -14,7 +14,7 @@ import structlog
 
 from backfire.config import Settings
 from backfire.errors import Code
-from backfire.files.parallel import abreast
+from backfire.files.parallel import in_parallel
 from backfire.service import deduplicate
 from backfire.service.intake import INCOMPLETE, Intake
 from backfire.service.jobs import LONGEST_S, Ledger, Unforeseen, blaming
@@ -483,7 +483,7 @@ class Dispatcher:
         if not manned:
             return
         notify(f"EXTEND_TIMEOUT_USEC={int(DRAIN_S * 1e6)}")
-        told = {outcome.job: outcome for some in abreast(_stopped, manned) for outcome in some}
+        told = {outcome.job: outcome for some in in_parallel(_stopped, manned) for outcome in some}
         with self._ledger.together():
             for worker in manned:
                 worker.child = None

@@ -18,7 +18,7 @@ from backfire.config import Settings
 from backfire.errors import Code, InputError
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Tracker
-from backfire.files.parallel import abreast
+from backfire.files.parallel import in_parallel
 from backfire.service.jobs import Ledger, blaming
 from backfire.service.queue import Line, priority
 from backfire.service.spool import Copies
@@ -283,7 +283,7 @@ class Intake:
         """Copy pictures, masks and proofs into the spool and make the jobs ready."""
         if not jobs:
             return
-        copied = abreast(self._copied, jobs)
+        copied = in_parallel(self._copied, jobs)
         with self._ledger.together():
             for job, copies in zip(jobs, copied, strict=True):
                 if isinstance(copies, Copies):

@@ -124,7 +124,7 @@ class Service:
         log.info("ready", inbox=str(self._intake.root), mode=hints.mode, waiting=len(self._ledger.jobs))
         self._operations.start()
         notify("READY=1", "STATUS=watching")
-        deafen = durable.listen(self._alive)
+        deafen = durable.on_heartbeat(self._alive)
         try:
             while not self._stopping and not (until_idle and self._idle()):
                 self.go_on(hints)

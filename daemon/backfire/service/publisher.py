@@ -23,7 +23,7 @@ from backfire.evaluate import premis
 from backfire.files import inbox, manifest, outbox
 from backfire.files.inbox import Scan
 from backfire.files.manifest import Entry
-from backfire.files.parallel import abreast
+from backfire.files.parallel import in_parallel
 from backfire.service.intake import Intake
 from backfire.service.jobs import Ledger, blaming
 from backfire.service.originals import Originals
@@ -133,7 +133,7 @@ class Publisher:
                 return error
 
         done: dict[Job, T] = {}
-        for job, result in zip(jobs, abreast(attempt, jobs), strict=True):
+        for job, result in zip(jobs, in_parallel(attempt, jobs), strict=True):
             if isinstance(result, PublishError | OSError):
                 self._ledger.postpone(job, result)
             else:

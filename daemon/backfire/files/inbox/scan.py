@@ -19,8 +19,8 @@ from backfire.types import composed
 
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
-SIGN_EACH = 1000
-"""Files between two signs of life of a scan."""
+HEARTBEAT_EACH = 1000
+"""Files between two heartbeats of a scan."""
 
 
 class Signature(NamedTuple):
@@ -107,15 +107,15 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     pending = [b""]
     while pending:
         folder = pending.pop()
-        durable.sign()
+        durable.heartbeat()
         try:
             with os.scandir(os.path.join(top, folder)) as entries:
                 for entry in entries:
                     if ignored(entry.name):
                         continue
                     path = os.path.join(folder, entry.name)
-                    if not len(files) % SIGN_EACH:
-                        durable.sign()
+                    if not len(files) % HEARTBEAT_EACH:
+                        durable.heartbeat()
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISDIR(status.st_mode):
@@ -138,7 +138,7 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
     for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
-        durable.sign()
+        durable.heartbeat()
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)

@@ -27,7 +27,7 @@ from typing import Any
 from backfire.config import Settings
 from backfire.errors import Code, DeviceError, JobError, ModelError
 from backfire.files import durable
-from backfire.files.parallel import abreast
+from backfire.files.parallel import in_parallel
 
 RESULT = "result.json"
 KILLED = "killed by SIGKILL"
@@ -243,7 +243,7 @@ def work(orders: Sequence[Order], connection: Connection) -> list[Outcome]:
             outcomes.append(Outcome(order.job, order.lease, stopped=True))
         else:
             outcomes.append(_worked(order, connection))
-    return abreast(_left, [*zip(orders, outcomes, strict=True)])
+    return in_parallel(_left, [*zip(orders, outcomes, strict=True)])
 
 
 def _left(ended: tuple[Order, Outcome]) -> Outcome:

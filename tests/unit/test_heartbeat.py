@@ -1,4 +1,4 @@
-"""Signs of life, piece by piece."""
+"""Long steps on files report a heartbeat, piece by piece."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from backfire.files import durable, inbox
 
 
 @pytest.fixture
-def signs() -> Iterator[list[int]]:
+def beats() -> Iterator[list[int]]:
     told: list[int] = []
-    deafen = durable.listen(lambda: told.append(1))
+    stop = durable.on_heartbeat(lambda: told.append(1))
     yield told
-    deafen()
+    stop()
     told.clear()
-    durable.sign()
-    assert told == [], "nobody listens any more"
+    durable.heartbeat()
+    assert told == [], "the listener was removed"
 
 
-def test_a_digest_gives_a_sign_at_each_piece(signs: list[int]) -> None:
+def test_a_digest_reports_a_heartbeat_at_each_piece(beats: list[int]) -> None:
     data = os.urandom(3 * durable.PIECE + 5)
     assert durable.digest(io.BytesIO(data)) == hashlib.sha256(data).hexdigest()
-    assert len(signs) == 4
+    assert len(beats) == 4
     assert durable.digest(io.BytesIO()) == hashlib.sha256().hexdigest()
 
 
 def test_large_files_are_synced_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: list[int]
 ) -> None:
     monkeypatch.setattr(durable, "SYNCED", 100)
     synced: list[int] = []
@@ -46,15 +46,15 @@ def test_large_files_are_synced_now_and_then(
     with (tmp_path / "copy").open("wb") as file:
         durable.write(file, [b"x" * 60] * 5)
     assert synced == [120, 240, 300], "the last of it, too"
-    assert len(signs) == 3
+    assert len(beats) == 3
     assert (tmp_path / "copy").read_bytes() == b"x" * 300
 
 
-def test_a_scan_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: list[int]) -> None:
+def test_a_scan_reports_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: list[int]) -> None:
     monkeypatch.setattr(
-        sys.modules["backfire.files.inbox.scan"], "SIGN_EACH", 10
+        sys.modules["backfire.files.inbox.scan"], "HEARTBEAT_EACH", 10
     )  # its function bears its name
     for number in range(100):
         (tmp_path / f"{number}.png").touch()
     assert len(inbox.scan(tmp_path, []).files) == 100
-    assert len(signs) >= 10
+    assert len(beats) >= 10
