@@ -305,7 +305,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert sorted(set(names)) == [
         (of, f"{method}@{epsilon}x1")
         for of in ("dev", "pairs")
-        for method in ("implant", "baseline")
+        for method in ("baseline", "implant")
         for epsilon in (4, 8)
     ]
     with Image.open(tmp_path / "psnr.png") as plot:

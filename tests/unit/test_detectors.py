@@ -32,11 +32,11 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data f
 
 def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> None:
     """onnxruntime reports to its makers unless it is told not to, and keeps an identity under $HOME."""
-    code = "import numpy; from daemon import detectors; from backfire.detect import Source; " + (
-        "detectors.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
+    code = "import numpy; from backfire import detect; from backfire.detect import Source; " + (
+        "detect.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
     )
     # No CI in its environment, where it would be silent by itself.
-    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "daemon")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
     assert [*tmp_path.iterdir()] == []
 
