@@ -69,6 +69,8 @@ DOORS = {
     "pillow_heif": {"imaging/heif.py"},
     "diffusers": {"inpaint/diffusion.py", "inpaint/encoders.py", "inpaint/ldm.py"},
     "prometheus_client": {"service/metrics.py"},
+    "starlette": {"service/endpoint.py"},
+    "uvicorn": {"service/endpoint.py"},
     "bagit": {"admin/bag.py"},
 }
 

@@ -352,6 +352,18 @@ def test_loopback_addresses_are_taken(address: str, host: str) -> None:
     assert found[0] == host
 
 
+@pytest.mark.parametrize("host", ["*", "http://h.example", "h.example:80", "a b", "", "[::1", "h.example/"])
+def test_what_is_no_host_name_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="expected a host name without scheme and port"):
+        parse({"folders": {"inbox": "i"}, "serve": {"allowed_hosts": ["metrics.example.org", host]}})
+
+
+@pytest.mark.parametrize("host", ["metrics.example.org", "*.example.org", "desk", "[fd00::1]", "192.0.2.7"])
+def test_host_names_are_taken(host: str) -> None:
+    found = parse({"folders": {"inbox": "i"}, "serve": {"allowed_hosts": [host]}})
+    assert found.serve.allowed_hosts == (host,)
+
+
 @pytest.mark.parametrize(
     "url", ["ftp://u:hunter2@h/", "https://", "//hunter2", ["hunter2"], "http://h:hunter2/"]
 )

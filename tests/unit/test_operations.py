@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from backfire.config import Settings, parse
-from backfire.errors import ConfigError
 from backfire.service.health import Operations
 from backfire.service.jobs import Ledger
 from backfire.service.store.store import Store
@@ -156,24 +155,17 @@ def test_other_pages_and_methods(operations: Operations) -> None:
     status, text = get(operations, "/etc/passwd")
     assert (status, text) == (404, "try /metrics, /healthz\n")
     assert get(operations, "/metrics", "HEAD") == (200, "")
-    assert get(operations, "/metrics", "POST")[0] == 501
+    assert get(operations, "/metrics", "POST")[0] == 405
     assert get(operations, "/metrics?name=x")[0] == 200
+    assert get(operations, "/metrics/")[0] == 404, "and no redirection, whose address would be the client's"
 
 
-def test_a_client_that_says_nothing_holds_nobody_up(operations: Operations) -> None:
-    assert operations._endpoint is not None
-    port = int(operations._endpoint.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)) as mute:
-        mute.sendall(b"GET /met")
-        assert get(operations, "/metrics")[0] == 200
-
-
-def test_a_taken_address_is_a_configuration_error(settings: Settings, ledger: Ledger) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        other = settings.model_copy(update={"serve": settings.serve.model_copy(update={"metrics": address})})
-        with pytest.raises(ConfigError, match="name another port"):
-            Operations(other, ledger, silence_s=900)
+def test_a_daemon_without_metrics_never_loads_the_http_server() -> None:
+    code = (
+        "import sys, backfire.service.loop\n"
+        "sys.exit(bool({'starlette', 'uvicorn', 'anyio', 'prometheus_client'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_off_by_default(tmp_path: Path, ledger: Ledger) -> None:
@@ -203,16 +195,5 @@ def test_an_address_that_changed_in_the_configuration_is_told_to_need_a_restart(
         for _ in range(2):
             operations.configure(other)
     assert [(line["event"], line["kept"], line["wanted"]) for line in lines] == [
-        ("restart needed", "127.0.0.1:0", "127.0.0.1:9")
+        ("restart_needed", "127.0.0.1:0", "127.0.0.1:9")
     ] * 2
-
-
-def test_where_the_unit_lets_no_network_in_the_drop_in_is_named(
-    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def shut(*_: object, **__: object) -> None:
-        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-
-    monkeypatch.setattr(socket, "socket", shut)
-    with pytest.raises(ConfigError, match=r"metrics\.conf"):
-        Operations(settings, ledger, silence_s=900)

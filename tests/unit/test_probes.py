@@ -14,7 +14,7 @@ import pytest
 from backfire.admin import probes
 from backfire.admin.probes import Finding
 from backfire.config import Settings, parse
-from backfire.service.health import Endpoint
+from backfire.service.endpoint import Endpoint
 
 
 def test_a_sound_folder_is_left_as_it_was(tmp_path: Path) -> None:

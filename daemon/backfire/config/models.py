@@ -291,6 +291,8 @@ class Serve(Section):
 
     metrics: str | None = None
     """The address of this machine, such as 127.0.0.1:9477, that serves /metrics (Prometheus) and /healthz."""
+    allowed_hosts: tuple[str, ...] = ()
+    """The host names, such as metrics.example.org, under which a reverse proxy may ask."""
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -315,6 +317,17 @@ class Serve(Section):
                 f"serve.metrics: got {value!r}, expected an address of this machine such as "
                 "'127.0.0.1:9477'; let a proxy with access control show it to others"
             )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]", host):
+                raise ValueError(
+                    f"serve.allowed_hosts: got {host!r}, expected a host name without scheme and port, "
+                    "such as 'metrics.example.org' or '*.example.org'; name the one that the proxy sends"
+                )
         return value
 
 

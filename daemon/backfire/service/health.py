@@ -5,33 +5,25 @@ Nothing in here decides about a job, and nothing in here can hold one up.
 
 from __future__ import annotations
 
-import errno
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 
-from backfire import __version__
 from backfire.config import Settings
-from backfire.errors import ConfigError
 from backfire.service.hooks.courier import Courier
 from backfire.service.jobs import Ledger
+
+if TYPE_CHECKING:
+    from backfire.service.endpoint import Answer, Endpoint
 
 log = structlog.get_logger()
 
 STILL_S = 60.0
 """The loop turns twice a second; one that stood so long hangs in a system call."""
-
-Answer = tuple[int, str, bytes]
-"""Status, content type, body."""
 
 
 @dataclass
@@ -99,6 +91,8 @@ class Operations:
         ledger.listeners.append(self._courier)
         self._endpoint: Endpoint | None = None
         if settings.serve.address is not None:
+            # Imported only here, because the HTTP server's libraries cost memory.
+            from backfire.service.endpoint import Endpoint
             from backfire.service.metrics import CONTENT_TYPE, Metrics
 
             metrics = Metrics(
@@ -106,14 +100,14 @@ class Operations:
             )
             ledger.listeners.append(metrics)
             pages = {"/metrics": lambda: (200, CONTENT_TYPE, metrics.text()), "/healthz": self._health}
-            self._endpoint = Endpoint(settings.serve.address, pages)
+            self._endpoint = Endpoint(settings.serve.address, pages, settings.serve.allowed_hosts)
 
     def start(self) -> None:
         """Begin to answer and to deliver."""
         self._courier.start()
         if self._endpoint is not None:
             self._endpoint.start()
-            log.info("serving", metrics=self._endpoint.url + "/metrics")
+            log.info("metrics_served", url=self._endpoint.url + "/metrics")
 
     def beat(self, *, scan: float, heard: float | None, trouble: str) -> bool:
         """Note the loop's turn; see `Pulse`. Returns whether scanner and worker progress."""
@@ -131,8 +125,11 @@ class Operations:
         `serve` needs a restart, and the log says so where it has changed.
         """
         if settings.serve != self._serve:
-            kept, wanted = self._serve.metrics, settings.serve.metrics
-            log.warning("restart needed", setting="serve.metrics", kept=kept, wanted=wanted)
+            kept, wanted = self._serve.model_dump(), settings.serve.model_dump()
+            for name in kept:
+                if kept[name] != wanted[name]:
+                    setting = f"serve.{name}"
+                    log.warning("restart_needed", setting=setting, kept=kept[name], wanted=wanted[name])
         self.pulse.rescan_s = settings.watch.rescan_s
         self.pulse.silence_s = settings.limits.silence_s
         self._courier.configure(settings.hooks)
@@ -159,81 +156,3 @@ class Operations:
         ages = {part: round(age, 1) for part, age in self.pulse.ages(now).items()}
         document = {"status": "failing" if faults else "ok", "faults": faults, "ages_s": ages}
         return 503 if faults else 200, "application/json", (json.dumps(document) + "\n").encode()
-
-
-class Endpoint:
-    """A small HTTP server in threads of its own; GET and HEAD of the given pages.
-
-    Args:
-        address: host and port; port 0 takes a free one.
-        pages: path → what answers it.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-
-    def __init__(self, address: tuple[str, int], pages: Mapping[str, Callable[[], Answer]]) -> None:
-        host, port = address
-        self._running = False
-        try:
-            self._server = _Server(address, partial(_Handler, pages))
-        except OSError as error:
-            shut = error.errno == errno.EAFNOSUPPORT  # what systemd's RestrictAddressFamilies= makes of it
-            remedy = "let the unit have it by its drop-in metrics.conf" if shut else "name another port"
-            message = f"serve.metrics {host}:{port}: cannot be had ({error.strerror}); {remedy}"
-            raise ConfigError(message) from error
-
-    @property
-    def url(self) -> str:
-        """Where it answers."""
-        host, port = str(self._server.server_address[0]), self._server.server_address[1]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    def start(self) -> None:
-        """Answer until closed."""
-        self._running = True
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
-
-    def close(self) -> None:
-        """Stop answering. Harmless before the start."""
-        if self._running:
-            self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that went away in mid-answer is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds a client may take over its request
-    server_version, sys_version = f"backfire/{__version__}", ""
-
-    def __init__(self, pages: Mapping[str, Callable[[], Answer]], *arguments: Any) -> None:
-        self._pages = pages
-        super().__init__(*arguments)
-
-    def do_GET(self) -> None:
-        page = self._pages.get(self.path.partition("?")[0])
-        known = ", ".join(self._pages)
-        status, kind, body = page() if page else (404, "text/plain", f"try {known}\n".encode())
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            with suppress(OSError):
-                self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        """A scrape each few seconds is no news."""

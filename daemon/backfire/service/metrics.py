@@ -1,4 +1,4 @@
-"""What a fleet operator's Prometheus reads: the only prometheus-client door.
+"""Metrics for Prometheus: the only prometheus-client door.
 
 Counters and histograms are fed by the ledger as jobs move; gauges are looked up when they are asked for.
 """
