@@ -291,7 +291,7 @@ def test_fault_31_a_clock_set_back_does_not_put_a_retry_off_for_an_hour(house: C
     (home.base / "inbox" / "p.png").write_bytes(picture())
     ledger = home.service._ledger
     home.turn()
-    job = ledger.remember(ledger.store.sight([b"q.png"], at=home.wall)[0])
+    job = ledger.remember(ledger.store.add([b"q.png"], at=home.wall)[0])
     job = ledger.update(job, job.state, not_before=home.wall + 20)
     assert not ledger.due(job)
     home.wall -= 3600

@@ -301,7 +301,7 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
 
 def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
     home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
-    job = home.service._ledger.store.sight([b"a.png"], at=home.wall)[0]
+    job = home.service._ledger.store.add([b"a.png"], at=home.wall)[0]
     courier = Courier(home.settings, now=lambda: home.wall)
     courier(replace(job, state=JobState.PUBLISHED))
     (file,) = (home.base / "state/hooks").glob("*.json")

@@ -25,7 +25,7 @@ class Clocks:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "jobs.db") as found:
-        (job,) = found.sight([b"p.png"], at=1e9)
+        (job,) = found.add([b"p.png"], at=1e9)
         found.update(job.id, JobState.SKIPPED, at=1e9)
         yield found
 
@@ -58,7 +58,7 @@ def test_a_clock_that_leaps_forgets_nothing_until_it_is_set_right(store: Store, 
         for _ in range(23):
             clocks.pass_(3600)
             assert history.prune(365) == 0
-    assert [line["event"] for line in lines] == ["clock leapt"], "once"
+    assert [line["event"] for line in lines] == ["clock_jump"], "once"
     clocks.wall -= 10 * YEAR
     clocks.pass_(2 * DAY_S)
     assert history.prune(365) == 0

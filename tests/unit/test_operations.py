@@ -77,7 +77,7 @@ def samples(operations: Operations) -> dict[tuple[str, ...], float]:
 
 def work(ledger: Ledger, clock: Clock, settings: Settings) -> None:
     """One job published, one failed, one waiting."""
-    good, bad, waiting = ledger.store.sight([b"good.png", b"bad.png", b"late.png"], at=clock.now - 50)
+    good, bad, waiting = ledger.store.add([b"good.png", b"bad.png", b"late.png"], at=clock.now - 50)
     for job in (good, bad, waiting):
         ledger.remember(job)
     ledger.spool(good).folder.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_off_by_default(tmp_path: Path, ledger: Ledger) -> None:
 
 def test_listeners_hear_of_a_step_before_it_is_recorded(ledger: Ledger) -> None:
     """A delivery must be on disk when the record says that the job is done."""
-    (job,) = ledger.store.sight([b"p.png"], at=1.0)
+    (job,) = ledger.store.add([b"p.png"], at=1.0)
     seen = []
     ledger.listeners.append(lambda job, _: seen.append((job.state, ledger.store.history(job.id)[-1].state)))
     ledger.rest(ledger.remember(job), JobState.SKIPPED)

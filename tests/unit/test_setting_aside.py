@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 import yaml
 from backfire.cli.common import app
-from backfire.service.store.store import Store, alembic_config
+from backfire.service.store.schema import alembic_config
+from backfire.service.store.store import Store
 from backfire.types import JobState
 from typer.testing import CliRunner
 
@@ -52,4 +53,4 @@ def test_an_older_database_is_understood(tmp_path: Path) -> None:
         connection.commit()
     with Store(path) as store:
         assert [job.state for job in store.active()] == [JobState.PUBLISHING, JobState.SETTING_ASIDE]
-        assert store.sight([b"bad", b"good"], at=1.0) == [], "either still has its job"
+        assert store.add([b"bad", b"good"], at=1.0) == [], "either still has its job"

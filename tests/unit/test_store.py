@@ -21,7 +21,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from backfire.errors import StoreError
 from backfire.service.store import store as store_module
-from backfire.service.store.store import HEAD, Store, alembic_config, metadata
+from backfire.service.store.schema import HEAD, alembic_config, metadata
+from backfire.service.store.store import Store
 from backfire.types import ACTIVE, Event, Job, JobState, Verdict
 
 S = JobState
@@ -39,7 +40,7 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def ready(store: Store, *paths: bytes) -> list[Job]:
-    return [store.update(job.id, S.READY, at=2.0) for job in store.sight(paths, at=1.0)]
+    return [store.update(job.id, S.READY, at=2.0) for job in store.add(paths, at=1.0)]
 
 
 def python(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -65,19 +66,19 @@ def python(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_sight_makes_one_settling_job_with_an_event_for_each_new_path(store: Store) -> None:
-    first = store.sight([b"a.png", b"b.png", b"a.png"], at=10.0)
+    first = store.add([b"a.png", b"b.png", b"a.png"], at=10.0)
     assert [(job.path, job.state, job.created, job.updated) for job in first] == [
         (b"a.png", S.SETTLING, 10.0, 10.0),
         (b"b.png", S.SETTLING, 10.0, 10.0),
     ]
     assert store.history(first[0].id) == [Event(10.0, S.SETTLING, {})]
-    assert [job.path for job in store.sight([b"b.png", b"c.png"], at=11.0)] == [b"c.png"]
-    assert store.sight([], at=12.0) == []
+    assert [job.path for job in store.add([b"b.png", b"c.png"], at=11.0)] == [b"c.png"]
+    assert store.add([], at=12.0) == []
 
 
 def test_any_bytes_are_a_path(store: Store) -> None:
     names = [b"caf\xe9.png", b"new\nline.png", b"\xff\xfe/\x80.jpg", "é.png".encode(), b"x" * 255]
-    jobs = store.sight(names, at=1.0)
+    jobs = store.add(names, at=1.0)
     assert [job.path for job in jobs] == names
     assert store.by_path(b"caf\xe9.png") == [jobs[0]]
     assert store.update(jobs[2].id, S.PUBLISHED, at=2.0, output_path=b"\xff.png").output_path == b"\xff.png"
@@ -85,16 +86,16 @@ def test_any_bytes_are_a_path(store: Store) -> None:
 
 def test_a_hundred_thousand_sightings_are_one_call(store: Store) -> None:
     names = [b"folder/%d.png" % number for number in range(100_000)]
-    assert len(store.sight(names[:10_000], at=1.0)) == 10_000
-    assert [job.path for job in store.sight(names, at=2.0)] == names[10_000:]
+    assert len(store.add(names[:10_000], at=1.0)) == 10_000
+    assert [job.path for job in store.add(names, at=2.0)] == names[10_000:]
     assert store.counts()[S.SETTLING] == 100_000
 
 
 @pytest.mark.parametrize("state", S)
 def test_a_path_has_one_active_job_and_may_come_again_after_it_ended(store: Store, state: JobState) -> None:
-    [job] = store.sight([b"a.png"], at=1.0)
+    [job] = store.add([b"a.png"], at=1.0)
     store.update(job.id, state, at=2.0)
-    again = store.sight([b"a.png"], at=3.0)
+    again = store.add([b"a.png"], at=3.0)
     if state in ACTIVE:
         assert again == []
     else:
@@ -105,7 +106,7 @@ def test_a_path_has_one_active_job_and_may_come_again_after_it_ended(store: Stor
 
 
 def test_update_sets_columns_and_adds_an_event(store: Store) -> None:
-    [job] = store.sight([b"a.png"], at=1.0)
+    [job] = store.add([b"a.png"], at=1.0)
     updated = store.update(
         job.id, S.PUBLISHED, at=5.5, detail={"seconds": 3, "é": [None, "\udcff"]},
         key="k", input_sha256="i", mask_sha256="m", config_sha256="c", output_path=b"o", output_sha256="s",
@@ -135,7 +136,7 @@ def test_history_is_in_the_order_of_writing_though_the_clock_jumps_back(store: S
 
 
 def test_messages_with_undecodable_names_are_kept_as_escapes(store: Store) -> None:
-    [job] = store.sight([b"a"], at=1.0)
+    [job] = store.add([b"a"], at=1.0)
     name = os.fsdecode(b"caf\xe9.png")
     assert store.update(job.id, S.FAILED, at=2.0, message=name).message == r"caf\udce9.png"
 
@@ -186,10 +187,10 @@ def test_a_twin_is_the_newest_published_job_of_the_same_key(store: Store) -> Non
     one, two, three = ready(store, b"1", b"2", b"3")
     for job, state in ((one, S.ARCHIVED), (two, S.PUBLISHED), (three, S.FAILED)):
         store.update(job.id, state, at=3.0, key="k", output_sha256="s" if job != three else None)
-    twin = store.twin("k")
+    twin = store.latest_result("k")
     assert twin is not None
     assert twin.id == two.id
-    assert store.twin("other") is None
+    assert store.latest_result("other") is None
 
 
 def test_old_ends_are_forgotten_with_their_history_and_nothing_else(store: Store) -> None:
@@ -306,7 +307,7 @@ def test_the_file_is_set_up_to_lose_nothing(store: Store) -> None:
 
 
 def test_history_is_append_only_but_goes_with_a_pruned_job(store: Store, path: Path) -> None:
-    keep, prune = store.sight([b"keep", b"prune"], at=1.0)
+    keep, prune = store.add([b"keep", b"prune"], at=1.0)
     other = sqlite3.connect(path)
     other.execute("PRAGMA foreign_keys = ON")
     for statement in ("UPDATE events SET at = 0", "DELETE FROM events"):
@@ -317,7 +318,7 @@ def test_history_is_append_only_but_goes_with_a_pruned_job(store: Store, path: P
     other.close()
     assert store.history(prune.id) == []
     assert len(store.history(keep.id)) == 1
-    assert store.sight([b"prune"], at=2.0)[0].id == prune.id + 1, "ids are not given twice"
+    assert store.add([b"prune"], at=2.0)[0].id == prune.id + 1, "ids are not given twice"
 
 
 # Reading beside the daemon
@@ -330,7 +331,7 @@ def test_read_only_sees_the_daemons_work_and_changes_nothing(store: Store, path:
         running = store.start_attempt(job.id, at=3.0)
         assert reader.get(job.id) == running
         with pytest.raises(StoreError, match="readonly"):
-            reader.sight([b"b.png"], at=4.0)
+            reader.add([b"b.png"], at=4.0)
         with pytest.raises(StoreError, match="readonly"):
             reader.set_fact("heartbeat", 1, at=4.0)
     assert store.jobs() == [running]
@@ -357,7 +358,7 @@ def test_read_only_creates_nothing(path: Path) -> None:
 def test_odd_characters_in_the_files_path_are_harmless(tmp_path: Path) -> None:
     path = tmp_path / "50% off?#1" / os.fsdecode(b"caf\xe9 & jobs.db")
     with Store(path) as store:
-        store.sight([b"a"], at=1.0)
+        store.add([b"a"], at=1.0)
     with Store.read_only(path) as reader:
         assert len(reader.active()) == 1
     assert path.exists()
@@ -377,7 +378,7 @@ def test_a_file_that_is_no_database_is_refused_with_restore_steps(path: Path) ->
 
 def test_a_page_that_went_bad_is_found_at_the_start(path: Path) -> None:
     with Store(path) as store:
-        store.sight([b"%d.png" % number for number in range(2000)], at=1.0)
+        store.add([b"%d.png" % number for number in range(2000)], at=1.0)
     with path.open("r+b") as file:
         for page in range(12, 20):
             file.seek(page * 4096)
@@ -394,10 +395,10 @@ def test_a_locked_database_is_an_error_that_says_so(
     with Store(path) as waiting:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"database is locked: locked for over 0\.05 s.*fuser"):
-            waiting.sight([b"a"], at=1.0)
+            waiting.add([b"a"], at=1.0)
         assert waiting.active() == [], "reading goes on"
         holder.execute("COMMIT")
-        assert len(waiting.sight([b"a"], at=2.0)) == 1, "and so does writing, afterwards"
+        assert len(waiting.add([b"a"], at=2.0)) == 1, "and so does writing, afterwards"
     holder.close()
 
 
@@ -407,11 +408,11 @@ def test_a_full_disk_is_an_error_that_says_so_and_loses_nothing(store: Store) ->
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full: no space; free some"):
-        store.sight([b"%d.png" % number for number in range(5000)], at=3.0)
+        store.add([b"%d.png" % number for number in range(5000)], at=3.0)
     assert store.active() == jobs
     with store._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-    assert len(store.sight([b"%d.png" % number for number in range(5000)], at=4.0)) == 5000
+    assert len(store.add([b"%d.png" % number for number in range(5000)], at=4.0)) == 5000
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_that_says_so(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ with Store(Path(sys.argv[1])) as store:
             assert "expected ready" in str(error), error
             continue
         store.update(job.id, JobState.ARCHIVED, at=11.0, detail={"by": sys.argv[2]})
-        store.sight([b"%s of %d" % (sys.argv[2].encode(), job.id)], at=12.0)
+        store.add([b"%s of %d" % (sys.argv[2].encode(), job.id)], at=12.0)
         print(job.id)
 """
     processes = [python(script, path, name) for name in ("left", "right")]
@@ -495,7 +496,7 @@ def test_what_was_returned_survives_a_kill_and_what_was_not_is_whole(path: Path)
     script = """
 store = Store(Path(sys.argv[1]))
 for number in range(10**6):
-    [job] = store.sight([b"%d.png" % number], at=float(number))
+    [job] = store.add([b"%d.png" % number], at=float(number))
     print(job.id, flush=True)
 """
     process = python(script, path)
@@ -513,11 +514,11 @@ for number in range(10**6):
         assert [job.id for job in jobs][: len(seen)] == seen
         assert len(jobs) <= len(seen) + 1
         assert all(store.history(job.id) == [Event(job.created, S.SETTLING, {})] for job in jobs)
-        assert store.sight([b"after.png"], at=1.0)[0].id == jobs[-1].id + 1
+        assert store.add([b"after.png"], at=1.0)[0].id == jobs[-1].id + 1
 
 
 def test_a_closed_store_leaves_one_whole_file(path: Path) -> None:
     with Store(path) as store:
-        store.sight([b"a"], at=1.0)
+        store.add([b"a"], at=1.0)
         store.close()
     assert [file.name for file in path.parent.iterdir()] == ["jobs.db"]

@@ -30,7 +30,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _spaces(settings)
     yield from _filesystems(settings)
     yield from probes.inotify()
-    yield probes.clock(settings.folders.state / "backfire.sqlite")
+    yield probes.clock(settings.folders.database)
     yield from probes.surroundings(settings)
     devices = dict.fromkeys((*settings.limits.devices, settings.protect.device))
     # With devices named, `auto` is any of these.

@@ -22,7 +22,7 @@ ALL = 1 << 31
 
 def _jobs(settings: Settings) -> Callable[[], Iterable[Job]]:
     """Reads the jobs; none where no database is: manifests outlive it."""
-    database = settings.folders.state / "backfire.sqlite"
+    database = settings.folders.database
 
     def read() -> Iterable[Job]:
         if not database.exists():

@@ -26,7 +26,7 @@ from backfire.types import Job, JobState, mask_digest, shown
 @contextmanager
 def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
     settings = config.load(config_file)
-    with Store.read_only(settings.folders.state / "backfire.sqlite") as store:
+    with Store.read_only(settings.folders.database) as store:
         yield settings, store
 
 

@@ -26,7 +26,7 @@ def adopted(job: Job, settings: Settings, ledger: Ledger) -> tuple[Outcome, Job]
         The outcome, as the worker would have left it, and the twin; None where there is no twin, its files
         are not what they were, or something outside the key decides what is protected.
     """
-    twin = ledger.store.twin(job.key or "")
+    twin = ledger.store.latest_result(job.key or "")
     if twin is None or twin.output_path is None or not _decided_by_key(job, twin, settings, ledger):
         return None
     folders, spool = settings.folders, ledger.spool(job)

@@ -111,7 +111,7 @@ class Intake:
                 self._cost = self._monotonic() - now
         if self._unsighted:
             part, self._unsighted = self._unsighted[:AT_ONCE], self._unsighted[AT_ONCE:]
-            for job in self._ledger.store.sight(part, at=self._ledger.now()):
+            for job in self._ledger.store.add(part, at=self._ledger.now()):
                 self._ledger.remember(job)
         if may_take and not self.trouble:
             self._fill(max(ahead, READY_AHEAD))

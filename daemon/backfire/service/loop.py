@@ -87,7 +87,7 @@ class Service:
             preflight.lock(settings.folders.state / "lock"),
             preflight.lock(settings.folders.inbox),
         ]
-        store = Store(settings.folders.state / "backfire.sqlite")
+        store = Store(settings.folders.database)
         self._ledger = Ledger(store, settings.folders.state / "spool", now, monotonic)
         self._history = History(store, now, monotonic)
         self._wake = threading.Event()

@@ -36,7 +36,7 @@ def make_folders(settings: Settings) -> None:
     Raises:
         ConfigError: a folder cannot be made or is missed.
     """
-    known = (settings.folders.state / "backfire.sqlite").exists()
+    known = settings.folders.database.exists()
     for name, folder in settings.folders.named().items():
         if name == "inbox" and known and not folder.exists():
             message = (

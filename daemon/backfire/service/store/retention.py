@@ -1,4 +1,4 @@
-"""Forgetting jobs of long ago, unless the clock may be wrong: a dead battery is not to cost the history."""
+"""Old jobs are forgotten, but not while the clock may be wrong, as after its battery ran empty."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ log = structlog.get_logger()
 
 DAY_S = 86400.0
 LEAP_S = 30 * DAY_S
-"""A clock so far ahead of when it was last believed is doubted; it may also have been a long holiday."""
+"""A clock that is so many seconds ahead of its expected time is doubted; perhaps nothing ran for a month."""
 DOUBT_S = DAY_S
-"""For so long, of a running daemon: time servers have set it right by then."""
+"""How many seconds of a running daemon a clock stays doubted; time servers have corrected it by then."""
 
 
 class History:
-    """Prunes the store.
+    """Prunes the job database.
 
     Args:
         store: the job database.
         now: wall clock, Unix seconds.
-        monotonic: a clock that nobody sets.
+        monotonic: a clock that nobody can set, seconds.
     """
 
     def __init__(self, store: Store, now: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._store, self._now, self._monotonic = store, now, monotonic
         self._believed: tuple[float, float] | None = None
-        """Both clocks when the wall clock was last believed in this process."""
+        """Both clocks, wall clock first, when the wall clock was last believed in this process."""
         self._doubted_since: float | None = None
 
     def prune(self, days: float) -> int:
-        """Forget some of the jobs that ended more than `days` ago; how many they were, none for 0 days."""
+        """Forget some of the jobs that ended more than `days` ago; returns how many. 0 days forget none."""
         if not days or not self._believes():
             return 0
         return self._store.prune(before=self._now() - days * DAY_S)
@@ -45,7 +45,7 @@ class History:
             if self._doubted_since is None:
                 self._doubted_since = monotonic
                 days = round(ahead / DAY_S)
-                log.warning("clock leapt", days=days, remedy="set it; until tomorrow no history is forgotten")
+                log.warning("clock_jump", days=days, remedy="set it; no history is forgotten until tomorrow")
             if monotonic < self._doubted_since + DOUBT_S:
                 return False
         self._doubted_since = None
@@ -54,7 +54,7 @@ class History:
         return True
 
     def _expected(self, now: float, monotonic: float) -> float:
-        """What the wall clock should say, or, where it stood still with us, the least it should say."""
+        """What the wall clock should say; after a restart, the least that it should say."""
         if self._believed is not None:
             wall, then = self._believed
             return wall + monotonic - then

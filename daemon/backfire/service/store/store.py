@@ -1,12 +1,10 @@
-"""The job database: all SQL, and the only SQLAlchemy door.
+"""The job database: every query that Backfire makes.
 
-SQLite on a local disk, in WAL mode with `synchronous=FULL`: what a method returned survives
-the death of the process and of the machine. Every method is one short transaction; writers take the
-write lock first (BEGIN IMMEDIATE), because a reader that turns writer half-way fails at once
-instead of waiting. Only frozen `domain` objects leave. Times are Unix seconds from the caller.
-
-The tables below are what `migrations/` makes up to `HEAD`; triggers there keep events append-only.
-Longer than 300 lines so that tables, queries and the wording of SQLite's errors share the one door.
+It is SQLite on a local disk, in WAL mode with `synchronous=FULL`: what a method returned survives
+the death of the process and of the machine. Every method is one short transaction. Writers take the
+write lock first (BEGIN IMMEDIATE), because a transaction that reads first and writes later fails at
+once when another process wrote in between, instead of waiting. Only frozen objects of `types` leave.
+Times are Unix seconds, given by the caller.
 """
 
 from __future__ import annotations
@@ -16,132 +14,34 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from backfire.errors import StoreError
+from backfire.service.store import schema
+from backfire.service.store.messages import damaged, explain, permission
+from backfire.service.store.schema import HEAD
+from backfire.service.store.schema import events as _events
+from backfire.service.store.schema import facts as _facts
+from backfire.service.store.schema import jobs as _jobs
+from backfire.service.store.statements import ADD_EVENT, GIVE_BACK, RESULT_OF_KEY, START, change, first_row
 from backfire.types import ACTIVE, Event, Job, JobState, Verdict
-
-if TYPE_CHECKING:
-    from alembic.config import Config
 
 BUSY_TIMEOUT_S = 30.0
 """How long to wait for another process's write."""
 
-TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
-
 _READ, _WRITE = "BEGIN", "BEGIN IMMEDIATE"
-
-HEAD = "0003"
-"""The newest migration; revisions are numbers of four digits, so that they compare as text."""
-
-metadata = sa.MetaData()
-
-# Text and not JSON or Enum types: SQLite gives a column declared JSON numeric affinity.
-_jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("path", sa.LargeBinary, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("input_sha256", sa.Text),
-    sa.Column("mask_sha256", sa.Text),
-    sa.Column("config_sha256", sa.Text),
-    sa.Column("output_path", sa.LargeBinary),
-    sa.Column("output_sha256", sa.Text),
-    sa.Column("verdict", sa.Text),
-    sa.Column("code", sa.Text),
-    sa.Column("message", sa.Text),
-    sa.Column("not_before", sa.Float, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("updated", sa.Float, nullable=False),
-    sa.Column("lease", sa.Integer, nullable=False, server_default="0"),
-    sqlite_autoincrement=True,  # an id is never given twice, not even after pruning
-)
-_events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("job_id", sa.Integer, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-)
-_facts = sa.Table(
-    "facts",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
-sa.Index(
-    "jobs_active_path",
-    _jobs.c.path,
-    unique=True,
-    sqlite_where=_jobs.c.state.in_(sorted(ACTIVE)),
-)
-sa.Index("jobs_path", _jobs.c.path)
-sa.Index("jobs_key", _jobs.c.key)
-sa.Index("jobs_updated", _jobs.c.updated)
-sa.Index("jobs_state", _jobs.c.state, _jobs.c.id, _jobs.c.not_before)
-sa.Index("events_job", _events.c.job_id)
-
 
 _FIELDS = tuple(_jobs.c.keys())
 
 
-@cache
-def _change(*names: str) -> sa.Update:
-    """A job's change of state, and of these columns. Kept: building it costs more than running it."""
-    new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in ("state", "updated", *names)}
-    return sa.update(_jobs).where(_jobs.c.id == sa.bindparam("of_job")).values(new).returning(*_jobs.c)
-
-
-_TWIN = sa.select(_jobs).where(
-    _jobs.c.key == sa.bindparam("key", ""),
-    _jobs.c.state.in_([JobState.PUBLISHED, JobState.ARCHIVED]),
-    _jobs.c.output_sha256.is_not(None),
-).order_by(_jobs.c.id.desc()).limit(1)  # fmt: skip
-_EXPECTED = _jobs.c.state == sa.bindparam("expected")
-_START = _change().where(_EXPECTED).values(attempts=_jobs.c.attempts + 1, lease=_jobs.c.lease + 1)
-_GIVE_BACK = _change().where(_EXPECTED).values(attempts=sa.func.max(_jobs.c.attempts - 1, 0))
-_NOTE = insert(_events).values({name: sa.bindparam(name) for name in ("job_id", "at", "state", "detail")})
-
-
-@cache
-def _sql(statement: sa.ClauseElement) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """A statement as SQLite takes it, and its parameters in their order, each with its own value.
-
-    For the few statements that every job meets: SQLAlchemy takes several times as long over one as SQLite.
-    """
-    compiled = statement.compile(dialect=sqlite_dialect(), compile_kwargs={"render_postcompile": True})
-    assert isinstance(compiled, SQLCompiler)
-    return str(compiled), tuple((name, compiled.params[name]) for name in compiled.positiontup or ())
-
-
-def _row(connection: sa.Connection, statement: sa.ClauseElement, **values: Any) -> tuple[Any, ...] | None:
-    """Run such a statement in the transaction that is open; its first row."""
-    text, parameters = _sql(statement)
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    cursor = driver.execute(text, tuple(values.get(name, given) for name, given in parameters))
-    row: tuple[Any, ...] | None = cursor.fetchone()
-    cursor.close()
-    return row
-
-
 class Changes(TypedDict, total=False):
-    """The columns of a job that `Store.update` may set beside the state; see `domain.Job`."""
+    """The columns of a job that `Store.update` may set beside the state; see `types.Job`."""
 
     attempts: int
     key: str | None
@@ -184,7 +84,7 @@ class Store:
         self._engine = sa.create_engine(
             "sqlite://",
             creator=lambda: _connect(path, writable=writable),
-            poolclass=sa.QueuePool,  # of one: threads that meet by mistake take turns
+            poolclass=sa.QueuePool,  # of one connection: threads that meet by mistake wait
             pool_size=1,
             max_overflow=0,
             pool_timeout=BUSY_TIMEOUT_S,
@@ -220,9 +120,9 @@ class Store:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """One transaction for all that is written within: durable at its end, or none of it happened.
+        """One transaction for all that is written within, which is durable at its end or not written at all.
 
-        For records alone: while it is open nobody else can write.
+        Nobody else can write while it is open, so that nothing slow may happen within.
         """
         with self._transaction(_WRITE) as connection:
             self._open = connection
@@ -233,15 +133,15 @@ class Store:
 
     @property
     def is_together(self) -> bool:
-        """Whether such a transaction is open."""
+        """Whether a transaction of `together` is open."""
         return self._open is not None
 
-    def sight(self, paths: Iterable[bytes], *, at: float) -> list[Job]:
-        """Record files seen in the inbox.
+    def add(self, paths: Iterable[bytes], *, at: float) -> list[Job]:
+        """Record files that were found in the inbox.
 
         Args:
             paths: relative to the inbox; repeats are harmless.
-            at: time of the sighting, Unix seconds.
+            at: when they were found, Unix seconds.
 
         Returns:
             A new SETTLING job for each path that had no active one, in the order given.
@@ -253,7 +153,7 @@ class Store:
         with self._transaction(_WRITE) as connection:
             last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_jobs.c.id), 0))).scalar_one()
             connection.execute(insert(_jobs).on_conflict_do_nothing(), rows)
-            new = _jobs.c.id > last  # the write lock is ours: nobody else adds jobs meanwhile
+            new = _jobs.c.id > last  # nobody else can have added jobs, since this transaction holds the lock
             connection.execute(
                 insert(_events).from_select(
                     ["job_id", "at", "state", "detail"],
@@ -291,15 +191,15 @@ class Store:
         """
         if unknown := fields.keys() - Changes.__annotations__.keys():
             raise TypeError(f"update() got {sorted(unknown)}, expected {sorted(Changes.__annotations__)}")
-        return self._move(_change(*fields), job_id, state, at, detail, **fields)
+        return self._move(change(*fields), job_id, state, at, detail, **fields)
 
     def start_attempt(self, job_id: int, *, at: float) -> Job:
-        """READY → RUNNING, a new lease and one attempt more, durable on return, before the dangerous work.
+        """READY → RUNNING with a new lease and one attempt more, durable on return, before the work begins.
 
         Raises:
             StoreError: no such job, or it is not READY: somebody else claimed it.
         """
-        return self._move(_START, job_id, JobState.RUNNING, at, None, expected=JobState.READY)
+        return self._move(START, job_id, JobState.RUNNING, at, None, expected=JobState.READY)
 
     def give_back(
         self,
@@ -309,15 +209,15 @@ class Store:
         state: JobState = JobState.READY,
         detail: dict[str, Any] | None = None,
     ) -> Job:
-        """RUNNING → `state` and the attempt is not counted: it was stopped, it did not fail.
+        """RUNNING → `state` without counting the attempt, which was stopped and did not fail.
 
         Raises:
             StoreError: no such job, or it is not RUNNING.
         """
-        return self._move(_GIVE_BACK, job_id, state, at, detail, expected=JobState.RUNNING)
+        return self._move(GIVE_BACK, job_id, state, at, detail, expected=JobState.RUNNING)
 
     def prune(self, *, before: float, most: int = 1000) -> int:
-        """Forget up to `most` jobs that ended before a time, and their events; how many these were."""
+        """Forget up to `most` jobs that ended before a time, and their events; returns how many."""
         old = sa.select(_jobs.c.id).where(
             _jobs.c.updated < before, _jobs.c.state.not_in(sorted(ACTIVE))
         ).order_by(_jobs.c.updated).limit(most)  # fmt: skip
@@ -338,14 +238,14 @@ class Store:
         """The job of that id."""
         return next(iter(self._select(sa.select(_jobs).where(_jobs.c.id == job_id))), None)
 
-    def twin(self, key: str) -> Job | None:
-        """The newest published job of that key: the same picture, mask and configuration."""
+    def latest_result(self, key: str) -> Job | None:
+        """The newest published job of that key, which means of that picture, mask and configuration."""
         with self._transaction(_READ) as connection:
-            row = _row(connection, _TWIN, key=key)
+            row = first_row(connection, RESULT_OF_KEY, key=key)
         return None if row is None else _job(row)
 
     def active(self) -> list[Job]:
-        """All jobs in one of the `domain.ACTIVE` states, oldest first."""
+        """All jobs in one of the `types.ACTIVE` states, oldest first."""
         return self._select(sa.select(_jobs).where(_jobs.c.state.in_(sorted(ACTIVE))).order_by(_jobs.c.id))
 
     def by_path(self, path: bytes) -> list[Job]:
@@ -387,7 +287,7 @@ class Store:
 
     def _move(
         self,
-        change: sa.Update,
+        update: sa.Update,
         job_id: int,
         state: JobState,
         at: float,
@@ -402,14 +302,14 @@ class Store:
         for name, field in fields.items():
             values[f"new_{name}"] = _text(field) if isinstance(field, str) else field
         with self._transaction(_WRITE) as connection:
-            moved = _row(connection, change, **values)
+            moved = first_row(connection, update, **values)
             if moved is None:
                 raise self._refusal(connection, job_id, expected)
-            _row(connection, _NOTE, **event)
+            first_row(connection, ADD_EVENT, **event)
             return _job(moved)
 
     def _refusal(self, connection: sa.Connection, job_id: int, expected: JobState | None) -> StoreError:
-        """Why a change met no row."""
+        """The error for an update that met no row."""
         found = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).one_or_none()
         if found is None:
             return StoreError(f"job {job_id}: not in {self.path}; `backfire jobs` lists those that are")
@@ -430,15 +330,15 @@ class Store:
                 yield connection
                 connection.commit()
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-            text, transient = _explain(self.path, error)
+            text, transient = explain(self.path, error, waited_s=BUSY_TIMEOUT_S)
             raise StoreError(text, transient=transient) from error
 
     def _prepare(self, *, writable: bool) -> None:
-        """Check the file, and bring its schema to HEAD where we may write."""
+        """Check the file, and bring its schema to HEAD if it is opened for writing."""
         with self._transaction(_WRITE if writable else _READ) as connection:
             if writable and (problem := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
-                raise StoreError(_damaged(self.path, str(problem)))
-            found = _revision(connection)
+                raise StoreError(damaged(self.path, str(problem)))
+            found = schema.revision(connection)
             if found == HEAD:
                 return
             if found is not None and found > HEAD:
@@ -451,7 +351,7 @@ class Store:
                     f"job database {self.path}: has schema {found or 'none'}, expected {HEAD}; "
                     "start the daemon once (`backfire run`), which brings it up to date"
                 )
-            _upgrade(connection)
+            schema.upgrade(connection)
 
 
 def _all_jobs(connection: sa.Connection, query: sa.Select[Any]) -> list[Job]:
@@ -466,7 +366,7 @@ def _job(row: sa.Row[Any] | tuple[Any, ...]) -> Job:
 
 
 def _text(text: str) -> str:
-    """Text that SQLite takes: messages may quote file names with surrogate escapes."""
+    """The text without surrogate escapes, which SQLite refuses and file names in messages may hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -476,7 +376,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         uri,
         uri=True,
         timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,  # the driver would begin deferred transactions of its own
+        isolation_level=None,  # else the driver begins deferred transactions of its own
         check_same_thread=False,
     )
     try:
@@ -500,62 +400,4 @@ def _make_room(path: Path) -> None:
     for place in (path.parent, path):
         # Without this an unwritable file would open, and fail only at the first job.
         if place.exists() and not os.access(place, os.W_OK):
-            raise StoreError(f"job database {path}: {place} is not writable; {_permission()}")
-
-
-def _revision(connection: sa.Connection) -> str | None:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return None
-    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-
-
-def _upgrade(connection: sa.Connection) -> None:
-    """Run the missing migrations in the transaction that is open."""
-    from alembic import command
-
-    command.upgrade(alembic_config(connection), "head")
-
-
-def alembic_config(connection: sa.Connection) -> Config:
-    """What alembic's commands need to work on a connection; no ini file, no logging set-up."""
-    from alembic.config import Config
-
-    config = Config(attributes={"connection": connection, "metadata": metadata})
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    return config
-
-
-def _explain(path: Path, error: Exception) -> tuple[str, bool]:
-    """Subject, got, expected, remedy for whatever SQLite says, and whether it passes by itself."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
-    match code:
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return _damaged(path, str(cause)), False
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            remedy = f"locked for over {BUSY_TIMEOUT_S:g} s; end the process that `fuser {path}` names"
-        case sqlite3.SQLITE_FULL:
-            remedy = "no space; free some on its filesystem"
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            remedy = _permission()
-        case sqlite3.SQLITE_IOERR:
-            remedy = "the disk fails or is a network share; keep it on a sound local disk"
-        case sqlite3.SQLITE_CONSTRAINT:
-            remedy = "the change breaks a rule; a path has one active job at a time, history is only added to"
-        case _:
-            remedy = "unexpected; please report it"
-    return f"job database {path}: {cause}: {remedy}", code in TRANSIENT
-
-
-def _damaged(path: Path, problem: str) -> str:
-    return (
-        f"job database {path}: is damaged or no database ({problem}); stop the daemon, move the file aside "
-        f"together with {path.name}-wal and {path.name}-shm, put a backup in its place or none: "
-        "pictures still in the inbox are taken in again"
-    )
-
-
-def _permission() -> str:
-    # Readers too: the last to leave a WAL database cleans up, the first to come sets its index up.
-    who = f"uid {os.geteuid()}"
-    return f"{who} needs the right to write it and its folder, even to read while no daemon runs; chown them"
+            raise StoreError(f"job database {path}: {place} is not writable; {permission()}")
