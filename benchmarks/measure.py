@@ -18,9 +18,11 @@ import torch
 from backfire import imaging
 from backfire.attack_paths import geometry
 from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths.tensors import to_picture, to_tensor
 from backfire.config import Output, Protect, Verify
-from backfire.evaluate import verify
-from backfire.evaluate.verify import Picture, masked_ssim, to_picture
+from backfire.evaluate import judge as judging
+from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
+from backfire.evaluate.replay import Editors, replay
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.perturb import optimiser
@@ -36,6 +38,8 @@ from benchmarks.sets import Case
 
 CROP_OVER, MARGIN = 800, 128
 """IOPaint's defaults (METHOD.md)."""
+MOST_DB = 138.13
+"""PSNR that is written down for a picture that was not changed at all: JSON holds no infinity."""
 CPU = torch.device("cpu")
 View = Callable[[Rgb], Treated | None]
 """What an attacker hands to the editor: picture -> (part of it, edit mask); None where there is none."""
@@ -263,7 +267,7 @@ class Trial:
         part, mask = seen
         generator = torch.Generator().manual_seed(0)  # both edits draw the same noise
         with torch.inference_mode():
-            image = optimiser.to_tensor(part, mask.shape, CPU)
+            image = to_tensor(part, mask.shape, CPU)
             plane = torch.from_numpy(mask.copy())[None, None].float()
             return to_picture(self.judges[which].inpaint(image, plane, generator=generator)[0]), mask
 
@@ -277,35 +281,23 @@ class Trial:
             np.array([-1, 1], np.int16), size=change.shape
         )
         noise = np.clip(self.case.rgb + np.abs(change) * signs, 0, 255).astype(np.uint8)
-        held_out = [judge for judge in self.judges if judge not in surrogates]
+        held_out = [one for one in self.judges if one not in surrogates]
+        editors = Editors(CPU, surrogates, held_out)
         found = {}
         for name, rgb in (("published", made.rgb), ("unchanged", self.case.rgb), ("noise", noise)):
-            found[name] = verify.verify(
-                self.case.rgb,
-                rgb,
-                made.crops,
-                surrogates,
-                held_out,
-                Budget(settings.epsilon),
-                Verify(),
-                largest=int(np.abs(rgb.astype(np.int16) - self.case.rgb).max()),
-                target=settings.target,
-                device=CPU,
-                rng=np.random.default_rng(self.case.seed),
-            ).verdict.value
+            rng = np.random.default_rng(self.case.seed)
+            replayed = replay(self.case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng)
+            largest = imaging.max_change(rgb, self.case.rgb)
+            verdict, _ = judging.judge(replayed.edits, largest, Budget(settings.epsilon), Verify())
+            found[name] = verdict.value
         return found
 
 
 def quality(original: Rgb, made: Made) -> dict[str, Any]:
     """How visible the change is: PSNR in dB over what was optimised, SSIM of the picture, levels."""
-    difference = made.rgb.astype(np.int16) - original
-    where = np.zeros(original.shape[:2], dtype=np.bool_)
-    for crop in made.crops:
-        where[crop.box.slices] = True
-    squared = float((difference[where].astype(np.float64) ** 2).mean())
     similarity = structural_similarity(original, made.rgb, channel_axis=2)  # type: ignore[no-untyped-call]
     return {
-        "psnr": round(10 * float(np.log10(255**2 / max(squared, 1e-9))), 2),
+        "psnr": round(min(psnr_over(original, made.rgb, made.crops), MOST_DB), 2),
         "ssim": round(float(similarity), 4),
-        "max_change": int(np.abs(difference).max()),
+        "max_change": imaging.max_change(made.rgb, original),
     }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.evaluate.verify import Picture
+from backfire.evaluate.metrics import Picture
 from numpy.typing import NDArray
 
 Distance = Callable[[Picture, Picture], float]

@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import torch
 from backfire import inpaint
+from backfire.attack_paths.tensors import to_picture
 from backfire.errors import BackfireError
-from backfire.evaluate.verify import Picture, masked_ssim, to_picture
+from backfire.evaluate.metrics import Picture, masked_ssim
 from backfire.imaging.masks import dilated
 from backfire.inpaint.base import Editor
 from backfire.inpaint.encoders import PairInpainter

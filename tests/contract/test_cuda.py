@@ -13,7 +13,8 @@ from backfire import config, inpaint
 from backfire.detect import Sidecar, Source
 from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import fast
-from backfire.pipeline import pipeline
+from backfire.pipeline.protect import protect
+from backfire.pipeline.run import Result
 
 from tests.conftest import LENIENT, mask_picture, photo
 from tests.contract.test_editors import RANDOM, inputs
@@ -80,12 +81,12 @@ def test_gradients_are_finite_and_reach_the_known_pixels(editor: Editor) -> None
     assert (gradient * (1 - mask)).abs().max() > 0
 
 
-def protected(side: tuple[int, int] = (320, 240), **protect: Any) -> pipeline.Result:
+def protected(side: tuple[int, int] = (320, 240), **changed: Any) -> Result:
     """A photograph of that size with half of it, each way, to be protected."""
     settings = config.parse(
         {
             "folders": {"inbox": "inbox"},
-            "protect": {"iterations": 4, "margin_px": 64, "device": "cuda:0", **protect},
+            "protect": {"iterations": 4, "margin_px": 64, "device": "cuda:0", **changed},
             "verify": LENIENT,
         },
         base=Path("/nowhere"),
@@ -93,7 +94,7 @@ def protected(side: tuple[int, int] = (320, 240), **protect: Any) -> pipeline.Re
     width, height = side
     mask = encoded(mask_picture(side, (width // 4, height // 4, width * 3 // 4, height * 3 // 4)))
     source = Source("p.png", (Sidecar("p.mask.png", mask),))
-    return pipeline.process(encoded(photo().resize(side)), source, settings)
+    return protect(encoded(photo().resize(side)), source, settings)
 
 
 def test_the_receipt_names_the_card_and_its_memory() -> None:

@@ -11,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from backfire import inpaint
 from backfire.attack_paths import geometry
+from backfire.attack_paths.tensors import crop_tensor, to_tensor
 from backfire.config import Protect
 from backfire.errors import ConfigError
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
+from backfire.inpaint.targets import target_picture
 from backfire.perturb import methods
 from backfire.perturb.descent import Descent
 from backfire.perturb.edit_masks import squared, under
-from backfire.perturb.methods.base import Proposal, Task, aim
-from backfire.perturb.optimiser import optimise, seen, to_tensor
+from backfire.perturb.methods.base import Proposal, Task
+from backfire.perturb.optimiser import optimise
 from backfire.perturb.perception import LUMA
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, EditPath, Region, Rgb
@@ -429,7 +431,7 @@ def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) ->
     work, method = task(), methods.get(name)
     if name == "baseline" and target == "inverted":
         pytest.skip("it knows the flat colour only")
-    towards = aim(target, work.image)
+    towards = target_picture(target, work.image)
     assert towards is not None
     picture = towards(work.image)
     mask = torch.from_numpy(work.regions[0])[None, None].float()
@@ -459,7 +461,7 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
 
     def edited(picture: Rgb) -> torch.Tensor:
         with torch.inference_mode():
-            return editor.inpaint(seen(picture, whole, CPU), mask)
+            return editor.inpaint(crop_tensor(picture, whole, CPU), mask)
 
     def effect(robust_to: tuple[Literal["paths"], ...], seed: int) -> float:
         changed = optimise(

@@ -19,7 +19,7 @@ from backfire.detect import Sidecar, Source
 from backfire.errors import Code, ModelError
 from backfire.inpaint.base import Editor
 from backfire.perturb import optimiser
-from backfire.pipeline import pipeline
+from backfire.pipeline.protect import protect
 from torch import Tensor
 
 from tests.conftest import LENIENT, Sandbox, mask_picture, wait_for
@@ -173,7 +173,7 @@ def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: i
     )
     mask = encoded(mask_picture((320, 240), (80, 60, 240, 180)))
     source = Source("p.png", (Sidecar("p.mask.png", mask),))
-    return pipeline.process(picture(size=(320, 240)), source, settings, rung=rung).receipt
+    return protect(picture(size=(320, 240)), source, settings, rung=rung).receipt
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from backfire import config
 from backfire.detect import Sidecar, Source
 from backfire.errors import Code, ConfigError, DeviceError, ModelError
-from backfire.pipeline import memory, pipeline
+from backfire.pipeline import memory
+from backfire.pipeline.protect import protect
 from backfire.service.worker import local
 from backfire.service.worker.local import Order, Outcome, Progress
 from backfire.types import JobState
@@ -288,14 +289,14 @@ def test_two_real_children_work_at_once_and_one_may_be_killed(gated: Sandbox) ->
 
 
 def test_a_device_that_is_not_there_is_told_and_one_of_the_pictures_own_wins(tmp_path: Path) -> None:
-    protect = {"iterations": 1, "margin_px": 16}
-    document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": protect}
+    section = {"iterations": 1, "margin_px": 16}
+    document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": section}
     data = encoded(photo((96, 96)))
     source = Source("p.png", (Sidecar("p.mask.png", encoded(mask_picture((96, 96), (30, 30, 60, 60)))),))
     with pytest.raises(ModelError, match="cuda:77"):
-        pipeline.process(data, source, config.parse(document, base=tmp_path), device="cuda:77")
-    settings = config.parse({**document, "protect": {**protect, "device": "cpu"}}, base=tmp_path)
-    assert pipeline.process(data, source, settings, device="cuda:77").receipt["device"] == "cpu"
+        protect(data, source, config.parse(document, base=tmp_path), device="cuda:77")
+    settings = config.parse({**document, "protect": {**section, "device": "cpu"}}, base=tmp_path)
+    assert protect(data, source, settings, device="cuda:77").receipt["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from backfire.attack_paths import cuts, geometry
 from backfire.attack_paths.geometry import Crop
-from backfire.perturb.optimiser import seen
+from backfire.attack_paths.tensors import crop_tensor
 from backfire.types import Box, Region, Rgb
 from scipy import ndimage
 
@@ -122,8 +122,8 @@ def test_a_change_lies_in_a_cut_where_the_published_picture_has_it(work: int) ->
     for cut in drawn(crop, 1100, 700, "paths", "resize"):
         rows, columns = (torch.from_numpy(axis) for axis in cuts.placed(crop, cut))
         got = rows @ change @ columns.T
-        clean = seen(rgb, cut, CPU)
-        want = seen(published, cut, CPU) - clean
+        clean = crop_tensor(rgb, cut, CPU)
+        want = crop_tensor(published, cut, CPU) - clean
         inside = (clean > 0.1) & (clean < 0.9)  # elsewhere the file clips
         assert got.shape == clean.shape
         assert float((got - want)[inside].abs().mean()) < 0.08 * float(want[inside].abs().mean()) + 0.3 / 255

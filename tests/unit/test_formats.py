@@ -21,7 +21,7 @@ from backfire.errors import Code, InputError
 from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
 from backfire.imaging.heif import heif_ready
 from backfire.perturb import optimiser
-from backfire.pipeline.pipeline import process
+from backfire.pipeline.protect import protect
 from backfire.types import Rgb
 from numpy.typing import NDArray
 from PIL import Image
@@ -777,7 +777,7 @@ def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
     }[make]()
     mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
     settings = parse({"folders": {"inbox": "in"}, **QUICK}, base=Path("/"))
-    result = process(data, Source("a", (mask,)), settings)
+    result = protect(data, Source("a", (mask,)), settings)
     before, after = taken(data), taken(result.data)
     assert (after.format, after.mode, after.samples.dtype) == (
         before.format,
@@ -804,7 +804,7 @@ def test_what_is_optimised_is_what_will_be_stored(
     monkeypatch.setattr(optimiser, "optimise", watched)
     mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
     settings = parse({"folders": {"inbox": "in"}, "output": {"jpeg": jpeg}, **QUICK}, base=Path("/"))
-    result = process(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)
+    result = protect(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)
     assert asked == [grey]
     assert ("4:2:0" in result.receipt["written_as"]) is grey
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from backfire.config import Verify
-from backfire.evaluate import verify
-from backfire.evaluate.verify import EditResult, judge, masked_ssim
+from backfire.evaluate import replay
+from backfire.evaluate.judge import EditResult, judge
+from backfire.evaluate.metrics import masked_ssim
 from backfire.types import Budget, MaskKind, Verdict
 
 BUDGET = Budget(6.4)
@@ -119,7 +120,7 @@ def test_masked_ssim_looks_under_the_mask_only() -> None:
 def test_the_noise_control_is_as_large_as_the_change_in_blacks_and_whites() -> None:
     before = torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0]).expand(1, 3, 64, 5)
     after = before + torch.tensor([0.02, 0.02, 0.02, -0.02, -0.02])
-    control = verify._control(before, after, np.random.default_rng(0))
+    control = replay.control(before, after, np.random.default_rng(0))
     assert torch.allclose((control - before).abs(), torch.full_like(before, 0.02), atol=1e-6)
     assert control.min() >= 0
     assert control.max() <= 1
@@ -129,9 +130,9 @@ def test_the_noise_control_is_as_large_as_the_change_in_blacks_and_whites() -> N
 def test_the_noise_control_of_a_grey_change_is_grey() -> None:
     before = torch.full((1, 3, 16, 16), 0.5)
     rng = np.random.default_rng(0)
-    grey = verify._control(before, before + 0.02, rng) - before
+    grey = replay.control(before, before + 0.02, rng) - before
     assert torch.equal(grey, grey[:, :1].expand_as(grey))
     tinted = (
-        verify._control(before, before + torch.tensor([0.02, 0.01, 0.02])[None, :, None, None], rng) - before
+        replay.control(before, before + torch.tensor([0.02, 0.01, 0.02])[None, :, None, None], rng) - before
     )
     assert not torch.equal(tinted[:, 0].sign(), tinted[:, 2].sign())

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from backfire import inpaint
+from backfire.attack_paths.tensors import to_picture
 from backfire.errors import Code, ModelError
-from backfire.evaluate import verify
+from backfire.evaluate.metrics import masked_ssim
 from backfire.perturb import perception
 from backfire.perturb.edit_masks import Edits, off_by
 from backfire.perturb.methods.base import Sight, Task, in_order
@@ -138,7 +139,7 @@ def test_what_an_edit_is_off_by_is_near_one_less_its_ssim() -> None:
         )
         got = (work.image + strength * noise).clamp(0, 1)
         share = float(off_by(got, work.image, mask))
-        ssim = verify.masked_ssim(verify.to_picture(work.image[0]), verify.to_picture(got[0]), work.protected)
+        ssim = masked_ssim(to_picture(work.image[0]), to_picture(got[0]), work.protected)
         assert 0.5 < share / (1 - ssim) < 2, (strength, share, ssim)
 
 

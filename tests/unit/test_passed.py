@@ -12,7 +12,7 @@ from backfire import imaging
 from backfire.config import Folders, Output, Regions, Settings
 from backfire.detect import Source
 from backfire.errors import BudgetExceeded
-from backfire.pipeline import pipeline
+from backfire.pipeline.protect import protect
 from backfire.types import Verdict
 
 from tests.unit.test_images import file, scene
@@ -29,7 +29,7 @@ def settings(folder: Path, kind: Any) -> Settings:
 @pytest.mark.parametrize("kind", ["same", "jpeg"])
 def test_a_picture_without_region_is_told_by_how_much_it_changed(tmp_path: Path, kind: str) -> None:
     data = file(scene(), "PNG")
-    result = pipeline.process(data, Source("cat.png"), settings(tmp_path, kind))
+    result = protect(data, Source("cat.png"), settings(tmp_path, kind))
     assert result.verdict is Verdict.UNPROTECTED
     was, now = (imaging.decode(one, name="cat", max_pixels=10**6) for one in (data, result.data))
     assert result.receipt["max_change_levels"] == imaging.max_change(was.rgb, now.rgb)
@@ -43,4 +43,4 @@ def test_a_picture_that_the_writer_spoils_is_not_published(
     encode = imaging.encode
     monkeypatch.setattr(imaging, "encode", lambda *a, **k: replace(encode(*a, **k), data=spoilt))
     with pytest.raises(BudgetExceeded):
-        pipeline.process(file(scene(), "PNG"), Source("cat.png"), settings(tmp_path, "jpeg"))
+        protect(file(scene(), "PNG"), Source("cat.png"), settings(tmp_path, "jpeg"))

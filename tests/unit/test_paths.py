@@ -11,7 +11,8 @@ import torch
 from backfire.attack_paths import geometry
 from backfire.attack_paths.geometry import Crop
 from backfire.config import Protect, Verify
-from backfire.evaluate.verify import EditResult, Verification, holds, judge, verify
+from backfire.evaluate.judge import EditResult, judge
+from backfire.evaluate.replay import Asked, Editors, Replayed, holds, replay
 from backfire.perturb.optimiser import optimise
 from backfire.types import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
 from torch import Tensor
@@ -52,22 +53,9 @@ def planned(width: int, height: int, box: Box, work: int = 768) -> list[Crop]:
     return geometry.plan([region], height, width, margin=128, work=work)
 
 
-def verified(
-    original: Rgb, published: Rgb, crops: list[Crop], editor: Averaging, seed: int = 0
-) -> Verification:
-    return verify(
-        original,
-        published,
-        crops,
-        [editor],
-        [],
-        Budget(6.4),
-        Verify(),
-        largest=6,
-        target="away",
-        device=CPU,
-        rng=np.random.default_rng(seed),
-    )
+def verified(original: Rgb, published: Rgb, crops: list[Crop], editor: Averaging, seed: int = 0) -> Replayed:
+    rng = np.random.default_rng(seed)
+    return replay(original, published, crops, Editors(CPU, [editor]), target="away", rng=rng)
 
 
 def test_other_paths_are_drawn_within_their_margins() -> None:
@@ -209,7 +197,8 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
 
     def holding(rgb: Rgb, settings: Verify, **asked: Any) -> tuple[bool, int]:
         editor, rng = Flipping(), np.random.default_rng(0)
-        answer = holds(original, rgb, crop, [editor], settings, device=CPU, rng=rng, **asked)
+        editors, asked_for = Editors(CPU, [editor]), Asked(settings, **asked)
+        answer = holds(original, rgb, crop, editors, asked=asked_for, rng=rng)
         return answer, len(editor.sizes)
 
     # This editor breaks everywhere: only with benign edits left out of account is that protection.
@@ -217,8 +206,8 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
     assert holding(published, anything) == (True, 5 + 2)
     assert holding(original, anything) == (False, 1)
     assert holding(published, Verify()) == (False, 4)
-    assert holding(published, Verify(), broken=True) == (True, 3 + 2), "a further round mends no other edit"
-    assert holding(published, Verify(), broken=True, resized=False) == (True, 3 + 1)
+    assert holding(published, Verify(), broken_only=True) == (True, 3 + 2)
+    assert holding(published, Verify(), broken_only=True, resized=False) == (True, 3 + 1)
     beyond = anything.model_copy(update={"trigger_ssim_max": -1.0 + 0.02})
     assert holding(published, beyond)[0] is False, "met, but not with a margin"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from backfire.perturb.optimiser import Phase
+    from backfire.pipeline.run import PhaseProgress
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE = 2, 3, 4
 DEFAULT = Path("config.yaml")
@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def bar() -> Iterator[Phase]:
+def bar() -> Iterator[PhaseProgress]:
     """A progress bar on a terminal, nothing off one; yields advance(text, done, total)."""
     if not err.is_terminal:
         yield lambda text, done, total: None
@@ -58,7 +58,7 @@ def bar() -> Iterator[Phase]:
         yield advance
 
 
-def named(advance: Phase, name: str) -> Phase:
+def named(advance: PhaseProgress, name: str) -> PhaseProgress:
     """The bar's callback with a picture's name before each phase."""
     return lambda phase, done, total: advance(f"{name}: {phase}", done, total)
 

@@ -13,12 +13,13 @@ from backfire import config
 from backfire.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, named, print_receipt
 from backfire.config import Folders, Settings
 from backfire.errors import BackfireError, ConfigError, JobError
+from backfire.evaluate import receipt
 from backfire.files import inbox, outbox
 from backfire.service.publisher import renamed
 
 if TYPE_CHECKING:
     from backfire.detect import Source
-    from backfire.pipeline.pipeline import Result
+    from backfire.pipeline.run import Result
 
 
 @app.command()
@@ -30,7 +31,7 @@ def protect(
     as_json: AsJson = False,
 ) -> None:
     """Protect pictures here and now, without daemon or database; receipt and sheet lie beside the result."""
-    from backfire.pipeline.pipeline import process
+    from backfire.pipeline.protect import protect as process
 
     several = len(pictures) > 1 or output.is_dir()
     if len(pictures) > 1 and mask is not None:
@@ -107,20 +108,19 @@ def source_of(picture: Path, mask: Path | None) -> Source:
 
 def _write(target: Path, result: Result, settings: Settings) -> dict[str, Any]:
     """The result, unless it failed, and receipt and sheet in any case."""
-    receipt = {**result.receipt, "output": None}
+    output = None
     folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
         name = renamed(os.fsencode(target.name), result.extension)
-        placed = outbox.place(result.data, folder, name, key=receipt["key"])
-        receipt["output"] = str(folder / os.fsdecode(placed))
-    outbox.replace(
-        json.dumps(receipt, indent=2).encode(), folder, os.fsencode(target.name) + b".receipt.json"
-    )
+        placed = outbox.place(result.data, folder, name, key=result.receipt["key"])
+        output = str(folder / os.fsdecode(placed))
+    document = receipt.with_output(result.receipt, output)
+    outbox.replace(receipt.to_json(document), folder, os.fsencode(target.name) + b".receipt.json")
     if result.sheet is not None:
         outbox.replace(result.sheet, folder, os.fsencode(target.name) + b".sheet.jpg")
-    return receipt
+    return document
 
 
 @app.command()
@@ -137,7 +137,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed."""
-    from backfire.pipeline.pipeline import replay
+    from backfire.pipeline.verify import verify as replay
 
     with bar() as advance:
         result = replay(

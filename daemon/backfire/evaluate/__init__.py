@@ -1,1 +1,1 @@
-"""Replay edits on the decoded file, judge them, and write down what was found: receipt and sheet."""
+"""Edits replayed on the decoded file, the verdict over them, and what is written down: receipt and sheet."""

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from backfire.inpaint.base import Editor
+from backfire.inpaint.targets import target_picture
 from backfire.perturb import edit_masks
 from backfire.perturb.edit_masks import Edit, Edits, squared, under
-from backfire.perturb.methods.base import Progress, Proposal, Task, aim, fast, in_order
+from backfire.perturb.methods.base import Progress, Proposal, Task, fast, in_order
 from backfire.perturb.transforms import View, views
 from backfire.types import Mask
 
@@ -90,7 +91,7 @@ class Descent:
         return -squared(got, clean, cells)
 
     def goal(self, surrogate: Editor, picture: Tensor, mask: Tensor, draw: int) -> Tensor:
-        """What the responses are moved towards, N,c,y,x, given the picture N,3,h,w to which `aim` points."""
+        """What the responses are moved towards, N,c,y,x; `picture` N,3,h,w is what `target_picture` makes."""
         return self.respond(surrogate, picture, mask, draw)
 
     def run(
@@ -106,7 +107,7 @@ class Descent:
         """See `Method.run`. Regions of one crop take turns, an iteration each; so do their paths."""
         regions = [self._paths(task, index, surrogates, rng) for index in range(len(task.regions))]
         ways = views(task.robust_to)
-        towards = aim(target, task.image)
+        towards = target_picture(target, task.image)
         change = _start(task, rng)
         done = 0
         step = self.stepper(task, iterations)

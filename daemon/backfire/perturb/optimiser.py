@@ -14,23 +14,13 @@ from torch import Tensor
 
 from backfire.attack_paths import cuts, geometry
 from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths.tensors import crop_tensor, to_tensor
 from backfire.config import Protect
 from backfire.errors import Code, ModelError
 from backfire.inpaint.base import Editor
 from backfire.perturb import methods, perception
 from backfire.perturb.methods.base import Progress, Sight, Task
 from backfire.types import Budget, Region, Rgb
-
-
-def to_tensor(rgb: Rgb, size: tuple[int, int], device: torch.device) -> Tensor:
-    """uint8 H,W,3 -> float32 1,3,h,w in [0,1] at `size`, area-averaged where that is smaller."""
-    image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-    if image.shape[-2:] != size:
-        # Area averages up would be blocks.
-        up = size[0] > image.shape[-2]
-        image = F.interpolate(image, size=size, mode="bilinear" if up else "area")
-    return image.contiguous(memory_format=torch.channels_last)
-
 
 Enough = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as enough(picture so far, crop, after), the picture in whole levels. `after`: the budget of the
@@ -187,19 +177,6 @@ def _so_far(
     return asked
 
 
-def seen(rgb: Rgb, cut: Crop, device: torch.device) -> Tensor:
-    """A cut of the picture as editors are given it, 1,3,h,w in [0,1].
-
-    A whole picture is scaled in 8 bits, as floats it could be gigabytes.
-    """
-    part = rgb[cut.box.slices]
-    if part.shape == rgb.shape and cut.scaled:
-        planes = torch.from_numpy(part if part.flags.writeable else part.copy()).permute(2, 0, 1)[None]
-        small = F.interpolate(planes, size=cut.size, mode="bilinear", antialias=True)
-        part = small[0].permute(1, 2, 0).numpy()
-    return to_tensor(part, cut.size, device)
-
-
 class _Paths:
     """The other paths on which the regions of a picture may reach an editor, see `cuts`."""
 
@@ -222,9 +199,9 @@ class _Paths:
     def _seen(self, cut: Crop) -> Tensor:
         """The whole picture is scaled once for all regions: that may be a hundred megapixels."""
         if (cut.box.height, cut.box.width) != self._rgb.shape[:2]:
-            return seen(self._rgb, cut, self._device)
+            return crop_tensor(self._rgb, cut, self._device)
         if self._whole is None or self._whole.shape[-2:] != cut.size:
-            self._whole = seen(self._rgb, cut, self._device)
+            self._whole = crop_tensor(self._rgb, cut, self._device)
         return self._whole
 
 
@@ -284,7 +261,3 @@ def _repeatable() -> None:
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for debugging
-
-
-Phase = Callable[[str, int, int], None]
-"""Called as phase(name, done, total) while a picture is worked; may raise to stop."""

@@ -157,28 +157,6 @@ class Method(Protocol):
         ...
 
 
-def furthest_colour(image: Tensor) -> Tensor:
-    """The published target: pure red, green or blue, whichever is furthest from the mean colour; 1,3,1,1."""
-    mean = image.mean(dim=(2, 3))
-    pure = torch.eye(3, device=image.device)
-    distance = ((pure - mean) ** 2).sum(dim=1)
-    return pure[int(distance.argmax())][None, :, None, None]
-
-
-def aim(target: str, image: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """What the edits that break are moved towards: given a picture N,3,h,w as an editor sees it, N,3,h,w.
-
-    None for `away`, which has no such picture.
-
-    Args:
-        target: `away`; `flat`, the furthest colour; `inverted`, the picture's negative.
-        image: 1,3,H,W, what the colour is furthest from.
-    """
-    if target == "flat":
-        return furthest_colour(image).expand_as
-    return (lambda seen: 1 - seen.detach()) if target == "inverted" else None
-
-
 def fast(device: torch.device) -> torch.autocast:
     """Mixed precision where the hardware is quicker at bfloat16; float32 elsewhere."""
     if device.type == "cuda":

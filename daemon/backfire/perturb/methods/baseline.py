@@ -17,8 +17,9 @@ from torch import Tensor
 
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor, rehearsed
+from backfire.inpaint.targets import furthest_colour
 from backfire.perturb.edit_masks import squared
-from backfire.perturb.methods.base import Progress, Proposal, Task, furthest_colour, in_order
+from backfire.perturb.methods.base import Progress, Proposal, Task, in_order
 
 NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
 HIDE_WEIGHT = 2.0

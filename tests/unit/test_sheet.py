@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 import pytest
-from backfire.evaluate.report import BETWEEN, Heat, _font, sheet
-from backfire.evaluate.verify import Panels, Verification
+from backfire.evaluate.judge import Judgement
+from backfire.evaluate.sheet import BETWEEN, Panels, Saliency, _font, sheet
 from backfire.types import Rgb, Verdict
 from PIL import Image
 
@@ -16,7 +16,7 @@ from tests.conftest import photo
 HEIGHT, WIDTH = 90, 120
 
 
-def verification(regions: int = 1) -> Verification:
+def panels(regions: int = 1) -> list[Panels]:
     rgb: Rgb = np.asarray(photo((WIDTH, HEIGHT)))
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
     mask[30:60, 40:80] = True
@@ -24,25 +24,26 @@ def verification(regions: int = 1) -> Verification:
         ("original", "protected", "edit_original", "edit_protected", "benign_original", "benign_protected"),
         rgb,
     )
-    panels = Panels(
+    one = Panels(
         label="face 40x30",
         mask=mask,
         benign_mask=np.zeros_like(mask),
         summary=["trigger: SSIM 0.50  L1 0.10", "far: SSIM 0.98  L1 0.01"],
         **pictures,
     )
-    return Verification(Verdict.PROTECTED, [], 34.5, 6, panels=[panels] * regions)
+    return [one] * regions
 
 
-def shown(heat: list[list[Heat]], regions: int = 1) -> np.ndarray:
-    with Image.open(io.BytesIO(sheet("a.png", verification(regions), heat))) as page:
+def shown(saliency: list[list[Saliency]], regions: int = 1) -> np.ndarray:
+    judgement = Judgement(Verdict.PROTECTED, [], 34.5, 6)
+    with Image.open(io.BytesIO(sheet("a.png", judgement, panels(regions), saliency))) as page:
         return np.asarray(page.convert("RGB"))
 
 
-def spot(row: int, column: int) -> Heat:
+def spot(row: int, column: int) -> Saliency:
     plane = np.full((HEIGHT, WIDTH), 1e-9, dtype=np.float32)
     plane[row - 5 : row + 5, column - 5 : column + 5] = 1e-6
-    return Heat("latent-mini", plane)
+    return Saliency("latent-mini", plane)
 
 
 def test_a_sheet_shows_what_each_surrogate_pulled_at() -> None:
@@ -66,7 +67,7 @@ def test_every_region_has_its_own_map() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_even_map_is_no_error(value: float) -> None:
-    assert shown([[Heat("a", np.full((HEIGHT, WIDTH), value, dtype=np.float32))]]).size
+    assert shown([[Saliency("a", np.full((HEIGHT, WIDTH), value, dtype=np.float32))]]).size
 
 
 def test_the_figures_fit_in_a_line() -> None:

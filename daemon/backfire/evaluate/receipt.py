@@ -1,0 +1,133 @@
+"""The receipt: built, read, amended and written here and nowhere else. No torch, no model.
+
+A receipt is a JSON object; its fields are described in the reference documentation. None of these functions
+changes the document that it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from backfire import __version__
+from backfire.evaluate import premis
+from backfire.evaluate.judge import Judgement
+from backfire.types import Region
+
+if TYPE_CHECKING:
+    from backfire.inpaint.base import Editor
+
+Receipt = dict[str, Any]
+
+SCHEMA = 1
+PROMISE = (
+    "Measured on the editors named here, on the decoded bytes of this very file. It raises the cost of an "
+    "edit; it promises nothing about other editors, nor after the file is recompressed or resized."
+)
+
+
+@dataclass(frozen=True)
+class EditorsUsed:
+    """Which editors a job used.
+
+    Attributes:
+        gradients: by surrogate, the mean absolute gradient before balancing, see `optimiser.Protected`; empty
+            where nothing was optimised.
+    """
+
+    surrogates: Sequence[Editor] = ()
+    held_out: Sequence[Editor] = ()
+    gradients: Sequence[float] = ()
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The fields `surrogates` and `held_out`."""
+        surrogates: list[dict[str, Any]] = [{**_editor(editor)} for editor in self.surrogates]
+        for row, gradient in zip(surrogates, self.gradients, strict=False):
+            row["gradient"] = float(f"{gradient:.3g}")
+        return {"surrogates": surrogates, "held_out": [_editor(editor) for editor in self.held_out]}
+
+
+def build(
+    judgement: Judgement, regions: Sequence[Region], editors: EditorsUsed, facts: dict[str, Any]
+) -> Receipt:
+    """The receipt of a job.
+
+    Args:
+        regions: in the order in which the edits count them.
+        facts: digests, times and facts of the file and of the work.
+    """
+    document = {
+        "schema": SCHEMA,
+        "verdict": judgement.verdict.value,
+        "reasons": judgement.reasons,
+        **facts,
+        "regions": [region.row() for region in regions],
+        **editors.rows(),
+        "psnr_db": None if judgement.psnr_db is None else round(judgement.psnr_db, 2),
+        "max_change_levels": judgement.max_change_levels,
+        "edits": [edit.row() for edit in judgement.edits],
+        "promise": PROMISE,
+        "versions": {
+            "backfire": __version__,
+            "torch": version("torch"),
+            "numpy": version("numpy"),
+            "pillow": version("pillow"),
+            "python": platform.python_version(),
+        },
+    }
+    return {**document, "events": premis.of_job(document, at=time.time())}
+
+
+def _editor(editor: Editor) -> dict[str, str]:
+    return {"name": editor.name, "weights_sha256": editor.weights_sha256}
+
+
+def to_json(document: Receipt) -> bytes:
+    """The file: readable, in a stable order, UTF-8, with a newline at the end.
+
+    What UTF-8 cannot hold (half of a surrogate pair in a name) becomes a question mark.
+    """
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def from_json(data: bytes) -> Receipt:
+    """A receipt as it was read from its file.
+
+    Raises:
+        ValueError: the file is cut short, or holds no JSON object.
+    """
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError(f"receipt: got a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def with_archived(document: Receipt, *, at: float, sha256: str, where: str) -> Receipt:
+    """The receipt with the fixity check of an original that was moved into the archive.
+
+    Args:
+        at: when it was read back, Unix seconds.
+        sha256: of the original, as read back from the archive.
+        where: its path in the archive.
+    """
+    return premis.added(document, premis.archived(key=document["key"], at=at, sha256=sha256, where=where))
+
+
+def with_taken_over(document: Receipt, *, file: str, worked_as: str) -> Receipt:
+    """The receipt of a job that takes over the result of another one with the same key.
+
+    Args:
+        file: the name of the picture whose receipt it becomes.
+        worked_as: the name of the picture that was worked.
+    """
+    return {**document, "file": file, "worked_as": worked_as}
+
+
+def with_output(document: Receipt, output: str | None) -> Receipt:
+    """The receipt with the path of the published file, None where nothing was published."""
+    return {**document, "output": output}

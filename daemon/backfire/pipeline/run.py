@@ -1,0 +1,243 @@
+"""One run over a picture: its clock, its key, and the steps that protecting and verifying share."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from backfire import imaging, inpaint
+from backfire.attack_paths import geometry
+from backfire.attack_paths.geometry import Crop
+from backfire.config import Protect, Settings
+from backfire.detect import Source, run
+from backfire.detect.run import Found
+from backfire.evaluate import receipt
+from backfire.evaluate.judge import Judgement, judge
+from backfire.evaluate.metrics import psnr_over
+from backfire.evaluate.receipt import EditorsUsed, Receipt
+from backfire.evaluate.replay import Editors, replay
+from backfire.evaluate.sheet import Panels, Saliency, sheet
+from backfire.perturb.optimiser import Protected, pick_device
+from backfire.pipeline import memory
+from backfire.types import Budget, Region, Rgb, Verdict, job_key, mask_digest
+
+PhaseProgress = Callable[[str, int, int], None]
+"""Called as progress(phase, done, total) while a picture is worked on; may raise to stop the work."""
+
+
+def no_progress(phase: str, done: int, total: int) -> None:
+    """A `PhaseProgress` that does nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run produced.
+
+    Attributes:
+        data: the bytes to publish; of a verified file its own.
+        extension: with the dot, lower case; what `data` is. Empty for a verified file.
+        receipt: see `backfire.evaluate.receipt`.
+        sheet: the before/after sheet, a JPEG; None where nothing was protected.
+    """
+
+    verdict: Verdict
+    data: bytes
+    extension: str
+    receipt: Receipt
+    sheet: bytes | None
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A file to be published, as it decodes.
+
+    Attributes:
+        rgb: uint8 H,W,3, upright.
+        largest: the largest change of a sample as the file stores it, in levels of 255.
+    """
+
+    rgb: Rgb
+    largest: int
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A file's verdict, and the pictures of its edits."""
+
+    judgement: Judgement
+    panels: Sequence[Panels] = ()
+
+
+class Run:
+    """One picture on its way through the steps.
+
+    Attributes:
+        data: the picture file's bytes.
+        source: its name for messages, and its sidecar masks.
+        settings: only regions, protect, verify, output, editors and models are used.
+        progress: called at the start of each phase and within the long ones.
+        seconds: by phase, how long it took so far.
+        picture: the decoded picture.
+
+    Raises:
+        InputError: the picture cannot be used.
+        ModelError: `Code.OUT_OF_MEMORY`, decoding it takes more memory than there is.
+    """
+
+    def __init__(
+        self, data: bytes, source: Source, settings: Settings, progress: PhaseProgress = no_progress
+    ) -> None:
+        self.data, self.source, self.settings, self.progress = data, source, settings, progress
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+        with self.phase("decode"):
+            progress("decode", 0, 1)
+            output = settings.output
+            self.picture = imaging.decode(
+                data, name=source.name, max_pixels=output.max_pixels, frames=output.frames
+            )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens within, and report it clearly where it runs out of memory.
+
+        Raises:
+            ModelError: see `memory.watched`.
+        """
+        began = time.perf_counter()
+        try:
+            with memory.watched(self.source.name):
+                yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def detect(self) -> Found:
+        """The regions of the picture; raises as `detect.run.find` does."""
+        with self.phase("detect"):
+            self.progress("detect", 0, 1)
+            return run.find(self.picture, self.source, self.settings.regions)
+
+    @cached_property
+    def input_sha256(self) -> str:
+        """Of the picture file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def mask_sha256(self) -> str | None:
+        """Of the sidecar masks; None without."""
+        return mask_digest([hashlib.sha256(sidecar.data).hexdigest() for sidecar in self.source.sidecars])
+
+    @cached_property
+    def key(self) -> str:
+        """The job's key."""
+        return job_key(self.input_sha256, self.mask_sha256, self.settings.sha256)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Randomness from the job's key; each purpose has its own stream."""
+        return _generator(self.key, purpose)
+
+    def load_editors(self, protect: Protect, *, frugal: bool = False) -> Editors:
+        """The surrogates and the held-out editors, on their device.
+
+        Args:
+            protect: the settings as the rung of the memory ladder has them.
+            frugal: see `memory.Frugal`.
+        """
+        device = pick_device(protect.device)
+
+        def load(name: str) -> Any:
+            editor = inpaint.get(name, device, self.settings)
+            return memory.Frugal(editor) if frugal else editor
+
+        held_out = self.settings.verify.held_out
+        return Editors(device, [*map(load, protect.surrogates)], [*map(load, held_out)])
+
+    def crops(self, regions: Sequence[Region], protect: Protect) -> list[Crop]:
+        """The crops around the regions."""
+        height, width = self.picture.rgb.shape[:2]
+        margin, work, whole = protect.margin_px, protect.work_px, protect.whole_px
+        return geometry.plan(regions, height, width, margin=margin, work=work, whole=whole)
+
+    def judge(self, published: Published, crops: Sequence[Crop], editors: Editors, budget: Budget) -> Judged:
+        """Replay the edits on what was published, and judge them.
+
+        The edits are seeded by picture and mask alone, so that verifying a file draws them again whatever the
+        settings are, and those of one picture can be compared.
+        """
+        original = self.picture.rgb
+        with self.phase("verify"):
+            replayed = replay(
+                original,
+                published.rgb,
+                crops,
+                editors,
+                target=self.settings.protect.target,
+                rng=_generator(job_key(self.input_sha256, self.mask_sha256, ""), "verify"),
+                progress=lambda done, total: self.progress("verify", done, total),
+            )
+            verdict, reasons = judge(replayed.edits, published.largest, budget, self.settings.verify)
+            psnr = psnr_over(original, published.rgb, crops)
+        psnr_db = None if psnr == float("inf") else psnr
+        judgement = Judgement(verdict, reasons, psnr_db, published.largest, replayed.edits)
+        return Judged(judgement, replayed.panels)
+
+    def facts(self, output: bytes, found: Found) -> dict[str, Any]:
+        """What every receipt says of the files and of the detectors."""
+        return {
+            "file": self.source.name,
+            "key": self.key,
+            "input_sha256": self.input_sha256,
+            "output_sha256": hashlib.sha256(output).hexdigest(),
+            "mask_sha256": self.mask_sha256,
+            "config_sha256": self.settings.sha256,
+            "skipped_detectors": found.skipped,
+        }
+
+    def report(
+        self,
+        judged: Judged,
+        crops: Sequence[Crop],
+        editors: Editors | None,
+        facts: dict[str, Any],
+        optimised: Protected | None = None,
+    ) -> tuple[Receipt, bytes | None]:
+        """Receipt and sheet.
+
+        Args:
+            editors: None where nothing was edited.
+            optimised: None where nothing was optimised.
+        """
+        with self.phase("report"):
+            maps = _saliency(crops, editors, optimised) if editors and optimised else []
+            page = sheet(self.source.name, judged.judgement, judged.panels, maps) if judged.panels else None
+        times = {"elapsed_s": round(time.perf_counter() - self._began, 3), "timings_s": self.seconds}
+        gradients = optimised.gradients if optimised else ()
+        used = EditorsUsed(editors.surrogates, editors.held_out, gradients) if editors else EditorsUsed()
+        regions = [region for crop in crops for region in crop.regions]
+        return receipt.build(judged.judgement, regions, used, {**facts, **times}), page
+
+
+def device_name(device: torch.device) -> str:
+    """The device for the receipt: a GPU's model, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _generator(key: str, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(f"{key}:{purpose}".encode()).digest()))
+
+
+def _saliency(crops: Sequence[Crop], editors: Editors, optimised: Protected) -> list[list[Saliency]]:
+    """By region, in the order in which the edits count them: the map of each surrogate."""
+    return [
+        [Saliency(editor.name, plane) for editor, plane in zip(editors.surrogates, planes, strict=True)]
+        for crop, planes in zip(crops, optimised.heat, strict=True)
+        for _ in crop.regions
+    ]
