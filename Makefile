@@ -1,15 +1,16 @@
 # make demo: install into .venv and protect sample pictures. make test: install, lint, type-check, test.
+# make man: write the manual page build/backfire.1.
 # TORCH picks the torch build: make test TORCH=torch==2.13.0
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo man test
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Backfire needs Python 3.11 or newer; set PYTHON="'
@@ -28,6 +29,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	rm -rf demo
 	$(BIN)/backfire demo demo
+
+man: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/backfire man > build/backfire.1
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

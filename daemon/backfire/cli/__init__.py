@@ -9,11 +9,11 @@ import typer
 from rich.text import Text
 
 from backfire import __version__
-from backfire.cli import archive, check, detect, jobs, models, pictures, serve
+from backfire.cli import archive, check, detect, init, jobs, models, pictures, serve
 from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, app, err
 from backfire.errors import BackfireError, ConfigError, StoreError
 
-__all__ = ["archive", "check", "detect", "jobs", "main", "models", "pictures", "serve"]
+__all__ = ["archive", "check", "detect", "init", "jobs", "main", "models", "pictures", "serve"]
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ DEFAULT = Path("config.yaml")
 app = typer.Typer(
     help="Protect pictures so that AI edits of their sensitive regions backfire.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 out = Console(highlight=False)
