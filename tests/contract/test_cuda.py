@@ -16,9 +16,9 @@ from backfire.perturb.methods.base import fast
 from backfire.pipeline.protect import protect
 from backfire.pipeline.run import Result
 
-from tests.conftest import LENIENT, mask_picture, photo
 from tests.contract.test_editors import RANDOM, inputs
-from tests.e2e.test_daemon import encoded
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.sandbox import LENIENT
 
 pytestmark = [
     pytest.mark.gpu,

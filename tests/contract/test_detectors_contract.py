@@ -13,8 +13,8 @@ from backfire.detect import Detector, Sidecar, Source
 from backfire.types import Region, Rgb
 from PIL import Image
 
-from tests import scripts
-from tests.regions import area, lettered, logo, mwg, network, program, xmp
+from tests.support import scripts
+from tests.support.regions import area, lettered, logo, mwg, network, program, xmp
 
 
 @pytest.fixture(scope="module")

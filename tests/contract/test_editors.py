@@ -19,7 +19,7 @@ from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from backfire.inpaint.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
 from backfire.inpaint.scripted import ScriptedEditor
 
-from tests import pipelines, scripts
+from tests.support import pipelines, scripts
 
 
 def random_latent(folder: Path) -> Editor:

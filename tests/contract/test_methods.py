@@ -27,7 +27,7 @@ from backfire.perturb.perception import LUMA
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, EditPath, Region, Rgb
 
-from tests.conftest import photo
+from tests.support.pictures import photo
 
 CPU = torch.device("cpu")
 

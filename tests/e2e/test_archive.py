@@ -10,9 +10,9 @@ from backfire.cli.common import app
 from backfire.errors import BackfireError, ConfigError
 from typer.testing import CliRunner, Result
 
-from tests.conftest import QUICK, Sandbox, mask_picture, photo
-from tests.e2e.test_daemon import encoded
-from tests.unit.test_manifest import sha256sum
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.sandbox import QUICK, Sandbox
+from tests.unit.files.test_manifest import sha256sum
 
 
 def test_audit_of_what_the_daemon_kept(sandbox: Sandbox) -> None:

@@ -8,23 +8,11 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LENIENT, QUICK, Sandbox, mask_picture, photo, wait_for
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def change(a: bytes, b: bytes) -> np.ndarray:
-    first, second = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (a, b))
-    difference: np.ndarray = np.abs(first - second)
-    return difference
+from tests.support.pictures import SAMPLES, differences, encoded, mask_picture, photo
+from tests.support.sandbox import LENIENT, QUICK, Sandbox, wait_for
 
 
 def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
@@ -53,8 +41,8 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
         receipt = sandbox.receipt(name)
         with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(published)) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
-        assert 1 <= change(data, published).max() <= 6
-        assert receipt["max_change_levels"] == change(data, published).max()
+        assert 1 <= differences(data, published).max() <= 6
+        assert receipt["max_change_levels"] == differences(data, published).max()
         assert receipt["input_sha256"] == hashlib.sha256(data).hexdigest()
         assert receipt["output_sha256"] == hashlib.sha256(published).hexdigest()
         assert receipt["regions"][0]["detector"] == "sidecar"
@@ -188,7 +176,6 @@ def test_a_bad_configuration_refuses_to_start(sandbox: Sandbox) -> None:
 
 
 def test_faces_are_found_without_masks(sandbox: Sandbox) -> None:
-    from tests.conftest import SAMPLES
 
     sandbox.configure(verify=LENIENT, protect={"iterations": 1, "margin_px": 32, "whole_px": 0})
     sandbox.drop((SAMPLES / "astronaut.png").read_bytes(), "astronaut.png")

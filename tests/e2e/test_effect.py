@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import SAMPLES, Sandbox
+from tests.support.pictures import SAMPLES
+from tests.support.sandbox import Sandbox
 
 REGION = (70, 60, 160, 140)
 SIZE = (224, 208)
@@ -114,7 +115,9 @@ def test_check_names_each_thing_that_is_ready(sandbox: Sandbox) -> None:
     assert found["editor latent-mini"]["ok"]
 
 
-@pytest.mark.parametrize("module", ["tests.e2e.hasty", pytest.param("backfire.cli", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "module", ["tests.support.hasty", pytest.param("backfire.cli", marks=pytest.mark.slow)]
+)
 def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path, module)
     result = sandbox.backfire("demo", "show", timeout=550)

@@ -19,8 +19,8 @@ from backfire.service import systemd
 from backfire.service.loop import Service
 from structlog.testing import capture_logs
 
-from tests.conftest import QUICK, Sandbox, mask_picture, photo, wait_for
-from tests.e2e.test_daemon import encoded
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.sandbox import QUICK, Sandbox, wait_for
 
 
 class Manager:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 
-from tests.conftest import LENIENT, Sandbox, photo
+from tests.support.pictures import photo
+from tests.support.sandbox import LENIENT, Sandbox
 
 
 def png() -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import LENIENT, Sandbox, wait_for
-from tests.e2e.test_daemon import change
+from tests.support.pictures import differences
+from tests.support.sandbox import LENIENT, Sandbox, wait_for
 
 ORDERS = {
     "celeba-hq-1.png": ("", "picture first"),
@@ -39,5 +39,7 @@ def test_pairs_come_out_whole(sandbox: Sandbox, shared: Path) -> None:
         assert (sandbox.archive / (folder + name)).read_bytes() == original
         with Image.open(io.BytesIO(original)) as before, Image.open(io.BytesIO(published)) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
-        assert sandbox.receipt(folder + name)["max_change_levels"] == change(original, published).max() <= 6
+        assert (
+            sandbox.receipt(folder + name)["max_change_levels"] == differences(original, published).max() <= 6
+        )
         assert (sandbox.reports / f"{folder}{name}.sheet.jpg").is_file()

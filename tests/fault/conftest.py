@@ -1,4 +1,4 @@
-from tests.fault.books import gated
-from tests.fault.house import house
+from tests.support.house import house
+from tests.support.jobs import gated
 
 __all__ = ["gated", "house"]

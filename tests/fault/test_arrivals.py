@@ -13,9 +13,7 @@ import pytest
 from backfire.errors import Code, InputError
 from backfire.files import inbox
 
-from tests.conftest import Sandbox, mask_picture, wait_for
-from tests.e2e.test_daemon import encoded
-from tests.fault.books import (
+from tests.support.jobs import (
     PASS,
     assert_published,
     events,
@@ -26,6 +24,8 @@ from tests.fault.books import (
     states,
     wait_until_idle,
 )
+from tests.support.pictures import encoded, mask_picture
+from tests.support.sandbox import Sandbox, wait_for
 
 KINDS = {"a.png": "PNG", "b.jpg": "JPEG", "c.webp": "WEBP", "d.tif": "TIFF"}
 
@@ -216,7 +216,7 @@ def test_fault_17_ten_thousand_files_by_six_writers(gated: Sandbox) -> None:
 
 def test_fault_18_lost_events_are_found_by_the_rescan(gated: Sandbox) -> None:
     """Not one event is delivered, as after an overflow of the queue; see `deaf.py`."""
-    gated.module = "tests.fault.deaf"
+    gated.module = "tests.support.deaf"
     gated.start()
     originals = {f"sub/{number}.png": picture(number) for number in range(20)}
     for name, data in originals.items():

@@ -15,7 +15,7 @@ from backfire.service.worker.local import Order, Outcome, Progress
 from backfire.types import Job
 
 from benchmarks.soak import png
-from tests.fault.house import Call, House
+from tests.support.house import Call, House
 
 Make = Callable[..., House]
 

@@ -22,10 +22,10 @@ from backfire.perturb import optimiser
 from backfire.pipeline.protect import protect
 from torch import Tensor
 
-from tests.conftest import LENIENT, Sandbox, mask_picture, wait_for
-from tests.e2e.test_daemon import encoded
-from tests.fault.books import PASS, assert_published, picture, reasons, states, trouble, wait_until_idle
-from tests.fault.house import House
+from tests.support.house import House
+from tests.support.jobs import PASS, assert_published, picture, reasons, states, trouble, wait_until_idle
+from tests.support.pictures import encoded, mask_picture
+from tests.support.sandbox import LENIENT, Sandbox, wait_for
 
 
 def test_fault_16_mask_of_wrong_size_or_empty_or_broken_is_a_named_error(sandbox: Sandbox) -> None:

@@ -21,9 +21,8 @@ from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from tests.conftest import Sandbox, mask_picture, photo, wait_for
-from tests.e2e.test_daemon import encoded
-from tests.fault.books import (
+from tests.support.house import Call, House
+from tests.support.jobs import (
     assert_published,
     children_of,
     kill,
@@ -31,7 +30,8 @@ from tests.fault.books import (
     states,
     wait_until_idle,
 )
-from tests.fault.house import Call, House
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.sandbox import Sandbox, wait_for
 
 Make = Callable[..., House]
 TWO: dict[str, Any] = {"devices": ["cpu", "cuda:0"], "free_mb": 0}

@@ -23,9 +23,9 @@ from backfire.types import Job
 from structlog.testing import capture_logs
 
 from benchmarks.soak import png
-from tests.fault.house import Call, House
 from tests.fault.test_batches import attempts, begun, settled
 from tests.fault.test_one_only import SOON, failing, is_bad
+from tests.support.house import Call, House
 
 Make = Callable[..., House]
 

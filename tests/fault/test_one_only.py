@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from tests.fault.house import House
+from tests.support.house import House
 
 Make = Callable[..., House]
 SOON: dict[str, Any] = {"settle_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}

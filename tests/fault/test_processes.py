@@ -13,9 +13,7 @@ import pytest
 from backfire import config
 from backfire.admin.audit import audit
 
-from tests.conftest import Sandbox, mask_picture, photo, wait_for
-from tests.e2e.test_daemon import encoded
-from tests.fault.books import (
+from tests.support.jobs import (
     assert_published,
     child_of,
     events,
@@ -26,6 +24,8 @@ from tests.fault.books import (
     states,
     wait_until_idle,
 )
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.sandbox import Sandbox, wait_for
 
 
 @pytest.mark.parametrize("state", ["settling", "waiting_mask", "ready", "running"])

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from benchmarks.soak import png
-from tests.fault.house import House, furnish
+from tests.support.house import House, furnish
 
 STEPS = 20
 NAMES = st.sampled_from(["a.png", "b.png", "sub/c.png"])

@@ -17,9 +17,9 @@ from backfire.files import outbox
 from backfire.files.outbox import writing
 from backfire.service.store import store
 
-from tests.conftest import Sandbox, wait_for
-from tests.fault.books import assert_published, picture, reasons, states, wait_until_idle
-from tests.fault.house import House
+from tests.support.house import House
+from tests.support.jobs import assert_published, picture, reasons, states, wait_until_idle
+from tests.support.sandbox import Sandbox, wait_for
 
 KEY = "0123456789abcdef" * 4
 

@@ -14,7 +14,7 @@ from backfire.files.parallel import in_parallel
 from backfire.service.worker.local import Order
 
 from benchmarks.soak import png
-from tests.fault.house import Call, House
+from tests.support.house import Call, House
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from backfire.service.hooks.courier import Courier
 from backfire.service.worker import local
 from backfire.types import JobState
 
-from tests.fault.books import picture
-from tests.fault.house import House
+from tests.support.house import House
+from tests.support.jobs import picture
 
 Make = Callable[..., House]
 SOON: dict[str, Any] = {"settle_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}

@@ -1,0 +1,44 @@
+"""A fault double: the pass-through daemon whose child waits as long as a file `gate` stands beside the inbox.
+
+The word in it says how: `open` waits and reports, `silent` waits without a word, as a hang does. In `begun`
+stands the process that has begun a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from backfire import cli
+from backfire.service.worker import local
+from backfire.service.worker.local import Order, Outcome
+
+from benchmarks import passthrough
+
+
+def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    gate = order.folder.parents[2] / "gate"
+    gate.with_name("begun").write_text(str(os.getpid()))
+    while gate.exists():
+        if gate.read_text() != "silent":
+            progress("optimise", 0, 2)
+        time.sleep(0.01)
+    outcome = passthrough.process(order, progress)
+    receipt = json.loads((order.folder / "receipt.json").read_bytes())
+    (order.folder / "receipt.json").write_text(json.dumps({**receipt, "rung": order.rung}))
+    return outcome
+
+
+def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
+    local._process = process
+    passthrough.real_serve(connection, parent, memory_mb)
+
+
+if __name__ == "__main__":
+    from tests.support import gated
+
+    local.serve = gated.serve
+    cli.main()

@@ -1,0 +1,150 @@
+"""A temporary installation of the daemon, which tests drive through its commands, and waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+"""Data that the repository does not hold; tests that need it are marked `shared`."""
+
+
+def wait_for(what: Callable[[], T], *, seconds: float = 120, because: str = "") -> T:
+    """Poll until `what()` is truthy; the one place in the tests that sleeps."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s for {because or what}")
+        time.sleep(0.05)
+
+
+BRISK: dict[str, Any] = {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3, "incomplete_wait_s": 0.5}
+"""How the tests watch, unless they say otherwise."""
+
+
+@dataclass
+class Sandbox:
+    """The daemon's folders and configuration below a temporary folder, and ways to drive it."""
+
+    base: Path
+    module: str = "backfire.cli"
+    """What is run: a fault double may stand in."""
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def configure(self, **sections: Any) -> Path:
+        settings: dict[str, Any] = {
+            "folders": {"inbox": "inbox"},
+            **sections,
+            "watch": {**BRISK, **sections.get("watch", {})},
+        }
+        path = self.base / "config.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        for name in ("inbox", "outbox", "archive", "failed", "reports"):
+            (self.base / name).mkdir(exist_ok=True)
+        return path
+
+    def __getattr__(self, name: str) -> Path:
+        if name in ("inbox", "outbox", "archive", "failed", "reports", "state"):
+            return self.base / name
+        raise AttributeError(name)
+
+    def backfire(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", self.module, *arguments],
+            cwd=self.base, capture_output=True, text=True, timeout=timeout, check=False, env=_environment(),
+        )  # fmt: skip
+
+    def killed_once(self, step: str) -> subprocess.CompletedProcess[str]:
+        """`backfire once` that SIGKILLs itself at a step of publishing; see tests/support/killed.py."""
+        return subprocess.run(
+            [sys.executable, "-m", "tests.support.killed", step],
+            cwd=self.base, capture_output=True, text=True, timeout=300, check=False, env=_environment(),
+        )  # fmt: skip
+
+    def start(self, *prefix: str) -> subprocess.Popen[str]:
+        """Start `backfire run`, behind a prefix such as `unshare`, and wait until it is ready."""
+        log = (self.base / "backfire.log").open("a+")
+        offset = log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", self.module, "run"],
+            cwd=self.base, stdout=log, stderr=log, text=True, env=_environment(), start_new_session=True,
+        )  # fmt: skip
+        log.close()
+        self.processes.append(process)
+
+        def ready() -> bool:
+            assert process.poll() is None, self.log()
+            return '"ready"' in self.log()[offset:]
+
+        wait_for(ready, because="the daemon to be ready")
+        return process
+
+    def log(self) -> str:
+        return (self.base / "backfire.log").read_text()
+
+    def files(self, folder: str) -> set[str]:
+        """Paths below a folder, but for hidden ones; a subfolder that vanishes meanwhile is passed over."""
+        top = self.base / folder
+        return {
+            str((Path(parent) / name).relative_to(top))
+            for parent, _, names in os.walk(top)
+            for name in names
+            if not name.startswith(".")
+        }
+
+    def receipt(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.base / "reports" / f"{name}.json").read_bytes())
+        return document
+
+    def error(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.base / "failed" / f"{name}.error.json").read_bytes())
+        return document
+
+    def drop(self, source: Path | bytes, name: str) -> Path:
+        """Put a file into the inbox under a name of its own."""
+        target = self.base / "inbox" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+        return target
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _environment() -> dict[str, str]:
+    # Two spinning thread pools on two cores slow both; waiting threads must sleep.
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"}
+
+
+LENIENT: dict[str, Any] = {
+    "trigger_ssim_max": 1.0,
+    "incomplete_ssim_max": 1.0,
+    "trigger_l1_min": 0.0,
+    "incomplete_l1_min": 0.0,
+    "near_ssim_min": 0.0,
+    "far_ssim_min": 0.0,
+    "control_factor": 0.0,
+}
+"""Thresholds that let any change pass, for tests of everything but the effect."""
+
+QUICK: dict[str, Any] = {"protect": {"iterations": 2, "margin_px": 32, "whole_px": 0}, "verify": LENIENT}

@@ -1,0 +1,146 @@
+"""Bags that the library itself and sha256sum validate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from backfire.admin.bag import Bagged, bag
+from backfire.config import Settings
+from backfire.errors import BackfireError, ConfigError
+from backfire.files import manifest, outbox
+from backfire.files.manifest import Entry
+from backfire.types import Job, JobState
+
+from tests.unit.admin.test_audit import KEY, fill, keep, settings
+from tests.unit.files.test_manifest import sha256sum
+
+bagit = pytest.importorskip("bagit", reason="the extra archive is not installed")
+
+__all__ = ["settings"]
+
+
+def validated(made: Bagged) -> set[str]:
+    """The payload of a bag that is valid in the eyes of two judges."""
+    found = bagit.Bag(str(made.folder))
+    found.validate()
+    judged = sha256sum(made.folder, "manifest-sha256.txt")
+    assert judged.returncode == 0, judged.stderr
+    assert made.files == len(found.payload_entries())
+    return {path.removeprefix("data/") for path in found.payload_entries()}
+
+
+def test_a_bag_holds_pictures_originals_and_receipts(settings: Settings, tmp_path: Path) -> None:
+    jobs = fill(settings)
+    for path in (b"a.png", b"desk/b.png"):
+        outbox.replace(b'{"key": "%s"}' % KEY.encode(), settings.folders.reports, path + b".json")
+    outbox.replace(b"sheet", settings.folders.reports, b"a.png.sheet.jpg")
+    outbox.replace(b"{}", settings.folders.reports, b"failed.png.json")
+    seen: list[tuple[str, int, int]] = []
+    info = {"Source-Organization": "Photo desk"}
+    made = bag(settings, tmp_path / "bag", jobs, info=info, progress=lambda *step: seen.append(step))
+    assert validated(made) == {
+        "archive/a.png", "archive/a.mask.png", "archive/desk/b.png", "archive/caf%E9.png",
+        "outbox/a.png", "outbox/desk/b.png", "outbox/caf%E9.png",
+        "reports/a.png.json", "reports/a.png.sheet.jpg", "reports/desk/b.png.json",
+    }  # fmt: skip
+    assert made.absent == ()
+    assert (made.folder / "data" / "archive" / "a.png").read_bytes() == b"original a.png"
+    assert "Source-Organization: Photo desk" in (made.folder / "bag-info.txt").read_text()
+    assert ("copy", 10, 10) in seen
+
+
+def test_odd_names_validate(settings: Settings, tmp_path: Path) -> None:
+    names = [
+        "new line.png",
+        "  spaces .png",
+        "日本.png",
+        unicodedata.normalize("NFD", "é.png"),
+        "n" * 251 + ".png",
+    ]
+    for name in names:
+        keep(settings.folders.archive, os.fsencode(name), name.encode())
+    assert validated(bag(settings, tmp_path / "bag", [])) == {f"archive/{name}" for name in names}
+
+
+def test_a_line_break_in_a_name_is_kept(settings: Settings, tmp_path: Path) -> None:
+    keep(settings.folders.archive, b"new\nline.png", b"x")
+    made = bag(settings, tmp_path / "bag", [])
+    bagit.Bag(str(made.folder)).validate()
+    assert (made.folder / "data" / "archive" / "new\nline.png").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("folder", ["archive", "outbox"])
+def test_what_was_changed_is_never_bagged(settings: Settings, tmp_path: Path, folder: str) -> None:
+    jobs = fill(settings)
+    (settings.folders.named()[folder] / "desk" / "b.png").write_bytes(b"flipped")
+    with pytest.raises(BackfireError, match=r"desk/b\.png: is [0-9a-f]{64}, expected"):
+        bag(settings, tmp_path / "bag", jobs)
+    assert not list(tmp_path.glob("*bag*"))
+
+
+def test_a_missing_original_is_an_error_and_a_fetched_result_is_not(
+    settings: Settings, tmp_path: Path
+) -> None:
+    jobs = fill(settings)
+    (settings.folders.outbox / "a.png").unlink()
+    made = bag(settings, tmp_path / "bag", jobs)
+    assert made.absent == ("a.png",)
+    assert "outbox/a.png" not in validated(made)
+    (settings.folders.archive / "a.png").unlink()
+    with pytest.raises(BackfireError, match=r"original a\.png: is missing"):
+        bag(settings, tmp_path / "second", jobs)
+
+
+def test_a_link_is_not_followed_into_the_bag(settings: Settings, tmp_path: Path) -> None:
+    jobs = fill(settings)
+    (settings.folders.outbox / "a.png").unlink()
+    (settings.folders.outbox / "a.png").symlink_to(settings.folders.archive / "a.png")
+    with pytest.raises(BackfireError, match="cannot be read"):
+        bag(settings, tmp_path / "bag", jobs)
+
+
+def test_one_day(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)  # on the first of January 1970
+    later = Entry(outbox.place(b"x", settings.folders.archive, b"later.png", key=KEY), outbox.sha256(b"x"))
+    manifest.append(settings.folders.archive, [later], at=86_400.0)
+    assert validated(bag(settings, tmp_path / "bag", [], days=["1970-01-02"])) == {"archive/later.png"}
+    with pytest.raises(BackfireError, match="nothing was published or archived on 1999-01-01"):
+        bag(settings, tmp_path / "none", [], days=["1999-01-01"])
+    with pytest.raises(ConfigError, match="expected days as"):
+        bag(settings, tmp_path / "none", [], days=["yesterday"])
+
+
+def test_receipts_of_renamed_results_come_along(settings: Settings, tmp_path: Path) -> None:
+    name = outbox.keyed(b"a.png", KEY)
+    entry = keep(settings.folders.outbox, name, b"second")
+    outbox.replace(json.dumps({"key": KEY}).encode(), settings.folders.reports, name + b".json")
+    job = Job(
+        5, b"a.png", JobState.ARCHIVED, key=KEY, output_path=name, output_sha256=entry.sha256,
+    )  # fmt: skip
+    assert f"reports/{name.decode()}.json" in validated(bag(settings, tmp_path / "bag", [job]))
+
+
+def test_nothing_is_overwritten_and_space_is_asked_for(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = fill(settings)
+    with pytest.raises(ConfigError, match="exists already"):
+        bag(settings, settings.folders.outbox, jobs)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1))
+    with pytest.raises(ConfigError, match="name another place"):
+        bag(settings, tmp_path / "bag", jobs)
+    assert not list(tmp_path.glob("*bag*"))
+
+
+def test_without_the_library_the_remedy_is_told(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bagit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'backfire\[archive\]'"):
+        bag(settings, tmp_path / "bag", [])

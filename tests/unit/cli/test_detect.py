@@ -1,0 +1,89 @@
+"""`backfire detect`, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backfire.cli.common import app
+from backfire.errors import ConfigError
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.support.pictures import mask_picture, photo
+
+RULES = """
+folders: {inbox: in}
+regions: {detectors: [sidecar], none_found: pass}
+rules: [{match: "bugs/**", detectors: [fixed], fixed: [{box: [0.5, 0.5, 1, 1], label: bug}]}]
+"""
+
+
+def detect(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["detect", *map(str, arguments)])
+    if isinstance(result.exception, ConfigError):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def rows(*arguments: object, code: int = 0) -> list[dict[str, Any]]:
+    parsed: list[dict[str, Any]] = json.loads(detect(*arguments, "--json", code=code))
+    return parsed
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    (tmp_path / "c.yaml").write_text(RULES)
+    (tmp_path / "in" / "bugs").mkdir(parents=True)
+    photo().save(tmp_path / "in" / "a.png")
+    photo().save(tmp_path / "in" / "bugs" / "b.png")
+    mask_picture().save(tmp_path / "in" / "a.mask.png")
+    return tmp_path
+
+
+def test_regions_come_from_what_the_pictures_rule_says(desk: Path) -> None:
+    found = rows(desk / "in" / "a.png", desk / "in" / "bugs" / "b.png", "-c", desk / "c.yaml")
+    assert [(row["rule"], [r["label"] for r in row["regions"]]) for row in found] == [
+        (None, ["mask"]),
+        ("bugs/**", ["bug"]),
+    ]
+    assert found[0]["regions"][0] == {
+        "box": [60, 44, 100, 84],
+        "label": "mask",
+        "score": 1.0,
+        "detector": "sidecar",
+    }
+    assert (found[1]["width"], found[1]["regions"][0]["box"]) == (160, [80, 64, 160, 128])
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
+def test_the_sheet_shows_the_regions(desk: Path, name: str) -> None:
+    sheet = desk / name
+    said = detect(desk / "in" / "a.png", "--sheet", sheet, "-c", desk / "c.yaml")
+    assert "sidecar" in said
+    with Image.open(sheet) as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    red = (drawn[..., 0] > 180) & (drawn[..., 1] < 90) & (drawn[..., 2] < 90)
+    assert red.sum() > 200
+
+
+def test_annotations_can_be_given_by_hand(desk: Path) -> None:
+    (desk / "x.json").write_text('{"regions": [{"label": "car", "box": [1, 2, 30, 40]}]}')
+    (row,) = rows(desk / "in" / "a.png", "-m", desk / "x.json", "-c", desk / "c.yaml")
+    assert [region["label"] for region in row["regions"]] == ["car"]
+
+
+def test_a_picture_that_fails_does_not_hide_the_others(desk: Path) -> None:
+    (desk / "bad.png").write_bytes(b"no picture")
+    bad, good = rows(desk / "bad.png", desk / "in" / "a.png", "-c", desk / "c.yaml", code=3)
+    assert (bad["code"], len(good["regions"])) == ("unsupported", 1)
+    assert "bad.png" in bad["error"]
+
+
+def test_a_sheet_of_another_kind_is_refused(desk: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got \.gif, expected \.jpg or \.png"):
+        detect(desk / "in" / "a.png", "--sheet", "x.gif")

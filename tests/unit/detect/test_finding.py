@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from backfire import detect
+from backfire.config import FixedBox, Regions
+from backfire.detect import Source, run
+from backfire.errors import Code, ConfigError, InputError, ModelError
+from backfire.imaging import Picture, tags
+from backfire.imaging.metadata import Metadata
+from backfire.imaging.tags import Directory
+from backfire.types import Box, Mask, Region, Rgb
+
+from tests.support.regions import area, mwg, xmp
+
+RGB: Rgb = np.zeros((400, 600, 3), dtype=np.uint8)
+
+
+def pictured(rgb: Rgb) -> Picture:
+    return Picture(rgb, rgb, "PNG", "RGB", alpha=None)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_detectors() -> Iterator[None]:
+    run._detector.cache_clear()
+    yield
+    run._detector.cache_clear()
+
+
+class Fixed:
+    def __init__(self, *regions: Region) -> None:
+        self.regions = list(regions)
+
+    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
+        return self.regions
+
+
+def found(monkeypatch: pytest.MonkeyPatch, mask: Region, face: Region) -> list[str]:
+    by_name = {"sidecar": Fixed(mask), "faces": Fixed(face)}
+    monkeypatch.setattr(detect, "get", lambda name, settings: by_name[name])
+    return [region.detector for region in run.find(pictured(RGB), Source("p.png"), Regions()).regions]
+
+
+FACE = Region(Box(250, 150, 330, 240), "face", 0.99, "faces")
+
+
+def test_a_face_under_a_painted_mask_is_one_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = Region(Box(240, 140, 340, 250), "mask", 1.0, "sidecar")
+    assert found(monkeypatch, mask, FACE) == ["sidecar"]
+
+
+def test_a_face_inside_a_frame_is_protected_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask's bounding box holds the face, the mask does not."""
+    frame = np.ones((400, 600), dtype=np.bool_)
+    frame[20:-20, 20:-20] = False
+    mask = Region(Box(0, 0, 600, 400), "mask", 1.0, "sidecar", frame)
+    assert found(monkeypatch, mask, FACE) == ["sidecar", "faces"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_shapes_that_two_detectors_found_are_one_region(monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    """Their boxes hold more than the line: what counts is that the shapes are the same."""
+    rows, columns = np.mgrid[:60, :100]
+    line = np.abs(rows - 10 - 0.4 * columns) < 9
+    mark = Region(Box(100, 50, 200, 110), "signature", 0.9, "signatures", line)
+    text = Region(Box(101, 50, 201, 110), "text", 0.9, "text", line if same else ~line)
+    assert found(monkeypatch, mark, text) == (["signatures"] if same else ["signatures", "text"])
+
+
+@pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
+def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
+    rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    settings = Regions(detectors=("sidecar",), none_found="whole")
+    regions = run.find(pictured(rgb), Source("p.png"), settings).regions
+    covered = sum(region.plane(size[1], size[0]).astype(int) for region in regions)
+    assert (np.asarray(covered) == 1).all()
+    assert len(regions) <= 16
+
+
+def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
+    with pytest.raises(InputError, match="none_found") as caught:
+        run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",)))
+    assert caught.value.code == Code.NO_REGION
+
+
+def every(monkeypatch: pytest.MonkeyPatch, *regions: Region, **settings: Any) -> list[Region]:
+    monkeypatch.setattr(detect, "get", lambda name, _: Fixed(*regions))
+    return run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",), **settings)).regions
+
+
+def plain(*box: int, label: str = "a", mask: Mask | None = None) -> Region:
+    return Region(Box(*box), label, 0.5, "sidecar", mask)
+
+
+def test_regions_are_padded_and_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    disc = np.hypot(*np.mgrid[-20:20, -20:20]) < 20
+    square, round_one = every(
+        monkeypatch, plain(0, 10, 50, 60), plain(300, 300, 340, 340, mask=disc), pad_px=8
+    )
+    assert (square.box, square.mask) == (Box(0, 2, 58, 68), None)
+    assert round_one.box == Box(292, 292, 348, 348)
+    assert round_one.mask is not None
+    assert not round_one.mask[0, 0]
+    before = np.zeros((400, 600), dtype=np.bool_)
+    before[300:340, 300:340] = disc
+    assert not (before & ~round_one.plane(400, 600)).any()
+
+
+def test_regions_near_each_other_become_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = plain(0, 0, 50, 50), plain(60, 0, 100, 50, label="b"), plain(110, 40, 150, 90)
+    far = plain(300, 300, 340, 340)
+    assert len(every(monkeypatch, *three, far)) == 4
+    one, other = every(monkeypatch, *three, far, merge_px=12)
+    assert (one.box, one.label, one.detector) == (Box(0, 0, 150, 90), "a+b", "sidecar")
+    total = sum(region.plane(400, 600).astype(int) for region in three)
+    np.testing.assert_array_equal(one.plane(400, 600), np.asarray(total) > 0)
+    assert other is far
+
+
+def test_too_many_regions_are_joined_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = [plain(x, y, x + 8, y + 8) for x in range(0, 600, 40) for y in range(0, 400, 100)]
+    few = every(monkeypatch, *regions, most=5)
+    assert 1 <= len(few) <= 5
+    for region in regions:
+        assert any((one.plane(400, 600) & region.plane(400, 600)).sum() == 64 for one in few)
+
+
+class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def detect(self, image: Rgb, *, source: Source) -> list[Region]:
+        raise self.error
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, **settings: Any) -> run.Found:
+    by_name = {"text": Failing(error), "sidecar": Fixed(plain(0, 0, 9, 9))}
+    monkeypatch.setattr(detect, "get", lambda name, _: by_name[name])
+    names = Regions(detectors=("text", "sidecar"), **settings)
+    return run.find(pictured(RGB), Source("p.png"), names)
+
+
+@pytest.mark.parametrize("error", [ModelError(Code.DETECTOR, "no weights"), ZeroDivisionError("oops")])
+def test_a_detector_that_fails_fails_the_job_or_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with pytest.raises(type(error)):
+        failing(monkeypatch, error)
+    found = failing(monkeypatch, error, on_error="skip")
+    assert len(found.regions) == 1
+    assert found.skipped == {"text": str(error)}
+    assert str(error) in found.notes[0]
+
+
+def test_a_bad_mask_is_never_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError):
+        failing(monkeypatch, InputError(Code.MASK_EMPTY, "marks nothing"), on_error="skip")
+
+
+def test_detectors_see_the_pictures_metadata() -> None:
+    packet = xmp(mwg(area(0.5, 0.5, 0.1, 0.1)))
+    turned = Directory().having({0x0112: (tags.SHORT, [3])})
+    picture = replace(pictured(RGB), metadata=Metadata(exif=turned, packets=(packet,)))
+    found = run.find(picture, Source("p.png"), Regions(detectors=("metadata",)))
+    assert [region.box for region in found.regions] == [Box(270, 180, 330, 220)]
+
+
+def test_fixed_boxes_in_both_units() -> None:
+    boxes = (
+        FixedBox(box=(0.5, 0.75, 1, 1), label="bug"),
+        FixedBox(box=(10, 20, 700, 30), unit="pixels"),
+        FixedBox(box=(600, 0, 700, 30), unit="pixels"),
+    )
+    found = run.find(pictured(RGB), Source("p.png"), Regions(detectors=("fixed",), fixed=boxes))
+    placed = [(region.box, region.label) for region in found.regions]
+    assert placed == [(Box(300, 300, 600, 400), "bug"), (Box(10, 20, 600, 30), "fixed")]
+
+
+@pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx", "torchscript"])
+def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
+        detect.check(Regions(detectors=(name,)))

@@ -1,0 +1,251 @@
+"""Regions that editors wrote into XMP, in the ways in which they write them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from backfire.config import Regions
+from backfire.detect import Source, run
+from backfire.detect.metadata import MetadataDetector
+from backfire.errors import Code, InputError
+from backfire.imaging import decode
+from backfire.imaging.heif import heif_ready
+from backfire.imaging.intake import stored
+from backfire.types import Box, Region, Rgb
+from PIL import Image
+
+from tests.support.regions import area, mwg, xmp
+
+PICTURE: Rgb = np.zeros((200, 400, 3), dtype=np.uint8)
+
+
+def found(inner: str | bytes, orientation: int = 1, picture: Rgb = PICTURE) -> list[Region]:
+    packet = inner if isinstance(inner, bytes) else xmp(inner)
+    return MetadataDetector().detect(picture, source=Source("a.jpg", (), (packet,), orientation))
+
+
+def boxes(inner: str) -> list[Box]:
+    return [region.box for region in found(inner)]
+
+
+def test_no_packet_is_no_region() -> None:
+    assert MetadataDetector().detect(PICTURE, source=Source("a.jpg")) == []
+    assert found("") == []
+
+
+def test_lightrooms_faces() -> None:
+    (face,) = found(mwg(area(0.25, 0.5, 0.1, 0.2)))
+    assert (face.box, face.label, face.score, face.detector) == (
+        Box(80, 80, 120, 120),
+        "face",
+        1.0,
+        "metadata",
+    )
+    assert face.mask is None
+
+
+def test_digikams_elements_are_read_like_attributes() -> None:
+    inner = (
+        '<mwg-rs:Regions rdf:parseType="Resource"><mwg-rs:RegionList><rdf:Bag>'
+        '<rdf:li rdf:parseType="Resource">'
+        '<mwg-rs:Type>Pet</mwg-rs:Type><mwg-rs:Area rdf:parseType="Resource"><stArea:x>0.25</stArea:x>'
+        "<stArea:y>0.5</stArea:y><stArea:w>0.1</stArea:w><stArea:h>0.2</stArea:h></mwg-rs:Area>"
+        "</rdf:li></rdf:Bag></mwg-rs:RegionList></mwg-rs:Regions>"
+    )
+    (pet,) = found(inner)
+    assert (pet.box, pet.label) == (Box(80, 80, 120, 120), "pet")
+
+
+PEOPLE = (
+    '<MP:RegionInfo rdf:parseType="Resource"><MPRI:Regions><rdf:Bag><rdf:li><rdf:Description '
+    'MPReg:Rectangle="0.2, 0.4, 0.1, 0.2" MPReg:PersonDisplayName="A. Person"/></rdf:li>'
+    '<rdf:li rdf:parseType="Resource"><MPReg:PersonDisplayName>No place</MPReg:PersonDisplayName></rdf:li>'
+    "</rdf:Bag></MPRI:Regions></MP:RegionInfo>"
+)
+
+
+def test_microsofts_people() -> None:
+    assert boxes(PEOPLE) == [Box(80, 80, 120, 120)]
+
+
+def test_a_face_written_in_two_vocabularies_counts_once() -> None:
+    assert boxes(mwg(area(0.2504, 0.5, 0.1, 0.2)) + PEOPLE) == [Box(80, 80, 121, 120)]
+
+
+def iptc(boundary: str) -> str:
+    return (
+        '<Iptc4xmpExt:ImageRegion><rdf:Bag><rdf:li rdf:parseType="Resource"><Iptc4xmpExt:RegionBoundary '
+        f'rdf:parseType="Resource">{boundary}</Iptc4xmpExt:RegionBoundary></rdf:li></rdf:Bag>'
+        "</Iptc4xmpExt:ImageRegion>"
+    )
+
+
+def numbers(**values: float | str) -> str:
+    return "".join(f"<Iptc4xmpExt:{k}>{v}</Iptc4xmpExt:{k}>" for k, v in values.items())
+
+
+@pytest.mark.parametrize(
+    ("shape", "unit", "values"),
+    [
+        ("rectangle", "relative", {"rbX": 0.2, "rbY": 0.4, "rbW": 0.1, "rbH": 0.2}),
+        ("rectangle", "pixel", {"rbX": 80, "rbY": 80, "rbW": 40, "rbH": 40}),
+        ("circle", "pixel", {"rbX": 100, "rbY": 100, "rbRx": 20}),
+        ("circle", "relative", {"rbX": 0.25, "rbY": 0.5, "rbRx": 0.05}),
+    ],
+)
+def test_iptc_boundaries(shape: str, unit: str, values: dict[str, float]) -> None:
+    (region,) = found(iptc(numbers(rbShape=shape, rbUnit=unit, **values)))
+    assert region.box == Box(80, 80, 120, 120)
+    if shape == "circle":
+        assert region.mask is not None
+        assert region.mask.mean() == pytest.approx(np.pi / 4, abs=0.03)
+
+
+def test_iptc_polygons_keep_their_shape() -> None:
+    corners = "".join(
+        f'<rdf:li rdf:parseType="Resource">{numbers(rbX=x, rbY=y)}</rdf:li>'
+        for x, y in ((0, 0), (0.5, 0), (0, 1))
+    )
+    vertices = f"<Iptc4xmpExt:rbVertices><rdf:Seq>{corners}</rdf:Seq></Iptc4xmpExt:rbVertices>"
+    (region,) = found(iptc(numbers(rbShape="polygon", rbUnit="relative") + vertices))
+    assert region.box == Box(0, 0, 200, 200)
+    assert region.mask is not None
+    assert region.mask[2, 2]
+    assert not region.mask[-2, -2]
+    assert region.mask.mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_of_the_stored_pixels_are_turned_upright(orientation: int) -> None:
+    upright = np.zeros((200, 400, 3), dtype=np.uint8)
+    upright[20:60, 300:380] = 255
+    raw = stored(upright, orientation)
+    box = Box.around(raw[..., 0] > 0)
+    height, width = raw.shape[:2]
+    centre = area(
+        (box.left + box.right) / 2 / width,
+        (box.top + box.bottom) / 2 / height,
+        box.width / width,
+        box.height / height,
+    )
+    dimensions = f'stDim:w="{width}" stDim:h="{height}" stDim:unit="pixel"'
+    for applied in ("", dimensions):
+        (region,) = found(mwg(centre, applied=applied), orientation, upright)
+        assert region.box == Box(300, 20, 380, 60)
+
+
+def test_dimensions_of_the_upright_picture_say_that_the_regions_are() -> None:
+    written = mwg(area(0.25, 0.5, 0.1, 0.2), applied='stDim:w="4000" stDim:h="2000" stDim:unit="pixel"')
+    assert [region.box for region in found(written, 6)] == [Box(80, 80, 120, 120)]
+
+
+def test_what_the_camera_focused_on_is_no_content() -> None:
+    assert boxes(mwg(area(0.5, 0.5, 0.1, 0.1), kind="Focus")) == []
+
+
+def test_regions_are_clipped_and_nonsense_is_left_out() -> None:
+    written = [
+        area(0, 0, 0.2, 0.2),
+        area(3, 3, 0.2, 0.2),
+        area(0.5, 0.5, -1, 0),
+        'stArea:x="nan" stArea:y="1"',
+    ]
+    assert boxes(mwg(*written, area(1e300, 0.5, 1e301, 0.1))) == [Box(0, 0, 40, 20), Box(0, 90, 400, 110)]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"<not xml",
+        b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><x>&b;</x>',
+        b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><x/>',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_packet_that_cannot_be_trusted_is_an_error(packet: bytes) -> None:
+    with pytest.raises(InputError, match=r"a\.jpg: its XMP cannot be read") as caught:
+        found(packet)
+    assert caught.value.code is Code.UNREADABLE
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_packets_may_be_in_any_unicode_encoding(encoding: str) -> None:
+    packet = xmp(mwg(area(0.25, 0.5, 0.1, 0.2))).decode().replace('begin=""', 'begin="\ufeff"')
+    (face,) = found(packet.encode(encoding))
+    assert face.box == Box(80, 80, 120, 120)
+
+
+# In files: what is read out of them, and how it lies in them
+
+
+def in_file(data: bytes) -> list[Box]:
+    picture = decode(data, name="a", max_pixels=10**6)
+    return [r.box for r in run.find(picture, Source("a"), Regions(detectors=("metadata",))).regions]
+
+
+def saved(kind: str, packet: bytes, size: tuple[int, int] = (400, 200), **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 60)).save(buffer, kind, xmp=packet, **options)
+    return buffer.getvalue()
+
+
+PREVIEWED = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_packet_whose_preview_may_not_go_on_still_tells_its_regions(encoding: str) -> None:
+    data = saved("WEBP", PREVIEWED.decode().encode(encoding))
+    assert in_file(data) == [Box(80, 80, 120, 120)]
+
+
+def with_segments(data: bytes, *bodies: bytes) -> bytes:
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies)
+    return data[:2] + segments + data[2:]
+
+
+def extension(digest: bytes, length: int, offset: int, part: bytes) -> bytes:
+    return b"http://ns.adobe.com/xmp/extension/\0" + digest + struct.pack(">II", length, offset) + part
+
+
+def test_regions_may_lie_in_extended_xmp() -> None:
+    """Its segments in any order, a large picture between them, and one that nobody names."""
+    digest, other = b"0123456789ABCDEF0123456789ABCDEF", b"F" * 32
+    main = saved(
+        "JPEG",
+        xmp(
+            f'<n:HasExtendedXMP xmlns:n="http://ns.adobe.com/xmp/note/">{digest.decode()}</n:HasExtendedXMP>'
+        ),
+    )
+    packet = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>")
+    whole = [extension(digest, len(packet), at, packet[at : at + 300]) for at in range(0, len(packet), 300)]
+    stale = xmp(mwg(area(0.6, 0.5, 0.1, 0.2)))
+    orphan = extension(other, len(stale), 0, stale)
+    assert in_file(with_segments(main, *reversed(whole), orphan)) == [Box(80, 80, 120, 120)]
+    with pytest.raises(InputError, match="XMP cannot be read"):
+        in_file(with_segments(main, *whole[1:]))
+
+
+@pytest.mark.skipif(not heif_ready(), reason="pillow-heif is not installed")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_of_a_turned_heic_are_turned_with_it(orientation: int) -> None:
+    """Those drawn on the pixels as stored, as phones write them; judged by pillow-heif's own turns."""
+    upright: Rgb = np.full((128, 256, 3), 30, dtype=np.uint8)
+    upright[32:64, 128:192] = 250
+    raw = stored(upright, orientation)
+    box = Box.around(raw[..., 0] > 128)
+    height, width = raw.shape[:2]
+    packet = xmp(mwg(area(
+        (box.left + box.right) / 2 / width, (box.top + box.bottom) / 2 / height,
+        box.width / width, box.height / height,
+    )))  # fmt: skip
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(raw).save(buffer, "HEIF", quality=-1, exif=exif.tobytes(), xmp=packet)
+    picture = decode(buffer.getvalue(), name="a", max_pixels=10**6)
+    assert np.abs(picture.rgb.astype(int) - upright).max() < 40
+    assert in_file(buffer.getvalue()) == [Box(128, 32, 192, 64)]

@@ -1,0 +1,239 @@
+"""The detectors that somebody else wrote: `command`, `onnx` and `torchscript`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backfire import detect
+from backfire.config import Command, Onnx, Regions, TorchScript
+from backfire.detect import Source
+from backfire.detect.command import CommandDetector
+from backfire.detect.onnx import OnnxDetector
+from backfire.detect.torchscript import TorchScriptDetector
+from backfire.errors import Code, ConfigError, ModelError
+from backfire.types import Box, Region, Rgb
+
+from tests.support import scripts
+from tests.support.regions import network, program
+from tests.support.sandbox import wait_for
+
+PICTURE: Rgb = np.random.default_rng(5).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+
+
+def run(
+    folder: Path, code: str, *arguments: str, timeout_s: float = 20, max_bytes: int = 10_000
+) -> list[Region]:
+    argv = (*program(folder, code), *arguments)
+    settings = Command(argv=argv, timeout_s=timeout_s, max_bytes=max_bytes)
+    return CommandDetector(settings).detect(PICTURE, source=Source("cat.jpg"))
+
+
+# command
+
+
+def test_a_program_sees_the_pixels_and_says_where(tmp_path: Path) -> None:
+    """It finds the brightest pixel; `;` and `$HOME` in an argument reach it as they are."""
+    code = """
+import sys, json
+assert sys.argv[1] == "; $HOME", sys.argv
+magic, size, most, pixels = open(sys.argv[2], "rb").read().split(b"\\n", 3)
+width, height = map(int, size.split())
+at = max(range(width * height), key=lambda i: sum(pixels[3 * i : 3 * i + 3]))
+x, y = at % width, at // width
+print(json.dumps({"regions": [{"label": "spark", "score": 0.5, "box": [x, y, x + 1, y + 1]}]}))
+"""
+    (region,) = run(tmp_path, code, "; $HOME", "{picture}")
+    y, x = np.unravel_index(int(PICTURE.sum(axis=2, dtype=int).argmax()), PICTURE.shape[:2])
+    assert region.box == Box(int(x), int(y), int(x) + 1, int(y) + 1)
+    assert (region.label, region.score, region.detector) == ("spark", 0.5, "command")
+
+
+def test_a_program_may_find_nothing(tmp_path: Path) -> None:
+    assert run(tmp_path, "print('{\"regions\": []}')") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise SystemExit('no licence')", r"ended with code 1 \(no licence\)"),
+        ("print('nothing')", "printed what is no regions"),
+        ("print('{\"regions\": [{}]}')", "both or neither"),
+        ("import sys; sys.stdout.write('x' * 100_000)", "printed more than 10000 bytes"),
+        ("while True: print('x' * 1000)", "printed more than 10000 bytes"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with code -11"),
+    ],
+)
+def test_what_goes_wrong_is_named(tmp_path: Path, code: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        run(tmp_path, code)
+    assert "program.py" not in caught.value.message.split(" on cat.jpg ")[0]
+    assert caught.value.code is Code.DETECTOR
+    assert caught.value.retryable
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    code = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+time.sleep(300)
+"""
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"took longer than 8 s.*timeout_s"):
+        run(tmp_path, code, timeout_s=8)
+    assert time.monotonic() - start < 35
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not alive(pid), seconds=10, because="the child to be gone")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_a_child_left_behind_does_not_hold_the_job_up(tmp_path: Path) -> None:
+    """It keeps the streams open after its parent's good end; only the timeout ends that."""
+    code = "import os, time\nprint('{\"regions\": []}', flush=True)\nif os.fork() == 0: time.sleep(300)"
+    with pytest.raises(ModelError, match="took longer"):
+        run(tmp_path, code, timeout_s=2)
+
+
+def test_a_missing_program_is_an_error_with_its_remedy() -> None:
+    detector = CommandDetector(Command(argv=("/no/such/program",)))
+    with pytest.raises(ModelError, match=r"/no/such/program on cat\.jpg cannot be started") as caught:
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+    assert not caught.value.retryable
+
+
+# onnx
+
+
+def looked(folder: Path, rows: object, **settings: object) -> list[Region]:
+    path = network(folder / "n.onnx", np.array(rows, dtype=np.float32))
+    detector = OnnxDetector(Onnx.model_validate({"model": path, "size_px": 64, **settings}))
+    return detector.detect(PICTURE, source=Source("cat.jpg"))
+
+
+def test_boxes_are_scaled_back_and_labelled(tmp_path: Path) -> None:
+    rows = [
+        [[0, 0, 32, 21.3, 0.6, 1], [8, 8, 16, 16, 0.9, 5], [0, 0, 9, 9, 0.1, 0], [60, 60, 64, 64, 0.8, 0]]
+    ]
+    regions = looked(tmp_path, rows, labels=("cat", "dog"))
+    assert [(region.label, round(region.score, 2)) for region in regions] == [("class 5", 0.9), ("dog", 0.6)]
+    assert regions[1].box == Box(0, 0, 45, 30)  # the last row lies in the grey below the picture
+
+
+def test_the_network_sees_the_picture_at_the_top_left_on_grey() -> None:
+    from backfire.detect.boxes import GREY, _fitted
+
+    white = np.full((60, 90, 3), 255, dtype=np.uint8)
+    white[..., 2] = 0
+    seen = _fitted(white, 96, 96 / 90)
+    assert seen.shape == (1, 3, 96, 96)
+    assert seen.dtype == np.float32
+    np.testing.assert_allclose(
+        seen[0, :, :64], np.broadcast_to([[[1]], [[1]], [[0]]], (3, 64, 96)), atol=1e-6
+    )
+    np.testing.assert_allclose(seen[0, :, 64:], GREY, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[1, 2, 3, 4, 0.9]], [[[[0, 0, 9, 9, 0.9, 0]]]], [[0, 0, 9, 9, 90, 0]], [[np.nan, 0, 9, 9, 0.9, 0]]],
+)
+def test_a_breach_of_the_contract_is_named(tmp_path: Path, rows: object) -> None:
+    with pytest.raises(ModelError, match=r"n\.onnx gives .*expected 1,N,6"):
+        looked(tmp_path, rows)
+
+
+def test_another_network_than_configured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has SHA-256"):
+        looked(tmp_path, [[0, 0, 9, 9, 0.9, 0]], sha256="0" * 64)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no network"])
+def test_a_network_that_does_not_load_is_an_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "n.onnx").write_bytes(content)
+    settings = Regions(onnx=Onnx(model=tmp_path / "n.onnx"))
+    with pytest.raises(ModelError, match=r"regions\.onnx\.model") as caught:
+        detect.get("onnx", settings)
+    assert not caught.value.retryable
+
+
+def test_a_network_that_fails_on_a_picture_is_worth_another_try(tmp_path: Path) -> None:
+    """It takes 64 pixels a side and is configured to get 96."""
+    path = network(tmp_path / "n.onnx", np.zeros((1, 6), dtype=np.float32))
+    detector = OnnxDetector(Onnx(model=path, size_px=96))
+    with pytest.raises(ModelError, match=r"n\.onnx failed on cat\.jpg of 90x60") as caught:
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+    assert caught.value.retryable
+
+
+# torchscript
+
+
+def scripted(folder: Path, rows: object, *, exported: bool = False, **settings: object) -> TorchScript:
+    module = scripts.Boxes(np.array(rows, dtype=np.float32))
+    example = (torch.zeros(1, 3, 64, 64),)
+    path, sha256 = scripts.save(folder / "n", exported=exported, module=module, example=example)
+    said = {"model": path, "sha256": sha256, "trust": True, "size_px": 64, **settings}
+    return TorchScript.model_validate(said)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_scripted_network_finds_what_the_same_onnx_file_does(tmp_path: Path, exported: bool) -> None:
+    rows = [[[0, 0, 32, 21.3, 0.6, 1], [8, 8, 16, 16, 0.9, 5], [0, 0, 9, 9, 0.1, 0]]]
+    settings = scripted(tmp_path, rows, exported=exported, labels=("cat", "dog"))
+    found = detect.get("torchscript", Regions(torchscript=settings)).detect(PICTURE, source=Source("p"))
+    same = looked(tmp_path, rows, labels=("cat", "dog"))
+    assert [region.detector for region in found] == ["torchscript"] * 2
+    assert [(r.box, r.label, r.score) for r in found] == [(r.box, r.label, r.score) for r in same]
+
+
+@pytest.mark.parametrize("missing", ["model", "sha256", "trust"])
+def test_a_scripted_network_is_asked_for_trust_at_start(tmp_path: Path, missing: str) -> None:
+    settings = scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]])
+    default = getattr(TorchScript(), missing)
+    regions = Regions(detectors=("torchscript",), torchscript=settings.model_copy(update={missing: default}))
+    with pytest.raises(ConfigError, match=r"sha256 and trust: true \(such a file is code\)"):
+        detect.get("torchscript", regions)
+
+
+def test_another_script_than_configured_is_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the file was loaded")
+
+    settings = scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]], sha256="0" * 64)
+    monkeypatch.setattr(torch.jit, "load", load)
+    with pytest.raises(ModelError, match=r"detector torchscript: .* has SHA-256") as caught:
+        detect.get("torchscript", Regions(torchscript=settings))
+    assert (caught.value.code, caught.value.retryable) == (Code.DETECTOR, False)
+
+
+def test_a_scripted_network_that_breaks_the_contract_is_named(tmp_path: Path) -> None:
+    detector = TorchScriptDetector(scripted(tmp_path, [[1, 2, 3, 4, 0.9]]))
+    with pytest.raises(ModelError, match=r"detector torchscript: .*n\.pt gives .*expected 1,N,6"):
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+
+
+def test_a_scripted_network_that_fails_is_named_in_one_line(tmp_path: Path) -> None:
+    """It was made for 64 pixels a side and gets 96."""
+    detector = TorchScriptDetector(scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]], size_px=96))
+    with pytest.raises(
+        ModelError, match=r"detector torchscript: n\.pt failed on cat\.jpg of 90x60"
+    ) as caught:
+        detector.detect(PICTURE, source=Source("cat.jpg"))
+    assert "\n" not in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert caught.value.retryable

@@ -1,0 +1,823 @@
+"""Every format there and back, judged by readers that are not ours: exiftool, tifffile, ImageMagick."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from backfire.config import parse
+from backfire.detect import Sidecar, Source
+from backfire.errors import Code, InputError
+from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
+from backfire.imaging.heif import heif_ready
+from backfire.perturb import optimiser
+from backfire.pipeline.protect import protect
+from backfire.types import Rgb
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.support import profiles
+from tests.support.pictures import mask_picture, photo
+from tests.support.sandbox import QUICK
+from tests.unit.imaging.test_images import ICC, file, frames, scene
+
+LIMIT, LEVELS = 1_000_000, 6
+NAMES = {
+    "JPEG": "JPEG", "PNG": "PNG", "TIFF": "TIFF", "WEBP": "WebP", "HEIF": "HEIC", "AVIF": "AVIF",
+    "JPEG2000": "JPEG 2000", "BMP": "BMP", "GIF": "GIF",
+}  # fmt: skip
+EXTENSIONS = {
+    "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "HEIF": ".heic", "AVIF": ".avif",
+    "JPEG2000": ".jp2", "BMP": ".bmp", "GIF": ".gif",
+}  # fmt: skip
+FORMAT = {"HEIF": "heic"}
+BOXED = ("HEIF", "AVIF")
+WIDE = profiles.rgb()
+
+heif_ready()
+
+
+def tool(name: str, version: str = "-version") -> str:
+    """The path of a program that answers `version`; the test is skipped where there is none."""
+    found = shutil.which(name)
+    if found is None or subprocess.run([found, version], capture_output=True, check=False).returncode:
+        pytest.skip(f"needs {name}, a reader that is not ours; apt install it")
+    return found
+
+
+def taken(data: bytes, **options: Any) -> Picture:
+    return decode(data, name="a", max_pixels=LIMIT, **options)
+
+
+def changed(picture: Picture, seed: int = 1) -> Rgb:
+    """A blotch of noise in the middle; its surroundings must keep their bits."""
+    height, width = picture.rgb.shape[:2]
+    here = (slice(height // 4, height * 3 // 4), slice(width // 4, width * 3 // 4))
+    noise = np.random.default_rng(seed).choice([-LEVELS, LEVELS], (*picture.rgb[here].shape[:2], 1))
+    rgb = picture.rgb.copy()
+    rgb[here] = np.clip(rgb[here].astype(int) + noise, 0, 255)
+    return rgb
+
+
+def outside(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where `changed` changes nothing."""
+    plane = np.ones(shape[:2], bool)
+    plane[shape[0] // 4 : shape[0] * 3 // 4, shape[1] // 4 : shape[1] * 3 // 4] = False
+    return plane
+
+
+def there_and_back(data: bytes, **options: Any) -> tuple[Picture, bytes, Picture]:
+    picture = taken(data)
+    written = encode(picture, changed(picture), levels=LEVELS, **options).data
+    return picture, written, taken(written)
+
+
+def deep(channels: int, seed: int = 0) -> NDArray[np.uint16]:
+    """16-bit samples whose low bits carry something."""
+    coarse = np.dstack([scene(seed=seed), scene(seed=seed + 1)])[..., :channels].astype(np.uint16) * 257
+    low = np.random.default_rng(seed).integers(0, 200, coarse.shape, dtype=np.uint16)
+    return np.minimum(coarse, 65_300) + low
+
+
+def tiff(samples: NDArray[Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, **{"photometric": "rgb", **options})
+    return buffer.getvalue()
+
+
+def profiled(icc: bytes) -> dict[str, Any]:
+    return {"extratags": [(34675, 7, len(icc), icc, True)]}
+
+
+# ---- more than 8 bits
+
+
+def few(channels: int, depth: int) -> NDArray[np.uint16]:
+    """Samples of fewer bits."""
+    return deep(channels) >> np.uint16(16 - depth)
+
+
+def heic(values: NDArray[np.uint16], depth: int) -> bytes:
+    """A lossless HEIC of 10 or 12 bits; pillow-heif takes them on the full scale of 16."""
+    mode = {1: "L;16", 3: "RGB;16", 4: "RGBA;16"}[values.shape[2]]
+    full = np.ascontiguousarray(values << (16 - depth))
+    buffer = io.BytesIO()
+    options = {"quality": -1, "chroma": 444, "matrix_coefficients": 0, "bit_depth": depth}
+    importlib.import_module("pillow_heif").encode(
+        mode, values.shape[1::-1], full.tobytes(), buffer, **options
+    )
+    return buffer.getvalue()
+
+
+def avif(values: NDArray[np.uint16], depth: int) -> bytes:
+    plain = np.ascontiguousarray(values.squeeze(2) if values.shape[2] == 1 else values)
+    return bytes(imagecodecs.avif_encode(plain, level=100, bitspersample=depth))
+
+
+def jp2(values: NDArray[np.uint16], depth: int, stream: str = "jp2") -> bytes:
+    plain = np.ascontiguousarray(values.squeeze(2) if values.shape[2] == 1 else values)
+    return bytes(
+        imagecodecs.jpeg2k_encode(plain, level=0, reversible=True, codecformat=stream, bitspersample=depth)
+    )
+
+
+DEEP: dict[str, Callable[[], bytes | bytearray]] = {
+    "png grey": lambda: imagecodecs.png_encode(deep(1)[..., 0].copy()),
+    "png grey alpha": lambda: imagecodecs.png_encode(deep(2)),
+    "png rgb": lambda: imagecodecs.png_encode(deep(3)),
+    "png rgb alpha": lambda: imagecodecs.png_encode(deep(4)),
+    "tiff grey": lambda: tiff(deep(1)[..., 0], photometric="minisblack"),
+    "tiff rgb": lambda: tiff(deep(3)),
+    "tiff rgb alpha": lambda: tiff(deep(4), extrasamples=["unassalpha"]),
+    "tiff cmyk": lambda: tiff(deep(4), photometric="separated"),
+    "tiff lzw": lambda: tiff(deep(3), compression="lzw", predictor=True),
+    "tiff deflate": lambda: tiff(deep(3), compression="zlib", predictor=True),
+    "tiff zstd": lambda: tiff(deep(3), compression="zstd"),
+    "tiff tiled": lambda: tiff(deep(3), tile=(16, 32)),
+    "tiff planar": lambda: tiff(deep(3).transpose(2, 0, 1).copy(), planarconfig="separate"),
+    "tiff big endian": lambda: tiff(deep(3), byteorder=">"),
+    "bigtiff": lambda: tiff(deep(3), bigtiff=True),
+    "jp2 grey": lambda: jp2(deep(1), 16),
+    "jp2 rgb": lambda: jp2(deep(3), 16),
+    "j2k rgb": lambda: jp2(deep(3), 16, "j2k"),
+    "jp2 rgb 12": lambda: jp2(few(3, 12), 12),
+    "j2k grey 9": lambda: jp2(few(1, 9), 9, "j2k"),
+    "heic grey 10": lambda: heic(few(1, 10), 10),
+    "heic rgb 10": lambda: heic(few(3, 10), 10),
+    "heic rgb alpha 10": lambda: heic(few(4, 10), 10),
+    "heic rgb 12": lambda: heic(few(3, 12), 12),
+    "avif grey 10": lambda: avif(few(1, 10), 10),
+    "avif grey alpha 12": lambda: avif(few(2, 12), 12),
+    "avif rgb 10": lambda: avif(few(3, 10), 10),
+    "avif rgb alpha 10": lambda: avif(few(4, 10), 10),
+    "avif rgb 12": lambda: avif(few(3, 12), 12),
+}
+
+
+def bits_of(make: str) -> int:
+    return int(last) if (last := make.split()[-1]).isdigit() else 16
+
+
+def samples_of(data: bytes) -> NDArray[np.uint16]:
+    """What an independent reader finds, H,W,C of as many bits as are stored, alpha last."""
+    if data[:2] in (b"II", b"MM"):
+        with tifffile.TiffFile(io.BytesIO(data)) as source:
+            found = source.pages.first.asarray()
+            found = (
+                found.transpose(1, 2, 0)
+                if source.pages.first.planarconfig == 2 and found.ndim == 3
+                else found
+            )
+    elif data[:4] == b"\x89PNG":
+        found = imagecodecs.png_decode(data)
+    elif data[4:12] == b"ftypavif":
+        found = imagecodecs.avif_decode(data)
+    elif data[4:8] == b"ftyp":
+        open_heif = importlib.import_module("pillow_heif").open_heif
+        found = np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False))
+    else:
+        found = imagecodecs.jpeg2k_decode(data)
+    return np.atleast_3d(found)
+
+
+@pytest.mark.parametrize("make", DEEP)
+def test_deep_samples_keep_their_low_bits(make: str) -> None:
+    full = (1 << bits_of(make)) - 1
+    data = bytes(DEEP[make]())
+    picture, written, again = there_and_back(data)
+    before, after = samples_of(data), samples_of(written)
+    assert after.dtype == np.uint16
+    assert after.shape == before.shape
+    untouched = outside(before.shape)
+    assert np.array_equal(after[untouched], before[untouched])
+    assert picture.depth == again.depth == bits_of(make)
+    assert 0 < np.abs(after[~untouched].astype(int) - before[~untouched]).max() <= LEVELS * full / 255
+    assert 0 < largest_change(picture, again) <= LEVELS
+    if "alpha" in make:
+        assert np.array_equal(after[..., -1], before[..., -1])
+
+
+@pytest.mark.parametrize("make", ["png rgb", "tiff rgb", "tiff lzw", "tiff big endian", "bigtiff"])
+def test_imagemagick_finds_the_same_16_bits(make: str, tmp_path: Path) -> None:
+    convert = tool("convert")
+    data = bytes(DEEP[make]())
+    picture, written, _ = there_and_back(data)
+    path = tmp_path / ("a" + EXTENSIONS[picture.format])
+    path.write_bytes(written)
+    command = [convert, str(path), "-depth", "16", "-endian", "LSB", "rgb:-"]
+    raw = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    assert np.array_equal(np.frombuffer(raw, "<u2").reshape(samples_of(written).shape), samples_of(written))
+
+
+@pytest.mark.parametrize(
+    ("kind", "grey"),
+    [(kind, grey) for kind in NAMES if kind != "GIF" for grey in (True, False) if grey or kind not in BOXED],
+)
+def test_imagemagick_finds_the_same_pixels(kind: str, grey: bool, tmp_path: Path) -> None:
+    """Its coder of HEIC and AVIF halves chroma whatever the file holds, so only their grey says anything."""
+    convert = tool("convert")
+    _, written, again = there_and_back(file(scene()[..., 0] if grey else scene(), kind))
+    path = tmp_path / f"a{EXTENSIONS[kind]}"
+    path.write_bytes(written)
+    command = [convert, str(path), "-depth", "8", "rgb:-"]
+    raw = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(again.rgb.shape)
+    most = 2 if kind == "JPEG" else 1 if kind in BOXED else 0  # decoders may round otherwise
+    assert np.abs(found.astype(int) - again.rgb).max() <= most
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_turned_by_its_container(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = taken(file(scene()[..., 0], "PNG", exif=exif))
+    written = encode(picture, picture.rgb, levels=LEVELS, format="avif").data
+    again = taken(written)
+    assert (again.orientation, again.depth) == (orientation, 8)
+    assert np.array_equal(again.rgb, picture.rgb)
+    path = tmp_path / "a.avif"
+    path.write_bytes(written)
+    raw = subprocess.run(
+        [tool("convert"), str(path), "-depth", "8", "rgb:-"], capture_output=True, check=True, timeout=60
+    ).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(picture.rgb.shape)  # libheif turns it by itself
+    assert np.abs(found.astype(int) - picture.rgb).max() <= 1
+
+
+def test_numbers_that_stand_for_a_profile_stay() -> None:
+    """Display P3 as phones give it in a HEIC or AVIF: 12 the primaries, 13 the transfer."""
+    for kind, data in (
+        ("heic", heif.written(scene(), 8, cicp=(12, 13), icc=None, exif=None, xmp=None)),
+        ("avif", bytes(imagecodecs.avif_encode(scene(), level=100, primaries=12, transfer=13))),
+    ):
+        for target in ("same", "heic", "avif"):
+            picture = taken(data)
+            again = taken(encode(picture, changed(picture), levels=LEVELS, format=target).data)
+            assert picture.metadata.cicp == again.metadata.cicp == (12, 13), (kind, target)
+
+
+def test_premultiplied_heic_is_refused_by_name() -> None:
+    pixels = np.dstack([scene(), scene()[..., 0]])
+    buffer = io.BytesIO()
+    importlib.import_module("pillow_heif").encode(
+        "RGBa", pixels.shape[1::-1], pixels.tobytes(), buffer, quality=-1
+    )
+    with pytest.raises(InputError, match="premultiplied alpha") as caught:
+        taken(buffer.getvalue())
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_bits_are_read_from_the_item_that_is_shown(kind: str) -> None:
+    """Letters that look like its header may stand anywhere before it."""
+    data = file(scene(), kind)
+    lying = b"av1C\x81\x60\xff" + b"\xff\x4f\xff\x51" + b"\0\0\0\1\x0b" * 20
+    free = (8 + len(lying)).to_bytes(4, "big") + b"free" + lying
+    at = 0 if kind == "AVIF" else 12
+    at += int.from_bytes(data[at : at + 4], "big")  # behind its ftyp
+    if kind == "AVIF":  # whose payload moves on
+        place = data.index(b"iloc") + 18
+        moved = int.from_bytes(data[place : place + 4], "big") + len(free)
+        data = data[:place] + moved.to_bytes(4, "big") + data[place + 4 :]
+    picture = taken(data[:at] + free + data[at:])
+    assert picture.depth == 8
+    assert np.array_equal(picture.rgb, taken(file(scene(), kind)).rgb)
+
+
+def test_a_tiff_stays_what_it_is() -> None:
+    written = there_and_back(bytes(DEEP["bigtiff"]()))[1]
+    assert written[:4] == b"II+\0"
+    written = there_and_back(bytes(DEEP["tiff big endian"]()))[1]
+    assert written[:4] == b"MM\0*"
+    written = there_and_back(bytes(DEEP["tiff lzw"]()))[1]
+    with tifffile.TiffFile(io.BytesIO(written)) as source:
+        page = source.pages.first
+        assert (page.compression.name, page.predictor.name) == ("LZW", "HORIZONTAL")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "depth"),
+    [
+        ("heic rgb 10", "png", 16),
+        ("avif rgb 12", "tiff", 16),
+        ("heic rgb 10", "avif", 10),
+        ("avif rgb alpha 10", "jpeg2000", 10),
+        ("jp2 rgb 12", "heic", 12),
+        ("j2k grey 9", "avif", 8),
+        ("png rgb", "heic", 8),
+    ],
+)
+def test_a_depth_goes_on_where_the_other_format_has_it(source: str, target: str, depth: int) -> None:
+    picture = taken(bytes(DEEP[source]()))
+    again = taken(encode(picture, changed(picture), levels=LEVELS, format=target).data)
+    assert again.depth == depth
+    assert 0 < largest_change(picture, again) <= LEVELS
+    untouched = outside(picture.samples.shape)
+    if depth > 8:  # both on the full scale of 16 bits
+        assert np.array_equal(again.samples[untouched], picture.samples[untouched])
+
+
+@pytest.mark.parametrize("levels", [1, 6, 43, 64])
+@pytest.mark.parametrize("make", ["heic rgb 10", "jp2 rgb 12", "j2k grey 9"])
+def test_no_budget_is_exceeded_by_rounding_to_few_bits(make: str, levels: int) -> None:
+    picture = taken(bytes(DEEP[make]()))
+    rgb = np.clip(picture.rgb.astype(int) + levels, 0, 255).astype(np.uint8)
+    again = taken(encode(picture, rgb, levels=levels).data)
+    assert levels - 1 <= largest_change(picture, again) <= levels
+
+
+def test_exiftool_finds_the_same_depth(tmp_path: Path) -> None:
+    paths = []
+    for make in ("heic rgb 10", "heic rgb 12", "avif rgb 10", "avif rgb 12"):
+        paths.append(tmp_path / f"{make}.{make[:4]}")
+        paths[-1].write_bytes(there_and_back(bytes(DEEP[make]()))[1])
+    command = [tool("exiftool", "-ver"), "-T", "-ImagePixelDepth", *map(str, paths)]
+    found = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout
+    assert found.splitlines() == ["10 10 10", "12 12 12", "10 10 10", "12 12 12"]
+
+
+def test_a_picture_that_lies_about_its_depth_is_refused() -> None:
+    deep_one = avif(few(3, 10), 10)
+    for at, mask in ((2, 0x20), (2, 0x40)):  # "12 bits", "8 bits"
+        data = bytearray(deep_one)
+        data[data.index(b"av1C") + 4 + at] ^= mask
+        with pytest.raises(InputError) as caught:
+            taken(bytes(data))
+        assert caught.value.code is Code.UNREADABLE
+
+
+def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
+    picture = taken(bytes(DEEP["png rgb"]()))
+    for format_ in ("jpeg", "webp", "avif", "bmp"):
+        again = taken(encode(picture, changed(picture), levels=LEVELS, format=format_).data)
+        assert again.samples.dtype == np.uint8
+        assert largest_change(picture, again) <= LEVELS
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (tiff(scene().astype(np.float32)), "floating-point samples of 32 bits"),
+        (tiff(deep(1)[..., 0].astype(np.int16), photometric="minisblack"), "signed"),
+        (tiff(scene().astype(np.uint32)), "32 bits a sample"),
+        (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
+        (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
+        (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "camera raw"),
+    ],
+)
+def test_other_depths_and_makes_are_refused_by_name(data: bytes, what: str) -> None:
+    with pytest.raises(InputError, match=what) as caught:
+        taken(bytes(data))
+    assert caught.value.code is Code.UNSUPPORTED
+    assert "; " in caught.value.message
+
+
+# ---- CMYK
+
+
+def inks() -> NDArray[np.uint8]:
+    black = np.random.default_rng(0).integers(0, 80, (*scene().shape[:2], 1), dtype=np.uint8)
+    return np.concatenate([255 - scene(), black], axis=2)
+
+
+def inked(kind: str, **options: Any) -> bytes:
+    height, width = inks().shape[:2]
+    return file(Image.frombytes("CMYK", (width, height), inks().tobytes()), kind, **options)
+
+
+@pytest.mark.parametrize("icc", [None, profiles.cmyk()], ids=["plain", "profile"])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_stays_in_its_own_inks(kind: str, icc: bytes | None) -> None:
+    options = {} if icc is None else {"icc_profile": icc}
+    picture, _, again = there_and_back(inked(kind, **options))
+    assert (picture.mode, again.mode, again.metadata.icc) == ("CMYK", "CMYK", icc)
+    assert largest_change(picture, again) <= LEVELS
+    untouched = outside(inks().shape)
+    if kind == "TIFF":
+        assert np.array_equal(again.samples[untouched], inks()[untouched])
+        assert np.array_equal(again.samples[..., 3], inks()[..., 3])
+    asked = changed(picture).astype(int) - picture.rgb
+    got = again.rgb.astype(int) - picture.rgb
+    assert (got * asked).sum() / (asked * asked).sum() > 0.6
+
+
+def test_imagemagick_finds_the_same_inks(tmp_path: Path) -> None:
+    convert = tool("convert")
+    for kind in ("JPEG", "TIFF"):
+        written = there_and_back(inked(kind, icc_profile=profiles.cmyk()))[1]
+        path = tmp_path / ("a" + EXTENSIONS[kind])
+        path.write_bytes(written)
+        raw = subprocess.run(
+            [convert, str(path), "-depth", "8", "cmyk:-"], capture_output=True, check=True, timeout=60
+        )
+        found = np.frombuffer(raw.stdout, np.uint8).reshape(inks().shape)
+        assert np.abs(found.astype(int) - taken(written).samples).max() <= 2  # decoders of JPEG may differ
+
+
+def test_ink_becomes_srgb_where_a_format_holds_none() -> None:
+    picture = taken(inked("JPEG", icc_profile=profiles.cmyk(), quality=100))
+    again = taken(encode(picture, changed(picture), levels=LEVELS, format="png").data)
+    assert (again.mode, again.metadata.icc) == ("RGB", None)
+    assert np.array_equal(again.rgb, changed(picture))
+
+
+# ---- profiles
+
+
+def test_an_srgb_profile_and_a_broken_one_change_nothing() -> None:
+    for icc in (ICC, b"no profile", profiles.cmyk()):
+        picture = taken(file(scene(), "PNG", icc_profile=icc))
+        assert picture.look is None
+        assert np.array_equal(picture.rgb, scene())
+
+
+def test_editors_see_the_colours_that_the_profile_means() -> None:
+    """By hand: linear light by the gamma, through XYZ at D50 into sRGB's primaries, and its curve."""
+    samples = np.array([128, 80, 64], np.uint8)
+    srgb = np.array([[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.71410]])
+    linear = (samples / 255) ** 2.2 @ np.array(profiles.ADOBE) @ np.linalg.inv(srgb)
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    picture = taken(tiff(np.full((8, 8, 3), samples, np.uint8), **profiled(WIDE)))
+    assert np.abs(picture.rgb[0, 0] - expected).max() <= 1
+    assert np.abs(picture.rgb[0, 0].astype(int) - samples).max() > 5
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_change_goes_back_through_a_wide_gamut(depth: int) -> None:
+    samples = scene() if depth == 8 else deep(3)
+    data = tiff(samples, **profiled(WIDE))
+    picture, written, again = there_and_back(data)
+    assert picture.look is not None
+    assert again.metadata.icc == WIDE
+    before, after = samples, samples_of(written)
+    untouched = outside(before.shape)
+    assert np.array_equal(after[untouched], before[untouched])
+    assert largest_change(picture, again) <= LEVELS
+    assert max_change(picture.rgb, again.rgb) <= LEVELS
+    asked = changed(picture).astype(int) - picture.rgb
+    got = again.rgb.astype(int) - picture.rgb
+    assert (got * asked).sum() / (asked * asked).sum() > 0.75
+
+
+def test_a_jpeg_of_wide_gamut_keeps_the_bound_to_the_eye_but_for_single_pixels() -> None:
+    """Out of sRGB's gamut one level of a sample can be a dozen levels of a colour."""
+    picture = taken(file(scene(120, 130), "JPEG", quality=90, icc_profile=WIDE))
+    again = taken(encode(picture, changed(picture), levels=LEVELS).data)
+    seen = np.abs(again.rgb.astype(int) - picture.rgb).max(axis=2)
+    assert largest_change(picture, again) <= LEVELS
+    assert (seen > 0).mean() > 0
+    assert (seen > LEVELS).mean() < 0.002
+
+
+def test_a_grey_profile_is_honoured_too() -> None:
+    data = file(scene()[..., 0], "PNG", icc_profile=profiles.grey())
+    picture, _, again = there_and_back(data)
+    assert picture.look is not None
+    assert (picture.rgb == picture.rgb[..., :1]).all()
+    assert picture.rgb[..., 0].mean() > scene()[..., 0].mean() + 5  # a gamma of 1.6 is brighter than sRGB's
+    assert again.grey
+    assert 0 < largest_change(picture, again) <= LEVELS
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_carrying_no_change_changes_nothing(channels: int) -> None:
+    icc = {1: profiles.grey(), 3: WIDE, 4: profiles.cmyk()}[channels]
+    look = colour.look_of(icc, channels)
+    samples = np.random.default_rng(0).integers(0, 65_536, (300, 20, channels), dtype=np.uint16)
+    rgb = colour.seen(samples, look)
+    assert np.array_equal(colour.carried(samples, rgb, rgb, look, LEVELS), samples)
+
+
+# ---- pages and frames
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
+def test_several_frames_are_refused_or_the_first_is_taken(kind: str) -> None:
+    data = file(frames()[0], kind, save_all=True, append_images=frames()[1:])
+    with pytest.raises(InputError, match=r"has 3 pages or frames, expected one; .*output\.frames") as caught:
+        taken(data)
+    assert caught.value.code is Code.UNSUPPORTED
+    picture = taken(data, frames="first")
+    alone = taken(file(frames()[0], kind)).rgb.astype(int)
+    assert np.abs(picture.rgb.astype(int) - alone).mean() < 3
+    encoded = encode(picture, picture.rgb, levels=LEVELS)
+    assert "first of 3" in encoded.how
+    assert taken(encoded.data).frames == 1
+    with pytest.raises(ValueError, match="expected refuse or first"):
+        taken(data, frames="all")
+
+
+def test_a_thumbnail_page_is_no_page() -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(scene(), photometric="rgb")
+        writer.write(scene(12, 16), photometric="rgb", subfiletype=1)
+    picture, written, _ = there_and_back(buffer.getvalue())
+    assert np.array_equal(picture.rgb, scene())
+    with tifffile.TiffFile(io.BytesIO(written)) as source:
+        assert len(source.pages) == 1
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "GIF"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (7, 9)])
+def test_odd_sizes(kind: str, size: tuple[int, int]) -> None:
+    pixels = scene(*size)
+    picture, _, again = there_and_back(file(pixels, "PNG"), format=FORMAT.get(kind, kind.lower()))
+    assert again.rgb.shape == picture.rgb.shape == pixels.shape
+    assert again.format == kind
+
+
+# ---- HEIC
+
+
+def test_a_turn_in_xmp_does_not_turn_a_heic() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" a="b"/></x:xmpmeta>'
+    picture = taken(file(scene(), "JPEG", xmp=xmp))
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, format="heic").data)
+    assert np.array_equal(again.rgb, picture.rgb)
+    assert again.metadata.xmp == xmp.replace(b' tiff:Orientation="6"', b"")
+
+
+# ---- HEIC without its library
+
+
+def test_heic_without_its_library_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = file(scene(), "HEIF")
+    picture = taken(data)
+    monkeypatch.setattr("backfire.imaging.readers.heif_ready", lambda: False)
+    monkeypatch.setattr("backfire.imaging.encoding.heif_ready", lambda: False)
+    with pytest.raises(InputError, match=r"pip install 'backfire\[heic\]'"):
+        taken(data)
+    assert encode(picture, picture.rgb, levels=LEVELS).how == "PNG lossless (no HEIC writer is installed)"
+
+
+# ---- the README's table
+
+
+TAGS = [
+    "-EXIF:Artist=Zoë", "-EXIF:Copyright=© Zoë", "-EXIF:UserComment=hello", "-EXIF:LensModel=50mm f/1.4",
+    "-EXIF:DateTimeOriginal=2024:05:06 07:08:09", "-EXIF:SerialNumber=42", "-GPS:GPSLatitude=48.2",
+    "-GPS:GPSLatitudeRef=N", "-EXIF:XResolution=240", "-EXIF:YResolution=240", "-EXIF:ResolutionUnit=inches",
+    "-XMP-dc:Title=Portrait", "-XMP-dc:Subject=a", "-XMP-dc:Subject=b", "-XMP-photoshop:City=Wien",
+    "-IPTC:Caption-Abstract=caption", "-IPTC:Keywords=a", "-IPTC:Keywords=b", "-IPTC:By-line=Zoe",
+]  # fmt: skip
+COLUMNS = (
+    "size",
+    "mode",
+    "bits",
+    "alpha",
+    "ICC",
+    "EXIF",
+    "XMP",
+    "IPTC",
+    "text",
+    "resolution",
+    "orientation",
+    "pixels",
+)
+GROUPS = {
+    "EXIF": ("IFD0", "ExifIFD", "GPS"),
+    "XMP": ("XMP-",),
+    "IPTC": ("IPTC",),
+    "text": ("PNG:Author", "File:Comment"),
+}
+STORAGE = {
+    "StripOffsets", "StripByteCounts", "RowsPerStrip", "Compression", "Orientation", "PlanarConfiguration",
+    "Predictor", "SamplesPerPixel", "BitsPerSample", "PhotometricInterpretation", "ExtraSamples",
+    "ImageWidth", "ImageHeight", "XResolution", "YResolution", "ResolutionUnit",
+}  # fmt: skip
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """One file of each format with all that exiftool will write into it."""
+    (folder / "thumbnail.jpg").write_bytes(file(scene(24, 32), "JPEG"))
+    (folder / "wide.icc").write_bytes(WIDE)
+    paths = {kind: folder / f"in_{kind}{extension}" for kind, extension in EXTENSIONS.items()}
+    for kind, path in paths.items():
+        image = Image.fromarray(scene())
+        path.write_bytes(file(image, kind, **({} if kind in ("BMP", "GIF") else {"icc_profile": WIDE})))
+    shared = [*TAGS, f"-EXIF:ThumbnailImage<={folder}/thumbnail.jpg", "-m", "-q", "-q", "-overwrite_original"]
+    turn = "-EXIF:Orientation#=6"
+    command = [tool("exiftool", "-ver")]
+    for extra, kinds in (
+        ([turn, "-Comment=a comment"], ["JPEG"]),
+        ([turn, "-PNG:Author=Zoe"], ["PNG"]),
+        ([turn, f"-icc_profile<={folder}/wide.icc"], ["JPEG2000"]),
+        ([turn], ["TIFF", "WEBP"]),
+        ([], ["HEIF", "AVIF"]),
+    ):
+        command += [*extra, *(str(paths[kind]) for kind in kinds), "-execute"]
+    subprocess.run([*command[:-1], "-common_args", *shared], check=True, timeout=120)
+    return paths
+
+
+def told(paths: list[Path]) -> list[dict[str, Any]]:
+    command = [tool("exiftool", "-ver"), "-j", "-G1", "-a", "-n", "-b", "-struct", *map(str, paths)]
+    out = subprocess.run(command, capture_output=True, timeout=120, check=True).stdout
+    documents: list[dict[str, Any]] = json.loads(out)
+    return documents
+
+
+def about(document: dict[str, Any], groups: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in document.items()
+        if key.startswith(groups) and key.split(":")[1] not in STORAGE
+    }
+
+
+NONE = "\N{EN DASH}"
+ALSO_DEEP = {
+    "PNG": ["png rgb"],
+    "TIFF": ["tiff rgb"],
+    "JPEG2000": ["jp2 rgb 12", "jp2 rgb"],
+    "HEIF": ["heic rgb 10", "heic rgb 12"],
+    "AVIF": ["avif rgb 10", "avif rgb 12"],
+}
+
+
+def verdict(before: object, after: object) -> str:
+    if not before:
+        return NONE
+    return "kept" if before == after else "lost"
+
+
+def modes_kept(kind: str) -> tuple[str, str, str]:
+    """The modes, bits and alpha that come out as they went in, by Pillow's and tifffile's word."""
+    grey, colours = scene()[..., 0], scene()
+    shallow = {"grey": grey, "RGB": colours}
+    kept = []
+    for name, pixels in shallow.items():
+        again = there_and_back(file(pixels, kind))[2]
+        if again.format == kind and again.samples.shape[2] == taken(file(pixels, kind)).samples.shape[2] == (
+            1 if name == "grey" else 3
+        ):
+            kept.append(name)
+    if kind in readers.INKED:
+        kept.append(there_and_back(inked(kind))[2].mode)
+    bits = ["8"]
+    for make in ALSO_DEEP.get(kind, ()):
+        data = bytes(DEEP[make]())
+        untouched = outside(samples_of(data).shape)
+        assert np.array_equal(samples_of(there_and_back(data)[1])[untouched], samples_of(data)[untouched])
+        bits.append(str(bits_of(make)))
+    clear = np.dstack([colours, np.random.default_rng(0).integers(0, 256, grey.shape, dtype=np.uint8)])
+    alpha = NONE
+    if kind not in ("JPEG", "BMP", "GIF"):
+        before, written, after = there_and_back(file(clear, kind))
+        assert before.alpha is not None
+        assert after.alpha is not None
+        exact = np.array_equal(before.alpha, after.alpha) and Image.open(io.BytesIO(written)).format == kind
+        alpha = "kept" if exact else "lost"
+    return ", ".join(kept) or "as PNG", ", ".join(bits), alpha
+
+
+def pixels_kept(picture: Picture, again: Picture) -> str:
+    untouched = outside(picture.samples.shape)
+    largest = largest_change(picture, again)
+    assert 0 < largest <= LEVELS
+    return "exact" if np.array_equal(picture.samples[untouched], again.samples[untouched]) else "≤ budget"
+
+
+def orientation_of(kind: str, picture: Picture, again: Picture) -> str:
+    """HEIC and AVIF turn by their containers, the others by EXIF."""
+    if kind in ("BMP", "GIF"):
+        return NONE
+    if kind in ("HEIF", "AVIF"):
+        picture = taken(file(scene(), kind, exif=turned().tobytes()))
+        assert picture.rgb.shape == (67, 45, 3)
+        again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert again.rgb.shape == picture.rgb.shape
+    assert np.abs(again.rgb.astype(int) - picture.rgb).max() <= LEVELS + 10
+    return "kept" if again.orientation == picture.orientation == 6 else "applied"
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def row(
+    kind: str, before: dict[str, Any], after: dict[str, Any], picture: Picture, again: Picture
+) -> list[str]:
+    size = verdict(before["File:ImageSize"] if "File:ImageSize" in before else before["Composite:ImageSize"],
+                   after.get("File:ImageSize", after.get("Composite:ImageSize")))  # fmt: skip
+    if kind == "HEIF":
+        assert picture.rgb.shape == again.rgb.shape
+    mode, bits, alpha = modes_kept(kind)
+    cells = {"size": size, "mode": mode, "bits": bits, "alpha": alpha}
+    cells["ICC"] = verdict(picture.metadata.icc, again.metadata.icc)
+    for column, groups in GROUPS.items():
+        cells[column] = verdict(about(before, groups), about(after, groups))
+    ways = ("IFD0:XResolution", "PNG-pHYs:PixelsPerUnitX", "JFIF:XResolution", "File:PixelsPerMeterX")
+    cells["resolution"] = verdict(
+        *({way: one[way] for way in ways[:2] + ways[3:] if way in one} for one in (before, after))
+    )
+    cells["orientation"] = orientation_of(kind, picture, again)
+    cells["pixels"] = pixels_kept(picture, again)
+    return [NAMES[kind], *(cells[column] for column in COLUMNS)]
+
+
+def test_the_readmes_table_says_what_is_measured(tmp_path: Path) -> None:
+    paths = sources(tmp_path)
+    written: dict[str, Path] = {}
+    pictures: dict[str, tuple[Picture, Picture]] = {}
+    for kind, path in paths.items():
+        picture = taken(path.read_bytes())
+        encoded = encode(picture, changed(picture), levels=LEVELS)
+        written[kind] = tmp_path / f"out_{kind}{encoded.extension}"
+        written[kind].write_bytes(encoded.data)
+        pictures[kind] = (picture, taken(encoded.data))
+    documents = told([*paths.values(), *written.values()])
+    table = [["format", *COLUMNS]]
+    for index, kind in enumerate(NAMES):
+        before, after = documents[index], documents[index + len(NAMES)]
+        assert not [key for key in after if "Thumbnail" in key or key.startswith("IFD1")], kind
+        assert not [key for key in after if key.startswith("ExifTool:Warning")], (kind, after)
+        table.append(row(kind, before, after, *pictures[kind]))
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    missing = [line for line in lines if line not in text]
+    assert not missing, "\n".join(
+        ["the README should say:", lines[0], "|---" * len(table[0]) + "|", *lines[1:]]
+    )
+
+
+# ---- the whole job
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "wide 16-bit tiff",
+        pytest.param("cmyk jpeg", marks=pytest.mark.slow),
+        pytest.param("grey 16-bit png", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
+    photograph = np.array(photo())
+    deep_photograph = photograph.astype(np.uint16) * 257
+    data = {
+        "wide 16-bit tiff": lambda: tiff(deep_photograph, **profiled(WIDE)),
+        "cmyk jpeg": lambda: file(Image.fromarray(photograph).convert("CMYK"), "JPEG", quality=95),
+        "grey 16-bit png": lambda: bytes(imagecodecs.png_encode(deep_photograph[..., 1].copy())),
+    }[make]()
+    mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
+    settings = parse({"folders": {"inbox": "in"}, **QUICK}, base=Path("/"))
+    result = protect(data, Source("a", (mask,)), settings)
+    before, after = taken(data), taken(result.data)
+    assert (after.format, after.mode, after.samples.dtype) == (
+        before.format,
+        before.mode,
+        before.samples.dtype,
+    )
+    assert after.metadata.icc == before.metadata.icc
+    assert 0 < largest_change(before, after) <= LEVELS
+    assert result.receipt["max_change_levels"] == largest_change(before, after)
+
+
+@pytest.mark.parametrize(("jpeg", "grey"), [("small", True), ("strong", False)])
+def test_what_is_optimised_is_what_will_be_stored(
+    monkeypatch: pytest.MonkeyPatch, jpeg: str, grey: bool
+) -> None:
+    """A JPEG that will get the luminance of the change alone gets a grey change."""
+    asked: list[bool] = []
+    optimise = optimiser.optimise
+
+    def watched(rgb: Rgb, grey: bool, *rest: Any, **given: Any) -> optimiser.Protected:
+        asked.append(grey)
+        return optimise(rgb, grey, *rest, **given)
+
+    monkeypatch.setattr(optimiser, "optimise", watched)
+    mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
+    settings = parse({"folders": {"inbox": "in"}, "output": {"jpeg": jpeg}, **QUICK}, base=Path("/"))
+    result = protect(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)
+    assert asked == [grey]
+    assert ("4:2:0" in result.receipt["written_as"]) is grey
+
+
+@pytest.mark.slow
+def test_a_large_heic_can_be_read_again() -> None:
+    """In one piece it would be 23 MB, and libde265 does not read pieces of 20."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
+    data = heif.written(pixels, 8, cicp=(1, 13), icc=None, exif=None, xmp=None)
+    assert len(data) > 20_000_000
+    np.testing.assert_array_equal(heif.values(data), pixels)
+
+
+def test_a_huge_heic_is_not_cut_into_more_slices_than_its_encoder_holds() -> None:
+    assert [heif.slices_of(size) for size in (1, 8_000_001, 36_000_000, 10**9)] == [1, 2, 5, 10]

@@ -1,0 +1,882 @@
+"""The picture files' door: what goes in comes out, within the bound, without what must not go on."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import time
+import zlib
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backfire.config import Sidecars
+from backfire.detect.sidecar import marked
+from backfire.errors import Code, InputError
+from backfire.imaging import (
+    Picture,
+    decode,
+    decode_painting,
+    encode,
+    largest_change,
+    luma_alone,
+    max_change,
+    psnr,
+)
+from backfire.imaging.intake import stored
+from backfire.types import Rgb
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from tests.support.pictures import photo
+
+LIMIT = 1_000_000
+LEVELS = 6
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
+LOSSLESS = ("PNG", "TIFF", "WEBP")
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:li>Caf\xc3\xa9</rdf:li></x:xmpmeta>'
+COPYRIGHT = "© Zoë"
+
+
+def scene(height: int = 45, width: int = 67, seed: int = 0) -> Rgb:
+    """Smooth colours with some texture; sides that are no multiple of a JPEG block."""
+    y, x = np.mgrid[:height, :width]
+    planes = np.stack([x * 200 / width + 20, y * 200 / height + 20, (x + y) % 64 * 3], axis=2)
+    noise = np.random.default_rng(seed).normal(0, 3, planes.shape)
+    pixels: Rgb = np.clip(planes + noise, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def file(pixels: NDArray[np.uint8] | Image.Image, kind: str, **options: Any) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    if kind == "WEBP":
+        options = {"lossless": True, "exact": True} | options
+    if isinstance(options.get("exif"), Image.Exif):
+        exif = Image.Exif()
+        exif.load(options["exif"].tobytes())
+        if 0x8298 in exif:
+            exif[0x8298] = exif[0x8298].encode("latin-1")  # Pillow writes text as ASCII
+        options["exif"] = exif
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if image.format != "TIFF":  # loading a TIFF turns it upright and takes the tag away
+        image.load()
+    return image
+
+
+def exif_with(orientation: int = 1, *, gps: bool = False) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x8298] = COPYRIGHT.encode()
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x927C: b"secret of the maker"}
+    if gps:
+        exif[0x8825] = {1: "N", 2: (48.0, 12.0, 30.0)}
+    return exif
+
+
+def with_thumbnail(exif: Image.Exif, thumbnail: bytes) -> bytes:
+    """The EXIF block with a second directory that holds a thumbnail."""
+    block = bytearray(exif.tobytes()[6:])
+    order = "<" if block[:2] == b"II" else ">"
+    (first,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, first)
+    at = len(block)
+    struct.pack_into(f"{order}I", block, first + 2 + 12 * count, at)
+    body = at + 2 + 2 * 12 + 4
+    block += struct.pack(f"{order}H", 2)
+    block += struct.pack(f"{order}HHII", 0x0201, 4, 1, body)
+    block += struct.pack(f"{order}HHII", 0x0202, 4, 1, len(thumbnail))
+    block += struct.pack(f"{order}I", 0) + thumbnail
+    return b"Exif\0\0" + bytes(block)
+
+
+def taken(data: bytes, name: str = "a.jpg") -> Picture:
+    return decode(data, name=name, max_pixels=LIMIT)
+
+
+def changed(picture: Picture, kind: str = "sign", seed: int = 1) -> Rgb:
+    noise = np.random.default_rng(seed).choice([-LEVELS, LEVELS], picture.rgb.shape)
+    if kind == "smooth":
+        noise = noise[::8, ::8].repeat(8, 0).repeat(8, 1)[: noise.shape[0], : noise.shape[1]]
+    if picture.grey:
+        noise = noise[..., :1]
+    pixels: Rgb = np.clip(picture.rgb + noise, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def camera(picture: Picture) -> dict[int, bytes]:
+    return {tag: entry.data for tag, entry in picture.metadata.exif.below[0x8769].entries.items()}
+
+
+def gps(picture: Picture) -> dict[int, bytes]:
+    return {tag: entry.data for tag, entry in picture.metadata.exif.below[0x8825].entries.items()}
+
+
+def refusal(data: bytes, name: str = "a.jpg", max_pixels: int = LIMIT) -> InputError:
+    with pytest.raises(InputError) as caught:
+        decode(data, name=name, max_pixels=max_pixels)
+    assert name in caught.value.message
+    return caught.value
+
+
+# ---- orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stored_is_the_inverse_of_pillows_upright(orientation: int) -> None:
+    pixels = scene(5, 7)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    upright = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(stored(upright, orientation), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_grid_and_tag_are_kept(kind: str, orientation: int) -> None:
+    pixels = scene()
+    data = file(pixels, kind, exif=exif_with(orientation), **({"quality": 95} if kind == "JPEG" else {}))
+    picture = taken(data)
+    reference = np.array(ImageOps.exif_transpose(opened(data)).convert("RGB"))
+    assert picture.orientation == orientation
+    assert np.array_equal(picture.rgb, reference)
+
+    wanted = changed(picture)
+    encoded = encode(picture, wanted, levels=LEVELS)
+    written = opened(encoded.data)
+    assert written.format == kind
+    assert written.getexif()[0x0112] == orientation
+    again = taken(encoded.data)
+    assert again.orientation == orientation
+    assert max_change(again.rgb, picture.rgb) <= LEVELS
+    if kind in LOSSLESS:
+        assert np.array_equal(again.rgb, wanted)
+    if kind != "TIFF":
+        grid = np.array(written)
+        assert grid.shape == pixels.shape
+        assert np.abs(grid.astype(int) - pixels).mean() < 2 * LEVELS
+
+
+def test_xmp_does_not_turn_a_picture() -> None:
+    xmp = b'<x tiff:Orientation="6"/>'
+    data = file(scene(), "JPEG", xmp=xmp)
+    picture = taken(data)
+    assert (picture.orientation, picture.rgb.shape) == (1, scene().shape)
+    assert picture.metadata.xmp == xmp
+
+
+@pytest.mark.parametrize("value", [0, 9, 700])
+def test_an_orientation_that_is_none_counts_as_upright(value: int) -> None:
+    assert taken(file(scene(), "JPEG", exif=exif_with(value))).orientation == 1
+
+
+# ---- modes
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "L"), ("JPEG", "RGB"), *product(LOSSLESS, ("L", "LA", "RGB", "RGBA"))],
+)
+def test_modes_come_out_as_they_went_in(kind: str, mode: str) -> None:
+    image = Image.fromarray(scene()).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image = image.convert(mode)
+    picture = taken(file(image, kind))
+    encoded = encode(picture, changed(picture), levels=LEVELS)
+    written = opened(encoded.data)
+    grey_lost = {"L": "RGB", "LA": "RGBA"}.get(mode, mode)  # WebP has no grey
+    assert written.mode == (grey_lost if kind == "WEBP" else mode)
+    assert picture.grey == (mode in ("L", "LA") and kind != "WEBP")
+    if picture.grey:
+        assert (picture.rgb == picture.rgb[..., :1]).all()
+    again = taken(encoded.data)
+    assert max_change(again.rgb, picture.rgb) <= LEVELS
+    if mode.endswith("A"):
+        assert picture.alpha is not None
+        assert again.alpha is not None
+        assert np.array_equal(picture.alpha, np.array(image)[..., -1])
+        assert np.array_equal(again.alpha, picture.alpha)
+    else:
+        assert picture.alpha is None
+
+
+def test_colour_on_a_grey_picture_is_written_as_its_luminance() -> None:
+    picture = taken(file(scene()[..., 0], "PNG"))
+    coloured = picture.rgb.copy()
+    coloured[..., 0] = np.minimum(coloured[..., 0], 249) + 6
+    again = taken(encode(picture, coloured, levels=LEVELS).data)
+    assert again.mode == "L"
+    assert 0 < max_change(again.rgb, picture.rgb) <= LEVELS
+
+
+def test_palette_becomes_rgb_and_its_transparency_alpha() -> None:
+    palette = Image.fromarray(scene()).convert("P", palette=Image.Palette.ADAPTIVE)
+    plain = taken(file(palette, "PNG"))
+    assert (plain.mode, plain.alpha) == ("P", None)
+    assert np.array_equal(plain.rgb, np.array(palette.convert("RGB")))
+    assert opened(encode(plain, plain.rgb, levels=LEVELS).data).mode == "RGB"
+
+    index = int(np.array(palette)[3, 4])
+    clear = taken(file(palette, "PNG", transparency=index))
+    assert clear.alpha is not None
+    assert np.array_equal(clear.alpha == 0, np.array(palette) == index)
+    assert opened(encode(clear, clear.rgb, levels=LEVELS).data).mode == "RGBA"
+
+
+def test_a_colour_key_becomes_alpha() -> None:
+    pixels = scene()
+    pixels[:5, :5] = (1, 2, 3)
+    picture = taken(file(pixels, "PNG", transparency=(1, 2, 3)))
+    assert picture.alpha is not None
+    assert not picture.alpha[:5, :5].any()
+    again = taken(encode(picture, changed(picture), levels=LEVELS).data)
+    assert again.alpha is not None
+    assert np.array_equal(again.alpha, picture.alpha)
+
+
+# ---- pixels
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_is_exact_even_under_full_transparency(kind: str) -> None:
+    pixels = np.dstack([scene(), np.zeros(scene().shape[:2], np.uint8)])
+    picture = taken(file(pixels, kind))
+    wanted = picture.rgb.copy()
+    wanted[10:20, 10:20] ^= 3
+    again = taken(encode(picture, wanted, levels=LEVELS).data)
+    assert np.array_equal(again.rgb, wanted)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("noise", ["sign", "smooth"])
+def test_jpeg_holds_the_bound_and_keeps_the_change_alive(noise: str, grey: bool) -> None:
+    pixels = scene(120, 130)
+    picture = taken(file(pixels[..., 0] if grey else pixels, "JPEG", quality=85))
+    wanted = changed(picture, noise)
+    encoded = encode(picture, wanted, levels=LEVELS)
+    again = taken(encoded.data)
+    asked = wanted.astype(int) - picture.rgb
+    got = again.rgb.astype(int) - picture.rgb
+    assert np.abs(got).max() <= LEVELS
+    assert (got * asked).sum() / (asked * asked).sum() > 0.8
+    assert encoded.extension == ".jpg"
+    assert encoded.how == f"JPEG quality 100 {'grey' if grey else '4:4:4 RGB'}"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("noise", ["sign", "smooth"])
+def test_jpeg_holds_the_bound_on_photographs(shared: Path, noise: str) -> None:
+    photographs = sorted(shared.glob("*/*.jpg"))
+    assert photographs
+    for path in photographs:
+        picture = decode(path.read_bytes(), name=path.name, max_pixels=10_000_000)
+        wanted = changed(picture, noise)
+        data = encode(picture, wanted, levels=LEVELS).data
+        got = decode(data, name=path.name, max_pixels=10_000_000).rgb.astype(int) - picture.rgb
+        asked = wanted.astype(int) - picture.rgb
+        assert np.abs(got).max() <= LEVELS, path.name
+        assert (got * asked).sum() / (asked * asked).sum() > 0.8, path.name
+
+
+def test_jpeg_has_no_jfif_header_that_would_make_its_rgb_ycbcr() -> None:
+    picture = taken(file(scene(), "JPEG", dpi=(300, 300)))
+    data = encode(picture, picture.rgb, levels=LEVELS).data
+    assert b"JFIF" not in data[:64]
+    assert opened(data).info["adobe_transform"] == 0
+    assert taken(data).metadata.dpi == (300, 300)
+
+
+@pytest.mark.parametrize("size", [(120, 130), (121, 131), (16, 16), (17, 200), (9, 300)])
+@pytest.mark.parametrize("quality", [60, 75, 95])
+def test_a_small_jpeg_keeps_its_chroma_and_the_bound(size: tuple[int, int], quality: int) -> None:
+    pixels = np.array(Image.fromarray(photograph()).resize(size[::-1]))
+    data = file(pixels, "JPEG", quality=quality, dpi=(300, 300), progressive=True)
+    picture = taken(data)
+    wanted = changed(picture, "smooth")
+    encoded = encode(picture, wanted, levels=LEVELS, jpeg="small")
+    again, strong = taken(encoded.data), encode(picture, wanted, levels=LEVELS)
+    assert max_change(picture.rgb, again.rgb) <= LEVELS
+    halved = min(size) >= 16  # no less than one block of chroma
+    before, after = (vars(opened(one))["quantization"] for one in (data, encoded.data))
+    same = after.get(1) == before[1]
+    chroma = "as it was" if same else "as it was decoded, in finer steps"
+    how = f"4:2:0, chroma {chroma}" if halved else "4:4:4 RGB"
+    assert encoded.how == f"JPEG quality 100 {how}"
+    # A file of few pixels is mostly headers.
+    most = 1.0 if not halved else 0.6 if pixels.size > 10_000 else 0.9
+    assert len(encoded.data) <= most * len(strong.data)
+    assert opened(encoded.data).info["progressive"]
+    asked = (wanted.astype(int) - picture.rgb) @ [0.299, 0.587, 0.114]
+    got = (again.rgb.astype(int) - picture.rgb) @ [0.299, 0.587, 0.114]
+    assert (got * asked).sum() / (asked * asked).sum() > 0.7
+    assert again.metadata.dpi == (300, 300)
+
+
+def photograph() -> Rgb:
+    pixels: Rgb = np.asarray(photo((160, 128)))
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True}], ids=["444", "422", "rgb"]
+)
+def test_only_halved_chroma_makes_a_small_jpeg(options: dict[str, Any]) -> None:
+    picture = taken(file(photograph(), "JPEG", **options))
+    encoded = encode(picture, changed(picture), levels=LEVELS, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:4:4 RGB"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= LEVELS
+    assert not luma_alone(picture, jpeg="small")
+
+
+def test_where_luma_alone_will_be_written_that_is_known_before() -> None:
+    halved = taken(file(photograph(), "JPEG", quality=90))
+    assert luma_alone(halved, jpeg="small")
+    assert luma_alone(halved, format="jpeg", jpeg="small")
+    assert not luma_alone(halved, jpeg="strong")
+    assert not luma_alone(halved, format="png", jpeg="small")
+    assert not luma_alone(taken(file(photograph(), "PNG")), format="jpeg", jpeg="small")
+
+
+def test_a_jpeg_that_cannot_be_coded_so_again_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that differ for the two planes of chroma; and Pillow's own limit of size is not ours."""
+    data = file(photograph(), "JPEG", quality=90)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert luma_alone(taken(data), jpeg="small")
+    frame = data.index(b"\xff\xc0")
+    components = frame + 10
+    assert data[components + 5] == data[components + 8] == 1, "which table Cb and Cr take"
+    other = bytearray(data)
+    other[components + 8] = 0
+    picture = taken(bytes(other))
+    assert not luma_alone(picture, jpeg="small")
+    assert encode(picture, picture.rgb, levels=LEVELS, jpeg="small").how == "JPEG quality 100 4:4:4 RGB"
+
+
+def test_chroma_that_cannot_stay_is_stored_in_full() -> None:
+    """A bound that only RGB can keep."""
+    picture = taken(file(scene(121, 131), "JPEG", quality=75))
+    encoded = encode(picture, picture.rgb, levels=1, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:4:4 RGB"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= 1
+    encoded = encode(picture, picture.rgb, levels=LEVELS, jpeg="small")
+    assert encoded.how == "JPEG quality 100 4:2:0, chroma as it was decoded, in finer steps"
+    assert max_change(picture.rgb, taken(encoded.data).rgb) <= LEVELS
+
+
+def test_a_bound_that_no_jpeg_can_hold_still_gives_a_file() -> None:
+    picture = taken(file(scene(), "JPEG"))
+    again = taken(encode(picture, picture.rgb, levels=0).data)
+    assert max_change(again.rgb, picture.rgb) <= 2
+
+
+def test_a_very_noisy_picture_can_be_written_as_jpeg() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    picture = taken(file(noise, "PNG"))
+    again = taken(encode(picture, changed(picture), levels=LEVELS, format="jpeg").data)
+    assert max_change(again.rgb, picture.rgb) <= LEVELS
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("target", FORMATS)
+def test_every_format_into_every_other(source: str, target: str) -> None:
+    data = file(scene(), source, exif=exif_with(6), icc_profile=ICC)
+    picture = taken(data)
+    encoded = encode(picture, changed(picture), levels=LEVELS, format=target.lower())
+    again = taken(encoded.data)
+    assert (again.format, again.orientation, again.metadata.icc) == (target, 6, ICC)
+    assert max_change(again.rgb, picture.rgb) <= LEVELS
+    assert encoded.extension == {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}[target]
+    assert again.metadata.exif.raw(0x8298) == picture.metadata.exif.raw(0x8298)
+    assert camera(again)[0x9003] == camera(picture)[0x9003]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_bmp_is_stored_upright_for_it_cannot_say_how_it_is_turned(orientation: int) -> None:
+    picture = taken(file(scene(), "JPEG", exif=exif_with(orientation)))
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, format="bmp").data)
+    np.testing.assert_array_equal(again.rgb, picture.rgb)
+
+
+def test_what_jpeg_cannot_hold_is_written_as_png() -> None:
+    pixels = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
+    opaque = taken(file(pixels, "PNG"))
+    assert encode(opaque, opaque.rgb, levels=LEVELS, format="jpeg").extension == ".jpg"
+    pixels[0, 0, 3] = 254
+    clear = taken(file(pixels, "PNG"))
+    encoded = encode(clear, clear.rgb, levels=LEVELS, format="jpeg")
+    assert (encoded.extension, opened(encoded.data).format) == (".png", "PNG")
+    assert encoded.how == "PNG lossless (JPEG holds no transparency)"
+    assert np.array_equal(np.array(opened(encoded.data)), pixels)
+
+
+def test_a_side_beyond_webps_limit_is_written_as_png() -> None:
+    picture = taken(file(np.zeros((1, 16_384, 3), np.uint8), "PNG"))
+    assert encode(picture, picture.rgb, levels=LEVELS, format="webp").extension == ".png"
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_tiff_keeps_a_lossless_compression(compression: str) -> None:
+    picture = taken(file(scene(), "TIFF", compression=compression))
+    wanted = changed(picture)
+    again = taken(encode(picture, wanted, levels=LEVELS).data)
+    assert again.compression == ("tiff_adobe_deflate" if compression == "jpeg" else compression)
+    assert np.array_equal(again.rgb, wanted)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_carries_exif_whatever_its_compression(compression: str) -> None:
+    data = file(scene(), "TIFF", exif=exif_with(6, gps=True))
+    picture = replace(taken(data), compression=compression)
+    again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert again.compression == compression
+    assert camera(again) == camera(picture)
+    assert gps(again) == gps(picture)
+    assert again.metadata.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+
+
+def test_arguments_are_not_changed_and_wrong_ones_are_refused() -> None:
+    picture = taken(file(scene(), "JPEG"))
+    before, wanted = picture.rgb.copy(), changed(picture)
+    asked = wanted.copy()
+    encode(picture, wanted, levels=LEVELS)
+    assert np.array_equal(picture.rgb, before)
+    assert np.array_equal(wanted, asked)
+    with pytest.raises(ValueError, match="expected uint8"):
+        encode(picture, wanted[:-1], levels=LEVELS)
+    with pytest.raises(ValueError, match="expected same or one of"):
+        encode(picture, wanted, levels=LEVELS, format="psd")
+    with pytest.raises(ValueError, match="expected keep"):
+        encode(picture, wanted, levels=LEVELS, metadata="some")
+
+
+# ---- metadata
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_keep_carries_what_the_file_says(kind: str) -> None:
+    options: dict[str, Any] = {"exif": exif_with(3, gps=True), "icc_profile": ICC, "dpi": (300, 300)}
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif kind == "TIFF":
+        options["exif"][700] = XMP
+    else:
+        options["xmp"] = XMP
+    picture = taken(file(scene(), kind, **options))
+    written = encode(picture, picture.rgb, levels=LEVELS).data
+    about = taken(written).metadata
+    assert (about.icc, about.xmp) == (ICC, XMP)
+    assert about.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+    assert camera(taken(written)) == camera(picture)
+    assert camera(picture)[0x927C] == b"secret of the maker"
+    assert gps(taken(written)) == gps(picture)
+    assert opened(written).getexif().get_ifd(0x8825)[2] == (48.0, 12.0, 30.0)
+    if kind != "WEBP":
+        assert about.dpi == pytest.approx((300, 300), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_strip_gps_takes_the_position_and_leaves_the_rest(kind: str) -> None:
+    options: dict[str, Any] = {"exif": exif_with(6, gps=True)}
+    located = XMP.replace(b"Caf", b'<d exif:GPSLatitude="48,12.5N"/>Caf')
+    if kind in ("JPEG", "WEBP"):
+        options["xmp"] = located
+    picture = taken(file(scene(), kind, **options))
+    picture = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert gps(picture)
+    data = encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data
+    written = opened(data).getexif()
+    assert 0x8825 not in written
+    assert not written.get_ifd(0x8825)
+    assert b"GPSLatitude" not in data
+    about = taken(data).metadata
+    assert about.xmp is None
+    assert about.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+    assert set(camera(taken(data))) == {0x9003}
+    assert about.orientation == 6
+
+
+def test_strip_gps_finds_the_copies_that_photoshop_and_exif_hold() -> None:
+    packet = b'<d exif:GPSLatitude="48,12.5N"/>'
+    exif = exif_with(1)
+    exif[700] = packet
+    resources = b"".join(
+        b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + bytes(len(body) % 2)
+        for kind, body in ((1060, packet), (1058, exif_with(6, gps=True).tobytes()), (1010, b"kept"))
+    )
+    body = b"Photoshop 3.0\0" + resources
+    data = file(scene(), "JPEG", exif=exif, extra=b"\xff\xed" + struct.pack(">H", len(body) + 2) + body)
+    assert data.count(b"GPSLatitude") == 2
+    picture = taken(data)
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert about.exif.raw(700) is None
+    assert about.photoshop == b"8BIM" + struct.pack(">HHI", 1010, 0, 4) + b"kept"
+
+
+def test_strip_gps_keeps_xmp_without_a_position() -> None:
+    picture = taken(file(scene(), "WEBP", xmp=XMP))
+    data = encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data
+    assert taken(data).metadata.xmp == XMP
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_strip_all_leaves_orientation_and_profile(kind: str) -> None:
+    data = file(scene(), kind, exif=exif_with(6, gps=True), icc_profile=ICC, dpi=(300, 300))
+    picture = taken(data)
+    written = encode(picture, picture.rgb, levels=LEVELS, metadata="strip-all").data
+    about = taken(written).metadata
+    assert about.icc == ICC
+    assert set(about.exif.entries) <= {0x0112}
+    assert about.orientation == 6
+    assert not about.exif.below
+    assert COPYRIGHT.encode() not in written
+    assert about.dpi is None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_shows_the_unprotected_picture_is_dropped(kind: str) -> None:
+    thumbnail = file(scene(32, 48), "JPEG")
+    exif = exif_with(6)
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x927C: b"preview" + thumbnail}
+    data = file(scene(), kind, exif=with_thumbnail(exif, thumbnail))
+    assert opened(data).getexif().get_ifd(ExifTags.IFD.IFD1)
+    assert data.count(thumbnail) == 2
+    picture = taken(data)
+    written = encode(picture, picture.rgb, levels=LEVELS).data
+    assert thumbnail not in written
+    assert not opened(written).getexif().get_ifd(ExifTags.IFD.IFD1)
+    assert camera(taken(written)) == {0x9003: b"2024:05:06 07:08:09\0"}
+
+
+def test_thumbnails_in_xmp_are_dropped() -> None:
+    picture64 = base64.b64encode(file(scene(16, 16), "JPEG"))
+    inside = b"<xmp:Thumbnails><rdf:li>" + picture64 + b"</rdf:li></xmp:Thumbnails>"
+    tidy = taken(file(scene(), "JPEG", xmp=XMP.replace(b"<rdf:li>", inside + b"<rdf:li>")))
+    assert tidy.metadata.xmp == XMP
+    hidden = taken(file(scene(), "JPEG", xmp=XMP.replace(b"<rdf:li>", b"<d>" + picture64 + b"</d><rdf:li>")))
+    # All else stays: the regions of people above all.
+    assert hidden.metadata.xmp == XMP.replace(b"<rdf:li>", b"<d></d><rdf:li>")
+    wide = (XMP.replace(b"<rdf:li>", inside)).decode().encode("utf-16")
+    assert taken(file(scene(), "JPEG", xmp=wide)).metadata.xmp is None
+
+
+def test_thumbnails_without_an_end_cost_no_time() -> None:
+    packet = b"<a:Thumbnails" * 4000  # squared: seconds; a megabyte of it was half an hour
+    began = time.process_time()
+    for end in (b"", b">", b"/>"):
+        taken(file(scene(), "JPEG", xmp=packet + end))
+    assert time.process_time() - began < 1
+
+
+def test_previews_in_the_text_of_a_png_are_dropped() -> None:
+    thumbnail = file(scene(32, 48), "JPEG")
+    resource = b"8BIM" + struct.pack(">HHI", 1036, 0, 28 + len(thumbnail)) + bytes(28) + thumbnail
+    text = PngInfo()
+    text.add_text("Raw profile type 8bim", f"\n8bim\n{len(resource):8}\n{resource.hex()}\n", zip=True)
+    text.add_text("Comment", base64.b64encode(thumbnail).decode(), zip=True)
+    text.add_itxt("Note", base64.b64encode(thumbnail).decode(), zip=True)
+    text.add_itxt("Title", "A quiet day", zip=True)
+    picture = taken(file(scene(), "PNG", pnginfo=text))
+    written = opened(encode(picture, picture.rgb, levels=LEVELS).data)
+    written.load()
+    assert getattr(written, "text", None) == {"Title": "A quiet day"}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0garbage that is no TIFF",
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(range(200)),
+        exif_with(6).tobytes()[:40],
+    ],
+)
+def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+    picture = taken(file(scene(), kind, exif=exif))
+    assert picture.rgb.size
+    assert taken(encode(picture, picture.rgb, levels=LEVELS).data).rgb.shape == picture.rgb.shape
+
+
+def test_tags_of_a_strange_type_do_not_cost_a_tiff() -> None:
+    picture = taken(file(scene(), "WEBP", exif=exif_with(6)))
+    exif = picture.metadata.exif.having({0x0131: (3, [6])})  # software named by a number
+    strange = replace(picture.metadata, exif=exif)
+    picture = replace(picture, metadata=strange)
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, format="tiff").data)
+    assert again.orientation == 6
+    assert np.array_equal(again.rgb, picture.rgb)
+
+
+def test_exif_too_long_for_a_jpeg_leaves_the_orientation() -> None:
+    exif = exif_with(6)
+    exif[0x8769] = {0x927C: bytes(70_000)}
+    picture = taken(file(scene(), "PNG", exif=exif))
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, format="jpeg").data).metadata
+    assert (about.orientation, set(about.exif.entries)) == (6, {0x0112})
+
+
+def test_png_keeps_how_its_colours_are_meant() -> None:
+    extra = PngInfo()
+    extra.add(b"gAMA", struct.pack(">I", 45_455))
+    picture = taken(file(scene(), "PNG", pnginfo=extra))
+    written = encode(picture, picture.rgb, levels=LEVELS).data
+    assert opened(written).info["gamma"] == pytest.approx(0.45455)
+
+
+def test_a_grey_profile_does_not_go_onto_colour() -> None:
+    profile = ICC[:16] + b"GRAY" + ICC[20:]
+    picture = taken(file(scene()[..., 0], "PNG", icc_profile=profile))
+    assert taken(encode(picture, picture.rgb, levels=LEVELS).data).metadata.icc == profile
+    assert taken(encode(picture, picture.rgb, levels=LEVELS, format="webp").data).metadata.icc is None
+
+
+# ---- refusals
+
+
+def png16(colour_type: int = 2) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+    samples = {0: 1, 2: 3}[colour_type]
+    rows = b"".join(b"\0" + bytes(4 * samples * 2) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_nothing_is_empty() -> None:
+    assert refusal(b"").code is Code.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"8BPS\0\1", "a Photoshop document, expected JPEG"),
+        (b"FUJIFILMCCD-RAW", "a camera raw file, expected JPEG"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0", "a camera raw file, expected JPEG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"Dear Sir,\n\nthe picture is late. Gr\xc3\xbc\xc3\x9fe\n", "says .jpg, is text"),
+        (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"\x07\x01\x99\xfe\x00\x12", "unknown content (first bytes 07 01 99 fe 00 12)"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(data: bytes, what: str) -> None:
+    error = refusal(data)
+    assert error.code is Code.UNSUPPORTED
+    assert what in error.message
+
+
+def test_the_content_counts_not_the_name() -> None:
+    assert taken(file(scene(), "PNG"), name="liar.jpg").format == "PNG"
+
+
+def frames() -> list[Image.Image]:
+    return [Image.fromarray(scene(seed=seed)) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (file(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
+        (file(Image.new("LAB", (9, 9)), "TIFF"), "Lab"),
+        (file(Image.new("1", (9, 9)), "PNG"), "one bit"),
+        (file(Image.new("1", (9, 9)), "TIFF", compression="group4"), "one bit"),
+        (file(frames()[0], "TIFF", save_all=True, append_images=frames()[1:]), "pages"),
+        (file(frames()[0], "PNG", save_all=True, append_images=frames()[1:]), "frames"),
+        (file(frames()[0], "WEBP", save_all=True, append_images=frames()[1:]), "frames"),
+        (file(scene(), "TIFF", tiffinfo={254: 1}), "camera raw"),
+        (file(scene(), "TIFF", tiffinfo={50706: b"\1\4\0\0"}), "camera raw"),
+    ],
+)
+def test_what_8_bit_rgb_is_not_is_refused_with_a_way_out(data: bytes, what: str) -> None:
+    error = refusal(data)
+    assert error.code is Code.UNSUPPORTED
+    assert what in error.message
+    assert "; " in error.message
+
+
+def test_of_an_mpo_the_first_picture_is_taken() -> None:
+    data = file(frames()[0], "MPO", save_all=True, append_images=frames()[1:], quality=95)
+    picture = taken(data)
+    assert picture.format == "JPEG"
+    assert psnr(picture.rgb, scene(seed=0)) > 30
+    written = encode(picture, picture.rgb, levels=LEVELS)
+    assert written.data.count(b"\xff\xd8\xff") == 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_is_truncated(progressive: bool) -> None:
+    thumbnail = file(scene(32, 48), "JPEG")  # its own end must not be taken for the picture's
+    exif = with_thumbnail(exif_with(), thumbnail)
+    data = file(scene(200, 200), "JPEG", progressive=progressive, exif=exif)
+    half = data[: len(data) // 2]
+    for short in (data[:3], data[:-1], half, half + bytes(len(data) - len(half)), data[:-2] + b"\0\0"):
+        assert refusal(short).code is Code.TRUNCATED
+    assert np.array_equal(taken(data + bytes(100) + b"trailer").rgb, taken(data).rgb)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_half_a_file_is_truncated(kind: str) -> None:
+    data = file(scene(100, 100), kind)
+    assert refusal(data[: len(data) // 2]).code is Code.TRUNCATED
+    assert refusal(data[:5]).code in (Code.TRUNCATED, Code.UNSUPPORTED)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_tail_of_zeros_is_truncated(kind: str) -> None:
+    data = file(scene(100, 100), kind)
+    half = len(data) // 2
+    assert refusal(data[:half] + bytes(len(data) - half)).code is Code.TRUNCATED
+    assert refusal(bytes(len(data))).code is Code.TRUNCATED
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_flat_webp_ends_in_honest_zeros(lossless: bool) -> None:
+    assert taken(file(Image.new("RGB", (900, 900)), "WEBP", lossless=lossless)).rgb.shape == (900, 900, 3)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_too_many_pixels(kind: str) -> None:
+    data = file(scene(), kind)
+    pixels = scene().shape[0] * scene().shape[1]
+    assert decode(data, name="a", max_pixels=pixels).rgb.size == 3 * pixels
+    for limit in (pixels - 1, 10):
+        error = refusal(data, max_pixels=limit)
+        assert error.code is Code.TOO_LARGE
+        assert str(limit) in error.message
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    data = bytearray(png16())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[24] = 8
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert refusal(bytes(data)).code is Code.TOO_LARGE
+
+
+def test_pillows_own_limit_is_neither_in_the_way_nor_changed() -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    data = file(scene(), "PNG")
+    refusal(data, max_pixels=10)
+    taken(data)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damage_is_a_refusal_never_another_error(kind: str) -> None:
+    good = file(scene(), kind, exif=exif_with(6, gps=True), icc_profile=ICC)
+    random = np.random.default_rng(5)
+    for _ in range(150):
+        bad = np.frombuffer(good, np.uint8).copy()
+        bad[random.integers(4, len(bad), 8)] = random.integers(0, 256, 8)
+        try:
+            picture = taken(bad.tobytes())
+        except InputError:
+            continue
+        encode(picture, picture.rgb, levels=LEVELS, format="png")
+
+
+def test_a_damaged_png_is_unreadable() -> None:
+    data = bytearray(file(scene(), "PNG"))
+    data[29] ^= 1  # the header's checksum
+    assert refusal(bytes(data)).code is Code.UNREADABLE
+
+
+# ---- masks
+
+
+SHAPE = np.zeros((20, 30), np.uint8)
+SHAPE[5:12, 8:25] = 255
+SHAPE[0, 0], SHAPE[0, 1] = 128, 127
+
+
+def masked(data: bytes) -> NDArray[np.bool_]:
+    return marked(decode_painting(data, name="a.mask.png", max_pixels=LIMIT), Sidecars())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_masks_of_every_mode(mode: str) -> None:
+    image = Image.fromarray(SHAPE).convert(mode, dither=Image.Dither.NONE)
+    mask = masked(file(image, "PNG"))
+    assert mask.dtype == np.bool_
+    assert np.array_equal(mask, SHAPE >= 128)
+
+
+def test_the_masks_alpha_counts_only_where_it_is_all_there_is() -> None:
+    painted = np.dstack([np.zeros_like(SHAPE)] * 3 + [SHAPE])
+    assert np.array_equal(masked(file(painted, "PNG")), SHAPE >= 128)
+    two_colours = np.dstack([SHAPE] * 3 + [np.random.default_rng(0).integers(0, 256, SHAPE.shape)])
+    assert np.array_equal(masked(file(two_colours.astype(np.uint8), "PNG")), SHAPE >= 128)
+    black = np.dstack([np.zeros_like(SHAPE)] * 3 + [np.full_like(SHAPE, 255)])
+    assert not masked(file(black, "PNG")).any()
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_a_mask_is_turned_by_its_own_orientation(kind: str) -> None:
+    data = file(Image.fromarray(SHAPE).convert("RGB"), kind, exif=exif_with(6))
+    assert np.array_equal(masked(data), np.rot90(SHAPE >= 128, -1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no mask",
+        file(SHAPE, "PNG")[:-12],
+        file(np.zeros((1001, 1000), np.uint8), "PNG"),
+        file(Image.new("CMYK", (9, 9)), "JPEG"),
+    ],
+)
+def test_a_mask_that_cannot_be_read(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"mask a\.mask\.png") as caught:
+        masked(data)
+    assert caught.value.code is Code.MASK_UNREADABLE
+
+
+# ---- measures
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_change_of_alpha_counts(depth: int) -> None:
+    pixels = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
+    picture = taken(file(pixels, "PNG"))
+    assert picture.alpha is not None
+    if depth == 16:
+        wide = [plane.astype(np.uint16) * 257 for plane in (picture.samples, picture.alpha)]
+        picture = replace(picture, samples=wide[0], alpha=wide[1])
+    assert picture.alpha is not None
+    clearer = picture.alpha.copy()
+    clearer[3, 4] -= 3 * (257 if depth == 16 else 1)
+    assert largest_change(picture, replace(picture, alpha=clearer)) == 3
+    assert largest_change(replace(picture, alpha=None), replace(picture, alpha=clearer)) == 3
+    assert largest_change(replace(picture, alpha=None), picture) == 0
+
+
+def test_measures() -> None:
+    a = scene()
+    b = a.copy()
+    b[0, 0, 0] ^= 4
+    assert (max_change(a, a), max_change(a, b)) == (0, 4)
+    assert psnr(a, a) == float("inf")
+    assert psnr(np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)) == pytest.approx(0)

@@ -1,0 +1,46 @@
+"""Pictures without a region: what is written anew is decoded again, protected or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backfire import imaging
+from backfire.config import Folders, Output, Regions, Settings
+from backfire.detect import Source
+from backfire.errors import BudgetExceeded
+from backfire.pipeline.protect import protect
+from backfire.types import Verdict
+
+from tests.unit.imaging.test_images import file, scene
+
+
+def settings(folder: Path, kind: Any) -> Settings:
+    return Settings(
+        folders=Folders(inbox=folder / "in", outbox=folder / "out"),
+        regions=Regions(detectors=("metadata",), none_found="pass"),
+        output=Output(format=kind),
+    )
+
+
+@pytest.mark.parametrize("kind", ["same", "jpeg"])
+def test_a_picture_without_region_is_told_by_how_much_it_changed(tmp_path: Path, kind: str) -> None:
+    data = file(scene(), "PNG")
+    result = protect(data, Source("cat.png"), settings(tmp_path, kind))
+    assert result.verdict is Verdict.UNPROTECTED
+    was, now = (imaging.decode(one, name="cat", max_pixels=10**6) for one in (data, result.data))
+    assert result.receipt["max_change_levels"] == imaging.max_change(was.rgb, now.rgb)
+    assert (result.data == data) is (kind == "same")
+
+
+def test_a_picture_that_the_writer_spoils_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = file(np.ascontiguousarray(scene()[::-1]), "PNG")
+    encode = imaging.encode
+    monkeypatch.setattr(imaging, "encode", lambda *a, **k: replace(encode(*a, **k), data=spoilt))
+    with pytest.raises(BudgetExceeded):
+        protect(file(scene(), "PNG"), Source("cat.png"), settings(tmp_path, "jpeg"))

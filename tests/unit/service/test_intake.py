@@ -1,0 +1,124 @@
+"""What is taken in when, over the real store and folders, with a clock moved by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backfire.files.inbox import Hints
+
+from benchmarks.soak import png
+from tests.support.house import House, house
+
+__all__ = ["house"]
+
+
+def test_a_done_marker_is_waited_for_and_goes_with_the_original(house: Callable[..., House]) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "done"})
+    inbox = home.base / "inbox"
+    (inbox / "a.png").write_bytes(png("a"))
+    (inbox / "b.png").write_bytes(png("b"))
+    home.turn(times=50)
+    assert home.states() == ["settling", "settling"], "however long they stand still"
+    (inbox / "a.png.done").touch()
+    (inbox / "b.done").touch()
+    home.turn(times=8)
+    assert home.states() == ["archived", "archived"]
+    assert set(home.files("archive")) == {"a.png", "a.png.done", "b.png", "b.done"}
+    assert home.files("inbox") == {}
+
+
+def test_a_checksum_must_match(house: Callable[..., House]) -> None:
+    watch = {"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "sha256", "incomplete_wait_s": 20}
+    home = house(watch=watch)
+    inbox = home.base / "inbox"
+    for name in ("good", "bad", "late"):
+        (inbox / f"{name}.png").write_bytes(png(name))
+    right = hashlib.sha256(png("good")).hexdigest()
+    (inbox / "good.png.sha256").write_text(f"{right.upper()}  good.png\n")
+    (inbox / "bad.png.sha256").write_text("0" * 64)
+    (inbox / "late.png.sha256").write_text("1" * 64)
+    home.turn(times=8)
+    assert sorted(home.states()) == ["archived", "settling", "settling"]
+    (inbox / "late.png.sha256").write_text(hashlib.sha256(png("late")).hexdigest())
+    home.turn(times=40)
+    assert set(home.files("outbox")) == {"good.png", "late.png"}
+    assert set(home.files("failed")) == {"bad.png", "bad.png.sha256", "bad.png.error.json"}
+    assert b'"checksum"' in home.files("failed")["bad.png.error.json"]
+    assert home.files("inbox") == {}
+
+
+def test_a_proof_that_two_pictures_share_stays_for_the_second(house: Callable[..., House]) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "done"})
+    (home.base / "inbox" / "a.png").write_bytes(png("1"))
+    (home.base / "inbox" / "a.jpg").write_bytes(png("2"))
+    (home.base / "inbox" / "a.done").touch()
+    home.turn(times=12)
+    assert home.states() == ["archived", "archived"]
+    assert home.files("inbox") == {}
+
+
+def test_a_picture_in_a_folder_named_masks_is_one_once_no_picture_claims_it(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 5, "rescan_s": 1})
+    masks = home.base / "inbox" / "carnival" / "masks"
+    masks.mkdir(parents=True)
+    (masks / "venice.png").write_bytes(png("venice"))
+    (masks / "claimed.png").write_bytes(png("mask"))
+    (home.base / "inbox" / "lone.mask.png").write_bytes(png("lone"))
+    home.turn(times=30)
+    assert home.states() == [], "it may be the mask of a picture that is still to come"
+    (masks.parent / "claimed.png").write_bytes(png("picture"))
+    home.turn(times=60)
+    assert set(home.files("outbox")) == {"carnival/masks/venice.png", "carnival/claimed.png"}
+    assert set(home.files("inbox")) == {"lone.mask.png"}, "a mask by its name stays one"
+
+
+def test_a_backlog_is_sighted_a_part_at_a_time(house: Callable[..., House]) -> None:
+    home = house(watch={"settle_s": 3600})
+    for number in range(2500):
+        (home.base / "inbox" / f"{number}.png").touch()
+    home.turn()
+    assert (len(home.states()), home.service._intake.busy) == (2000, True)
+    home.turn()
+    assert (len(home.states()), home.service._intake.busy) == (2500, False)
+
+
+def test_old_jobs_are_forgotten(house: Callable[..., House]) -> None:
+    home = house(limits={"free_mb": 0, "history_days": 1}, watch={"settle_s": 1, "rescan_s": 1})
+    (home.base / "inbox" / "a.png").write_bytes(png("a"))
+    home.turn(times=6)
+    assert home.states() == ["archived"]
+    home.turn(seconds=86400 + 10, times=2)
+    assert home.states() == []
+    assert set(home.files("outbox")) == {"a.png"}, "files stay"
+
+
+def test_a_watch_on_a_folder_that_was_replaced_is_renewed(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    hints = Hints(inbox, "inotify", threading.Event())
+    try:
+        assert not hints.renew()
+        (tmp_path / "new").mkdir()  # before the old one goes, or it may be given the same inode
+        shutil.rmtree(inbox)
+        (tmp_path / "new").rename(inbox)
+        assert hints.renew()
+        assert not hints.renew()
+    finally:
+        hints.close()
+
+
+@pytest.mark.parametrize("mode", ["polling", "inotify"])
+def test_hints_change_their_mode(tmp_path: Path, mode: str) -> None:
+    hints = Hints(tmp_path, "inotify", threading.Event())
+    try:
+        assert hints.watch(mode) == (mode != "inotify")
+        assert hints.mode == mode
+    finally:
+        hints.close()

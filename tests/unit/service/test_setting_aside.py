@@ -1,0 +1,56 @@
+"""The state of a job that cannot be protected, until its original lies in the folder of failed pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import alembic.command
+import pytest
+import sqlalchemy as sa
+import yaml
+from backfire.cli.common import app
+from backfire.service.store.schema import alembic_config
+from backfire.service.store.store import Store
+from backfire.types import JobState
+from typer.testing import CliRunner
+
+from tests.support.house import House, house
+
+__all__ = ["house"]
+
+
+def test_explain_says_that_a_picture_is_being_set_aside(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 1})
+    config = home.base / "config.yaml"
+    config.write_text(yaml.safe_dump({"folders": {"inbox": "inbox"}}))
+    (home.base / "inbox" / "a.png").write_bytes(b"no picture")
+    failed = home.base / "failed"
+    failed.rmdir()
+    failed.touch()  # a file where the folder should be: nothing can be put there
+    home.turn(times=5)
+    assert home.states() == ["setting_aside"]
+    monkeypatch.chdir(home.base)
+    told = CliRunner().invoke(app, ["explain", "a.png", "-c", str(config)], catch_exceptions=False).stdout
+    assert f"cannot be protected and is being moved to {failed}" in told
+    assert "outbox" not in told
+    failed.unlink()
+    home.turn(seconds=60, times=3)
+    assert home.states() == ["failed"]
+    assert set(home.files("failed")) == {"a.png", "a.png.error.json"}
+
+
+def test_an_older_database_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "backfire.sqlite"
+    engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
+    row = "INSERT INTO jobs (path, state, attempts, code, not_before, created, updated) VALUES "
+    with engine.connect() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0002")
+        connection.exec_driver_sql(row + "(CAST('good' AS BLOB), 'publishing', 1, NULL, 0, 0, 0)")
+        connection.exec_driver_sql(row + "(CAST('bad' AS BLOB), 'publishing', 1, 'unreadable', 0, 0, 0)")
+        connection.commit()
+    with Store(path) as store:
+        assert [job.state for job in store.active()] == [JobState.PUBLISHING, JobState.SETTING_ASIDE]
+        assert store.add([b"bad", b"good"], at=1.0) == [], "either still has its job"
