@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from backfire import detect
+from backfire import detectors
 from backfire.config import Faces, Logos, Regions, Text
-from backfire.detect import Detector, Source
+from backfire.detectors import Detector, Source
 from backfire.types import Box, Region, Rgb
 from PIL import Image
 
@@ -55,10 +55,10 @@ def faces(most: int) -> None:
         settings = Regions(faces=Faces(min_px=min_px, score_min=score_min))
         began = time.perf_counter()
         _listed(
-            "faces", detect.get("faces", settings), f"faces, min_px {min_px}, score_min {score_min}", most
+            "faces", detectors.get("faces", settings), f"faces, min_px {min_px}, score_min {score_min}", most
         )
         print(f"  {time.perf_counter() - began:.1f} s for all")
-    detector = detect.get("faces")
+    detector = detectors.get("faces")
     counts = {
         path.name: len(detector.detect(_opened(path), source=Source(path.name)))
         for path in sorted((SHARED / "faces").glob("*.jpg"))
@@ -69,7 +69,7 @@ def faces(most: int) -> None:
 def text(most: int) -> None:
     """On the lists, for some settings: lettering in type and by hand."""
     for score_min, long_px in ((0.76, 1536), (0.7, 1536), (0.82, 1536), (0.76, 3072)):
-        detector = detect.get("text", Regions(text=Text(score_min=score_min, long_px=long_px)))
+        detector = detectors.get("text", Regions(text=Text(score_min=score_min, long_px=long_px)))
         began = time.perf_counter()
         _listed("text", detector, f"text, score_min {score_min}, long_px {long_px}", most)
         print(f"  {time.perf_counter() - began:.1f} s for all")
@@ -77,7 +77,7 @@ def text(most: int) -> None:
 
 def signatures(most: int) -> None:
     """Marks in corners, drawn and real, and what is found without, in pictures without lettering."""
-    detector = detect.get("signatures")
+    detector = detectors.get("signatures")
     blank = [name for name, truth in _list("faces", most) if not {"text", "hand"} & set(truth)]
     images = {name: _opened(PHOTOS / name) for name in blank}
     alarms = sum(len(detector.detect(image, source=Source(name))) for name, image in images.items())
@@ -96,7 +96,7 @@ def logos(most: int) -> None:
         logo = marks.logo()
         logo.save(Path(folder) / "acme.png")
         settings = Logos(folder=Path(folder), watermarks=Path(folder))
-        detector = detect.get("logos", Regions(logos=settings))
+        detector = detectors.get("logos", Regions(logos=settings))
         pictures = [(name, _opened(PHOTOS / name)) for name, _ in _list("faces", most)]
         alarms = Counter(
             region.label.split()[0]

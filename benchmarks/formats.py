@@ -23,7 +23,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from backfire.config import Regions
-from backfire.detect import Source, run
+from backfire.detectors import Source, run
 from backfire.imaging import Picture, decode, encode, heif
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile

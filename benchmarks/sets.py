@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from backfire import detect
-from backfire.detect import Source
+from backfire import detectors
+from backfire.detectors import Source
 from backfire.types import Box, Mask, Region, Rgb
 from PIL import Image
 
@@ -65,7 +65,7 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
             mask = np.asarray(Image.open(path.with_suffix(".mask.png")).convert("L")) > 127
             masks = [_nearest(mask, width, height)]
         elif name == "faces":
-            found = detect.get("faces").detect(whole, source=Source(path.name))
+            found = detectors.get("faces").detect(whole, source=Source(path.name))
             masks = [_nearest(region.plane(*whole.shape[:2]), width, height) for region in found]
         else:
             seed = int.from_bytes(path.name.encode(), "little") % 2**32

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from backfire import config, inpaint
-from backfire.detect import Sidecar, Source
+from backfire.detectors import Sidecar, Source
 from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import fast
 from backfire.pipeline.protect import protect

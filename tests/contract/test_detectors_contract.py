@@ -7,9 +7,9 @@ from importlib.resources import as_file, files
 
 import numpy as np
 import pytest
-from backfire import detect
+from backfire import detectors
 from backfire.config import Command, FixedBox, Logos, Onnx, Regions, TorchScript
-from backfire.detect import Detector, Sidecar, Source
+from backfire.detectors import Detector, Sidecar, Source
 from backfire.types import Region, Rgb
 from PIL import Image
 
@@ -45,14 +45,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Regions:
     )
 
 
-@pytest.fixture(scope="module", params=detect.NAMES)
+@pytest.fixture(scope="module", params=detectors.NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def detector(name: str, settings: Regions) -> Detector:
-    return detect.get(name, settings)
+    return detectors.get(name, settings)
 
 
 def source_for(image: Rgb) -> Source:
@@ -99,7 +99,7 @@ def test_finds_well_formed_regions(name: str, found: list[Region], astronaut: Rg
 def test_another_of_its_kind_finds_the_same(
     name: str, found: list[Region], astronaut: Rgb, settings: Regions
 ) -> None:
-    again = detect.get(name, settings).detect(astronaut, source=source_for(astronaut))
+    again = detectors.get(name, settings).detect(astronaut, source=source_for(astronaut))
     assert [as_tuple(region) for region in again] == [as_tuple(region) for region in found]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from backfire import config, inpaint
-from backfire.detect import Sidecar, Source
+from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ModelError
 from backfire.inpaint.base import Editor
 from backfire.perturb import optimiser

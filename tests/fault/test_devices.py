@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from backfire import config
-from backfire.detect import Sidecar, Source
+from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ConfigError, DeviceError, ModelError
 from backfire.pipeline import memory
 from backfire.pipeline.protect import protect

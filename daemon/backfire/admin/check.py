@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from backfire import detect, inpaint
+from backfire import detectors, inpaint
 from backfire.admin import probes
 from backfire.admin.probes import Finding
 from backfire.config import Regions, Settings
@@ -54,7 +54,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def _detector(name: str, regions: Regions) -> str:
-    return type(detect.get(name, regions)).__name__
+    return type(detectors.get(name, regions)).__name__
 
 
 def _method(settings: Settings) -> str:

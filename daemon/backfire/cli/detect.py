@@ -35,7 +35,7 @@ def detect(
 ) -> None:
     """Show what would be protected, without protecting it: the way to tune a configuration."""
     from backfire import imaging
-    from backfire.detect.run import find
+    from backfire.detectors.run import find
     from backfire.imaging import drawing
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:

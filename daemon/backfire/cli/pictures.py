@@ -18,7 +18,7 @@ from backfire.files import inbox, outbox
 from backfire.service.publisher import renamed
 
 if TYPE_CHECKING:
-    from backfire.detect import Source
+    from backfire.detectors import Source
     from backfire.pipeline.run import Result
 
 
@@ -98,7 +98,7 @@ def read(path: Path) -> bytes:
 
 def source_of(picture: Path, mask: Path | None) -> Source:
     """The picture's name with the given mask or annotations, or with the sidecars that lie beside it."""
-    from backfire.detect import Sidecar, Source
+    from backfire.detectors import Sidecar, Source
 
     if mask is not None:
         return Source(picture.name, (Sidecar(mask.name, read(mask)),))

@@ -13,8 +13,8 @@ from typing import Any
 from backfire import imaging
 from backfire.attack_paths.geometry import Crop
 from backfire.config import Settings
-from backfire.detect import Source
-from backfire.detect.run import Found
+from backfire.detectors import Source
+from backfire.detectors.run import Found
 from backfire.errors import BudgetExceeded, Code, InputError
 from backfire.evaluate.judge import Judgement
 from backfire.evaluate.replay import Asked, Editors, holds

@@ -17,8 +17,8 @@ from backfire import imaging, inpaint
 from backfire.attack_paths import geometry
 from backfire.attack_paths.geometry import Crop
 from backfire.config import Protect, Settings
-from backfire.detect import Source, run
-from backfire.detect.run import Found
+from backfire.detectors import Source, run
+from backfire.detectors.run import Found
 from backfire.evaluate import receipt
 from backfire.evaluate.judge import Judgement, judge
 from backfire.evaluate.metrics import psnr_over
@@ -120,7 +120,7 @@ class Run:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
 
     def detect(self) -> Found:
-        """The regions of the picture; raises as `detect.run.find` does."""
+        """The regions of the picture; raises as `detectors.run.find` does."""
         with self.phase("detect"):
             self.progress("detect", 0, 1)
             return run.find(self.picture, self.source, self.settings.regions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backfire import imaging
 from backfire.config import Settings
-from backfire.detect import Source
+from backfire.detectors import Source
 from backfire.errors import Code, InputError
 from backfire.pipeline.run import PhaseProgress, Published, Result, Run, device_name, no_progress
 from backfire.types import Budget

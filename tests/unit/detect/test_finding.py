@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backfire import detect
+from backfire import detectors
 from backfire.config import FixedBox, Regions
-from backfire.detect import Source, run
+from backfire.detectors import Source, run
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import Picture, tags
 from backfire.imaging.metadata import Metadata
@@ -41,7 +41,7 @@ class Fixed:
 
 def found(monkeypatch: pytest.MonkeyPatch, mask: Region, face: Region) -> list[str]:
     by_name = {"sidecar": Fixed(mask), "faces": Fixed(face)}
-    monkeypatch.setattr(detect, "get", lambda name, settings: by_name[name])
+    monkeypatch.setattr(detectors, "get", lambda name, settings: by_name[name])
     return [region.detector for region in run.find(pictured(RGB), Source("p.png"), Regions()).regions]
 
 
@@ -88,7 +88,7 @@ def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
 
 
 def every(monkeypatch: pytest.MonkeyPatch, *regions: Region, **settings: Any) -> list[Region]:
-    monkeypatch.setattr(detect, "get", lambda name, _: Fixed(*regions))
+    monkeypatch.setattr(detectors, "get", lambda name, _: Fixed(*regions))
     return run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",), **settings)).regions
 
 
@@ -139,7 +139,7 @@ class Failing:
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, **settings: Any) -> run.Found:
     by_name = {"text": Failing(error), "sidecar": Fixed(plain(0, 0, 9, 9))}
-    monkeypatch.setattr(detect, "get", lambda name, _: by_name[name])
+    monkeypatch.setattr(detectors, "get", lambda name, _: by_name[name])
     names = Regions(detectors=("text", "sidecar"), **settings)
     return run.find(pictured(RGB), Source("p.png"), names)
 
@@ -183,4 +183,4 @@ def test_fixed_boxes_in_both_units() -> None:
 @pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx", "torchscript"])
 def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
-        detect.check(Regions(detectors=(name,)))
+        detectors.check(Regions(detectors=(name,)))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from backfire.config import Sidecars
-from backfire.detect import Sidecar, Source
-from backfire.detect.shapes import merged, uncompressed
-from backfire.detect.sidecar import SidecarDetector
+from backfire.detectors import Sidecar, Source
+from backfire.detectors.shapes import merged, uncompressed
+from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
 from backfire.types import Box, Region, Rgb
 from numpy.typing import NDArray

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from backfire.config import Regions
-from backfire.detect import Source, run
-from backfire.detect.metadata import MetadataDetector
+from backfire.detectors import Source, run
+from backfire.detectors.metadata import MetadataDetector
 from backfire.errors import Code, InputError
 from backfire.imaging import decode
 from backfire.imaging.heif import heif_ready

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backfire import detect
+from backfire import detectors
 from backfire.config import Command, Onnx, Regions, TorchScript
-from backfire.detect import Source
-from backfire.detect.command import CommandDetector
-from backfire.detect.onnx import OnnxDetector
-from backfire.detect.torchscript import TorchScriptDetector
+from backfire.detectors import Source
+from backfire.detectors.command import CommandDetector
+from backfire.detectors.onnx import OnnxDetector
+from backfire.detectors.torchscript import TorchScriptDetector
 from backfire.errors import Code, ConfigError, ModelError
 from backfire.types import Box, Region, Rgb
 
@@ -132,7 +132,7 @@ def test_boxes_are_scaled_back_and_labelled(tmp_path: Path) -> None:
 
 
 def test_the_network_sees_the_picture_at_the_top_left_on_grey() -> None:
-    from backfire.detect.boxes import GREY, _fitted
+    from backfire.detectors.boxes import GREY, _fitted
 
     white = np.full((60, 90, 3), 255, dtype=np.uint8)
     white[..., 2] = 0
@@ -165,7 +165,7 @@ def test_a_network_that_does_not_load_is_an_error(tmp_path: Path, content: bytes
         (tmp_path / "n.onnx").write_bytes(content)
     settings = Regions(onnx=Onnx(model=tmp_path / "n.onnx"))
     with pytest.raises(ModelError, match=r"regions\.onnx\.model") as caught:
-        detect.get("onnx", settings)
+        detectors.get("onnx", settings)
     assert not caught.value.retryable
 
 
@@ -193,7 +193,7 @@ def scripted(folder: Path, rows: object, *, exported: bool = False, **settings: 
 def test_a_scripted_network_finds_what_the_same_onnx_file_does(tmp_path: Path, exported: bool) -> None:
     rows = [[[0, 0, 32, 21.3, 0.6, 1], [8, 8, 16, 16, 0.9, 5], [0, 0, 9, 9, 0.1, 0]]]
     settings = scripted(tmp_path, rows, exported=exported, labels=("cat", "dog"))
-    found = detect.get("torchscript", Regions(torchscript=settings)).detect(PICTURE, source=Source("p"))
+    found = detectors.get("torchscript", Regions(torchscript=settings)).detect(PICTURE, source=Source("p"))
     same = looked(tmp_path, rows, labels=("cat", "dog"))
     assert [region.detector for region in found] == ["torchscript"] * 2
     assert [(r.box, r.label, r.score) for r in found] == [(r.box, r.label, r.score) for r in same]
@@ -205,7 +205,7 @@ def test_a_scripted_network_is_asked_for_trust_at_start(tmp_path: Path, missing:
     default = getattr(TorchScript(), missing)
     regions = Regions(detectors=("torchscript",), torchscript=settings.model_copy(update={missing: default}))
     with pytest.raises(ConfigError, match=r"sha256 and trust: true \(such a file is code\)"):
-        detect.get("torchscript", regions)
+        detectors.get("torchscript", regions)
 
 
 def test_another_script_than_configured_is_never_loaded(
@@ -217,7 +217,7 @@ def test_another_script_than_configured_is_never_loaded(
     settings = scripted(tmp_path, [[0, 0, 9, 9, 0.9, 0]], sha256="0" * 64)
     monkeypatch.setattr(torch.jit, "load", load)
     with pytest.raises(ModelError, match=r"detector torchscript: .* has SHA-256") as caught:
-        detect.get("torchscript", Regions(torchscript=settings))
+        detectors.get("torchscript", Regions(torchscript=settings))
     assert (caught.value.code, caught.value.retryable) == (Code.DETECTOR, False)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backfire import detect
+from backfire import detectors
 from backfire.config import Logos, Regions, Text
-from backfire.detect import Source
-from backfire.detect.logos import LogoDetector
-from backfire.detect.signatures import SignatureDetector
-from backfire.detect.text import TextDetector, _views
+from backfire.detectors import Source
+from backfire.detectors.logos import LogoDetector
+from backfire.detectors.signatures import SignatureDetector
+from backfire.detectors.text import TextDetector, _views
 from backfire.errors import Code, ModelError
 from backfire.types import Box, Region, Rgb
 from PIL import Image
@@ -143,10 +143,10 @@ def test_a_missing_extra_is_a_message_with_its_remedy(
     package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "backfire.detect.logos", raising=False)
+    monkeypatch.delitem(sys.modules, "backfire.detectors.logos", raising=False)
     extra = "logos" if name == "logos" else "text"
     with pytest.raises(ModelError, match=rf"pip install 'backfire\[{extra}\]'") as caught:
-        detect.get(name, Regions(logos=Logos(folder=tmp_path)))
+        detectors.get(name, Regions(logos=Logos(folder=tmp_path)))
     assert caught.value.code is Code.DETECTOR
     assert not caught.value.retryable
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from backfire.detect import Sidecar, Source
-from backfire.detect.sidecar import SidecarDetector
+from backfire.detectors import Sidecar, Source
+from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
 from backfire.imaging import containers, decode, encode, tags
 from backfire.imaging.heif import heif_ready

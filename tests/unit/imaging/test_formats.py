@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 from backfire.config import parse
-from backfire.detect import Sidecar, Source
+from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, InputError
 from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
 from backfire.imaging.heif import heif_ready

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backfire.config import Sidecars
-from backfire.detect.sidecar import marked
+from backfire.detectors.sidecar import marked
 from backfire.errors import Code, InputError
 from backfire.imaging import (
     Picture,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from backfire import imaging
 from backfire.config import Folders, Output, Regions, Settings
-from backfire.detect import Source
+from backfire.detectors import Source
 from backfire.errors import BudgetExceeded
 from backfire.pipeline.protect import protect
 from backfire.types import Verdict

@@ -294,7 +294,7 @@ def _worked(order: Order, connection: Connection) -> Outcome:
 
 def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
     # Here and not above: the daemon imports this module too, and must stay free of torch.
-    from backfire.detect import Sidecar, Source
+    from backfire.detectors import Sidecar, Source
     from backfire.evaluate.receipt import to_json
     from backfire.pipeline.protect import protect
 

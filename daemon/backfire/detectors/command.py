@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from backfire.config import Command
-from backfire.detect import Source, markup
+from backfire.detectors import Source, markup
 from backfire.errors import Code, ModelError
 from backfire.types import Region, Rgb
 

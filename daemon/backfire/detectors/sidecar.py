@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from backfire.config import Sidecars
-from backfire.detect import Sidecar, Source, markup
+from backfire.detectors import Sidecar, Source, markup
 from backfire.errors import Code, InputError
 from backfire.imaging import decode_painting
 from backfire.types import Box, Mask, Region, Rgb

@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 import structlog
 
-from backfire import detect
+from backfire import detectors
 from backfire.config import Regions
-from backfire.detect import Detector, Source
-from backfire.detect.fixed import WholeDetector
-from backfire.detect.shapes import merged, within
+from backfire.detectors import Detector, Source
+from backfire.detectors.fixed import WholeDetector
+from backfire.detectors.shapes import merged, within
 from backfire.errors import Code, ConfigError, InputError
 from backfire.imaging import Picture, masks
 from backfire.types import Box, Region
@@ -96,7 +96,7 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
 @lru_cache(maxsize=16)
 def _detector(name: str, settings: Regions) -> Detector:
     """Loaded once a process: a text network takes a fifth of a second."""
-    return detect.get(name, settings)
+    return detectors.get(name, settings)
 
 
 def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:

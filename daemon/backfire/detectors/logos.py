@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from backfire.config import Logos
-from backfire.detect import Source
-from backfire.detect.networks import Floats
-from backfire.detect.scaling import halved
-from backfire.detect.shapes import Points, region_of
+from backfire.detectors import Source
+from backfire.detectors.networks import Floats
+from backfire.detectors.scaling import halved
+from backfire.detectors.shapes import Points, region_of
 from backfire.errors import Code, InputError, ModelError
 from backfire.imaging import decode
 from backfire.types import Box, Region, Rgb

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from backfire.config import Text
-from backfire.detect import Source, networks
-from backfire.detect.lettering import Line, Lines, of_one_block
-from backfire.detect.networks import NetworkFailed
-from backfire.detect.shapes import merged, region_of
+from backfire.detectors import Source, networks
+from backfire.detectors.lettering import Line, Lines, of_one_block
+from backfire.detectors.networks import NetworkFailed
+from backfire.detectors.shapes import merged, region_of
 from backfire.types import Box, Region, Rgb
 
 SHORT_PX, LONG_PX = 736, 1536

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from backfire.config import Faces
-from backfire.detect import Source, networks
-from backfire.detect.networks import Floats, NetworkFailed
-from backfire.detect.scaling import halved
+from backfire.detectors import Source, networks
+from backfire.detectors.networks import Floats, NetworkFailed
+from backfire.detectors.scaling import halved
 from backfire.types import Box, Region, Rgb
 
 Network = Callable[[Floats], tuple[Floats, Floats]]

@@ -20,8 +20,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
 
-from backfire.detect import Source
-from backfire.detect.shapes import Points, ellipse, region_of
+from backfire.detectors import Source
+from backfire.detectors.shapes import Points, ellipse, region_of
 from backfire.errors import Code, InputError
 from backfire.types import Region, Rgb
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from backfire.detect.shapes import Points, ellipse, region_of, region_of_mask, uncompressed, unrolled
+from backfire.detectors.shapes import Points, ellipse, region_of, region_of_mask, uncompressed, unrolled
 from backfire.imaging import decode_painting
 from backfire.types import Mask, Region
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backfire.config import FixedBox
-from backfire.detect import Source
+from backfire.detectors import Source
 from backfire.types import Box, Region, Rgb
 
 CELL_MIN, CELLS = 256, 4

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from backfire.detect import networks
-from backfire.detect.networks import Floats
-from backfire.detect.scaling import resized
-from backfire.detect.shapes import Points
+from backfire.detectors import networks
+from backfire.detectors.networks import Floats
+from backfire.detectors.scaling import resized
+from backfire.detectors.shapes import Points
 from backfire.types import Box, Region, Rgb
 
 PACKAGE = "rapidocr"

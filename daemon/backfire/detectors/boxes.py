@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from backfire.config import Onnx
-from backfire.detect import Source, networks
-from backfire.detect.networks import Floats, Network, NetworkFailed
-from backfire.detect.scaling import resized
-from backfire.detect.shapes import region_of
+from backfire.detectors import Source, networks
+from backfire.detectors.networks import Floats, Network, NetworkFailed
+from backfire.detectors.scaling import resized
+from backfire.detectors.shapes import region_of
 from backfire.errors import Code, ModelError
 from backfire.types import Region, Rgb
 

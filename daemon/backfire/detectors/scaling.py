@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from skimage.transform import resize
 
-from backfire.detect.networks import Floats
+from backfire.detectors.networks import Floats
 from backfire.types import Rgb
 
 

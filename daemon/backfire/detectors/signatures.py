@@ -7,11 +7,11 @@ from itertools import product
 import numpy as np
 
 from backfire.config import Text
-from backfire.detect import Source, networks
-from backfire.detect.lettering import Line, Lines, of_one_block
-from backfire.detect.networks import NetworkFailed
-from backfire.detect.shapes import merged, region_of
-from backfire.detect.text import LONG_PX
+from backfire.detectors import Source, networks
+from backfire.detectors.lettering import Line, Lines, of_one_block
+from backfire.detectors.networks import NetworkFailed
+from backfire.detectors.shapes import merged, region_of
+from backfire.detectors.text import LONG_PX
 from backfire.types import Region, Rgb
 
 CORNER = (0.4, 0.25)

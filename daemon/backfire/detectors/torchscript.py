@@ -1,4 +1,4 @@
-"""An object detector as TorchScript or an exported program, under the contract of `backfire.detect.boxes`.
+"""An object detector as TorchScript or an exported program, under the contract of `backfire.detectors.boxes`.
 
 Such a file is code: see `backfire.weights.programs` for what it takes to load it. It runs on the processor.
 """
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from backfire.config import TorchScript
-from backfire.detect.boxes import BoxDetector
-from backfire.detect.networks import Floats, NetworkFailed
+from backfire.detectors.boxes import BoxDetector
+from backfire.detectors.networks import Floats, NetworkFailed
 from backfire.errors import Code
 from backfire.weights import programs
 

@@ -61,67 +61,67 @@ class Detector(Protocol):
 
 
 def _sidecar(settings: Regions) -> Detector:
-    from backfire.detect.sidecar import SidecarDetector
+    from backfire.detectors.sidecar import SidecarDetector
 
     return SidecarDetector(settings.sidecar)
 
 
 def _metadata(settings: Regions) -> Detector:
-    from backfire.detect.metadata import MetadataDetector
+    from backfire.detectors.metadata import MetadataDetector
 
     return MetadataDetector()
 
 
 def _faces(settings: Regions) -> Detector:
-    from backfire.detect.faces import FaceDetector
+    from backfire.detectors.faces import FaceDetector
 
     return FaceDetector(settings.faces)
 
 
 def _text(settings: Regions) -> Detector:
-    from backfire.detect.text import TextDetector
+    from backfire.detectors.text import TextDetector
 
     return TextDetector(settings.text)
 
 
 def _signatures(settings: Regions) -> Detector:
-    from backfire.detect.signatures import SignatureDetector
+    from backfire.detectors.signatures import SignatureDetector
 
     return SignatureDetector(settings.text)
 
 
 def _logos(settings: Regions) -> Detector:
-    from backfire.detect.logos import LogoDetector
+    from backfire.detectors.logos import LogoDetector
 
     return LogoDetector(settings.logos)
 
 
 def _fixed(settings: Regions) -> Detector:
-    from backfire.detect.fixed import FixedDetector
+    from backfire.detectors.fixed import FixedDetector
 
     return FixedDetector(settings.fixed)
 
 
 def _whole(settings: Regions) -> Detector:
-    from backfire.detect.fixed import WholeDetector
+    from backfire.detectors.fixed import WholeDetector
 
     return WholeDetector()
 
 
 def _command(settings: Regions) -> Detector:
-    from backfire.detect.command import CommandDetector
+    from backfire.detectors.command import CommandDetector
 
     return CommandDetector(settings.command)
 
 
 def _onnx(settings: Regions) -> Detector:
-    from backfire.detect.onnx import OnnxDetector
+    from backfire.detectors.onnx import OnnxDetector
 
     return OnnxDetector(settings.onnx)
 
 
 def _torchscript(settings: Regions) -> Detector:
-    from backfire.detect.torchscript import TorchScriptDetector
+    from backfire.detectors.torchscript import TorchScriptDetector
 
     return TorchScriptDetector(settings.torchscript)
 

@@ -1,10 +1,10 @@
-"""An object detector as an ONNX file; its contract is that of `backfire.detect.boxes`."""
+"""An object detector as an ONNX file; its contract is that of `backfire.detectors.boxes`."""
 
 from __future__ import annotations
 
 from backfire.config import Onnx
-from backfire.detect import networks
-from backfire.detect.boxes import BoxDetector
+from backfire.detectors import networks
+from backfire.detectors.boxes import BoxDetector
 
 
 class OnnxDetector(BoxDetector):
