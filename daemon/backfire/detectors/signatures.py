@@ -1,4 +1,4 @@
-"""Artists' marks: what stands alone in a corner of the picture, written or printed."""
+"""The detector `signatures`: artists' marks, written or printed, in the corners of a picture."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from backfire.detectors.text import LONG_PX
 from backfire.types import Region, Rgb
 
 CORNER = (0.4, 0.25)
-"""Where artists sign: this part of the width, and of the height, in each corner."""
+"""The size of the corners that are searched, in shares of the picture's width and height."""
 
 CORNER_PX = 384
-"""The height at which a corner is looked at; small marks are seen larger than in the whole picture."""
+"""The height to which a corner is scaled, so that small marks are found that the whole picture would hide."""
 
 MARK_MIN = 0.92
-"""How surely a mark must be found that cannot be read: real handwriting, pasted into corners, nearly always
-got so much, drawn scrawls mostly, and of 124 empty corners only three, by things that filled them."""
+"""The finder's likelihood from which a mark needs no recognised letter. Real handwriting pasted into corners
+nearly always reached it, drawn scrawls mostly, and of 124 empty corners only three, by objects that filled
+them."""
 
 MARK_TALL, FLAT = 1.1, 0.4
-"""The greatest height of a mark, in heights of the corner, and that of one that counts by what is read."""
+"""The greatest height of a mark in heights of the corner, and that of one that counts by its letters."""
 
 
 class SignatureDetector:
-    """Finds what stands alone in a corner: a signature, a mark, a credit line, written or printed.
+    """Finds signatures, marks and credit lines, written or printed, that stand in a corner.
 
-    It cannot tell these from each other: where they stand is all that makes them one. Handwriting
-    elsewhere is for `text`, other marks for `logos` or a mask.
+    It does not tell these kinds apart, because their place is all that it goes by. Handwriting elsewhere is
+    found by `text`, other marks by `logos`; anything else needs a mask.
     """
 
     def __init__(self, settings: Text = Text()) -> None:  # noqa: B008 (frozen)

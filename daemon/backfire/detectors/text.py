@@ -1,4 +1,4 @@
-"""Lettering of every kind in a picture, what can be read of it and what is written by hand."""
+"""The detector `text`: printed, painted and handwritten lettering anywhere in a picture."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from backfire.detectors.shapes import merged, region_of
 from backfire.types import Box, Region, Rgb
 
 SHORT_PX, LONG_PX = 736, 1536
-"""A picture is looked at with its short side at least so many pixels, unless its long side then had more."""
+"""A picture is enlarged until its short side has the first, and scaled so that its long side has at most the
+second."""
 
 ENLARGED = 4
-"""How much a picture is enlarged at most: finer strokes than a quarter of a pixel are not in it."""
+"""The most by which a picture is enlarged; more would only interpolate."""
 
 FINER = 1.25
-"""By how much a closer look must be larger than the first to show anything new."""
+"""A second pass over the parts of a picture is made only if its scale is this many times the first one's."""
 
 OVERLAP_PX = 192
-"""What the parts of a closer look share: a line lies whole in one of them, or shows in both and is joined."""
+"""Overlap of the parts in the second pass, so that a line at their border lies whole in one of them or is
+found in both and joined."""
 
 MOST = 500
-"""Lines kept, the surest: a newspaper's page has more, and they are one block by then."""
+"""The most lines that are kept, by score; a newspaper page has more, but they form one block."""
 
 
 class TextDetector:
-    """Finds lettering; the lines of one block are one region."""
+    """Finds lettering; neighbouring lines form one region."""
 
     def __init__(self, settings: Text = Text()) -> None:  # noqa: B008 (frozen)
         self._settings, self._lines = settings, Lines("text")
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per block of lines, as sure as its best line; see `Detector.detect`.
+        """One region per block of lines, with the score of its best line; see `Detector.detect`.
 
-        The whole picture is looked at once, at a size at which the networks see best; with `long_px`
-        above that, once more part by part.
+        The first pass takes the whole picture at the size that suits the networks; where `long_px` asks for
+        more, a second pass takes it part by part at a larger scale.
 
         Raises:
             ModelError: `Code.DETECTOR`, a network failed on this picture.
@@ -48,7 +50,7 @@ class TextDetector:
         height, width = image.shape[:2]
         found: list[tuple[float, Line]] = []
         try:
-            for part, scale in _views(height, width, self._settings.long_px):
+            for part, scale in _parts(height, width, self._settings.long_px):
                 for line in self._lines.candidates(image[part.slices], scale):
                     placed = replace(line, corners=line.corners + np.array([part.left, part.top]))
                     score = self._lines.score(image, placed)
@@ -63,8 +65,8 @@ class TextDetector:
         return merged([region for region in regions if region is not None], of_one_block)
 
 
-def _views(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
-    """The parts of a picture that are looked at, each with the scale at which."""
+def _parts(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
+    """The parts of a picture that are searched, each with its scale."""
     first = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width))
     yield Box(0, 0, width, height), first
     closer = min(long_px / max(height, width), ENLARGED)
@@ -76,6 +78,6 @@ def _views(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
-    """Where parts of a side begin that cover it evenly, each sharing at least `overlap` with the next."""
+    """The starts of evenly placed parts that cover a side and overlap by at least `overlap`."""
     count = max(-(-(length - overlap) // (side - overlap)), 1)
     return [round(place) for place in np.linspace(0, max(length - side, 0), count)]
