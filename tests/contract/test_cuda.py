@@ -14,7 +14,7 @@ from backfire.detectors import Sidecar, Source
 from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import fast
 from backfire.pipeline.protect import protect
-from backfire.pipeline.run import Result
+from backfire.pipeline.result import Result
 
 from tests.contract.test_editors import RANDOM, inputs
 from tests.support.pictures import encoded, mask_picture, photo

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from backfire.pipeline.run import PhaseProgress
+    from backfire.pipeline.result import PhaseProgress
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE = 2, 3, 4
 DEFAULT = Path("config.yaml")
@@ -36,11 +44,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @contextmanager
 def bar() -> Iterator[PhaseProgress]:
-    """A progress bar on a terminal, nothing off one; yields advance(text, done, total)."""
+    """A progress bar with an estimate on a terminal, nothing off one; yields advance(text, done, total)."""
     if not err.is_terminal:
         yield lambda text, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bars:
         current: list[TaskID] = []
         shown = ""
@@ -62,10 +77,14 @@ def named(advance: PhaseProgress, name: str) -> PhaseProgress:
     return lambda phase, done, total: advance(f"{name}: {phase}", done, total)
 
 
+def colour_of(verdict: str) -> str:
+    """In which colour a verdict is shown."""
+    return {"protected": "green", "weak": "yellow"}.get(verdict, "red")
+
+
 def print_receipt(receipt: dict[str, Any]) -> None:
     """Verdict, reasons and, where there are any, the replayed edits as a table."""
-    colour = {"protected": "green", "weak": "yellow"}.get(receipt["verdict"], "red")
-    line = Text.assemble((receipt["verdict"], colour), f"  {receipt['file']}")
+    line = Text.assemble((receipt["verdict"], colour_of(receipt["verdict"])), f"  {receipt['file']}")
     if receipt.get("output"):
         line.append(f" -> {receipt['output']}")
     if receipt.get("psnr_db"):

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from backfire.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, out
-from backfire.cli.pictures import read, settings_for, source_of
 from backfire.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ def detect(
     as_json: AsJson = False,
 ) -> None:
     """Show what would be protected, without protecting it: the way to tune a configuration."""
-    from backfire import imaging
-    from backfire.detectors.run import find
+    from backfire import api  # here, as the daemon needs none of the imaging libraries it brings
     from backfire.imaging import drawing
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
@@ -45,20 +43,19 @@ def detect(
     with bar() as advance:
         for count, path in enumerate(pictures):
             advance(path.name, count, len(pictures))
-            settings, rule = settings_for(path, config_file)
+            settings, rule = api.settings_for(path, config_file)
             row: dict[str, Any] = {"file": str(path), "rule": rule, "regions": [], "skipped_detectors": {}}
             rows.append(row)
             try:
-                picture = imaging.decode(read(path), name=path.name, max_pixels=settings.output.max_pixels)
-                found = find(picture, source_of(path, mask), settings.regions)
+                found = api.detect(path, mask=mask, settings=settings)
             except JobError as error:
                 row |= {"code": error.code.value, "error": error.message}
                 continue
-            row |= {"width": picture.rgb.shape[1], "height": picture.rgb.shape[0]}
+            row |= {"width": found.image.shape[1], "height": found.image.shape[0]}
             row |= {"regions": [region.row() for region in found.regions]}
             row |= {"skipped_detectors": found.skipped}
             if sheet is not None and len(pages) < MOST_ON_SHEET:
-                pages.append((_caption(row), drawing.drawn(picture.rgb, found.regions)))
+                pages.append((_caption(row), drawing.drawn(found.image, found.regions)))
     if sheet is not None and pages:
         _write(sheet, drawing.sheet(pages, kind=SHEETS[sheet.suffix.lower()]))
     if as_json:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
 from backfire.evaluate import premis
-from backfire.evaluate.judge import Judgement
-from backfire.types import Region
+from backfire.evaluate.judge import BREAKING, Judgement
+from backfire.types import Region, Verdict
 
 if TYPE_CHECKING:
     from backfire.inpaint.base import Editor
@@ -131,3 +131,30 @@ def with_taken_over(document: Receipt, *, file: str, worked_as: str) -> Receipt:
 def with_output(document: Receipt, output: str | None) -> Receipt:
     """The receipt with the path of the published file, None where nothing was published."""
     return {**document, "output": output}
+
+
+def in_words(document: Receipt) -> list[str]:
+    """The verdict and what was measured, a sentence each, for a person.
+
+    Only the verdict where nothing was edited.
+    """
+    verdict, reasons = document["verdict"], document["reasons"]
+    if verdict == Verdict.PROTECTED:
+        said = "protected: edits of the region break, edits elsewhere come out as they would have"
+    else:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        said = f"{verdict}: {reasons[0]}{more}" if reasons else str(verdict)
+    edits = document.get("edits") or []
+    touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
+    elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]
+    if not touching:
+        return [said]
+    measured = f"measured: {len(touching)} edits of the region keep an SSIM of at most {max(touching):.2f}"
+    if elsewhere:
+        measured += f", {len(elsewhere)} elsewhere of at least {min(elsewhere):.2f},"
+    names = ", ".join(dict.fromkeys(edit["editor"] for edit in edits))
+    measured += f" to the same edit of the original, by {names}"
+    if document.get("psnr_db") is not None:
+        measured += f"; changed by at most {document['max_change_levels']} of 255 levels"
+        measured += f", PSNR {document['psnr_db']:.1f} dB"
+    return [said, measured]

@@ -113,3 +113,10 @@ def _tall(line: Sequence[tuple[str, Rgb]]) -> int:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def mask_png(mask: Mask) -> bytes:
+    """A mask H,W as a PNG, white where it is True."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -24,7 +24,8 @@ from backfire.perturb import optimiser
 from backfire.perturb.optimiser import Enough
 from backfire.pipeline import memory
 from backfire.pipeline.memory import Rung
-from backfire.pipeline.run import Judged, PhaseProgress, Published, Result, Run, device_name, no_progress
+from backfire.pipeline.result import PhaseProgress, Result, no_progress
+from backfire.pipeline.run import Judged, Published, Run, device_name
 from backfire.types import Budget, Rgb, Verdict
 
 

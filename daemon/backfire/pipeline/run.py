@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,32 +27,8 @@ from backfire.evaluate.replay import Editors, replay
 from backfire.evaluate.sheet import Panels, Saliency, sheet
 from backfire.perturb.optimiser import Protected, pick_device
 from backfire.pipeline import memory
-from backfire.types import Budget, Region, Rgb, Verdict, job_key, mask_digest
-
-PhaseProgress = Callable[[str, int, int], None]
-"""Called as progress(phase, done, total) while a picture is worked on; may raise to stop the work."""
-
-
-def no_progress(phase: str, done: int, total: int) -> None:
-    """A `PhaseProgress` that does nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a run produced.
-
-    Attributes:
-        data: the bytes to publish; of a verified file its own.
-        extension: with the dot, lower case; what `data` is. Empty for a verified file.
-        receipt: see `backfire.evaluate.receipt`.
-        sheet: the before/after sheet, a JPEG; None where nothing was protected.
-    """
-
-    verdict: Verdict
-    data: bytes
-    extension: str
-    receipt: Receipt
-    sheet: bytes | None
+from backfire.pipeline.result import PhaseProgress, no_progress
+from backfire.types import Budget, Region, Rgb, job_key, mask_digest
 
 
 @dataclass(frozen=True, eq=False)

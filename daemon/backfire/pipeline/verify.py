@@ -6,7 +6,8 @@ from backfire import imaging
 from backfire.config import Settings
 from backfire.detectors import Source
 from backfire.errors import Code, InputError
-from backfire.pipeline.run import PhaseProgress, Published, Result, Run, device_name, no_progress
+from backfire.pipeline.result import PhaseProgress, Result, no_progress
+from backfire.pipeline.run import Published, Run, device_name
 from backfire.types import Budget
 
 

@@ -294,14 +294,19 @@ def _worked(order: Order, connection: Connection) -> Outcome:
 
 def _process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
     # Here and not above: the daemon imports this module too, and must stay free of torch.
-    from backfire.detectors import Sidecar, Source
+    from backfire import api
+    from backfire.detectors import Sidecar
     from backfire.evaluate.receipt import to_json
-    from backfire.pipeline.protect import protect
 
-    sidecars = tuple(Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks)
-    data = (order.folder / "input").read_bytes()
-    source = Source(order.name, sidecars)
-    result = protect(data, source, order.settings, progress=progress, rung=order.rung, device=order.device)
+    result = api.protect(
+        (order.folder / "input").read_bytes(),
+        mask=[Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks],
+        settings=order.settings,
+        name=order.name,
+        progress=progress,
+        rung=order.rung,
+        device=order.device,
+    )
     (order.folder / "output").write_bytes(result.data)
     (order.folder / "receipt.json").write_bytes(to_json(result.receipt))
     if result.sheet is not None:

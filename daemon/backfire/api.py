@@ -1,0 +1,240 @@
+"""The Python API: protect, verify and detect, without a daemon, a database or a folder of its own.
+
+    import backfire
+
+    result = backfire.protect("me.jpg", mask="me.mask.png")
+    if result.verdict == "protected":
+        Path("out.jpg").write_bytes(result.data)
+
+The commands `backfire protect`, `verify` and `detect` and the daemon's worker call these functions, too.
+Importing this module loads no torch; the functions that need it load it when they are called. They are not
+meant for several threads of one process at a time: torch's and Pillow's settings belong to the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backfire import config, imaging
+from backfire.config import Folders, Settings
+from backfire.detectors import Sidecar, Source
+from backfire.errors import ConfigError
+from backfire.files import inbox
+from backfire.imaging import drawing
+from backfire.pipeline.result import PhaseProgress, Result, no_progress
+from backfire.types import Region, Rgb
+
+__all__ = ["Detection", "Result", "detect", "protect", "settings_for", "verify"]
+
+PathLike = str | os.PathLike[str]
+PictureLike = bytes | PathLike
+"""A picture: the bytes of its file, or the file's path."""
+MaskLike = bytes | PathLike | NDArray[np.bool_] | Sidecar
+"""A mask or an annotation of the regions: the bytes of its file, the file's path, or an array H,W of the
+upright picture's size, True = protected. Paths that end in `.json` are annotations."""
+SettingsLike = Settings | PathLike | Mapping[str, Any]
+"""Settings: checked already, the path of a configuration file, or its sections as a mapping. Of a file or a
+mapping the rules for the picture's path are followed; its folders are not used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """What would be protected in a picture.
+
+    Attributes:
+        name: the picture's name, as messages have it.
+        image: uint8 H,W,3 RGB, upright: what boxes and masks refer to.
+        regions: in the order in which the detectors found them, padded and merged as the settings say.
+        skipped: detector to error, of those that failed under `regions.on_error: skip`.
+        rule: the pattern of the rule whose settings were used; None without.
+    """
+
+    name: str
+    image: Rgb
+    regions: list[Region]
+    skipped: dict[str, str] = field(default_factory=dict)
+    rule: str | None = None
+
+
+def protect(
+    picture: PictureLike,
+    *,
+    mask: MaskLike | Sequence[MaskLike] | None = None,
+    settings: SettingsLike | None = None,
+    name: str | None = None,
+    progress: PhaseProgress = no_progress,
+    rung: int = 0,
+    device: str | None = None,
+) -> Result:
+    """Protect a picture: find its regions, add the perturbation, and judge the result from its own bytes.
+
+    Takes seconds to minutes, by picture and settings. The same picture, mask and settings give the same bytes
+    on the same machine and versions.
+
+    Args:
+        picture: JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF, as a path or as bytes.
+        mask: what is to be protected, white or True; a sequence where there are several files. None: the
+            masks and annotations that lie beside the picture, if it is a path, as the daemon would find them.
+            The configured detectors are asked in any case.
+        settings: None for the defaults.
+        name: the picture's name for messages, receipt and rules, where `picture` is bytes.
+        progress: called as progress(phase, done, total); may raise, which stops the work.
+        rung: how many rungs of the memory ladder to skip, because they are known to need too much memory.
+        device: `cpu` or `cuda:0`, in place of `protect.device` where that is `auto`.
+
+    Returns:
+        The bytes to publish, receipt, verdict and sheet. A verdict of `weak` or `failed` is no exception:
+        look at it before you publish.
+
+    Raises:
+        ConfigError: unusable settings, or a file that cannot be read.
+        InputError: the picture or a mask cannot be used, or no region was found.
+        ModelError: a detector or an editor failed, or memory is too small even at the lowest rung.
+        BudgetExceeded: the output format would change the picture by more than the budget.
+    """
+    from backfire.pipeline import protect as pipeline
+
+    data, source = _opened(picture, mask, name)
+    used, _ = settings_for(_path(picture, source), settings)
+    return pipeline.protect(data, source, used, progress=progress, rung=rung, device=device)
+
+
+def verify(
+    protected: PictureLike,
+    original: PictureLike,
+    *,
+    mask: MaskLike | Sequence[MaskLike] | None = None,
+    settings: SettingsLike | None = None,
+    name: str | None = None,
+    progress: PhaseProgress = no_progress,
+) -> Result:
+    """Judge a published file: replay on it the edits that decided its verdict when it was made.
+
+    Args:
+        protected: the file as it was published; not a copy that was scaled or recompressed.
+        original: the picture it was made from.
+        mask, settings, name, progress: as of `protect`, and of the original. They must be those with which
+            the file was made, or other regions or thresholds are asked about.
+
+    Returns:
+        Verdict, receipt and sheet; `data` is the protected file itself.
+
+    Raises:
+        ConfigError, InputError, ModelError: as `protect` does; an InputError, too, where the two pictures
+            differ in size.
+    """
+    from backfire.pipeline import verify as pipeline
+
+    data, source = _opened(original, mask, name)
+    used, _ = settings_for(_path(original, source), settings)
+    published = protected if isinstance(protected, bytes) else _read(Path(protected))
+    return pipeline.verify(data, published, source, used, progress=progress)
+
+
+def detect(
+    picture: PictureLike,
+    *,
+    mask: MaskLike | Sequence[MaskLike] | None = None,
+    settings: SettingsLike | None = None,
+    name: str | None = None,
+) -> Detection:
+    """Find what would be protected, without protecting it. Loads no torch unless a detector needs it.
+
+    Args:
+        picture, mask, settings, name: as of `protect`.
+
+    Returns:
+        The regions; none only under `regions.none_found: pass`.
+
+    Raises:
+        ConfigError, InputError, ModelError: as `protect` does.
+    """
+    from backfire.detectors.run import find
+
+    data, source = _opened(picture, mask, name)
+    used, rule = settings_for(_path(picture, source), settings)
+    decoded = imaging.decode(
+        data, name=source.name, max_pixels=used.output.max_pixels, frames=used.output.frames
+    )
+    found = find(decoded, source, used.regions)
+    return Detection(source.name, decoded.rgb, found.regions, found.skipped, rule)
+
+
+def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings, str | None]:
+    """The settings of one picture.
+
+    Args:
+        picture: its path; rules see it as it lies below `folders.inbox`, or else as it is given.
+        settings: checked ones are returned as they stand.
+
+    Returns:
+        The settings, and the pattern of the rule that they follow, if there is one.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    if isinstance(settings, Settings):
+        return settings, None
+    if settings is None:
+        checked = Settings(folders=Folders(inbox=Path("inbox")))
+    elif isinstance(settings, Mapping):
+        checked = config.parse({"folders": {"inbox": "inbox"}, **settings}, base=Path.cwd())
+    else:
+        checked = config.load(Path(settings))
+    path = picture.absolute()
+    inside = checked.folders.inbox in path.parents
+    relative = os.fsencode(path.relative_to(checked.folders.inbox) if inside else picture)
+    index = checked.rule_of(relative)
+    return checked.for_path(relative), None if index is None else checked.rules[index].match
+
+
+def _opened(
+    picture: PictureLike, mask: MaskLike | Sequence[MaskLike] | None, name: str | None
+) -> tuple[bytes, Source]:
+    """The picture's bytes, and its name with its masks and annotations."""
+    if isinstance(picture, bytes):
+        data, beside, known_as = picture, [], name or "picture"
+    else:
+        path = Path(picture)
+        data, known_as = _read(path), name or path.name
+        names = (os.fsdecode(one) for one in inbox.mask_names(os.fsencode(path.name)))
+        beside = [path.parent / one for one in names if (path.parent / one).is_file()]
+    masks: Sequence[MaskLike] = beside if mask is None else _listed(mask)
+    return data, Source(known_as, tuple(_sidecar(one) for one in masks))
+
+
+def _listed(mask: MaskLike | Sequence[MaskLike]) -> Sequence[MaskLike]:
+    if isinstance(mask, bytes | str | os.PathLike | np.ndarray | Sidecar):
+        return [mask]
+    return list(mask)
+
+
+def _sidecar(mask: MaskLike) -> Sidecar:
+    if isinstance(mask, Sidecar):
+        return mask
+    if isinstance(mask, bytes):
+        return Sidecar("mask", mask)
+    if isinstance(mask, np.ndarray):
+        if mask.dtype != np.bool_ or mask.ndim != 2:
+            got = f"{mask.dtype} of shape {mask.shape}"
+            raise ConfigError(f"mask: got {got}, expected a bool array H,W; True is what is protected")
+        return Sidecar("mask", drawing.mask_png(mask))
+    return Sidecar(Path(mask).name, _read(Path(mask)))
+
+
+def _path(picture: PictureLike, source: Source) -> Path:
+    return Path(source.name) if isinstance(picture, bytes) else Path(picture)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error
