@@ -16,9 +16,9 @@ import numpy as np
 from backfire import inpaint
 
 from benchmarks import protection, speed, summary
+from benchmarks.groups import LEAST, Group, grouped, kept
 from benchmarks.protection import listed
 from benchmarks.rows import Row, read
-from benchmarks.summary import LEAST, Group, grouped, kept
 
 OURS, FAINT, BASELINE = "implant", ("implant@4", "implant@3"), "baseline"
 """Ours by default, ours at 38 dB and more, and the published baseline."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.summary import Group, edited
+from benchmarks.groups import Group, edited
 
 EFFECT = "effect: 1 - SSIM to the clean edit"
 Axes = Any

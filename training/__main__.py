@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from backfire import weights
+from backfire.files import durable
 
 from training import lama, latent_mini, latent_pair, ldm_mini, student
 from training.run import Options
@@ -118,7 +119,7 @@ def state_sums(folder: Path) -> None:
     sums = folder / weights.SUMS
     if sums.exists():
         names = [line.split()[1] for line in sums.read_text().splitlines()]
-        sums.write_text("".join(f"{weights.sha256(folder / name)}  {name}\n" for name in names))
+        sums.write_text("".join(f"{durable.file_sha256(folder / name)}  {name}\n" for name in names))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,20 @@ Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 """H,W bool, True = protected / repainted."""
 
+EXTENSIONS = {
+    "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "png": (".png",),
+    "tiff": (".tif", ".tiff"),
+    "webp": (".webp",),
+    "heic": (".heic", ".heif", ".hif"),
+    "avif": (".avif",),
+    "jpeg2000": (".jp2", ".j2k", ".jpf", ".jpx"),
+    "bmp": (".bmp",),
+    "gif": (".gif",),
+}
+"""The extensions of each format by its name in `output.format`; files are written with the first one.
+GIF is only read: such pictures are written as PNG."""
+
 
 def shown(path: bytes) -> str:
     """A path for people, logs and JSON: names need not be UTF-8, so other bytes become escapes."""

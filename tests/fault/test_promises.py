@@ -12,6 +12,7 @@ while copying not noticed, an attempt not counted before the work (`test_one_onl
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backfire.files import manifest, outbox
+from backfire.files import manifest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -265,7 +266,10 @@ class Promises(RuleBasedStateMachine):
 
     def hashed(self, folder: str) -> set[tuple[bytes, str]]:
         """Path and SHA-256 of each file."""
-        return {(os.fsencode(name), outbox.sha256(data)) for name, data in self.house.files(folder).items()}
+        return {
+            (os.fsencode(name), hashlib.sha256(data).hexdigest())
+            for name, data in self.house.files(folder).items()
+        }
 
     def teardown(self) -> None:
         if not hasattr(self, "house"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backfire.config import Settings
-from backfire.files import manifest, outbox
+from backfire.files import durable, manifest, outbox
 from backfire.files.manifest import Entry
 from backfire.types import Job, JobState, shown
 
@@ -183,7 +183,7 @@ def _look(name: str, folder: Path, path: bytes, digests: set[str]) -> Finding | 
         status = os.lstat(file)
         if not stat.S_ISREG(status.st_mode):
             return Finding(name, shown(path), Kind.CHANGED, wanted, "no regular file")
-        found = outbox.file_sha256(file, from_disk=True)
+        found = durable.file_sha256(file, from_disk=True)
     except (FileNotFoundError, NotADirectoryError):
         return Finding(name, shown(path), Kind.MISSING, wanted)
     except OSError as error:

@@ -17,7 +17,7 @@ from rich.text import Text
 from backfire import config
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 from backfire.config import Settings
-from backfire.files import inbox, outbox
+from backfire.files import durable, inbox, outbox
 from backfire.service import preflight
 from backfire.service.store.store import Store
 from backfire.types import Job, JobState, mask_digest, shown
@@ -262,7 +262,7 @@ def _put_back(job: Job, settings: Settings) -> bool:
     sha = job.input_sha256
     written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
     present = [
-        (mask, place, outbox.file_sha256(failed / os.fsdecode(place)))
+        (mask, place, durable.file_sha256(failed / os.fsdecode(place)))
         for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
         for place in (mask, outbox.keyed(mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()

@@ -52,6 +52,20 @@ def digest(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
+def file_sha256(path: bytes | Path, *, from_disk: bool = False) -> str:
+    """Lower-case hex SHA-256 of a file's content, with a heartbeat after each piece.
+
+    Args:
+        path: the file; links are followed.
+        from_disk: read what the disk holds and not what memory still remembers of it.
+    """
+    with open(path, "rb") as file:
+        if from_disk:
+            # Only synced pages are dropped, so that a file that was just written must be synced before.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return digest(file)
+
+
 def write(file: BinaryIO, data: Iterable[bytes]) -> None:
     """Write pieces to a new file and sync it, with a heartbeat after each sync; `data` may report more."""
     unsynced = 0

@@ -6,12 +6,14 @@ Decodable is not complete: a JPEG or WebP whose tail is still zeros decodes with
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
 from backfire.errors import Code, InputError
 from backfire.imaging import refusals
+from backfire.types import EXTENSIONS
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -53,10 +55,6 @@ BRANDS = {
     b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF", b"msf1": "HEIF",
     b"hevc": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
 }  # fmt: skip
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif", ".hif", ".avif"}
-    | {".jp2", ".j2k", ".jpf", ".jpx", ".bmp", ".gif"}
-)
 FORMATS = "JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF"
 HEAD = 4096
 
@@ -81,7 +79,7 @@ def sniff(data: bytes, name: str) -> str:
     if not any(data[:HEAD]) or any(signature.startswith(data) for signature in SIGNATURES):
         raise refusals.cut_short(name, "a picture")
     suffix = PurePath(name).suffix.lower()
-    says = f"says {suffix}, is" if suffix in SUFFIXES else "is"
+    says = f"says {suffix}, is" if suffix in itertools.chain(*EXTENSIONS.values()) else "is"
     what = _guess(data)
     way_out = WAYS_OUT.get(what, "export it as one of these")
     raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {way_out}")

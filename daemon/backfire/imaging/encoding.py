@@ -13,14 +13,10 @@ from backfire.imaging.intake import Picture, stored
 from backfire.imaging.metadata import Metadata
 from backfire.imaging.readers import pillow
 from backfire.imaging.writers import Sheet
-from backfire.types import Rgb
+from backfire.types import EXTENSIONS, Rgb
 
-EXTENSIONS = {
-    "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "HEIF": ".heic", "AVIF": ".avif",
-    "JPEG2000": ".jp2", "BMP": ".bmp",
-}  # fmt: skip
-NAMES = {"same": "same", "heic": "HEIF", "jpeg2000": "JPEG2000"}
-"""Formats that the settings call otherwise than by their name in lower case."""
+KINDS = {name: {"heic": "HEIF"}.get(name, name.upper()) for name in EXTENSIONS}
+"""What Pillow calls each format of the settings."""
 
 DEPTHS = {"PNG": {16}, "TIFF": {16}, "JPEG2000": {*range(9, 17)}, "HEIF": {10, 12}, "AVIF": {10, 12}}
 """Bits a sample, beyond 8, that a format is written with."""
@@ -81,9 +77,9 @@ def encode(
     """
     if rgb.shape != picture.rgb.shape or rgb.dtype != np.uint8:
         raise ValueError(f"rgb: got {rgb.dtype} {rgb.shape}, expected uint8 {picture.rgb.shape}")
-    kind = picture.format if format == "same" else NAMES.get(format, format.upper())
-    if kind not in (*EXTENSIONS, "GIF"):
-        raise ValueError(f"format: got {format!r}, expected same or one of {', '.join(EXTENSIONS).lower()}")
+    if format not in ("same", *KINDS):
+        raise ValueError(f"format: got {format!r}, expected same or one of {', '.join(KINDS)}")
+    kind = picture.format if format == "same" else KINDS[format]
     hurdle = _hurdle(picture, kind)
     if hurdle:
         kind = "PNG"
@@ -93,7 +89,8 @@ def encode(
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
-    return Encoded(data, EXTENSIONS[kind], f"{how} ({'; '.join(notes)})" if notes else how)
+    (extension,) = (EXTENSIONS[name][0] for name, known in KINDS.items() if known == kind)
+    return Encoded(data, extension, f"{how} ({'; '.join(notes)})" if notes else how)
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002

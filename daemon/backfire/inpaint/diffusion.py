@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 
 from backfire.errors import BackfireError, Code, ConfigError, ModelError
+from backfire.files import durable
 from backfire.inpaint.denoising import DenoisingEditor, Prompt
 from backfire.inpaint.hardware import dtype_named
 
@@ -207,8 +208,7 @@ def _digest(folder: Path, variant: str | None) -> str:
     """SHA-256 over the names and contents of the files loaded."""
     total = hashlib.sha256()
     for path in _loaded(folder, variant):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = durable.file_sha256(path)
         total.update(f"{path.relative_to(folder).as_posix()}:{content}\n".encode())
     return total.hexdigest()
 

@@ -29,10 +29,10 @@ from torch.utils.checkpoint import checkpoint
 
 from backfire import weights
 from backfire.errors import Code, ModelError
+from backfire.files.durable import file_sha256
 from backfire.inpaint.base import ModelEditor
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from backfire.inpaint.tensors import read_state
-from backfire.weights import sha256
 
 State = dict[str, Tensor]
 
@@ -116,7 +116,7 @@ class PairInpainter(LatentEditor):
         if (have, multiple) != (latent, DOWNSCALE):
             wrong = f"fills {latent} channels at 1/{DOWNSCALE}, the autoencoder has {have} at 1/{multiple}"
             raise _refused(name, net_path, wrong, "use the autoencoder that it was trained on")
-        whole = hashlib.sha256((of_pair + sha256(net_path)).encode()).hexdigest()
+        whole = hashlib.sha256((of_pair + file_sha256(net_path)).encode()).hexdigest()
         return cls(name, whole, encoder, net, decoder)
 
     @classmethod
@@ -287,7 +287,7 @@ class _KlDecoder(nn.Module):
 
 def digest(files: Sequence[Path]) -> str:
     """SHA-256 of one file, or of the SHA-256s of several, in their order."""
-    each = [sha256(path) for path in files]
+    each = [file_sha256(path) for path in files]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 

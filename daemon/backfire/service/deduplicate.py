@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -35,7 +36,7 @@ def adopted(job: Job, settings: Settings, ledger: Ledger) -> tuple[Outcome, Job]
     try:
         data = (folders.outbox / os.fsdecode(twin.output_path)).read_bytes()
         receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
-        if outbox.sha256(data) != twin.output_sha256 or receipt.get("key") != job.key:
+        if hashlib.sha256(data).hexdigest() != twin.output_sha256 or receipt.get("key") != job.key:
             return None
         outbox.replace(data, spool.folder, b"output")
         document = {**receipt, "file": job.name, "worked_as": twin.name}

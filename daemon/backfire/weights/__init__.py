@@ -9,7 +9,6 @@ digest of the first copy it saw. Importing this package loads no torch and opens
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import tomllib
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urljoin
 
 from backfire.errors import Code, ModelError
+from backfire.files import durable
 
 PINS = "pins.json"
 INSIDE = Path(__file__).parents[1] / "inpaint" / "weights"
@@ -207,12 +207,6 @@ def verify_inside() -> Iterator[Finding]:
 def _verified(model: str, folder: Path, path: str, want: str | None) -> Finding:
     if not (folder / path).is_file():
         return Finding(model, path, "absent", want)
-    got = sha256(folder / path)
+    got = durable.file_sha256(folder / path)
     state: State = "unpinned" if want is None else "ok" if got == want else "changed"
     return Finding(model, path, state, want, got)
-
-
-def sha256(path: Path) -> str:
-    """Lower-case hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 from backfire import __version__
 from backfire.errors import Code, ModelError
 from backfire.files import durable
-from backfire.weights import PINS, File, Model, expected, pin, sha256
+from backfire.weights import PINS, File, Model, expected, pin
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 3.0, 10.0)
@@ -102,7 +102,7 @@ def _one(
 ) -> Path:
     target = folder / model.name / file.path
     want = expected(model, file, folder)
-    if target.is_file() and want is not None and sha256(target) == want:
+    if target.is_file() and want is not None and durable.file_sha256(target) == want:
         progress(file.path, target.stat().st_size, target.stat().st_size)
         return target
     place = _source(model, file, source)
@@ -247,7 +247,7 @@ def _checked(part: Path, file: File, want: str | None, place: str, folder: Path)
 
     What nobody has published a digest of must at least not be empty or a page: the first copy is trusted.
     """
-    size, got = part.stat().st_size, sha256(part)
+    size, got = part.stat().st_size, durable.file_sha256(part)
     remedy = "what came was deleted; run it again or use another source"
     if want is not None and got != want:
         wrong = f"SHA-256 is {got}, expected {want}"

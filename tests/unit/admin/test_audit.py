@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from backfire.admin.audit import Audit, Kind, audit
 from backfire.config import Settings, parse
-from backfire.files import manifest, outbox
+from backfire.files import durable, manifest, outbox
 from backfire.files.manifest import Entry
 from backfire.types import Job, JobState
 
@@ -25,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def keep(folder: Path, path: bytes, data: bytes) -> Entry:
-    entry = Entry(outbox.place(data, folder, path, key=KEY), outbox.sha256(data))
+    entry = Entry(outbox.place(data, folder, path, key=KEY), hashlib.sha256(data).hexdigest())
     manifest.append(folder, [entry], at=0.0)
     return entry
 
@@ -68,7 +69,7 @@ def test_all_is_well(settings: Settings) -> None:
 def test_a_flipped_bit_a_removed_and_an_added_file(settings: Settings) -> None:
     jobs = fill(settings)
     target = settings.folders.archive / "desk" / "b.png"
-    before = outbox.file_sha256(target)
+    before = durable.file_sha256(target)
     data = bytearray(target.read_bytes())
     data[-1] ^= 0x80
     target.write_bytes(data)
@@ -83,7 +84,7 @@ def test_a_flipped_bit_a_removed_and_an_added_file(settings: Settings) -> None:
         ("outbox", "way", Kind.UNKNOWN),
     ]
     changed = result.findings[0]
-    assert (changed.expected, changed.found) == (before, outbox.sha256(bytes(data)))
+    assert (changed.expected, changed.found) == (before, hashlib.sha256(data).hexdigest())
     assert result.files == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -107,7 +108,9 @@ def test_a_link_is_not_followed_into_the_bag(settings: Settings, tmp_path: Path)
 
 def test_one_day(settings: Settings, tmp_path: Path) -> None:
     fill(settings)  # on the first of January 1970
-    later = Entry(outbox.place(b"x", settings.folders.archive, b"later.png", key=KEY), outbox.sha256(b"x"))
+    later = Entry(
+        outbox.place(b"x", settings.folders.archive, b"later.png", key=KEY), hashlib.sha256(b"x").hexdigest()
+    )
     manifest.append(settings.folders.archive, [later], at=86_400.0)
     assert validated(bag(settings, tmp_path / "bag", [], days=["1970-01-02"])) == {"archive/later.png"}
     with pytest.raises(BackfireError, match="nothing was published or archived on 1999-01-01"):

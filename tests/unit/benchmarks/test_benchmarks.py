@@ -20,10 +20,10 @@ from backfire.config import Protect
 from PIL import Image
 
 from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
+from benchmarks.groups import Group, grouped, kept
 from benchmarks.measure import Trial
 from benchmarks.rows import CODE, ROOT, Journal, Row, read
 from benchmarks.sets import Case
-from benchmarks.summary import Group
 
 SAMPLES = Path(skimage.__file__).parent / "data"
 
@@ -229,22 +229,22 @@ def test_what_is_kept_is_of_the_mean_effect_and_the_worst_picture() -> None:
         _row("two", full=[[0.7, 0.1]], **{"after blur": [[0.8, 0.1]], "after noise": [None]}),
         _row("hardly", full=[[0.98, 0.1]], **{"after blur": [[0.999, 0.1]]}),
     ]
-    (group,) = summary.grouped(rows)
-    share = summary.kept(group, "after blur")
+    (group,) = grouped(rows)
+    share = kept(group, "after blur")
     assert share == pytest.approx(((0.4 + 0.2 + 0.001) / (0.5 + 0.3 + 0.02), 0.2 / 0.3))
     assert group.worst() == pytest.approx([0.9, 0.8, 0.999])
-    assert summary.kept(group, "after jpeg 75") is None
+    assert kept(group, "after jpeg 75") is None
     assert "0.800 (1.00), 73% (67%)" in summary.robustness([group])
 
 
 def test_columns_without_weights_say_so() -> None:
-    text = summary.effect(summary.grouped([_row("one", full=[[0.5, 0.1]])]))
+    text = summary.effect(grouped([_row("one", full=[[0.5, 0.1]])]))
     assert text.count("no weights") == 2
     row = _row("one", full=[[0.5, 0.1], [0.7, 0.3]]) | {
         "lpips": {"a": [0.2, 0.4]},
         "clip": {"a": [[[0.0, 1.0], [3.0, 1.0]], [[0.0, 2.0], [3.0, 2.0]]]},
     }
-    text = summary.effect(summary.grouped([row]))
+    text = summary.effect(grouped([row]))
     assert "| 0.300 (0.20) | 9.0 |" in text
     assert "| 2 | 0.600 (0.70) | 0.200 (0.10) |" in text
 
@@ -257,7 +257,7 @@ def test_transfer_is_a_share_of_ones_own_effect() -> None:
         row["judges"] = ["a@1", "b@1"]
         row["edits"] = {judge: {"full": [[ssim, 0.1]]} for judge, ssim in zip("ab", ssims, strict=True)}
         rows.append(row)
-    text = summary.transfer(summary.grouped(rows))
+    text = summary.transfer(grouped(rows))
     assert "| dev | implant | a | 0.500 | 0.100, 25% |" in text
     assert "| dev | implant | a+b | 0.400, 80% | 0.300, 75% |" in text
 
@@ -343,12 +343,12 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
             row
             | {"how": f"implant@6.4x{iterations}", "settings": {**row["settings"], "iterations": iterations}}
         )
-    plots.write(summary.grouped(rows), tmp_path)
+    plots.write(grouped(rows), tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {"incomplete.png", "robustness.png", "psnr.png", "sweep.png"}
     edits = {"b": {"full": [[0.9, 0.1]]}, **rows[0]["edits"]}
     (tmp_path / "two").mkdir()
-    plots.write(summary.grouped([rows[0] | {"judges": ["a@1", "b@1"], "edits": edits}]), tmp_path / "two")
+    plots.write(grouped([rows[0] | {"judges": ["a@1", "b@1"], "edits": edits}]), tmp_path / "two")
     assert (tmp_path / "two" / "transfer.png").exists()
 
 
@@ -383,7 +383,7 @@ def test_a_point_of_the_growth_is_measured_in_its_own_process(data: Path, tmp_pa
 def test_what_older_code_measured_is_no_part_of_a_mean() -> None:
     """A log keeps the rows of all code; measured again, a picture must not count twice."""
     old, new = _row("one", full=[[0.9, 0.1]]), _row("one", full=[[0.5, 0.1]])
-    (group,) = summary.grouped([{**old, "psnr": 99.0}, new, _row("two", full=[[0.7, 0.1]])])
+    (group,) = grouped([{**old, "psnr": 99.0}, new, _row("two", full=[[0.7, 0.1]])])
     assert [row["psnr"] for row in group.rows] == [33.0, 33.0]
     assert group.values("full") == [0.5, 0.7]
 
@@ -418,7 +418,7 @@ def test_groups_tell_sets_methods_and_judges_apart() -> None:
         {**_row("one", full=[[0.5, 0.1]]), "set": "pairs"},
         {**_row("one", full=[[0.5, 0.1]]), "how": "baseline"},
     ]
-    groups = summary.grouped(rows)
+    groups = grouped(rows)
     assert [(g.of, g.how, len(g.rows)) for g in groups] == [
         ("dev", "implant", 2),
         ("pairs", "implant", 1),

@@ -15,17 +15,15 @@ from backfire.files.outbox.names import NAME_MAX, around, beside, keyed, names
 from backfire.files.outbox.writing import (
     confirm,
     destined,
-    file_sha256,
     find,
     holds,
     place,
     put,
     replace,
-    sha256,
 )
 
 __all__ = [
-    "NAME_MAX", "around", "beside", "confirm", "destined", "discard", "file_sha256", "find", "holds",
-    "keyed", "move", "names", "place", "put", "remove", "replace", "sha256", "shift", "sync",
+    "NAME_MAX", "around", "beside", "confirm", "destined", "discard", "find", "holds",
+    "keyed", "move", "names", "place", "put", "remove", "replace", "shift", "sync",
     "vacant",
 ]  # fmt: skip

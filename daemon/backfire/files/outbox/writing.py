@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import shutil
@@ -116,7 +115,7 @@ def holds(folder: Path, path: bytes, sha256: str, *, size: int | None = None) ->
     """Whether `folder`/`path` is a file of that content; one of another size, in bytes, is not read."""
     file = os.path.join(os.fsencode(folder), path)
     try:
-        return size in (None, os.stat(file).st_size) and file_sha256(file) == sha256
+        return size in (None, os.stat(file).st_size) and durable.file_sha256(file) == sha256
     except OSError:
         return False
 
@@ -128,31 +127,12 @@ def confirm(folder: Path, path: bytes, sha256: str) -> None:
         PublishError: it cannot be read, or its content is not `sha256`.
     """
     with explained(folder, path):
-        found = file_sha256(os.path.join(os.fsencode(folder), path), from_disk=True)
+        found = durable.file_sha256(os.path.join(os.fsencode(folder), path), from_disk=True)
     if found != sha256:
         raise PublishError(
             f"{shown(path)}: reads back from {folder} as {found[:12]}…, expected {sha256[:12]}…; "
             "the original stays where it is; check the disk, then move the damaged copy away"
         )
-
-
-def sha256(data: bytes) -> str:
-    """Lower-case hex SHA-256."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def file_sha256(path: bytes | Path, *, from_disk: bool = False) -> str:
-    """Lower-case hex SHA-256 of a file's content.
-
-    Args:
-        path: the file; links are followed.
-        from_disk: read what the disk holds rather than what memory still remembers of it.
-    """
-    with open(path, "rb") as file:
-        if from_disk:
-            # Only synced pages are dropped, so a file that was just written needs its fsync before.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return durable.digest(file)
 
 
 def find(folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None) -> bytes | None:
@@ -183,7 +163,7 @@ def _settle(
     unsynced: set[bytes] | None,
 ) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
-    if file_sha256(temporary) != sha256:
+    if durable.file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in names(folder, path, key=key, sha256=sha256):
         target = prepared(folder, candidate)
