@@ -1,16 +1,17 @@
 # make demo: install into .venv and protect sample pictures. make test: install, lint, type-check, test.
 # make man: write the manual page build/backfire.1.
+# make docs: build the documentation as a site.
 # TORCH picks the torch build: make test TORCH=torch==2.13.0
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo man test
+.PHONY: demo docs man test
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Backfire needs Python 3.11 or newer; set PYTHON="'
@@ -26,6 +27,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 demo: $(VENV)/.installed
 	rm -rf demo
 	$(BIN)/backfire demo demo
@@ -39,3 +44,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Dead links and missing anchors are errors; nothing is fetched. To read it: python -m http.server -d site
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m docs.generate
+	$(BIN)/zensical build --clean --strict

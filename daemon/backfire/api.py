@@ -120,8 +120,11 @@ def verify(
     Args:
         protected: the file as it was published; not a copy that was scaled or recompressed.
         original: the picture it was made from.
-        mask, settings, name, progress: as of `protect`, and of the original. They must be those with which
-            the file was made, or other regions or thresholds are asked about.
+        mask: see `protect`; of the original. Mask and settings must be those with which the file was made, or
+            other regions or thresholds are asked about.
+        settings: see `protect`.
+        name: the original's name, see `protect`.
+        progress: see `protect`.
 
     Returns:
         Verdict, receipt and sheet; `data` is the protected file itself.
@@ -148,7 +151,10 @@ def detect(
     """Find what would be protected, without protecting it. Loads no torch unless a detector needs it.
 
     Args:
-        picture, mask, settings, name: as of `protect`.
+        picture: see `protect`.
+        mask: see `protect`.
+        settings: see `protect`.
+        name: see `protect`.
 
     Returns:
         The regions; none only under `regions.none_found: pass`.

@@ -1,4 +1,4 @@
-"""Random interleavings of what people, programs, crashes and clocks do, against the promises of the README.
+"""Random interleavings of people, programs, crashes and clocks, against what the documentation promises.
 
 The house is the real one, in this process, with a child that is a function call. A crash is an
 exception at a random system call, after which no further call of the dying process succeeds; a power

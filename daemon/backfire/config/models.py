@@ -206,7 +206,7 @@ class Verify(Section):
 
 
 class Output(Section):
-    """What the published file is like; see docs/formats.md."""
+    """What the published file is like; see docs/guides/formats.md."""
 
     format: Literal["same", "png", "jpeg", "tiff", "webp", "heic", "avif", "jpeg2000", "bmp"] = "same"
     """The format of the published file."""
@@ -395,7 +395,7 @@ class Settings(Section):
     editors: dict[str, DeclaredEditor] = Field(default_factory=dict)
     """Editors beside the built-in ones, under names of your own, for `surrogates` and `held_out`: each has a
     kind, weights (files, folders, or names that `backfire models list` shows) and options of its kind, such
-    as {lama: {kind: lama, weights: big-lama, dtype: bfloat16}}; see docs/editors.md."""
+    as {lama: {kind: lama, weights: big-lama, dtype: bfloat16}}; see docs/guides/editors.md."""
     models: Models = Field(default_factory=Models)
     serve: Serve = Serve()
     hooks: Hooks = Hooks()

@@ -70,7 +70,7 @@ class Logos(Section):
 
 
 class Command(Section):
-    """The detector `command`, which asks a program of your own and never a shell; see docs/regions.md."""
+    """The detector `command`, a program of your own, run without a shell; see docs/guides/regions.md."""
 
     argv: tuple[str, ...] = ()
     """The program and its arguments; `{picture}` stands for the picture's path."""
@@ -81,7 +81,7 @@ class Command(Section):
 
 
 class Onnx(Section):
-    """The detector `onnx`, a network of your own that gives boxes; see docs/regions.md."""
+    """The detector `onnx`, a network of your own that gives boxes; see docs/guides/regions.md."""
 
     model: FromFile | None = None
     """The network's file."""

@@ -33,7 +33,7 @@ class CommandDetector:
         self._settings = settings
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """The regions that the program prints; see `Detector.detect`, and docs/regions.md for the schema.
+        """The regions that the program prints; docs/guides/regions.md has the schema.
 
         The picture is a binary PPM (upright, 8-bit RGB) in a private folder; its path takes the place
         of `{picture}` in the arguments, or follows them.
@@ -55,7 +55,7 @@ class CommandDetector:
             )
         except ValueError as error:
             what = f"printed what is no regions: {error}"
-            raise self._failed(source, what, "see docs/regions.md") from error
+            raise self._failed(source, what, "see docs/guides/regions.md") from error
         return regions
 
     def _run(self, picture: str, folder: str, source: Source) -> bytes:

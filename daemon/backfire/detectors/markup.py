@@ -1,4 +1,4 @@
-"""Regions from JSON: our own schema (see docs/regions.md), COCO and LabelMe, told apart by their keys.
+"""Regions from JSON: our own schema (see docs/guides/regions.md), COCO and LabelMe, told apart by their keys.
 
 Coordinates are those of the upright picture, which is what annotation programs show. Strict: what
 cannot be read is an error that says where, for a region left out would be a region left open.

@@ -134,7 +134,7 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
         message = f"{subject}: {error}, expected {size}; annotate this very picture"
         raise InputError(Code.MASK_SIZE, message) from error
     except ValueError as error:
-        message = f"{subject}: {error}; see docs/regions.md for what is read, or remove the file"
+        message = f"{subject}: {error}; see docs/guides/regions.md for what is read, or remove the file"
         raise InputError(Code.MASK_UNREADABLE, message) from error
     if not regions:
         message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"

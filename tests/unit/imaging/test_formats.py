@@ -564,7 +564,7 @@ def test_heic_without_its_library_is_refused_with_the_remedy(monkeypatch: pytest
     assert encode(picture, picture.rgb, levels=LEVELS).how == "PNG lossless (no HEIC writer is installed)"
 
 
-# ---- the README's table
+# ---- the table of formats
 
 
 TAGS = [
@@ -732,7 +732,7 @@ def row(
     return [NAMES[kind], *(cells[column] for column in COLUMNS)]
 
 
-def test_the_readmes_table_says_what_is_measured(tmp_path: Path) -> None:
+def test_the_table_of_formats_says_what_is_measured(tmp_path: Path) -> None:
     paths = sources(tmp_path)
     written: dict[str, Path] = {}
     pictures: dict[str, tuple[Picture, Picture]] = {}
@@ -749,11 +749,11 @@ def test_the_readmes_table_says_what_is_measured(tmp_path: Path) -> None:
         assert not [key for key in after if "Thumbnail" in key or key.startswith("IFD1")], kind
         assert not [key for key in after if key.startswith("ExifTool:Warning")], (kind, after)
         table.append(row(kind, before, after, *pictures[kind]))
-    text = (Path(__file__).parents[3] / "README.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/guides/formats.md").read_text()
     lines = ["| " + " | ".join(cells) + " |" for cells in table]
     missing = [line for line in lines if line not in text]
     assert not missing, "\n".join(
-        ["the README should say:", lines[0], "|---" * len(table[0]) + "|", *lines[1:]]
+        ["docs/guides/formats.md should say:", lines[0], "|---" * len(table[0]) + "|", *lines[1:]]
     )
 
 

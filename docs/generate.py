@@ -1,0 +1,177 @@
+"""The pages that are made from the code: `python -m docs.generate` writes them, a test compares them.
+
+Most are written as a whole; of the receipt's page only what stands between `<!-- generated: NAME -->`
+and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from backfire import cli
+from backfire.cli.common import app
+from backfire.config import describe
+
+from docs import packages
+
+DOCS = Path(__file__).parent
+PLOTS = DOCS.parent / "benchmarks" / "results" / "protection"
+
+COPIES = {
+    "images/effect-against-psnr.png": PLOTS / "sweep" / "psnr.png",
+    "images/editor-to-editor.png": PLOTS / "transfer" / "transfer.png",
+    "images/after-the-web.png": PLOTS / "dev" / "robustness.png",
+}
+"""Plots of the benchmarks that pages show; a site holds only what lies in its own folder."""
+
+
+_COMMANDS = """\
+# Commands
+
+Commands read `config.yaml` in the current folder, or the file that `-c` names. `protect`, `verify` and
+`detect` use the defaults without `-c`. On a terminal long work shows a progress bar; off one, standard error
+gets JSON lines. See also the [exit codes](errors.md#exit-codes).
+"""
+
+_SETTINGS = """\
+# Settings
+
+The configuration is a YAML file. Only `folders.inbox` must be set. Unknown keys are errors that name the
+nearest valid key; a renamed setting is an error that names the new one. Relative paths are relative to the
+file. `config.example.yaml` in the checkout shows all of this as YAML, and `backfire check` says whether a
+configuration will work.
+"""
+
+
+def generated() -> dict[Path, bytes]:
+    """Every generated file with what it must hold."""
+    pages = {
+        "reference/cli.md": commands(),
+        "reference/settings.md": settings(),
+        "reference/receipt.md": _filled("reference/receipt.md", "fields", receipt()),
+        "images/packages.svg": packages.drawing(),
+    }
+    copies = {DOCS / name: source.read_bytes() for name, source in COPIES.items()}
+    return {DOCS / name: text.encode() for name, text in pages.items()} | copies
+
+
+def commands() -> str:
+    """Every command of the program with its arguments and options."""
+    lines = [_COMMANDS]
+    for path, command in sorted(_commands(typer.main.get_command(app), "backfire")):
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        needed = [f"{o.opts[0]} {o.name.upper()}" for o in options if o.required]
+        usage = [path, *map(_shown_argument, arguments), *needed, "[OPTIONS]"]
+        lines += [f"## {path}", "", command.help or "", "", "```", " ".join(usage), "```", ""]
+        lines += ["| | |", "|---|---|"]
+        lines += [f"| `{_shown_argument(p)}` | {_cell(p.help or '')} |" for p in arguments]
+        lines += [f"| {_names(p)} | {_cell(p.help or '')}{_default_of(p)} |" for p in options]
+        lines += ["| `--help` | Show this message. |", ""]
+    return _page("\n".join(lines))
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+        elif not command.hidden:
+            yield f"{path} {name}", command
+
+
+def _shown_argument(argument: Any) -> str:
+    name = argument.name.upper() + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _names(option: Any) -> str:
+    return ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+
+
+def _default_of(option: Any) -> str:
+    if option.required:
+        return " Required."
+    told = option.default is not None and not option.is_flag and not callable(option.default)
+    return f" Default: `{option.default}`." if told and option.default != [] else ""
+
+
+def settings() -> str:
+    """Every setting with its values and default."""
+    lines = [_SETTINGS]
+    table = False
+    for setting in describe.settings():
+        if setting.section or setting.depth == 0:
+            lines += ["", f"{'#' * (setting.depth + 2)} {setting.path}", "", setting.text, ""]
+            table = False
+            if not setting.section and setting.default:
+                lines += [f"Default: `{setting.default}`", ""]
+            continue
+        if not table:
+            lines += ["| setting | default | |", "|---|---|---|"]
+            table = True
+        values = f" Values: {setting.values}." if setting.values else ""
+        lines.append(f"| `{setting.path}` | {_code(setting.default)} | {_cell(setting.text + values)} |")
+    return _page("\n".join(lines))
+
+
+def receipt() -> str:
+    """The fields of a receipt from its JSON schema."""
+    schema = json.loads((DOCS / "reference" / "receipt.schema.json").read_text())
+    lines = ["| field | type | |", "|---|---|---|"]
+    for path, field, required in _fields(schema):
+        when = "" if required else " *Not always there.*"
+        lines.append(f"| `{path}` | {_type(field)} | {_cell(field.get('description', ''))}{when} |")
+    return "\n".join(lines)
+
+
+def _fields(schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    for name, field in schema.get("properties", {}).items():
+        yield above + name, field, name in schema.get("required", ())
+        inner = field.get("items", field)
+        if not field.get("x-elsewhere"):
+            yield from _fields(inner, f"{above}{name}{'[]' if 'items' in field else ''}.")
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"] if value is not None)
+    kinds = field.get("type", "")
+    return " or ".join(kinds) if isinstance(kinds, list) else kinds
+
+
+def _filled(name: str, part: str, body: str) -> str:
+    """A page with one generated part put anew between its marks."""
+    before, mark, rest = (DOCS / name).read_text().partition(f"<!-- generated: {part} -->\n")
+    assert mark, f"{name}: expected the mark <!-- generated: {part} -->"
+    return f"{before}{mark}{body}\n{rest[rest.index('<!-- end -->') :]}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    return f"`{_cell(text)}`" if text else ""
+
+
+def _page(text: str) -> str:
+    note = "<!-- Made by python -m docs.generate; do not edit. -->"
+    return re.sub(r"\n{3,}", "\n\n", f"{text.rstrip()}\n\n{note}\n")
+
+
+def main() -> None:
+    """Write what is missing or stale."""
+    assert cli.main is not None  # the commands add themselves to the app when they are imported
+    for path, data in generated().items():
+        if not path.exists() or path.read_bytes() != data:
+            path.write_bytes(data)
+            print(f"{path.relative_to(DOCS.parent)}: written")
+
+
+if __name__ == "__main__":
+    main()
