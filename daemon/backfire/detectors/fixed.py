@@ -1,4 +1,4 @@
-"""Regions that need no looking: boxes from the configuration, and the whole picture."""
+"""The detectors `fixed` and `whole`: boxes from the configuration, and the whole picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from backfire.detectors import Source
 from backfire.types import Box, Region, Rgb
 
 CELL_MIN, CELLS = 256, 4
-"""A cell of the whole picture has at least so many pixels a side, and a side has at most so many cells."""
+"""The whole picture is divided into cells of at least the first in pixels, at most the second along a
+side."""
 
 
 class FixedDetector:
-    """The configured boxes, where a station's bug or a credit line always stands."""
+    """The configured boxes, for content that always stands in the same place, such as a station's logo."""
 
     def __init__(self, boxes: Sequence[FixedBox]) -> None:
         self._boxes = boxes
@@ -36,7 +37,7 @@ def _placed(fixed: FixedBox, width: int, height: int) -> Box:
 
 
 class WholeDetector:
-    """The whole picture, in cells: a larger edit than a cell would have no context to break on."""
+    """The whole picture as a grid of cells, since an editor needs context around what it repaints."""
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
         """A grid that covers the picture without gap or overlap; see `Detector.detect`."""

@@ -1,10 +1,9 @@
-"""The team's own logos and watermarks, found by matching features; nothing is trained.
+"""The detector `logos`: your own logos and watermarks, found by matching features without training.
 
-SIFT features (Lowe 2004) of each file are matched with the picture's, and a homography found by
-RANSAC says where the logo lies, however turned, scaled or tilted. Then that part of the picture is
-straightened and compared with the logo: what does not look like it is thrown out. Needs OpenCV
-(`backfire[logos]`, the headless build, which needs no libGL). Longer than 300 lines: what is found and
-what is thrown out again must be tuned together.
+The SIFT features (Lowe 2004) of each logo file are matched with those of the picture, and RANSAC finds the
+homography that says where the logo lies, also turned, scaled or tilted. That part of the picture is then
+straightened and compared with the logo, and dropped if the two do not correlate. This needs OpenCV
+(`backfire[logos]`, the headless build without libGL).
 """
 
 from __future__ import annotations
@@ -30,50 +29,56 @@ from backfire.types import Box, Region, Rgb
 
 KINDS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 MOST_PIXELS = 16_000_000
-"""Of a logo file."""
+"""The most pixels of a logo file."""
 
-VIEWS = (400, 160, 72)
-"""A logo is known at these sizes of its long side, in pixels: features change with the scale they show."""
+SIZES = (400, 160, 72)
+"""The long sides, in pixels, at which a logo's features are computed, because features depend on the
+scale."""
 
 PICTURE_PX = (1000, 2600)
-"""A picture's long side is doubled below the first, halved above the second."""
+"""A picture is doubled in size if its long side is below the first, and halved while it is above the
+second."""
 
 FEATURES = 20_000
-"""Of a picture, at most."""
+"""The most features of a picture."""
 
 RATIO = 0.8
-"""Lowe's: a match must be so much closer than the second best."""
+"""Lowe's ratio test: the distance of a match over that of the second best must be below this."""
 
 RIVALS, SAME_SPOT = 10, 0.04
-"""Neighbours among which a rival is looked for, and how near, in parts of the long side, is no rival."""
+"""How many neighbours are searched for the second best match, and within what share of the logo's long side a
+neighbour counts as the same spot and not as a rival."""
 
 AGREE_PX, AGREE_MIN = 4.0, 7
-"""How far a feature may lie from where the homography puts it, and how many must agree."""
+"""How far a feature may lie from where the homography puts it, in pixels, and how many features must
+agree."""
 
 INSTANCES, TRIES = 8, 12
-"""Of one logo in one picture at most, and homographies tried for them."""
+"""The most instances of one logo in a picture, and the most homographies that are tried for them."""
 
 SIDE_MIN = 14.0
-"""Pixels of the shortest side of a logo that is believed."""
+"""The shortest side of a logo, in pixels, that is accepted."""
 
 TILT_MAX = 4.0
-"""How much longer one of two opposite or neighbouring sides may be than the logo's own proportions say."""
+"""How many times longer one side may be than another, measured against the logo's own proportions."""
 
 LIKE_MIN = {"logo": 0.5, "watermark": 0.3}
-"""Correlation of the straightened picture with the logo from which it is one; a watermark is faint."""
+"""The least correlation of the straightened part of the picture with the logo; lower for faint watermarks."""
 
 COMPARED_PX = 64
-"""Long side at which the two are compared: details do not survive a small logo."""
+"""The long side, in pixels, at which the two are compared, since small logos have lost their details."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Logo:
-    """One file.
+    """One logo file.
 
     Attributes:
-        grey: H,W float32 in 0..255, where opaque.
+        name: the file's name without its suffix.
+        kind: `logo` or `watermark`.
+        grey: H,W float32 in 0..255, meaningful where opaque.
         alpha: H,W float32 in [0,1].
-        points: N,2 positions of its features, in its pixels.
+        points: N,2 positions x, y of its features, in its own pixels.
         features: N,128 descriptors.
     """
 
@@ -94,7 +99,8 @@ class LogoDetector:
     """Finds the logos of the configured folders, which are read again when they change.
 
     Raises:
-        ModelError: `Code.DETECTOR`, a folder cannot be read, holds no picture, or one without features.
+        ModelError: `Code.DETECTOR`, a folder cannot be read or holds no picture, or a logo has too few
+            features.
     """
 
     def __init__(self, settings: Logos) -> None:
@@ -106,10 +112,10 @@ class LogoDetector:
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
         """One region per instance, labelled `logo NAME` or `watermark NAME`; see `Detector.detect`.
 
-        The score is how much it looks like the file.
+        The score is the correlation with the logo file.
 
         Raises:
-            ModelError: see the class; the folders may have changed since.
+            ModelError: as for the class, since the folders may have changed meanwhile.
         """
         self._refresh()
         height, width = image.shape[:2]
@@ -164,33 +170,33 @@ def _loaded(path: Path, kind: str) -> _Logo:
     rgb = picture.rgb
     alpha = np.ones(rgb.shape[:2], np.float32) if picture.alpha is None else picture.alpha / np.float32(255)
     if not (alpha > 0.5).any():
-        alpha = alpha / max(float(alpha.max()), 1 / 255)  # a watermark file that is faint itself
+        alpha = alpha / max(float(alpha.max()), 1 / 255)  # the watermark file itself is faint
     tight = Box.around(alpha > 0.05) if alpha.any() else Box(0, 0, rgb.shape[1], rgb.shape[0])
     rgb, alpha = rgb[tight.slices], np.ascontiguousarray(alpha[tight.slices], dtype=np.float32)
     grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    seen = [_view(grey, alpha, side, ground) for side in VIEWS for ground in _grounds(alpha)]
-    points = np.concatenate([view[0] for view in seen])
+    known = [_features_at(grey, alpha, side, ground) for side in SIZES for ground in _grounds(alpha)]
+    points = np.concatenate([one[0] for one in known])
     if len(points) < AGREE_MIN:
         message = (
             f"detector logos: {path} has {len(points)} features, expected {AGREE_MIN} or more; a plain "
             "shape cannot be told from others; use a larger or richer version, or a mask"
         )
         raise ModelError(Code.DETECTOR, message, retryable=False)
-    return _Logo(path.stem, kind, grey, alpha, points, np.concatenate([view[1] for view in seen]))
+    return _Logo(path.stem, kind, grey, alpha, points, np.concatenate([one[1] for one in known]))
 
 
 def _grounds(alpha: Floats) -> tuple[float, ...]:
-    """Greys to see a logo on: one that is opaque everywhere hides them."""
+    """The greys on which a logo's features are computed: several if it is transparent anywhere."""
     return (255.0, 0.0, 128.0) if (alpha < 0.95).any() else (128.0,)
 
 
-def _view(grey: Floats, alpha: Floats, side: int, ground: float) -> tuple[Points, Floats]:
-    """The features of a logo at one size on one ground; positions in the logo's own pixels."""
+def _features_at(grey: Floats, alpha: Floats, side: int, ground: float) -> tuple[Points, Floats]:
+    """The features of a logo at one size on one grey; positions in the logo's own pixels."""
     scale = min(side / max(grey.shape), 4.0)
     size = max(round(grey.shape[1] * scale), 8), max(round(grey.shape[0] * scale), 8)
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    rim = 16  # what lies around it: its outline is a feature too
-    shown = cv2.resize(grey * alpha + ground * (1 - alpha), size, interpolation=way)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    rim = 16  # a border, because the logo's outline gives features too
+    shown = cv2.resize(grey * alpha + ground * (1 - alpha), size, interpolation=method)
     shown = cv2.copyMakeBorder(shown, rim, rim, rim, rim, cv2.BORDER_CONSTANT, value=ground)
     points, features = _features(np.clip(shown, 0, 255).astype(np.uint8), 2000)
     return (points - rim) * (np.array(grey.shape[::-1]) / size), features
@@ -208,7 +214,7 @@ def _features(grey: NDArray[np.uint8], most: int) -> tuple[Points, Floats]:
 def _instances(
     logo: _Logo, picture: NDArray[np.uint8], points: Points, features: Floats
 ) -> Iterator[tuple[Points, float]]:
-    """Corners and likeness of every place where the logo is."""
+    """The corners 4,2 of every instance of the logo, and its correlation."""
     if len(points) < AGREE_MIN:
         return
     left = _matched(logo, features)
@@ -232,10 +238,10 @@ def _instances(
 
 
 def _placed(logo: _Logo, at_logo: Points, at_picture: Points) -> tuple[Any, Any]:
-    """Where most matches put the logo: the matrix, and N,1 which of them agree; None where none do.
+    """The matrix on which most matches agree, and N,1 which of them do; None if none do.
 
-    Eight freedoms fit chance matches on a busy ground better than four: where what comes out is no
-    logo, it is looked for again without tilt.
+    A homography has eight degrees of freedom and so fits chance matches in a busy picture. If it puts the
+    logo into an impossible shape, a similarity with four degrees of freedom is tried instead.
     """
     matrix, agree = cv2.findHomography(at_logo, at_picture, cv2.USAC_MAGSAC, AGREE_PX, None, 10_000, 0.999)
     if matrix is not None and _plausible(_projected(logo.corners, matrix), logo.corners):
@@ -249,9 +255,9 @@ def _placed(logo: _Logo, at_logo: Points, at_picture: Points) -> tuple[Any, Any]
 
 
 def _matched(logo: _Logo, features: Floats) -> NDArray[np.int64]:
-    """Pairs of a picture's feature and the logo's that it is surely like: M,2 indices.
+    """Index pairs M,2 of the picture's features and the logo's that match by Lowe's ratio test.
 
-    The same spot is known from several views, so a rival counts only where it lies elsewhere.
+    The logo's features were computed at several sizes, so a neighbour on the same spot is not a second best.
     """
     count = min(RIVALS, len(logo.features))
     found = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features, logo.features, k=count)
@@ -260,14 +266,14 @@ def _matched(logo: _Logo, features: Floats) -> NDArray[np.int64]:
     away = logo.points[index] - logo.points[index[:, :1]]
     elsewhere = np.hypot(away[..., 0], away[..., 1]) > SAME_SPOT * max(logo.grey.shape)
     rival = np.where(elsewhere, distance, np.inf).min(axis=1)
-    # All of the nearest from one spot: the farthest of them is the least that a rival can be.
+    # If all neighbours are on the same spot, a rival is at least as far as the farthest of them.
     rival = np.where(np.isinf(rival), distance[:, -1], rival)
     sure = np.flatnonzero(distance[:, 0] < RATIO * rival)
     return np.stack([sure, index[sure, 0]], axis=1)
 
 
 def _projected(points: Points, matrix: NDArray[np.float64]) -> Points:
-    """Positions in the logo as positions in the picture."""
+    """Positions N,2 in the logo as positions N,2 in the picture."""
     homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ matrix.T
     with np.errstate(divide="ignore", invalid="ignore"):
         projected: Points = homogeneous[:, :2] / homogeneous[:, 2:]
@@ -287,13 +293,13 @@ def _plausible(corners: Points, flat: Points) -> bool:
 
 
 def _likeness(logo: _Logo, picture: NDArray[np.uint8], matrix: NDArray[np.float64]) -> float:
-    """Correlation -1..1 of the logo with the straightened picture, of what is finer than a third of it."""
+    """The correlation, in [-1,1], of the fine detail of the logo and of the straightened picture."""
     scale = min(COMPARED_PX / max(logo.grey.shape), 1.0)
     rim = COMPARED_PX // 8
     width, height = (max(round(side * scale), 8) for side in logo.grey.shape[::-1])
     small = np.array([[scale, 0, rim], [0, scale, rim], [0, 0, 1]])
     size = width + 2 * rim, height + 2 * rim
-    # Means, not samples: where the logo is large in the picture it is straightened at a size of its own.
+    # A logo that is large in the picture is straightened at a larger size and averaged, against aliasing.
     diagonal = np.hypot(*np.diff(_projected(logo.corners[::2], matrix), axis=0)[0])
     zoom = int(np.clip(diagonal / np.hypot(width, height), 1, 8))
     fine = np.diag([zoom, zoom, 1.0]) @ small @ np.linalg.inv(matrix)
@@ -315,14 +321,14 @@ def _likeness(logo: _Logo, picture: NDArray[np.uint8], matrix: NDArray[np.float6
 
 
 def _shrunk(plane: Floats, scale: float) -> Floats:
-    """A plane as it is compared."""
+    """A plane at the size at which the two are compared."""
     size = max(round(plane.shape[1] * scale), 8), max(round(plane.shape[0] * scale), 8)
     shrunk: Floats = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
     return shrunk
 
 
 def _fine(plane: Floats) -> Floats:
-    """Without the slow changes: shading and what shines through a watermark."""
+    """A plane without its low frequencies: shading, and the picture behind a watermark."""
     fine: Floats = plane - ndimage.gaussian_filter(plane, COMPARED_PX / 6)
     return fine
 
@@ -334,7 +340,7 @@ def _correlation(a: Floats, b: Floats) -> float:
 
 
 def _inside(corners: Points, points: Points) -> NDArray[np.bool_]:
-    """Which points lie in a convex outline that turns right."""
+    """Which of the points N,2 lie inside a convex outline whose corners run clockwise."""
     edges = np.roll(corners, -1, axis=0) - corners
     offsets = points[:, None] - corners[None]
     right_of = edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0] >= 0

@@ -1,7 +1,7 @@
 """Regions from JSON: our own schema (see docs/guides/regions.md), COCO and LabelMe, told apart by their keys.
 
-Coordinates are those of the upright picture, which is what annotation programs show. Strict: what
-cannot be read is an error that says where, for a region left out would be a region left open.
+Coordinates are those of the upright picture, as annotation programs show it. Anything unreadable is an error
+that says where it is, because a region that was silently left out would be published unprotected.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from backfire.imaging import decode_painting
 from backfire.types import Mask, Region
 
 MOST = 1000
-"""Regions of one picture at most."""
+"""The most regions of one picture."""
 
 MOST_AREA = 8
-"""Their shapes' bounding boxes together cover the picture so many times at most: a few bytes of JSON can
-claim a mask of the whole picture, a thousand times over."""
+"""The most that the bounding boxes of all masks may cover, in areas of the picture. Otherwise a few bytes of
+JSON could ask for a thousand masks of the whole picture."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = tuple[Finite, Finite]
@@ -37,7 +37,7 @@ class WrongSize(ValueError):
 
 
 class _Loose(BaseModel):
-    """Other programs' formats have many keys that mean nothing here."""
+    """A format of another program, whose further keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -69,10 +69,10 @@ class OwnRegion(BaseModel):
 
 
 class OwnFile(BaseModel):
-    """`NAME.regions.json`, and what the detector `command` prints.
+    """The file `NAME.regions.json`, and what the detector `command` prints.
 
-    `unit` says whether coordinates are pixels or parts of the picture's sides; `size` [width, height],
-    if given, must be the upright picture's.
+    `unit` says whether coordinates are pixels or shares of the picture's sides. `size` [width, height], if
+    given, must be that of the upright picture.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -127,22 +127,22 @@ class _Labelme(_Loose):
 
 
 def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -> list[Region]:
-    """The regions of an annotation file, those outside the picture left out.
+    """The regions of an annotation file, without those outside the picture.
 
     Args:
         data: JSON, UTF-8.
-        picture: the picture's file name: a COCO file may annotate several.
-        width, height: of the upright picture.
-        detector: whose regions they are.
+        picture: the picture's file name, because a COCO file may annotate several pictures.
+        width, height: the size of the upright picture.
+        detector: the detector's name, for the regions.
 
     Raises:
-        WrongSize: they are of a picture of another size.
-        ValueError: no JSON, or none of the three formats; says where.
+        WrongSize: the annotations are of a picture of another size.
+        ValueError: it is not JSON or none of the three formats; the text says where.
     """
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON ({error})") from error
+        raise ValueError(f"is not JSON ({error})") from error
     keys = set(document) if isinstance(document, dict) else set()
     for known, reader in _READERS.items():
         if known in keys:
@@ -158,7 +158,7 @@ def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -
 
 
 def _bounded(regions: Iterator[Region], area: int) -> list[Region]:
-    """The regions, as long as they and their masks are not too many to hold."""
+    """The regions as a list; raises ValueError if they or their masks are too many to hold in memory."""
     kept: list[Region] = []
     masks = 0
     for region in regions:
@@ -216,7 +216,7 @@ def _coco(document: Any, picture: str, width: int, height: int, detector: str) -
 
 
 def _coco_mask(annotation: _CocoAnnotation, width: int, height: int) -> Mask | None:
-    """What a segmentation marks; None without one."""
+    """The mask H,W of an annotation's segmentation; None if it has none."""
     shape = annotation.segmentation
     if not shape:
         return None
@@ -242,7 +242,7 @@ def _labelme(document: Any, picture: str, width: int, height: int, detector: str
         expected = {"rectangle": 2, "circle": 2, "mask": 2}.get(shape.shape_type, 3)
         if len(points) < expected:
             raise ValueError(f"a {shape.shape_type} has {len(points)} points, expected {expected}")
-        if shape.shape_type == "circle":  # its centre, and a point on it
+        if shape.shape_type == "circle":  # LabelMe gives its centre and a point on it
             radius = float(np.hypot(*(points[1] - points[0])))
             points = ellipse(points[0, 0], points[0, 1], radius, radius)
         elif shape.shape_type in ("rectangle", "mask"):
@@ -258,11 +258,11 @@ def _labelme(document: Any, picture: str, width: int, height: int, detector: str
 
 
 def _labelme_mask(encoded: str | None, left: int, top: int, width: int, height: int) -> Mask:
-    """A PNG of the shape's own size, in base64, at its place in the picture."""
+    """The mask H,W from a PNG of the shape's own size in base64."""
     try:
         data = base64.b64decode(encoded or "", validate=True)
     except binascii.Error as error:
-        raise ValueError(f"a mask is no base64 ({error})") from error
+        raise ValueError(f"a mask is not base64 ({error})") from error
     mask = decode_painting(data, name="of LabelMe", max_pixels=4 * width * height + 4096)[..., 0] > 0
     if left < 0 or top < 0:
         raise ValueError(f"a mask begins at {left}, {top}, outside the picture")

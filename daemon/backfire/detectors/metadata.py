@@ -1,10 +1,10 @@
-"""Regions that editors wrote into a picture's XMP: faces tagged in Lightroom, digiKam, Picasa or Photos.
+"""The detector `metadata`: regions in a picture's XMP, such as faces tagged in Lightroom, digiKam or Picasa.
 
-Three vocabularies: IPTC Image Region (Iptc4xmpExt), the Metadata Working Group's `mwg-rs:Regions`,
-and Microsoft's people tags (`MP:RegionInfo`). All speak of the stored pixels, before the EXIF
-orientation is applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary);
-regions whose `AppliedToDimensions` have the shape of the upright picture only are taken as upright.
-The packet is a stranger's: it is read by defusedxml with document types refused.
+Three vocabularies are read: IPTC Image Region (Iptc4xmpExt), `mwg-rs:Regions` of the Metadata Working Group,
+and Microsoft's people tags (`MP:RegionInfo`). All refer to the stored pixels before the EXIF orientation is
+applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary). Only regions whose
+`AppliedToDimensions` have the aspect ratio of the upright picture, and not that of the stored one, are taken
+as upright. The packet is not trusted: defusedxml reads it and refuses document types.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ TURNED = {
     7: (0, -1, -1, 0),
     8: (0, 1, -1, 0),
 }
-"""EXIF orientation -> the matrix that turns stored positions, relative to the centre, upright."""
+"""By EXIF orientation: the matrix that makes stored positions, relative to the centre, upright."""
 
 NOT_PEOPLE = frozenset({"focus"})
-"""MWG types that name no content: where the camera focused."""
+"""The MWG types that mark no content; this one is where the camera focused."""
 
 SAME_SHAPE = 0.02
-"""Relative difference up to which two aspect ratios are one: editors round their dimensions."""
+"""The relative difference up to which aspect ratios count as equal, because editors round dimensions."""
 
 ENCODINGS = {
     b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"<\0\0\0": "utf-32-le", b"\0\0\0<": "utf-32-be",
     b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be",
 }  # fmt: skip
-"""How a packet begins that is not UTF-8 -> its encoding (XMP Specification Part 1, 7.1)."""
+"""By the first bytes of a packet that is not UTF-8: its encoding (XMP Specification Part 1, 7.1)."""
 
 MOST = 1000
-"""Regions read at most; nobody tags more faces by hand."""
+"""The most regions that are read; nobody tags more faces by hand."""
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A region as written: points in parts of a picture's sides, and of what kind it is.
+    """A region as written: points N,2 in shares of the picture's sides, and its kind.
 
-    Never whose: people's names do not go into receipts.
+    Names of people are not read, so that they do not appear in receipts.
     """
 
     points: Points
@@ -75,13 +75,13 @@ class _Shape:
 
 
 class MetadataDetector:
-    """Reads the regions of the three vocabularies; the same region written twice counts once."""
+    """Reads the regions of the three vocabularies; a region that is written twice counts once."""
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """One region per written one that reaches into the picture; see `Detector.detect`.
+        """One region for each that reaches into the picture; see `Detector.detect`.
 
         Raises:
-            InputError: `UNREADABLE`, the packet is no XML or declares a document type.
+            InputError: `UNREADABLE`, the packet is not XML or declares a document type.
         """
         height, width = image.shape[:2]
         swapped = source.orientation >= 5
@@ -109,10 +109,10 @@ def _parsed(packet: bytes, name: str) -> Element:
 
 
 def _decoded(packet: bytes) -> str | bytes:
-    """A packet as text where it is UTF-16 or UTF-32, of which expat knows only some; else its own bytes.
+    """A packet as text if it is UTF-16 or UTF-32, which expat reads only in part; otherwise its bytes.
 
     Raises:
-        UnicodeDecodeError: it is not what its first bytes say.
+        UnicodeDecodeError: it is not in the encoding that its first bytes announce.
     """
     for start, encoding in ENCODINGS.items():
         if packet.startswith(start):
@@ -121,14 +121,14 @@ def _decoded(packet: bytes) -> str | bytes:
 
 
 def _turned(points: Points, orientation: int) -> Points:
-    """Stored positions, in parts of the sides, as they lie in the upright picture."""
+    """Stored positions N,2, in shares of the sides, in the upright picture."""
     matrix = np.array(TURNED[orientation], dtype=np.float64).reshape(2, 2)
     turned: Points = (points - 0.5) @ matrix.T + 0.5
     return turned
 
 
 def _same(a: Region, b: Region) -> bool:
-    """Whether two boxes cover each other but for rounding: digiKam writes each face in two vocabularies."""
+    """Whether two boxes are equal but for rounding; digiKam writes each face in two vocabularies."""
     height = min(a.box.bottom, b.box.bottom) - max(a.box.top, b.box.top)
     width = min(a.box.right, b.box.right) - max(a.box.left, b.box.left)
     shared = max(width, 0) * max(height, 0)
@@ -136,7 +136,7 @@ def _same(a: Region, b: Region) -> bool:
 
 
 def _shapes(root: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
-    """Every region of every vocabulary; one with numbers that are none is left out."""
+    """Every region of every vocabulary, without those whose numbers cannot be read."""
     readers = ((IPTC + "ImageRegion", _iptc), (MWG + "Regions", _mwg), (PHOTO + "RegionInfo", _people))
     for tag, reader in readers:
         for element in root.iter(tag):
@@ -158,7 +158,7 @@ def _iptc(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
             corners = [] if vertices is None else _items(vertices)
             points = np.array([[_number(c, IPTC + "rbX"), _number(c, IPTC + "rbY")] for c in corners])
         elif kind == "circle":
-            radius = _number(boundary, IPTC + "rbRx")  # in parts of the width where it is relative
+            radius = _number(boundary, IPTC + "rbRx")  # a share of the width if it is relative
             points = ellipse(x, y, radius, radius * (stored[0] / stored[1] if unit == (1, 1) else 1))
         else:
             points = _rectangle(x, y, x + w, y + h)
@@ -177,7 +177,7 @@ def _mwg(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
         unit = stored if _text(area, AREA + "unit") == "pixel" else (1, 1)
         x, y, w, h = (_number(area, AREA + name) for name in "xywh")
         diameter = _number(area, AREA + "d")
-        if math.isfinite(diameter):  # in parts of the shorter side
+        if math.isfinite(diameter):  # a share of the shorter side
             shorter = min(stored)
             points = ellipse(x, y, diameter * shorter / stored[0] / 2, diameter * shorter / stored[1] / 2)
         else:
@@ -186,7 +186,7 @@ def _mwg(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
 
 
 def _is_upright(applied: Element, stored: tuple[int, int]) -> bool:
-    """Whether the dimensions drawn on have the upright picture's shape and not the stored one's."""
+    """Whether the dimensions that the regions refer to have the aspect ratio of the upright picture only."""
     width, height = _number(applied, DIMENSIONS + "w"), _number(applied, DIMENSIONS + "h")
     if not (width > 0 and height > 0):
         return False
@@ -200,7 +200,7 @@ def _people(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
     regions = _property(element, INFO + "Regions")
     for item in [] if regions is None else _items(regions):
         numbers = (_text(item, PERSON + "Rectangle") or "").replace(",", " ").split()
-        if len(numbers) == 4:  # a person may be tagged without a place
+        if len(numbers) == 4:  # a person may be tagged without a rectangle
             x, y, w, h = (_float(number) for number in numbers)
             yield _Shape(_rectangle(x, y, x + w, y + h), "face")
 
@@ -209,8 +209,8 @@ def _rectangle(left: float, top: float, right: float, bottom: float) -> NDArray[
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
 
 
-# RDF lets the same struct be written in several ways: as attributes, as elements with parseType
-# Resource, and as elements with a Description within.
+# RDF allows several forms for the same struct: attributes, elements with parseType Resource, and elements
+# that contain a Description.
 
 
 def _items(element: Element) -> list[Element]:
@@ -228,14 +228,14 @@ def _property(element: Element, name: str) -> Element | None:
 
 
 def _text(element: Element, name: str) -> str | None:
-    """A simple property's text."""
+    """The text of a simple property; None if it is missing or empty."""
     struct = _struct(element)
     value = struct.get(name) or struct.findtext(name)
     return value.strip() if value else None
 
 
 def _number(element: Element, name: str) -> float:
-    """A simple property as a number; NaN where there is none."""
+    """A simple property as a number; NaN if it is missing or not a number."""
     return _float(_text(element, name) or "")
 
 

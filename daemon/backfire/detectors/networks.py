@@ -1,4 +1,4 @@
-"""Networks in ONNX files, run on the processor: found in a package, checked, and worded when they fail."""
+"""Networks in ONNX files, run on the processor: found in a package, checked, and run with clear errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-# Before it is first imported: from 1.29 on it else tells Microsoft of each network it loads, and keeps an
-# identity of the machine in the home folder (its Privacy.md).
+# Set before the first import. From 1.29 on, onnxruntime would otherwise report each network it loads to
+# Microsoft and keep an identity of the machine in the home folder (see its Privacy.md).
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
@@ -20,27 +20,27 @@ from backfire.errors import Code, ModelError
 
 Floats = NDArray[np.float32]
 Network = Callable[[Floats], list[Floats]]
-"""A network's first input in, all its outputs out."""
+"""Takes the network's first input and gives all its outputs."""
 
 THREADS = 2
-"""The optimiser needs the other cores, and idle threads must not spin on them."""
+"""The threads of a network; the optimiser needs the other cores."""
 
 
 class NetworkFailed(Exception):
-    """Names the network; its cause is what onnxruntime raised."""
+    """A network failed on a picture. Its text is the network's name, its cause is what onnxruntime raised."""
 
 
 def packaged(package: str, name: str, sha256: str, *, detector: str, remedy: str) -> Network:
-    """A network from an installed package, which is found without being imported.
+    """A network from an installed package, whose code is not imported.
 
     Args:
-        package: its importable name.
+        package: the package's importable name.
         name: the file, relative to the package's folder.
-        sha256: what the file must be: thresholds are chosen for one network and no other.
-        detector, remedy: for the message.
+        sha256: the digest that the file must have, because thresholds are chosen for one network.
+        detector, remedy: for the messages of errors.
 
     Raises:
-        ModelError: `Code.DETECTOR`, the package or file is missing, or another one than expected.
+        ModelError: `Code.DETECTOR`, the package or the file is missing, or the file has another digest.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -50,7 +50,7 @@ def packaged(package: str, name: str, sha256: str, *, detector: str, remedy: str
 
 
 def loaded(path: Path, sha256: str | None, *, detector: str, remedy: str) -> Network:
-    """A network from a file; `sha256` None takes any. Raises as `packaged`."""
+    """A network from a file, of any content where `sha256` is None. Raises the same as `packaged`."""
     try:
         model = path.read_bytes()
     except OSError as error:
@@ -63,8 +63,9 @@ def loaded(path: Path, sha256: str | None, *, detector: str, remedy: str) -> Net
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
+    # Idle threads must not spin on the cores that the optimiser uses.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False  # the arena would keep the largest picture's memory for good
+    options.enable_cpu_mem_arena = False  # the arena never gives back the memory of the largest picture
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -84,7 +85,7 @@ def loaded(path: Path, sha256: str | None, *, detector: str, remedy: str) -> Net
 
 
 def failed(error: NetworkFailed, *, detector: str, picture: str, width: int, height: int) -> ModelError:
-    """A network that failed on one picture, in words."""
+    """The error for a network that failed on one picture."""
     return ModelError(
         Code.DETECTOR,
         f"detector {detector}: {error} failed on {picture} of {width}x{height} ({error.__cause__}); "

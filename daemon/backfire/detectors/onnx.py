@@ -1,4 +1,4 @@
-"""An object detector as an ONNX file; its contract is that of `backfire.detectors.boxes`."""
+"""The detector `onnx`: an ONNX file that fulfils the contract of `backfire.detectors.boxes`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class OnnxDetector(BoxDetector):
     """Runs the configured network.
 
     Raises:
-        ModelError: `Code.DETECTOR`, its file is missing, broken, or not of the configured digest.
+        ModelError: `Code.DETECTOR`, the file is missing or broken, or has another digest than configured.
     """
 
     def __init__(self, settings: Onnx) -> None:

@@ -1,6 +1,6 @@
-"""What of a picture is to be protected: every detector asked, their answers made one list.
+"""Runs the configured detectors on a picture and makes one list of their regions.
 
-Loads no torch, so that `backfire detect` answers at once.
+Importing this module loads no torch, so that `backfire detect` starts quickly.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from backfire.types import Box, Region
 log = structlog.get_logger()
 
 COVERED = 0.9
-"""Share of a region's pixels under another detector's from which it adds nothing."""
+"""A region is dropped if at least this share of it lies under a region of another detector."""
 
 REACH = 16
-"""Pixels between regions that are joined first where there are too many; doubled until they are few."""
+"""If there are too many regions, those closer than this, in pixels, are merged; it doubles until few are
+left."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The regions of a picture, and what could not be asked.
+    """The regions of a picture, and the detectors that failed.
 
     Attributes:
-        regions: in the detectors' order, padded, merged and clipped as configured.
-        skipped: detector to error, of those that failed under `on_error: skip`.
+        regions: the regions in the order of the detectors, padded, merged and clipped as configured.
+        skipped: by name of a detector that failed under `on_error: skip`, its error.
     """
 
     regions: list[Region]
@@ -44,7 +45,7 @@ class Found:
 
     @property
     def notes(self) -> list[str]:
-        """The skipped detectors in words."""
+        """One sentence for each skipped detector."""
         return [f"detector {name} failed and was skipped: {error}" for name, error in self.skipped.items()]
 
 
@@ -52,17 +53,16 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
     """The regions that all configured detectors find.
 
     Args:
-        picture: the decoded picture; its metadata is shown to the detectors with `source`.
+        picture: the decoded picture; its metadata are added to `source` for the detectors.
         source: its name and its sidecars.
 
     Returns:
-        No regions only under `none_found: pass`. Under `whole`, a grid that covers the picture
-        stands in.
+        No regions only under `none_found: pass`. Under `whole`, a grid that covers the picture replaces them.
 
     Raises:
-        InputError: an unusable sidecar or metadata, or nothing found under `none_found: fail`.
-        ModelError: a detector failed, under `on_error: fail`.
-        ConfigError: a detector has no such name or lacks a setting.
+        InputError: a sidecar or the metadata cannot be used, or nothing was found under `none_found: fail`.
+        ModelError: a detector failed under `on_error: fail`.
+        ConfigError: no detector has a name that is configured, or it lacks a setting.
     """
     source = replace(
         source, packets=picture.metadata.packets, orientation=picture.metadata.turned or picture.orientation
@@ -73,12 +73,12 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
         try:
             regions += _detector(name, settings).detect(picture.rgb, source=source)
         except (InputError, ConfigError):
-            raise  # the producer's own word about the picture is never skipped
+            raise  # the producer's masks and annotations must never be skipped
         except Exception as error:
             if settings.on_error == "fail":
                 raise
             skipped[name] = str(error)
-            log.warning("detector skipped", path=source.name, detector=name, error=str(error))
+            log.warning("detector_skipped", path=source.name, detector=name, error=str(error))
     height, width = picture.rgb.shape[:2]
     found = Found(_arranged(regions, height, width, settings), skipped)
     if found.regions or settings.none_found == "pass":
@@ -95,12 +95,12 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
 
 @lru_cache(maxsize=16)
 def _detector(name: str, settings: Regions) -> Detector:
-    """Loaded once a process: a text network takes a fifth of a second."""
+    """A detector, loaded once in a process, because the text networks take a fifth of a second."""
     return detectors.get(name, settings)
 
 
 def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:
-    """Padded and clipped; without those that others cover; merged where near, or where too many."""
+    """The regions padded and clipped, without those that others cover, and merged if near or too many."""
     kept = _without_repeats([padded(region, settings.pad_px, height, width) for region in regions])
     if settings.merge_px is not None:
         kept = merged(kept, _closer_than(settings.merge_px))
@@ -119,7 +119,7 @@ def _closer_than(reach: int) -> Callable[[Region, Region], bool]:
 
 
 def padded(region: Region, margin: int, height: int, width: int) -> Region:
-    """A region with `margin` pixels more on all sides, within the picture; its shape grows with it."""
+    """A region grown by `margin` pixels on all sides within the picture, its mask included."""
     if not margin:
         return region
     box = region.box.grown(margin, width, height)
@@ -132,7 +132,7 @@ def padded(region: Region, margin: int, height: int, width: int) -> Region:
 
 
 def _without_repeats(regions: list[Region]) -> list[Region]:
-    """Drops a region that an earlier detector's covers: a face under a painted mask."""
+    """The regions without those that a region of an earlier detector covers, such as a face under a mask."""
     kept: list[Region] = []
     for region in regions:
         rivals = [other for other in kept if other.detector != region.detector]
@@ -142,7 +142,7 @@ def _without_repeats(regions: list[Region]) -> list[Region]:
 
 
 def _covers(region: Region, other: Region) -> bool:
-    """Whether nearly all of the other's shape lies under this region's, not merely in its bounding box."""
+    """Whether nearly all of the other's shape lies under the shape of this region, not only under its box."""
     if not region.box.overlaps(other.box):
         return False
     under = within(region, other.box)

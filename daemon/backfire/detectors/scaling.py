@@ -1,4 +1,4 @@
-"""Pictures at the sizes that networks take."""
+"""Scaling pictures to the sizes that networks take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backfire.types import Rgb
 
 
 def halved(image: Rgb) -> Rgb:
-    """The mean of each 2 x 2 pixels; an odd last row or column is left out."""
+    """The picture at half size: the means of 2 x 2 pixels, without an odd last row or column."""
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     total = np.full((height // 2, width // 2, 3), 2, dtype=np.uint16)  # 2 rounds the division by 4
     for row in (0, 1):
@@ -22,7 +22,7 @@ def halved(image: Rgb) -> Rgb:
 def resized(image: Rgb, height: int, width: int) -> Floats:
     """A picture at another size: float32 H,W,3 in 0..255, sampled linearly.
 
-    Halving first keeps large pictures cheap: no more than a quarter of one ever becomes float.
+    Large pictures are halved first, so that no more than a quarter of one is converted to float.
     """
     while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
         image = halved(image)

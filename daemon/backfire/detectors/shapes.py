@@ -1,4 +1,4 @@
-"""Outlines as regions: polygons, ellipses and run lengths to boxes and masks; several regions as one."""
+"""Polygons, ellipses and run lengths as regions with boxes and masks, and the merging of regions."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from scipy.sparse.csgraph import connected_components
 from backfire.types import Box, Mask, Region
 
 Points = NDArray[np.float64]
-"""N,2 positions x, y: corners of an outline."""
+"""N,2 positions x, y, usually the corners of an outline."""
 
 CORNERS = 64
-"""Of the polygon that stands for an ellipse."""
+"""The corners of the polygon that stands for an ellipse."""
 
 
 LABEL_MOST, NAMES_MOST, MORE = 64, 8, "…"
-"""Letters of a label, and labels that name a merged region: they come from strangers' files."""
+"""The most letters of a label, and the most labels of a merged region, because labels come from untrusted
+files; and what stands for the rest."""
 
 
 def named(label: str) -> str:
-    """A label as receipts, sheets and logs can bear it: one line of printable letters, not too long."""
+    """A label that is safe in receipts, sheets and logs: one short line of printable letters."""
     line = "".join(letter for letter in " ".join(label.split()) if letter.isprintable())
     return (line or "region") if len(line) <= LABEL_MOST else line[: LABEL_MOST - 1] + MORE
 
@@ -37,15 +38,15 @@ def ellipse(x: float, y: float, across: float, down: float) -> Points:
 def region_of(
     points: Points, label: str, detector: str, width: int, height: int, score: float = 1.0
 ) -> Region | None:
-    """The region within an outline, clipped to a picture; None where nothing of it lies inside.
+    """The region within an outline, clipped to a picture; None if it lies outside.
 
     Args:
-        points: in pixels of the upright picture; every pixel that a bounding box touches counts, so
-            that a rectangle never loses part of a pixel.
+        points: the outline N,2 in pixels of the upright picture. The box holds every pixel that the outline's
+            bounding box touches, so that no part of a rectangle is lost.
     """
-    # Clipped first: a coordinate of 1e300 must not reach an integer.
+    # Clipped first, because a coordinate of 1e300 does not fit an integer.
     low, high = (np.clip(edge, 0, (width, height)) for edge in (points.min(axis=0), points.max(axis=0)))
-    # A billionth of a pixel is no pixel: relative coordinates seldom multiply to whole numbers.
+    # The tolerance is for relative coordinates, which seldom multiply to whole numbers.
     (left, top), (right, bottom) = np.floor(low + 1e-6).astype(int), np.ceil(high - 1e-6).astype(int)
     box = Box(int(left), int(top), int(right), int(bottom))
     if box.width <= 0 or box.height <= 0:
@@ -57,7 +58,7 @@ def region_of(
 
 
 def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -> Region | None:
-    """The region of a whole picture's mask; None where it marks nothing."""
+    """The region of a mask H,W of the whole picture; None if it marks nothing."""
     if not plane.any():
         return None
     box = Box.around(plane)
@@ -65,7 +66,7 @@ def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -
 
 
 def _is_rectangle(points: Points) -> bool:
-    """Whether an outline has four corners on two columns and two rows."""
+    """Whether an outline is a rectangle with horizontal and vertical sides."""
     if len(points) != 4:
         return False
     low, high = points.min(axis=0), points.max(axis=0)
@@ -77,8 +78,8 @@ def _is_rectangle(points: Points) -> bool:
 def _filled(points: Points, box: Box) -> Mask:
     """The pixels of a box whose centres lie within an outline, by the even-odd rule.
 
-    Each edge turns over all pixels to its right, row by row, so that the cost is the box's area and
-    the edges' heights, and not their product.
+    Each edge inverts all pixels to its right, which one cumulative XOR does for all edges at once. The cost
+    is the sum of the box's area and the edges' heights, not their product.
     """
     x, y = np.clip(points - (box.left, box.top), -1e5, 1e5).T - 0.5
     turns = np.zeros((box.height, box.width + 1), dtype=np.bool_)
@@ -93,12 +94,12 @@ def _filled(points: Points, box: Box) -> Mask:
 
 
 def unrolled(counts: Sequence[int], width: int, height: int) -> Mask:
-    """A COCO run-length mask: column by column, lengths of alternately unmarked and marked pixels.
+    """The mask H,W of COCO run lengths: alternately unmarked and marked pixels, column by column.
 
     Raises:
-        ValueError: lengths below 0, or that do not add up to the picture.
+        ValueError: a length is negative, or they do not add up to the picture.
     """
-    # Python's own integers: in 64 bits a hostile sum comes round to the right one, and repeat() crashes.
+    # Summed as Python integers, because hostile lengths could overflow 64 bits to the right sum.
     if min(counts, default=0) < 0 or sum(counts) != width * height:
         raise ValueError(
             f"run lengths add up to {sum(counts)}, expected {width * height} pixels, none below 0"
@@ -111,12 +112,12 @@ def unrolled(counts: Sequence[int], width: int, height: int) -> Mask:
 def uncompressed(text: str) -> list[int]:
     """COCO's run lengths from their compressed form.
 
-    Each number is written in groups of 5 bits, lowest first, as characters from `0` on, bit 5 saying
-    that more follow, the last group's bit 4 the sign; from the fourth on it is the difference to the
-    number two before.
+    A number is written in groups of 5 bits, lowest first, each as a character from `0` on. Bit 5 says that
+    another group follows, and bit 4 of the last group is the sign. From the fourth number on, the difference
+    to the number two before is written.
 
     Raises:
-        ValueError: a character that no group has, or a number cut short.
+        ValueError: a character is not in the alphabet, or the last number is incomplete.
     """
     counts: list[int] = []
     value = shift = 0
@@ -138,26 +139,25 @@ def uncompressed(text: str) -> list[int]:
 
 
 def within(region: Region, box: Box) -> Mask:
-    """The part of a region's shape that lies in a box, as a plane of the box's size."""
+    """The part of a region's shape that lies in a box, as a mask of the box's size."""
     plane = np.zeros((box.height, box.width), dtype=np.bool_)
     left, top = max(region.box.left, box.left), max(region.box.top, box.top)
     right, bottom = min(region.box.right, box.right), min(region.box.bottom, box.bottom)
     if left < right and top < bottom:
-        part = True if region.mask is None else region.mask[_seen(left, top, right, bottom, region.box)]
-        plane[_seen(left, top, right, bottom, box)] = part
+        part = True if region.mask is None else region.mask[_slices(left, top, right, bottom, region.box)]
+        plane[_slices(left, top, right, bottom, box)] = part
     return plane
 
 
-def _seen(left: int, top: int, right: int, bottom: int, box: Box) -> tuple[slice, slice]:
+def _slices(left: int, top: int, right: int, bottom: int, box: Box) -> tuple[slice, slice]:
     """A rectangle of the picture as slices of a box."""
     return slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left)
 
 
 def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) -> list[Region]:
-    """Regions that are near each other become one, and these again, until none are.
+    """Merges regions that are near each other, and merges the results, until no two are near.
 
-    A merged region has the joint shape, the labels (the first few) and detectors of all its parts, and
-    the best score.
+    A merged region has the union of the shapes, the first few labels, all detectors, and the best score.
     """
     kept = list(regions)
     while True:
@@ -169,7 +169,7 @@ def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) ->
 
 
 def _joined(regions: Sequence[Region]) -> Region:
-    """One region of the joint shape of several."""
+    """One region with the union of several shapes."""
     if len(regions) == 1:
         return regions[0]
     box = reduce(Box.union, (region.box for region in regions))

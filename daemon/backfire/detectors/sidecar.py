@@ -1,6 +1,6 @@
-"""The masks and annotations that a producer put beside a picture, as regions of their exact shape.
+"""The detector `sidecar`: masks and annotations beside a picture, as regions of their exact shape.
 
-A file whose name ends in `.json` is an annotation (see `markup`), any other is a painting.
+A file whose name ends in `.json` is an annotation (see `markup`); any other is a painted mask.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from backfire.imaging import decode_painting
 from backfire.types import Box, Mask, Region, Rgb
 
 NEAR = 16
-"""Parts of a mask closer than this many pixels are one region: a signature is not a region per stroke."""
+"""Parts of a mask closer than this, in pixels, form one region, so that a signature is one and not many
+strokes."""
 
 MOST = 16
-"""Regions at most. Each one costs optimisation and verification, and a noisy mask has thousands of specks."""
+"""The most regions. Each costs optimisation and verification, and a noisy mask has thousands of specks."""
 
 COLOURS = 32
-"""A painting of at most so many colours, not all grey, has one region for each; more are shades."""
+"""A painted mask of at most this many colours, not all grey, has regions for each colour; more are shades."""
 
 
 class SidecarDetector:
     """Turns mask and annotation files into regions; needs no model.
 
     Args:
-        settings: which paint is protected, and from which level on.
+        settings: which paint marks what is protected, and from which level on.
     """
 
     def __init__(self, settings: Sidecars = Sidecars()) -> None:  # noqa: B008 (frozen)
@@ -40,13 +41,13 @@ class SidecarDetector:
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
         """The regions of all files; see `Detector.detect`.
 
-        The paintings count as one that marks what any of them marks, with one region per group of
-        marked parts that lie near each other; every marked pixel is in exactly one region's mask, and
-        no other pixel is in any. Where colours tell regions apart, each colour is grouped by itself.
+        Several painted masks count as their union, with one region for each group of marked parts that lie
+        near each other. Every marked pixel is in the mask of exactly one region, and no other pixel is in
+        any. If the colours tell regions apart, each colour is grouped by itself.
 
         Raises:
-            InputError: `MASK_UNREADABLE`; `MASK_SIZE`, not the upright picture's size;
-                `MASK_EMPTY`, a file marks nothing.
+            InputError: `MASK_UNREADABLE`, a file cannot be read; `MASK_SIZE`, it has not the size of the
+                upright picture; `MASK_EMPTY`, it marks nothing.
         """
         annotated = [s for s in source.sidecars if s.name.lower().endswith(".json")]
         painted = [s for s in source.sidecars if s not in annotated]
@@ -57,10 +58,10 @@ class SidecarDetector:
 
 
 def marked(painting: NDArray[np.uint8], settings: Sidecars) -> Mask:
-    """What a painting H,W,4 RGBA marks: H,W bool, True = protected.
+    """The mask H,W bool, True = protected, of a painting H,W,4 RGBA.
 
-    The brightest channel counts, so that pure blue is as white. Transparency counts only where it is
-    all there is, that is where every pixel has one colour: then opaque is protected.
+    The brightest channel counts, so that pure blue is the same as white. Transparency counts only if every
+    pixel has the same colour: then the opaque pixels are protected.
     """
     colour, alpha = painting[..., :3], painting[..., 3]
     if np.ptp(alpha) and (colour == colour[0, 0]).all():
@@ -89,7 +90,7 @@ def _painted_regions(
 
 
 def _painting(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    # A mask of the wrong size is still decoded within reason, so that the message can say which size.
+    # A mask of the wrong size is decoded up to a limit, so that the message can say its size.
     height, width = shape
     limit = max(4 * height * width, 1 << 22)
     painting = decode_painting(sidecar.data, name=sidecar.name, max_pixels=limit)
@@ -109,7 +110,7 @@ def _painting(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> NDArr
 
 
 def _layers(painting: NDArray[np.uint8], mask: Mask, settings: Sidecars) -> dict[str, Mask]:
-    """The marked pixels by label: `mask`, or one label a colour where a few colours tell regions apart."""
+    """The marked pixels by label: `mask`, or one label per colour if a few colours tell regions apart."""
     if settings.protected == "white":
         painted = painting[mask][:, :3].astype(np.uint32)
         coded = painted[:, 0] << 16 | painted[:, 1] << 8 | painted[:, 2]
@@ -143,10 +144,11 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
 
 
 def _grouped(marked: Mask, label: str) -> list[Region]:
-    """Groups of marked pixels, in reading order; the reach grows until there are few enough.
+    """Groups of marked pixels in reading order; the distance that joins them grows until there are few
+    enough.
 
-    Parts are grouped on a grid of cells of `reach` pixels: those closer than `reach` lie in
-    neighbouring cells and are always together, those twice as far apart never because of it.
+    Parts are grouped on a grid of cells of `reach` pixels. Those closer than `reach` lie in neighbouring
+    cells and are always joined; those more than twice as far apart never are.
     """
     reach = NEAR
     while True:
@@ -158,7 +160,7 @@ def _grouped(marked: Mask, label: str) -> list[Region]:
 
 
 def _grid(marked: Mask, cell: int) -> Mask:
-    """Which cells of `cell` x `cell` pixels hold a marked pixel."""
+    """The cells of `cell` x `cell` pixels that hold a marked pixel, as a mask."""
     height, width = marked.shape
     rows = np.logical_or.reduceat(marked, np.arange(0, height, cell), axis=0)
     cells: Mask = np.logical_or.reduceat(rows, np.arange(0, width, cell), axis=1)

@@ -1,6 +1,7 @@
-"""An object detector as TorchScript or an exported program, under the contract of `backfire.detectors.boxes`.
+"""The detector `torchscript`: TorchScript or an exported program, run on the processor.
 
-Such a file is code: see `backfire.weights.programs` for what it takes to load it. It runs on the processor.
+It fulfils the contract of `backfire.detectors.boxes`. Such a file is code; `backfire.weights.programs` says
+under which conditions it is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class TorchScriptDetector(BoxDetector):
     """Runs the configured network.
 
     Raises:
-        ModelError: `Code.DETECTOR`, its file is not trusted, missing, broken, or of another digest.
+        ModelError: `Code.DETECTOR`, the file is not trusted, missing or broken, or has another digest.
     """
 
     def __init__(self, settings: TorchScript) -> None:
@@ -35,7 +36,7 @@ class TorchScriptDetector(BoxDetector):
                     out = forward(torch.from_numpy(batch))
                 out = out[0] if isinstance(out, list | tuple) else out
                 return [np.asarray(out.float())]
-            except Exception as error:  # the model is a stranger's: whatever it raises is its failure
+            except Exception as error:  # the model is not ours and may raise anything
                 raise NetworkFailed(path.name) from RuntimeError(programs.brief(error))
 
         super().__init__("torchscript", look, settings)

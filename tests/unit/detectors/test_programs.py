@@ -61,7 +61,7 @@ def test_a_program_may_find_nothing(tmp_path: Path) -> None:
     ("code", "says"),
     [
         ("raise SystemExit('no licence')", r"ended with code 1 \(no licence\)"),
-        ("print('nothing')", "printed what is no regions"),
+        ("print('nothing')", "printed something else than regions"),
         ("print('{\"regions\": [{}]}')", "both or neither"),
         ("import sys; sys.stdout.write('x' * 100_000)", "printed more than 10000 bytes"),
         ("while True: print('x' * 1000)", "printed more than 10000 bytes"),
