@@ -115,7 +115,7 @@ def blind_to_doors() -> Editor:
 
 
 def test_an_editor_without_the_door_is_refused_by_name(name: str, blind_to_doors: Editor) -> None:
-    if methods._METHODS[name].door == "inpaint":
+    if methods.METHODS[name].needs == "inpaint":
         assert methods.get(name, [blind_to_doors])
         return
     with pytest.raises(ConfigError, match=f"protect.method {name}: needs .*; plain does not; name editors"):

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "daemon"
 PACKAGE = SOURCE / "backfire"
 
 PACKAGES = [
-    "types", "errors", "log", "config", "files", "imaging", "weights", "detectors", "inpaint",
+    "types", "errors", "registry", "log", "config", "files", "imaging", "weights", "detectors", "inpaint",
     "attack_paths", "perturb", "evaluate", "pipeline", "api", "service", "admin", "cli",
 ]  # fmt: skip
 """From the ground up: a package imports only from those that stand before it."""

@@ -1,17 +1,17 @@
 """Detectors: a picture in, its sensitive regions out.
 
-A new detector is one new file with a class of one method, one line in `_LOADERS`, and the
-contract tests, which run over every name. Nothing heavy is imported before `get` asks for it.
+A new detector is a new file with a class of one method, and one line in `DETECTORS`; the contract tests
+run over every name there. Nothing heavy is imported before `get` asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from backfire.config import Regions
-from backfire.errors import Code, ConfigError, ModelError, require
+from backfire.errors import Code, ConfigError, ModelError
+from backfire.registry import Entry, Registry
 from backfire.types import Region, Rgb
 
 
@@ -60,91 +60,42 @@ class Detector(Protocol):
         ...
 
 
-def _sidecar(settings: Regions) -> Detector:
-    from backfire.detectors.sidecar import SidecarDetector
+@dataclass(frozen=True)
+class Known(Entry):
+    """A detector, as the registry knows it.
 
-    return SidecarDetector(settings.sidecar)
+    Attributes:
+        section: the section of `regions` that it is made from; empty for one without settings.
+        extra: the optional dependencies that it needs, as in `pip install 'backfire[EXTRA]'`.
+    """
 
+    section: str = ""
+    extra: str = ""
 
-def _metadata(settings: Regions) -> Detector:
-    from backfire.detectors.metadata import MetadataDetector
-
-    return MetadataDetector()
-
-
-def _faces(settings: Regions) -> Detector:
-    from backfire.detectors.faces import FaceDetector
-
-    return FaceDetector(settings.faces)
-
-
-def _text(settings: Regions) -> Detector:
-    from backfire.detectors.text import TextDetector
-
-    return TextDetector(settings.text)
+    def load(self, settings: Regions) -> Detector:
+        """A new detector; raises as `Entry.resolve` and the class itself do."""
+        made: Detector = self.resolve()(*([getattr(settings, self.section)] if self.section else ()))
+        return made
 
 
-def _signatures(settings: Regions) -> Detector:
-    from backfire.detectors.signatures import SignatureDetector
-
-    return SignatureDetector(settings.text)
-
-
-def _logos(settings: Regions) -> Detector:
-    from backfire.detectors.logos import LogoDetector
-
-    return LogoDetector(settings.logos)
-
-
-def _fixed(settings: Regions) -> Detector:
-    from backfire.detectors.fixed import FixedDetector
-
-    return FixedDetector(settings.fixed)
-
-
-def _whole(settings: Regions) -> Detector:
-    from backfire.detectors.fixed import WholeDetector
-
-    return WholeDetector()
-
-
-def _command(settings: Regions) -> Detector:
-    from backfire.detectors.command import CommandDetector
-
-    return CommandDetector(settings.command)
-
-
-def _onnx(settings: Regions) -> Detector:
-    from backfire.detectors.onnx import OnnxDetector
-
-    return OnnxDetector(settings.onnx)
-
-
-def _torchscript(settings: Regions) -> Detector:
-    from backfire.detectors.torchscript import TorchScriptDetector
-
-    return TorchScriptDetector(settings.torchscript)
-
-
-_LOADERS: dict[str, Callable[[Regions], Detector]] = {
-    "sidecar": _sidecar,
-    "metadata": _metadata,
-    "faces": _faces,
-    "text": _text,
-    "signatures": _signatures,
-    "logos": _logos,
-    "fixed": _fixed,
-    "whole": _whole,
-    "command": _command,
-    "onnx": _onnx,
-    "torchscript": _torchscript,
-}
-
-NAMES = tuple(_LOADERS)
+DETECTORS = Registry(
+    "regions.detectors",
+    {
+        "sidecar": Known("backfire.detectors.sidecar:SidecarDetector", "sidecar"),
+        "metadata": Known("backfire.detectors.metadata:MetadataDetector"),
+        "faces": Known("backfire.detectors.faces:FaceDetector", "faces"),
+        "text": Known("backfire.detectors.text:TextDetector", "text", extra="text"),
+        "signatures": Known("backfire.detectors.signatures:SignatureDetector", "text", extra="text"),
+        "logos": Known("backfire.detectors.logos:LogoDetector", "logos", extra="logos"),
+        "fixed": Known("backfire.detectors.fixed:FixedDetector", "fixed"),
+        "whole": Known("backfire.detectors.fixed:WholeDetector"),
+        "command": Known("backfire.detectors.command:CommandDetector", "command"),
+        "onnx": Known("backfire.detectors.onnx:OnnxDetector", "onnx"),
+        "torchscript": Known("backfire.detectors.torchscript:TorchScriptDetector", "torchscript"),
+    },
+)
+NAMES = tuple(DETECTORS)
 """The names that `regions.detectors` may hold."""
-
-EXTRAS = {"text": "text", "signatures": "text", "logos": "logos"}
-"""By detector: the extra of the package (`backfire[EXTRA]`) that it needs."""
 
 
 def check(settings: Regions) -> None:
@@ -166,7 +117,7 @@ def check(settings: Regions) -> None:
         ),
     }
     for name in settings.detectors:
-        require(name, NAMES, "regions.detectors")
+        DETECTORS.require(name)
         if name in needs and not needs[name][1]:
             setting = needs[name][0]
             raise ConfigError(f"regions.detectors: {name} needs {setting}, got nothing there; set it")
@@ -181,13 +132,11 @@ def get(name: str, settings: Regions = Regions()) -> Detector:  # noqa: B008 (fr
     """
     check(settings.model_copy(update={"detectors": (name,)}))
     try:
-        return _LOADERS[name](settings)
+        return DETECTORS[name].load(settings)
     except ImportError as error:
-        remedy = (
-            f"pip install 'backfire[{EXTRAS[name]}]'"
-            if name in EXTRAS
-            else "install Backfire again with all it requires"
-        )
+        extra = DETECTORS[name].extra
+        package = f"pip install 'backfire[{extra}]'"
+        remedy = package if extra else "install Backfire again with all it requires"
         raise ModelError(
             Code.DETECTOR,
             f"detector {name}: cannot be loaded ({error}); {remedy}, "

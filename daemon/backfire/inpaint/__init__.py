@@ -1,6 +1,6 @@
-"""Editors: the inpainting models that are attacked while optimising and replayed to verify.
+"""Editors: the inpainting models that the optimiser differentiates through and that edits are replayed with.
 
-Two sorts: the built-in ones, whose weights ship inside the package, and those the configuration
+There are two sorts: the built-in ones, whose weights ship inside the package, and those the configuration
 declares (`editors: {NAME: {kind, weights, ...options}}`). To add a kind: a file with a class that
 has the `Editor` protocol (deriving from `ModelEditor` saves the padding and compositing) and a
 classmethod `load(name, path, **options)`, and one line in `KINDS`; the contract tests find it
@@ -10,13 +10,13 @@ there. Importing this package loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire import weights
 from backfire.config import DeclaredEditor, Settings
 from backfire.errors import Code, ConfigError, ModelError, require
+from backfire.registry import Entry, Registry
 
 if TYPE_CHECKING:
     import torch
@@ -25,27 +25,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How editors of one kind are loaded.
+class Kind(Entry):
+    """How editors of one kind are loaded; the class has a classmethod `load(name, path, **options)`.
 
     Attributes:
-        module: below `backfire.inpaint`, imported when one is loaded.
-        loads: the class, with a classmethod `load(name, path, **options)`.
         options: keys the configuration may give besides `kind` and `weights`.
         files: how many weights may be listed; `load` then gets a tuple of paths.
         also: kinds of the catalogue whose weights it takes besides its own.
         hub: `weights` may also be a hub name, which reaches `load` as it stands.
-        doors: what its editors offer beside `inpaint`, see `editors.base`.
+        capabilities: what its editors offer besides `inpaint`, see `inpaint.base`.
         casts: whether `dtype` is an option that sets `ModelEditor.arithmetic`.
     """
 
-    module: str
-    loads: str
     options: tuple[str, ...] = ()
     files: int = 1
     also: tuple[str, ...] = ()
     hub: bool = False
-    doors: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
     casts: bool = False
 
     @property
@@ -59,8 +55,7 @@ class Kind:
             from backfire.inpaint.hardware import DTYPES  # brings torch
 
             arithmetic = DTYPES[options.pop("dtype")]
-        loads = getattr(import_module(f"backfire.inpaint.{self.module}"), self.loads)
-        editor: Any = loads.load(name, paths[0] if self.files == 1 else paths, **options)
+        editor: Any = self.resolve().load(name, paths[0] if self.files == 1 else paths, **options)
         if arithmetic is not None:
             editor.arithmetic = arithmetic
         loaded: Editor = editor
@@ -71,41 +66,48 @@ ARITHMETIC = ("float32", "bfloat16")
 """What `dtype` may be where it sets the arithmetic alone. In float16 a MAT of random weights gave no numbers,
 and 87 % of a LaMa's gradients were zero."""
 
-KINDS: dict[str, Kind] = {
-    "lama": Kind("lama", "LamaEditor", casts=True),
-    "mat": Kind("mat", "MatEditor", casts=True),
-    "diffusion": Kind(
-        "diffusion",
-        "DiffusionEditor",
-        ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
-        hub=True,
-        doors=("encode", "first_step"),
-    ),
-    "torchscript": Kind("scripted", "ScriptedEditor", ("sha256", "trust", "multiple")),
-    "latent": Kind("encoders", "EncoderEditor", files=2, doors=("encode",), casts=True),
-    "inpainter": Kind("encoders", "PairInpainter", files=3, also=("latent",), doors=("encode",), casts=True),
-}
+KINDS = Registry(
+    "kind",
+    {
+        "lama": Kind("backfire.inpaint.lama:LamaEditor", casts=True),
+        "mat": Kind("backfire.inpaint.mat:MatEditor", casts=True),
+        "diffusion": Kind(
+            "backfire.inpaint.diffusion:DiffusionEditor",
+            ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
+            hub=True,
+            capabilities=("encode", "first_step"),
+        ),
+        "torchscript": Kind("backfire.inpaint.scripted:ScriptedEditor", ("sha256", "trust", "multiple")),
+        "latent": Kind(
+            "backfire.inpaint.encoders:EncoderEditor", files=2, capabilities=("encode",), casts=True
+        ),
+        "inpainter": Kind(
+            "backfire.inpaint.encoders:PairInpainter",
+            files=3,
+            also=("latent",),
+            capabilities=("encode",),
+            casts=True,
+        ),
+    },
+)
 
 
 @dataclass(frozen=True)
-class BuiltIn:
-    """An editor whose weights ship inside the package (trained by `training/`).
+class BuiltIn(Entry):
+    """An editor whose weights ship inside the package; the class has a classmethod `from_file(name, path)`.
 
     Attributes:
-        module: as in `Kind`.
-        loads: the class, with a classmethod `from_file(name, path)`.
-        family, parameters: for people.
-        edit_cpu_s: see `models.Model`.
-        doors: as in `Kind`.
+        name: as in the configuration; its weights are `NAME.safetensors`.
+        family, parameters: what it is and how large, for people.
+        edit_cpu_s: seconds that an edit takes on a CPU, see `weights.Model`.
+        capabilities: as in `Kind`.
     """
 
     name: str
-    module: str
-    loads: str
     family: str
     parameters: str
     edit_cpu_s: float
-    doors: tuple[str, ...]
+    capabilities: tuple[str, ...]
 
     @property
     def file(self) -> Path:
@@ -113,34 +115,31 @@ class BuiltIn:
         return weights.INSIDE / f"{self.name}.safetensors"
 
     def load(self) -> Editor:
-        loads = getattr(import_module(f"backfire.inpaint.{self.module}"), self.loads)
-        editor: Editor = loads.from_file(self.name, self.file)
+        editor: Editor = self.resolve().from_file(self.name, self.file)
         return editor
 
 
-BUILT_IN = {
-    model.name: model
-    for model in (
-        BuiltIn(
+BUILT_IN = Registry(
+    "editor",
+    {
+        "latent-mini": BuiltIn(
+            "backfire.inpaint.latent:ShiftMapEditor",
             "latent-mini",
-            "latent",
-            "ShiftMapEditor",
             "latent inpainting, one step, ours",
             "4.9 M",
             0.8,
             ("encode",),
         ),
-        BuiltIn(
+        "ldm-mini": BuiltIn(
+            "backfire.inpaint.ldm:LdmEditor",
             "ldm-mini",
-            "ldm",
-            "LdmEditor",
             "latent diffusion, 8 steps, ours",
             "4.8 M",
             1.8,
             ("encode", "first_step"),
         ),
-    )
-}
+    },
+)
 NAMES = tuple(BUILT_IN)
 """The built-in editors."""
 
@@ -174,10 +173,10 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
     return _loaded[key]
 
 
-def doors(name: str, settings: Settings) -> tuple[str, ...]:
-    """What an editor that is known by name offers: `inpaint`, and more where its kind has it."""
-    kind = BUILT_IN[name] if name in BUILT_IN else KINDS[settings.editors[name].kind]
-    return "inpaint", *kind.doors
+def capabilities(name: str, settings: Settings) -> tuple[str, ...]:
+    """What the editor of that name offers: `inpaint`, and more where its kind has it. Loads no weights."""
+    entry = BUILT_IN[name] if name in BUILT_IN else KINDS[settings.editors[name].kind]
+    return "inpaint", *entry.capabilities
 
 
 def require_known(settings: Settings) -> None:
@@ -201,8 +200,7 @@ def _check(name: str, declared: DeclaredEditor) -> None:
     subject = f"editors.{name}"
     if name in NAMES:
         raise ConfigError(f"{subject}: {name} is built in; choose another name")
-    require(declared.kind, KINDS, f"{subject}.kind")
-    kind = KINDS[declared.kind]
+    kind = KINDS.require(declared.kind, f"{subject}.kind")
     for option in declared.options:
         require(option, kind.known, f"{subject}: option")
     if kind.casts and "dtype" in declared.options:

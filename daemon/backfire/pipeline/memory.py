@@ -25,8 +25,8 @@ from backfire.inpaint.base import Editor
 LEAST_PX = 256
 """No crop is worked smaller than the configuration allows."""
 
-DOORS = ("encode", "first_step", "one_step")
-"""What only some editors have beside `inpaint`."""
+CAPABILITIES = ("encode", "first_step", "one_step")
+"""What only some editors offer besides `inpaint`."""
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Frugal:
         if name == "_editor":  # not yet there while being copied
             raise AttributeError(name)
         found = getattr(self._editor, name)
-        return partial(self._each, found) if name in DOORS else found
+        return partial(self._each, found) if name in CAPABILITIES else found
 
     def to(self, device: torch.device | str) -> None:
         """Move the model to a device."""

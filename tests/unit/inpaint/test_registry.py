@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,18 @@ def test_a_wrong_declaration_is_refused_at_start(
 
 
 @pytest.mark.parametrize("kind", [*inpaint.KINDS])
-def test_the_doors_of_a_kind_are_those_of_its_class(kind: str) -> None:
+def test_the_capabilities_of_a_kind_are_those_of_its_class(kind: str) -> None:
     """They are written down so that the daemon need not load torch to know them."""
     known = inpaint.KINDS[kind]
-    loads = getattr(import_module(f"backfire.inpaint.{known.module}"), known.loads)
-    assert known.doors == tuple(door for door in ("encode", "first_step") if hasattr(loads, door))
+    has = tuple(one for one in ("encode", "first_step") if hasattr(known.resolve(), one))
+    assert known.capabilities == has
 
 
-def test_the_doors_of_the_built_in_editors_are_theirs(tmp_path: Path) -> None:
+def test_the_capabilities_of_the_built_in_editors_are_theirs(tmp_path: Path) -> None:
     for name in inpaint.NAMES:
         editor = inpaint.get(name)
-        found = tuple(door for door in ("inpaint", "encode", "first_step") if hasattr(editor, door))
-        assert inpaint.doors(name, settings(tmp_path, {})) == found
+        has = tuple(one for one in ("inpaint", "encode", "first_step") if hasattr(editor, one))
+        assert inpaint.capabilities(name, settings(tmp_path, {})) == has
 
 
 def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_the_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_kind_names_the_options_its_class_takes(name: str) -> None:
     """So that a misspelt option is refused at start, where torch is not loaded."""
     kind = inpaint.KINDS[name]
-    load = getattr(import_module(f"backfire.inpaint.{kind.module}"), kind.loads).load
+    load = kind.resolve().load
     taken = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert tuple(taken) == kind.options
 
