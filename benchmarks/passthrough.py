@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection
 from backfire import cli
 from backfire.imaging import containers, refusals
 from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome
+from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, job_key, mask_digest
 
 real_serve = local.serve
 
 
-def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
     """What `worker._process` does, without a model: output = input.
 
     Raises:
@@ -44,7 +44,14 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
     (order.folder / "output").write_bytes(data)
     (order.folder / "receipt.json").write_text(json.dumps(receipt))
     extension = os.path.splitext(order.name)[1].lower()
-    return Outcome(order.job, verdict=Verdict.PROTECTED, extension=extension, output_sha256=sha)
+    return Finished(
+        order.job,
+        order.lease,
+        verdict=Verdict.PROTECTED,
+        extension=extension,
+        output_sha256=sha,
+        on_weak=order.settings.verify.on_weak,
+    )
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:

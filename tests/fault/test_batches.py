@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from backfire.files import parallel
 from backfire.files.parallel import in_parallel
 from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.service.worker.protocol import Order, Outcome, Progress
 from backfire.types import Job
 
 from benchmarks.soak import png
-from tests.support.house import Call, House
+from tests.support.house import Call, House, lasting
 
 Make = Callable[..., House]
 
@@ -45,7 +44,7 @@ def settled(make: Make, count: int, **sections: Any) -> House:
 
 
 def attempts(home: House) -> dict[str, int]:
-    return {job.name: job.attempts for job in home.service._ledger.jobs.values()}
+    return {job.name: job.attempts for job in home.service._jobs.active.values()}
 
 
 def begun(home: House) -> None:
@@ -59,7 +58,7 @@ def begun(home: House) -> None:
 def taking(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have each picture take so long by the child's word, whatever the machine is up to."""
     worked = local._worked
-    patch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=seconds))
+    patch.setattr(local, "_worked", lambda *given: lasting(worked(*given), seconds))
 
 
 def test_twice_as_many_each_time_as_long_as_they_are_quick(
@@ -87,13 +86,13 @@ def test_what_a_child_has_not_begun_in_time_is_handed_back_without_an_attempt(
     house: Make, sent: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 8)
-    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
+    monkeypatch.setattr(local, "BATCH_S", -1.0)
     begun(home)
     assert set(attempts(home).values()) == {1}, "committed before the danger"
     home.service._dispatcher.listen(0)
     assert sorted(attempts(home).values()) == [0] * 7 + [1]
     assert len(sent) == 1
-    monkeypatch.setattr(local, "AT_MOST_S", 1.0)
+    monkeypatch.setattr(local, "BATCH_S", 1.0)
     home.turn(1, 6)
     assert home.states() == ["archived"] * 8
 
@@ -107,7 +106,7 @@ def test_a_child_that_dies_costs_only_the_job_it_was_at_an_attempt(
     begun(home)
     running = [*home.worker.running.values()]
     culprit = running[3]
-    told = [[Progress(job.id, "start", 0, 1)] for job in running[:4]]
+    told = [[Progress(job.id, job.lease, "start", 0, 1)] for job in running[:4]]
 
     def receive(self: Call, timeout: float) -> list[Progress]:
         if not told:
@@ -118,7 +117,7 @@ def test_a_child_that_dies_costs_only_the_job_it_was_at_an_attempt(
     monkeypatch.setattr(Call, "receive", receive)
     dispatcher.listen(1)
     assert attempts(home) == {job.name: int(job is culprit) for job in running}
-    assert "worker died: ended" in home.reasons()
+    assert "worker died: exit code 3" in home.reasons()
 
 
 @pytest.mark.parametrize("allowed", [1, 3])
@@ -165,7 +164,7 @@ def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sen
     def damaging(jobs: list[Job]) -> None:
         for job in jobs:
             if job.name == "1.png":
-                (home.service._ledger.spool(job).folder / "output").write_bytes(b"")
+                (home.service._jobs.spool(job).folder / "output").write_bytes(b"")
         publish(jobs)
 
     home.service._publisher._publish = damaging  # type: ignore[method-assign,assignment]

@@ -78,7 +78,7 @@ def test_fault_22_corrupt_bomb_eps_and_disguised_files_fail_with_a_reason(sandbo
     assert torn in ("unreadable", "truncated")
     for name, (data, _) in corpus.items():
         assert (sandbox.failed / name).read_bytes() == data
-    assert "worker died" not in sandbox.log()
+    assert "worker_died" not in sandbox.log()
     peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
     assert int(peak) < 300 << 10, "kilobytes; the daemon itself decodes nothing"
     sandbox.drop(good, "good.jpg")
@@ -252,7 +252,7 @@ def test_fault_30_reload_with_a_bad_configuration_keeps_the_old_one_and_says_so(
     path = gated.configure(watch={"rescan_s": 2})
     path.write_text(path.read_text() + "regoins: {}\n")
     process.send_signal(signal.SIGHUP)
-    wait_for(lambda: '"configuration refused"' in gated.log(), because="the refusal")
+    wait_for(lambda: '"configuration_refused"' in gated.log(), because="the refusal")
     wait_for(lambda: "did you mean 'regions'" in trouble(gated), because="the daemon to tell of it")
     first = picture(1)
     gated.drop(first, "a.png")
@@ -263,7 +263,7 @@ def test_fault_30_reload_with_a_bad_configuration_keeps_the_old_one_and_says_so(
     moved.unlink()
     gated.configure(output={"metadata": "strip-gps"})
     process.send_signal(signal.SIGHUP)
-    wait_for(lambda: '"configuration reloaded"' in gated.log(), because="the good one to be taken")
+    wait_for(lambda: '"configuration_reloaded"' in gated.log(), because="the good one to be taken")
     wait_for(lambda: trouble(gated) == "", because="the trouble to be over")
     second = picture(2)
     gated.drop(second, "b.png")
@@ -289,10 +289,10 @@ def test_fault_31_clock_jumps_leave_settling_alone(house: Callable[..., House], 
 def test_fault_31_a_clock_set_back_does_not_put_a_retry_off_for_an_hour(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 0})
     (home.base / "inbox" / "p.png").write_bytes(picture())
-    ledger = home.service._ledger
+    jobs = home.service._jobs
     home.turn()
-    job = ledger.remember(ledger.store.add([b"q.png"], at=home.wall)[0])
-    job = ledger.update(job, job.state, not_before=home.wall + 20)
-    assert not ledger.due(job)
+    (job,) = jobs.add([b"q.png"])
+    job = jobs.update(job, job.state, not_before=home.wall + 20)
+    assert not jobs.due(job)
     home.wall -= 3600
-    assert ledger.due(job)
+    assert jobs.due(job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ConfigError, DeviceError, ModelError
 from backfire.pipeline import memory
 from backfire.pipeline.protect import protect
+from backfire.service.pool import Death, Worker
 from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.service.worker.protocol import Finished, Order, Progress
 from backfire.types import JobState
 from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from tests.support.house import Call, House
+from tests.support.house import Call, House, lasting
 from tests.support.jobs import (
     assert_published,
     children_of,
@@ -50,8 +50,14 @@ def settled(make: Make, *names: str, **sections: Any) -> House:
     return home
 
 
+def killed(worker: Worker) -> Death:
+    """Its process was ended, as somebody may do."""
+    worker.end()
+    return Death("killed")
+
+
 def at_work(home: House) -> dict[str | None, list[str]]:
-    workers = home.service._dispatcher._workers
+    workers = home.service._pool.workers
     return {one.device: [job.name for job in one.running.values()] for one in workers}
 
 
@@ -71,9 +77,9 @@ def test_each_gets_a_picture_and_a_drain_gives_both_back(house: Make) -> None:
     home = settled(house, "a.png", "b.png", "c.png")
     home.service._dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:0": ["b.png"]}
-    assert [job.name for job in home.service._dispatcher.running] == ["a.png", "b.png"]
+    assert [job.name for job in home.service._pool.running] == ["a.png", "b.png"]
     home.service._dispatcher.drain()
-    jobs = home.service._ledger.jobs.values()
+    jobs = home.service._jobs.active.values()
     assert [(job.state, job.attempts) for job in jobs] == [(JobState.READY, 0)] * 3
 
 
@@ -83,8 +89,10 @@ def test_a_child_that_dies_leaves_the_other_at_work(
     home = settled(house, "a.png", "b.png")
     dispatcher = home.service._dispatcher
     dispatcher.step()
-    dying: object = dispatcher._workers[0].child
-    told = [[Progress(next(iter(dispatcher._workers[0].running)), "start", 0, 1)]]
+    worker = home.worker
+    dying: object = worker.child
+    (job,) = worker.running.values()
+    told = [[Progress(job.id, job.lease, "start", 0, 1)]]
 
     def receive(self: Call, timeout: float) -> list[Progress]:
         if self is not dying:
@@ -97,7 +105,7 @@ def test_a_child_that_dies_leaves_the_other_at_work(
     dispatcher.listen(0)
     dispatcher.listen(0)
     assert at_work(home) == {"cpu": [], "cuda:0": ["b.png"]}
-    assert {job.name: job.state for job in home.service._ledger.jobs.values()} == {
+    assert {job.name: job.state for job in home.service._jobs.active.values()} == {
         "a.png": JobState.READY,
         "b.png": JobState.RUNNING,
     }
@@ -114,7 +122,7 @@ def test_a_picture_with_a_device_of_its_own_goes_there_and_one_without_anywhere(
     assert at_work(home) == {"cpu": ["far/1.png"], "cuda:0": ["gpu/1.png"]}
 
 
-def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
     if order.device == "cuda:0":
         raise ModelError(Code.MODEL, "no such device", retryable=False)
     return passthrough.process(order, progress)
@@ -127,10 +135,10 @@ def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPat
         home = settled(house, *names)
         home.turn(3, 10)
     assert home.states() == ["archived"] * len(names)
-    assert {job.attempts for job in home.service._ledger.store.jobs()} == {1}
-    dispatcher = home.service._dispatcher
-    assert [one.pauses > 0 for one in dispatcher._workers] == [False, True]
-    assert dispatcher.pauses == 0, "there is one that can work"
+    assert {job.attempts for job in home.service._jobs.store.jobs()} == {1}
+    pool = home.service._pool
+    assert [one.pauses > 0 for one in pool.workers] == [False, True]
+    assert pool.pauses == 0, "there is one that can work"
 
 
 def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_other(
@@ -139,14 +147,14 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
     """Others are worked meanwhile, but not by this device: it pauses, whatever picture it has."""
     tried: list[str] = []
 
-    def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
         if order.device == "cuda:0":
             tried.append(order.name)
         return broken_gpu(order, progress)
 
     worked = local._worked
     monkeypatch.setattr(local, "_process", process)
-    monkeypatch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
+    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 1.0))
     with capture_logs():
         # The broken one first: it is asked before the other, each time.
         home = settled(house, limits={"devices": ["cuda:0", "cpu"], "free_mb": 0})
@@ -192,7 +200,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
     children: list[Any] = []
     began = Call.__init__
 
-    def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
         if order.name == "bad.png" or not failures:
             failures.append(order.name)
             raise DeviceError(f"{order.name}: the GPU failed at work (CUDA error: unspecified)")
@@ -207,7 +215,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
     with capture_logs():
         home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})
         home.turn(60, 10)
-    jobs = {job.name: job for job in home.service._ledger.store.jobs()}
+    jobs = {job.name: job for job in home.service._jobs.store.jobs()}
     assert (jobs["a.png"].state, jobs["b.png"].state) == (JobState.ARCHIVED, JobState.ARCHIVED)
     assert (jobs["a.png"].attempts, jobs["b.png"].attempts) == (1, 1)
     assert len(children) - len(failures) in (0, 1), "each failure ends one"
@@ -216,7 +224,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
         (home.base / "inbox" / f"{number}.png").write_bytes(png(str(number)))
         with capture_logs():
             home.turn(12, 10)
-    bad = next(job for job in home.service._ledger.store.jobs() if job.name == "bad.png")
+    bad = next(job for job in home.service._jobs.store.jobs() if job.name == "bad.png")
     assert (bad.state, bad.code) == (JobState.FAILED, "model")
     assert "others were worked while this one was refused" in str(bad.message)
 
@@ -228,33 +236,33 @@ def test_the_last_attempt_is_made_alone(house: Make) -> None:
     home.service._dispatcher.step()
     home.crash()
     home.again()
-    dispatcher, ledger = home.service._dispatcher, home.service._ledger
-    assert [job.attempts for job in ledger.jobs.values()] == [1, 1, 0]
+    dispatcher, jobs = home.service._dispatcher, home.service._jobs
+    assert [job.attempts for job in jobs.active.values()] == [1, 1, 0]
     dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:0": []}
     with capture_logs():
-        dispatcher._workers[0].at = next(iter(dispatcher._workers[0].running))
-        dispatcher._died(dispatcher._workers[0], "killed")
+        home.worker.current = next(iter(home.worker.running))
+        dispatcher._died(home.worker, killed(home.worker))
     dispatcher.step()
     assert at_work(home) == {"cpu": ["b.png"], "cuda:0": []}
-    assert [job.code for job in ledger.of(JobState.SETTING_ASIDE)] == ["worker_died"]
+    assert [job.code for job in jobs.of(JobState.SETTING_ASIDE)] == ["worker_died"]
 
 
 @pytest.mark.usefixtures("held")
 def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> None:
     home = settled(house, "a.png", "b.png")
-    dispatcher, one = home.service._dispatcher, home.settings
+    dispatcher, pool, one = home.service._dispatcher, home.service._pool, home.settings
     dispatcher.step()
     for devices in (["cpu"], ["cpu", "cuda:1"]):
         limits = one.limits.model_copy(update={"devices": tuple(devices)})
-        dispatcher.configure(one.model_copy(update={"limits": limits}))
+        pool.configure(one.model_copy(update={"limits": limits}))
     assert [(name, bool(jobs)) for name, jobs in at_work(home).items()] == [
         ("cpu", True),
         ("cuda:1", False),
         ("cuda:0", True),
     ]
-    retired = dispatcher._workers[-1]
-    dispatcher._died(retired, "killed")
+    retired = pool.workers[-1]
+    dispatcher._died(retired, killed(retired))
     dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:1": ["b.png"]}
 
@@ -265,7 +273,7 @@ def test_a_reload_without_devices_goes_on_with_one_worker(house: Make) -> None:
     dispatcher = home.service._dispatcher
     dispatcher.step()
     assert at_work(home) == {None: ["a.png"]}
-    dispatcher.configure(home.settings)
+    home.service._pool.configure(home.settings)
     assert at_work(home) == {None: ["a.png"]}
 
 

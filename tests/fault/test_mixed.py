@@ -13,19 +13,21 @@ from typing import Any
 
 import pytest
 from backfire import config
+from backfire.errors import Code
 from backfire.files import manifest
 from backfire.files.outbox import writing
 from backfire.service.dispatcher import Dispatcher
 from backfire.service.publisher import Publisher
-from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.service.retry_policy import RetryPolicy
+from backfire.service.worker import local, protocol
+from backfire.service.worker.protocol import Failed, GivenBack, Hindered, Order, Outcome, Progress, Result
 from backfire.types import Job
 from structlog.testing import capture_logs
 
 from benchmarks.soak import png
 from tests.fault.test_batches import attempts, begun, settled
 from tests.fault.test_one_only import SOON, failing, is_bad
-from tests.support.house import Call, House
+from tests.support.house import Call, House, lasting
 
 Make = Callable[..., House]
 
@@ -50,7 +52,7 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 4)
-    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
+    monkeypatch.setattr(local, "BATCH_S", -1.0)
     begun(home)
     new = config.parse(
         {
@@ -66,10 +68,10 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     home.service._load = lambda: new
     home.service._reconfigure(home.hints)
     home.service._dispatcher.listen(0)
-    monkeypatch.setattr(local, "AT_MOST_S", 1.0)
+    monkeypatch.setattr(local, "BATCH_S", 1.0)
     home.turn(1, 8)
     assert home.states() == ["archived"] * 4
-    jobs = home.service._ledger.store.jobs()
+    jobs = home.service._jobs.store.jobs()
     keys = {job.name: job.config_sha256 for job in jobs}
     assert [keys[f"{number}.png"] for number in range(4)] == [home.settings.sha256] + [new.sha256] * 3
 
@@ -117,9 +119,9 @@ def test_an_error_that_looks_like_the_pipes_does_not_end_the_child(
 
     monkeypatch.setattr(local, "_process", process)
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    (outcome,) = local.work([Order(1, tmp_path, "p.png", (), settings, 1)], Told())  # type: ignore[arg-type]
+    (outcome,) = local.work([Order(1, 1, tmp_path, "p.png", (), settings)], Told())  # type: ignore[arg-type]
+    assert isinstance(outcome, Failed | Hindered)
     assert outcome.code == "internal"
-    assert not outcome.stopped
 
 
 class Told:
@@ -140,9 +142,9 @@ class Told:
 
 def test_a_child_whose_daemon_is_gone_stops(house: Make, tmp_path: Path) -> None:
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    orders = [Order(number, tmp_path, "p.png", (), settings, 1) for number in (1, 2)]
+    orders = [Order(number, 1, tmp_path, "p.png", (), settings) for number in (1, 2)]
     outcomes = local.work(orders, Told(gone=True))  # type: ignore[arg-type]
-    assert [outcome.stopped for outcome in outcomes] == [True, True]
+    assert [type(outcome) for outcome in outcomes] == [GivenBack, GivenBack]
 
 
 def test_a_child_that_is_still_at_work_gets_no_further_orders(
@@ -173,8 +175,8 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
 def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     home = settled(house, 16)
     worked = local._worked
-    monkeypatch.setattr(local, "AT_MOST_S", -1.0)
-    monkeypatch.setattr(local, "_worked", lambda *given: Outcome(**{**vars(worked(*given)), "seconds": 0.2}))
+    monkeypatch.setattr(local, "BATCH_S", -1.0)
+    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 0.2))
     begun(home)
     home.worker.pace = 8
     home.service._dispatcher.listen(0)
@@ -184,11 +186,11 @@ def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: 
 def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     home = settled(house, 8)
 
-    def full(self: Outcome, folder: Path) -> None:
+    def full(folder: Path, result: Result) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Outcome, "write", full)
+        patch.setattr(protocol, "write_result", full)
         begun(home)
         home.service._dispatcher.listen(0)
     assert home.worker.pauses == 1
@@ -295,14 +297,14 @@ def test_a_fault_of_ours_after_a_result_is_out_does_not_set_its_original_aside(
 ) -> None:
     home = house(watch=SOON)
     drop(home, "bad.png")
-    update = home.service._ledger.update
+    update = home.service._jobs.update
 
     def buggy(job: Job, state: Any, **more: Any) -> Job:
         if is_bad(job) and state == "published":
             raise ZeroDivisionError("a bug")
         return update(job, state, **more)
 
-    monkeypatch.setattr(home.service._ledger, "update", buggy)
+    monkeypatch.setattr(home.service._jobs, "update", buggy)
     home.live(10, times=12)
     assert set(home.files("outbox")) == {"bad.png"}
     assert home.files("failed") == {}
@@ -317,8 +319,8 @@ def test_a_mask_without_its_private_copy_stays_in_the_inbox(
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "_archive", lambda *_: None)
         home.turn(5, times=3)
-    (job,) = home.service._ledger.jobs.values()
-    home.service._ledger.spool(job).mask(0).unlink()
+    (job,) = home.service._jobs.active.values()
+    home.service._jobs.spool(job).mask(0).unlink()
     home.turn(5, times=4)
     kept = {**home.files("inbox"), **home.files("archive")}
     assert set(kept) == {"p.png", "p.mask.png"}
@@ -334,20 +336,20 @@ def test_a_fault_of_ours_while_draining_costs_no_other_an_attempt(
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
     bad = next(iter(home.worker.running.values()))
-    failing(monkeypatch, Dispatcher, "_conclude", when=lambda self, job, outcome: job.id == bad.id)
+    failing(monkeypatch, RetryPolicy, "conclude", when=lambda self, job, outcome: job.id == bad.id)
     home.service._dispatcher.drain()
-    states = {job.name: (job.state.value, job.attempts) for job in home.service._ledger.store.jobs()}
+    states = {job.name: (job.state.value, job.attempts) for job in home.service._jobs.store.jobs()}
     assert states.pop(bad.name) == ("running", 1)
     assert set(states.values()) == {("ready", 0)}
 
 
-@pytest.mark.parametrize("method", ["_order", "_hinder"])
+@pytest.mark.parametrize(("place", "method"), [(Dispatcher, "_order"), (RetryPolicy, "_hindered")])
 def test_a_fault_of_ours_in_mid_batch_costs_one_job(
-    house: Make, monkeypatch: pytest.MonkeyPatch, method: str
+    house: Make, monkeypatch: pytest.MonkeyPatch, place: type, method: str
 ) -> None:
     home = settled(house, 6)
-    failing(monkeypatch, Dispatcher, method, when=lambda self, job, *_: job.name == "3.png")
-    if method == "_hinder":
+    failing(monkeypatch, place, method, when=lambda self, job, *_: job.name == "3.png")
+    if method == "_hindered":
         process = local._process
 
         def refused(order: Order, progress: Any) -> Outcome:
@@ -359,7 +361,7 @@ def test_a_fault_of_ours_in_mid_batch_costs_one_job(
     home.worker.pace = 8
     home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]
-    assert [job.attempts for job in home.service._ledger.store.jobs() if job.state == "archived"] == [1] * 5
+    assert [job.attempts for job in home.service._jobs.store.jobs() if job.state == "archived"] == [1] * 5
 
 
 def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit(
@@ -369,10 +371,10 @@ def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
     running = [*home.worker.running.values()]
-    told = [[Progress(job.id, "start", 0, 1)] for job in running[:2]]
+    told = [[Progress(job.id, job.lease, "start", 0, 1)] for job in running[:2]]
     first, culprit = running[:2]
-    spool = home.service._ledger.spool(first)
-    Outcome(first.id, first.lease, code="unreadable", message="m").write(spool.folder)
+    spool = home.service._jobs.spool(first)
+    protocol.write_result(spool.folder, Failed(first.id, first.lease, Code.UNREADABLE, "m"))
 
     def receive(self: Call, timeout: float) -> list[Progress]:
         if not told:
@@ -381,7 +383,12 @@ def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit
         return told.pop(0)
 
     monkeypatch.setattr(Call, "receive", receive)
-    failing(monkeypatch, Dispatcher, "_conclude", when=lambda self, job, *_: job.id == first.id)
+    failing(
+        monkeypatch,
+        RetryPolicy,
+        "conclude",
+        when=lambda self, job, outcome: getattr(outcome, "code", None) == Code.UNREADABLE,
+    )
     home.service._resuming = None
     home.worker.paused_until = 1e12
     home.live(10, times=6)

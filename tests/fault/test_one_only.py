@@ -16,19 +16,23 @@ import pytest
 from backfire.cli import jobs
 from backfire.errors import Code, InputError, ModelError
 from backfire.files import durable, inbox
-from backfire.service import dispatcher, loop
+from backfire.service import heartbeat, loop, pool
 from backfire.service.dispatcher import Dispatcher
+from backfire.service.inbox import Inbox
 from backfire.service.intake import MOST_AHEAD, READY_AHEAD, Intake
 from backfire.service.originals import Originals
 from backfire.service.publisher import Publisher
-from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome
+from backfire.service.reports import Reports
+from backfire.service.retry_policy import RetryPolicy
+from backfire.service.set_aside import SetAside
+from backfire.service.worker import local, protocol
+from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Job, JobState, Verdict
 from structlog.testing import capture_logs
 
 from benchmarks import passthrough
 from benchmarks.soak import png
-from tests.support.house import House
+from tests.support.house import House, lasting
 
 Make = Callable[..., House]
 SOON: dict[str, Any] = {"settle_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
@@ -58,12 +62,12 @@ def is_bad(given: object) -> bool:
 
 
 BEFORE_IT_IS_OUT: dict[str, tuple[type, str]] = {
-    "settling": (Intake, "_awaits_mask"),
+    "settling": (Intake, "_is_complete"),
     "recording the copy": (Intake, "_record"),
-    "starting": (Dispatcher, "_adopted"),
-    "concluding": (Publisher, "conclude"),
+    "starting": (Dispatcher, "_is_taken_over"),
+    "concluding": (RetryPolicy, "_finished"),
     "looking at the result": (Publisher, "_result"),
-    "reporting": (Publisher, "_report"),
+    "reporting": (Reports, "write"),
 }
 
 
@@ -91,12 +95,12 @@ def test_a_fault_of_ours_costs_the_one_job(house: Make, monkeypatch: pytest.Monk
     told = json.loads(home.files("failed")["bad.png.error.json"])
     assert told["code"] == "internal"
     assert "ZeroDivisionError: a bug" in told["message"]
-    faults = [line for line in lines if line["event"] == "unforeseen"]
+    faults = [line for line in lines if line["event"] == "internal_error"]
     assert [line["path"] for line in faults] == ["bad.png"] * 3, "bounded"
     assert isinstance(faults[0]["exc_info"], ZeroDivisionError), "with its traceback"
 
 
-@pytest.mark.parametrize(("place", "method"), [(Originals, "copy"), (Publisher, "_note_archived")])
+@pytest.mark.parametrize(("place", "method"), [(Originals, "copy"), (Reports, "add_archived")])
 def test_a_fault_of_ours_while_archiving_keeps_that_original_and_no_other(
     house: Make, monkeypatch: pytest.MonkeyPatch, place: type, method: str
 ) -> None:
@@ -108,7 +112,7 @@ def test_a_fault_of_ours_while_archiving_keeps_that_original_and_no_other(
         assert set(home.files("outbox")) == {"a.png", "bad.png", "c.png"}
         assert {"a.png", "c.png"} <= set(home.files("archive"))
         assert "bad.png" in {**home.files("inbox"), **home.files("archive")}
-        assert [job.name for job in home.service._ledger.jobs.values()] == ["bad.png"]
+        assert [job.name for job in home.service._jobs.active.values()] == ["bad.png"]
     home.live(70, times=3)
     assert home.states() == ["archived"] * 3
 
@@ -116,14 +120,14 @@ def test_a_fault_of_ours_while_archiving_keeps_that_original_and_no_other(
 def test_a_fault_of_the_loop_is_outlasted_for_a_while(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     home = house(watch=SOON)
     with monkeypatch.context() as patch:
-        failing(patch, Intake, "_look", when=lambda *_: True)
-        home.live(10, times=loop.BEARABLE)
+        failing(patch, Inbox, "look", when=lambda *_: True)
+        home.live(10, times=loop.FAILED_ROUNDS_MAX)
     drop(home, "a.png")
     home.live(10, times=5)
     assert home.states() == ["archived"]
-    failing(monkeypatch, Intake, "_look", when=lambda *_: True)
+    failing(monkeypatch, Inbox, "look", when=lambda *_: True)
     with pytest.raises(ZeroDivisionError):
-        home.live(10, times=loop.BEARABLE + 1)
+        home.live(10, times=loop.FAILED_ROUNDS_MAX + 1)
 
 
 def test_a_fault_whose_books_have_one_too_costs_no_other(
@@ -131,9 +135,9 @@ def test_a_fault_whose_books_have_one_too_costs_no_other(
 ) -> None:
     home = house(watch=SOON)
     drop(home, "a.png", "bad.png", "c.png")
-    failing(monkeypatch, Intake, "_awaits_mask", when=lambda *given: any(map(is_bad, given)))
-    failing(monkeypatch, Publisher, "bear", when=lambda *_: True)
-    home.live(10, times=3 * loop.BEARABLE)
+    failing(monkeypatch, Intake, "_is_complete", when=lambda *given: any(map(is_bad, given)))
+    failing(monkeypatch, RetryPolicy, "internal_error", when=lambda *_: True)
+    home.live(10, times=3 * loop.FAILED_ROUNDS_MAX)
     assert sorted(home.states()) == ["archived", "archived", "settling"]
     assert home.files("inbox").keys() == {"bad.png"}
 
@@ -141,7 +145,7 @@ def test_a_fault_whose_books_have_one_too_costs_no_other(
 def test_many_that_wait_for_another_try_leave_the_worker_to_others(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_memory(order: Order, progress: Any) -> Outcome:
+    def without_memory(order: Order, progress: Any) -> Finished:
         if order.name.startswith("a"):
             raise ModelError(Code.OUT_OF_MEMORY, "no memory now", retryable=True)
         return passthrough.process(order, progress)
@@ -149,7 +153,7 @@ def test_many_that_wait_for_another_try_leave_the_worker_to_others(
     worked = local._worked
     monkeypatch.setattr(local, "_process", without_memory)
     # Slow ones: a quick worker would have more copied ahead.
-    monkeypatch.setattr(local, "_worked", lambda *given: replace(worked(*given), seconds=1.0))
+    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 1.0))
     home = house(watch=SOON, protect={"attempts": 20})
     drop(home, *(f"a{number}.png" for number in range(40)), "z, the largest.png")
     home.turn(1, 6)
@@ -163,12 +167,12 @@ def test_a_running_job_is_resumed_after_a_fault_elsewhere(
     home = house(watch=SOON)
     drop(home, "a.png")
     with monkeypatch.context() as patch:
-        failing(patch, Dispatcher, "_record", when=lambda self: bool(self._finished))
-        home.live(10, times=3)
+        failing(patch, Dispatcher, "_conclude_all", when=lambda *_: True)
+        home.live(10, times=2)
         assert home.states() == ["running"]
     home.live(10, times=3)
     assert home.states() == ["archived"]
-    assert home.service._ledger.store.jobs()[0].attempts == 1
+    assert home.service._jobs.store.jobs()[0].attempts == 1
 
 
 # The system says no
@@ -178,7 +182,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *names: str) -> 
     """The child meets an error with some pictures; returns the names of those that it was given."""
     good, given = local._process, []
 
-    def process(order: Order, progress: Any) -> Outcome:
+    def process(order: Order, progress: Any) -> Finished:
         given.append(order.name)
         if order.name in names:
             raise error
@@ -214,7 +218,7 @@ def test_where_nobody_can_be_worked_nobody_fails(house: Make, monkeypatch: pytes
         assert home.files("failed") == {}
     home.turn(20, times=10)
     assert home.states() == ["archived"] * 2
-    assert [job.attempts for job in home.service._ledger.store.jobs()] == [1, 1]
+    assert [job.attempts for job in home.service._jobs.store.jobs()] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_many_that_cannot_be_worked_now_let_others_pass(
         assert len(given) - passed < 200, "each waits longer every time"
     home.turn(120, times=20)
     assert set(home.files("outbox")) == {*hindered, "late.png", "later.png"}
-    assert all(job.attempts == 1 for job in home.service._ledger.store.jobs())
+    assert all(job.attempts == 1 for job in home.service._jobs.store.jobs())
 
 
 def test_a_worker_that_cannot_be_started_is_waited_for(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +260,7 @@ def test_a_worker_that_cannot_be_started_is_waited_for(house: Make, monkeypatch:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(dispatcher, "Child", none)
+        patch.setattr(pool, "Child", none)
         home.turn(5, times=6)
         assert home.states() == ["ready"]
     home.turn(40, times=3)
@@ -271,9 +275,9 @@ def test_a_private_copy_that_somebody_cleared_away_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(Dispatcher, "_begin", lambda self: 0)
         home.turn(5, times=3)
-    (job,) = home.service._ledger.jobs.values()
+    (job,) = home.service._jobs.active.values()
     assert job.state == JobState.READY
-    home.service._ledger.spool(job).drop()
+    home.service._jobs.spool(job).drop()
     home.turn(5, times=9)
     assert home.states() == ["archived"]
 
@@ -308,7 +312,7 @@ def test_a_file_of_terabytes_is_set_aside_unread(house: Make, monkeypatch: pytes
         assert told["code"] == "too_large"
         assert "limits.max_bytes allows 1000" in told["message"]
     assert "small.mask.png: has 10995116277760 bytes" in told["message"]
-    for job in home.service._ledger.store.jobs(JobState.FAILED):
+    for job in home.service._jobs.store.jobs(JobState.FAILED):
         assert jobs._put_back(job, home.settings), "retry, once the limit is higher"
     assert {path.name: path.stat().st_ino for path in (home.base / "inbox").iterdir()} == found
     assert list(failed.iterdir()) == []
@@ -362,7 +366,7 @@ def test_one_that_is_too_large_and_was_replaced_is_taken_after_all(
     home = house(watch=SOON, limits={"free_mb": 0, "max_bytes": 5000})
     (home.base / "inbox" / "p.png").write_bytes(b"0" * 5001)
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "_set_aside", lambda *_: None)
+        patch.setattr(SetAside, "step", lambda *_: None)
         home.turn(5, times=3)
     drop(home, "p.png")
     home.turn(5, times=9)
@@ -384,7 +388,7 @@ def test_on_another_file_system_it_stays_where_it_is_until_somebody_moves_it(
 
     monkeypatch.setattr(os, "link", across)
     home.turn(5, times=6)
-    assert home.states() == ["publishing"]
+    assert home.states() == ["setting_aside"]
     assert "move it away yourself" in home.reasons()
     assert set(home.files("failed")) == {"p.png.error.json"}, "that says why"
     (home.base / "inbox" / "p.png").unlink()
@@ -440,11 +444,11 @@ def test_an_original_without_its_private_copy_is_archived_as_it_was_or_not_at_al
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "_archive", lambda *_: None)
         home.turn(5, times=3)
-    (job,) = home.service._ledger.jobs.values()
-    home.service._ledger.spool(job).drop()
+    (job,) = home.service._jobs.active.values()
+    home.service._jobs.spool(job).drop()
     if then == "overwritten in place":  # after the copy was made, before the original was removed
         with monkeypatch.context() as patch:
-            patch.setattr(Originals, "leave", dying)
+            patch.setattr(Originals, "remove", dying)
             with pytest.raises(Crash):
                 home.turn(5)
         with source.open("r+b") as file:
@@ -489,7 +493,7 @@ def test_a_mask_stays_for_another_picture_that_needs_it(house: Make, seen: bool)
     assert set(home.files("inbox")) == {"p.jpg", "p.mask.png"}
     home.turn(1, times=8)
     assert home.files("inbox") == {}
-    masks = [job.mask_sha256 for job in home.service._ledger.store.jobs()]
+    masks = [job.mask_sha256 for job in home.service._jobs.store.jobs()]
     assert masks[0] == masks[1] is not None, "both were worked under it"
     assert "p.mask.png" in home.files("archive")
 
@@ -521,13 +525,13 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
     home = house(watch=SOON, verify={"on_weak": before})
     good = local._process
 
-    def weak(order: Order, progress: Any) -> Outcome:
-        return Outcome(**{**good(order, progress).__dict__, "verdict": Verdict.WEAK.value})
+    def weak(order: Order, progress: Any) -> Finished:
+        return replace(good(order, progress), verdict=Verdict.WEAK)
 
     monkeypatch.setattr(local, "_process", weak)
     drop(home, "p.png")
     with monkeypatch.context() as patch:
-        patch.setattr(Dispatcher, "_conclude", lambda *_: None)  # it is at work
+        patch.setattr(RetryPolicy, "conclude", lambda *_: None)  # it is at work
         home.turn(5, times=2)
     other = home.settings.model_copy(
         update={"verify": home.settings.verify.model_copy(update={"on_weak": after})}
@@ -556,7 +560,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
     monkeypatch.setattr(durable, "PIECE", 16)
     monkeypatch.setattr(durable, "SYNCED", 64)
     # The worker's syncs belong to another process, by rights.
-    monkeypatch.setattr(local, "life", SimpleNamespace(sync=lambda path: None))
+    monkeypatch.setattr(protocol, "durable", SimpleNamespace(sync=lambda path: None))
 
     def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*given: Any, **more: Any) -> Any:
@@ -569,7 +573,7 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
         monkeypatch.setattr(os, name, slowly(getattr(os, name)))
     fed, rounds = [home.clock], [home.clock]
     monkeypatch.setattr(
-        loop, "notify", lambda *lines, **_: fed.append(home.clock) if "WATCHDOG=1" in lines else None
+        heartbeat, "notify", lambda *lines, **_: fed.append(home.clock) if "WATCHDOG=1" in lines else None
     )
     step = Intake.step
 
@@ -577,13 +581,13 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
         home.clock += 1
         rounds.append(home.clock)
         step(self, **more)
-        if home.service._ledger.published == 10 or len(rounds) > 1000:
+        if home.service._jobs.published == 10 or len(rounds) > 1000:
             home.service.stop()
 
     monkeypatch.setattr(Intake, "step", stopping)
     monkeypatch.setattr(loop, "Hints", lambda *_: home.hints)
     home.service.run()
-    assert home.service._ledger.published == 10
+    assert home.service._jobs.published == 10
     longest = [max(after - before for before, after in itertools.pairwise(times)) for times in (rounds, fed)]
     assert longest[0] > 1000, "a round of the loop took long"
     assert longest[1] < 120, "as WatchdogSec in the unit has it"

@@ -112,7 +112,8 @@ def test_fault_08_no_space_in_the_spool_and_the_database(gated: Sandbox) -> None
     for name, content in data.items():
         gated.drop(content, name)
     wait_for(
-        lambda: '"database unusable"' in gated.log() or '"postponed"' in gated.log(), because="it to be felt"
+        lambda: '"database_unavailable"' in gated.log() or '"postponed"' in gated.log(),
+        because="it to be felt",
     )
     assert process.poll() is None
     inside(process, f"rm {place}/filler")
@@ -200,7 +201,7 @@ def test_fault_25_an_outbox_without_write_access_is_waited_for(
         assert f"give uid {os.geteuid()} write access" in home.reasons()
     home.turn(times=80)
     assert home.states() == ["archived"]
-    assert home.service._ledger.store.jobs()[0].attempts == 1
+    assert home.service._jobs.store.jobs()[0].attempts == 1
 
 
 def test_fault_26_a_locked_database_is_waited_for(
@@ -215,13 +216,13 @@ def test_fault_26_a_locked_database_is_waited_for(
     )
     holder.execute("BEGIN IMMEDIATE")
     outlasted = threading.Event()
-    real = home.service._outlast
+    real = home.service._await_database
 
     def noticed(error: Any) -> None:
         outlasted.set()
         real(error)
 
-    monkeypatch.setattr(home.service, "_outlast", noticed)
+    monkeypatch.setattr(home.service, "_await_database", noticed)
 
     def release() -> None:
         outlasted.wait(30)
@@ -229,20 +230,12 @@ def test_fault_26_a_locked_database_is_waited_for(
 
     releasing = threading.Thread(target=release)
     releasing.start()
-    home.service._monotonic = home.service._intake._monotonic = ticking(home)
+    home.tick = 0.05
     home.service.run(until_idle=True)
     releasing.join()
     holder.close()
     assert outlasted.is_set()
     assert home.states() == ["archived"]
-
-
-def ticking(home: House) -> Callable[[], float]:
-    def tick() -> float:
-        home.clock += 0.05
-        return home.clock
-
-    return tick
 
 
 def test_fault_26_a_corrupt_database_is_refused_with_restore_steps(gated: Sandbox) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from backfire.files.outbox import writing
 from backfire.files.parallel import in_parallel
-from backfire.service.worker.local import Order
+from backfire.service.worker.protocol import Order
 
 from benchmarks.soak import png
 from tests.support.house import Call, House

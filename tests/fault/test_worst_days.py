@@ -17,7 +17,8 @@ from backfire.errors import Code, ConfigError, ModelError
 from backfire.files import inbox
 from backfire.files.outbox.names import hidden
 from backfire.service.hooks.courier import Courier
-from backfire.service.worker import local
+from backfire.service.worker import local, protocol
+from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
 
 from tests.support.house import House
@@ -37,14 +38,14 @@ def test_an_outcome_that_waited_out_a_database_failure_is_not_taken_for_the_next
     home = house(watch=SOON)
     drop(home, "a.png", picture(1)[:-20])
     drop(home, "b.png", picture(2))
-    dispatcher, books = home.service._dispatcher, home.service._ledger
+    dispatcher, jobs_ = home.service._dispatcher, home.service._jobs
     home.service._intake.step()
     home.clock += 5
     home.service._intake.step()
     home.clock += 5
     home.service._intake.step()
     assert dispatcher.step(), "the child works a.png and tells, while the database fails"
-    books.load()
+    jobs_.load()
     dispatcher.resume(crashed=False)
     home.turn(5, times=5)
     assert (list(home.files("outbox")), home.states()) == (["b.png"], ["failed", "archived"])
@@ -57,7 +58,7 @@ def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(
     home = house(watch=SOON)
     good = local._process
 
-    def process(order: local.Order, progress: Any) -> local.Outcome:
+    def process(order: Order, progress: Any) -> Finished:
         if order.name == "a.png":
             raise OSError("encoder error -2 when writing image file")  # as Pillow raises it, without errno
         return good(order, progress)
@@ -73,17 +74,17 @@ def test_a_result_that_cannot_be_written_down_burns_no_attempt(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    write = local.Outcome.write
+    write = protocol.write_result
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(local.Outcome, "write", full)
+    monkeypatch.setattr(protocol, "write_result", full)
     drop(home, "a.png", picture(1))
     home.turn(5, times=6)
-    (job,) = home.service._ledger.jobs.values()
+    (job,) = home.service._jobs.active.values()
     assert (job.state, job.attempts) == ("ready", 0)
-    monkeypatch.setattr(local.Outcome, "write", write)
+    monkeypatch.setattr(protocol, "write_result", write)
     home.turn(40, times=4)
     assert home.states() == ["archived"]
 
@@ -93,7 +94,7 @@ def test_a_rule_decides_how_often_its_pictures_are_tried(
 ) -> None:
     home = house(watch=SOON, rules=[{"match": "once/**", "attempts": 1}])
 
-    def process(order: local.Order, progress: Any) -> local.Outcome:
+    def process(order: Order, progress: Any) -> Finished:
         raise ModelError(Code.DETECTOR, "no luck")
 
     monkeypatch.setattr(local, "_process", process)
@@ -171,7 +172,7 @@ def test_no_configuration_however_broken_ends_the_daemon_at_reload(
     before = home.service.settings
     home.turn()
     assert home.service.settings is before
-    assert "config.yaml" in home.service._refused_config
+    assert "config.yaml" in home.service._heartbeat.refused_config
 
 
 @pytest.mark.parametrize(
@@ -220,10 +221,10 @@ def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
     spooled.write_bytes(b"")
-    (job,) = home.service._ledger.jobs.values()
+    (job,) = home.service._jobs.active.values()
     begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", job.key or ""))
     begun.write_bytes(b"{")
-    archive(list(home.service._ledger.jobs.values()))
+    archive(list(home.service._jobs.active.values()))
     assert home.states() == ["archived"]
     assert not begun.exists(), "nobody writes it to its end"
     assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
@@ -259,7 +260,7 @@ def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: p
 
     monkeypatch.setattr(inbox, "scan", slow)
     words: list[str] = []
-    monkeypatch.setattr("backfire.service.loop.notify", lambda *lines, **_: words.extend(lines))
+    monkeypatch.setattr("backfire.service.heartbeat.notify", lambda *lines, **_: words.extend(lines))
     for _ in range(40):
         words.clear()
         home.turn(5)
@@ -286,7 +287,7 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
     orders: list[str] = []
     good = local._process
 
-    def process(order: local.Order, progress: Any) -> local.Outcome:
+    def process(order: Order, progress: Any) -> Finished:
         orders.append(order.name)
         return good(order, progress)
 
@@ -301,7 +302,7 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
 
 def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
     home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
-    job = home.service._ledger.store.add([b"a.png"], at=home.wall)[0]
+    job = home.service._jobs.store.add([b"a.png"], at=home.wall)[0]
     courier = Courier(home.settings, now=lambda: home.wall)
     courier(replace(job, state=JobState.PUBLISHED))
     (file,) = (home.base / "state/hooks").glob("*.json")
@@ -318,7 +319,7 @@ def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
     drop(home, "a.png", picture(1)[:-20])
     drop(home, "A.MASK.PNG", picture(2))
     home.turn(5, times=5)
-    (job,) = home.service._ledger.store.jobs()
+    (job,) = home.service._jobs.store.jobs()
     mask = home.base / "failed/A.MASK.PNG"
     kept = mask.read_bytes()
     mask.unlink()

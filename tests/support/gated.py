@@ -14,12 +14,12 @@ from multiprocessing.connection import Connection
 
 from backfire import cli
 from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome
+from backfire.service.worker.protocol import Finished, Order
 
 from benchmarks import passthrough
 
 
-def process(order: Order, progress: Callable[[str, int, int], None]) -> Outcome:
+def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
     gate = order.folder.parents[2] / "gate"
     gate.with_name("begun").write_text(str(os.getpid()))
     while gate.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from backfire.config import Settings
 from backfire.files import parallel
 from backfire.files.inbox import Hints
 from backfire.files.outbox import folders
-from backfire.service import dispatcher, loop
+from backfire.service import loop, pool
 from backfire.service.loop import Service
 from backfire.service.worker import local
-from backfire.service.worker.local import Order, Outcome, Progress
+from backfire.service.worker.protocol import GivenBack, Interrupted, Order, Outcome, Progress
 
 from benchmarks import passthrough
 
@@ -43,7 +44,8 @@ class Call:
     def __init__(self, memory_mb: int = 0) -> None:
         self.jobs = dict[int, int]()
         self.heard = 0.0
-        self.signs: list[Any] = []
+        self.exitcode: int | None = 3
+        self.waitables: list[Any] = []
         self._told: deque[Progress | Outcome] = deque()
 
     # What the child's end of the pipe needs.
@@ -62,14 +64,17 @@ class Call:
         self._told.clear()
         return told
 
-    def exitcode(self) -> str:
-        return "ended"
-
-    def stop(self, patience: float) -> list[Outcome]:
-        return [told for told in self._told if isinstance(told, Outcome)]
+    def stop(self, patience_s: float) -> list[Outcome]:
+        return [told for told in self._told if not isinstance(told, Progress)]
 
     def kill(self) -> None:
         pass
+
+
+def lasting(outcome: Outcome, seconds: float) -> Outcome:
+    """The outcome as of a worker that had the job for so long."""
+    assert not isinstance(outcome, GivenBack | Interrupted)
+    return replace(outcome, seconds=seconds)
 
 
 class House:
@@ -77,6 +82,8 @@ class House:
 
     def __init__(self, base: Path, **sections: Any) -> None:
         self.base, self.clock, self.wall = base, 1000.0, 1e9
+        self.tick = 0.0
+        """By which the clock moves whenever it is read."""
         self.settings: Settings = config.parse(
             {
                 "folders": {"inbox": "inbox"},
@@ -89,16 +96,20 @@ class House:
         self.hints = Deaf()
         self.again()
 
+    def monotonic(self) -> float:
+        self.clock += self.tick
+        return self.clock
+
     @property
-    def worker(self) -> dispatcher.Worker:
+    def worker(self) -> pool.Worker:
         """The first worker, which without `limits.devices` is the only one."""
-        return self.service._dispatcher._workers[0]
+        return self.service._pool.workers[0]
 
     def again(self) -> None:
         """Start, on whatever lies there; a new process knows of no folder that it is on the disk."""
         folders._durable.clear()
-        self.service = Service(self.settings, monotonic=lambda: self.clock, now=lambda: self.wall)
-        self.service._ledger.load()
+        self.service = Service(self.settings, monotonic=self.monotonic, now=lambda: self.wall)
+        self.service._jobs.load()
         self.service._dispatcher.resume(crashed=True)
 
     def crash(self) -> None:
@@ -110,14 +121,14 @@ class House:
         for _ in range(times):
             self.clock += seconds
             self.wall += seconds
-            self.service._turn(self.hints)
+            self.service._step(self.hints)
 
     def live(self, seconds: float = 1.0, times: int = 1) -> None:
         """As `turn`, but faults are borne as the running daemon bears them."""
         for _ in range(times):
             self.clock += seconds
             self.wall += seconds
-            self.service.go_on(self.hints)
+            self.service.round(self.hints)
 
     def files(self, folder: str) -> dict[str, bytes]:
         top = self.base / folder
@@ -128,10 +139,10 @@ class House:
         }
 
     def states(self) -> list[str]:
-        return [job.state.value for job in reversed(self.service._ledger.store.jobs(limit=10_000))]
+        return [job.state.value for job in reversed(self.service._jobs.store.jobs(limit=10_000))]
 
     def reasons(self) -> str:
-        store = self.service._ledger.store
+        store = self.service._jobs.store
         return "\n".join(str(e.detail) for job in store.jobs(limit=1000) for e in store.history(job.id))
 
 
@@ -144,7 +155,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hous
 
 def furnish(patch: pytest.MonkeyPatch) -> None:
     """No child process, no waiting."""
-    patch.setattr(dispatcher, "Child", Call)
+    patch.setattr(pool, "Child", Call)
     patch.setattr(local, "_process", passthrough.process)
     # In one thread a crash comes at the same call each time.
     patch.setattr(parallel, "THREADS", 1)

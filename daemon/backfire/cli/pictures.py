@@ -25,7 +25,6 @@ from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, JobError
 from backfire.evaluate import receipt
 from backfire.files import outbox
-from backfire.service.publisher import renamed
 
 if TYPE_CHECKING:
     from backfire.pipeline.result import Result
@@ -101,7 +100,7 @@ def _write(target: Path, result: Result, settings: Settings) -> tuple[dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
-        name = renamed(os.fsencode(target.name), result.extension)
+        name = outbox.renamed(os.fsencode(target.name), result.extension)
         placed = outbox.place(result.data, folder, name, key=result.receipt["key"])
         output = str(folder / os.fsdecode(placed))
     document = receipt.with_output(result.receipt, output)

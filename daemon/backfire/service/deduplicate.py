@@ -1,72 +1,76 @@
-"""A twin's result taken over: the same picture, mask and configuration, published under another name."""
+"""Taking over a published result for the same picture, mask and configuration under another name."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from backfire.config import Settings
 from backfire.errors import PublishError
+from backfire.evaluate.receipt import from_json, to_json, with_taken_over
 from backfire.files import inbox, outbox
-from backfire.service.jobs import Ledger
-from backfire.service.worker.local import Outcome
-from backfire.types import Job
+from backfire.service.jobs import Jobs
+from backfire.service.worker.protocol import Finished, write_result
+from backfire.types import Job, Verdict
 
 
-def adopted(job: Job, settings: Settings, ledger: Ledger) -> tuple[Outcome, Job] | None:
-    """Put the result of a job's twin into its spool.
+def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
+    """Put the result of a published job with the same key into a job's spool folder.
 
     Args:
         job: ready to be worked.
         settings: those of its path.
-        ledger: the daemon's books.
+        jobs: where the other job is looked up.
 
     Returns:
-        The outcome, as the worker would have left it, and the twin; None where there is no twin, its files
-        are not what they were, or something outside the key decides what is protected.
+        The outcome, as a worker would have left it; None where there is no such job, its files are not what
+        they were, or something outside the key decides what is protected.
     """
-    twin = ledger.store.latest_result(job.key or "")
-    if twin is None or twin.output_path is None or not _decided_by_key(job, twin, settings, ledger):
+    original = jobs.store.latest_result(job.key or "")
+    if original is None or original.output_path is None:
         return None
-    folders, spool = settings.folders, ledger.spool(job)
-    report = outbox.beside(twin.output_path, b".json", job.key or "")
-    sheet = outbox.beside(twin.output_path, b".sheet.jpg", job.key or "")
+    if not _is_decided_by_key(job, original, settings, jobs):
+        return None
+    folders, spool = settings.folders, jobs.spool(job)
+    report = outbox.beside(original.output_path, b".json", job.key or "")
+    sheet = outbox.beside(original.output_path, b".sheet.jpg", job.key or "")
     try:
-        data = (folders.outbox / os.fsdecode(twin.output_path)).read_bytes()
-        receipt = json.loads((folders.reports / os.fsdecode(report)).read_bytes())
-        if hashlib.sha256(data).hexdigest() != twin.output_sha256 or receipt.get("key") != job.key:
+        data = (folders.outbox / os.fsdecode(original.output_path)).read_bytes()
+        receipt = from_json((folders.reports / os.fsdecode(report)).read_bytes())
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != original.output_sha256 or receipt.get("key") != job.key:
             return None
         outbox.replace(data, spool.folder, b"output")
-        document = {**receipt, "file": job.name, "worked_as": twin.name}
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        outbox.replace(text.encode("utf-8", "replace"), spool.folder, b"receipt.json")
+        document = with_taken_over(receipt, file=job.name, worked_as=original.name)
+        outbox.replace(to_json(document), spool.folder, b"receipt.json")
         sheet_file = folders.reports / os.fsdecode(sheet)
         if sheet_file.exists():
             (spool.folder / "sheet.jpg").write_bytes(sheet_file.read_bytes())
-        outcome = Outcome(
+        result = Finished(
             job.id,
             job.lease,
-            verdict=twin.verdict,
-            extension=Path(os.fsdecode(twin.output_path)).suffix.lower(),
-            output_sha256=twin.output_sha256,
+            verdict=original.verdict or Verdict.FAILED,
+            extension=Path(os.fsdecode(original.output_path)).suffix.lower(),
+            output_sha256=sha256,
+            on_weak=settings.verify.on_weak,
             reasons=tuple(receipt.get("reasons", ())),
+            worked_as=original.name,
         )
-        outcome.write(spool.folder)
-    except (OSError, ValueError, AttributeError, TypeError, PublishError):
-        # They are gone, or not what they were: it is worked again.
+        write_result(spool.folder, result)
+    except (OSError, ValueError, TypeError, PublishError):
+        # The files are gone or damaged: the picture is worked again.
         return None
-    return outcome, twin
+    return result
 
 
-def _decided_by_key(job: Job, twin: Job, settings: Settings, ledger: Ledger) -> bool:
-    """Whether the job would come out as its twin did: nothing outside the key says what is protected.
+def _is_decided_by_key(job: Job, original: Job, settings: Settings, jobs: Jobs) -> bool:
+    """Whether the job would come out as the other one did: nothing outside the key says what is protected.
 
     Logo folders, programs and models may have changed since; annotations may name pictures.
     """
     regions = settings.regions
     elsewhere = {"logos", "command"} | ({"onnx"} if regions.onnx.sha256 is None else set())
-    annotated = any(path.lower().endswith(inbox.ANNOTATIONS) for path, _ in ledger.spool(job).masks())
-    renamed = os.path.basename(job.path) != os.path.basename(twin.path)
+    annotated = any(path.lower().endswith(inbox.ANNOTATIONS) for path, _ in jobs.spool(job).masks())
+    renamed = os.path.basename(job.path) != os.path.basename(original.path)
     return elsewhere.isdisjoint(regions.detectors) and not (annotated and renamed)

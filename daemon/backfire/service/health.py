@@ -15,7 +15,7 @@ import structlog
 
 from backfire.config import Settings
 from backfire.service.hooks.courier import Courier
-from backfire.service.jobs import Ledger
+from backfire.service.jobs import Jobs
 
 if TYPE_CHECKING:
     from backfire.service.endpoint import Answer, Endpoint
@@ -68,7 +68,7 @@ class Operations:
 
     Args:
         settings: `serve`, `hooks`, `watch.rescan_s` and the folders are used.
-        ledger: the daemon's books; told to report here.
+        jobs: the active jobs; hooks and metrics are told of their steps.
         silence_s: how long the worker may say nothing.
         monotonic: the clock of the heartbeats.
 
@@ -79,7 +79,7 @@ class Operations:
     def __init__(
         self,
         settings: Settings,
-        ledger: Ledger,
+        jobs: Jobs,
         *,
         silence_s: float,
         monotonic: Callable[[], float] = time.monotonic,
@@ -87,8 +87,8 @@ class Operations:
         self._monotonic = monotonic
         self.pulse = Pulse(settings.watch.rescan_s, silence_s, monotonic(), monotonic())
         self._serve = settings.serve
-        self._courier = Courier(settings, now=ledger.now)
-        ledger.listeners.append(self._courier)
+        self._courier = Courier(settings, now=jobs.now)
+        jobs.listeners.append(self._courier)
         self._endpoint: Endpoint | None = None
         if settings.serve.address is not None:
             # Imported only here, because the HTTP server's libraries cost memory.
@@ -96,9 +96,9 @@ class Operations:
             from backfire.service.metrics import CONTENT_TYPE, Metrics
 
             metrics = Metrics(
-                ledger, settings.folders.named(), lambda: self.pulse.ages(self._monotonic()), self._deliveries
+                jobs, settings.folders.named(), lambda: self.pulse.ages(self._monotonic()), self._deliveries
             )
-            ledger.listeners.append(metrics)
+            jobs.listeners.append(metrics)
             pages = {"/metrics": lambda: (200, CONTENT_TYPE, metrics.text()), "/healthz": self._health}
             self._endpoint = Endpoint(settings.serve.address, pages, settings.serve.allowed_hosts)
 
@@ -116,7 +116,7 @@ class Operations:
         self.pulse.heard, self.pulse.trouble = heard, trouble
         stuck = self.pulse.stuck(now)
         if stuck:
-            log.error("stuck", parts=stuck)
+            log.error("heartbeat_stalled", parts=stuck)
         return not stuck
 
     def configure(self, settings: Settings) -> None:

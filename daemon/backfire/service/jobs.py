@@ -1,10 +1,11 @@
-"""The daemon's books: the active jobs in memory beside their rows in the store.
+"""The active jobs: in memory, each as it stands in the store, with when its next step may be tried.
 
-Owns no decision; intake, publisher and dispatcher record theirs here.
+Decides nothing: intake, retry policy and publisher record their decisions here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections import defaultdict
@@ -12,24 +13,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 
-from backfire.errors import BackfireError
+from backfire.errors import BackfireError, Code
+from backfire.files.inbox import Signature
 from backfire.service.spool import Spool
-from backfire.service.store.store import Store
+from backfire.service.store.store import Changes, Store
 from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 
+RETRY_MAX_S = 600.0
+"""No step waits longer for its next try: a later time means that the clock was set back."""
+STUCK_AFTER = 3
+"""After so many failed tries in a row `once` no longer waits for a job or a worker."""
 
-LONGEST_S = 600.0
-"""No step is put off for longer: a later time means that the clock was set back."""
 
-
-class Unforeseen(Exception):
-    """A fault of ours in the midst of one job's step; `__cause__` is what was raised."""
+class InternalError(Exception):
+    """A bug of Backfire met one job's step; `__cause__` is what was raised."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.name)
@@ -37,32 +40,36 @@ class Unforeseen(Exception):
 
 
 @contextmanager
-def blaming(job: Job) -> Iterator[None]:
-    """Bring what nobody foresaw within home to the job: it is to cost that one, and no other.
+def isolated(job: Job) -> Iterator[None]:
+    """Attribute an unexpected exception to the job whose step raised it, so that it costs no other job.
 
     Raises:
-        Unforeseen: in place of anything but what has its handlers, a BackfireError or an OSError.
+        InternalError: in place of anything but a BackfireError or an OSError, which callers expect.
     """
     try:
         yield
-    except (BackfireError, OSError, Unforeseen):
+    except (BackfireError, OSError, InternalError):
         raise
     except Exception as error:
-        raise Unforeseen(job) from error
+        raise InternalError(job) from error
 
 
 @dataclass
-class Ledger:
-    """The active jobs by path, each as it stands in the store.
+class Jobs:
+    """The active jobs by path.
 
     Attributes:
+        store: the job database.
+        spools: the folder of the jobs' spool folders.
         now: wall clock, Unix seconds.
-        monotonic: for waiting; no clock change touches it.
+        monotonic: the clock for waiting, which no setting of the wall clock affects.
         listeners: called as listener(job, timings) with the job as it is about to be recorded.
-        troubles: how often in a row a job's next step was put off.
-        faults: how often a fault of ours met a job.
-        hindered: how often the system was in a job's way, and how many had been worked before the first time.
-        published, failed: jobs that came to rest since the start.
+        active: the jobs by their paths in the inbox.
+        failed_tries: by job id, how often in a row its next step could not be done.
+        internal_errors: by job id, how often a bug of Backfire met it.
+        hindered: by job id, how often the system prevented its work, and how many jobs had been worked
+            before the first time.
+        published, failed: how many jobs ended so since the start.
     """
 
     store: Store
@@ -70,9 +77,9 @@ class Ledger:
     now: Callable[[], float]
     monotonic: Callable[[], float] = time.monotonic
     listeners: list[Callable[[Job, dict[str, float] | None], None]] = field(default_factory=list)
-    jobs: dict[bytes, Job] = field(default_factory=dict)
-    troubles: dict[int, int] = field(default_factory=dict)
-    faults: dict[int, int] = field(default_factory=dict)
+    active: dict[bytes, Job] = field(default_factory=dict)
+    failed_tries: dict[int, int] = field(default_factory=dict)
+    internal_errors: dict[int, int] = field(default_factory=dict)
     hindered: dict[int, tuple[int, int]] = field(default_factory=dict)
     published: int = 0
     failed: int = 0
@@ -81,46 +88,51 @@ class Ledger:
     _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
-        """Read the active jobs, and drop the spools of all others."""
-        self.jobs.clear()
+        """Read the active jobs from the store, and delete the spool folders of all others."""
+        self.active.clear()
         self._by_state.clear()
         self._ended.clear()
         for job in self.store.active():
-            self.remember(job)
-        known = {str(job.id) for job in self.jobs.values()}
+            self._remember(job)
+        known = {str(job.id) for job in self.active.values()}
         with suppress(FileNotFoundError):
             for folder in self.spools.iterdir():
                 if folder.name not in known:
                     shutil.rmtree(folder, ignore_errors=True)
+
+    # Looking up
 
     def spool(self, job: Job) -> Spool:
         """The job's private folder."""
         return Spool(self.spools / str(job.id))
 
     def of(self, *states: JobState) -> list[Job]:
-        """The active jobs in these states; a backlog of other states costs nothing."""
+        """The active jobs in these states; the cost does not grow with the jobs in other states."""
         return [job for state in states for job in self._by_state[state].values()]
 
-    def count(self, state: JobState) -> int:
-        """How many active jobs are in a state."""
-        return len(self._by_state[state])
-
-    def remember(self, job: Job) -> Job:
-        """Take over a row that the store returned."""
-        before = self.jobs.get(job.path)
-        if before is not None:
-            self._by_state[before.state].pop(before.id, None)
-        self.jobs[job.path] = job
-        self._by_state[job.state][job.id] = job
-        return job
+    # Recording
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """One commit for what is recorded within; only then the jobs that ended are forgotten."""
+        """One commit for all that is recorded within; only after it the jobs that ended are forgotten."""
         with self.store.together():
             yield
         while self._ended:
             self._forget(*self._ended.pop())
+
+    def add(self, paths: list[bytes]) -> list[Job]:
+        """A new job for each path, relative to the inbox, that has no active one."""
+        return [self._remember(job) for job in self.store.add(paths, at=self.now())]
+
+    def start(self, job: Job) -> Job:
+        """READY → RUNNING under a new lease, with one attempt more."""
+        return self._remember(self.store.start_attempt(job.id, at=self.now()))
+
+    def give_back(
+        self, job: Job, state: JobState = JobState.READY, *, detail: dict[str, Any] | None = None
+    ) -> Job:
+        """RUNNING → `state`; the attempt does not count."""
+        return self._remember(self.store.give_back(job.id, at=self.now(), state=state, detail=detail))
 
     def update(
         self,
@@ -129,35 +141,78 @@ class Ledger:
         *,
         detail: dict[str, Any] | None = None,
         timings: dict[str, float] | None = None,
-        **fields: Any,
+        **changes: Unpack[Changes],
     ) -> Job:
-        """Tell the listeners of a step, then record it: what they write down survives a crash in between."""
-        self.troubles.pop(job.id, None)
+        """Tell the listeners of a step, then record it.
+
+        In this order, so that what the listeners write down survives a crash in between.
+
+        Args:
+            job, state: which job, and its new state.
+            detail: JSON for the job's history.
+            timings: seconds by stage, for the listeners.
+            changes: other columns of the job.
+        """
+        self.failed_tries.pop(job.id, None)
         now = self.now()
         for listen in self.listeners:
-            listen(replace(job, state=state, updated=now, **fields), timings)
-        return self.remember(self.store.update(job.id, state, at=now, detail=detail, **fields))
+            listen(replace(job, state=state, updated=now, **changes), timings)
+        return self._remember(self.store.update(job.id, state, at=now, detail=detail, **changes))
 
-    def rest(
+    def refuse(self, job: Job, files: dict[bytes, Signature], code: Code, message: str) -> None:
+        """Have a job set aside whose files are not to be read.
+
+        Args:
+            job: one that was not started.
+            files: the picture and what lies beside it as a scan saw them; empty if it saw none.
+            code, message: why.
+        """
+        if job.path not in files:
+            return  # the next scan finds out what became of it
+        try:
+            self.spool(job).refuse(files)
+        except OSError as error:
+            self.retry_later(job, error)
+            return
+        self.update(
+            job,
+            JobState.SETTING_ASIDE,
+            code=code.value,
+            message=message,
+            input_sha256=None,
+            mask_sha256=None,
+            key=_unread_key(files[job.path]),
+        )
+
+    def end(
         self,
         job: Job,
         state: JobState,
         *,
         detail: dict[str, Any] | None = None,
         timings: dict[str, float] | None = None,
-        **fields: Any,
+        **changes: Unpack[Changes],
     ) -> None:
-        """Record a job's end, log its one line, forget it and its spool."""
-        job = self.update(job, state, detail=detail, timings=timings, **fields)
+        """Record a job's end, log its one line, and forget the job and its spool folder; see `update`."""
+        job = self.update(job, state, detail=detail, timings=timings, **changes)
         self._ended.append((job, {"timings_s": timings, **(detail or {})}))
         if not self.store.is_together:
             self._forget(*self._ended.pop())
 
+    def _remember(self, job: Job) -> Job:
+        """Keep a row as the store returned it."""
+        before = self.active.get(job.path)
+        if before is not None:
+            self._by_state[before.state].pop(before.id, None)
+        self.active[job.path] = job
+        self._by_state[job.state][job.id] = job
+        return job
+
     def _forget(self, job: Job, told: dict[str, Any]) -> None:
-        del self.jobs[job.path]
+        del self.active[job.path]
         del self._by_state[job.state][job.id]
         self._retry_at.pop(job.id, None)
-        self.faults.pop(job.id, None)
+        self.internal_errors.pop(job.id, None)
         self.hindered.pop(job.id, None)
         self.spool(job).drop()
         self.published += job.state == JobState.ARCHIVED
@@ -176,20 +231,35 @@ class Ledger:
             **told,
         )
 
+    # Waiting
+
     def due(self, job: Job) -> bool:
         """Whether the job's next step may be tried now."""
-        held = self.now() < job.not_before <= self.now() + LONGEST_S
+        held = self.now() < job.not_before <= self.now() + RETRY_MAX_S
         return not held and self.monotonic() >= self._retry_at.get(job.id, 0.0)
 
-    def put_off(self, job: Job, seconds: float) -> None:
-        """Try the job's next step again no sooner than that."""
+    def wait(self, job: Job, seconds: float) -> None:
+        """Try the job's next step no sooner than in so many seconds."""
         self._retry_at[job.id] = self.monotonic() + seconds
 
-    def postpone(self, job: Job, error: BaseException) -> None:
-        """Try the job's next step again later, without burning an attempt; said at every tenth time."""
-        count = self.troubles[job.id] = self.troubles.get(job.id, 0) + 1
+    def retry_later(self, job: Job, error: BaseException) -> None:
+        """Try a step that failed again, later each time; no attempt is counted.
+
+        The first failure and every tenth one after it are logged and added to the job's history.
+        """
+        count = self.failed_tries[job.id] = self.failed_tries.get(job.id, 0) + 1
         wait = min(2.0 * 2 ** min(count, 10), 60.0)
-        self.put_off(job, wait)
+        self.wait(job, wait)
         if count % 10 == 1:
             log.warning("postponed", path=job.name, state=job.state.value, error=str(error), retry_s=wait)
             self.store.update(job.id, job.state, at=self.now(), detail={"reason": str(error)})
+
+    def is_stuck(self, job: Job) -> bool:
+        """Whether the job failed or was hindered so often in a row that `once` need not wait for it."""
+        hindered = self.hindered.get(job.id, (0, 0))[0]
+        return max(self.failed_tries.get(job.id, 0), hindered) >= STUCK_AFTER
+
+
+def _unread_key(signature: Signature) -> str:
+    """A key for a picture whose content nobody read."""
+    return hashlib.sha256(repr(tuple(signature)).encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""The daemon's loop: take in, dispatch to the worker, publish; and word to systemd.
+"""The daemon's loop: take in, dispatch to the workers, publish.
 
-One thread owns everything; the children work the pictures. Each step is written so that doing it
-again after a crash is harmless (DESIGN invariants 1, 2 and 5). Longer than 300 lines so that a round, and all
-that may go wrong in it, is read in one place.
+One thread does everything but work on pictures, which the workers' processes do. Each step is written so that
+doing it again after a crash is harmless: nothing is lost, and nothing is published twice.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ from backfire.errors import ConfigError, StoreError
 from backfire.files import durable
 from backfire.files.inbox import Hints
 from backfire.service import preflight
-from backfire.service.dispatcher import PATIENCE, Dispatcher
+from backfire.service.dispatcher import Dispatcher, OnProgress
 from backfire.service.health import Operations
+from backfire.service.heartbeat import Heartbeat
+from backfire.service.inbox import Inbox
 from backfire.service.intake import Intake
-from backfire.service.jobs import LONGEST_S, Ledger, Unforeseen
+from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, InternalError, Jobs
+from backfire.service.pool import Pool
 from backfire.service.publisher import Publisher
-from backfire.service.store.retention import History
+from backfire.service.retry_policy import RetryPolicy
 from backfire.service.store.store import Store
 from backfire.service.systemd import notify
 from backfire.types import Job
 
 log = structlog.get_logger()
 
-HEARTBEAT_S = 2.0
-BEAT_PATIENCE_S = 0.5
-"""A heartbeat that is not heard is followed by another."""
 TICK_S = 0.5
 BURST_S = 0.05
-"""So that one scan serves a burst of events."""
+"""Waited after an event, so that one scan serves a burst of them."""
 STORE_PAUSE_S = 5.0
-PRUNE_S = 3600.0
-BEARABLE = 10
-"""Rounds without a good one between that may fail of one job, or of themselves, before the daemon ends."""
+"""Between two tries to use a database that cannot be used."""
+FAILED_ROUNDS_MAX = 10
+"""So many rounds without a good one between them may fail because of one job, or of the loop itself."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many jobs came to rest, and how many `once` left waiting."""
+    """How many jobs were published and failed, and how many `once` left waiting."""
 
     published: int = 0
     failed: int = 0
@@ -60,9 +59,9 @@ class Service:
     Args:
         settings: the configuration.
         load: reads the configuration again, for `reload`.
-        monotonic: the settling clock.
+        monotonic: the clock by which it waits.
         now: wall clock for records, Unix seconds.
-        on_progress: called as (job, phase, done, total) while the child works.
+        on_progress: called as (job, phase, done, total) while a worker works.
 
     Raises:
         ConfigError: an unknown name, a folder that cannot be made, another daemon at work here.
@@ -76,40 +75,41 @@ class Service:
         load: Callable[[], Settings] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        on_progress: Callable[[Job, str, int, int], None] = lambda job, phase, done, total: None,
+        on_progress: OnProgress = lambda job, phase, done, total: None,
     ) -> None:
         preflight.require_names(settings)
         self.settings = settings
         self._load = load or (lambda: settings)
-        self._monotonic = monotonic
         preflight.make_folders(settings)
         self._locks = [
             preflight.lock(settings.folders.state / "lock"),
             preflight.lock(settings.folders.inbox),
         ]
         store = Store(settings.folders.database)
-        self._ledger = Ledger(store, settings.folders.state / "spool", now, monotonic)
-        self._history = History(store, now, monotonic)
         self._wake = threading.Event()
-        self._intake = Intake(settings, self._ledger, self._wake, monotonic)
-        self._publisher = Publisher(settings, self._ledger, self._intake)
-        self._dispatcher = Dispatcher(
-            settings, self._ledger, self._intake, self._publisher, monotonic, on_progress
-        )
+        self._jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
+        self._inbox = Inbox(settings, self._jobs, monotonic)
+        self._intake = Intake(settings, self._jobs, self._inbox, self._wake, monotonic)
+        self._pool = Pool(settings, monotonic)
+        self._policy = RetryPolicy(settings, self._jobs, self._inbox, self._pool)
+        self._dispatcher = Dispatcher(settings, self._jobs, self._pool, self._policy, on_progress)
+        self._publisher = Publisher(settings, self._jobs, self._inbox)
         self._operations = Operations(
-            settings, self._ledger, silence_s=settings.limits.silence_s, monotonic=monotonic
+            settings, self._jobs, silence_s=settings.limits.silence_s, monotonic=monotonic
         )
-        self._next_beat = self._next_prune = self._next_sign = 0.0
+        self._heartbeat = Heartbeat(
+            settings, self._jobs, self._inbox, self._intake, self._pool, self._operations, self._wake
+        )
         self._resuming: bool | None = True
-        """Whether jobs are to be taken up as after a crash, or as after a fault of the store; None if not."""
-        self._faults: Counter[int | None] = Counter()
-        """Rounds since the last good one that failed of a job, or, None, of themselves."""
-        self._want_of_space = self._refused_config = ""
+        """Whether running jobs are to be taken up as after a crash, or as after a failure of the store; None
+        if they are not."""
+        self._failed_rounds: Counter[int | None] = Counter()
+        """Rounds since the last good one that failed because of a job, by its id, or, None, of themselves."""
         # Plain flags: an Event's lock may be held by the very code that a signal interrupted.
         self._stopping = self._reloading = False
 
     def stop(self) -> None:
-        """Ask the loop to end: no new job, the running one is given back. Safe in a signal handler."""
+        """Ask the loop to end and to give running jobs back. Safe in a signal handler."""
         self._stopping = True
 
     def reload(self) -> None:
@@ -118,33 +118,35 @@ class Service:
 
     def run(self, *, until_idle: bool = False) -> Summary:
         """Work until stopped, or until nothing waits any more but what cannot go on now."""
-        self._ledger.load()
+        self._jobs.load()
         hints = Hints(self.settings.folders.inbox, self.settings.watch.mode, self._wake)
-        self._tell_mode(hints)
-        log.info("ready", inbox=str(self._intake.root), mode=hints.mode, waiting=len(self._ledger.jobs))
+        self._log_polling(hints)
+        log.info("ready", inbox=str(self._inbox.root), mode=hints.mode, waiting=len(self._jobs.active))
         self._operations.start()
         notify("READY=1", "STATUS=watching")
-        deafen = durable.on_heartbeat(self._alive)
+        stop_listening = durable.on_heartbeat(self._heartbeat.progress)
         try:
-            while not self._stopping and not (until_idle and self._idle()):
-                self.go_on(hints)
+            while not self._stopping and not (until_idle and self._is_idle()):
+                self.round(hints)
         finally:
             hints.close()
             notify("STOPPING=1")
             self._end()
-            deafen()
-        return Summary(self._ledger.published, self._ledger.failed, len(self._ledger.jobs))
+            stop_listening()
+        return Summary(self._jobs.published, self._jobs.failed, len(self._jobs.active))
 
-    def _end(self) -> None:
-        """Give back what is being worked, and publish what is finished as far as no fault is in the way."""
-        for step in (self._dispatcher.drain, self._publisher.step):
-            try:
-                step()
-            except Unforeseen as fault:
-                log.error("unforeseen", path=fault.job.name, exc_info=fault.__cause__)
+    def close(self) -> None:
+        """Give up the store and the locks."""
+        self._operations.close()
+        self._jobs.store.close()
+        for lock in self._locks:
+            if lock is not None:
+                os.close(lock)
 
-    def go_on(self, hints: Hints) -> None:
-        """One round, whatever happens in it.
+    # A round, and what may go wrong in it
+
+    def round(self, hints: Hints) -> None:
+        """One round of the loop, whatever happens in it.
 
         Raises:
             StoreError: the database needs a person.
@@ -154,69 +156,69 @@ class Service:
             if self._resuming is not None:
                 self._dispatcher.resume(crashed=self._resuming)
                 self._resuming = None
-            self._turn(hints)
+            self._step(hints)
         except StoreError as error:
             if not error.transient:
                 raise
             self._resuming = bool(self._resuming)
-            self._outlast(error)
-        except Unforeseen as fault:
-            self._bear(fault.__cause__ or fault, fault.job)
+            self._await_database(error)
+        except InternalError as error:
+            self._recover(error.__cause__ or error, error.job)
         except Exception as error:
-            self._bear(error, None)
+            self._recover(error, None)
             self._wake.wait(TICK_S)
         else:
-            self._faults.clear()
+            self._failed_rounds.clear()
 
-    def _bear(self, error: BaseException, job: Job | None) -> None:
-        """Take up the books as a restart would, and let a fault of ours cost the one job that it met."""
-        culprit = job.id if job else None
-        self._faults[culprit] += 1
-        if self._faults[culprit] > BEARABLE:
-            raise error
-        log.error("unforeseen", path=job.name if job else None, exc_info=error)
-        self._resuming = bool(self._resuming)
-        try:
-            self._ledger.load()
-            if job is not None and (job := self._ledger.jobs.get(job.path)) is not None:
-                self._dispatcher.let_go(job)
-                self._publisher.bear(job, error)
-        except StoreError as trouble:
-            if not trouble.transient:
-                raise
-            self._outlast(trouble)
-        except Exception as worse:  # the books of a fault may have one too
-            log.error("unforeseen", path=job.name if job else None, exc_info=worse)
-            if job is not None:
-                self._ledger.put_off(job, LONGEST_S)
-
-    def _turn(self, hints: Hints) -> None:
-        """One round: whatever can go on goes one step on; waits for the child or for a moment."""
+    def _step(self, hints: Hints) -> None:
+        """Whatever can go on goes one step on; then wait for the workers, or for a moment."""
         if self._reloading:
             self._reloading = False
             self._reconfigure(hints)
-        room = not self._want_of_space
-        self._intake.step(may_take=room, ahead=self._dispatcher.pace)
+        room = not self._heartbeat.disk_space
+        self._intake.step(may_copy=room, ahead=self._pool.pace)
         began = room and self._dispatcher.step()
-        placed = self._publisher.step()  # while the child works the next job
-        if self._dispatcher.running:
+        placed = self._publisher.step()  # while the workers work the next jobs
+        if self._pool.running:
             self._dispatcher.listen(TICK_S)
         elif not (began or placed or self._intake.busy):
             self._wake.wait(TICK_S)
             time.sleep(BURST_S)
-        self._beat(hints)
+        self._heartbeat.beat(hints)
 
-    def _outlast(self, error: StoreError) -> None:
-        """Wait, then take up the store as a restart would: what failed was rolled back."""
-        log.error("database unusable", error=str(error), again_in_s=STORE_PAUSE_S)
+    def _recover(self, error: BaseException, job: Job | None) -> None:
+        """Load the jobs as a restart would, and let an internal error cost only the job that it met."""
+        culprit = job.id if job else None
+        self._failed_rounds[culprit] += 1
+        if self._failed_rounds[culprit] > FAILED_ROUNDS_MAX:
+            raise error
+        log.error("internal_error", path=job.name if job else None, exc_info=error)
+        self._resuming = bool(self._resuming)
+        try:
+            self._jobs.load()
+            if job is not None and (job := self._jobs.active.get(job.path)) is not None:
+                self._dispatcher.let_go(job)
+                self._policy.internal_error(job, error, is_out=self._publisher.is_out(job))
+        except StoreError as failure:
+            if not failure.transient:
+                raise
+            self._await_database(failure)
+        except Exception as second:  # what handles an internal error may meet one too
+            log.error("internal_error", path=job.name if job else None, exc_info=second)
+            if job is not None:
+                self._jobs.wait(job, RETRY_MAX_S)
+
+    def _await_database(self, error: StoreError) -> None:
+        """Wait until the database can be used, then load the jobs: what failed was rolled back."""
+        log.error("database_unavailable", error=str(error), again_in_s=STORE_PAUSE_S)
         deadline = time.monotonic() + STORE_PAUSE_S
         while not self._stopping:
-            notify("WATCHDOG=1", "STATUS=waiting for the database", patience_s=BEAT_PATIENCE_S)
+            self._heartbeat.waiting_for_database()
             time.sleep(min(TICK_S, STORE_PAUSE_S))
             if time.monotonic() < deadline:
                 continue
             try:
-                self._ledger.load()
+                self._jobs.load()
             except StoreError as again:
                 if not again.transient:
                     raise
@@ -224,30 +226,29 @@ class Service:
             else:
                 return
 
-    def close(self) -> None:
-        """Give up the store and the locks."""
-        self._operations.close()
-        self._ledger.store.close()
-        for lock in self._locks:
-            if lock is not None:
-                os.close(lock)
+    # Ending and reloading
 
-    def _idle(self) -> bool:
-        """Whether nothing is left to do, or only what was put off again and again."""
-        if self._dispatcher.running:
+    def _is_idle(self) -> bool:
+        """Whether nothing is left to do, or only what failed again and again."""
+        if self._pool.running:
             return False
-        if self._intake.trouble or self._want_of_space or self._dispatcher.pauses >= PATIENCE:
+        if self._inbox.trouble or self._heartbeat.disk_space or self._pool.pauses >= STUCK_AFTER:
             return True
-        stuck = all(
-            self._ledger.troubles.get(job.id, 0) >= PATIENCE or self._dispatcher.is_stuck(job)
-            for job in self._ledger.jobs.values()
-        )
+        stuck = all(self._jobs.is_stuck(job) for job in self._jobs.active.values())
         return self._intake.scanned and stuck and not self._wake.is_set()
 
-    def _reconfigure(self, hints: Hints) -> None:
-        """Swap the configuration if all of it is good, else keep the old one and say so.
+    def _end(self) -> None:
+        """Give back what is being worked, and publish what is finished."""
+        for step in (self._dispatcher.drain, self._publisher.step):
+            try:
+                step()
+            except InternalError as error:
+                log.error("internal_error", path=error.job.name, exc_info=error.__cause__)
 
-        The running job ends under the settings it was started with; its receipt names them.
+    def _reconfigure(self, hints: Hints) -> None:
+        """Use the new configuration if all of it is good, else keep the old one and log why.
+
+        Running jobs end under the settings with which they were started; their receipts name them.
         """
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
@@ -256,67 +257,24 @@ class Service:
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")
         except ConfigError as error:
-            self._refused_config = str(error)
-            log.error("configuration refused", error=str(error), kept=self.settings.sha256[:12])
+            self._heartbeat.refused_config = str(error)
+            log.error("configuration_refused", error=str(error), kept=self.settings.sha256[:12])
         else:
-            self._refused_config = ""
-            self.settings = settings
-            for part in (self._intake, self._publisher, self._dispatcher):
-                part.configure(settings)
-            self._operations.configure(settings)
-            self._dispatcher.reconsider()
+            self._heartbeat.refused_config = ""
+            self._configure(settings)
             if hints.watch(settings.watch.mode):
-                self._tell_mode(hints)
-            log.info("configuration reloaded", sha256=settings.sha256[:12])
-        self._next_beat = 0.0
+                self._log_polling(hints)
+            log.info("configuration_reloaded", sha256=settings.sha256[:12])
+        self._heartbeat.configure(self.settings)
         notify("READY=1")
 
-    def _tell_mode(self, hints: Hints) -> None:
+    def _configure(self, settings: Settings) -> None:
+        self.settings = settings
+        for part in (self._inbox, self._intake, self._pool, self._policy, self._dispatcher):
+            part.configure(settings)
+        self._operations.configure(settings)
+        self._dispatcher.reconsider()
+
+    def _log_polling(self, hints: Hints) -> None:
         if hints.trouble:
             log.warning("polling", reason=hints.trouble, every_s=self.settings.watch.rescan_s)
-
-    def _beat(self, hints: Hints) -> None:
-        """Look after what changes slowly, and tell systemd and `backfire status` that we are alive."""
-        now = self._monotonic()
-        if now < self._next_beat:
-            return
-        self._next_beat = now + HEARTBEAT_S
-        if not self._intake.trouble and hints.renew():
-            log.warning("watching anew", mode=hints.mode)
-            self._wake.set()
-        want = preflight.want_of_space(self.settings)
-        if bool(want) != bool(self._want_of_space):
-            log.warning("no space", error=want) if want else log.info("space again")
-        self._want_of_space = want
-        if now >= self._next_prune:
-            self._prune(now)
-        waiting = len(self._ledger.jobs)
-        working = ", ".join(job.name for job in self._dispatcher.running) or None
-        refused = self._refused_config and f"new configuration refused: {self._refused_config}"
-        fact = {
-            "pid": os.getpid(),
-            "working": working,
-            "waiting": waiting,
-            "trouble": "; ".join(filter(None, (self._intake.trouble, want, refused))),
-        }
-        self._ledger.store.set_fact("daemon", fact, at=self._ledger.now())
-        # After a scan that took long the next one is late on purpose.
-        self._operations.pulse.rescan_s = max(self.settings.watch.rescan_s, self._intake.pause)
-        alive = self._operations.beat(
-            scan=self._intake.last_scan, heard=self._dispatcher.heard, trouble=self._intake.trouble
-        )
-        status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
-        notify(*["WATCHDOG=1"] * alive, status, patience_s=BEAT_PATIENCE_S)
-
-    def _alive(self) -> None:
-        """A long step moves on, perhaps in another thread: for once the loop cannot say so itself."""
-        now = self._monotonic()
-        self._operations.pulse.moved(now)
-        if now >= self._next_sign:
-            self._next_sign = now + HEARTBEAT_S
-            notify("WATCHDOG=1", patience_s=BEAT_PATIENCE_S)
-
-    def _prune(self, now: float) -> None:
-        pruned = self._history.prune(self.settings.limits.history_days)
-        # A little at a time: the next heartbeat goes on where there is more.
-        self._next_prune = now if pruned else now + PRUNE_S

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: the only prometheus-client door.
 
-Counters and histograms are fed by the ledger as jobs move; gauges are looked up when they are asked for.
+Counters and histograms are fed by the steps of the jobs; gauges are looked up when they are asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from backfire import __version__
-from backfire.service.jobs import Ledger
+from backfire.service.jobs import Jobs
 from backfire.types import ACTIVE, Job, JobState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,10 +27,10 @@ ENDS = frozenset(JobState) - ACTIVE
 
 
 class Metrics:
-    """Listens to the ledger, and words what it heard for Prometheus.
+    """Counts the steps of the jobs, and words what it counted for Prometheus.
 
     Args:
-        ledger: the daemon's books.
+        jobs: the active jobs.
         folders: by name; their free space is told.
         ages: called at each scrape: seconds since each part of the daemon last moved.
         hooks: called at each scrape: deliveries by what became of them.
@@ -38,12 +38,12 @@ class Metrics:
 
     def __init__(
         self,
-        ledger: Ledger,
+        jobs: Jobs,
         folders: Mapping[str, Path],
         ages: Callable[[], Mapping[str, float]],
         hooks: Callable[[], Mapping[str, int]],
     ) -> None:
-        self._ledger, self._folders = ledger, folders
+        self._active, self._folders = jobs, folders
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         build = Gauge("backfire_build", "The software; always 1.", ["version"], registry=registry)
@@ -63,13 +63,13 @@ class Metrics:
         self._stage_seconds = Histogram(
             "backfire_stage_seconds", "A job's stages.", ["stage"], registry=registry, buckets=STAGE_S
         )
-        registry.register(_Now(ledger, folders, ages, hooks))
+        registry.register(_Now(jobs, folders, ages, hooks))
 
     def __call__(self, job: Job, timings: Mapping[str, float] | None = None) -> None:
         """A job is about to be recorded in a new state; `timings` are its seconds by stage."""
         with suppress(OSError):
             if job.state == JobState.READY and job.input_sha256 and not job.attempts:
-                self._bytes.labels("taken").inc(self._ledger.spool(job).input.stat().st_size)
+                self._bytes.labels("taken").inc(self._active.spool(job).input.stat().st_size)
             elif job.state == JobState.PUBLISHED and job.output_path:
                 published = self._folders["outbox"] / os.fsdecode(job.output_path)
                 self._bytes.labels("published").inc(published.stat().st_size)
@@ -91,16 +91,16 @@ class _Now(Collector):
 
     def __init__(
         self,
-        ledger: Ledger,
+        jobs: Jobs,
         folders: Mapping[str, Path],
         ages: Callable[[], Mapping[str, float]],
         hooks: Callable[[], Mapping[str, int]],
     ) -> None:
-        self._ledger, self._folders, self._ages, self._hooks = ledger, folders, ages, hooks
+        self._jobs, self._folders, self._ages, self._hooks = jobs, folders, ages, hooks
 
     def collect(self) -> Iterator[Metric]:
-        jobs = list(self._ledger.jobs.values())  # one step under the interpreter's lock
-        now = self._ledger.now()
+        jobs = list(self._jobs.active.values())  # one step under the interpreter's lock
+        now = self._jobs.now()
         active = GaugeMetricFamily("backfire_active_jobs", "Jobs with work left.", labels=["state"])
         tally = Tally(job.state for job in jobs)
         for active_state in sorted(ACTIVE):
@@ -108,8 +108,10 @@ class _Now(Collector):
         yield active
         oldest = max((now - job.created for job in jobs), default=0.0)
         yield GaugeMetricFamily("backfire_queue_age_seconds", "Age of the oldest active job.", oldest)
-        stuck = len(self._ledger.troubles)
-        yield GaugeMetricFamily("backfire_postponed_jobs", "Jobs whose next step was put off.", stuck)
+        stuck = len(self._jobs.failed_tries)
+        yield GaugeMetricFamily(
+            "backfire_postponed_jobs", "Jobs whose next step failed and is tried again later.", stuck
+        )
         ages = GaugeMetricFamily(
             "backfire_heartbeat_age_seconds", "Since the part last moved.", labels=["part"]
         )

@@ -1,7 +1,7 @@
-"""Who is next in line: folders by priority, then turn about the oldest and the smallest picture.
+"""The order in which waiting pictures are served: by priority, then the oldest and the smallest alternately.
 
-Turn about, so that a small picture does not wait behind a backlog of large ones, nor a large one for
-ever behind small ones. Pure bookkeeping.
+Alternately, so that a small picture does not wait behind a backlog of large ones, nor a large one behind an
+unending stream of small ones. Pure bookkeeping.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def priority(path: bytes, priorities: Mapping[str, int]) -> int:
     return priorities.get(".", 0)
 
 
-class Line:
-    """Jobs in the order in which they are to be served; each is given out once.
+class WaitingQueue:
+    """Jobs in the order in which they are to be served; each is yielded once.
 
     Args:
         jobs: (job, size in bytes) of all that wait.
@@ -39,13 +39,13 @@ class Line:
         self._smallest = sorted(ranked, key=lambda entry: (-entry[0], entry[2], entry[1].id))
 
     def __iter__(self) -> Iterator[tuple[int, Job]]:
-        """(priority, job), first in line first."""
+        """(priority, job), the next one to be served first."""
         served: set[int] = set()
         orders = [iter(self._oldest), iter(self._smallest)]
         while True:
             for order in orders:
                 entry = next((entry for entry in order if entry[1].id not in served), None)
-                if entry is None:  # what one order has given out, the other has not left either
+                if entry is None:  # both orders hold the same jobs, so both are exhausted
                     return
                 served.add(entry[1].id)
                 yield entry[0], entry[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from backfire.config import Settings, parse
 from backfire.service.health import Operations
-from backfire.service.jobs import Ledger
+from backfire.service.jobs import Jobs
 from backfire.service.store.store import Store
 from backfire.types import JobState, Verdict
 from prometheus_client.parser import text_string_to_metric_families
@@ -41,14 +41,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(settings: Settings, clock: Clock) -> Iterator[Ledger]:
+def jobs(settings: Settings, clock: Clock) -> Iterator[Jobs]:
     with Store(settings.folders.state / "jobs.db") as store:
-        yield Ledger(store, settings.folders.state / "spool", clock)
+        yield Jobs(store, settings.folders.state / "spool", clock)
 
 
 @pytest.fixture
-def operations(settings: Settings, ledger: Ledger, clock: Clock) -> Iterator[Operations]:
-    found = Operations(settings, ledger, silence_s=900, monotonic=clock)
+def operations(settings: Settings, jobs: Jobs, clock: Clock) -> Iterator[Operations]:
+    found = Operations(settings, jobs, silence_s=900, monotonic=clock)
     found.start()
     yield found
     found.close()
@@ -75,26 +75,26 @@ def samples(operations: Operations) -> dict[tuple[str, ...], float]:
     }
 
 
-def work(ledger: Ledger, clock: Clock, settings: Settings) -> None:
+def work(jobs: Jobs, clock: Clock, settings: Settings) -> None:
     """One job published, one failed, one waiting."""
-    good, bad, waiting = ledger.store.add([b"good.png", b"bad.png", b"late.png"], at=clock.now - 50)
-    for job in (good, bad, waiting):
-        ledger.remember(job)
-    ledger.spool(good).folder.mkdir(parents=True)
-    ledger.spool(good).input.write_bytes(b"x" * 1000)
-    good = ledger.update(good, JobState.READY, input_sha256="a" * 64)
+    clock.now -= 50
+    good, bad, _ = jobs.add([b"good.png", b"bad.png", b"late.png"])
+    clock.now += 50
+    jobs.spool(good).folder.mkdir(parents=True)
+    jobs.spool(good).input.write_bytes(b"x" * 1000)
+    good = jobs.update(good, JobState.READY, input_sha256="a" * 64)
     (settings.folders.outbox / "good.png").write_bytes(b"y" * 3000)
-    good = ledger.update(
+    good = jobs.update(
         good, JobState.PUBLISHED, output_path=b"good.png", output_sha256="b" * 64, verdict=Verdict.WEAK
     )
-    ledger.rest(good, JobState.ARCHIVED, timings={"optimise": 7.0, "verify": 0.2})
-    ledger.rest(bad, JobState.FAILED, code="empty", message="bad.png: is empty")
+    jobs.end(good, JobState.ARCHIVED, timings={"optimise": 7.0, "verify": 0.2})
+    jobs.end(bad, JobState.FAILED, code="empty", message="bad.png: is empty")
 
 
 def test_metrics_tell_what_happened(
-    operations: Operations, ledger: Ledger, clock: Clock, settings: Settings
+    operations: Operations, jobs: Jobs, clock: Clock, settings: Settings
 ) -> None:
-    work(ledger, clock, settings)
+    work(jobs, clock, settings)
     clock.now += 10
     found = samples(operations)
     expected: dict[tuple[str, ...], float] = {
@@ -168,20 +168,21 @@ def test_a_daemon_without_metrics_never_loads_the_http_server() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_off_by_default(tmp_path: Path, ledger: Ledger) -> None:
-    operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), ledger, silence_s=900)
+def test_off_by_default(tmp_path: Path, jobs: Jobs) -> None:
+    operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), jobs, silence_s=900)
     operations.start()
     assert operations._endpoint is None
-    assert len(ledger.listeners) == 1, "only the hooks, which have nobody to tell"
+    assert len(jobs.listeners) == 1, "only the hooks, which have nobody to tell"
     operations.close()
 
 
-def test_listeners_hear_of_a_step_before_it_is_recorded(ledger: Ledger) -> None:
+def test_listeners_hear_of_a_step_before_it_is_recorded(jobs: Jobs) -> None:
     """A delivery must be on disk when the record says that the job is done."""
-    (job,) = ledger.store.add([b"p.png"], at=1.0)
+    jobs.add([b"p.png"])
+    (job,) = jobs.active.values()
     seen = []
-    ledger.listeners.append(lambda job, _: seen.append((job.state, ledger.store.history(job.id)[-1].state)))
-    ledger.rest(ledger.remember(job), JobState.SKIPPED)
+    jobs.listeners.append(lambda job, _: seen.append((job.state, jobs.store.history(job.id)[-1].state)))
+    jobs.end(job, JobState.SKIPPED)
     assert seen == [(JobState.SKIPPED, JobState.SETTLING)]
 
 

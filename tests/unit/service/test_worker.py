@@ -1,17 +1,25 @@
-"""The daemon's end of the worker."""
+"""What passes between the daemon and a worker, and how a worker ended."""
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from backfire.service import dispatcher
-from backfire.service.worker.local import Child, Outcome
-from backfire.types import Job, JobState
+from backfire.errors import Code
+from backfire.service.worker.local import exit_reason
+from backfire.service.worker.protocol import RESULT, Failed, Finished, Result, read_result, write_result
+from backfire.types import Job, JobState, Verdict
+
+JOB = Job(7, b"p.png", JobState.RUNNING, lease=2)
+FINISHED = Finished(
+    7, 2, Verdict.WEAK, ".png", "a" * 64, on_weak="fail", reasons=("one", "two"), timings_s={"verify": 1.5}
+)
+FAILED = Failed(7, 2, Code.UNREADABLE, "p.png: is no picture", retryable=True)
 
 
 @pytest.mark.parametrize(
@@ -23,18 +31,49 @@ from backfire.types import Job, JobState
         (-(signal.SIGRTMIN + 5), f"killed by signal {signal.SIGRTMIN + 5}"),
     ],
 )
-def test_however_the_child_ended_it_has_words(code: int, words: str) -> None:
-    child: Any = Child.__new__(Child)
-    child._process = SimpleNamespace(join=lambda seconds: None, exitcode=code)
-    assert child.exitcode() == words
+def test_however_a_process_ended_it_has_words(code: int, words: str) -> None:
+    assert exit_reason(code) == words
 
 
-def test_an_outcome_counts_only_under_the_lease_it_was_worked_under(tmp_path: Path) -> None:
-    Outcome(7, lease=2, verdict="protected").write(tmp_path)
-    found = Outcome.read(tmp_path, 2)
-    assert found is not None
-    assert Outcome.read(tmp_path, 3) is None, "it was started anew since"
-    job = Job(7, b"p.png", JobState.RUNNING, lease=2)
-    assert dispatcher._of(found, job)
-    assert not dispatcher._of(found, replace(job, lease=3))
-    assert not dispatcher._of(found, replace(job, id=8))
+@pytest.mark.parametrize("result", [FINISHED, FAILED], ids=["finished", "failed"])
+def test_a_result_is_read_as_it_was_written(tmp_path: Path, result: Result) -> None:
+    write_result(tmp_path, result)
+    assert read_result(tmp_path, JOB) == result
+
+
+def test_a_result_counts_only_for_the_start_it_is_of(tmp_path: Path) -> None:
+    write_result(tmp_path, FINISHED)
+    assert read_result(tmp_path, replace(JOB, lease=3)) is None, "it was started anew since"
+    assert read_result(tmp_path, replace(JOB, id=8)) is None
+    assert FINISHED.concerns(JOB)
+    assert not FINISHED.concerns(replace(JOB, lease=3))
+    assert not FINISHED.concerns(replace(JOB, id=8))
+
+
+OLDER = {"job": 7, "lease": 2, "verdict": "protected", "extension": ".png", "output_sha256": "a" * 64}
+"""As a former version wrote it, which knew one type of outcome."""
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda known: OLDER,
+        lambda known: {**known, "type": "Blessed"},
+        lambda known: {**known, "verdict": "splendid"},
+        lambda known: {**known, "more": 1},
+        lambda known: {"type": "Finished"},
+        lambda known: [known],
+    ],
+    ids=["older version", "unknown type", "unknown verdict", "unknown field", "missing fields", "list"],
+)
+def test_a_result_of_another_version_counts_as_none(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]
+) -> None:
+    write_result(tmp_path, FINISHED)
+    file = tmp_path / RESULT
+    file.write_text(json.dumps(spoil(json.loads(file.read_bytes()))))
+    assert read_result(tmp_path, JOB) is None
+    file.write_bytes(b"{")
+    assert read_result(tmp_path, JOB) is None
+    file.unlink()
+    assert read_result(tmp_path, JOB) is None

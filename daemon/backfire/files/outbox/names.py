@@ -75,3 +75,23 @@ def hidden(target: bytes, key: str) -> bytes:
 def hidden_by(key: str) -> bytes:
     """How all hidden names of a job begin."""
     return f".backfire-{key[:16]}-".encode()
+
+
+FAMILIES = (
+    {b".jpg", b".jpeg", b".jpe", b".jfif"},
+    {b".tif", b".tiff"},
+    {b".heic", b".heif", b".hif"},
+    {b".jp2", b".j2k", b".jpf", b".jpx"},
+)
+"""Extensions of one format; each other format has one."""
+
+
+def renamed(path: bytes, extension: str) -> bytes:
+    """The path with the extension of what was written; another extension of the same format stays."""
+    stem, own = os.path.splitext(path)
+    wanted = os.fsencode(extension.lower())
+    same = next((family for family in FAMILIES if wanted in family), {wanted})
+    if own.lower() in same:
+        return path
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name[: NAME_MAX - len(wanted)] + wanted)

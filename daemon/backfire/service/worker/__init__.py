@@ -1,1 +1,1 @@
-"""The worker: what is ordered of it, and the child process that does it."""
+"""The worker: what is ordered of it and what comes back (`protocol`), and the child process that does it."""

@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 from backfire import config
-from backfire.service.queue import Line, priority
+from backfire.service.queue import WaitingQueue, priority
 from backfire.types import Job, JobState
 
 
@@ -12,8 +12,8 @@ def jobs(*entries: tuple[int, bytes, int]) -> list[tuple[Job, int]]:
     return [(Job(number, path, JobState.SETTLING), size) for number, path, size in entries]
 
 
-def order(line: Line) -> list[int]:
-    return [job.id for _, job in line]
+def order(queue: WaitingQueue) -> list[int]:
+    return [job.id for _, job in queue]
 
 
 def test_the_innermost_folder_with_a_priority_counts() -> None:
@@ -43,14 +43,14 @@ def test_a_folder_is_known_in_either_spelling_of_unicode(tmp_path: Path) -> None
 
 
 def test_oldest_and_smallest_take_turns_and_nobody_is_served_twice() -> None:
-    line = Line(jobs((1, b"1", 90), (2, b"2", 80), (3, b"3", 10), (4, b"4", 20), (5, b"5", 70)), {})
-    assert order(line) == [1, 3, 2, 4, 5]
+    queue = WaitingQueue(jobs((1, b"1", 90), (2, b"2", 80), (3, b"3", 10), (4, b"4", 20), (5, b"5", 70)), {})
+    assert order(queue) == [1, 3, 2, 4, 5]
 
 
 def test_a_priority_goes_before_age_and_size() -> None:
     waiting = jobs((1, b"1", 1), (2, b"urgent/2", 99), (3, b"late/3", 1), (4, b"urgent/4", 98))
-    assert order(Line(waiting, {"urgent": 1, "late": -1})) == [2, 4, 1, 3]
+    assert order(WaitingQueue(waiting, {"urgent": 1, "late": -1})) == [2, 4, 1, 3]
 
 
-def test_an_empty_line_ends() -> None:
-    assert order(Line([], {})) == []
+def test_an_empty_queue_ends() -> None:
+    assert order(WaitingQueue([], {})) == []

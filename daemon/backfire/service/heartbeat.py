@@ -1,0 +1,108 @@
+"""What the daemon reports of itself every few seconds: to systemd, to `backfire status`, to `/healthz`."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import structlog
+
+from backfire.config import Settings
+from backfire.files.inbox import Hints
+from backfire.service import preflight
+from backfire.service.health import Operations
+from backfire.service.inbox import Inbox
+from backfire.service.intake import Intake
+from backfire.service.jobs import Jobs
+from backfire.service.pool import Pool
+from backfire.service.store.retention import History
+from backfire.service.systemd import notify
+
+log = structlog.get_logger()
+
+EVERY_S = 2.0
+REPEATED_S = 0.5
+"""How long a heartbeat may wait to be sent: another one follows it soon."""
+PRUNE_EVERY_S = 3600.0
+
+
+class Heartbeat:
+    """Reports that the daemon is alive, and looks after what changes slowly.
+
+    Attributes:
+        disk_space: which folder's disk has too little room left; empty where none has.
+        refused_config: why the configuration of the last reload was refused; empty if it was not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        inbox: Inbox,
+        intake: Intake,
+        pool: Pool,
+        operations: Operations,
+        wake: threading.Event,
+    ) -> None:
+        self._settings, self._jobs, self._inbox, self._intake = settings, jobs, inbox, intake
+        self._pool, self._operations, self._wake = pool, operations, wake
+        self._history = History(jobs.store, jobs.now, jobs.monotonic)
+        self._next = self._next_prune = self._next_moved = 0.0
+        self.disk_space = self.refused_config = ""
+
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from now on, and report at once."""
+        self._settings = settings
+        self._next = 0.0
+
+    def beat(self, hints: Hints) -> None:
+        """Report, if it is time to."""
+        now = self._jobs.monotonic()
+        if now < self._next:
+            return
+        self._next = now + EVERY_S
+        if not self._inbox.trouble and hints.renew():
+            log.warning("watch_renewed", mode=hints.mode)
+            self._wake.set()
+        self._check_disk_space()
+        if now >= self._next_prune:
+            pruned = self._history.prune(self._settings.limits.history_days)
+            # A little at a time: the next heartbeat goes on where there is more.
+            self._next_prune = now if pruned else now + PRUNE_EVERY_S
+        waiting = len(self._jobs.active)
+        working = ", ".join(job.name for job in self._pool.running) or None
+        refused = self.refused_config and f"new configuration refused: {self.refused_config}"
+        fact = {
+            "pid": os.getpid(),
+            "working": working,
+            "waiting": waiting,
+            "trouble": "; ".join(filter(None, (self._inbox.trouble, self.disk_space, refused))),
+        }
+        self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
+        # After a scan that took long the next one is late on purpose.
+        self._operations.pulse.rescan_s = max(self._settings.watch.rescan_s, self._intake.pause)
+        alive = self._operations.beat(
+            scan=self._intake.last_scan, heard=self._pool.heard, trouble=self._inbox.trouble
+        )
+        status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
+        notify(*["WATCHDOG=1"] * alive, status, patience_s=REPEATED_S)
+
+    def progress(self) -> None:
+        """Note that a long step makes progress, perhaps in another thread, until the next heartbeat."""
+        now = self._jobs.monotonic()
+        self._operations.pulse.moved(now)
+        if now >= self._next_moved:
+            self._next_moved = now + EVERY_S
+            notify("WATCHDOG=1", patience_s=REPEATED_S)
+
+    def waiting_for_database(self) -> None:
+        """The loop does nothing but wait for the database."""
+        notify("WATCHDOG=1", "STATUS=waiting for the database", patience_s=REPEATED_S)
+
+    def _check_disk_space(self) -> None:
+        missing = preflight.want_of_space(self._settings)
+        if missing and not self.disk_space:
+            log.warning("disk_space_low", error=missing)
+        elif self.disk_space and not missing:
+            log.info("disk_space_restored")
+        self.disk_space = missing

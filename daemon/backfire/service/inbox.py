@@ -1,0 +1,262 @@
+"""The inbox as the daemon knows it: where it is mounted, what lies there, what is complete, what changed.
+
+All stages of a picture's trip share it: intake looks for pictures in it, the retry policy asks whether a
+file may still be growing, the publisher asks whether picture and masks are what was copied, and `Originals`
+alone takes files out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from backfire.config import Settings
+from backfire.files import inbox, outbox
+from backfire.files.inbox import Scan, Signature, Taken, Tracker
+from backfire.service.jobs import Jobs
+from backfire.service.spool import Copies
+from backfire.types import Job, JobState, shown
+
+log = structlog.get_logger()
+
+STRAY_S = 60.0
+"""At least so long a file in a folder `masks` waits for its picture before it is taken for a picture."""
+
+
+class Inbox:
+    """The inbox folder of one configuration.
+
+    Attributes:
+        trouble: why the inbox cannot be read at present; empty while it can.
+    """
+
+    def __init__(self, settings: Settings, jobs: Jobs, monotonic: Callable[[], float]) -> None:
+        self._jobs, self._monotonic = jobs, monotonic
+        self._scan = Scan()
+        self._tracker = Tracker(settings.watch.settle_s)
+        self._incomplete: dict[int, dict[bytes, Signature]] = {}
+        self._lone_masks: set[bytes] = set()
+        self._mount: str | None = None
+        self.trouble = ""
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from now on; the folders must be the same."""
+        self._settings, self._watch = settings, settings.watch
+        self._tracker.settle_s = settings.watch.settle_s
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._settings.folders.inbox
+
+    # Looking
+
+    def require_mount(self) -> None:
+        """Refuse to take an empty mount point for the inbox.
+
+        A file system that is mounted further in than before is one that came back.
+
+        Raises:
+            OSError: the share that once held the inbox is gone, or the folder is.
+        """
+        mount = inbox.mount_of(self.root)
+        if self._mount is None:
+            noted = self._jobs.store.fact("inbox")
+            known: dict[str, Any] = noted[0] if noted else {}
+            self._mount = known.get("mount", "") if known.get("path") == str(self.root) else ""
+        if mount and self._mount.startswith(mount) and self._mount != mount:
+            raise OSError(
+                f"{self.root}: lay on {self._mount}, which is not mounted now; mount it again, or, if the "
+                "inbox has moved for good, give it another name in folders.inbox"
+            )
+        if not self.root.is_dir():
+            raise OSError(f"{self.root}: is not there; mount its share or make the folder again")
+        if mount != self._mount:
+            self._mount = mount
+            fact = {"path": str(self.root), "mount": mount}
+            self._jobs.store.set_fact("inbox", fact, at=self._jobs.now())
+
+    def look(self) -> bool:
+        """Scan the inbox.
+
+        Returns:
+            False where it cannot be read (see `trouble`): that must not look like an inbox that was emptied.
+        """
+        now = self._monotonic()
+        try:
+            self.require_mount()
+            found = inbox.scan(self.root, self._watch.ignore, self._watch.proof_ending)
+            self.require_mount()  # the share may have gone during the scan
+        except OSError as error:
+            if not self.trouble:
+                log.warning("inbox_unavailable", error=str(error))
+            self.trouble = str(error)
+            return False
+        if self.trouble:
+            log.info("inbox_restored", inbox=str(self.root))
+            self.trouble = ""
+        self._scan = found
+        self._tracker.observe(found.files, now)
+        return True
+
+    @property
+    def files(self) -> dict[bytes, Signature]:
+        """What the last scan saw, by path."""
+        return self._scan.files
+
+    def pictures(self) -> list[bytes]:
+        """The pictures that the last scan saw, and the files in folders `masks` that must be pictures.
+
+        The latter have had no picture of their own for long. Other masks without a picture are logged, once.
+        """
+        patience = self._watch.settle_s + max(self._watch.mask_wait_s, STRAY_S)
+        now = self._monotonic()
+        lone = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > patience}
+        strays = {path for path in lone if inbox.in_masks_folder(path)}
+        for path in sorted(lone - strays - self._lone_masks):
+            log.warning("mask_without_picture", path=shown(path))
+        self._lone_masks = lone
+        return [*self._scan.pictures, *strays]
+
+    def is_gone(self, path: bytes) -> bool:
+        """Whether the last scan shows that a file has left; False where its folder could not be read."""
+        return path not in self._scan.files and self._scan.knows(path)
+
+    def masks_of(self, path: bytes) -> list[bytes]:
+        """The masks of a picture that the last scan saw."""
+        return self._scan.masks_of(path)
+
+    def files_of(self, path: bytes) -> dict[bytes, Signature]:
+        """Of the picture, its masks and its proof those that the last scan saw."""
+        found = ((name, self._scan.files.get(name)) for name in _beside(path, self._scan))
+        return {name: signature for name, signature in found if signature is not None}
+
+    def look_beside(self, jobs: Iterable[Job]) -> Scan:
+        """Pictures, masks and proofs of some jobs as they lie there now.
+
+        Raises:
+            OSError: the inbox is gone, so that nobody can tell.
+        """
+        self.require_mount()
+        return inbox.scan_beside(self.root, [job.path for job in jobs], self._watch.proof_ending)
+
+    def is_unchanged(self, job: Job, scan: Scan | None = None) -> bool:
+        """Whether a scan, by default the last one, shows picture, masks and proof as they were copied."""
+        scan = scan or self._scan
+        taken = self._jobs.spool(job).files()
+        names = set(_beside(job.path, scan))
+        return set(taken) == names and all(scan.files.get(path) == taken[path] for path in names)
+
+    # What is complete
+
+    def is_settled(self, path: bytes) -> bool:
+        """Whether a picture, its masks and its proof have stood still for the settle time."""
+        now = self._monotonic()
+        return all(self._tracker.settled(name, now) for name in _beside(path, self._scan))
+
+    def lacks_proof(self, path: bytes) -> bool:
+        """Whether the file by which a producer says that a picture is whole is still missing."""
+        return self._watch.proof != "none" and self._scan.proof_of(path) is None
+
+    def awaits_mask(self, path: bytes) -> bool:
+        """Whether a picture that may get a mask has none, and has not yet waited `mask_wait_s` for it."""
+        expects = "sidecar" in self._settings.for_path(path).regions.detectors
+        if not expects or self._scan.masks_of(path):
+            return False
+        return self._stood_still_for(path) < self._watch.settle_s + self._watch.mask_wait_s
+
+    def may_grow(self, job: Job) -> bool:
+        """Whether a picture or mask that ends too early may still be being written.
+
+        It may until its files have stood still for `incomplete_wait_s` longer than the settle time.
+        """
+        patience = self._watch.settle_s + self._watch.incomplete_wait_s
+        return any(self._stood_still_for(path) < patience for path in _beside(job.path, self._scan))
+
+    def note_incomplete(self, job: Job) -> None:
+        """Have `awaits_rest` hold the job until its files change or have stood still for long enough."""
+        self._incomplete[job.id] = self._jobs.spool(job).files()
+
+    def awaits_rest(self, job: Job) -> bool:
+        """Whether the job's files are still those that were found to be incomplete, and may yet grow."""
+        noted = self._incomplete.get(job.id)
+        if noted is None:
+            return False
+        if noted == self.files_of(job.path) and self.may_grow(job):
+            return True
+        del self._incomplete[job.id]
+        return False
+
+    def forget(self, job: Job) -> None:
+        """Drop what was noted about the files of a job that has left the inbox."""
+        self._incomplete.pop(job.id, None)
+
+    def _stood_still_for(self, path: bytes) -> float:
+        return self._tracker.still_for(path, self._monotonic())
+
+    # Copying and taking out
+
+    def copy(self, job: Job) -> Copies:
+        """Copy a picture, its masks and its proof into the job's spool folder; see `Spool.fill`.
+
+        Raises:
+            InputError, OSError: they cannot be copied.
+        """
+        most = self._settings.limits.max_bytes
+        return self._jobs.spool(job).fill(self.root, job.path, self._scan, most=most)
+
+    def copy_again(self, job: Job, target: Path) -> Taken | None:
+        """Copy the picture alone to `target`, whatever it is by now; None if it is gone.
+
+        Raises:
+            InputError: see `inbox.take`.
+            OSError: the inbox is gone, or `target` cannot be written.
+        """
+        self.require_mount()
+        if inbox.signature(self.root, job.path) is None:
+            return None
+        return inbox.take(self.root, job.path, target)
+
+    def remove(self, path: bytes, *, sha256: str, key: str) -> bool:
+        """Remove a file if its content is `sha256`; see `outbox.remove`."""
+        return outbox.remove(self.root, path, sha256=sha256, key=key)
+
+    def move_unread(
+        self, path: bytes, folder: Path, *, key: str, same: Callable[[os.stat_result], bool]
+    ) -> bool:
+        """Move a file to the same path in `folder`, by its name alone; see `outbox.shift`."""
+        return outbox.shift(self.root, path, folder, path, key=key, same=same)
+
+    def wanted_by_others(self, job: Job) -> set[bytes]:
+        """Names, `folded`, of masks and proofs that other pictures in the inbox need.
+
+        It looks at the folder as it is now: pictures that no scan has seen count, and so does a newer one of
+        the job's own name.
+        """
+        return {
+            inbox.folded(name)
+            for path in inbox.rivals(self.root, job.path, self._watch.ignore, self._watch.proof_ending)
+            if not self._has_its_copies(path)
+            for name in (*inbox.mask_names(path), *inbox.proof_names(path, self._watch.proof_ending))
+        }
+
+    def _has_its_copies(self, path: bytes) -> bool:
+        """Whether the picture that lies in the inbox needs nothing from there any more."""
+        found = inbox.signature(self.root, path)
+        if found is None:
+            return True
+        job = self._jobs.active.get(path)
+        if job is None or job.state != JobState.PUBLISHED:
+            return False
+        return self._jobs.spool(job).files().get(path) == found
+
+
+def _beside(path: bytes, scan: Scan) -> list[bytes]:
+    """The picture, then its masks and, last, its proof."""
+    proof = scan.proof_of(path)
+    return [path, *scan.masks_of(path), *([proof] if proof else [])]

@@ -1,0 +1,185 @@
+"""What passes between the daemon and a worker: orders one way, progress and outcomes the other.
+
+Every message carries the job and the lease under which it was started, so that whatever a worker says
+about an earlier start of the same job is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backfire.config import Settings
+from backfire.errors import Code
+from backfire.files import durable
+from backfire.types import Job, Verdict
+
+RESULT = "result.json"
+FILES = ("output", "receipt.json", "sheet.jpg")
+"""What a worker leaves in the spool folder of a job beside `RESULT`."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something about one start of one job."""
+
+    job: int
+    lease: int
+
+    def concerns(self, job: Job) -> bool:
+        """Whether it is about this job as it was last started."""
+        return (self.job, self.lease) == (job.id, job.lease)
+
+
+@dataclass(frozen=True)
+class Order(Message):
+    """A job for a worker.
+
+    Attributes:
+        folder: its spool folder, which holds `input` and the masks.
+        name: the picture's name, for messages.
+        masks: of each mask its name for messages and its file name in the folder.
+        settings: those of the picture.
+        rung: how many rungs of the memory ladder to skip, because the worker was killed on them.
+        device: where to work it if the settings leave that open.
+    """
+
+    folder: Path
+    name: str
+    masks: tuple[tuple[str, str], ...]
+    settings: Settings
+    rung: int = 0
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress(Message):
+    """How far a worker is with a job: `done` of `total` steps of a phase."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Finished(Message):
+    """The spool folder holds `output`, `receipt.json` and, where something was protected, `sheet.jpg`.
+
+    Attributes:
+        verdict: what replaying the edits on the output showed.
+        extension: of the format that was written.
+        output_sha256: of `output`.
+        on_weak: `verify.on_weak` of the settings it was worked under; others may be in force by now.
+        reasons: why the verdict is not better.
+        timings_s: seconds by stage.
+        seconds: how long the worker had the job.
+        worked_as: the picture whose result was taken over; None if this one was worked.
+    """
+
+    verdict: Verdict
+    extension: str
+    output_sha256: str
+    on_weak: Literal["publish", "fail"]
+    reasons: tuple[str, ...] = ()
+    timings_s: dict[str, float] | None = None
+    seconds: float = 0.0
+    worked_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """The picture could not be worked, for a reason of its own.
+
+    Attributes:
+        code, message: why.
+        retryable: whether another attempt may succeed.
+        seconds: how long the worker had the job.
+    """
+
+    code: Code
+    message: str
+    retryable: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hindered(Message):
+    """The system prevented the work: no space in the spool, weights that do not load, a failed GPU.
+
+    Attributes:
+        code, message: what was in the way.
+        suspicious: it may be the picture's doing after all, if others are worked in the meantime.
+        unusable: the worker can do no more work; it needs a new process.
+        seconds: how long the worker had the job.
+    """
+
+    code: Code
+    message: str
+    suspicious: bool = False
+    unusable: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class GivenBack(Message):
+    """The job was returned unworked, so that its attempt does not count."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Interrupted(Message):
+    """The process that worked the job ended in the midst of it: the attempt counts.
+
+    Attributes:
+        reason: how it ended.
+        killed: it was killed, as the kernel does when memory runs out: the next attempt must need less.
+    """
+
+    reason: str
+    killed: bool = False
+
+
+Result = Finished | Failed
+"""An outcome that a worker leaves in the spool before it reports it."""
+
+Outcome = Result | Hindered | GivenBack | Interrupted
+"""How one start of a job ended. All but `Interrupted` come from a worker; the daemon may state any."""
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Leave a result in a spool folder, atomically, after the files beside it are durable.
+
+    Raises:
+        OSError: the spool cannot be written.
+    """
+    part = folder / (RESULT + ".part")
+    part.write_bytes(json.dumps({"type": type(result).__name__, **asdict(result)}).encode())
+    for name in (*FILES, part.name):
+        with suppress(FileNotFoundError):
+            durable.sync(folder / name)
+    part.rename(folder / RESULT)
+
+
+def read_result(folder: Path, job: Job) -> Result | None:
+    """The result that a worker left for the last start of a job.
+
+    None where it did not finish, and where another version of Backfire wrote the file: the picture is
+    worked again then.
+    """
+    try:
+        data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+        kind = data.pop("type")
+        if kind == "Finished":
+            data |= {"verdict": Verdict(data["verdict"]), "reasons": tuple(data["reasons"])}
+            result: Result = Finished(**data)
+        elif kind == "Failed":
+            result = Failed(**{**data, "code": Code(data["code"])})
+        else:
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return result if result.concerns(job) else None
