@@ -1,17 +1,17 @@
-"""The exceptions of Backfire; the scope of an error decides who handles it.
+"""The exceptions of Backfire: what an error concerns decides who handles it.
 
     BackfireError
     ├── ConfigError            refuse to start; exit code 2
-    ├── StoreError             wait where it is transient, else stop; the service manager restarts us
-    └── JobError(code)         this one job ends or is tried again; the others go on
+    ├── StoreError             wait if it is transient, else stop; the service manager restarts the daemon
+    └── JobError(code)         this job ends or is tried again, and the others go on
         ├── InputError             the picture or its mask is not usable: failed at once
-        ├── ModelError             detector or editor trouble: tried again, then failed
-        │   └── DeviceError            the GPU failed at work: a new process, another try
-        ├── BudgetExceeded         the written file changed more than it may: failed
-        └── PublishError           the outbox would not take the result: tried again
+        ├── ModelError             a detector or an editor failed: tried again, then failed
+        │   └── DeviceError            the GPU failed during the work: tried again in a new process
+        ├── BudgetExceeded         pixels of the written file moved by more than they may: failed
+        └── PublishError           the result could not be put in its place: tried again
 
-Anything else raised inside a job becomes `internal`, with its traceback. Messages state
-subject, got, expected, remedy.
+Anything else that is raised inside a job becomes `internal`, with its traceback. A message says what it is
+about, what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Why a job ended; stored with the job, the error file and the log line."""
+    """Why a job ended; it is in the job database, in the error file and in the log."""
 
     UNREADABLE = "unreadable"
     UNSUPPORTED = "unsupported"
@@ -58,7 +58,7 @@ class StoreError(BackfireError):
     """The job database cannot be used.
 
     Args:
-        transient: it may work later without a change by somebody: locked, or its disk is full.
+        transient: whether it may work later by itself, as when it is locked or its disk is full.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
@@ -71,8 +71,8 @@ class JobError(BackfireError):
 
     Args:
         code: the reason, machine-readable.
-        message: subject, got, expected, remedy, for a person.
-        retryable: whether the same job may succeed later without a change by somebody.
+        message: for a person: the subject, what was found, what was expected, what to do.
+        retryable: whether the same job may succeed later by itself.
     """
 
     retryable = False
@@ -96,7 +96,7 @@ class ModelError(JobError):
 
 
 class DeviceError(ModelError):
-    """A GPU failed in the middle of the work. After that the process that used it can do no more on it."""
+    """A GPU failed during the work, after which the process that used it cannot use it any more."""
 
     def __init__(self, message: str) -> None:
         super().__init__(Code.MODEL, message)

@@ -1,7 +1,7 @@
-"""structlog set-up: pretty on a terminal, JSON lines off one. Logs go to stderr; stdout is for results.
+"""The set-up of structlog: coloured lines on a terminal, JSON lines elsewhere, always on stderr.
 
-Warnings and errors that repeat are held back (`RateLimit`), so that a fault that hits ten thousand
-pictures fills no disk; the line of each job is `info` and always stands.
+Repeated warnings and errors are held back (`RateLimit`), so that a fault that affects ten thousand
+pictures does not fill the disk. The line of each finished job is `info` and is always written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 import structlog
 
 BURST, WINDOW_S = 10, 60.0
+"""How many warnings or errors of one name are written within how many seconds."""
 
 
 def setup(*, pretty: bool | None = None, level: int = logging.INFO) -> None:
@@ -35,7 +36,7 @@ def setup(*, pretty: bool | None = None, level: int = logging.INFO) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up at each call, so that a progress display may redirect stderr.
+        # stderr is looked up at each call, because a progress bar replaces it.
         logger_factory=_Logger,
         cache_logger_on_first_use=False,
     )
@@ -44,7 +45,7 @@ def setup(*, pretty: bool | None = None, level: int = logging.INFO) -> None:
 class RateLimit:
     """Lets `burst` warnings or errors of one name pass in `window_s` seconds and drops further ones.
 
-    How many were dropped is told by the first line of any kind after their window, as
+    The first line of any kind after the window says how many were dropped, as
     `suppressed: {event: count}`.
     """
 
@@ -64,7 +65,7 @@ class RateLimit:
         """A structlog processor.
 
         Raises:
-            structlog.DropEvent: the line is one too many.
+            structlog.DropEvent: the line is to be dropped.
         """
         now = self._monotonic()
         if now - self._began >= self._window_s:
@@ -83,7 +84,7 @@ class RateLimit:
 
 
 class _Logger:
-    """Writes to whatever sys.stderr is now; a closed pipe costs a line, never the daemon."""
+    """Writes to what sys.stderr is at the moment; a closed pipe loses lines and does not stop the daemon."""
 
     def __init__(self, *_: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The words of the project as frozen types. Imports nothing of ours; no torch, no Pillow."""
+"""The words of the project as frozen types. Imports nothing else of the package."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ GIF is only read: such pictures are written as PNG."""
 
 
 def shown(path: bytes) -> str:
-    """A path for people, logs and JSON: names need not be UTF-8, so other bytes become escapes."""
+    """A path for people, logs and JSON, with escapes for bytes that are not UTF-8, which names may hold."""
     return path.decode("utf-8", "backslashreplace")
 
 
 def composed(name: bytes | str) -> str:
-    """A name as text in Unicode's NFC, to compare: macOS spells é as two characters, others as one."""
+    """A name as text in Unicode's NFC, for comparing: macOS writes é as two characters, others as one."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
@@ -117,7 +117,7 @@ class Region:
     mask: Mask | None = None
 
     def row(self) -> dict[str, Any]:
-        """The region as receipts and `backfire detect --json` tell it."""
+        """The region as receipts and `backfire detect --json` show it."""
         score = round(self.score, 4)
         return {"box": list(self.box), "label": self.label, "score": score, "detector": self.detector}
 
@@ -200,7 +200,7 @@ ACTIVE = frozenset(
         JobState.PUBLISHED,
     }
 )
-"""States with work left: PUBLISHED still has its original to archive."""
+"""The states with work left; a published picture still has its original to be archived."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Job:
 
     Paths are bytes relative to their folder (inbox, outbox): file names need not be UTF-8.
     Digests are lower-case hex SHA-256, None until the content was read. Times are Unix seconds.
-    `lease` counts the starts, given back or not: what a worker says under an older one is void.
+    `lease` counts the starts of attempts; what a worker reports under an older lease is ignored.
     """
 
     id: int
@@ -232,7 +232,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The path for people."""
+        """The path, for people."""
         return shown(self.path)
 
 
@@ -246,12 +246,12 @@ class Event:
 
 
 def mask_digest(digests: Sequence[str]) -> str | None:
-    """One digest for a picture's sidecar masks from the SHA-256 of each: None without, its own for one."""
+    """One digest for all sidecar masks of a picture from the SHA-256 of each; None if there are none."""
     if len(digests) < 2:
         return digests[0] if digests else None
     return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 
 def job_key(input_sha256: str, mask_sha256: str | None, config_sha256: str) -> str:
-    """The job's key: picture, mask and configuration; names are made of it, and seeds."""
+    """The key of a job, made of picture, mask and configuration; file names and seeds derive from it."""
     return hashlib.sha256(f"{input_sha256}:{mask_sha256 or '-'}:{config_sha256}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""`backfire audit`: is everything that was published and archived still there, and still the same?
+"""`backfire audit`: whether everything that was published and archived is still there and unchanged.
 
-What ought to be there is what the folders' manifests and the job database say. Every file is read
-from the disk again, not from memory. Runs beside the daemon.
+The folders' manifests and the job database say what must be there. Every file is read from the disk again
+and not from memory. It may run beside the daemon.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ from typing import Any
 from backfire.config import Settings
 from backfire.files import durable, manifest, outbox
 from backfire.files.manifest import Entry
+from backfire.pipeline.result import PhaseProgress
 from backfire.types import Job, JobState, shown
 
 FOLDERS = ("outbox", "archive")
 THREADS = 4
-"""Hashing leaves the interpreter's lock; more threads than this only make a disk seek."""
-
-Progress = Callable[[str, int, int], None]
+"""Threads that hash in parallel; more of them would only make a disk seek."""
 
 
 class Kind(StrEnum):
     """What is wrong with a file."""
 
     CHANGED = "changed"
-    """Its content is not what it was, or it is no regular file any more."""
+    """The content is another, or it is no regular file any more."""
     MISSING = "missing"
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
-    """Neither a manifest nor the database knows it."""
+    """Neither a manifest nor the database mentions it."""
     DAMAGED = "damaged"
-    """A line of a manifest that is none."""
+    """A line of a manifest cannot be read."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it ought to be; digests are lower-case hex SHA-256."""
+class Discrepancy:
+    """One thing that is not as it must be; digests are lower-case hex SHA-256."""
 
     folder: str
     path: str
@@ -53,15 +52,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result: `files` and `size` (bytes) count what was read and is as it ought to be."""
+    """The result: `files` and `size` (bytes) count what was read and is unchanged."""
 
     files: int
     size: int
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Discrepancy, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether all is as it ought to be."""
+        """Whether all is as it must be."""
         return not self.findings
 
 
@@ -70,13 +69,13 @@ def audit(
     jobs: Callable[[], Iterable[Job]],
     *,
     folders: Iterable[str] = FOLDERS,
-    progress: Progress = lambda text, done, total: None,
+    progress: PhaseProgress = lambda text, done, total: None,
 ) -> Audit:
-    """Read everything again and compare.
+    """Read everything again and compare it with the records.
 
     Args:
         settings: only the folders are used.
-        jobs: reads the jobs from the database; called again at the end, because the daemon goes on meanwhile.
+        jobs: reads the jobs from the database; called again at the end, because the daemon may run on.
         folders: which of `FOLDERS`.
         progress: called as progress(folder, files done, files in all).
 
@@ -84,23 +83,23 @@ def audit(
         OSError: a folder cannot be listed at all.
     """
     files = size = 0
-    findings: list[Finding] = []
+    findings: list[Discrepancy] = []
     for name in folders:
         folder = settings.folders.named()[name]
         if not folder.is_dir():
-            findings.append(Finding(name, str(folder), Kind.MISSING))
+            findings.append(Discrepancy(name, str(folder), Kind.MISSING))
             continue
-        present = set(_files(folder))  # before the manifests are read: what comes after is not looked at
+        present = set(_files(folder))  # before the manifests are read, so that later files are not checked
         expected, damaged = expected_in(name, folder, jobs())
-        findings += [Finding(name, text, Kind.DAMAGED) for text in damaged]
+        findings += [Discrepancy(name, text, Kind.DAMAGED) for text in damaged]
         present -= expected.keys()
-        for done, outcome in enumerate(_looked(name, folder, expected), start=1):
+        for done, outcome in enumerate(_checked(name, folder, expected), start=1):
             progress(name, done, len(expected))
-            if isinstance(outcome, Finding):
+            if isinstance(outcome, Discrepancy):
                 findings.append(outcome)
             else:
                 files, size = files + 1, size + outcome
-        findings += _strangers(name, folder, present, jobs)
+        findings += _unknown(name, folder, present, jobs)
     order = list(Kind)
     findings.sort(key=lambda finding: (finding.folder, order.index(finding.kind), finding.path))
     return Audit(files, size, tuple(findings))
@@ -109,7 +108,8 @@ def audit(
 def document(result: Audit) -> dict[str, Any]:
     """The result for `--json`."""
     rows = [
-        {name: getattr(finding, name) for name in Finding.__dataclass_fields__} for finding in result.findings
+        {name: getattr(finding, name) for name in Discrepancy.__dataclass_fields__}
+        for finding in result.findings
     ]
     return {"ok": result.ok, "files": result.files, "bytes": result.size, "findings": rows}
 
@@ -117,10 +117,10 @@ def document(result: Audit) -> dict[str, Any]:
 def expected_in(
     name: str, folder: Path, jobs: Iterable[Job]
 ) -> tuple[dict[bytes, set[str]], tuple[str, ...]]:
-    """Path → the digests its content may have, and the damaged lines.
+    """The digests that each path's content may have, and the damaged lines of the manifests.
 
-    A name may be used again after its file was taken away: what lies there must be one of the
-    contents that were put there.
+    A name may be used again after its file was taken away, so that its content must be one of those that
+    were put there.
     """
     listing = manifest.read(folder)
     expected: dict[bytes, set[str]] = {}
@@ -130,7 +130,7 @@ def expected_in(
 
 
 def _from_jobs(name: str, folder: Path, jobs: Iterable[Job], listed: set[Entry]) -> Iterator[Entry]:
-    """What the database knows and the manifests do not: a manifest that was deleted hides nothing."""
+    """What the database knows and the manifests do not, so that deleting a manifest hides nothing."""
     for job in jobs:
         if name == "outbox":
             if job.output_path and job.output_sha256 and job.state in (JobState.PUBLISHED, JobState.ARCHIVED):
@@ -143,7 +143,7 @@ def _from_jobs(name: str, folder: Path, jobs: Iterable[Job], listed: set[Entry])
 
 
 def _files(folder: Path) -> Iterator[bytes]:
-    """Everything below the folder that is no folder, relative to it, but our own hidden files."""
+    """All files below the folder, relative to it, without the daemon's own hidden ones."""
     top = os.fsencode(folder)
     for parent, _, names in os.walk(top):
         for name in names:
@@ -152,10 +152,10 @@ def _files(folder: Path) -> Iterator[bytes]:
                 yield path
 
 
-def _strangers(
+def _unknown(
     name: str, folder: Path, unexpected: set[bytes], jobs: Callable[[], Iterable[Job]]
-) -> Iterator[Finding]:
-    """Files that are still unknown now: the daemon puts a file into place before it writes that down."""
+) -> Iterator[Discrepancy]:
+    """Files that are still unknown; the daemon puts a file in place before it records that."""
     if not unexpected:
         return
     now = list(jobs())
@@ -164,28 +164,28 @@ def _strangers(
     stems = tuple(os.path.splitext(job.path)[0] for job in now if job.state in moving)
     for path in unexpected - known.keys():
         if not path.startswith(stems):
-            yield Finding(name, shown(path), Kind.UNKNOWN)
+            yield Discrepancy(name, shown(path), Kind.UNKNOWN)
 
 
-def _looked(name: str, folder: Path, expected: Mapping[bytes, set[str]]) -> Iterator[Finding | int]:
-    """For each path its size in bytes where it is as it ought to be, else what is wrong."""
+def _checked(name: str, folder: Path, expected: Mapping[bytes, set[str]]) -> Iterator[Discrepancy | int]:
+    """For each path its size in bytes if it is unchanged, else what is wrong."""
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     try:
-        yield from pool.map(lambda item: _look(name, folder, *item), expected.items())
+        yield from pool.map(lambda item: _check(name, folder, *item), expected.items())
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for a whole archive
+        pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for a whole archive
 
 
-def _look(name: str, folder: Path, path: bytes, digests: set[str]) -> Finding | int:
+def _check(name: str, folder: Path, path: bytes, digests: set[str]) -> Discrepancy | int:
     file = os.path.join(os.fsencode(folder), path)
     wanted = " or ".join(sorted(digests))
     try:
         status = os.lstat(file)
         if not stat.S_ISREG(status.st_mode):
-            return Finding(name, shown(path), Kind.CHANGED, wanted, "no regular file")
+            return Discrepancy(name, shown(path), Kind.CHANGED, wanted, "no regular file")
         found = durable.file_sha256(file, from_disk=True)
     except (FileNotFoundError, NotADirectoryError):
-        return Finding(name, shown(path), Kind.MISSING, wanted)
+        return Discrepancy(name, shown(path), Kind.MISSING, wanted)
     except OSError as error:
-        return Finding(name, shown(path), Kind.UNREADABLE, wanted, error.strerror)
-    return status.st_size if found in digests else Finding(name, shown(path), Kind.CHANGED, wanted, found)
+        return Discrepancy(name, shown(path), Kind.UNREADABLE, wanted, error.strerror)
+    return status.st_size if found in digests else Discrepancy(name, shown(path), Kind.CHANGED, wanted, found)

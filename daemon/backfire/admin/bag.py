@@ -1,8 +1,8 @@
 """`backfire bag`: published pictures, originals and receipts as one BagIt bag (RFC 8493).
 
-Every file is compared with what the manifests and the database say of it while it is copied; a bag
-with a changed original, or without one, is never made. The bag stands under its name only when it is
-whole and has been validated. The only door of the library `bagit` (extra `archive`).
+Every file is compared with the manifests and the database while it is copied, so that no bag is made with
+a changed or a missing original. The bag gets its name only when it is complete and validated. This is the
+only module that uses the library `bagit` (extra `archive`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from backfire import __version__
-from backfire.admin.audit import Progress, expected_in
+from backfire.admin.audit import expected_in
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError
 from backfire.files import manifest, outbox
+from backfire.pipeline.result import PhaseProgress
 from backfire.types import Job, shown
 
 SPARE = 64 << 20
-"""Bytes left free beside the bag."""
+"""Bytes that must stay free beside the bag."""
 
 
 @dataclass(frozen=True)
 class Bagged:
-    """The bag's folder, its payload (files, bytes), and published files that were not there any more."""
+    """The bag's folder, its payload (files, bytes), and the published files that were gone already."""
 
     folder: Path
     files: int
@@ -39,7 +40,7 @@ class Bagged:
 
 @dataclass(frozen=True)
 class _Item:
-    """A file to go into the bag; `digests` are the contents it may have, none means any."""
+    """A file for the bag; `digests` are those of the contents that it may have, none allows any."""
 
     source: bytes
     target: str
@@ -53,7 +54,7 @@ def bag(
     *,
     days: Collection[str] = (),
     info: Mapping[str, str] | None = None,
-    progress: Progress = lambda text, done, total: None,
+    progress: PhaseProgress = lambda text, done, total: None,
 ) -> Bagged:
     """Make a bag.
 
@@ -61,13 +62,13 @@ def bag(
         settings: only the folders are used.
         target: the bag's folder, which must not exist.
         jobs: from the database.
-        days: only what was published and archived on these days (UTC, `2026-11-24`); all where left out.
+        days: only what was published and archived on these days (UTC, `2026-11-24`); none takes all.
         info: fields for `bag-info.txt`.
         progress: called as progress(what, done, total).
 
     Raises:
-        ConfigError: `target` exists or has no room, a day is none, or the library is not installed.
-        BackfireError: an original is missing, or a file is not what it was; nothing is left behind.
+        ConfigError: `target` exists or has no room, a day is malformed, or the library is not installed.
+        BackfireError: an original is missing, or a file was changed; nothing is left behind.
     """
     bagit = _library()
     if os.path.lexists(target):
@@ -108,7 +109,7 @@ def bag(
 
 
 def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tuple[list[_Item], list[str]]:
-    """What goes into the bag, and which published files were taken out of the outbox meanwhile."""
+    """What goes into the bag, and which published files were taken out of the outbox."""
     items: list[_Item] = []
     absent: list[str] = []
     for name in ("archive", "outbox"):
@@ -125,7 +126,7 @@ def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tu
                 items.append(_Item(source, f"{name}/{_text(path)}", frozenset(digests)))
             elif name == "archive":
                 raise BackfireError(
-                    f"original {shown(path)}: is missing from {folder}; backfire audit tells all that is"
+                    f"original {shown(path)}: is missing from {folder}; backfire audit lists all that are"
                 )
             else:
                 absent.append(shown(path))
@@ -169,8 +170,8 @@ def _copy(item: _Item, target: Path) -> str:
     if item.digests and found not in item.digests:
         wanted = " or ".join(sorted(item.digests))
         raise BackfireError(
-            f"{shown(item.source)}: is {found}, expected {wanted}; it was changed after it was put away; "
-            "backfire audit tells all that was"
+            f"{shown(item.source)}: is {found}, expected {wanted}; it was changed after it was published or "
+            "archived; backfire audit lists everything that was"
         )
     return found
 

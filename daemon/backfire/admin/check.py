@@ -1,4 +1,4 @@
-"""`backfire check`: will the daemon be able to work here? Each finding is ok or names its remedy."""
+"""`backfire check`: whether the daemon can work here; each line is ok or says what to do."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 
 from backfire import detectors, inpaint
 from backfire.admin import probes
-from backfire.admin.probes import Finding
+from backfire.admin.probes import Check
 from backfire.config import Regions, Settings
 from backfire.errors import BackfireError
 from backfire.files import inbox
 from backfire.perturb import methods
 
 LOW_SPACE = 2 << 30
+"""Free bytes below which the check warns."""
 
 
-def check(settings: Settings) -> Iterator[Finding]:
-    """Folders, space, file systems, inotify, clock, surroundings, device, detectors, methods, editors.
+def check(settings: Settings) -> Iterator[Check]:
+    """Check folders, space, file systems, inotify, clock, addresses, devices, detectors, methods and editors.
 
-    Probes really write: a small hidden file in each folder, or where it will be made, deleted again.
+    A small hidden file is written in each folder, or where the folder will be made, and deleted again.
     """
-    yield Finding("config", f"valid, digest {settings.sha256[:12]}…")
+    yield Check("config", f"valid, digest {settings.sha256[:12]}…")
     for name, folder in settings.folders.named().items():
         yield _folder(name, folder)
     yield from _spaces(settings)
@@ -33,7 +34,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield probes.clock(settings.folders.database)
     yield from probes.surroundings(settings)
     devices = dict.fromkeys((*settings.limits.devices, settings.protect.device))
-    # With devices named, `auto` is any of these.
+    # If devices are named, `auto` is one of them.
     yield from map(_device, [one for one in devices if one != "auto" or not settings.limits.devices])
     if settings.editors:
         yield _loads("declared editors", partial(_declared, settings))
@@ -58,7 +59,7 @@ def _detector(name: str, regions: Regions) -> str:
 
 
 def _method(settings: Settings) -> str:
-    # An unknown editor has a line of its own.
+    # An unknown editor gets a line of its own.
     known = {*inpaint.NAMES, *settings.editors}
     if known.issuperset(settings.protect.surrogates):
         methods.require_fit(settings)
@@ -74,21 +75,21 @@ def _editor(name: str, settings: Settings) -> str:
     return f"weights {inpaint.get(name, settings=settings).weights_sha256[:12]}…"
 
 
-def _folder(name: str, folder: Path) -> Finding:
+def _folder(name: str, folder: Path) -> Check:
     subject = f"folder {name}"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        return Finding(subject, f"{existing} is a file", "move it away or name another folder")
+        return Check(subject, f"{existing} is a file", "move it away or name another folder")
     trouble = probes.write(existing)
     if trouble is not None:
         mode = existing.stat().st_mode & 0o7777
         found = f"{existing} (mode {mode:04o}): uid {os.geteuid()} cannot {trouble.found}"
-        return Finding(subject, found, trouble.remedy)
-    return Finding(subject, f"{folder}" if folder == existing else f"{folder} will be made")
+        return Check(subject, found, trouble.remedy)
+    return Check(subject, f"{folder}" if folder == existing else f"{folder} will be made")
 
 
-def _spaces(settings: Settings) -> Iterator[Finding]:
-    """One line a disk, with all the folders on it."""
+def _spaces(settings: Settings) -> Iterator[Check]:
+    """One line for each disk, with all the folders on it."""
     disks: dict[int, list[str]] = {}
     free: dict[int, int] = {}
     for name, folder in settings.folders.named().items():
@@ -98,30 +99,30 @@ def _spaces(settings: Settings) -> Iterator[Finding]:
         free[disk] = shutil.disk_usage(existing).free
     for disk, names in disks.items():
         remedy = "free some space: results and private copies need it" if free[disk] < LOW_SPACE else ""
-        yield Finding(f"space for {', '.join(names)}", f"{free[disk] / 2**30:.1f} GiB free", remedy)
+        yield Check(f"space for {', '.join(names)}", f"{free[disk] / 2**30:.1f} GiB free", remedy)
 
 
-def _filesystems(settings: Settings) -> Iterator[Finding]:
+def _filesystems(settings: Settings) -> Iterator[Check]:
     kind = inbox.filesystem(settings.folders.state)
     remedy = "SQLite needs a local disk: set folders.state to one" if kind in inbox.NETWORK else ""
-    yield Finding("file system of state", kind, remedy)
+    yield Check("file system of state", kind, remedy)
     kind = inbox.filesystem(settings.folders.inbox)
     blind = kind in inbox.NETWORK and settings.watch.mode == "inotify"
     remedy = "other hosts' changes raise no events here: set watch.mode to auto or polling" if blind else ""
-    yield Finding("file system of inbox", kind, remedy)
+    yield Check("file system of inbox", kind, remedy)
 
 
-def _device(name: str) -> Finding:
+def _device(name: str) -> Check:
     from backfire.perturb.optimiser import pick_device
 
     try:
-        return Finding("device", str(pick_device(name)))
+        return Check("device", str(pick_device(name)))
     except BackfireError as error:
-        return Finding("device", name, str(error))
+        return Check("device", name, str(error))
 
 
-def _loads(subject: str, load: Callable[[], str]) -> Finding:
+def _loads(subject: str, load: Callable[[], str]) -> Check:
     try:
-        return Finding(subject, load())
+        return Check(subject, load())
     except BackfireError as error:
-        return Finding(subject, "not usable", str(error))
+        return Check(subject, "not usable", str(error))

@@ -1,8 +1,8 @@
-"""`backfire demo`: real pictures through the real daemon, in a folder of one's own.
+"""`backfire demo`: sample pictures through the real daemon, in a folder of their own.
 
-The pictures are those scikit-image ships: an astronaut (NASA, public domain), whose face the
-detector finds, and a cup of coffee and a cat (both CC0), with sidecar masks drawn here. Two are made
-smaller: whoever tries it without a GPU waits for every pixel.
+The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds,
+and a cup of coffee and a cat (both CC0), whose sidecar masks are drawn here. Two are made smaller,
+because without a GPU every pixel takes time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def prepare(folder: Path) -> Path:
 
 
 def _mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """White = protected."""
+    """A mask with an ellipse; white = protected."""
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).ellipse(box, fill=255)
     return mask

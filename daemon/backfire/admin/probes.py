@@ -1,4 +1,4 @@
-"""Probes of the machine for `backfire check`: can we write, is the clock sane, who listens?"""
+"""Probes of the machine for `backfire check`: whether folders are writable, the clock sane, ports free."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from backfire.config import Settings
 from backfire.service.hooks import webhook
 
 FEW_WATCHES, FEW_INSTANCES = 8192, 16
+"""Limits of inotify below which the check warns."""
 SKEW_S = 60.0
-"""How far a file server's clock may be off ours; times of files are shown to people and kept."""
+"""How many seconds the clock of a file server may differ; people see the times of files."""
 
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the check; `remedy` is empty where all is well."""
+class Check:
+    """One line of the check; `remedy` is empty if nothing needs doing."""
 
     subject: str
     found: str
@@ -37,10 +38,10 @@ class Finding:
         return not self.remedy
 
 
-def write(folder: Path, *, now: Callable[[], float] = time.time) -> Finding | None:
-    """Make, sync, rename and delete a hidden file as the daemon does; None if all that can be done.
+def write(folder: Path, *, now: Callable[[], float] = time.time) -> Check | None:
+    """Make, sync, rename and delete a hidden file as the daemon does; None if all of it works.
 
-    A mode says little: read-only mounts, ACLs and file servers that distrust root have their own will.
+    The mode alone says little: read-only mounts, ACLs and file servers that distrust root refuse it too.
     """
     first = folder / f".backfire-check-{os.getpid()}.part"
     second = first.with_suffix(".tmp")
@@ -67,7 +68,7 @@ def write(folder: Path, *, now: Callable[[], float] = time.time) -> Finding | No
             errno.EDQUOT: "free some space or raise the quota",
         }
         remedy = remedies.get(error.errno or 0, f"chown or chmod {folder}")
-        return Finding("write", f"{doing} ({error.strerror})", remedy)
+        return Check("write", f"{doing} ({error.strerror})", remedy)
     finally:
         for path in (first, second):
             with suppress(OSError):
@@ -75,50 +76,50 @@ def write(folder: Path, *, now: Callable[[], float] = time.time) -> Finding | No
     if abs(written - now()) > SKEW_S:
         off = written - now()
         found = f"trust its clock: files get times {off:+.0f} s off ours"
-        return Finding("write", found, "set both clocks by NTP")
+        return Check("write", found, "set both clocks by NTP")
     return None
 
 
-def inotify(limits: Path = INOTIFY) -> Iterator[Finding]:
-    """The kernel's limits for file events; without events rescans find everything, only later."""
+def inotify(limits: Path = INOTIFY) -> Iterator[Check]:
+    """The kernel's limits for file events; without events, rescans find everything later."""
     try:
         watches, instances, queued = (
             int((limits / f"max_{name}").read_text())
             for name in ("user_watches", "user_instances", "queued_events")
         )
     except (OSError, ValueError):
-        yield Finding("inotify", "none here; rescans find everything")
+        yield Check("inotify", "none here; rescans find everything")
         return
     for name, value, least, better in (
         ("watches", watches, FEW_WATCHES, 524_288),
         ("instances", instances, FEW_INSTANCES, 128),
     ):
         remedy = f"raise it: sysctl fs.inotify.max_user_{name}={better}" if value < least else ""
-        yield Finding(f"inotify {name}", f"max_user_{name} {value}", remedy)
-    yield Finding("inotify queue", f"max_queued_events {queued}; what overflows is found by the next rescan")
+        yield Check(f"inotify {name}", f"max_user_{name} {value}", remedy)
+    yield Check("inotify queue", f"max_queued_events {queued}; what overflows is found by the next rescan")
 
 
-def clock(database: Path, *, now: Callable[[], float] = time.time) -> Finding:
-    """The wall clock must not lie before what was already written here, or before this software."""
+def clock(database: Path, *, now: Callable[[], float] = time.time) -> Check:
+    """Whether the wall clock is before the time at which the database or this software was written."""
     witnesses = {"this software was installed": Path(__file__), "the job database was written": database}
     for what, path in witnesses.items():
         with suppress(OSError):
             behind = path.stat().st_mtime - now()
             if behind > SKEW_S:
-                return Finding(
+                return Check(
                     "clock",
                     f"{_day(now())}, {behind:.0f} s before {what}",
                     "set the clock: timedatectl set-ntp true",
                 )
-    return Finding("clock", _day(now()))
+    return Check("clock", _day(now()))
 
 
 def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
-def surroundings(settings: Settings) -> Iterator[Finding]:
-    """What `serve` and `hooks` need, where they are set; nothing is sent to anybody."""
+def surroundings(settings: Settings) -> Iterator[Check]:
+    """What `serve` and `hooks` need, if they are set; nothing is sent to anybody."""
     address = settings.serve.address
     if address is not None:
         yield _listening(address)
@@ -126,12 +127,12 @@ def surroundings(settings: Settings) -> Iterator[Finding]:
         program = settings.hooks.command[0]
         found = shutil.which(program)
         remedy = "" if found else "name a program that exists and that this uid may run"
-        yield Finding("hook command", found or f"{program} cannot be run", remedy)
+        yield Check("hook command", found or f"{program} cannot be run", remedy)
     if settings.hooks.webhook is not None:
         yield _resolved(settings.hooks.webhook.get_secret_value())
 
 
-def _listening(address: tuple[str, int]) -> Finding:
+def _listening(address: tuple[str, int]) -> Check:
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -141,10 +142,10 @@ def _listening(address: tuple[str, int]) -> Finding:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 if _is_ours(address):
-                    return Finding("metrics", f"{host}:{port} is answered by the running daemon")
-                return Finding("metrics", f"{host}:{port} is in use", "name another port")
-            return Finding("metrics", f"{host}:{port}: {error.strerror}", "name another address")
-    return Finding("metrics", f"{host}:{port} is free")
+                    return Check("metrics", f"{host}:{port} is answered by the running daemon")
+                return Check("metrics", f"{host}:{port} is in use", "name another port")
+            return Check("metrics", f"{host}:{port}: {error.strerror}", "name another address")
+    return Check("metrics", f"{host}:{port} is free")
 
 
 def _is_ours(address: tuple[str, int]) -> bool:
@@ -158,11 +159,11 @@ def _is_ours(address: tuple[str, int]) -> bool:
         connection.close()
 
 
-def _resolved(url: str) -> Finding:
+def _resolved(url: str) -> Check:
     host, port = webhook.host(url)
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         remedy = "check the name, and under systemd systemd/webhook.conf"
-        return Finding("webhook", f"{webhook.masked(url)}: {error.strerror}", remedy)
-    return Finding("webhook", f"{webhook.masked(url)} has an address")
+        return Check("webhook", f"{webhook.masked(url)}: {error.strerror}", remedy)
+    return Check("webhook", f"{webhook.masked(url)} has an address")

@@ -17,7 +17,7 @@ __all__ = ["archive", "check", "detect", "init", "jobs", "main", "models", "pict
 
 
 def main() -> None:
-    """Entry point: Backfire's own errors become a message and an exit code, never a traceback."""
+    """Run the program; errors of Backfire become a message and an exit code and not a traceback."""
     os.umask(0o027)
     try:
         app()

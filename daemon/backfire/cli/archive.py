@@ -1,4 +1,4 @@
-"""The commands for whoever keeps the originals: `audit` and `bag`."""
+"""The commands for those who keep the originals: `audit` and `bag`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL = 1 << 31
 
 
 def _jobs(settings: Settings) -> Callable[[], Iterable[Job]]:
-    """Reads the jobs; none where no database is: manifests outlive it."""
+    """Reads the jobs; there are none without a database, which the manifests outlive."""
     database = settings.folders.database
 
     def read() -> Iterable[Job]:
@@ -36,12 +36,12 @@ def _jobs(settings: Settings) -> Callable[[], Iterable[Job]]:
 @app.command()
 def audit(
     folder: Annotated[
-        list[str] | None, typer.Option("--folder", help="outbox or archive; both where left out.")
+        list[str] | None, typer.Option("--folder", help="outbox or archive; without it, both.")
     ] = None,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything published and archived again: 0 all is as it was, 3 something is not."""
+    """Read all published and archived files again and compare them; exit code 3 if something changed."""
     from backfire.admin.audit import FOLDERS, Kind, document
     from backfire.admin.audit import audit as audited
 
@@ -62,8 +62,7 @@ def audit(
             line.append(f"\n           expected {finding.expected}\n           found    {finding.found}")
         out.print(line, soft_wrap=True)
     out.print(
-        f"{result.files} files, {result.size / 2**20:.1f} MiB as they ought to be; "
-        f"{len(result.findings)} findings"
+        f"{result.files} files, {result.size / 2**20:.1f} MiB unchanged; {len(result.findings)} problems"
     )
     raise typer.Exit(0 if result.ok else SOME_FAILED)
 
@@ -74,15 +73,19 @@ def bag(
         Path, typer.Argument(help="The bag's folder, which must not exist.", show_default=False)
     ],
     day: Annotated[
-        list[str] | None, typer.Option("--day", help="Only this day (UTC), as 2026-11-24; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--day", help="Only what was archived on this day (UTC), such as 2026-11-24; may be repeated."
+        ),
     ] = None,
     info: Annotated[
-        list[str] | None, typer.Option("--info", help="Field for bag-info.txt, as Name=value.")
+        list[str] | None,
+        typer.Option("--info", help="A field for bag-info.txt, as Name=value; may be repeated."),
     ] = None,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a BagIt bag of published pictures, originals and receipts, each compared with its digest."""
+    """Pack published pictures, originals and receipts as a BagIt bag, each compared with its digest."""
     from backfire.admin.bag import bag as bagged
 
     if wrong := [field for field in info or () if not field.partition("=")[1]]:
@@ -101,5 +104,5 @@ def bag(
         )
         return
     for name in made.absent:
-        out.print(Text(f"left out: {name} was taken out of the outbox"), soft_wrap=True)
+        out.print(Text(f"left out, because it was taken out of the outbox: {name}"), soft_wrap=True)
     out.print(Text(f"{made.folder}: {made.files} files, {made.size / 2**20:.1f} MiB"), soft_wrap=True)

@@ -13,7 +13,7 @@ from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 
 @app.command()
 def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Configuration, folders, space, file systems, inotify, device, detectors, weights."""
+    """Say whether the daemon can work here: folders, space, file systems, devices, detectors, weights."""
     from backfire.admin.check import check as findings
 
     settings = config.load(config_file)

@@ -1,4 +1,4 @@
-"""The commands that look into the job database: `status`, `jobs`, `explain`, `retry`."""
+"""The commands that read the job database: `status`, `jobs`, `explain`, `retry`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
 
 @app.command()
 def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Is the daemon alive, what is it doing, how much waits?"""
+    """Show whether the daemon runs, what it does and how much waits."""
     with _store(config_file) as (settings, store):
         counts = {state.value: count for state, count in store.counts().items() if count}
         fact = store.fact("daemon")
@@ -51,13 +51,13 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             out.print(Text(fact[0]["trouble"], "yellow"), soft_wrap=True)
     else:
         seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fact[1])) if fact else "never"
-        out.print(f"not running (last heard of: {seen})")
+        out.print(f"not running (last heartbeat: {seen})")
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
 
 
 def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
-    """Whether the daemon runs: it holds its lock; where there are no locks, it was heard of lately."""
+    """Whether the daemon runs: it holds its lock or, without locks, had a heartbeat in the last 30 s."""
     locked = preflight.locked(settings.folders.state / "lock")
     return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
@@ -65,7 +65,7 @@ def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
 @app.command()
 def jobs(
     state: Annotated[JobState | None, typer.Option("--state", help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(help="How many jobs are listed, newest first.")] = 50,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +101,7 @@ def _job_document(job: Job) -> dict[str, Any]:
 
 @app.command()
 def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Why is this file not done? Its history, and what it waits for."""
+    """Show the history of a file and what it waits for."""
     with _store(config_file) as (settings, store):
         relative = _relative(path, settings)
         found = store.by_path(relative)
@@ -161,16 +161,18 @@ def _settling(settings: Settings, job: Job) -> str:
     if watch.proof != "none" and proof is None:
         return f"waits for its .{watch.proof} file"
     more = (
-        f", or {watch.incomplete_wait_s:g} s longer if it ends too early" if watch.incomplete_wait_s else ""
+        f", or {watch.incomplete_wait_s:g} s longer if its data end too early"
+        if watch.incomplete_wait_s
+        else ""
     )
-    return f"must stand still for {watch.settle_s:g} s{more}, or waits its turn to be copied"
+    return f"must not change for {watch.settle_s:g} s{more}, or waits to be copied"
 
 
 def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool, alive: bool) -> str:
     name = shown(path)
     if not found:
         if not here:
-            return f"{name}: is not in {settings.folders.inbox} and never was a job; check the name"
+            return f"{name}: is not in {settings.folders.inbox} and was never a job; check the name"
         if inbox.is_mask(path):
             return f"{name}: is a mask; it is used with its picture"
         return f"{name}: not seen yet" + ("" if alive else "; the daemon is not running: backfire run")
@@ -179,14 +181,14 @@ def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool,
     sentences = {
         JobState.SETTLING: _settling(settings, job),
         JobState.WAITING_MASK: f"waits up to {watch.mask_wait_s:g} s for a mask",
-        JobState.READY: "is next in line" if job.not_before <= time.time() else "waits to be tried again",
-        JobState.RUNNING: "is being worked",
+        JobState.READY: "waits for a worker" if job.not_before <= time.time() else "waits to be tried again",
+        JobState.RUNNING: "is being protected",
         JobState.PUBLISHING: "is done and waits for the outbox",
         JobState.SETTING_ASIDE: f"cannot be protected and is being moved to {settings.folders.failed}",
         JobState.PUBLISHED: "is published; its original waits for the archive",
         JobState.ARCHIVED: f"is done; the result is {result}",
-        JobState.FAILED: f"failed; the original lies in {settings.folders.failed}: backfire retry {job.id}",
-        JobState.QUARANTINED: f"is set aside in {settings.folders.failed}: backfire retry {job.id}",
+        JobState.FAILED: f"failed; the original is in {settings.folders.failed}: backfire retry {job.id}",
+        JobState.QUARANTINED: f"was set aside in {settings.folders.failed}: backfire retry {job.id}",
     }
     sentence = sentences.get(job.state, job.state.value)
     return f"{name}: {sentence}" + ("" if alive or not here else "; the daemon is not running: backfire run")
@@ -195,11 +197,11 @@ def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool,
 @app.command()
 def retry(
     ids: Annotated[list[int] | None, typer.Argument(help="Job ids.", show_default=False)] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="All that failed or are set aside.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="All that failed or were set aside.")] = False,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Put failed originals and their masks back into the inbox, as new jobs."""
+    """Move failed originals and their masks back into the inbox, where they become new jobs."""
     if not ids and not failed:
         raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
@@ -216,10 +218,10 @@ def retry(
     if as_json:
         print(json.dumps({"retried": moved, "not_moved": missing, "unknown": unknown}))
     else:
-        out.print(f"{len(moved)} put back into {settings.folders.inbox}", markup=False)
+        out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
         for name in missing:
             out.print(
-                f"{name}: it or its mask is not in failed any more, or its name is taken in the inbox",
+                f"{name}: not moved: it or its mask is gone from failed, or the inbox has a file of its name",
                 markup=False,
             )
         for number in unknown:
@@ -228,11 +230,11 @@ def retry(
 
 
 def _held(job: Job, settings: Settings) -> bytes | None:
-    """Where in the failed folder the job's original lies."""
+    """The path of the job's original below the failed folder, None if it is not there any more."""
     failed, key = settings.folders.failed, job.key or ""
     if job.input_sha256 is not None:
         return outbox.find(failed, job.path, key=key, sha256=job.input_sha256)
-    # It was set aside unread: its error file says which it is.
+    # It was set aside without being read, so that only its error file tells which one it is.
     names = outbox.names(failed, job.path, key=key)
     return next((name for name in names if _is_unread(failed, name, job)), None)
 
@@ -248,7 +250,7 @@ def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
 
 
 def _put_back(job: Job, settings: Settings) -> bool:
-    """Move one original and its masks from failed to the inbox; False if that cannot be."""
+    """Move an original and its masks from failed to the inbox; returns whether that was possible."""
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
     held = _held(job, settings)
     if held is None or (target / os.fsdecode(job.path)).exists():
@@ -267,11 +269,13 @@ def _put_back(job: Job, settings: Settings) -> bool:
         for place in (mask, outbox.keyed(mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
     ]
-    if mask_digest([digest for _, _, digest in present]) == job.mask_sha256:  # else they are another job's
-        for mask, place, digest in present:  # before the picture, which must find them when it settles
+    if (
+        mask_digest([digest for _, _, digest in present]) == job.mask_sha256
+    ):  # else they belong to another job
+        for mask, place, digest in present:  # before the picture, so that it finds them when it settles
             outbox.move(failed, place, target, mask, sha256=digest, key=key)
     elif job.mask_sha256 is not None and not inbox.scan_beside(target, [job.path]).masks_of(job.path):
-        return False  # without its mask something else would be protected, or nothing
+        return False  # without its mask another region would be protected, or none
     outbox.move(failed, held, target, job.path, sha256=sha, key=key)
     (failed / os.fsdecode(outbox.beside(held, b".error.json", key))).unlink(missing_ok=True)
     return True

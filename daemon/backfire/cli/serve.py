@@ -28,7 +28,7 @@ def run(config_file: Config = DEFAULT) -> None:
 
 @app.command()
 def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Work everything that waits, then exit: 0 all published, 3 some failed, 2 bad configuration."""
+    """Protect everything that waits, then exit; exit code 3 if some pictures failed."""
     log.setup()
     summary = serve(config.load(config_file), until_idle=True)
     if as_json:
@@ -39,7 +39,13 @@ def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
 
 
 def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] | None = None) -> Summary:
-    """Run the service under signals and a progress bar; without `load`, SIGHUP ends it too."""
+    """Run the service with signal handlers and a progress bar.
+
+    Args:
+        settings: the configuration.
+        until_idle: whether to return when nothing is left to do.
+        load: reads the configuration again on SIGHUP; without it, SIGHUP ends the service too.
+    """
     with bar() as advance:
         service = Service(settings, load=load, on_progress=lambda job, *step: named(advance, job.name)(*step))
         with closing(service):
@@ -51,17 +57,19 @@ def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to make inbox, outbox and the rest.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Argument(help="Where inbox, outbox and the other folders are to be.")
+    ] = Path("demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Run the daemon over sample pictures and say where to look."""
+    """Run the daemon over sample pictures and say where the results are."""
     from backfire.admin.demo import prepare
 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
     log.setup()
     settings = config.load(prepare(folder))
-    err.print(f"sample pictures lie in {settings.folders.inbox}; working them", markup=False)
+    err.print(f"the sample pictures are in {settings.folders.inbox}; protecting them", markup=False)
     summary = serve(settings, until_idle=True)
     receipts = [json.loads(path.read_bytes()) for path in sorted(settings.folders.reports.rglob("*.json"))]
     if as_json:
@@ -76,5 +84,5 @@ def demo(
         out.print(f"{name}:" if files else f"{name}: nothing", style="bold")
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)
-    out.print("open the *.sheet.jpg files in reports to see the edits before and after")
+    out.print("open the *.sheet.jpg files in reports to see edits of the original and of the protected copy")
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)

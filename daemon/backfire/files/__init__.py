@@ -1,1 +1,1 @@
-"""Files handled safely: the inbox, the outbox, manifests, durable writes, paths that follow no link."""
+"""Safe handling of files: the inbox, the outbox, manifests, durable writes, paths that follow no link."""

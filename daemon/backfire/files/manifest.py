@@ -1,9 +1,10 @@
-"""Manifests: what was put into a folder, as lines that `sha256sum -c` takes.
+"""Manifests: what was put into a folder, as lines that `sha256sum -c` reads.
 
-Outbox and archive hold one hidden file a day (UTC), `.manifest-2026-11-24.sha256`, with paths
+Outbox and archive hold one hidden file for each day (UTC), `.manifest-2026-11-24.sha256`, with paths
 relative to the folder: `cd archive && sha256sum -c .manifest-*.sha256`. Lines are only ever added,
-each in one write that is durable before the job goes on. What a crash left of a line is cut off
-before the next one; a line may stand twice where a step was done again, which is harmless.
+each in one write that is durable before the job goes on. An incomplete line that a crash left is cut
+off before the next one is added. A step that was repeated after a crash may add a line twice, which is
+harmless.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from backfire.files import durable
 from backfire.types import shown
 
 LONGEST = 64 << 10
-"""Bytes to look back for the last whole line; a path of 4096 bytes, each escaped, is far shorter."""
+"""How many bytes at the end are searched for the last complete line, which is far shorter."""
 
 LOCK_S = 1.0
-"""How long to wait for another daemon's append; one takes milliseconds."""
+"""How long to wait while another daemon appends, seconds; that takes milliseconds."""
 
 NAME = re.compile(rb"\.manifest-\d{4}-\d\d-\d\d\.sha256")
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
@@ -48,7 +49,7 @@ class Listing:
 
     Attributes:
         entries: oldest first.
-        damaged: lines that are none, each named for a person.
+        damaged: the lines that cannot be read, each named for a person.
     """
 
     entries: tuple[Entry, ...]
@@ -61,14 +62,14 @@ def name(at: float) -> bytes:
 
 
 def line(entry: Entry) -> bytes:
-    """As `sha256sum` (coreutils 9) writes it: a backslash in front where the name needed escapes."""
+    """The line as `sha256sum` (coreutils 9) writes it, with a leading backslash if the name needs escapes."""
     escaped = re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], entry.path)
     mark = b"\\" if escaped != entry.path else b""
     return mark + entry.sha256.encode() + b"  " + escaped + b"\n"
 
 
 def parse(text: bytes) -> Entry | None:
-    """One line without its end; None if it is none, or names a path that leaves the folder."""
+    """The entry of a line without its end, or None if it is damaged or its path leaves the folder."""
     found = _LINE.fullmatch(text)
     if found is None:
         return None
@@ -85,7 +86,7 @@ def read(folder: Path, days: Collection[str] = ()) -> Listing:
 
     Args:
         folder: the folder they lie in.
-        days: as `2026-11-24`; all where left out.
+        days: such as `2026-11-24`; without any, all days are read.
 
     Raises:
         OSError: the folder or a manifest in it cannot be read.
@@ -111,7 +112,7 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
     """Add lines to the manifest of the day of `at` (Unix seconds); durable on return, or nothing is added.
 
     Raises:
-        PublishError: no space, no permission, or a file of another kind bears the manifest's name.
+        PublishError: no space, no permission, or a file of another kind has the manifest's name.
     """
     text = b"".join(line(entry) for entry in entries)
     if not text:
@@ -154,11 +155,11 @@ def _opened(path: bytes) -> Iterator[int]:
 
 
 def _lock(descriptor: int) -> None:
-    """Keep another daemon that shares the folder out for as long as the descriptor is open.
+    """Lock the manifest against other daemons that share the folder, for as long as it is open.
 
     Raises:
-        OSError: EAGAIN, where somebody holds the lock for longer than an append takes: the loop must not
-            stand still for a backup program.
+        OSError: EAGAIN, if somebody holds the lock for longer than an append takes, such as a backup
+            program, for which the daemon must not wait.
     """
     deadline = time.monotonic() + LOCK_S
     while True:
@@ -167,16 +168,16 @@ def _lock(descriptor: int) -> None:
             return
         except OSError as error:
             if error.errno != errno.EAGAIN:
-                return  # a file system without locks
+                return  # the file system has no locks
             if time.monotonic() > deadline:
                 raise OSError(error.errno, "another process holds its lock", None) from error
         time.sleep(0.02)
 
 
 def _mended(descriptor: int, path: bytes) -> int:
-    """Cut off the torn line a crash may have left; returns the size in bytes.
+    """Cut off the incomplete line that a crash may have left; returns the size in bytes.
 
-    A file that does not begin as a manifest is somebody else's: nothing of it is touched.
+    A file that does not begin like a manifest belongs to somebody else and is not changed.
     """
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, LONGEST, 0)
@@ -191,7 +192,7 @@ def _mended(descriptor: int, path: bytes) -> int:
 
 
 def _begins_a_line(head: bytes) -> bool:
-    """Whether bytes without any line end are empty, the beginning of a line, or the zeros of a power cut."""
+    """Whether bytes without a line end are nothing, the begin of a line, or zeros left by a power cut."""
     return not head.strip(b"\0") or re.match(rb"\\?[0-9a-f]{1,64}(\0|$| )", head) is not None
 
 

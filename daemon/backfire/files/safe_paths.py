@@ -1,7 +1,7 @@
-"""Files reached without following a link, and renamed without hitting another; names compared.
+"""Files reached without following a link, and renamed without replacing another.
 
-A folder that somebody swaps for a link between check and use must not lead us outside, so every
-component is opened relative to the one before (openat(2), O_NOFOLLOW).
+Somebody may replace a folder by a link between a check and the use of what was checked. So every
+component of a path is opened relative to the one before (openat(2), O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""How a file system without hard links refuses one."""
+"""The errors with which file systems that have no hard links refuse one."""
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -58,12 +58,13 @@ def folder_of(root: Path, path: bytes) -> Iterator[tuple[int, bytes]]:
 def give_name(source: bytes, target: bytes, *, folder: int | None = None, resume: bool = False) -> None:
     """Give a file its final name without replacing anything; the first name may be gone afterwards.
 
-    A hard link where there are any; else renameat2(RENAME_NOREPLACE); else the name is claimed by
-    an empty file and renamed over. A crash in between leaves that claim: `resume` says that this step
-    was begun before, so that an empty file at `target` is taken for it.
+    This takes a hard link where the file system has them, else renameat2(RENAME_NOREPLACE). Else an empty
+    file claims the name and is renamed over. A crash in between leaves the empty file behind.
 
     Args:
         source, target: names, relative to `folder` where that is given.
+        folder: the descriptor of a folder.
+        resume: whether this step was begun before, so that an empty file at `target` is what it left.
 
     Raises:
         FileExistsError: `target` is taken.
@@ -103,7 +104,7 @@ def _rename_noreplace(source: bytes, target: bytes, folder: int | None) -> None:
 
 @cache
 def _renameat2() -> Callable[[int, bytes, int, bytes, int], int]:
-    """glibc's and musl's call; where there is none, one that says so."""
+    """The call of glibc or musl, or one that fails with ENOSYS where there is none."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from backfire.admin import probes
-from backfire.admin.probes import Finding
+from backfire.admin.probes import Check
 from backfire.config import Settings, parse
 from backfire.service.endpoint import Endpoint
 
@@ -104,7 +104,7 @@ def taken() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def only(findings: Iterator[Finding]) -> Finding:
+def only(findings: Iterator[Check]) -> Check:
     (finding,) = findings
     return finding
 

@@ -68,7 +68,7 @@ def test_the_manual_page_names_every_command_and_option() -> None:
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         for inner in getattr(command, "commands", {"": command}):
             assert f".SS {f'backfire {name} {inner}'.rstrip()}" in page
-    assert "\\fB--failed\\fR\nAll that failed or are set aside." in page
+    assert "\\fB--failed\\fR\nAll that failed or were set aside." in page
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")

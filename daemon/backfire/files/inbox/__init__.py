@@ -1,8 +1,8 @@
-"""The inbox: what lies in it, what is complete, which mask belongs to which picture.
+"""The inbox: what is in it, what is complete, which mask belongs to which picture.
 
-The scan is the truth; watchdog events are hints that a scan is due. A file is settled when its
-size, times and inode have not changed for the settle time by a monotonic clock, which is
-handed in: nothing in here reads a clock. Paths are bytes relative to the inbox.
+Only scans decide what is there; file events merely say that a scan is due. A file is settled when its
+size, times and inode have not changed for the settle time. Callers give the time, by a monotonic clock.
+Paths are bytes relative to the inbox.
 """
 
 from backfire.files.inbox.hints import Hints

@@ -1,4 +1,4 @@
-"""File events, as hints that a scan is due: the only watchdog door."""
+"""File events as hints that a scan is due; the only module that uses watchdog."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from backfire.files.inbox import mounts
 
 
 class Hints:
-    """Sets an event when something moves below the inbox; nothing depends on its being told.
+    """Sets an event when something changes below the inbox; a missed change is found by the next scan.
 
     Attributes:
-        mode: `inotify`, or `polling` where that is configured, the file system is a network
-            one, or inotify would not start (then `trouble` says why).
+        mode: `inotify`, or `polling` if that is configured, if the file system is a network one,
+            or if inotify could not be started.
+        trouble: why it polls although it was not told to; else empty.
     """
 
     def __init__(self, root: Path, mode: str, wake: threading.Event) -> None:
@@ -37,7 +38,7 @@ class Hints:
         if self.mode == "polling":
             return
         try:
-            observer = Observer()  # this alone takes an inotify instance
+            observer = Observer()  # raises where no inotify instance is left
             observer.schedule(_Waker(self._wake), str(self._root), recursive=True)
             observer.start()
             self._watched = _identity(self._root)
@@ -47,7 +48,7 @@ class Hints:
             self._observer = observer
 
     def watch(self, mode: str) -> bool:
-        """Watch in another mode from now on; whether it is another."""
+        """Watch in this mode from now on; returns whether that is another one."""
         if mode == self._wanted:
             return False
         self.close()
@@ -56,10 +57,10 @@ class Hints:
         return True
 
     def renew(self) -> bool:
-        """Watch anew if the watch has gone blind; whether it had.
+        """Start watching again if no more events can come; returns whether that was so.
 
-        A share that went and came back is another folder under the old name, and an emitter that
-        died of it says nothing: `observer.is_alive()` stays true.
+        A share that was unmounted and mounted again is another folder under the same name. The thread
+        that reads its events may die of that while `observer.is_alive()` stays true.
         """
         if self._observer is None:
             return False
@@ -83,7 +84,7 @@ class _Waker(FileSystemEventHandler):
         self._wake = wake
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        # Reading raises events too; our own scans must not call for the next one.
+        # Reading raises events too, and a scan must not cause the next one.
         if event.event_type not in ("opened", "closed_no_write"):
             self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Where the inbox's file system comes from: Linux's mount table."""
+"""On which file system a folder is, by the mount table of Linux."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
-"""File systems on which another host's changes raise no inotify event."""
+"""File systems on which changes by another host raise no inotify event."""
 
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -29,7 +29,7 @@ def _innermost(path: Path) -> tuple[str, str]:
     best, kind = "", "unknown"
     for mount, this in _mounts():
         inside = path == Path(mount) or Path(mount) in path.parents
-        if inside and len(mount) >= len(best):  # of two on one place the later hides the earlier
+        if inside and len(mount) >= len(best):  # a later mount on the same folder hides the earlier one
             best, kind = mount, this
     return best, kind
 

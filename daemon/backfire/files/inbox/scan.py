@@ -1,4 +1,4 @@
-"""What lies in the inbox, and which mask or proof belongs to which picture. Paths are bytes below it."""
+"""What is in the inbox, and which mask or proof belongs to which picture. Paths are bytes below it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEARTBEAT_EACH = 1000
 
 
 class Signature(NamedTuple):
-    """What must stand still before a file counts as complete."""
+    """What must not change for a while before a file counts as complete."""
 
     device: int
     inode: int
@@ -37,19 +37,19 @@ class Signature(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def same(self, status: os.stat_result) -> bool:
-        """Whether a status is that of the same file, standing still; a second name changes only its ctime."""
+        """Whether a status is that of the same, unchanged file; a second hard link changes only the ctime."""
         return Signature.of(status)._replace(ctime_ns=self.ctime_ns) == self
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What lay in the inbox.
+    """What was in the inbox.
 
     Attributes:
         files: every regular file but the ignored ones.
-        unreadable: folders that could not be looked into: what they hold is unknown, not gone.
-        proof: the ending of the files by which producers say that a picture is whole, e.g. `.done`;
-            empty where there are none.
+        unreadable: folders that could not be read, so that what is in them is unknown and not gone.
+        proof: the ending of the files by which producers say that a picture is complete, such as `.done`;
+            empty if none are used.
     """
 
     files: dict[bytes, Signature] = field(default_factory=dict)
@@ -69,28 +69,28 @@ class Scan:
         return bool(self.proof) and path.lower().endswith(self.proof)
 
     def masks_of(self, picture: bytes) -> list[bytes]:
-        """The sidecar masks of a picture that are there."""
+        """The sidecar masks of a picture that are in the inbox."""
         if not self._masks:
             return []
         names = {folded(name): name for name in mask_names(picture)}
-        # Its very own name first: p.jpg and P.jpg may each have a mask.
+        # The exact spelling comes first, because p.jpg and P.jpg may each have a mask.
         found = (name if name in self.files else self._masks.get(key) for key, name in names.items())
         return [path for path in found if path is not None and path != picture]
 
     def proof_of(self, picture: bytes) -> bytes | None:
-        """The file that says a picture is whole: NAME.EXT.done, else NAME.done."""
+        """The file that says that a picture is complete: NAME.EXT.done, else NAME.done."""
         names = proof_names(picture, self.proof)
         return next((name for name in names if name in self.files), None)
 
     def orphans(self) -> set[bytes]:
-        """Masks that no picture claims."""
+        """The masks that belong to no picture."""
         if not self._masks:
             return set()
         claims = {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
         return {path for name, path in self._masks.items() if not claims.intersection(_claimants(name))}
 
     def knows(self, path: bytes) -> bool:
-        """Whether the absence of a path means that it is gone."""
+        """Whether a path that was not found is gone, since its folder could be read."""
         return not any(path.startswith(folder + b"/") for folder in self.unreadable)
 
 
@@ -98,7 +98,7 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     """All regular files below `root` but the ignored; links, FIFOs and devices are not followed.
 
     Raises:
-        OSError: the root itself cannot be read: a missing mount must not look like an empty inbox.
+        OSError: the root itself cannot be read; a missing mount must not look like an empty inbox.
     """
     ignored = _ignored_by(tuple(ignore))
     top = os.fsencode(root)
@@ -151,21 +151,21 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
 
 
 def folded(path: bytes) -> bytes:
-    """How masks are paired: P.MASK.PNG belongs to p.jpg, and on every desk é is é, however it is spelt."""
+    """A path as masks are matched: upper and lower case and both Unicode spellings of é are the same."""
     return path.lower() if path.isascii() else os.fsencode(composed(path).lower())
 
 
 @lru_cache(maxsize=4)
 def _ignored_by(patterns: tuple[str, ...]) -> Callable[[bytes], re.Match[bytes] | None]:
-    # One expression for all patterns and spellings: a hundred thousand names meet it at every scan.
+    # One expression for all patterns and spellings, since a scan may meet a hundred thousand names.
     spelt = {unicodedata.normalize(form, pattern): None for pattern in patterns for form in ("NFC", "NFD")}
     return re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
 
 
 def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b"") -> list[bytes]:
-    """Pictures that lie beside one now and may share its masks: their names begin as its stem does.
+    """The pictures beside one that may share its masks, because their names begin with its stem.
 
-    The picture itself is among them where something lies under its name.
+    The picture itself is among them if there is a file of its name.
     """
     folder, stem = os.path.dirname(picture), os.path.splitext(folded(picture))[0]
     ignored, found = _ignored_by(tuple(ignore)), []
@@ -179,7 +179,7 @@ def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b""
 
 
 def in_masks_folder(path: bytes) -> bool:
-    """Whether nothing but its folder, `masks`, makes a file a mask: it may be a picture after all."""
+    """Whether only its folder, `masks`, makes a file a mask, so that it may be a picture after all."""
     return is_mask(path) and not path.lower().endswith((MASK_ENDING, ANNOTATIONS))
 
 
@@ -191,7 +191,7 @@ def is_mask(path: bytes) -> bool:
 
 
 def mask_names(picture: bytes) -> list[bytes]:
-    """Where a picture's sidecars, painted or JSON, may lie, relative to the inbox."""
+    """All paths that a picture's sidecars, painted or JSON, may have, relative to the inbox."""
     folder, name = os.path.split(picture)
     stem = os.path.splitext(name)[0]
     return [
@@ -207,7 +207,7 @@ def mask_names(picture: bytes) -> list[bytes]:
 
 
 def proof_names(picture: bytes, ending: bytes) -> list[bytes]:
-    """Which files may say that a picture is whole; none without an ending."""
+    """The files that may say that a picture is complete; none without an ending."""
     return [picture + ending, os.path.splitext(picture)[0] + ending] if ending else []
 
 

@@ -1,4 +1,4 @@
-"""Since when files stand still. Pure bookkeeping over scans and a clock that is handed in."""
+"""How long files have not changed, from scans and a clock that the caller reads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from backfire.files.inbox.scan import Signature
 
 @dataclass
 class Tracker:
-    """Since when each file has stood still. Pure bookkeeping."""
+    """Remembers since when each file has not changed.
+
+    Attributes:
+        settle_s: how long a file must not change before it counts as settled, seconds.
+    """
 
     settle_s: float
     _since: dict[bytes, tuple[Signature, float]] = field(default_factory=dict)
 
     def observe(self, present: Mapping[bytes, Signature], now: float) -> None:
-        """Take in a scan made at monotonic time `now`; files that are gone are forgotten."""
+        """Note a scan that was made at monotonic time `now`; files that are gone are forgotten."""
         since = {}
         for path, signature in present.items():
             known = self._since.get(path)
@@ -24,10 +28,10 @@ class Tracker:
         self._since = since
 
     def still_for(self, path: bytes, now: float) -> float:
-        """Seconds the file has stood still; 0 for one not seen."""
+        """For how many seconds the file has not changed; 0 if it was never seen."""
         known = self._since.get(path)
         return now - known[1] if known else 0.0
 
     def settled(self, path: bytes, now: float) -> bool:
-        """Whether the file has stood still for the settle time."""
+        """Whether the file has not changed for the settle time."""
         return path in self._since and self.still_for(path, now) >= self.settle_s

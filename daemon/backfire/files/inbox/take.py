@@ -1,4 +1,4 @@
-"""A private copy of one file of the inbox, hashed on the way; nothing of it is trusted."""
+"""Private copies of files of the inbox, hashed while they are copied; nothing about the files is trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Taken(NamedTuple):
     """A private copy of a file.
 
     Attributes:
-        zeros: bytes that are 0 at its end.
+        sha256: of its content, lower-case hex.
+        signature: of the file when it was copied.
+        zeros: how many bytes at its end are 0.
     """
 
     sha256: str
@@ -31,7 +33,7 @@ class Taken(NamedTuple):
 
     @property
     def hollow(self) -> bool:
-        """Whether the end looks like room that is still to be filled: flat pictures end in fewer zeros."""
+        """Whether the end looks like preallocated space; even flat pictures end in fewer zeros."""
         return self.zeros > max(64, self.signature.size // 8)
 
 
@@ -43,8 +45,8 @@ def take(
     Args:
         root, path: the inbox, and the file relative to it.
         copy: where to; what lies there is lost.
-        expected: how the file was seen.
-        most: bytes it may have.
+        expected: the file's signature when it was scanned; None takes any.
+        most: how many bytes it may have; None sets no limit.
 
     Raises:
         InputError: CHANGED (retryable) if it is gone, is not `expected`, changed while being read, or
@@ -54,7 +56,7 @@ def take(
     name = shown(path)
     try:
         with safe_paths.folder_of(root, path) as (folder, last):
-            # NONBLOCK: opening a FIFO must not wait for its writer.
+            # NONBLOCK, because opening a FIFO would wait for its writer.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(last, flags, dir_fd=folder)
     except FileNotFoundError as error:
@@ -91,7 +93,7 @@ def require_size(name: str, size: int, most: int | None) -> None:
 
 
 class _Read:
-    """The pieces of a file as they pass; at most one more than belongs to its size, for it may never end."""
+    """The pieces of a file, hashed as they are read, up to the size that it had; it may grow for ever."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
         self._source, self._size = source, size
@@ -103,21 +105,21 @@ class _Read:
             kept = len(piece.rstrip(b"\0"))
             self.zeros = len(piece) - kept if kept else self.zeros + len(piece)
             self.length += len(piece)
-            if self.length > self._size:  # it grows, perhaps for ever
+            if self.length > self._size:  # the file grows
                 return
             yield piece
 
 
 def _is_being_written(descriptor: int) -> bool:
-    """Whether a process on this machine has the file open for writing; False where nobody can tell.
+    """Whether a process on this machine has the file open for writing; False where that cannot be told.
 
-    The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE); other
-    users' files and some file systems know no leases.
+    The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE). There are no
+    leases on files of other users and on some file systems.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
     try:
-        # A writer that comes within this moment is announced by a signal: one that is ignored by default.
+        # The kernel announces a writer that comes meanwhile by a signal; SIGURG is ignored by default.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -127,7 +129,7 @@ def _is_being_written(descriptor: int) -> bool:
 
 
 def _why_not(root: Path, path: bytes, error: OSError) -> str:
-    """Who was refused what, for the person who can change it."""
+    """Which user was refused which file, for the person who can give access."""
     try:
         status = os.lstat(os.path.join(os.fsencode(root), path))
         mode = f", the file is of uid {status.st_uid} with mode {status.st_mode & 0o7777:04o}"

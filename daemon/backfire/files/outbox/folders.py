@@ -1,4 +1,4 @@
-"""The folders in which names are given: made where missing, and made durable."""
+"""The folders of the files that are put in place: made where they are missing, and made durable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from backfire.types import shown
 
 KNOWN_MOST = 10_000
 _durable: dict[bytes, tuple[int, int]] = {}
-"""Folders whose names this process knows to be on the disk, by device and inode; at most `KNOWN_MOST`."""
+"""Folders whose names are known to be on the disk, with device and inode; at most `KNOWN_MOST`."""
 
 
 def sync(unsynced: set[bytes]) -> None:
-    """Make the names durable that were given in these folders, and empty the set.
+    """Make all names in these folders durable, and empty the set.
 
     Raises:
         PublishError: a folder cannot be synced.
@@ -31,7 +31,7 @@ def sync(unsynced: set[bytes]) -> None:
 
 @contextmanager
 def explained(folder: Path, path: bytes) -> Iterator[None]:
-    """What the system refuses within, as a PublishError with its remedy."""
+    """Turns an error of the system into a PublishError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
 
 
 def prepared(folder: Path, path: bytes) -> bytes:
-    """The absolute path of a name that is about to be given, its folders made; `around` gave `path`."""
+    """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`."""
     top = os.fsencode(folder)
     target = os.path.join(top, path)
     _make_folder(os.path.dirname(target), top)
@@ -56,10 +56,10 @@ def prepared(folder: Path, path: bytes) -> bytes:
 
 
 def _make_folder(path: bytes, top: bytes) -> None:
-    """Make a folder, and those above it; a folder below `top` is a name too, which a power cut must not take.
+    """Make a folder and those above it, and make the names of those below `top` durable.
 
-    One that is there already may have been made just before a crash, or this moment by another thread: its
-    name is durable once we have synced the folder above it.
+    A folder that exists may have been made just before a crash, or this moment by another thread, so that
+    its name is durable only after the folder above it was synced here.
     """
     found = _identity(path)
     if found is not None and (_durable.get(path) == found or not path.startswith(top + b"/")):

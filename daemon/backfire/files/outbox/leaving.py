@@ -1,4 +1,4 @@
-"""How files leave a folder: only those that are meant, whoever writes there meanwhile."""
+"""How files leave a folder: only the intended ones, even while others write there."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from backfire.files.outbox.writing import put
 from backfire.types import shown
 
 Meant = Callable[[int, bytes], bool]
-"""Whether a name in a folder (its descriptor) is that of the file which is meant."""
+"""Whether a name in a folder, given by its descriptor, is that of the intended file."""
 
 
 def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
-    """Unlink `root`/`path` if its content is `sha256`; anything else that has come there stays.
+    """Unlink `root`/`path` if its content is `sha256`; any other file under that name stays.
 
-    The file is renamed first, so that what is hashed is what is unlinked, whoever writes meanwhile.
+    The file is renamed first, so that what was hashed is what is unlinked, even while others write there.
 
     Returns:
-        Whether the content is gone from there; False if other content lies there now.
+        Whether the content is gone from there; False if there is other content now.
 
     Raises:
         PublishError: no permission.
@@ -41,18 +41,18 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
 def shift(
     root: Path, source: bytes, folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_result], bool]
 ) -> bool:
-    """Move a file by its names alone, unread, be it terabytes: `root`/`source` to `folder`/`path`.
+    """Move `root`/`source` to `folder`/`path` without reading it, however large it is.
 
     Args:
         root, source, folder, path: from where to where.
-        key: for the name, where that is taken.
-        same: whether a status is that of the file that is meant.
+        key: becomes part of the name if that is taken.
+        same: whether a status is that of the intended file.
 
     Returns:
-        Whether it is gone from there; False if another file lies there now.
+        Whether it is gone from there; False if there is another file now.
 
     Raises:
-        PublishError: no permission, or `folder` lies on another file system.
+        PublishError: no permission, or `folder` is on another file system.
     """
     with explained(folder, path):
         places = [os.path.join(os.fsencode(folder), one) for one in names(folder, path, key=key)]
@@ -62,12 +62,12 @@ def shift(
 
         try:
             with safe_paths.folder_of(root, source) as (inside, name):
-                _clear(inside, hidden(name, key), name, key, named_there)  # what a crash left there
+                _clear(inside, hidden(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
                     target = _given_name(inside, name, places, folder)
                     if (there := _status(None, target)) is None or not same(there):
-                        _put_back(target, inside, name)  # another had come there in that moment
+                        _put_back(target, inside, name)  # another file had just replaced it
                         return False
                     durable.sync(os.path.dirname(target))
                     return _unlink(inside, name, key, named_there)
@@ -77,7 +77,7 @@ def shift(
 
 
 def vacant(folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_result], bool]) -> bytes:
-    """The path that `shift` would give now, or has given."""
+    """The path to which `shift` would move a file now, or has moved it."""
     found = [
         (one, _status(None, os.path.join(os.fsencode(folder), one))) for one in names(folder, path, key=key)
     ]
@@ -87,7 +87,7 @@ def vacant(folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_resul
 
 
 def discard(folder: Path, path: bytes, *, key: str) -> None:
-    """Delete what a crash left of a job's writing beside `folder`/`path`, where it will not be done again."""
+    """Delete the temporary files that a crash left of a job beside `folder`/`path`."""
     with suppress(OSError):
         place = os.path.dirname(os.path.join(os.fsencode(folder), around(folder, path)))
         for name in os.listdir(place):
@@ -96,14 +96,14 @@ def discard(folder: Path, path: bytes, *, key: str) -> None:
 
 
 def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
-    """`put`, then `remove`: for files that have no other writer."""
+    """Move a file that nobody else writes: `put`, then `remove`; returns its new path."""
     placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key)
     remove(root, source, sha256=sha256, key=key)
     return placed
 
 
 def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> bytes:
-    """Give a file of an open folder the first free of some names elsewhere; which that was."""
+    """Give a file of an open folder the first free one of some names elsewhere; returns that name."""
     for place in places:
         prepared(folder, os.path.relpath(place, os.fsencode(folder)))
         try:
@@ -116,8 +116,8 @@ def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> 
 
 
 def _put_back(target: bytes, inside: int, name: bytes) -> None:
-    """Take a name back that a file was given by mistake."""
-    with suppress(FileExistsError):  # as after a link; where there are none it had been moved
+    """Undo the naming of a file that was not the intended one."""
+    with suppress(FileExistsError):  # a hard link has left the first name; else the file was moved
         safe_paths.give_name(target, name, folder=inside)
     if _is_same(_status(inside, name), _status(None, target)):
         os.unlink(target)
@@ -135,7 +135,7 @@ def _is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
 
 
 def _digest(folder: int, name: bytes) -> str | None:
-    """The SHA-256 of a regular file; None of anything else, unread."""
+    """The SHA-256 of a regular file, None for anything else, which is not read."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -145,9 +145,9 @@ def _digest(folder: int, name: bytes) -> str | None:
 
 
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
-    """Unlink a file if it is the one that is meant; whether it is gone from there."""
+    """Unlink a file if it is the intended one; returns whether it is gone from there."""
     aside = hidden(name, key)
-    _clear(folder, aside, name, key, meant)  # what a crash left there
+    _clear(folder, aside, name, key, meant)  # a crash may have left it
     try:
         os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
 
 
 def _clear(folder: int, aside: bytes, name: bytes, key: str, meant: Meant) -> bool:
-    """Unlink a file that stands aside if it is the one that is meant, else put it back under a free name."""
+    """Unlink a file that was renamed if it is the intended one, else give it a free name again."""
     if _status(folder, aside) is None:
         return True
     if meant(folder, aside):

@@ -1,4 +1,4 @@
-"""How what is put in place is called. Paths are bytes relative to a folder."""
+"""The names of the files that are put in place. Paths are bytes relative to a folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NAME_MAX = 255
 
 
 def names(folder: Path, path: bytes, *, key: str, sha256: str = "") -> list[bytes]:
-    """The paths that content may get in `folder`, in their order: a step that is done again finds it by them.
+    """The paths that content may get in `folder`, in the order in which they are tried.
 
-    The second bears the job's key, the third the content's digest: a job whose results differ, for it was
-    worked on another device, may have left two there.
+    A step that is repeated finds its file by them. The second has the job's key and the third the content's
+    digest, because a job that was worked on two devices may have left two different results.
     """
     path = around(folder, path)
     return [path, *(keyed(path, tag) for tag in (key, sha256) if tag)]
 
 
 def around(folder: Path, path: bytes) -> bytes:
-    """The path past files that bear its folders' names: beside a file `a`, `a/b.png` is `a.d/b.png`.
+    """The path with other folders where files have their names: `a/b.png` is `a.d/b.png` if `a` is a file.
 
     Raises:
         PublishError: it is not a plain relative path.
@@ -54,7 +54,7 @@ def keyed(path: bytes, key: str) -> bytes:
 
 
 def beside(path: bytes, suffix: bytes, key: str) -> bytes:
-    """The path with a suffix; a name too long for it is shortened and gets the key."""
+    """The path with a suffix; a name that is too long for it is shortened and gets the key."""
     if len(os.path.basename(path)) + len(suffix) <= NAME_MAX:
         return path + suffix
     return _fitted(path, b"." + key[:8].encode() + suffix)
@@ -66,8 +66,8 @@ def _fitted(stem: bytes, ending: bytes) -> bytes:
 
 
 def hidden(target: bytes, key: str) -> bytes:
-    """The name beside a file's final one under which a job writes it, or sets it aside to look at it."""
-    # Not derived from the name: a 255-byte name has no room for a suffix.
+    """The temporary name, beside the final one, under which a job writes or checks a file."""
+    # A digest and not the name itself, because a 255-byte name has no room for more.
     tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
     return os.path.join(os.path.dirname(target), hidden_by(key) + f"{tag}.part".encode())
 

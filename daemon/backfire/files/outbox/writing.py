@@ -1,4 +1,4 @@
-"""Files written, put in place and read back."""
+"""Writing files, putting them in place, and reading them back."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ def place(
 ) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
 
-    The file is a new one of the folder, with the group and rights that come with it, and never a link.
+    The file is new in the folder, with the group and rights that files get there, and never a link.
 
     Args:
-        content: bytes, or a private file of ours that holds them.
-        sha256: their SHA-256, where it is known.
+        content: bytes, or a private file that holds them.
+        folder, path: where to.
+        key: the job's, which becomes part of the name if that is taken.
+        sha256: the content's SHA-256, if it is known.
+        unsynced: takes up the folder, which the caller syncs later; None syncs it here.
 
     Raises:
-        PublishError: no space, no permission, or read back wrong.
+        PublishError: no space, no permission, or what was read back differs.
     """
     with _hidden(folder, path, key) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
@@ -50,9 +53,9 @@ def place(
 def put(
     source: Path, folder: Path, path: bytes, *, sha256: str, key: str, unsynced: set[bytes] | None = None
 ) -> bytes:
-    """Give a private file a second name `folder`/`path`, a copy across file systems; returns the path it got.
+    """Put a private file in place as `folder`/`path`, by a link or a copy; returns the path it got.
 
-    `source` must have no other writer: on one file system both names share the content.
+    `source` must have no other writer, because both names share the content on one file system.
 
     Raises:
         PublishError: no space, no permission, or the content is not `sha256`.
@@ -74,10 +77,10 @@ def put(
 def replace(
     data: bytes, folder: Path, path: bytes, *, key: str = "report", unsynced: set[bytes] | None = None
 ) -> None:
-    """Write `folder`/`path` atomically over what may be there: reports, which have one owner.
+    """Write `folder`/`path` atomically in place of what is there, as for reports, which have one owner.
 
     Args:
-        key: the job's, where `discard` may have to find what a crash left of this.
+        key: the job's, if `discard` may have to find what a crash leaves of this.
 
     Raises:
         PublishError: no space or no permission.
@@ -92,14 +95,14 @@ def replace(
 
 @contextmanager
 def _hidden(folder: Path, path: bytes, key: str) -> Iterator[tuple[bytes, bytes, bool]]:
-    """A name to write under in the folder where a file is to stand; nothing is left under it.
+    """A temporary name in the folder that a file is to be in, with nothing left under it afterwards.
 
     Returns:
-        The relative path, past what is in its way; the hidden name, absolute; whether something lay
-        under that already, which a crash left.
+        The relative path as `around` gives it, the temporary name (absolute), and whether a crash had
+        left a file under that name.
 
     Raises:
-        PublishError: what the system refuses within, with its remedy.
+        PublishError: what the system refused within, and what to do.
     """
     with explained(folder, path):
         path = around(folder, path)
@@ -112,7 +115,7 @@ def _hidden(folder: Path, path: bytes, key: str) -> Iterator[tuple[bytes, bytes,
 
 
 def holds(folder: Path, path: bytes, sha256: str, *, size: int | None = None) -> bool:
-    """Whether `folder`/`path` is a file of that content; one of another size, in bytes, is not read."""
+    """Whether `folder`/`path` is a file of that content; a file of another size, in bytes, is not read."""
     file = os.path.join(os.fsencode(folder), path)
     try:
         return size in (None, os.stat(file).st_size) and durable.file_sha256(file) == sha256
@@ -136,13 +139,13 @@ def confirm(folder: Path, path: bytes, sha256: str) -> None:
 
 
 def find(folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None) -> bytes | None:
-    """Under which of its names `folder` holds the content; None if under none."""
+    """The name under which `folder` holds the content, of those it may have; None if there is none."""
     candidates = names(folder, path, key=key, sha256=sha256)
     return next((path for path in candidates if holds(folder, path, sha256, size=size)), None)
 
 
 def destined(folder: Path, path: bytes, *, sha256: str, key: str, size: int | None = None) -> bytes:
-    """The path that content would get in `folder` now: what `place` and `put` do, without doing it."""
+    """The path that `place` and `put` would give content in `folder` now."""
 
     def is_free(path: bytes) -> bool:
         taken = os.path.lexists(os.path.join(os.fsencode(folder), path))
