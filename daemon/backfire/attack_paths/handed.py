@@ -1,0 +1,197 @@
+"""What a tool hands to its model for one edit, and how it puts the model's result back: facts, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from backfire.attack_paths.resampling import Axis, Beyond
+from backfire.attack_paths.softening import Plane, Step, softened
+from backfire.types import Box, Mask
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Pixels around a resized crop, and what they hold."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+    holds: Beyond = Beyond.MIRROR
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """What a tool does to the mask.
+
+    Attributes:
+        picture: steps on the picture's own pixels, before the crop is taken.
+        blend: steps to the weights with which the result is blended in.
+        blend_scaled: whether `blend` goes on from the mask at the model's size; else from the original mask
+            on the picture's pixels.
+        everything: whether the model gets no mask, that is one full of 1, and its whole result is taken.
+        beyond: whether what a crop holds beyond the picture counts as masked; else the mask is continued
+            there as the picture is.
+    """
+
+    picture: tuple[Step, ...] = ()
+    blend: tuple[Step, ...] = ()
+    blend_scaled: bool = False
+    everything: bool = False
+    beyond: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Handed:
+    """One call of a model by a tool.
+
+    Attributes:
+        edited: the whole picture's mask of the edit, H,W bool, True = repainted.
+        box: the crop, in pixels of the picture; it exceeds the picture where the tool pads before it resizes.
+        scaled: (height, width) to which the crop is resized.
+        given_by: the filter that resizes it, a name of `resampling.FILTERS`; of no meaning where nothing is.
+        back_by: the filter that resizes the result back to the crop.
+        mask_by: the filter that resizes the mask.
+        padding: added after resizing, and taken off the result.
+        outside: what the crop holds where it exceeds the picture.
+        rule: what happens to the mask.
+    """
+
+    edited: Mask
+    box: Box
+    scaled: tuple[int, int]
+    given_by: str = "pil-lanczos"
+    back_by: str = "pil-lanczos"
+    mask_by: str = "pil-lanczos"
+    padding: Padding = field(default=Padding())
+    outside: Beyond = Beyond.EDGE
+    rule: MaskRule = field(default=MaskRule())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture that the model gets."""
+        (height, width), pad = self.scaled, self.padding
+        return height + pad.top + pad.bottom, width + pad.left + pad.right
+
+    @property
+    def inside(self) -> Box:
+        """The part of the box that lies in the picture."""
+        height, width = self.edited.shape
+        box = self.box
+        return Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the model per pixel of the picture, down and across; below 1 detail is lost."""
+        return self.scaled[0] / self.box.height, self.scaled[1] / self.box.width
+
+    def axes(self, filter_name: str = "") -> tuple[Axis, Axis]:
+        """Rows and columns as they reach the model; the filter is `given_by` unless another is asked for."""
+        (height, width), pad, box = self.edited.shape, self.padding, self.box
+        chosen = filter_name or self.given_by
+        beyond = pad.holds if pad.left or pad.top or pad.right or pad.bottom else self.outside
+        return (
+            Axis(box.top, box.bottom, height, self.scaled[0], pad.top, pad.bottom, beyond, chosen),
+            Axis(box.left, box.right, width, self.scaled[1], pad.left, pad.right, beyond, chosen),
+        )
+
+    @cached_property
+    def mask(self) -> Mask:
+        """What the model is asked to repaint, at `size`, True = repainted.
+
+        It may be empty: a region of a pixel vanishes where a tool scales the picture down, and then the tool
+        edits nothing.
+        """
+        if self.rule.everything:
+            return np.ones(self.size, dtype=np.bool_)
+        masked: Mask = self._soft > 0.5
+        return masked
+
+    @cached_property
+    def touched(self) -> Box:
+        """The part of the picture in which the result is blended in with any weight."""
+        return self._weighted[1]
+
+    @cached_property
+    def weights(self) -> Plane:
+        """How much of the result each pixel of `touched` takes, float32 in [0,1], above the picture's own."""
+        return self._weighted[0]
+
+    @cached_property
+    def _soft(self) -> Plane:
+        """The mask at the model's size before it is made one of two values."""
+        plane, at = softened(self.edited, self.rule.picture)
+        part = self.inside
+        inner = np.zeros((part.height, part.width), np.float32)
+        both = _common(part, at)
+        if both is not None:
+            inner[_within(part, both)] = plane[_within(at, both)]
+        rows, columns = self.axes(self.mask_by)
+        if not self.rule.beyond:
+            return _mapped(inner, rows, columns)
+        whole = np.ones((self.box.height, self.box.width), np.float32)
+        whole[_within(self.box, part)] = inner
+        own = Box(0, 0, self.box.width, self.box.height)
+        rows = Axis(own.top, own.bottom, own.height, self.scaled[0], 0, 0, self.outside, self.mask_by)
+        columns = Axis(own.left, own.right, own.width, self.scaled[1], 0, 0, self.outside, self.mask_by)
+        return _mapped(whole, rows, columns)
+
+    @cached_property
+    def _weighted(self) -> tuple[Plane, Box]:
+        part, rule = self.inside, self.rule
+        if rule.everything:
+            return np.ones((part.height, part.width), np.float32), part
+        if rule.blend_scaled:
+            plane, pad = self._soft, self.padding
+            for step in rule.blend:
+                plane = step(plane)
+            plane = plane[pad.top : pad.top + self.scaled[0], pad.left : pad.left + self.scaled[1]]
+            rows, columns = self.axes()
+            down = rows.back(self.back_by, rows.inside)
+            across = columns.back(self.back_by, columns.inside)
+            plane = plane if down is None else down @ plane
+            plane = plane if across is None else plane @ across.T
+            plane, at = np.clip(plane, 0, 1), part
+            plane[plane < 0.5 / 255] = 0  # in the tools' 8 bits it is nothing
+        else:
+            plane, at = softened(self.edited, rule.blend)
+        both = _common(part, at)
+        if both is None or not plane[_within(at, both)].any():
+            return np.zeros((0, 0), np.float32), Box(part.left, part.top, part.left, part.top)
+        found = Box.around(plane[_within(at, both)] > 0)
+        touched = Box(
+            both.left + found.left, both.top + found.top, both.left + found.right, both.top + found.bottom
+        )
+        return np.ascontiguousarray(plane[_within(at, touched)]), touched
+
+
+def _common(one: Box, other: Box) -> Box | None:
+    if not one.overlaps(other):
+        return None
+    return Box(
+        max(one.left, other.left),
+        max(one.top, other.top),
+        min(one.right, other.right),
+        min(one.bottom, other.bottom),
+    )
+
+
+def _within(frame: Box, part: Box) -> tuple[slice, slice]:
+    """The rows and columns of `part` on a plane that covers `frame`."""
+    return (
+        slice(part.top - frame.top, part.bottom - frame.top),
+        slice(part.left - frame.left, part.right - frame.left),
+    )
+
+
+def _mapped(plane: Plane, rows: Axis, columns: Axis) -> Plane:
+    """A plane of the pixels inside the picture as the model gets it, in [0,1]."""
+    for axis, along in ((rows, 0), (columns, 1)):
+        index, matrix = axis.index(), axis.matrix()
+        plane = plane if index is None else plane.take(index, axis=along)
+        if matrix is not None:
+            plane = matrix @ plane if along == 0 else plane @ matrix.T
+    return np.clip(plane, 0, 1)

@@ -1,0 +1,154 @@
+"""What every attack path must do, whatever its tool: one test body over the table."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from backfire.attack_paths import PATHS, AttackPath
+from backfire.attack_paths.hand_over import hand_over, put_back
+from backfire.types import Box, Mask
+from torch import Tensor
+
+MASKS: dict[str, tuple[tuple[int, int], list[Box]]] = {
+    "inside": ((96, 130), [Box(50, 30, 81, 62)]),
+    "at the border": ((96, 130), [Box(0, 30, 20, 62)]),
+    "in the corner": ((96, 130), [Box(110, 70, 130, 96)]),
+    "one pixel": ((96, 130), [Box(129, 0, 130, 1)]),
+    "everything": ((67, 45), [Box(0, 0, 45, 67)]),
+    "far apart": ((96, 130), [Box(2, 2, 12, 9), Box(100, 80, 128, 95)]),
+    "a strip": ((24, 880), [Box(300, 2, 380, 20)]),
+    "above all sizes": ((820, 700), [Box(333, 401, 402, 517), Box(10, 10, 31, 30)]),
+}
+"""(height, width), and the boxes that are masked."""
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> AttackPath:
+    return PATHS[request.param]
+
+
+@pytest.fixture(params=MASKS)
+def mask(request: pytest.FixtureRequest) -> Mask:
+    shape, boxes = MASKS[request.param]
+    plane = np.zeros(shape, np.bool_)
+    for box in boxes:
+        plane[box.slices] = True
+    return plane
+
+
+def _pictures(mask: Mask, count: int = 1) -> Tensor:
+    return torch.rand(count, 3, *mask.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
+    """Everything that is masked lies in a crop, sizes are multiples, and planes fit."""
+    kept = mask.copy()
+    covered = np.zeros_like(mask)
+    handed = path.handed(mask)
+    assert handed
+    for one in handed:
+        assert 0 <= one.inside.left < one.inside.right <= mask.shape[1]
+        assert 0 <= one.inside.top < one.inside.bottom <= mask.shape[0]
+        covered[one.inside.slices] = True
+        assert one.size[0] % path.multiple == one.size[1] % path.multiple == 0
+        assert min(one.size) > 0
+        assert one.mask.shape == one.size
+        assert one.mask.dtype == np.bool_
+        assert one.weights.shape == (one.touched.height, one.touched.width)
+        assert one.weights.min(initial=0) >= 0
+        assert one.weights.max(initial=0) <= 1
+    # An editor without a mask gets the middle of a picture of an unusual aspect.
+    assert covered[mask].all() or all(one.rule.everything for one in handed)
+    np.testing.assert_array_equal(mask, kept)
+
+
+def test_a_picture_that_comes_back_as_it_went_is_what_it_was(path: AttackPath, mask: Mask) -> None:
+    """Bit for bit where nothing is blended in; elsewhere as resizing gives a smooth picture back."""
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    smooth = 0.5 + 0.3 * np.sin(rows / 40) * np.cos(columns / 50)
+    image = torch.from_numpy(smooth).float().expand(1, 3, -1, -1)
+    result = image
+    reached = torch.zeros(mask.shape, dtype=torch.bool)
+    for one in path.handed(mask):
+        given, masked = hand_over(image, one)
+        assert tuple(given.shape) == (1, 3, *one.size)
+        assert tuple(masked.shape) == (1, 1, *one.size)
+        result = put_back(given, result, one)
+        reached[one.touched.slices] |= torch.from_numpy(one.weights > 0)
+    assert torch.equal(result[..., ~reached], image[..., ~reached])
+    assert (result - image).abs().max() < 0.01
+
+
+def test_an_edit_stays_near_the_mask(path: AttackPath, mask: Mask) -> None:
+    """What is blended in reaches no further beyond the mask than what was done to the mask."""
+    image = _pictures(mask, 2)
+    result, farthest = image, 0
+    handed = path.handed(mask)
+    if any(one.rule.everything for one in handed):
+        pytest.skip("takes the whole result")
+    for one in handed:
+        result = put_back(torch.full((2, 3, *one.size), 9.0), result, one)
+        reach = sum(step.reach for step in one.rule.blend)
+        if one.rule.blend_scaled:  # resizing there and back reaches a few pixels more, of the larger kind
+            reach = math.ceil((reach + 3) / min(one.scale)) + 3
+            reach += sum(step.reach for step in one.rule.picture)
+        farthest = max(farthest, reach)
+    near = np.zeros_like(mask)
+    height, width = mask.shape
+    box = Box.around(mask).grown(farthest, width, height)
+    near[box.slices] = True
+    changed = (result != image).any(1).any(0).numpy()
+    assert not changed[~near].any()
+    if any(one.mask.any() for one in handed):
+        assert changed[mask].any()
+
+
+def test_gradients(path: AttackPath) -> None:
+    """Of what is handed over by the picture, and of what comes back by the result and by the picture."""
+    mask = np.zeros((20, 28), np.bool_)
+    mask[6:14, 9:20] = True
+    (one,) = path.handed(mask)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 3, *mask.shape, dtype=torch.float64, generator=generator).requires_grad_()
+    direction = torch.rand(image.shape, dtype=torch.float64, generator=generator)
+    given, _ = hand_over(image, one)
+    against = torch.rand(given.shape, dtype=torch.float64, generator=generator)
+    (gradient,) = torch.autograd.grad((given * against).sum(), image)
+    step = 1e-3
+    with torch.no_grad():
+        ahead, _ = hand_over(image + step * direction, one)
+        behind, _ = hand_over(image - step * direction, one)
+    slope = ((ahead - behind) * against).sum() / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-6)
+
+    edit = given.detach().requires_grad_()
+    result = put_back(edit, image, one)
+    against = torch.rand(result.shape, dtype=torch.float64, generator=generator)
+    by_edit, by_image = torch.autograd.grad((result * against).sum(), (edit, image))
+    moved = torch.rand(edit.shape, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        ahead = put_back(edit + step * moved, image + step * direction, one)
+        behind = put_back(edit - step * moved, image - step * direction, one)
+    slope = ((ahead - behind) * against).sum() / (2 * step)
+    total = (by_edit * moved).sum() + (by_image * direction).sum()
+    torch.testing.assert_close(total, slope, rtol=1e-6, atol=1e-6)
+
+
+def test_arguments_are_left_alone_and_wrong_sizes_refused(path: AttackPath) -> None:
+    mask = np.zeros((40, 50), np.bool_)
+    mask[10:20, 10:30] = True
+    (one,) = path.handed(mask)
+    image = _pictures(mask)
+    kept = image.clone()
+    given, _ = hand_over(image, one)
+    edit = torch.zeros_like(given)
+    put_back(edit, image, one)
+    assert torch.equal(image, kept)
+    assert not edit.any()
+    with pytest.raises(ValueError, match="expected"):
+        hand_over(image[..., 1:], one)
+    with pytest.raises(ValueError, match="expected"):
+        put_back(edit[..., 1:], image, one)
