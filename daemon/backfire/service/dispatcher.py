@@ -183,9 +183,8 @@ class Dispatcher:
             self._policy.pause(worker, jobs[0], Code.INTERNAL, message)
             return
         with self._jobs.together():
-            started = [self._jobs.start(job) for job in jobs]
+            started = [self._jobs.start(job, self._settings.for_path(job.path)) for job in jobs]
         worker.running = {job.id: job for job in started}
-        worker.settings = {job.id: self._settings.for_path(job.path) for job in started}
         worker.current = 0
         orders: list[Order] = []
         for job in started:
@@ -205,7 +204,7 @@ class Dispatcher:
             folder=spool.folder,
             name=job.name,
             masks=masks,
-            settings=worker.settings[job.id],
+            settings=self._jobs.settings[job.id],
             rung=self._policy.rung(job),
             device=worker.device,
         )

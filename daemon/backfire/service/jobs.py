@@ -17,6 +17,7 @@ from typing import Any, Unpack
 
 import structlog
 
+from backfire.config import Settings
 from backfire.errors import BackfireError, Code
 from backfire.files.inbox import Signature
 from backfire.service.spool import Spool
@@ -69,6 +70,7 @@ class Jobs:
         internal_errors: by job id, how often a bug of Backfire met it.
         hindered: by job id, how often the system prevented its work, and how many jobs had been worked
             before the first time.
+        settings: by job id, under which it was last started in this process.
         published, failed: how many jobs ended so since the start.
     """
 
@@ -81,6 +83,7 @@ class Jobs:
     failed_tries: dict[int, int] = field(default_factory=dict)
     internal_errors: dict[int, int] = field(default_factory=dict)
     hindered: dict[int, tuple[int, int]] = field(default_factory=dict)
+    settings: dict[int, Settings] = field(default_factory=dict)
     published: int = 0
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
@@ -124,8 +127,9 @@ class Jobs:
         """A new job for each path, relative to the inbox, that has no active one."""
         return [self._remember(job) for job in self.store.add(paths, at=self.now())]
 
-    def start(self, job: Job) -> Job:
-        """READY → RUNNING under a new lease, with one attempt more."""
+    def start(self, job: Job, settings: Settings) -> Job:
+        """READY → RUNNING under these settings and a new lease, with one attempt more."""
+        self.settings[job.id] = settings
         return self._remember(self.store.start_attempt(job.id, at=self.now()))
 
     def give_back(
@@ -214,6 +218,7 @@ class Jobs:
         self._retry_at.pop(job.id, None)
         self.internal_errors.pop(job.id, None)
         self.hindered.pop(job.id, None)
+        self.settings.pop(job.id, None)
         self.spool(job).drop()
         self.published += job.state == JobState.ARCHIVED
         self.failed += job.state in (JobState.FAILED, JobState.QUARANTINED)

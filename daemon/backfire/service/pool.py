@@ -52,7 +52,6 @@ class Worker:
         device: one of `limits.devices`; None where that names none, and one worker does all.
         child: its process, if there is one.
         running: its jobs by their ids.
-        settings: by job id, under which each of them was started.
         current: the id of the job that it last reported on; 0 while it has reported on none of a batch.
         pace: how many jobs it gets at a time.
         pauses: how often in a row it could not work for reasons that are not the picture's.
@@ -63,7 +62,6 @@ class Worker:
     device: str | None = None
     child: Child | None = None
     running: dict[int, Job] = field(default_factory=dict)
-    settings: dict[int, Settings] = field(default_factory=dict)
     current: int = 0
     pace: int = 1
     pauses: int = 0
@@ -156,10 +154,6 @@ class Pool:
         """The worker that has a job."""
         return next((worker for worker in self.workers if job.id in worker.running), None)
 
-    def settings_of(self, job: Job) -> Settings | None:
-        """The settings under which a job was started; None where a former process started it."""
-        return next((worker.settings[job.id] for worker in self.workers if job.id in worker.settings), None)
-
     def suits(self, worker: Worker, device: str) -> bool:
         """Whether a job for a device may go to a worker.
 
@@ -214,11 +208,6 @@ class Pool:
                 worker.running[job.id] = job
                 return True
         return False
-
-    def release(self, job: Job) -> None:
-        """Take a job whose outcome is known off its worker's list."""
-        if (worker := self.worker_of(job)) is not None:
-            del worker.running[job.id]
 
     def forget_running(self) -> None:
         """Take all jobs off the workers' lists, whatever their processes do."""

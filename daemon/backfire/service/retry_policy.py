@@ -15,7 +15,7 @@ from backfire.config import Settings
 from backfire.errors import Code
 from backfire.service.inbox import Inbox
 from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, Jobs
-from backfire.service.pool import LONG_PAUSE_S, Pool, Worker
+from backfire.service.pool import Pool, Worker
 from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Interrupted, Outcome
 from backfire.types import Job, JobState, Verdict
 
@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
 """What the decoder says of a file that is still being written, or never will be whole."""
+HINDERED_S = 30.0
+"""A hindered job waits no longer for its next try, unless other jobs are worked in the meantime."""
 INTERNAL_ERRORS_MAX = 3
 """After so many internal errors a job fails, if nothing of it has been published yet."""
 
@@ -54,16 +56,17 @@ class RetryPolicy:
             job: as it stands in the store.
             outcome: of its last start; of a job that was not started, what became of it instead.
         """
+        worker = self._pool.worker_of(job)
         if isinstance(outcome, Finished | Failed):
             self._kills.pop(job.id, None)
             self._jobs.hindered.pop(job.id, None)
         match outcome:
             case Finished():
-                self._finished(job, outcome)
+                self._finished(job, outcome, worker)
             case Failed():
                 self._failed(job, outcome)
             case Hindered():
-                self._hindered(job, outcome)
+                self._hindered(job, outcome, worker or self._pool.workers[0])
             case GivenBack():
                 self._jobs.give_back(job, detail={"reason": outcome.reason} if outcome.reason else None)
             case Interrupted():
@@ -72,13 +75,14 @@ class RetryPolicy:
                 self._jobs.update(job, JobState.READY, detail={"reason": outcome.reason})
             case _:
                 assert_never(outcome)
-        self._pool.release(job)
+        if worker is not None:
+            del worker.running[job.id]
 
-    def _finished(self, job: Job, outcome: Finished) -> None:
+    def _finished(self, job: Job, outcome: Finished, worker: Worker | None) -> None:
         """The verdict decides whether a result is published."""
         if job.state == JobState.RUNNING:  # else its result was taken over, and no worker did anything
             self._worked += 1
-            if (worker := self._pool.worker_of(job)) is not None:
+            if worker is not None:
                 worker.pauses = 0
         verdict, reasons = outcome.verdict, "; ".join(outcome.reasons)
         if verdict == Verdict.FAILED:
@@ -105,13 +109,12 @@ class RetryPolicy:
         else:
             self._set_aside(job, outcome.code, outcome.message)
 
-    def _hindered(self, job: Job, outcome: Hindered) -> None:
+    def _hindered(self, job: Job, outcome: Hindered, worker: Worker) -> None:
         """Decide whether the system prevents all work, or only that on this picture and others like it.
 
         In the first case the worker pauses. In the second the job waits behind all others, without a copy and
         longer each time; what may be the picture's own trouble fails after a while.
         """
-        worker = self._pool.worker_of(job) or self._pool.workers[0]
         count, worked_before = self._jobs.hindered.get(job.id, (0, self._worked))
         count += 1
         self._jobs.hindered[job.id] = count, worked_before
@@ -126,7 +129,7 @@ class RetryPolicy:
         behind = alone or worker.pauses > STUCK_AFTER
         detail = {"code": outcome.code.value, "reason": outcome.message}
         job = self._jobs.give_back(job, JobState.SETTLING if behind else JobState.READY, detail=detail)
-        self._jobs.wait(job, min(2.0**count, RETRY_MAX_S if alone else LONG_PAUSE_S))
+        self._jobs.wait(job, min(2.0**count, RETRY_MAX_S if alone else HINDERED_S))
         if behind:
             self._jobs.spool(job).drop()
         if not alone:
@@ -177,5 +180,5 @@ class RetryPolicy:
 
     def _attempts_of(self, job: Job) -> int:
         """How many attempts it had when it was started; after a restart, how many it has today."""
-        settings = self._pool.settings_of(job) or self._settings.for_path(job.path)
+        settings = self._jobs.settings.get(job.id) or self._settings.for_path(job.path)
         return settings.protect.attempts
