@@ -1,6 +1,6 @@
-"""What surrounds the loop for an operator: heartbeats, `/metrics` and `/healthz`, hooks.
+"""What an operator sees of the loop: heartbeats of its parts, `/metrics` and `/healthz`, hooks.
 
-Nothing in here decides about a job, and nothing in here can hold one up.
+Nothing here decides about a job, and no job waits for anything here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STILL_S = 60.0
-"""The loop turns twice a second; one that stood so long hangs in a system call."""
+"""A round of the loop takes half a second at most; a loop that has not moved for so long is stuck."""
 
 
 @dataclass
@@ -31,10 +31,12 @@ class Pulse:
     """When each part of the daemon last moved, by the monotonic clock.
 
     Attributes:
-        rescan_s, silence_s: how often the scanner looks, and how long the worker may be silent.
-        loop, scan: when the loop turned and when the inbox was last looked at.
-        heard: when the worker last said something; None while it has nothing to do.
-        trouble: why the inbox cannot be read; no reason to restart, for a restart mends no share.
+        rescan_s: seconds between two scans of the inbox.
+        silence_s: how long a busy worker may report nothing.
+        loop: when the last round of the loop ended.
+        scan: when the last scan was tried.
+        heard: when the busy worker that is silent longest last reported; None while none is busy.
+        trouble: why the inbox cannot be read; no reason to restart, because that does not mount a share.
     """
 
     rescan_s: float
@@ -45,7 +47,7 @@ class Pulse:
     trouble: str = ""
 
     def moved(self, now: float) -> None:
-        """A long step of the loop moves on; the scanner has its turn after it."""
+        """Note that a long step of the loop makes progress; scans wait until it is over."""
         self.loop = self.scan = now
 
     def ages(self, now: float) -> dict[str, float]:
@@ -54,7 +56,7 @@ class Pulse:
         return {part: max(now - at, 0.0) for part, at in times.items() if at is not None}
 
     def stuck(self, now: float) -> list[str]:
-        """What hangs, in words; empty while loop, scanner and worker all progress."""
+        """What is stuck, in words; empty while loop, scanner and worker all make progress."""
         limits = {"loop": STILL_S, "scanner": 2 * self.rescan_s + STILL_S, "worker": self.silence_s + STILL_S}
         return [
             f"{part}: has not moved for {age:.0f} s, at most {limits[part]:.0f} s expected"
@@ -64,12 +66,12 @@ class Pulse:
 
 
 class Operations:
-    """The daemon's surroundings over one configuration.
+    """Health, metrics and hooks of one configuration.
 
     Args:
         settings: `serve`, `hooks`, `watch.rescan_s` and the folders are used.
         jobs: the active jobs; hooks and metrics are told of their steps.
-        silence_s: how long the worker may say nothing.
+        silence_s: how long a busy worker may report nothing.
         monotonic: the clock of the heartbeats.
 
     Raises:
@@ -110,7 +112,7 @@ class Operations:
             log.info("metrics_served", url=self._endpoint.url + "/metrics")
 
     def beat(self, *, scan: float, heard: float | None, trouble: str) -> bool:
-        """Note the loop's turn; see `Pulse`. Returns whether scanner and worker progress."""
+        """Note the end of a round, see `Pulse`; returns whether scanner and worker make progress."""
         now = self._monotonic()
         self.pulse.loop, self.pulse.scan = now, max(scan, self.pulse.scan)
         self.pulse.heard, self.pulse.trouble = heard, trouble

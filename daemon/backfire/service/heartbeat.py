@@ -100,7 +100,7 @@ class Heartbeat:
         notify("WATCHDOG=1", "STATUS=waiting for the database", patience_s=REPEATED_S)
 
     def _check_disk_space(self) -> None:
-        missing = preflight.want_of_space(self._settings)
+        missing = preflight.missing_space(self._settings)
         if missing and not self.disk_space:
             log.warning("disk_space_low", error=missing)
         elif self.disk_space and not missing:

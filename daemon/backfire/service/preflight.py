@@ -1,4 +1,4 @@
-"""Whether the daemon may work here: known names, folders that can be used, nobody else at work, room left."""
+"""What is checked before the daemon works: names, folders, that no other daemon works here, disk space."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from backfire.errors import ConfigError
 from backfire.perturb import methods
 
 TAKEN = (errno.EACCES, errno.EAGAIN)
-GLANCE_S = 0.3
+TRY_S = 0.3
 """How long a lock is tried for: `locked` holds it for a moment to see whether it is free."""
 
 
 def require_names(settings: Settings) -> None:
-    """A name that no detector, editor or method has is an error at start, not in the first job."""
+    """Refuse names that no detector, editor or method has at the start, not in the first job.
+
+    Raises:
+        ConfigError: it names the setting and the nearest valid name.
+    """
     for where, variant in settings.variants():
         try:
             detectors.check(variant.regions)
@@ -31,10 +35,10 @@ def require_names(settings: Settings) -> None:
 
 
 def make_folders(settings: Settings) -> None:
-    """Make those that are missing; an inbox that was there before is not made again but missed.
+    """Make the folders that are missing, but not an inbox that existed before: its share may be gone.
 
     Raises:
-        ConfigError: a folder cannot be made or is missed.
+        ConfigError: a folder cannot be made, or the inbox has gone.
     """
     known = settings.folders.database.exists()
     for name, folder in settings.folders.named().items():
@@ -51,7 +55,7 @@ def make_folders(settings: Settings) -> None:
 
 
 def lock(path: Path) -> int | None:
-    """A lock that ends with the process, on a file or folder; None where the file system has no locks.
+    """Take a lock that ends with the process, on a file or folder; None where the file system has no locks.
 
     Raises:
         ConfigError: another daemon holds it, or it cannot be opened.
@@ -63,7 +67,7 @@ def lock(path: Path) -> int | None:
         raise ConfigError(
             f"{path}: cannot be opened ({error.strerror}); give uid {os.geteuid()} access"
         ) from error
-    deadline = time.monotonic() + GLANCE_S
+    deadline = time.monotonic() + TRY_S
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +100,7 @@ def locked(path: Path) -> bool | None:
     return False
 
 
-def want_of_space(settings: Settings) -> str:
+def missing_space(settings: Settings) -> str:
     """Which folder's file system has less room left than `limits.free_mb`; empty where none has."""
     floor = settings.limits.free_mb
     for name, folder in settings.folders.named().items():

@@ -1,4 +1,4 @@
-"""The spool: a private folder a job, with copies of picture, masks and proof, then the worker's result."""
+"""The spool: for each job a private folder with copies of its files, and later the worker's result."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ class Spool:
         return copies
 
     def refuse(self, files: dict[bytes, Signature]) -> None:
-        """Note what was refused unread, in place of copies: so that nothing else is set aside for it."""
+        """Note the files that were refused unread, so that no others are set aside in their place."""
         self.drop()
         self.folder.mkdir(parents=True)
         self._note(files, [])
 
     def doubt(self, name: str, copies: Copies, *, checksum: bool) -> InputError | None:
-        """Why the picture, `name`, may not be whole; None if nothing says so.
+        """Why the picture, `name`, may be incomplete; None if nothing indicates that.
 
         Args:
-            checksum: the proof holds the picture's SHA-256, and is no mere marker.
+            checksum: the proof holds the picture's SHA-256; otherwise it is only a marker.
         """
         if copies.proof is None:
             hollow = any(copy.hollow for copy in (copies.picture, *copies.masks))
@@ -118,7 +118,7 @@ class Spool:
         masks: list[tuple[bytes, str]],
         proof: tuple[bytes, str] | None = None,
     ) -> None:
-        """Write down of what, in which condition, the copies were made; masks and proof as (path, digest)."""
+        """Write down which files were copied and their signatures; masks and proof as (path, digest)."""
         document = {
             "files": [[os.fsdecode(path), list(signature)] for path, signature in files.items()],
             "masks": [[os.fsdecode(path), digest] for path, digest in masks],

@@ -30,7 +30,7 @@ def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
 def test_to_look_whether_it_runs_keeps_no_daemon_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "GLANCE_S", 30)
+    monkeypatch.setattr(preflight, "TRY_S", 30)
     held = preflight.lock(tmp_path / "lock")
     assert held is not None
     letting_go = threading.Timer(0.1, os.close, [held])
@@ -38,7 +38,7 @@ def test_to_look_whether_it_runs_keeps_no_daemon_from_starting(
     lock = preflight.lock(tmp_path / "lock")
     letting_go.join()
     assert lock is not None
-    monkeypatch.setattr(preflight, "GLANCE_S", 0)
+    monkeypatch.setattr(preflight, "TRY_S", 0)
     with pytest.raises(ConfigError, match="another backfire daemon"):
         preflight.lock(tmp_path / "lock")
     os.close(lock)
