@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import SAMPLES, differences, encoded, mask_picture, photo
+from tests.support.receipts import require_documented
 from tests.support.sandbox import LENIENT, QUICK, Sandbox, wait_for
 
 
@@ -39,6 +40,7 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
         assert (sandbox.archive / name).read_bytes() == data, "originals stay byte-identical"
         published = (sandbox.outbox / name).read_bytes()
         receipt = sandbox.receipt(name)
+        require_documented(receipt)
         with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(published)) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
         assert 1 <= differences(data, published).max() <= 6

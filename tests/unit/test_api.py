@@ -20,6 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.support.pictures import mask_picture, photo
+from tests.support.receipts import require_documented
 from tests.support.sandbox import LENIENT, QUICK
 
 BOX = (60, 44, 100, 84)
@@ -81,13 +82,14 @@ def test_a_picture_is_protected_and_verified_from_its_own_bytes(desk: Path) -> N
     assert result.sheet is not None
     with Image.open(io.BytesIO(result.sheet)) as sheet:
         assert sheet.format == "JPEG"
-    json.dumps(result.receipt)
+    require_documented(result.receipt)
     again = backfire.verify(result.data, desk / "a.png", mask=desk / "m.png", settings=QUICK)
     assert again.data == result.data
     assert again.verdict == result.verdict
     assert again.receipt["edits"] == result.receipt["edits"], "the very edits that decided the verdict"
     unprotected = backfire.verify(desk / "a.png", desk / "a.png", mask=plane())
     assert unprotected.verdict == "failed"
+    require_documented(again.receipt)
 
 
 def test_the_same_input_gives_the_same_bytes_however_it_is_handed_over(desk: Path) -> None:
@@ -174,7 +176,9 @@ def test_the_command_says_in_three_lines_what_came_of_it(desk: Path) -> None:
     assert "SSIM" in measured
     assert "PSNR" in measured
     assert where.strip() == f"receipt: {out}.receipt.json, before/after sheet: {out}.sheet.jpg"
-    assert json.loads((desk / "out.png.receipt.json").read_bytes())["output"] == str(out)
+    receipt = json.loads((desk / "out.png.receipt.json").read_bytes())
+    assert receipt["output"] == str(out)
+    require_documented(receipt)
     assert (desk / "out.png.sheet.jpg").is_file()
     same = backfire.protect(desk / "a.png", mask=desk / "m.png", settings=desk / "c.yaml")
     assert same.data == out.read_bytes(), "the command and the function are one"

@@ -15,6 +15,7 @@ from backfire.errors import BudgetExceeded
 from backfire.pipeline.protect import protect
 from backfire.types import Verdict
 
+from tests.support.receipts import require_documented
 from tests.unit.imaging.test_images import file, scene
 
 
@@ -34,6 +35,7 @@ def test_a_picture_without_region_is_told_by_how_much_it_changed(tmp_path: Path,
     was, now = (imaging.decode(one, name="cat", max_pixels=10**6) for one in (data, result.data))
     assert result.receipt["max_change_levels"] == imaging.max_change(was.rgb, now.rgb)
     assert (result.data == data) is (kind == "same")
+    require_documented(result.receipt)
 
 
 def test_a_picture_that_the_writer_spoils_is_not_published(
