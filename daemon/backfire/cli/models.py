@@ -1,4 +1,4 @@
-"""The commands `models list`, `models fetch`, `models verify`: published weights on this machine."""
+"""The commands `models list`, `models fetch` and `models verify` for published weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app.add_typer(commands, name="models")
 
 ModelsConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Only models.folder is used; config.yaml where there is one."),
+    typer.Option("--config", "-c", help="Only models.folder is used; by default config.yaml, if it exists."),
 ]
 
 
@@ -37,14 +37,14 @@ def _folder(config_file: Path | None) -> Path:
 
 @commands.command("list")
 def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
-    """What can be fetched, under which licence, and what is here."""
+    """List the models that can be fetched, their licences, and which of them are here."""
     folder = _folder(config_file)
     rows = [_built_in(name) for name in inpaint.NAMES]
     rows += [_row(model, folder) for model in weights.catalogue().values()]
     if as_json:
         print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
         return
-    whole = partial(Column, no_wrap=True)  # a name is typed, so it is never cut short
+    whole = partial(Column, no_wrap=True)  # names are shown in full, since users type them
     table = Table(*map(whole, ("name", "kind", "size", "here", "edit")), "what", box=None, pad_edge=False)
     for row in rows:
         size = f"{row['known_size'] / 1e6:,.0f} MB" if row["known_size"] else "unknown"
@@ -55,8 +55,8 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
     for row in rows:
         if row["note"]:
             out.print(Text(f"{row['name']}: {row['note']}"))
-    out.print("edit: seconds of one CPU core for 512x512 pixels in float32")
-    out.print("SHA-256: published; of the other files that of the first copy is recorded, and holds")
+    out.print("edit: the seconds that an edit of 512x512 pixels takes on one CPU core in float32")
+    out.print("SHA-256: files whose digest is published; for the others that of the first copy is recorded")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
 
 
@@ -102,12 +102,12 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A name that `models list` shows.", show_default=False)],
     source: Annotated[
         str | None,
-        typer.Option("--from", help="A file, folder or http(s) URL that stands in for the source."),
+        typer.Option("--from", help="A file, a folder or an http(s) URL to fetch from instead."),
     ] = None,
     config_file: ModelsConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a model's files here; goes on where an interrupted fetch stopped."""
+    """Fetch a model's files. An interrupted fetch is resumed."""
     require(name, weights.catalogue(), "model")
     model, folder = weights.catalogue()[name], _folder(config_file)
     err.print(Text(f"{name}: licence {model.licence}; {model.home}"), soft_wrap=True)
@@ -118,37 +118,37 @@ def fetch(
         rows = [{"file": str(path), "sha256": one.got} for path, one in zip(files, found, strict=True)]
         print(json.dumps(rows, indent=2))
         return
-    for path, finding, file in zip(files, found, model.files, strict=True):
-        word = "as published" if file.sha256 else "recorded: nobody has published one"
-        out.print(Text(f"{path}  SHA-256 {finding.got} ({word})"), soft_wrap=True)
+    for path, known, file in zip(files, found, model.files, strict=True):
+        word = "as published" if file.sha256 else "recorded, because none is published"
+        out.print(Text(f"{path}  SHA-256 {known.got} ({word})"), soft_wrap=True)
 
 
 @commands.command()
 def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
-    """Hash everything that is here again: exit 0 all as expected, 3 something changed or is missing."""
+    """Hash all weights again. Exit status 0: all as expected; 3: a file has changed or is missing."""
     folder = _folder(config_file)
     inside, fetched = list(weights.verify_inside()), list(weights.verify(folder))
     found = inside + fetched
     if as_json:
-        print(json.dumps([vars(finding) for finding in found], indent=2))
+        print(json.dumps([vars(file) for file in found], indent=2))
     elif not fetched:
         out.print(Text(f"no models in {folder}"), soft_wrap=True)
-    for finding in found if not as_json else ():
-        good = finding.state == "ok"
+    for file in found if not as_json else ():
+        good = file.state == "ok"
         line = Text("ok  ", "green") if good else Text("BAD ", "red")
-        line.append(f"{finding.model}/{finding.path}: {finding.state}")
-        if finding.state == "changed":
-            line.append(f", SHA-256 is {finding.got}, expected {finding.expected}")
+        line.append(f"{file.model}/{file.path}: {file.state}")
+        if file.state == "changed":
+            line.append(f", SHA-256 is {file.got}, expected {file.expected}")
         if not good:
-            fetch_it = f"run: backfire models fetch {finding.model}"
-            line.append(f"; {'install backfire again' if finding in inside else fetch_it}")
+            fetch_it = f"run: backfire models fetch {file.model}"
+            line.append(f"; {'install backfire again' if file in inside else fetch_it}")
         out.print(line, soft_wrap=True)
-    raise typer.Exit(0 if all(finding.state == "ok" for finding in found) else SOME_FAILED)
+    raise typer.Exit(0 if all(file.state == "ok" for file in found) else SOME_FAILED)
 
 
 @contextmanager
 def _bar() -> Iterator[Advance]:
-    """Bytes, rate and time left on a terminal; nothing off one."""
+    """A progress bar with bytes and the remaining time on a terminal, and nothing elsewhere."""
     if not err.is_terminal:
         yield lambda path, done, total: None
         return

@@ -1,9 +1,9 @@
-"""Weights: the catalogue of the published ones, where a model's files lie, whether they are what they were.
+"""Weights: the catalogue of published models, where their files lie, and whether these are unchanged.
 
-Our own ship inside the package, beside `SHA256SUMS`, which says what they must be. A published
-model lies in a folder of its name below `models.folder`. What its files must be comes from the
-catalogue where their SHA-256 is publicly known, else from `pins.json`, where `fetch` records the
-digest of the first copy it saw. Importing this package loads no torch and opens no connection.
+Our own weights ship inside the package beside `SHA256SUMS`, which holds their digests. A published model lies
+in a folder of its name below `models.folder`. The expected SHA-256 of its files comes from the catalogue if
+it is publicly known, and otherwise from `pins.json`, in which `fetch` records the digest of the first copy.
+Importing this package loads no torch and opens no connection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PINS = "pins.json"
 INSIDE = Path(__file__).parents[1] / "inpaint" / "weights"
 """The weights that ship inside the package."""
 SUMS = "SHA256SUMS"
-"""Their digests, as `sha256sum` writes and checks them."""
+"""The file with their digests, in the format of `sha256sum`."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class File:
     """One file of a model.
 
     Attributes:
-        path: relative to the model's folder.
-        url: where it comes from; None where nobody serves it as it is needed.
-        size: bytes, None where not publicly known.
-        sha256: lower-case hex, None where not publicly known.
+        path: its path relative to the model's folder.
+        url: where it is fetched from; None if nobody serves it in the form that is needed.
+        size: its size in bytes; None if not publicly known.
+        sha256: its SHA-256 in lower-case hex; None if not publicly known.
     """
 
     path: str
@@ -51,8 +51,9 @@ class Model:
     """An entry of the catalogue.
 
     Attributes:
-        kind: the editor kind that loads it.
-        edit_cpu_s: processor seconds that an edit of 512x512 takes in float32 on a core of an Intel Xeon.
+        kind: the kind of editor that loads it.
+        edit_cpu_s: the seconds that an edit of 512x512 pixels takes in float32 on one core of an Intel Xeon.
+        note: what a user must know or do before it can be fetched; empty if nothing.
     """
 
     name: str
@@ -67,18 +68,18 @@ class Model:
 
     @property
     def known_size(self) -> int:
-        """Bytes of the files whose size is publicly known."""
+        """The bytes of all files whose size is publicly known."""
         return sum(file.size or 0 for file in self.files)
 
     @property
     def published(self) -> int:
-        """How many files' SHA-256 is publicly known."""
+        """The number of files whose SHA-256 is publicly known."""
         return sum(file.sha256 is not None for file in self.files)
 
 
 @cache
 def catalogue() -> dict[str, Model]:
-    """All models by name, in the order of `catalogue.toml`."""
+    """All published models by name, in the order of `catalogue.toml`."""
     text = (Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8")
     return {name: _model(name, entry) for name, entry in tomllib.loads(text).items()}
 
@@ -93,10 +94,10 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
 
 
 def inside() -> dict[str, str]:
-    """SHA-256 of each file that ships inside the package, by file name.
+    """The SHA-256 of each file that ships inside the package, by file name.
 
     Raises:
-        ModelError: the package is not whole.
+        ModelError: the list of digests is missing or damaged.
     """
     path = INSIDE / SUMS
     try:
@@ -108,14 +109,15 @@ def inside() -> dict[str, str]:
 
 
 def located(name: str, folder: Path) -> Path:
-    """What an editor loads of a fetched model: its only file, or its folder; its files are what was fetched.
+    """The path that an editor loads of a fetched model, checked: its only file, or its folder if it has
+    several.
 
     Args:
         name: a name of the catalogue.
         folder: `models.folder`.
 
     Raises:
-        ModelError: not fetched, only in part, or changed since.
+        ModelError: the model was not fetched, or only in part, or a file has changed since.
     """
     model = catalogue()[name]
     missing = [file.path for file in model.files if not (folder / name / file.path).is_file()]
@@ -135,21 +137,23 @@ def located(name: str, folder: Path) -> Path:
 
 
 def expected(model: Model, file: File, folder: Path) -> str | None:
-    """The SHA-256 that a file must have: the published one, else the recorded one, else None."""
+    """The SHA-256 that a file must have: the published one, or the recorded one, or None if there is
+    neither.
+    """
     return file.sha256 or pins(folder).get(f"{model.name}/{file.path}")
 
 
 def pins(folder: Path) -> dict[str, str]:
-    """Digests recorded at the first fetch, by `NAME/PATH`.
+    """The digests that were recorded at the first fetch, by `NAME/PATH`.
 
     Raises:
-        ModelError: the record is damaged; guessing would accept anything.
+        ModelError: the record is damaged. Ignoring it would accept any file.
     """
     path = folder / PINS
     try:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict):
-            raise ValueError("no mapping")
+            raise ValueError("it holds no mapping")
         return {str(name): str(digest) for name, digest in found.items()}
     except FileNotFoundError:
         return {}
@@ -162,7 +166,7 @@ def pins(folder: Path) -> dict[str, str]:
 
 def pin(model: Model, file: File, digest: str, folder: Path) -> None:
     """Record the digest of a file whose SHA-256 is not publicly known."""
-    # One file serves all models: the lock keeps two fetches from losing each other's record.
+    # The lock keeps two fetches from overwriting each other's entry.
     with (folder / f".{PINS}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = {**pins(folder), f"{model.name}/{file.path}": digest}
@@ -178,8 +182,8 @@ State = Literal["ok", "absent", "changed", "unpinned"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One file as `verify` found it; `unpinned`: its digest is neither published nor recorded."""
+class VerifiedFile:
+    """One file and its state: `unpinned` means that its digest is neither published nor recorded."""
 
     model: str
     path: str
@@ -188,8 +192,8 @@ class Finding:
     got: str | None = None
 
 
-def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
-    """Hash every file of every model (or of one) that is there, at least in part, again."""
+def verify(folder: Path, name: str | None = None) -> Iterator[VerifiedFile]:
+    """Hash all files of every model, or of one, of which at least the folder is there."""
     for model in catalogue().values():
         if name not in (None, model.name) or not (folder / model.name).is_dir():
             continue
@@ -197,16 +201,16 @@ def verify(folder: Path, name: str | None = None) -> Iterator[Finding]:
             yield _verified(model.name, folder / model.name, file.path, expected(model, file, folder))
 
 
-def verify_inside() -> Iterator[Finding]:
-    """Hash the weights that ship inside the package again; what was put beside them is `unpinned`."""
+def verify_inside() -> Iterator[VerifiedFile]:
+    """Hash the weights that ship inside the package; files that do not belong to it are `unpinned`."""
     known = inside()
     for path in sorted({*known, *(file.name for file in INSIDE.glob("*.safetensors"))}):
         yield _verified(path.removesuffix(".safetensors"), INSIDE, path, known.get(path))
 
 
-def _verified(model: str, folder: Path, path: str, want: str | None) -> Finding:
+def _verified(model: str, folder: Path, path: str, want: str | None) -> VerifiedFile:
     if not (folder / path).is_file():
-        return Finding(model, path, "absent", want)
+        return VerifiedFile(model, path, "absent", want)
     got = durable.file_sha256(folder / path)
     state: State = "unpinned" if want is None else "ok" if got == want else "changed"
-    return Finding(model, path, state, want, got)
+    return VerifiedFile(model, path, state, want, got)

@@ -1,8 +1,12 @@
-"""Fetching weights: resumable, verified before they get their final name, offline once fetched.
+"""Fetching weights: a download can be resumed, and a file is verified before it gets its final name.
 
-urllib and no HTTP library: one GET with a Range header is all there is to do, and a daemon that
-otherwise opens no connection need not carry one. The opener knows http and https only, so no
-redirect can lead to a local file, and none leads from https back to http.
+This uses urllib. huggingface-hub and pooch were tried: most of the catalogue is not on the Hugging Face hub,
+and neither library resumes safely. pooch starts over after an interruption. huggingface-hub's `http_get` asks
+for the rest without `If-Range`, so that it may join the halves of two versions, and it neither checks the
+free space nor stops an endless answer. What it could replace are some 65 of these lines.
+
+The opener knows http and https only, so no redirect can lead to a local file, and a redirect from https to
+http is refused.
 """
 
 from __future__ import annotations
@@ -29,15 +33,15 @@ from backfire.weights import PINS, File, Model, expected, pin
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 3.0, 10.0)
-"""Before each retry; what has arrived is kept, so that a retry only asks for the rest."""
+"""The waits before retries. What has arrived is kept, so a retry asks only for the rest."""
 CHUNK = 1 << 18
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that asking again may change."""
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""The HTTP statuses after which a retry may succeed."""
 
 NETWORK = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 
 Progress = Callable[[str, int, int | None], None]
-"""Called as progress(path, bytes there, bytes in all or None); may raise to stop."""
+"""Called as progress(path, bytes so far, bytes in total or None). It may raise to stop the download."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -50,7 +54,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    # Not build_opener: it adds file, data and ftp.
+    # Not urllib's build_opener, which adds handlers for file, data and ftp.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -72,22 +76,22 @@ def fetch(
     progress: Progress = lambda path, done, total: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Path]:
-    """Bring a model's files into `folder`/NAME; those that are there and right are left alone.
+    """Fetch a model's files into `folder`/NAME. Files that are there with the expected digest are kept.
 
     Args:
         model: an entry of the catalogue.
-        folder: `models.folder`; made if need be.
-        source: stands in for the catalogue's URLs: an http(s) URL or a path, of the file itself or
-            (ending in "/", or being a folder) of what holds the files under their own paths.
-        progress: told of every piece that arrives.
+        folder: `models.folder`; it is made if it is missing.
+        source: replaces the catalogue's URLs: an http(s) URL or a path, either of the file itself or of what
+            holds the files under their own paths (a URL that ends in "/", or a folder).
+        progress: called with every piece that arrives.
         sleep: waits between retries.
 
     Returns:
-        The files, in the catalogue's order.
+        The files in the order of the catalogue.
 
     Raises:
-        ModelError: no source, no network, no such file, no space, or a wrong digest or size;
-            retryable where asking again may help.
+        ModelError: there is no source, network, file or space, or the digest or size is wrong; retryable if
+            another try may succeed.
     """
     return [_one(model, file, folder, source, progress, sleep) for file in model.files]
 
@@ -123,10 +127,10 @@ def _one(
 
 
 def _source(model: Model, file: File, source: str | None) -> str | Path:
-    """The URL or path of one file."""
+    """The URL or path from which one file is fetched."""
     if source is None:
         if file.url is None:
-            raise _failure(f"model {model.name}", "nobody serves it as it is needed", model.note)
+            raise _failure(f"model {model.name}", "nobody serves it in the form that is needed", model.note)
         return file.url
     scheme = urlsplit(source).scheme
     if scheme in ("http", "https"):
@@ -137,8 +141,8 @@ def _source(model: Model, file: File, source: str | None) -> str | Path:
             raise _failure(f"--from {source}", "is one file", remedy)
         return source
     if len(scheme) > 1:
-        trouble = f"got {scheme}:, expected http, https or a path"
-        raise _failure(f"--from {source}", trouble, "name one of these")
+        problem = f"got {scheme}:, expected http, https or a path"
+        raise _failure(f"--from {source}", problem, "name one of these")
     path = Path(source).expanduser()
     path = path / file.path if path.is_dir() else path
     if not path.is_file() or (len(model.files) > 1 and path == Path(source).expanduser()):
@@ -170,7 +174,7 @@ def _download(
     progress: Callable[[int, int | None], None],
     sleep: Callable[[float], None],
 ) -> None:
-    """Ask until everything is in `part`; retried where that may help."""
+    """Request the file until all of it is in `part`, with retries where they may help."""
     for wait in (*WAITS_S, None):
         try:
             _ask(url, part, file, progress)
@@ -178,44 +182,44 @@ def _download(
         except urllib.error.HTTPError as error:
             error.close()
             cause: Exception = error
-            again = error.code in AGAIN
-            trouble = f"the server answers {error.code} {error.reason}"
+            again = error.code in RETRIED
+            problem = f"the server answers {error.code} {error.reason}"
         except NETWORK as error:
             cause = error
             again = True
-            trouble = f"cannot be read ({getattr(error, 'reason', error)})"
+            problem = f"cannot be read ({getattr(error, 'reason', error)})"
         if wait is None or not again:
-            remedy = "run it again later, it goes on where it stopped; or name a mirror or a file with --from"
-            raise _failure(url, trouble, remedy, retryable=again) from cause
+            remedy = "run it again later, it resumes where it stopped; or name a mirror or a file with --from"
+            raise _failure(url, problem, remedy, retryable=again) from cause
         sleep(wait)
 
 
 def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None], None]) -> None:
-    """One request, for the rest if some is there; raises where the answer breaks off."""
+    """Send one request, for the rest of the file if a part is there. Raises if the answer breaks off."""
     have = part.stat().st_size
     headers = {"User-Agent": f"backfire/{__version__}", "Accept-Encoding": "identity"}
     if have:
         validator = _validator(part).read_text() if _validator(part).exists() else ""
-        if validator or file.sha256:  # else the two halves might be of different files, and nobody would know
+        if validator or file.sha256:  # otherwise nothing would show that the halves are of different files
             headers["Range"] = f"bytes={have}-"
             headers |= {"If-Range": validator} if validator else {}
     request = urllib.request.Request(url, headers=headers)
     try:
         answer = _opener().open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # asked for bytes past the end
+        if error.code != 416:  # the range begins at or past the end of the file
             raise
         error.close()
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return
         part.write_bytes(b"")
-        raise ConnectionError("what was there is longer than the file; started over") from error
+        raise ConnectionError("the part that was there is longer than the file; starting over") from error
     with answer, _append(part) as out:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             out.truncate(0)
             have = 0
             if answer.status == 206:
-                raise ConnectionError("the server sent another part than asked for; started over")
+                raise ConnectionError("the server sent another range than requested; starting over")
         _remember(part, answer.headers)
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else file.size
@@ -226,15 +230,15 @@ def _ask(url: str, part: Path, file: File, progress: Callable[[int, int | None],
                 have += len(piece)
                 progress(have, total)
                 if file.size is not None and have > file.size:
-                    return  # not the file, and perhaps without end: the check will say so
+                    return  # the answer may be endless, and the check below refuses it
         finally:
             _flush(out)
         if total is not None and have < total:
-            raise ConnectionError(f"{have} of {total} bytes came")
+            raise ConnectionError(f"{have} of {total} bytes arrived")
 
 
 def _piece(answer: Any) -> bytes:
-    """Some of what the server sends: whatever breaks off there is the network's, not the disk's."""
+    """The next piece of the answer. An OSError here is the network's, so it is told apart from the disk's."""
     try:
         piece: bytes = answer.read(CHUNK)
     except OSError as error:
@@ -243,12 +247,12 @@ def _piece(answer: Any) -> bytes:
 
 
 def _checked(part: Path, file: File, want: str | None, place: str, folder: Path) -> str:
-    """The digest of what arrived; a wrong one is deleted, for no retry could mend it.
+    """The digest of the file that arrived. A wrong file is deleted, because resuming could not repair it.
 
-    What nobody has published a digest of must at least not be empty or a page: the first copy is trusted.
+    A file without a published digest is trusted at the first fetch, unless it is empty or a web page.
     """
     size, got = part.stat().st_size, durable.file_sha256(part)
-    remedy = "what came was deleted; run it again or use another source"
+    remedy = "the file was deleted; run it again or use another source"
     if want is not None and got != want:
         wrong = f"SHA-256 is {got}, expected {want}"
         if file.sha256 is None:
@@ -274,7 +278,7 @@ def _validator(part: Path) -> Path:
 
 
 def _remember(part: Path, headers: Any) -> None:
-    """Keep what tells one version of the remote file from another, for a later If-Range."""
+    """Store the validator (ETag or date) of this version of the remote file for a later `If-Range`."""
     etag = headers.get("ETag") or ""
     strong = etag if etag.startswith('"') else headers.get("Last-Modified") or ""
     _validator(part).write_text(strong)
@@ -282,13 +286,13 @@ def _remember(part: Path, headers: Any) -> None:
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Makes the folder and holds a lock on the partial file: two fetches must not write one file."""
+    """Make the folder and hold a lock on the partial file, so that two fetches do not write the same file."""
     part.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with part.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _failure(str(part), "another fetch is at work on it", "wait for it to end") from error
+            raise _failure(str(part), "another fetch is writing it", "wait until that has ended") from error
         try:
             yield
         finally:
@@ -314,17 +318,17 @@ def _flush(out: IO[bytes]) -> None:
 
 @contextmanager
 def _explained(target: Path) -> Iterator[None]:
-    """Words the trouble of the disk."""
+    """Turn an error of the disk into a ModelError with a remedy."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "check models.folder"
         if full:
-            remedy = "free some space and run it again, it goes on where it stopped"
-        trouble = f"cannot be written ({error.strerror})"
-        raise _failure(str(target), trouble, remedy, retryable=full) from error
+            remedy = "free some space and run it again, it resumes where it stopped"
+        problem = f"cannot be written ({error.strerror})"
+        raise _failure(str(target), problem, remedy, retryable=full) from error
 
 
-def _failure(subject: str, trouble: str, remedy: str, *, retryable: bool = False) -> ModelError:
-    return ModelError(Code.MODEL, f"{subject}: {trouble}; {remedy}", retryable=retryable)
+def _failure(subject: str, problem: str, remedy: str, *, retryable: bool = False) -> ModelError:
+    return ModelError(Code.MODEL, f"{subject}: {problem}; {remedy}", retryable=retryable)

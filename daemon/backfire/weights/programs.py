@@ -1,7 +1,7 @@
-"""A model in a file that is code: TorchScript (`torch.jit.save`) or a `torch.export.save` program.
+"""Models in files that are code: TorchScript (`torch.jit.save`) and exported programs (`torch.export.save`).
 
-Whoever wrote such a file decides what happens in this process. So it is loaded only on `trust: true`,
-and only when its SHA-256 is the one that the configuration names.
+Such a file can do whatever this process can. It is therefore loaded only with `trust: true`, and only if its
+SHA-256 is the one in the configuration.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ WARNING = "such a file is code and can do whatever this process can"
 
 Call = Callable[..., Any]
 OnDevice = Callable[[torch.device], Call]
-"""Gives a model's forward on a device."""
+"""Gives the model's forward function on a device."""
 
 
 def load(path: Path, sha256: object, trust: object, *, user: str, code: Code) -> tuple[OnDevice, str]:
-    """Load a TorchScript archive or an exported program; which of them, its contents tell.
+    """Load a TorchScript archive or an exported program, which its contents tell apart.
 
     Args:
         path: the file.
-        sha256: its digest in hex; the very bytes that were digested are the ones that are loaded.
-        trust: must be true: the file's author may do anything in this process.
-        user: who wants it, and `code` which kind of failure it is to them, for the error.
+        sha256: its digest in hex. The bytes that are loaded are those that were hashed.
+        trust: must be true, because the file's author may do anything in this process.
+        user: the detector or editor that needs the model, for messages.
+        code: the code of the errors.
 
     Returns:
-        Its forward by device, with frozen weights; and its SHA-256.
+        The forward function by device, with frozen weights, and the file's SHA-256.
 
     Raises:
-        ModelError: not trusted, another digest, missing, or neither kind of file.
+        ModelError: the file is not trusted, has another digest, is missing, or is of neither kind.
     """
 
     def refused(reason: str, remedy: str) -> ModelError:
@@ -57,13 +58,13 @@ def load(path: Path, sha256: object, trust: object, *, user: str, code: Code) ->
     if digest != sha256.strip().lower():
         remedy = f"get the file again; {WARNING}, so it was not loaded"
         raise refused(f"has SHA-256 {digest}, expected {sha256}", remedy)
-    with suppress(Exception):  # operators that many detectors use exist from then on; broken is absent
+    with suppress(Exception):  # registers operators that many detectors use; optional
         import_module("torchvision")
     try:
         return (_scripted if _is_torchscript(data) else _exported)(data), digest
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a damaged archive fails anywhere in torch, with anything
+    except Exception as error:  # torch raises anything for a damaged archive
         reason = f"is neither TorchScript nor an exported program that loads here ({brief(error)})"
         remedy = "save it with torch.jit.save or torch.export.save"
         if "torchvision::" in str(error):
@@ -72,7 +73,9 @@ def load(path: Path, sha256: object, trust: object, *, user: str, code: Code) ->
 
 
 def brief(error: BaseException) -> str:
-    """The last line, at most 300 characters: TorchScript prints its whole stack first."""
+    """The last line of an error, at most 300 characters, because TorchScript puts its whole stack before
+    it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
 
@@ -84,11 +87,11 @@ def _is_torchscript(data: bytes) -> bool:
 
 def _scripted(data: bytes) -> OnDevice:
     with warnings.catch_warnings():
-        # Deprecated in favour of torch.export, but it is how published models are distributed.
+        # torch.jit is deprecated in favour of torch.export, but many published models are TorchScript.
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
     module.eval()
-    for parameter in module.parameters():  # ScriptModules have no requires_grad_
+    for parameter in module.parameters():  # a ScriptModule has no requires_grad_
         parameter.requires_grad_(False)
 
     def on(device: torch.device) -> Call:
@@ -104,7 +107,7 @@ def _exported(data: bytes) -> OnDevice:
     program = torch.export.load(io.BytesIO(data))
 
     def on(device: torch.device) -> Call:
-        # Not module.to(): an exported graph names the device of what it creates.
+        # module.to() is not enough, because an exported graph names the device of the tensors it creates.
         module: Any = move_to_device_pass(program, device).module()
         for parameter in module.parameters():
             parameter.requires_grad_(False)

@@ -320,7 +320,7 @@ def test_a_full_disk_keeps_what_came_and_goes_on_later(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(fetching, "_append", lambda path: FullDisk(path, "ab"))
-        with pytest.raises(ModelError, match=r"No space left.*goes on where it stopped") as caught:
+        with pytest.raises(ModelError, match=r"No space left.*resumes where it stopped") as caught:
             fetch(model(site.url), tmp_path)
     assert caught.value.retryable
     have = (tmp_path / "toy" / "weights.bin.part").stat().st_size
