@@ -182,8 +182,8 @@ def test_every_error_code_is_explained(code: Code) -> None:
 
 
 def test_the_metrics_that_are_listed_are_those_there_are(tmp_path: Path) -> None:
-    ledger = cast(Any, SimpleNamespace(jobs={}, troubles={}, now=lambda: 0.0))
-    metrics = Metrics(ledger, {"outbox": tmp_path}, lambda: {"loop": 0.0}, lambda: {"waiting": 0})
+    jobs = cast(Any, SimpleNamespace(active={}, failed_tries={}, now=lambda: 0.0))
+    metrics = Metrics(jobs, {"outbox": tmp_path}, lambda: {"loop": 0.0}, lambda: {"waiting": 0})
     there = set(re.findall(r"^# TYPE (backfire_\w+) (\w+)$", metrics.text().decode(), re.MULTILINE))
     page = (ROOT / "docs/reference/metrics.md").read_text()
     listed = set(re.findall(r"^\| `(backfire_\w+)` \| (\w+) \|", page, re.MULTILINE))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STILL_S = 60.0
-"""A round of the loop takes half a second at most; a loop that has not moved for so long is stuck."""
+"""A round of the loop takes half a second at most; a loop that has made no progress for so long is stuck."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Pulse:
         """What is stuck, in words; empty while loop, scanner and worker all make progress."""
         limits = {"loop": STILL_S, "scanner": 2 * self.rescan_s + STILL_S, "worker": self.silence_s + STILL_S}
         return [
-            f"{part}: has not moved for {age:.0f} s, at most {limits[part]:.0f} s expected"
+            f"{part}: has made no progress for {age:.0f} s, at most {limits[part]:.0f} s expected"
             for part, age in self.ages(now).items()
             if age > limits[part]
         ]

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: the only prometheus-client door.
 
-Counters and histograms are fed by the steps of the jobs; gauges are looked up when they are asked for.
+Every step of a job is reported to the counters and histograms; gauges are computed at each scrape.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ENDS = frozenset(JobState) - ACTIVE
 
 
 class Metrics:
-    """Counts the steps of the jobs, and words what it counted for Prometheus.
+    """Counts the steps of jobs and writes it in Prometheus' text format.
 
     Args:
         jobs: the active jobs.
-        folders: by name; their free space is told.
-        ages: called at each scrape: seconds since each part of the daemon last moved.
-        hooks: called at each scrape: deliveries by what became of them.
+        folders: the configured folders by name, whose free space is shown.
+        ages: called at each scrape; gives the seconds since each part of the daemon last made progress.
+        hooks: called at each scrape; gives the number of deliveries by state.
     """
 
     def __init__(
@@ -46,11 +46,14 @@ class Metrics:
         self._active, self._folders = jobs, folders
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        build = Gauge("backfire_build", "The software; always 1.", ["version"], registry=registry)
-        build.labels(__version__).set(1)
-        self._jobs = Counter(
-            "backfire_jobs", "Jobs that came to rest.", ["state", "verdict"], registry=registry
+        build = Gauge(
+            "backfire_build",
+            "The version of the software; the value is always 1.",
+            ["version"],
+            registry=registry,
         )
+        build.labels(__version__).set(1)
+        self._jobs = Counter("backfire_jobs", "Jobs that ended.", ["state", "verdict"], registry=registry)
         self._failures = Counter(
             "backfire_failures", "Jobs that failed, by reason.", ["code"], registry=registry
         )
@@ -58,15 +61,22 @@ class Metrics:
             "backfire_bytes", "Bytes of pictures taken in and published.", ["direction"], registry=registry
         )
         self._job_seconds = Histogram(
-            "backfire_job_seconds", "From sighting to rest.", registry=registry, buckets=JOB_S
+            "backfire_job_seconds",
+            "Seconds from the first sight of a file to the end of its job.",
+            registry=registry,
+            buckets=JOB_S,
         )
         self._stage_seconds = Histogram(
-            "backfire_stage_seconds", "A job's stages.", ["stage"], registry=registry, buckets=STAGE_S
+            "backfire_stage_seconds",
+            "Seconds of the stages of a job.",
+            ["stage"],
+            registry=registry,
+            buckets=STAGE_S,
         )
         registry.register(_Now(jobs, folders, ages, hooks))
 
     def __call__(self, job: Job, timings: Mapping[str, float] | None = None) -> None:
-        """A job is about to be recorded in a new state; `timings` are its seconds by stage."""
+        """Count a job that is about to be recorded in a new state; `timings` are its seconds by stage."""
         with suppress(OSError):
             if job.state == JobState.READY and job.input_sha256 and not job.attempts:
                 self._bytes.labels("taken").inc(self._active.spool(job).input.stat().st_size)
@@ -82,12 +92,12 @@ class Metrics:
                 self._stage_seconds.labels(stage).observe(seconds)
 
     def text(self) -> bytes:
-        """The exposition."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Now(Collector):
-    """Gauges of this moment; asked in the endpoint's thread, so it only copies what the loop owns."""
+    """Gauges of the present moment. They are read in another thread, so it only copies what the loop owns."""
 
     def __init__(
         self,
@@ -99,7 +109,7 @@ class _Now(Collector):
         self._jobs, self._folders, self._ages, self._hooks = jobs, folders, ages, hooks
 
     def collect(self) -> Iterator[Metric]:
-        jobs = list(self._jobs.active.values())  # one step under the interpreter's lock
+        jobs = list(self._jobs.active.values())  # atomic under the interpreter's lock
         now = self._jobs.now()
         active = GaugeMetricFamily("backfire_active_jobs", "Jobs with work left.", labels=["state"])
         tally = Tally(job.state for job in jobs)
@@ -113,20 +123,22 @@ class _Now(Collector):
             "backfire_postponed_jobs", "Jobs whose next step failed and is tried again later.", stuck
         )
         ages = GaugeMetricFamily(
-            "backfire_heartbeat_age_seconds", "Since the part last moved.", labels=["part"]
+            "backfire_heartbeat_age_seconds", "Seconds since the part last made progress.", labels=["part"]
         )
         for part, seconds in self._ages().items():
             ages.add_metric([part], seconds)
         yield ages
         hooks = GaugeMetricFamily(
-            "backfire_hook_deliveries", "Deliveries since the start, and those waiting.", labels=["state"]
+            "backfire_hook_deliveries", "Deliveries since the start, and those that wait.", labels=["state"]
         )
         for state, count in self._hooks().items():
             hooks.add_metric([state], count)
         yield hooks
-        free = GaugeMetricFamily("backfire_free_bytes", "Free space of a folder's disk.", labels=["folder"])
+        free = GaugeMetricFamily(
+            "backfire_free_bytes", "Free space on the disk of a folder.", labels=["folder"]
+        )
         for name, folder in self._folders.items():
-            with suppress(OSError):  # a share that is gone has no space to tell
+            with suppress(OSError):  # a network folder that is gone has no free space to show
                 space = os.statvfs(folder)
                 free.add_metric([name], space.f_bavail * space.f_frsize)
         yield free

@@ -118,7 +118,7 @@ def test_failures_are_tried_again_later_and_given_up(tmp_path: Path, receiver: R
         assert courier.step() == 10.0
         clock.now += 10
         assert courier.step() is None
-    assert [line["event"] for line in lines] == ["hook failed", "hook failed", "hook given up"]
+    assert [line["event"] for line in lines] == ["hook_failed", "hook_failed", "hook_given_up"]
     assert [line["error"] for line in lines] == ["answered 500", "answered 302", "answered 404"]
     assert len(receiver.requests) == 3, "a redirection is not followed"
     assert receiver.requests[0][2]["event"] == "failed"
@@ -253,7 +253,7 @@ def test_a_full_disk_loses_the_message_and_not_the_job(
     courier = Courier(configured(tmp_path, command=["true"]))
     with capture_logs() as lines:
         courier(JOB)
-    assert [line["event"] for line in lines] == ["hook lost"]
+    assert [line["event"] for line in lines] == ["hook_lost"]
     assert courier.given_up == 1
 
 
@@ -266,7 +266,7 @@ def test_unreadable_and_orphaned_deliveries_are_told(tmp_path: Path) -> None:
         bare.start()
         wait_for(lambda: bare.given_up == 1, seconds=10)
         bare.close()
-    assert [line["event"] for line in lines] == ["hook unreadable", "hook given up"]
+    assert [line["event"] for line in lines] == ["hook_unreadable", "hook_given_up"]
 
 
 def test_closing_ends_a_command_and_keeps_its_delivery(

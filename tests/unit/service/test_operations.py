@@ -131,7 +131,7 @@ def test_health_follows_scanner_and_worker(operations: Operations, clock: Clock)
     status, text = get(operations, "/healthz")
     assert (status, json.loads(text)["faults"]) == (
         503,
-        ["scanner: has not moved for 125 s, at most 120 s expected"],
+        ["scanner: has made no progress for 125 s, at most 120 s expected"],
     )
     with capture_logs():
         assert not operations.beat(scan=clock.now, heard=clock.now - 961, trouble="")

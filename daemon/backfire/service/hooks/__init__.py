@@ -1,1 +1,1 @@
-"""Tell others when a picture is published or has failed: a webhook or a command."""
+"""Hooks: a webhook or a command that is told when a picture is published or has failed."""

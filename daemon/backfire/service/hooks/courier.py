@@ -1,10 +1,10 @@
-"""Telling others: a webhook or a command when a picture is published or has failed.
+"""Delivers events to a webhook or a command when a picture is published or has failed.
 
-A delivery is a small file in `state/hooks`, synced before the job's end is recorded and deleted
-when the other side took it: it survives restarts and arrives at least once; a repetition bears the
-same `id`. A thread of its own delivers, so that no job ever waits. One that cannot be written
-down (no space) or fails `attempts` times is given up with an error in the log. What is logged of a
-webhook is its scheme and host only: paths, queries and credentials hold secrets.
+A delivery is a small file in `state/hooks`. It is synced to disk before the end of the job is recorded, and
+deleted once the receiver has taken it. It therefore survives restarts and arrives at least once; a repeated
+delivery has the same `id`. A separate thread delivers, so that no job waits. A delivery that cannot be
+written (no space) or that fails `attempts` times is given up with an error in the log. The log shows only the
+scheme and the host of a webhook, because its path, query and credentials may hold secrets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backfire.types import Job, JobState, shown
 log = structlog.get_logger()
 
 FIRST_S, LONGEST_S = 5.0, 3600.0
-"""The wait after a first failure, which doubles, and the longest."""
+"""The wait after the first failure, which doubles with each further one, and the longest wait."""
 
 EVENTS = {
     JobState.PUBLISHED: "published",
@@ -43,7 +43,14 @@ EVENTS = {
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message for one target, as it lies in its file; `not_before` in Unix seconds."""
+    """One event for one target, as it is stored in its file.
+
+    Attributes:
+        target: `webhook` or `command`.
+        payload: the JSON that is sent.
+        attempts: how many attempts have failed.
+        not_before: the time of the next attempt, in Unix seconds.
+    """
 
     target: str
     payload: dict[str, Any]
@@ -56,11 +63,11 @@ class Delivery:
 
 
 class Courier:
-    """Writes deliveries down and carries them out.
+    """Stores deliveries on disk and carries them out.
 
     Args:
-        settings: `hooks`, and `folders.state`.
-        now: wall clock, Unix seconds.
+        settings: `hooks` and the folders are used.
+        now: the wall clock, in Unix seconds.
     """
 
     def __init__(self, settings: Settings, *, now: Callable[[], float] = time.time) -> None:
@@ -77,24 +84,32 @@ class Courier:
 
     @property
     def pending(self) -> int:
-        """How many deliveries wait."""
+        """The number of deliveries that wait."""
         return len(self._pending)
 
     def configure(self, hooks: Hooks) -> None:
-        """Deliver by other settings from now on; what waits for a target that is gone is dropped."""
+        """Use other settings from now on. Deliveries to a target that is not configured any more are
+        dropped.
+        """
         self._hooks = hooks
         self.start()
         self._wake.set()
 
     def start(self) -> None:
-        """Read what a former process left, and deliver in a thread. Harmless when repeated or unused."""
+        """Load the deliveries that a former process left, and start the thread if there is a target or any of
+        them.
+
+        Calling it again does nothing.
+        """
         if self._thread is None and (self._targets() or self._folder.is_dir()):
             self._load()
             self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Give what is due its try within `timeout_s`, then end; the rest waits for the next start."""
+        """Attempt the deliveries that are due within `timeout_s`, then stop; the rest waits for the next
+        start.
+        """
         self._draining = True
         self._wake.set()
         if self._thread is None:
@@ -105,7 +120,7 @@ class Courier:
         self._thread.join(1)
 
     def __call__(self, job: Job, timings: dict[str, float] | None = None) -> None:
-        """Write down what the new state of a job gives rise to; never raises for want of space."""
+        """Store the deliveries for the new state of a job. A full disk is logged and not raised."""
         event = EVENTS.get(job.state)
         if event is None or event not in self._hooks.events:
             return
@@ -115,11 +130,13 @@ class Courier:
                 self._keep(delivery)
             except (BackfireError, OSError) as error:
                 self.given_up += 1
-                log.error("hook lost", id=delivery.payload["id"], target=target, error=str(error))
+                log.error("hook_lost", id=delivery.payload["id"], target=target, error=str(error))
         self._wake.set()
 
     def step(self) -> float | None:
-        """Try every delivery that is due; returns the seconds until the next one is, None without any."""
+        """Attempt every delivery that is due. Returns the seconds until the next is due, None if none
+        waits.
+        """
         for delivery in sorted(self._pending.values(), key=lambda d: d.not_before):
             if self._ended:
                 break
@@ -128,7 +145,7 @@ class Courier:
         return min((self._wait(delivery) for delivery in list(self._pending.values())), default=None)
 
     def _wait(self, delivery: Delivery) -> float:
-        """Seconds until it is due; none for a time so late that the clock must have been set back."""
+        """The seconds until a delivery is due; 0 if its time is so far off that the clock was set back."""
         wait = delivery.not_before - self._now()
         return wait if 0 < wait <= 2 * LONGEST_S else 0.0
 
@@ -138,7 +155,7 @@ class Courier:
             wait = self.step()
             if self._draining and (wait is None or wait > 0):
                 return
-            # Waits in pieces: the wall clock may be set back meanwhile.
+            # Waits at most a minute, because the wall clock may be set back meanwhile.
             self._wake.wait(min(60.0, wait if wait is not None else 60.0))
 
     def _targets(self) -> list[str]:
@@ -173,11 +190,11 @@ class Courier:
                 about["to"] = self._hooks.command[0]
                 self._run(body)
             else:
-                raise DeliveryFailed("its target is not configured any more")
+                raise DeliveryFailed("its target is no longer configured")
         except DeliveryFailed as error:
             self._failed(delivery, str(error), about)
             return
-        except Exception as error:  # the thread must live on; the text of others may hold the address
+        except Exception as error:  # the thread must go on, and the text of the error may hold the address
             self._failed(delivery, type(error).__name__, about)
             return
         self.delivered += 1
@@ -185,27 +202,31 @@ class Courier:
 
     def _failed(self, delivery: Delivery, error: str, about: dict[str, str]) -> None:
         if self._ended:
-            return  # we ended it ourselves; that is no attempt
+            return  # the daemon stopped it, so it does not count as an attempt
         attempts = delivery.attempts + 1
         if attempts >= self._hooks.attempts or delivery.target not in self._targets():
             self.given_up += 1
-            log.error("hook given up", **about, attempts=attempts, error=error)
+            log.error("hook_given_up", **about, attempts=attempts, error=error)
             self._drop(delivery)
             return
         wait = min(FIRST_S * 2 ** min(delivery.attempts, 20), LONGEST_S)
-        log.warning("hook failed", **about, attempts=attempts, error=error, retry_s=wait)
+        log.warning("hook_failed", **about, attempts=attempts, error=error, retry_s=wait)
         again = replace(delivery, attempts=attempts, not_before=self._now() + wait)
-        self._pending[again.file] = again  # also where the disk is too full to write that down
+        self._pending[again.file] = again  # also if the disk is too full to store it
         with suppress(BackfireError, OSError):
             self._keep(again)
 
     def _run(self, body: bytes) -> None:
-        """The command, without a shell, in a session of its own; the payload is on its standard input."""
-        hidden = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # it is not the daemon
+        """Run the command without a shell, in a session of its own, with the payload on its standard
+        input.
+        """
+        hidden = (
+            "NOTIFY_SOCKET",
+            "WATCHDOG_PID",
+            "WATCHDOG_USEC",
+        )  # the command must not speak for the daemon
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        with (
-            tempfile.TemporaryFile() as payload
-        ):  # not a pipe, which a command that reads nothing would break
+        with tempfile.TemporaryFile() as payload:  # not a pipe, which breaks if the command does not read it
             payload.write(body)
             payload.seek(0)
             try:
@@ -231,9 +252,7 @@ class Courier:
         command = self._command
         if command is not None:
             with suppress(ProcessLookupError):
-                os.killpg(command.pid, signal.SIGKILL)  # with what it started itself
-
-    # The files
+                os.killpg(command.pid, signal.SIGKILL)  # and all that it has started
 
     def _load(self) -> None:
         with suppress(FileNotFoundError):
@@ -242,7 +261,7 @@ class Courier:
                     delivery = Delivery(**json.loads(file.read_bytes()))
                     self._pending[delivery.file] = delivery
                 except (OSError, ValueError, TypeError, KeyError) as error:
-                    log.error("hook unreadable", file=str(file), error=repr(error))
+                    log.error("hook_unreadable", file=str(file), error=repr(error))
 
     def _keep(self, delivery: Delivery) -> None:
         with self._lock:
@@ -252,5 +271,5 @@ class Courier:
     def _drop(self, delivery: Delivery) -> None:
         with self._lock:
             self._pending.pop(delivery.file, None)
-            with suppress(OSError):  # then it is delivered once more, after the next start
+            with suppress(OSError):  # it is then delivered again after the next start
                 (self._folder / delivery.file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One POST to an address that may hold secrets, within a deadline whatever the other side does."""
+"""One POST request to an address that may hold secrets, within a deadline that no receiver can extend."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from backfire.errors import BackfireError
 
 
 class DeliveryFailed(BackfireError):
-    """The other side did not take it; the message holds no secret."""
+    """The receiver did not take the delivery. The message holds no secret."""
 
 
 def masked(url: str) -> str:
-    """What may be logged of an address: `https://host:port/…`."""
+    """The part of an address that may be logged: `https://host:port/…`."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
 
@@ -35,37 +35,37 @@ def host(url: str) -> tuple[str, int]:
 
 
 def post(url: str, body: bytes, identity: str, timeout_s: float) -> None:
-    """POST JSON; credentials in the address go as Basic authorisation; redirections are not followed.
+    """Send JSON. Credentials in the address become Basic authorisation, and redirects are not followed.
 
     Args:
-        url: http or https.
-        body: JSON.
-        identity: sent as `Idempotency-Key`.
-        timeout_s: for all of it; a receiver that sends a byte a second is not waited for.
+        url: an http or https address.
+        body: the JSON.
+        identity: the value of the header `Idempotency-Key`.
+        timeout_s: the deadline for the whole exchange, also if the receiver sends one byte a second.
 
     Raises:
-        DeliveryFailed: no answer in time, or one that is not 2xx.
+        DeliveryFailed: there was no answer in time, or its status is not 2xx.
     """
-    request, lines, ended = _request(url, body, identity), list[socket.socket](), Future[None]()
+    request, sockets, ended = _request(url, body, identity), list[socket.socket](), Future[None]()
 
     def attempt() -> None:
         try:
-            _send(request, timeout_s, lines)
+            _send(request, timeout_s, sockets)
         except BaseException as error:
             ended.set_exception(error)
         else:
             ended.set_result(None)
         finally:
-            for line in lines:
-                line.close()
+            for opened in sockets:
+                opened.close()
 
     threading.Thread(target=attempt, name="webhook", daemon=True).start()
     try:
         ended.result(timeout_s)
     except TimeoutError:
-        for line in lines:  # which ends the thread, be it in the midst of a TLS handshake
+        for opened in sockets:  # this ends the thread, even during a TLS handshake
             with suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
+                opened.shutdown(socket.SHUT_RDWR)
         raise DeliveryFailed(f"no answer within {timeout_s:g} s") from None
 
 
@@ -83,8 +83,8 @@ def _request(url: str, body: bytes, identity: str) -> urllib.request.Request:
     return urllib.request.Request(bare, body, headers, method="POST")
 
 
-def _send(request: urllib.request.Request, timeout_s: float, lines: list[socket.socket]) -> None:
-    opener = urllib.request.build_opener(_Stay, _Http(lines), _Https(lines))
+def _send(request: urllib.request.Request, timeout_s: float, sockets: list[socket.socket]) -> None:
+    opener = urllib.request.build_opener(_NoRedirects, _Http(sockets), _Https(sockets))
     try:
         with opener.open(request, timeout=timeout_s):
             pass
@@ -92,7 +92,7 @@ def _send(request: urllib.request.Request, timeout_s: float, lines: list[socket.
         error.close()
         raise DeliveryFailed(f"answered {error.code}") from None
     except urllib.error.URLError as error:
-        # Of connecting, or of a TLS handshake; where the kernel gave up, it has a number.
+        # A TimeoutError without errno is our own deadline; with one, the kernel gave up connecting.
         late = isinstance(error.reason, TimeoutError) and error.reason.errno is None
         found = f"no answer within {timeout_s:g} s" if late else f"no connection ({error.reason})"
         raise DeliveryFailed(found) from None
@@ -102,46 +102,46 @@ def _send(request: urllib.request.Request, timeout_s: float, lines: list[socket.
         raise DeliveryFailed(f"broken connection ({type(error).__name__})") from None
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """A redirection would turn the POST into a GET, or carry the payload to another host."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects, which would turn the POST into a GET or carry the payload to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-class _Cuttable(http.client.HTTPConnection):
-    """Hands out a second descriptor of its connection, by which another thread can cut it."""
+class _Closable(http.client.HTTPConnection):
+    """Adds a duplicate of its socket to `sockets`, through which another thread can shut it down."""
 
-    lines: list[socket.socket]
+    sockets: list[socket.socket]
 
     def connect(self) -> None:
         super().connect()
-        self.lines.append(self.sock.dup())
+        self.sockets.append(self.sock.dup())
 
 
-class _Secure(http.client.HTTPSConnection, _Cuttable):
-    """In this order: the TLS handshake comes after `_Cuttable.connect`."""
+class _Secure(http.client.HTTPSConnection, _Closable):
+    """The base classes are in this order because the TLS handshake comes after `_Closable.connect`."""
 
 
-def _made(kind: type[_Cuttable], lines: list[socket.socket], *given: Any, **more: Any) -> _Cuttable:
+def _made(kind: type[_Closable], sockets: list[socket.socket], *given: Any, **more: Any) -> _Closable:
     connection = kind(*given, **more)
-    connection.lines = lines
+    connection.sockets = sockets
     return connection
 
 
 class _Http(urllib.request.HTTPHandler):
-    def __init__(self, lines: list[socket.socket]) -> None:
+    def __init__(self, sockets: list[socket.socket]) -> None:
         super().__init__()
-        self._make = partial(_made, _Cuttable, lines)
+        self._make = partial(_made, _Closable, sockets)
 
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(self._make, request)
 
 
 class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, lines: list[socket.socket]) -> None:
+    def __init__(self, sockets: list[socket.socket]) -> None:
         super().__init__()
-        self._make = partial(_made, _Secure, lines)
+        self._make = partial(_made, _Secure, sockets)
 
     def https_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(self._make, request)
