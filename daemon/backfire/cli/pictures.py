@@ -25,14 +25,12 @@ from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, JobError
 from backfire.evaluate import receipt
 from backfire.files import outbox
+from backfire.types import EXTENSIONS
 
 if TYPE_CHECKING:
     from backfire.pipeline.result import Result
 
-FORMATS = {
-    ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp",
-    ".heic": "heic", ".heif": "heic", ".avif": "avif", ".jp2": "jpeg2000", ".bmp": "bmp",
-}  # fmt: skip
+FORMATS = {ending: name for name, endings in EXTENSIONS.items() if name != "gif" for ending in endings}
 """What `--output FILE` is written as, by its extension."""
 
 

@@ -1,11 +1,12 @@
-"""The picture files' door: bytes to pixels and back. Everything about Pillow's formats stays in here.
+"""Picture files: from bytes to pixels and back. All knowledge of file formats is in this package.
 
-`decode` and `decode_painting` trust nothing: they sniff the content, check that the container is
-complete, and refuse by name before anything large is allocated. `encode` writes pixels into the
-kind of file they came from and keeps what the file said about itself, except what would show or
-tell more than it may.
+`decode` and `decode_painting` trust nothing: they recognise the format by the content, check that the file
+is complete, and refuse it with a reason before anything large is allocated. `encode` writes pixels into
+the kind of file that they came from and keeps its metadata, except what would show the unprotected
+picture or what the settings strip.
 
-Pillow's size limit and Python's warning filters belong to the process: one thread at a time.
+Only one thread at a time may call these functions, because Pillow's size limit and Python's warning
+filters are global.
 """
 
 from backfire.imaging.encoding import Encoded, encode, luma_alone

@@ -1,4 +1,4 @@
-"""Metadata into written files, as each container holds it. Pixels are not looked at.
+"""Puts metadata into written files, in the blocks of each format. Pixels are not touched.
 
 Sources: JPEG (T.81 annex B) with the conventions of EXIF, ICC.1 and XMP part 3; PNG 3rd edition;
 JPEG 2000 part 1 annex I.

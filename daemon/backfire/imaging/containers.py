@@ -1,6 +1,7 @@
-"""What the bytes themselves say: which format, and whether they are all there. No Pillow.
+"""What the bytes say by themselves: which format they are, and whether they are complete. No Pillow.
 
-Decodable is not complete: a JPEG or WebP whose tail is still zeros decodes without a word.
+A file that can be decoded need not be complete: a JPEG or WebP whose end is still zeros decodes without
+an error.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ HEAD = 4096
 
 
 def sniff(data: bytes, name: str) -> str:
-    """The format of a file by its content, in Pillow's words: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`,
+    """The format of a file by its content, as Pillow names it: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`,
     `AVIF`, `JPEG2000`, `BMP` or `GIF`.
 
     Raises:
@@ -86,7 +87,7 @@ def sniff(data: bytes, name: str) -> str:
 
 
 def is_complete(data: bytes, kind: str) -> bool:
-    """Whether the container ends as its format demands; for TIFF see the reader of its tags."""
+    """Whether the file ends as its format demands; a TIFF is checked where its tags are read."""
     match kind:
         case "JPEG":
             return _jpeg_ends(data)
@@ -149,7 +150,7 @@ _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Walks the segments, so that the end of an embedded thumbnail is not taken for the picture's."""
+    """Whether a JPEG has its end; segments are skipped, since an embedded thumbnail has an end too."""
     at = 2
     while marker := _MARKER.search(data, at):
         at = marker.end()
@@ -161,7 +162,7 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def _brand(data: bytes) -> str | None:
-    """HEIF or AVIF by the brands of an ISO media file: AVIF may call itself `mif1` first."""
+    """HEIF or AVIF by the brands of an ISO media file; an AVIF file may name `mif1` first."""
     size = min(int.from_bytes(data[:4], "big"), 256)
     names = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
     kinds = [BRANDS[name] for name in names if name in BRANDS]
@@ -175,7 +176,7 @@ def _holds(data: bytes, kind: bytes) -> bool:
 
 
 def _bmp_ends(data: bytes) -> bool:
-    """By the size its header gives; where that is left at zero, the decoder finds out."""
+    """Whether a BMP has the size in its header; if that is zero, the decoder will tell."""
     return len(data) >= 26 and int.from_bytes(data[2:6], "little") <= len(data)
 
 
@@ -186,7 +187,7 @@ def _webp_ends(data: bytes) -> bool:
 
 
 def _tail(data: bytes) -> bool:
-    """Whether the end is more than zeros; flat pictures end in honest ones, up to a twentieth of the file."""
+    """Whether the end is more than zeros; up to a twentieth of the file may be, as in flat pictures."""
     zeros = len(data) - len(data.rstrip(b"\0"))
     return zeros <= max(64, len(data) // 8)
 

@@ -1,4 +1,4 @@
-"""What would be protected, drawn onto the pictures: the sheet of `backfire detect`."""
+"""Draws regions onto pictures, for the sheet of `backfire detect`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _shape(region: Region, scale: float, size: tuple[int, int]) -> Mask:
 
 
 def _name(region: Region) -> str:
-    """What it is and how surely; who found it, where that does not say it already."""
+    """The label and the score of a region, and its detector if the label does not name it."""
     known = region.detector.startswith(region.label.partition(" ")[0])
     return f"{region.label} {region.score:.2f}" + ("" if known else f" ({region.detector})")
 
@@ -67,7 +67,7 @@ def _name(region: Region) -> str:
 def _placed(
     region: Region, scale: float, plate: tuple[int, int], size: tuple[int, int], taken: Sequence[Box]
 ) -> Box:
-    """Where a region's name goes: above it, below or inside, off the others' names where that can be."""
+    """The place of a region's name: above, below or inside it, clear of other names if possible."""
     left, top, _, bottom = (round(edge * scale) for edge in region.box)
     left = max(min(left, size[0] - plate[0]), 0)
     tops = (top - plate[1] - 2, bottom + 2, top + 2, bottom - plate[1] - 2, top - 2 * plate[1] - 4)

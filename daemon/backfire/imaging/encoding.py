@@ -1,4 +1,4 @@
-"""Pixels out: into the kind of file they came from, as close to what was asked as it can hold."""
+"""From pixels to the kind of file they came from, as close to what was asked as the format allows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEPTHS = {"PNG": {16}, "TIFF": {16}, "JPEG2000": {*range(9, 17)}, "HEIF": {10, 1
 LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "HEIF": 16_384, "AVIF": 65_536}
 INK = frozenset({"JPEG", "TIFF"})
 STORED_UPRIGHT = frozenset({"HEIF", "BMP"})
-"""The encoder of the one would turn the pixels, the other has no place to say that they are turned."""
+"""Formats whose pixels are stored upright: HEIF's encoder would turn them, BMP has no orientation."""
 
 NO_GREY = frozenset({"WEBP"})
 NO_ALPHA = frozenset({"JPEG", "BMP"})
@@ -58,8 +58,8 @@ def encode(
     """Write changed pixels as a file like the one the picture came from.
 
     The change is carried into the picture's own samples: its colour space, its depth, its low
-    bits. All formats but JPEG are written lossless; that so that the decoded pixels stay
-    within `levels` of the picture wherever that can be had; the caller measures. Grey stays grey
+    bits. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels stay
+    within `levels` of the picture wherever that is possible, which the caller measures. Grey stays grey
     (WebP has none), CMYK stays CMYK (JPEG and TIFF; sRGB elsewhere), 16 bits stay 16 (PNG, TIFF and
     JPEG 2000; 8 elsewhere). Palettes become RGB or RGBA. Pixels are stored under the orientation
     they had. What a format cannot hold is written as PNG, and `how` says so.
@@ -94,10 +94,10 @@ def encode(
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002
-    """Whether `encode` with these settings will carry the luminance of a change alone.
+    """Whether `encode` with these settings will write only the luminance of a perturbation.
 
-    A change that is grey from the first loses nothing then. Where the file cannot be written so after
-    all, that shows only when it is written.
+    A perturbation that was optimised in grey loses nothing then. That a file cannot be written like that
+    after all may show only when it is written.
     """
     kind = picture.format if format == "same" else format.upper()
     if kind != "JPEG" or jpeg != "small" or picture.jpeg is None or _hurdle(picture, kind):
@@ -117,7 +117,7 @@ def _written(
 
 
 def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
-    """Less a profile, or numbers for one, that is for samples of another make: the file would lie."""
+    """The metadata without a profile that is for samples of another kind."""
     misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
     if sheet.is_srgb:
         return replace(about, icc=None, cicp=None)
@@ -125,7 +125,7 @@ def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
 
 
 def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
-    """The picture's samples with the change, as far as the format can hold them."""
+    """The picture's samples with the perturbation, as far as the format can hold them."""
     turn = 1 if kind in STORED_UPRIGHT else picture.orientation
     channels = picture.samples.shape[2]
     if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
@@ -161,7 +161,7 @@ def _depth(picture: Picture, kind: str) -> int:
 
 
 def _grey(picture: Picture, rgb: Rgb) -> Rgb:
-    """The picture with the luminance of the change, in three equal channels."""
+    """The picture with the luminance of the perturbation, in three equal channels."""
     plane = colour.carried(picture.rgb[..., :1], picture.rgb, rgb, None, 255)
     return colour.eight(plane).repeat(3, axis=2)
 

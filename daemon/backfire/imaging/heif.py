@@ -1,4 +1,4 @@
-"""The door to pillow-heif, an extra, for its encoder is GPL: HEIC at its full depth, in and out."""
+"""HEIC at its full depth, read and written by pillow-heif, an extra because its encoder is GPL."""
 
 from __future__ import annotations
 

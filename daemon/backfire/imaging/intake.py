@@ -1,4 +1,4 @@
-"""Bytes in: pictures and masks, upright, or a refusal that says what to do."""
+"""From bytes to upright pictures and masks, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Picture:
         metadata: EXIF, profile, XMP, IPTC, text, resolution, without what shows the picture unprotected.
         compression: of a TIFF, in Pillow's words; of a JPEG 2000 `jp2` or `j2k`; of a JPEG
             `progressive` or None.
-        jpeg: the whole file where it is a JPEG: its planes are what it is written from again.
+        jpeg: the whole file if it is a JPEG, since it is written again from its planes.
         big: whether it came as BigTIFF.
         frames: pages or frames the file held; this is the first.
     """
@@ -116,13 +116,13 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
 def decode_painting(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
     """A painted mask from the bytes of a picture file: H,W,4 uint8 RGBA, upright by its own EXIF.
 
-    What it marks is for the caller to say.
+    The caller decides what is marked by it.
 
     Raises:
         InputError: MASK_UNREADABLE, whatever is wrong with it.
     """
     try:
-        # A mask's values are data, not colours: no profile has a say in them.
+        # A mask's values are data and no colours, so that its profile is ignored.
         _, raw = readers.read(data, name=name, max_pixels=max_pixels, frames="refuse")
         if raw.mode == "CMYK":
             raise refusals.unsupported(name, "is CMYK", "save it as 8-bit grey", expected="grey or RGB")

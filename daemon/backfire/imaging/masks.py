@@ -1,4 +1,4 @@
-"""Operations on masks, bool planes H,W with True = repainted or protected. No model, no file, no tensor."""
+"""Operations on masks: bool planes H,W with True = repainted or protected."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FAR = 32
 
 
 def dilated(mask: Mask, kernel: int = DILATION) -> Mask:
-    """The mask grown by half a square kernel each way."""
+    """The mask grown by half a square kernel on each side."""
     grown: Mask = ndimage.maximum_filter(mask, size=kernel)
     return grown
 
 
 def ring(mask: Mask, kernel: int = DILATION) -> Mask:
-    """What `dilated` adds: the nearest benign edit."""
+    """What `dilated` adds to the mask: the benign edit that is nearest to it."""
     return dilated(mask, kernel) & ~mask
 
 
@@ -39,7 +39,7 @@ def half(mask: Mask, angle: float) -> Mask:
 
 
 def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
-    """The mask shrunk by half a square kernel each way; itself where nothing would be left."""
+    """The mask shrunk by half a square kernel on each side, or unchanged if nothing would be left."""
     shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
     return shrunk if shrunk.any() else mask.copy()
 
@@ -56,7 +56,7 @@ def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
 
 
 def shifted(mask: Mask, down: int, right: int) -> Mask:
-    """The mask moved by whole pixels; what leaves the plane is lost."""
+    """The mask moved by whole pixels; what leaves the plane is cut off."""
     moved: Mask = ndimage.shift(mask, (down, right), order=0, cval=0, prefilter=False)
     return moved if moved.any() else mask.copy()
 

@@ -10,7 +10,7 @@ THUMBNAILS, IIM, EXIF_COPIES = (1033, 1036), 0x0404, (1058, 1059)
 
 
 def resources(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and whole bytes of each; what follows a broken one is left out."""
+    """The number and all bytes of each resource up to the first broken one."""
     at = 0
     while at + 12 <= len(block) and block[at : at + 4].isalnum():
         name = (block[at + 6] + 2) // 2 * 2
@@ -25,5 +25,5 @@ def resources(block: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def resource(kind: int, body: bytes) -> bytes:
-    """One with an empty name."""
+    """A resource with an empty name, as bytes."""
     return b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)

@@ -1,4 +1,4 @@
-"""What in metadata shows the *unprotected* picture or says where it was taken, however it is packed."""
+"""Finds what in metadata shows the *unprotected* picture or says where it was taken, however it is packed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _PICTURE = re.compile(rb"/9j/(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]{1,4};)*")
 
 
 def shows(data: bytes) -> bool:
-    """Whether bytes hold a JPEG, plain or in base64; text may be UTF-16."""
+    """Whether bytes hold a JPEG, plain or in base64, which may be UTF-16 text."""
     return JPEG in data or JPEG_IN_BASE64 in data.replace(b"\0", b"")
 
 
 def locates(text: bytes) -> bool:
-    """Whether text speaks of a position: a packet may be UTF-16 and may call the namespace as it likes."""
+    """Whether text mentions a position; a packet may be UTF-16, and its prefix for the namespace is free."""
     return b"GPS" in text.replace(b"\0", b"")
 
 
 def cut_from(xmp: bytes) -> bytes | None:
-    """A packet less its thumbnails and what else holds a JPEG; all else stays, regions of people above all.
+    """An XMP packet without thumbnails and other JPEGs; all else stays, such as the regions of people.
 
-    A packet in UTF-16 with one is None: its letters are not those looked for.
+    The result is None for a packet in UTF-16 that holds a JPEG, since that cannot be cut out here.
     """
     if b"\0" in xmp:
         return None if shows(xmp) else xmp
     kept, at = [], 0
-    # By hand: a pattern of both tags would search the whole packet for the end of each beginning.
+    # Not by one pattern of both tags, which would search the whole packet from each opening tag.
     while start := _THUMBNAILS.search(xmp, at):
         kept.append(xmp[at : start.start()])
         opened = xmp.find(b">", start.end()) + 1
         end = b"</" + start[1] + b":Thumbnails>"
         at = opened if xmp[opened - 2 : opened] == b"/>" else xmp.find(end, opened) + len(end)
-        if not opened or at < opened:  # without an end: no XML, which whoever reads it shall find
+        if not opened or at < opened:  # without an end it is no XML, which its readers will say
             return b"".join(kept)
     return _PICTURE.sub(b"", b"".join([*kept, xmp[at:]]))
 
@@ -56,7 +56,7 @@ def unpacked(kind: bytes, body: bytes) -> bytes:
             text = zlib.decompressobj().decompress(text, MOST_TEXT)
         except zlib.error:
             return body
-    if keyword.startswith(RAW_PROFILE):  # its name and its length stand on lines of their own
+    if keyword.startswith(RAW_PROFILE):  # its name and its length are on lines of their own
         try:
             return bytes.fromhex(text.strip().split(b"\n", 2)[-1].decode("ascii"))
         except ValueError:

@@ -1,7 +1,7 @@
-"""Bytes of a picture file to its stored samples, at their full depth, or a refusal by name.
+"""From the bytes of a picture file to its stored samples at their full depth, or an error.
 
-Pillow reads what has 8 bits a sample. It would halve deeper colour without a word, so deeper PNG,
-AVIF and JPEG 2000 go through imagecodecs, HEIC through pillow-heif's own door, TIFF through tifffile.
+Pillow reads what has 8 bits a sample. It would silently reduce deeper colour to that, so deeper PNG, AVIF
+and JPEG 2000 are read by imagecodecs, HEIC by pillow-heif itself, and TIFF by tifffile.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
 
 @contextmanager
 def pillow(max_pixels: int | None) -> Iterator[None]:
-    """Pillow without its remarks, and with our size limit in place of its own."""
+    """Pillow without its warnings, and with the configured size limit in place of its own."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,7 +104,7 @@ def pillow(max_pixels: int | None) -> Iterator[None]:
 
 @contextmanager
 def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
-    """Whatever a library raises within becomes an InputError."""
+    """Turns whatever a library raises into an InputError."""
     with pillow(max_pixels):
         try:
             yield
@@ -112,7 +112,7 @@ def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise refusals.too_large(name, str(error).partition(" exceeds")[0].lower(), max_pixels) from error
-        except Exception as error:  # on hostile bytes the libraries raise anything
+        except Exception as error:  # hostile bytes make the libraries raise errors of any type
             if isinstance(error, EOFError) or "truncated" in str(error).lower():
                 raise refusals.cut_short(name, f"the {kind}") from error
             raise refusals.damaged(name, kind, error) from error

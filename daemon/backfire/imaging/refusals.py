@@ -1,4 +1,4 @@
-"""The refusals that several doors share: subject, got, expected, remedy."""
+"""Errors for pictures that are refused, shared by the readers of several formats."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def cut_short(name: str, what: str) -> InputError:
 def unsupported(
     name: str, what: str, way_out: str, *, expected: str = "8 or 16 bits of grey, RGB or CMYK"
 ) -> InputError:
-    """The refusal of what is whole but cannot be protected as it is."""
+    """The error for a picture that is complete but cannot be protected as it is."""
     return InputError(Code.UNSUPPORTED, f"{name}: {what}, expected {expected}; {way_out}")
 
 
 def too_large(name: str, size: str, max_pixels: int) -> InputError:
-    """The refusal of a picture beyond the limit; `size` says how it is."""
+    """The error for a picture that is larger than the limit; `size` says how large it is."""
     message = f"{name}: {size}, expected at most {max_pixels} pixels; shrink it or raise output.max_pixels"
     return InputError(Code.TOO_LARGE, message)
 
 
 def odd_depth(name: str, depth: int) -> InputError:
-    """The refusal of samples that no format here writes again."""
+    """The error for samples of a depth that cannot be written again."""
     way_out = "export it with 8 bits, or as 16-bit PNG or TIFF"
     return unsupported(name, f"has {depth} bits a sample", way_out, expected="8 or 16")
 
 
 def damaged(name: str, kind: str, how: object) -> InputError:
-    """The refusal of a file that contradicts itself."""
+    """The error for a file that contradicts itself."""
     return InputError(
         Code.UNREADABLE,
         f"{name}: is a damaged {kind} ({how}), expected a whole one; save it again in an editor",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backfire.errors import PublishError
 from backfire.files import safe_paths
-from backfire.types import shown
+from backfire.types import EXTENSIONS, shown
 
 NAME_MAX = 255
 """Bytes of a file name on every common file system."""
@@ -77,21 +77,12 @@ def hidden_by(key: str) -> bytes:
     return f".backfire-{key[:16]}-".encode()
 
 
-FAMILIES = (
-    {b".jpg", b".jpeg", b".jpe", b".jfif"},
-    {b".tif", b".tiff"},
-    {b".heic", b".heif", b".hif"},
-    {b".jp2", b".j2k", b".jpf", b".jpx"},
-)
-"""Extensions of one format; each other format has one."""
-
-
 def renamed(path: bytes, extension: str) -> bytes:
     """The path with the extension of what was written; another extension of the same format stays."""
     stem, own = os.path.splitext(path)
-    wanted = os.fsencode(extension.lower())
-    same = next((family for family in FAMILIES if wanted in family), {wanted})
-    if own.lower() in same:
+    wanted = extension.lower()
+    same = next((several for several in EXTENSIONS.values() if wanted in several), (wanted,))
+    if own.lower() in map(os.fsencode, same):
         return path
     folder, name = os.path.split(stem)
-    return os.path.join(folder, name[: NAME_MAX - len(wanted)] + wanted)
+    return os.path.join(folder, name[: NAME_MAX - len(wanted)] + os.fsencode(wanted))
