@@ -33,8 +33,8 @@ def _library(name: str, row: NDArray[np.float32], target: int) -> NDArray[np.flo
         return pooled
     cv2 = pytest.importorskip("cv2")
     chosen = getattr(cv2, f"INTER_{method.upper()}")
-    resized: NDArray[np.float32] = cv2.resize(row[None], (target, 1), interpolation=chosen)[0]
-    return resized
+    line: NDArray[np.float32] = cv2.resize(row[None], (target, 1), interpolation=chosen)[0]
+    return line
 
 
 @pytest.mark.parametrize("name", FILTERS)
