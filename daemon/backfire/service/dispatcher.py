@@ -60,7 +60,7 @@ class Dispatcher:
         """Take up the jobs that were being worked.
 
         Args:
-            crashed: the daemon was started anew, and the picture may be why it ended; else only the
+            crashed: the daemon was restarted, and the picture may be why it had ended. Otherwise only the
                 store failed for a while, the workers may still be busy, and no attempt is counted.
         """
         self._pool.forget_running()
@@ -116,12 +116,12 @@ class Dispatcher:
         return sum(self._begin_at(worker) for worker in self._pool.idle())
 
     def _begin_at(self, worker: Worker) -> int:
-        # The last attempt is made alone: nobody is set aside for what another job did to the daemon.
+        # The last attempt is made alone: no picture is set aside for what another one did to the daemon.
         others = [job for other in self._pool.workers for job in other.running.values()]
         if any(job.attempts >= self._policy.attempts_allowed(job) for job in others):
             return 0
         begun, batch = 0, list[Job]()
-        for job in self._by_turn():
+        for job in self._by_priority():
             is_last = self._policy.is_last(job)
             if others and is_last:
                 break
@@ -139,8 +139,8 @@ class Dispatcher:
             self._start(worker, batch)
         return begun
 
-    def _by_turn(self) -> Iterator[Job]:
-        """The jobs that may be started now: by priority, then those first that have been ready longest.
+    def _by_priority(self) -> Iterator[Job]:
+        """The jobs that may be started now, by priority, then those first that have been ready longest.
 
         Those that the system hindered come after all others. One whose key another job has that is being
         worked or published waits, to take over the result, unless that cannot be published now.
@@ -212,7 +212,7 @@ class Dispatcher:
     # From the workers
 
     def listen(self, seconds: float) -> None:
-        """Hear what the workers report for a while, at most until one of them is done."""
+        """Take in what the workers report for so many seconds, at most until one of them is done."""
         deadline, busy = time.monotonic() + seconds, len(self._pool.running)
         self._listen_once(seconds)
         while self._pool.running and len(self._pool.running) >= busy:
@@ -254,9 +254,9 @@ class Dispatcher:
         worker.adapt(outcomes)
 
     def _died(self, worker: Worker, death: Death) -> None:
-        """A worker's process is gone: the job it worked at bears the attempt, its others are given back.
+        """A process has ended: the attempt of the job it worked on counts, its others are given back.
 
-        Where it had begun none of them, no job bears it: the process would not have survived with any.
+        Where it had begun none of them it counts for no job: the process would have died with any of them.
         """
         culprit = worker.running.get(worker.current)
         worker.pace = 1

@@ -137,7 +137,7 @@ class RetryPolicy:
 
     def pause(self, worker: Worker, job: Job, code: Code, error: str) -> None:
         """Give a worker no jobs for a while, because the system prevented its work on one of them."""
-        # A job that was not tried yet may be of another kind: it has its turn before a long pause.
+        # A job that was not tried yet may not be hindered: it is tried before a long pause.
         untried = any(job.id not in self._jobs.hindered for job in self._jobs.of(JobState.READY))
         self._pool.pause(worker, long=not untried)
         log.error("worker_paused", path=job.name, code=code, error=error, device=worker.device)

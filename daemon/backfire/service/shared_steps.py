@@ -19,7 +19,7 @@ def each(jobs: Jobs, some: Iterable[Job], do: Callable[[Job, set[bytes]], T]) ->
 
     Args:
         jobs: where a step that cannot be done now is recorded, to be tried again later.
-        some: jobs of which none may be in another's way.
+        some: jobs whose steps do not affect each other.
         do: the step, on files alone; adds the folders in which it gave names to the set it is given.
 
     Returns:

@@ -167,7 +167,7 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
 
 
 def work(orders: Sequence[Order], connection: Connection) -> list[Outcome]:
-    """Work a batch of orders in turn, then leave all results in the spool: syncs at one time cost as one.
+    """Work a batch of orders one by one, then leave all results in the spool: syncs at one time cost as one.
 
     The rest is given back after `BATCH_S`, after an order that was given back on request, and after one
     that was hindered, for what hindered it would hinder the others too.
@@ -267,7 +267,7 @@ def _refused(order: Order, error: JobError) -> Failed | Hindered:
 
 
 def _unexpected(order: Order, error: Exception) -> Failed | Hindered:
-    """What the system refused is no fault of the picture; OSErrors of imaging libraries bear no number."""
+    """What the system refused is no fault of the picture; OSErrors of imaging libraries have no number."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, ImportError) or number is not None:
         full = number in (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""What passes between the daemon and a worker: orders one way, progress and outcomes the other.
+"""What passes between the daemon and a worker: orders to it, progress and outcomes from it.
 
 Every message carries the job and the lease under which it was started, so that whatever a worker says
 about an earlier start of the same job is recognised and dropped.
@@ -110,7 +110,7 @@ class Hindered(Message):
     """The system prevented the work: no space in the spool, weights that do not load, a failed GPU.
 
     Attributes:
-        code, message: what was in the way.
+        code, message: what prevented it.
         suspicious: it may be the picture's doing after all, if others are worked in the meantime.
         unusable: the worker can do no more work; it needs a new process.
         seconds: how long the worker had the job.
