@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import typer
@@ -18,7 +18,9 @@ from backfire import cli, config
 from backfire.cli.common import app
 from backfire.config import Regions, Settings
 from backfire.errors import Code
+from backfire.service.jobs import Jobs
 from backfire.service.metrics import Metrics
+from backfire.service.store.store import Store
 
 from docs import generate
 
@@ -182,9 +184,10 @@ def test_every_error_code_is_explained(code: Code) -> None:
 
 
 def test_the_metrics_that_are_listed_are_those_there_are(tmp_path: Path) -> None:
-    jobs = cast(Any, SimpleNamespace(active={}, failed_tries={}, now=lambda: 0.0))
-    metrics = Metrics(jobs, {"outbox": tmp_path}, lambda: {"loop": 0.0}, lambda: {"waiting": 0})
-    there = set(re.findall(r"^# TYPE (backfire_\w+) (\w+)$", metrics.text().decode(), re.MULTILINE))
+    with Store(tmp_path / "jobs.sqlite") as store:
+        jobs = Jobs(store, tmp_path / "spool", time.time)
+        metrics = Metrics(jobs, {"outbox": tmp_path}, lambda: {"loop": 0}, lambda: {"sent": 0})
+        there = set(re.findall(r"^# TYPE (backfire_\w+) (\w+)$", metrics.text().decode(), re.MULTILINE))
     page = (ROOT / "docs/reference/metrics.md").read_text()
     listed = set(re.findall(r"^\| `(backfire_\w+)` \| (\w+) \|", page, re.MULTILINE))
     assert listed == {(name, kind) for name, kind in there if not name.endswith("_created")}
