@@ -146,7 +146,7 @@ def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, 
         now += 2 * settings.watch.rescan_s + 61  # the loop beats, but nobody scanned meanwhile
         with capture_logs() as lines:
             assert not fed()
-        assert lines[0]["event"] == "heartbeat_stalled"
+        assert lines[0]["event"] == "heartbeat_missed"
         service._intake.step()
         now += 3
         assert fed()

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import backfire
 import pytest
 import typer
 import yaml
@@ -191,6 +192,16 @@ def test_the_metrics_that_are_listed_are_those_there_are(tmp_path: Path) -> None
     page = (ROOT / "docs/reference/metrics.md").read_text()
     listed = set(re.findall(r"^\| `(backfire_\w+)` \| (\w+) \|", page, re.MULTILINE))
     assert listed == {(name, kind) for name, kind in there if not name.endswith("_created")}
+
+
+def test_the_log_events_that_are_listed_are_those_there_are() -> None:
+    package = Path(backfire.__file__).parent
+    sources = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    there = re.findall(r"log\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", sources)
+    page = (ROOT / "docs/troubleshooting/index.md").read_text().partition("events in the log")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(set(there))
+    assert len(set(there)) > 20, "the pattern finds them"
 
 
 @pytest.mark.parametrize("path", sorted(generate.generated()), ids=name_of)

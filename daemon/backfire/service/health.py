@@ -118,7 +118,7 @@ class Operations:
         self.pulse.heard, self.pulse.trouble = heard, trouble
         stuck = self.pulse.stuck(now)
         if stuck:
-            log.error("heartbeat_stalled", parts=stuck)
+            log.error("heartbeat_missed", parts=stuck)
         return not stuck
 
     def configure(self, settings: Settings) -> None:
