@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from backfire.config.messages import explain
+from backfire.config.messages import EXAMPLE, explain
 from backfire.config.models import Folders, Settings
 from backfire.config.rules import rules_of
 from backfire.errors import ConfigError
@@ -50,9 +50,9 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
         ConfigError: settings are unknown or invalid; all mistakes are named at once.
     """
     if data is None:
-        raise ConfigError(f"{source}: is empty; it must name folders.inbox, see config.example.yaml")
+        raise ConfigError(f"{source}: is empty; it must name folders.inbox; {EXAMPLE}")
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{source}: got {type(data).__name__}, expected a mapping; see config.example.yaml")
+        raise ConfigError(f"{source}: got {type(data).__name__}, expected a mapping; {EXAMPLE}")
     general = {key: value for key, value in data.items() if key != "rules"}
     try:
         absolute = _with_weights(_with_folders(general, base), base)

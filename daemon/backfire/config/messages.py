@@ -11,6 +11,9 @@ from backfire.config.models import Settings
 from backfire.config.renamed import SETTINGS
 from backfire.config.section import Section, sections_below
 
+EXAMPLE = "`backfire init` writes an example"
+"""The remedy where a configuration lacks what it needs."""
+
 
 def explain(problem: Any) -> str:
     """One mistake that pydantic found, as subject, got, expected and remedy."""
@@ -19,7 +22,7 @@ def explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return unknown_key(where, _valid_keys(location[:-1]))
     if problem["type"] == "missing":
-        return f"{where!r} is missing; see config.example.yaml"
+        return f"{where!r} is missing; {EXAMPLE}"
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if problem["type"] == "value_error":
         return message  # our own validators name their subject

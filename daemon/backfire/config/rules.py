@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backfire.config.messages import explain, unknown_key
+from backfire.config.messages import EXAMPLE, explain, unknown_key
 from backfire.config.models import RULED, Rule, Settings
 from backfire.config.strengths import resolved
 from backfire.errors import ConfigError
@@ -27,7 +27,7 @@ def rules_of(rules: object, general: Mapping[str, Any], base: Path, source: str)
         ConfigError: one or more rules are wrong; all mistakes are named at once.
     """
     if not isinstance(rules, list | tuple | None):
-        raise ConfigError(f"{source}: 'rules': got {rules!r}, expected a list; see config.example.yaml")
+        raise ConfigError(f"{source}: 'rules': got {rules!r}, expected a list; {EXAMPLE}")
     checked: list[Rule] = []
     lines: list[str] = []
     for index, rule in enumerate(rules or ()):

@@ -7,7 +7,7 @@ Three losses over edits of the perturbed picture, each under its own mask:
   over); the edit must break too;
 * hide: the ring around the region or a far square; the edit must equal the clean edit.
 
-"Break" means away from the clean edit (`target: away`, the default: METHOD's measurements
+"Break" means away from the clean edit (`target: away`, the default: measurements
 find it stronger than the published flat colour), towards the pure colour furthest from
 the picture (`target: flat`, the published one) or towards its negative (`inverted`). What
 differs from the published script: the clean edits are constant and computed once, an iteration
