@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import shlex
@@ -162,6 +164,19 @@ def test_commands_that_are_told_exist_with_their_options(document: Path) -> None
         if (not path and rest and not options) or options - commands()[path] - commands()[""]:
             wrong.append(" ".join(words))
     assert not wrong
+
+
+def test_examples_in_python_call_what_is_there() -> None:
+    called = set()
+    for document in set(DOCUMENTS) - HISTORY:
+        for example in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
+            for node in ast.walk(ast.parse(example)):
+                match node:
+                    case ast.Call(func=ast.Attribute(value=ast.Name(id="backfire"), attr=name)):
+                        given = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+                        inspect.signature(getattr(backfire, name)).bind(*node.args, **given)
+                        called.add(name)
+    assert called == {"protect", "verify", "detect"}
 
 
 def test_the_readme_is_short_and_begins_with_a_command() -> None:

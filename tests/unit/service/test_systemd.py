@@ -45,7 +45,9 @@ def test_units_are_valid(units: Path) -> None:
         ("backfire-audit.service", None, 0.4),
     ],
 )
-def test_exposure_is_what_the_readme_says(units: Path, unit: str, drop_in: str | None, most: float) -> None:
+def test_exposure_is_what_the_documentation_says(
+    units: Path, unit: str, drop_in: str | None, most: float
+) -> None:
     if drop_in:
         (units / f"{unit}.d").mkdir()
         (units / f"{unit}.d" / drop_in).write_text((UNITS / drop_in).read_text())
