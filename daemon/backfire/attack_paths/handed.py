@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from backfire.attack_paths.resampling import Axis, Beyond
+from backfire.attack_paths.resampling import Axis, Beyond, Weights
 from backfire.attack_paths.softening import Plane, Step, softened
 from backfire.types import Box, Mask
 
@@ -124,20 +124,17 @@ class Handed:
     def _soft(self) -> Plane:
         """The mask at the model's size before it is made one of two values."""
         plane, at = softened(self.edited, self.rule.picture)
-        part = self.inside
-        inner = np.zeros((part.height, part.width), np.float32)
-        both = _common(part, at)
-        if both is not None:
-            inner[_within(part, both)] = plane[_within(at, both)]
         rows, columns = self.axes(self.mask_by)
-        if not self.rule.beyond:
-            return _mapped(inner, rows, columns)
-        whole = np.ones((self.box.height, self.box.width), np.float32)
-        whole[_within(self.box, part)] = inner
-        own = Box(0, 0, self.box.width, self.box.height)
-        rows = Axis(own.top, own.bottom, own.height, self.scaled[0], 0, 0, self.outside, self.mask_by)
-        columns = Axis(own.left, own.right, own.width, self.scaled[1], 0, 0, self.outside, self.mask_by)
-        return _mapped(whole, rows, columns)
+        if self.rule.beyond and self.box != self.inside:
+            whole = np.ones((self.box.height, self.box.width), np.float32)
+            whole[_within(self.box, self.inside)] = 0
+            both = _common(self.inside, at)
+            if both is not None:
+                whole[_within(self.box, both)] = plane[_within(at, both)]
+            plane, at = whole, Box(0, 0, self.box.width, self.box.height)
+            rows = replace(rows, start=0, stop=at.height, length=at.height)
+            columns = replace(columns, start=0, stop=at.width, length=at.width)
+        return _mapped(plane, at, rows, columns)
 
     @cached_property
     def _weighted(self) -> tuple[Plane, Box]:
@@ -149,12 +146,7 @@ class Handed:
             for step in rule.blend:
                 plane = step(plane)
             plane = plane[pad.top : pad.top + self.scaled[0], pad.left : pad.left + self.scaled[1]]
-            rows, columns = self.axes()
-            down = rows.back(self.back_by, rows.inside)
-            across = columns.back(self.back_by, columns.inside)
-            plane = plane if down is None else down @ plane
-            plane = plane if across is None else plane @ across.T
-            plane, at = np.clip(plane, 0, 1), part
+            plane, at = self._returned(plane)
             plane[plane < 0.5 / 255] = 0  # in the tools' 8 bits it is nothing
         else:
             plane, at = softened(self.edited, rule.blend)
@@ -166,6 +158,15 @@ class Handed:
             both.left + found.left, both.top + found.top, both.left + found.right, both.top + found.bottom
         )
         return np.ascontiguousarray(plane[_within(at, touched)]), touched
+
+    def _returned(self, plane: Plane) -> tuple[Plane, Box]:
+        """A plane of the size `scaled` on the picture's pixels, in [0,1], and the part that it reaches."""
+        rows, columns = self.axes()
+        plane, top = _spread(plane, rows.back(self.back_by, rows.inside))
+        plane, left = _spread(plane.T, columns.back(self.back_by, columns.inside))
+        left, top = left + self.inside.left, top + self.inside.top
+        plane = np.clip(plane.T, 0, 1)
+        return plane, Box(left, top, left + plane.shape[1], top + plane.shape[0])
 
 
 def _common(one: Box, other: Box) -> Box | None:
@@ -187,11 +188,31 @@ def _within(frame: Box, part: Box) -> tuple[slice, slice]:
     )
 
 
-def _mapped(plane: Plane, rows: Axis, columns: Axis) -> Plane:
-    """A plane of the pixels inside the picture as the model gets it, in [0,1]."""
-    for axis, along in ((rows, 0), (columns, 1)):
+def _mapped(plane: Plane, at: Box, rows: Axis, columns: Axis) -> Plane:
+    """A plane that covers the part `at` of the picture, zero elsewhere, as the model gets it, in [0,1]."""
+    for axis, start in ((rows, at.top), (columns, at.left)):
+        first, last = axis.inside.start, axis.inside.stop
         index, matrix = axis.index(), axis.matrix()
-        plane = plane if index is None else plane.take(index, axis=along)
-        if matrix is not None:
-            plane = matrix @ plane if along == 0 else plane @ matrix.T
+        plane = plane[max(first - start, 0) : max(last - start, 0)]
+        start = max(start, first)
+        if matrix is not None and index is None:
+            plane = matrix[:, start - first : start - first + plane.shape[0]] @ plane
+        else:
+            whole = np.zeros((last - first, plane.shape[1]), np.float32)
+            whole[start - first : start - first + plane.shape[0]] = plane
+            plane = whole if index is None else whole[index]
+            plane = plane if matrix is None else matrix @ plane
+        plane = plane.T  # rows, then columns, then as it was
     return np.clip(plane, 0, 1)
+
+
+def _spread(plane: Plane, weights: Weights | None) -> tuple[Plane, int]:
+    """weights @ plane without the rows that are zero before and after it, and where the rest begins."""
+    used = np.flatnonzero(plane.any(axis=1))
+    if not used.size:
+        return plane[:0], 0
+    span = slice(used[0], used[-1] + 1)
+    if weights is None:
+        return plane[span], int(span.start)
+    kept = np.flatnonzero(weights[:, span].any(axis=1))
+    return weights[kept[0] : kept[-1] + 1, span] @ plane[span], int(kept[0])

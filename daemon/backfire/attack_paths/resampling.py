@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,10 @@ def _windowed(
     centres = (np.arange(target) + 0.5) * scale
     first = np.maximum((centres - support * widened + 0.5).astype(np.intp), 0)
     last = np.minimum((centres + support * widened + 0.5).astype(np.intp), source)
-    axis = np.arange(source)
-    weights = kernel((axis + 0.5 - centres[:, None]) / widened)
-    weights[(axis < first[:, None]) | (axis >= last[:, None])] = 0
+    at = first[:, None] + np.arange((last - first).max())
+    window = np.where(at < last[:, None], kernel((at + 0.5 - centres[:, None]) / widened), 0)
+    weights = np.zeros((target, source))
+    np.add.at(weights, (np.arange(target)[:, None], np.minimum(at, source - 1)), window)
     return _normalised(weights)
 
 
@@ -115,6 +117,14 @@ FILTERS: dict[str, Callable[[int, int], Weights]] = {
 """By library and filter; each is (pixels of the source, pixels of the target) -> weights."""
 
 
+@lru_cache(maxsize=16)
+def weights_of(name: str, source: int, target: int) -> Weights:
+    """The weights of a filter; read only, since they are kept."""
+    weights = FILTERS[name](source, target)
+    weights.setflags(write=False)
+    return weights
+
+
 @dataclass(frozen=True)
 class Axis:
     """How one axis of a picture reaches a model: a stretch of it, resized, then padded.
@@ -159,7 +169,7 @@ class Axis:
             return None
         length = self.stop - self.start
         same = self.scaled == length
-        weights = np.eye(length, dtype=np.float32) if same else FILTERS[self.filter](length, self.scaled)
+        weights = np.eye(length, dtype=np.float32) if same else weights_of(self.filter, length, self.scaled)
         if self.beyond is not Beyond.EXTRAPOLATED:
             return weights[self._padded(self.scaled)]
         low = 1.125 * weights[:1] - 0.125 * weights[1:2] if self.scaled > 1 else weights[:1]
@@ -179,7 +189,7 @@ class Axis:
         length = self.stop - self.start
         if length == self.scaled:
             return None
-        weights = FILTERS[filter_name](self.scaled, length)
+        weights = weights_of(filter_name, self.scaled, length)
         return weights[part.start - self.start : part.stop - self.start]
 
     @property

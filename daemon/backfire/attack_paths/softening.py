@@ -38,8 +38,7 @@ class Filled:
 
     def __call__(self, plane: Plane) -> Plane:
         closed = ndimage.binary_closing(plane > 0, np.ones((3, 3)), border_value=1)
-        filled: Plane = np.maximum(plane, ndimage.binary_fill_holes(closed)).astype(np.float32)
-        return filled
+        return np.maximum(plane, filled(closed)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,13 @@ class Positive:
 
     def __call__(self, plane: Plane) -> Plane:
         return (plane > 0).astype(np.float32)
+
+
+def filled(mask: Mask) -> Mask:
+    """The mask without holes: all that no path of neighbours leads to from beyond the plane's border."""
+    labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    reached: Mask = labels[1:-1, 1:-1] != labels[0, 0]
+    return reached
 
 
 def softened(mask: Mask, steps: Sequence[Step]) -> tuple[Plane, Box]:

@@ -30,6 +30,7 @@ from backfire.attack_paths.softening import (
     Positive,
     Ramp,
     Shrunk,
+    filled,
     softened,
 )
 from backfire.types import Box, Mask
@@ -131,8 +132,12 @@ def _contours(mask: Mask) -> list[Box]:
 
     Pixels that touch at a corner belong together; what lies in a hole has no contour of its own.
     """
-    labels, _ = ndimage.label(ndimage.binary_fill_holes(mask), np.ones((3, 3)))
-    boxes = [Box(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(labels)]
+    at = Box.around(mask)
+    labels, _ = ndimage.label(filled(mask[at.slices]), np.ones((3, 3)))
+    boxes = [
+        Box(at.left + columns.start, at.top + rows.start, at.left + columns.stop, at.top + rows.stop)
+        for rows, columns in ndimage.find_objects(labels)
+    ]
     return boxes[::-1]
 
 

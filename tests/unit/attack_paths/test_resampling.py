@@ -19,22 +19,20 @@ def _row(length: int) -> NDArray[np.float32]:
     return np.random.default_rng(length).random(length, dtype=np.float32)
 
 
-def _library(name: str, row: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+def _library(name: str, row: NDArray[np.float32], target: int) -> NDArray[Any]:
     """The row as the library itself resizes it, in float32."""
     library, method = name.split("-") if "-" in name else ("cv2", name)
+    resized: NDArray[Any]
     if library == "pil":
-        resized = Image.fromarray(row[None]).resize((target, 1), Image.Resampling[method.upper()])
-        found: NDArray[np.float32] = np.asarray(resized)[0]
-        return found
-    if library == "torch":
-        plane = torch.from_numpy(row)[None, None]
+        resized = np.asarray(Image.fromarray(row[None]).resize((target, 1), Image.Resampling[method.upper()]))
+    elif library == "torch":
         mode = {"area": "area", "bilinear": "linear"}[method]
-        pooled: NDArray[np.float32] = functional.interpolate(plane, target, mode=mode)[0, 0].numpy()
-        return pooled
-    cv2 = pytest.importorskip("cv2")
-    chosen = getattr(cv2, f"INTER_{method.upper()}")
-    line: NDArray[np.float32] = cv2.resize(row[None], (target, 1), interpolation=chosen)[0]
-    return line
+        resized = functional.interpolate(torch.from_numpy(row)[None, None], target, mode=mode)[0].numpy()
+    else:
+        cv2 = pytest.importorskip("cv2")
+        resized = cv2.resize(row[None], (target, 1), interpolation=getattr(cv2, f"INTER_{method.upper()}"))
+    only: NDArray[Any] = resized[0]
+    return only
 
 
 @pytest.mark.parametrize("name", FILTERS)
