@@ -137,16 +137,16 @@ def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, 
         def fed() -> bool:
             manager.hear()
             manager.said.clear()
-            service._heartbeat.beat(hints)
+            service.heartbeat.beat(hints)
             assert manager.heard("STATUS=")
             return manager.heard("WATCHDOG=1")
 
-        service._intake.step()
+        service.intake.step()
         assert fed()
         now += 2 * settings.watch.rescan_s + 61  # the loop beats, but nobody scanned meanwhile
         with capture_logs() as lines:
             assert not fed()
         assert lines[0]["event"] == "heartbeat_missed"
-        service._intake.step()
+        service.intake.step()
         now += 3
         assert fed()

@@ -44,15 +44,15 @@ def settled(make: Make, count: int, **sections: Any) -> House:
 
 
 def attempts(home: House) -> dict[str, int]:
-    return {job.name: job.attempts for job in home.service._jobs.active.values()}
+    return {job.name: job.attempts for job in home.service.jobs.active.values()}
 
 
 def begun(home: House) -> None:
     """All the house's pictures are with the child, together."""
     home.clock += 1
     home.worker.pace = 8
-    home.service._intake.step(ahead=8)
-    home.service._dispatcher._begin()
+    home.service.intake.step(ahead=8)
+    home.service.dispatcher._begin()
 
 
 def taking(patch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -89,7 +89,7 @@ def test_what_a_child_has_not_begun_in_time_is_handed_back_without_an_attempt(
     monkeypatch.setattr(local, "BATCH_S", -1.0)
     begun(home)
     assert set(attempts(home).values()) == {1}, "committed before the danger"
-    home.service._dispatcher.listen(0)
+    home.service.dispatcher.listen(0)
     assert sorted(attempts(home).values()) == [0] * 7 + [1]
     assert len(sent) == 1
     monkeypatch.setattr(local, "BATCH_S", 1.0)
@@ -101,7 +101,7 @@ def test_a_child_that_dies_costs_only_the_job_it_was_at_an_attempt(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, 8)
-    dispatcher = home.service._dispatcher
+    dispatcher = home.service.dispatcher
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
     running = [*home.worker.running.values()]
@@ -152,24 +152,24 @@ def test_a_drain_gives_all_of_them_back(house: Make, monkeypatch: pytest.MonkeyP
     home = settled(house, 8)
     monkeypatch.setattr(Call, "send", lambda self, orders: None)
     begun(home)
-    home.service._dispatcher.drain()
+    home.service.dispatcher.drain()
     assert home.states() == ["ready"] * 8
     assert set(attempts(home).values()) == {0}
 
 
 def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sent: list[list[str]]) -> None:
     home = settled(house, 2)
-    publish = home.service._publisher._publish
+    publish = home.service.publisher._publish
 
     def damaging(jobs: list[Job]) -> None:
         for job in jobs:
             if job.name == "1.png":
-                (home.service._jobs.spool(job).folder / "output").write_bytes(b"")
+                (home.service.jobs.spool(job).folder / "output").write_bytes(b"")
         publish(jobs)
 
-    home.service._publisher._publish = damaging  # type: ignore[method-assign,assignment]
+    home.service.publisher._publish = damaging  # type: ignore[method-assign,assignment]
     home.turn(1, 1)
-    home.service._publisher._publish = publish  # type: ignore[method-assign]
+    home.service.publisher._publish = publish  # type: ignore[method-assign]
     assert sorted(home.states()) == ["archived", "ready"]
     home.turn(1, 4)
     assert home.files("outbox") == {name: png(name[0]) for name in ("0.png", "1.png")}

@@ -289,7 +289,7 @@ def test_fault_31_clock_jumps_leave_settling_alone(house: Callable[..., House], 
 def test_fault_31_a_clock_set_back_does_not_put_a_retry_off_for_an_hour(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 0})
     (home.base / "inbox" / "p.png").write_bytes(picture())
-    jobs = home.service._jobs
+    jobs = home.service.jobs
     home.turn()
     (job,) = jobs.add([b"q.png"])
     job = jobs.update(job, job.state, not_before=home.wall + 20)

@@ -46,7 +46,7 @@ def settled(make: Make, *names: str, **sections: Any) -> House:
         file.write_bytes(png(name))
     home.turn(1, 2)
     home.clock += 1
-    home.service._intake.step()
+    home.service.intake.step()
     return home
 
 
@@ -57,7 +57,7 @@ def killed(worker: Worker) -> Death:
 
 
 def at_work(home: House) -> dict[str | None, list[str]]:
-    workers = home.service._pool.workers
+    workers = home.service.pool.workers
     return {one.device: [job.name for job in one.running.values()] for one in workers}
 
 
@@ -75,11 +75,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("held")
 def test_each_gets_a_picture_and_a_drain_gives_both_back(house: Make) -> None:
     home = settled(house, "a.png", "b.png", "c.png")
-    home.service._dispatcher.step()
+    home.service.dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:0": ["b.png"]}
-    assert [job.name for job in home.service._pool.running] == ["a.png", "b.png"]
-    home.service._dispatcher.drain()
-    jobs = home.service._jobs.active.values()
+    assert [job.name for job in home.service.pool.running] == ["a.png", "b.png"]
+    home.service.dispatcher.drain()
+    jobs = home.service.jobs.active.values()
     assert [(job.state, job.attempts) for job in jobs] == [(JobState.READY, 0)] * 3
 
 
@@ -87,7 +87,7 @@ def test_a_child_that_dies_leaves_the_other_at_work(
     house: Make, held: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = settled(house, "a.png", "b.png")
-    dispatcher = home.service._dispatcher
+    dispatcher = home.service.dispatcher
     dispatcher.step()
     worker = home.worker
     dying: object = worker.child
@@ -105,7 +105,7 @@ def test_a_child_that_dies_leaves_the_other_at_work(
     dispatcher.listen(0)
     dispatcher.listen(0)
     assert at_work(home) == {"cpu": [], "cuda:0": ["b.png"]}
-    assert {job.name: job.state for job in home.service._jobs.active.values()} == {
+    assert {job.name: job.state for job in home.service.jobs.active.values()} == {
         "a.png": JobState.READY,
         "b.png": JobState.RUNNING,
     }
@@ -118,7 +118,7 @@ def test_a_picture_with_a_device_of_its_own_goes_there_and_one_without_anywhere(
         {"match": "far/*", "protect": {"device": "cuda:7"}},
     ]
     home = settled(house, "gpu/1.png", "gpu/2.png", "far/1.png", "far/2.png", rules=rules)
-    home.service._dispatcher.step()
+    home.service.dispatcher.step()
     assert at_work(home) == {"cpu": ["far/1.png"], "cuda:0": ["gpu/1.png"]}
 
 
@@ -135,8 +135,8 @@ def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPat
         home = settled(house, *names)
         home.turn(3, 10)
     assert home.states() == ["archived"] * len(names)
-    assert {job.attempts for job in home.service._jobs.store.jobs()} == {1}
-    pool = home.service._pool
+    assert {job.attempts for job in home.service.jobs.store.jobs()} == {1}
+    pool = home.service.pool
     assert [one.pauses > 0 for one in pool.workers] == [False, True]
     assert pool.pauses == 0, "there is one that can work"
 
@@ -215,7 +215,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
     with capture_logs():
         home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})
         home.turn(60, 10)
-    jobs = {job.name: job for job in home.service._jobs.store.jobs()}
+    jobs = {job.name: job for job in home.service.jobs.store.jobs()}
     assert (jobs["a.png"].state, jobs["b.png"].state) == (JobState.ARCHIVED, JobState.ARCHIVED)
     assert (jobs["a.png"].attempts, jobs["b.png"].attempts) == (1, 1)
     assert len(children) - len(failures) in (0, 1), "each failure ends one"
@@ -224,7 +224,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
         (home.base / "inbox" / f"{number}.png").write_bytes(png(str(number)))
         with capture_logs():
             home.turn(12, 10)
-    bad = next(job for job in home.service._jobs.store.jobs() if job.name == "bad.png")
+    bad = next(job for job in home.service.jobs.store.jobs() if job.name == "bad.png")
     assert (bad.state, bad.code) == (JobState.FAILED, "model")
     assert "others were worked while this one was refused" in str(bad.message)
 
@@ -233,10 +233,10 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
 def test_the_last_attempt_is_made_alone(house: Make) -> None:
     """Else one on its first might end the daemon, and the other be set aside for it."""
     home = settled(house, "a.png", "b.png", "c.png", protect={"attempts": 2})
-    home.service._dispatcher.step()
+    home.service.dispatcher.step()
     home.crash()
     home.again()
-    dispatcher, jobs = home.service._dispatcher, home.service._jobs
+    dispatcher, jobs = home.service.dispatcher, home.service.jobs
     assert [job.attempts for job in jobs.active.values()] == [1, 1, 0]
     dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:0": []}
@@ -251,7 +251,7 @@ def test_the_last_attempt_is_made_alone(house: Make) -> None:
 @pytest.mark.usefixtures("held")
 def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> None:
     home = settled(house, "a.png", "b.png")
-    dispatcher, pool, one = home.service._dispatcher, home.service._pool, home.settings
+    dispatcher, pool, one = home.service.dispatcher, home.service.pool, home.settings
     dispatcher.step()
     for devices in (["cpu"], ["cpu", "cuda:1"]):
         limits = one.limits.model_copy(update={"devices": tuple(devices)})
@@ -270,10 +270,10 @@ def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> N
 @pytest.mark.usefixtures("held")
 def test_a_reload_without_devices_goes_on_with_one_worker(house: Make) -> None:
     home = settled(house, "a.png", "b.png", limits={"free_mb": 0})
-    dispatcher = home.service._dispatcher
+    dispatcher = home.service.dispatcher
     dispatcher.step()
     assert at_work(home) == {None: ["a.png"]}
-    home.service._pool.configure(home.settings)
+    home.service.pool.configure(home.settings)
     assert at_work(home) == {None: ["a.png"]}
 
 

@@ -67,11 +67,11 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     assert new.sha256 != home.settings.sha256
     home.service._load = lambda: new
     home.service._reconfigure(home.hints)
-    home.service._dispatcher.listen(0)
+    home.service.dispatcher.listen(0)
     monkeypatch.setattr(local, "BATCH_S", 1.0)
     home.turn(1, 8)
     assert home.states() == ["archived"] * 4
-    jobs = home.service._jobs.store.jobs()
+    jobs = home.service.jobs.store.jobs()
     keys = {job.name: job.config_sha256 for job in jobs}
     assert [keys[f"{number}.png"] for number in range(4)] == [home.settings.sha256] + [new.sha256] * 3
 
@@ -163,9 +163,9 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
         patch.setattr(Call, "send", send)
         begun(home)
         home.worker.running = {}  # whatever fault led there
-        home.service._dispatcher.resume(crashed=False)
+        home.service.dispatcher.resume(crashed=False)
         home.clock += 60
-        home.service._dispatcher._begin()
+        home.service.dispatcher._begin()
     assert set(attempts(home).values()) == {1}
 
 
@@ -179,7 +179,7 @@ def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: 
     monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 0.2))
     begun(home)
     home.worker.pace = 8
-    home.service._dispatcher.listen(0)
+    home.service.dispatcher.listen(0)
     assert home.worker.pace == 1, "the one that it began took 0.2 s"
 
 
@@ -192,7 +192,7 @@ def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "write_result", full)
         begun(home)
-        home.service._dispatcher.listen(0)
+        home.service.dispatcher.listen(0)
     assert home.worker.pauses == 1
     assert set(attempts(home).values()) == {0}
     home.turn(5, 8)
@@ -297,14 +297,14 @@ def test_a_fault_of_ours_after_a_result_is_out_does_not_set_its_original_aside(
 ) -> None:
     home = house(watch=SOON)
     drop(home, "bad.png")
-    update = home.service._jobs.update
+    update = home.service.jobs.update
 
     def buggy(job: Job, state: Any, **more: Any) -> Job:
         if is_bad(job) and state == "published":
             raise ZeroDivisionError("a bug")
         return update(job, state, **more)
 
-    monkeypatch.setattr(home.service._jobs, "update", buggy)
+    monkeypatch.setattr(home.service.jobs, "update", buggy)
     home.live(10, times=12)
     assert set(home.files("outbox")) == {"bad.png"}
     assert home.files("failed") == {}
@@ -319,8 +319,8 @@ def test_a_mask_without_its_private_copy_stays_in_the_inbox(
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "_archive", lambda *_: None)
         home.turn(5, times=3)
-    (job,) = home.service._jobs.active.values()
-    home.service._jobs.spool(job).mask(0).unlink()
+    (job,) = home.service.jobs.active.values()
+    home.service.jobs.spool(job).mask(0).unlink()
     home.turn(5, times=4)
     kept = {**home.files("inbox"), **home.files("archive")}
     assert set(kept) == {"p.png", "p.mask.png"}
@@ -337,8 +337,8 @@ def test_a_fault_of_ours_while_draining_costs_no_other_an_attempt(
     begun(home)
     bad = next(iter(home.worker.running.values()))
     failing(monkeypatch, RetryPolicy, "conclude", when=lambda self, job, outcome: job.id == bad.id)
-    home.service._dispatcher.drain()
-    states = {job.name: (job.state.value, job.attempts) for job in home.service._jobs.store.jobs()}
+    home.service.dispatcher.drain()
+    states = {job.name: (job.state.value, job.attempts) for job in home.service.jobs.store.jobs()}
     assert states.pop(bad.name) == ("running", 1)
     assert set(states.values()) == {("ready", 0)}
 
@@ -361,7 +361,7 @@ def test_a_fault_of_ours_in_mid_batch_costs_one_job(
     home.worker.pace = 8
     home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]
-    assert [job.attempts for job in home.service._jobs.store.jobs() if job.state == "archived"] == [1] * 5
+    assert [job.attempts for job in home.service.jobs.store.jobs() if job.state == "archived"] == [1] * 5
 
 
 def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit(
@@ -373,7 +373,7 @@ def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit
     running = [*home.worker.running.values()]
     told = [[Progress(job.id, job.lease, "start", 0, 1)] for job in running[:2]]
     first, culprit = running[:2]
-    spool = home.service._jobs.spool(first)
+    spool = home.service.jobs.spool(first)
     protocol.write_result(spool.folder, Failed(first.id, first.lease, Code.UNREADABLE, "m"))
 
     def receive(self: Call, timeout: float) -> list[Progress]:

@@ -112,7 +112,7 @@ def test_a_fault_of_ours_while_archiving_keeps_that_original_and_no_other(
         assert set(home.files("outbox")) == {"a.png", "bad.png", "c.png"}
         assert {"a.png", "c.png"} <= set(home.files("archive"))
         assert "bad.png" in {**home.files("inbox"), **home.files("archive")}
-        assert [job.name for job in home.service._jobs.active.values()] == ["bad.png"]
+        assert [job.name for job in home.service.jobs.active.values()] == ["bad.png"]
     home.live(70, times=3)
     assert home.states() == ["archived"] * 3
 
@@ -172,7 +172,7 @@ def test_a_running_job_is_resumed_after_a_fault_elsewhere(
         assert home.states() == ["running"]
     home.live(10, times=3)
     assert home.states() == ["archived"]
-    assert home.service._jobs.store.jobs()[0].attempts == 1
+    assert home.service.jobs.store.jobs()[0].attempts == 1
 
 
 # The system says no
@@ -218,7 +218,7 @@ def test_where_nobody_can_be_worked_nobody_fails(house: Make, monkeypatch: pytes
         assert home.files("failed") == {}
     home.turn(20, times=10)
     assert home.states() == ["archived"] * 2
-    assert [job.attempts for job in home.service._jobs.store.jobs()] == [1, 1]
+    assert [job.attempts for job in home.service.jobs.store.jobs()] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_many_that_cannot_be_worked_now_let_others_pass(
         assert len(given) - passed < 200, "each waits longer every time"
     home.turn(120, times=20)
     assert set(home.files("outbox")) == {*hindered, "late.png", "later.png"}
-    assert all(job.attempts == 1 for job in home.service._jobs.store.jobs())
+    assert all(job.attempts == 1 for job in home.service.jobs.store.jobs())
 
 
 def test_a_worker_that_cannot_be_started_is_waited_for(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,9 +275,9 @@ def test_a_private_copy_that_somebody_cleared_away_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(Dispatcher, "_begin", lambda self: 0)
         home.turn(5, times=3)
-    (job,) = home.service._jobs.active.values()
+    (job,) = home.service.jobs.active.values()
     assert job.state == JobState.READY
-    home.service._jobs.spool(job).drop()
+    home.service.jobs.spool(job).drop()
     home.turn(5, times=9)
     assert home.states() == ["archived"]
 
@@ -312,7 +312,7 @@ def test_a_file_of_terabytes_is_set_aside_unread(house: Make, monkeypatch: pytes
         assert told["code"] == "too_large"
         assert "limits.max_bytes allows 1000" in told["message"]
     assert "small.mask.png: has 10995116277760 bytes" in told["message"]
-    for job in home.service._jobs.store.jobs(JobState.FAILED):
+    for job in home.service.jobs.store.jobs(JobState.FAILED):
         assert jobs._put_back(job, home.settings), "retry, once the limit is higher"
     assert {path.name: path.stat().st_ino for path in (home.base / "inbox").iterdir()} == found
     assert list(failed.iterdir()) == []
@@ -444,8 +444,8 @@ def test_an_original_without_its_private_copy_is_archived_as_it_was_or_not_at_al
     with monkeypatch.context() as patch:
         patch.setattr(Publisher, "_archive", lambda *_: None)
         home.turn(5, times=3)
-    (job,) = home.service._jobs.active.values()
-    home.service._jobs.spool(job).drop()
+    (job,) = home.service.jobs.active.values()
+    home.service.jobs.spool(job).drop()
     if then == "overwritten in place":  # after the copy was made, before the original was removed
         with monkeypatch.context() as patch:
             patch.setattr(Originals, "remove", dying)
@@ -480,20 +480,20 @@ def test_a_mask_stays_for_another_picture_that_needs_it(house: Make, seen: bool)
     home.turn(1, times=2)
     if seen:
         drop(home, "p.jpg")
-    publish = home.service._publisher._archive
+    publish = home.service.publisher._archive
 
     def dropping(jobs: Any) -> None:
         if jobs and not seen:
             drop(home, "p.jpg")  # no scan has seen it
         publish(jobs)
 
-    home.service._publisher._archive = dropping  # type: ignore[method-assign]
+    home.service.publisher._archive = dropping  # type: ignore[method-assign]
     while "archived" not in home.states():
         home.turn(1)
     assert set(home.files("inbox")) == {"p.jpg", "p.mask.png"}
     home.turn(1, times=8)
     assert home.files("inbox") == {}
-    masks = [job.mask_sha256 for job in home.service._jobs.store.jobs()]
+    masks = [job.mask_sha256 for job in home.service.jobs.store.jobs()]
     assert masks[0] == masks[1] is not None, "both were worked under it"
     assert "p.mask.png" in home.files("archive")
 
@@ -501,14 +501,14 @@ def test_a_mask_stays_for_another_picture_that_needs_it(house: Make, seen: bool)
 def test_a_mask_stays_for_a_newer_picture_of_the_same_name(house: Make) -> None:
     home = house(watch=SOON)
     drop(home, "p.png", "p.mask.png")
-    publish = home.service._publisher._archive
+    publish = home.service.publisher._archive
 
     def replacing(jobs: Any) -> None:
         if jobs:
             (home.base / "inbox" / "p.png").write_bytes(png("newer"))
         publish(jobs)
 
-    home.service._publisher._archive = replacing  # type: ignore[method-assign]
+    home.service.publisher._archive = replacing  # type: ignore[method-assign]
     while "archived" not in home.states():
         home.turn(1)
     assert set(home.files("inbox")) == {"p.png", "p.mask.png"}
@@ -544,7 +544,7 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
         home.service._load = lambda: other
         home.service.reload()
         home.turn(1)
-        home.service._dispatcher.resume(crashed=False)  # it tells now
+        home.service.dispatcher.resume(crashed=False)  # it tells now
     home.turn(1, times=2)
     assert home.states() == ["failed" if before == "fail" else "archived"]
 
@@ -581,13 +581,13 @@ def test_a_scan_and_copies_of_many_minutes_leave_the_watchdog_fed(
         home.clock += 1
         rounds.append(home.clock)
         step(self, **more)
-        if home.service._jobs.published == 10 or len(rounds) > 1000:
+        if home.service.jobs.published == 10 or len(rounds) > 1000:
             home.service.stop()
 
     monkeypatch.setattr(Intake, "step", stopping)
     monkeypatch.setattr(loop, "Hints", lambda *_: home.hints)
     home.service.run()
-    assert home.service._jobs.published == 10
+    assert home.service.jobs.published == 10
     longest = [max(after - before for before, after in itertools.pairwise(times)) for times in (rounds, fed)]
     assert longest[0] > 1000, "a round of the loop took long"
     assert longest[1] < 120, "as WatchdogSec in the unit has it"

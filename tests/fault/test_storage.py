@@ -201,7 +201,7 @@ def test_fault_25_an_outbox_without_write_access_is_waited_for(
         assert f"give uid {os.geteuid()} write access" in home.reasons()
     home.turn(times=80)
     assert home.states() == ["archived"]
-    assert home.service._jobs.store.jobs()[0].attempts == 1
+    assert home.service.jobs.store.jobs()[0].attempts == 1
 
 
 def test_fault_26_a_locked_database_is_waited_for(

@@ -38,12 +38,12 @@ def test_an_outcome_that_waited_out_a_database_failure_is_not_taken_for_the_next
     home = house(watch=SOON)
     drop(home, "a.png", picture(1)[:-20])
     drop(home, "b.png", picture(2))
-    dispatcher, jobs_ = home.service._dispatcher, home.service._jobs
-    home.service._intake.step()
+    dispatcher, jobs_ = home.service.dispatcher, home.service.jobs
+    home.service.intake.step()
     home.clock += 5
-    home.service._intake.step()
+    home.service.intake.step()
     home.clock += 5
-    home.service._intake.step()
+    home.service.intake.step()
     assert dispatcher.step(), "the child works a.png and tells, while the database fails"
     jobs_.load()
     dispatcher.resume(crashed=False)
@@ -82,7 +82,7 @@ def test_a_result_that_cannot_be_written_down_burns_no_attempt(
     monkeypatch.setattr(protocol, "write_result", full)
     drop(home, "a.png", picture(1))
     home.turn(5, times=6)
-    (job,) = home.service._jobs.active.values()
+    (job,) = home.service.jobs.active.values()
     assert (job.state, job.attempts) == ("ready", 0)
     monkeypatch.setattr(protocol, "write_result", write)
     home.turn(40, times=4)
@@ -124,7 +124,7 @@ def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytes
 def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
     home = house(watch=SOON)
     drop(home, "a.png", picture(1))
-    home.service._publisher._archive = lambda jobs: None  # type: ignore[method-assign]
+    home.service.publisher._archive = lambda jobs: None  # type: ignore[method-assign]
     home.turn(5, times=4)
     assert home.states() == ["published"]
     (taken,) = (home.base / "state/spool").rglob("taken.json")
@@ -172,7 +172,7 @@ def test_no_configuration_however_broken_ends_the_daemon_at_reload(
     before = home.service.settings
     home.turn()
     assert home.service.settings is before
-    assert "config.yaml" in home.service._heartbeat.refused_config
+    assert "config.yaml" in home.service.heartbeat.refused_config
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
     home.service._load = lambda: longer
     home.service.reload()
     home.turn()
-    pulse = home.service._operations.pulse
+    pulse = home.service.operations.pulse
     pulse.heard = home.clock - 4000
     assert pulse.stuck(home.clock) == []
 
@@ -215,16 +215,16 @@ def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
 ) -> None:
     home = house(watch=SOON)
     drop(home, "a.png", picture(1))
-    archive = home.service._publisher._archive
-    monkeypatch.setattr(home.service._publisher, "_archive", lambda jobs: None)
+    archive = home.service.publisher._archive
+    monkeypatch.setattr(home.service.publisher, "_archive", lambda jobs: None)
     home.turn(5, times=3)
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
     spooled.write_bytes(b"")
-    (job,) = home.service._jobs.active.values()
+    (job,) = home.service.jobs.active.values()
     begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", job.key or ""))
     begun.write_bytes(b"{")
-    archive(list(home.service._jobs.active.values()))
+    archive(list(home.service.jobs.active.values()))
     assert home.states() == ["archived"]
     assert not begun.exists(), "nobody writes it to its end"
     assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
@@ -302,7 +302,7 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
 
 def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
     home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
-    job = home.service._jobs.store.add([b"a.png"], at=home.wall)[0]
+    job = home.service.jobs.store.add([b"a.png"], at=home.wall)[0]
     courier = Courier(home.settings, now=lambda: home.wall)
     courier(replace(job, state=JobState.PUBLISHED))
     (file,) = (home.base / "state/hooks").glob("*.json")
@@ -319,7 +319,7 @@ def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
     drop(home, "a.png", picture(1)[:-20])
     drop(home, "A.MASK.PNG", picture(2))
     home.turn(5, times=5)
-    (job,) = home.service._jobs.store.jobs()
+    (job,) = home.service.jobs.store.jobs()
     mask = home.base / "failed/A.MASK.PNG"
     kept = mask.read_bytes()
     mask.unlink()

@@ -103,14 +103,14 @@ class House:
     @property
     def worker(self) -> pool.Worker:
         """The first worker, which without `limits.devices` is the only one."""
-        return self.service._pool.workers[0]
+        return self.service.pool.workers[0]
 
     def again(self) -> None:
         """Start, on whatever lies there; a new process knows of no folder that it is on the disk."""
         folders._durable.clear()
         self.service = Service(self.settings, monotonic=self.monotonic, now=lambda: self.wall)
-        self.service._jobs.load()
-        self.service._dispatcher.resume(crashed=True)
+        self.service.jobs.load()
+        self.service.dispatcher.resume(crashed=True)
 
     def crash(self) -> None:
         """End without a word, as SIGKILL does; locks and database handles go with the process."""
@@ -139,10 +139,10 @@ class House:
         }
 
     def states(self) -> list[str]:
-        return [job.state.value for job in reversed(self.service._jobs.store.jobs(limit=10_000))]
+        return [job.state.value for job in reversed(self.service.jobs.store.jobs(limit=10_000))]
 
     def reasons(self) -> str:
-        store = self.service._jobs.store
+        store = self.service.jobs.store
         return "\n".join(str(e.detail) for job in store.jobs(limit=1000) for e in store.history(job.id))
 
 

@@ -63,6 +63,12 @@ class Service:
         now: wall clock for records, Unix seconds.
         on_progress: called as (job, phase, done, total) while a worker works.
 
+    Attributes:
+        settings: the configuration in force.
+        jobs, inbox, pool: what the stages share.
+        intake, dispatcher, policy, publisher: the stages, in the order of a picture's trip.
+        operations, heartbeat: what an operator sees of them.
+
     Raises:
         ConfigError: an unknown name, a folder that cannot be made, another daemon at work here.
         StoreError: the database cannot be used.
@@ -87,18 +93,18 @@ class Service:
         ]
         store = Store(settings.folders.database)
         self._wake = threading.Event()
-        self._jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
-        self._inbox = Inbox(settings, self._jobs, monotonic)
-        self._intake = Intake(settings, self._jobs, self._inbox, self._wake, monotonic)
-        self._pool = Pool(settings, monotonic)
-        self._policy = RetryPolicy(settings, self._jobs, self._inbox, self._pool)
-        self._dispatcher = Dispatcher(settings, self._jobs, self._pool, self._policy, on_progress)
-        self._publisher = Publisher(settings, self._jobs, self._inbox)
-        self._operations = Operations(
-            settings, self._jobs, silence_s=settings.limits.silence_s, monotonic=monotonic
+        self.jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
+        self.inbox = Inbox(settings, self.jobs, monotonic)
+        self.intake = Intake(settings, self.jobs, self.inbox, self._wake, monotonic)
+        self.pool = Pool(settings, monotonic)
+        self.policy = RetryPolicy(settings, self.jobs, self.inbox, self.pool)
+        self.dispatcher = Dispatcher(settings, self.jobs, self.pool, self.policy, on_progress)
+        self.publisher = Publisher(settings, self.jobs, self.inbox)
+        self.operations = Operations(
+            settings, self.jobs, silence_s=settings.limits.silence_s, monotonic=monotonic
         )
-        self._heartbeat = Heartbeat(
-            settings, self._jobs, self._inbox, self._intake, self._pool, self._operations, self._wake
+        self.heartbeat = Heartbeat(
+            settings, self.jobs, self.inbox, self.intake, self.pool, self.operations, self._wake
         )
         self._resuming: bool | None = True
         """Whether running jobs are to be taken up as after a crash, or as after a failure of the store; None
@@ -118,13 +124,13 @@ class Service:
 
     def run(self, *, until_idle: bool = False) -> Summary:
         """Work until stopped, or until nothing waits any more but what cannot go on now."""
-        self._jobs.load()
+        self.jobs.load()
         hints = Hints(self.settings.folders.inbox, self.settings.watch.mode, self._wake)
         self._log_polling(hints)
-        log.info("ready", inbox=str(self._inbox.root), mode=hints.mode, waiting=len(self._jobs.active))
-        self._operations.start()
+        log.info("ready", inbox=str(self.inbox.root), mode=hints.mode, waiting=len(self.jobs.active))
+        self.operations.start()
         notify("READY=1", "STATUS=watching")
-        stop_listening = durable.on_heartbeat(self._heartbeat.progress)
+        stop_listening = durable.on_heartbeat(self.heartbeat.progress)
         try:
             while not self._stopping and not (until_idle and self._is_idle()):
                 self.round(hints)
@@ -133,12 +139,12 @@ class Service:
             notify("STOPPING=1")
             self._end()
             stop_listening()
-        return Summary(self._jobs.published, self._jobs.failed, len(self._jobs.active))
+        return Summary(self.jobs.published, self.jobs.failed, len(self.jobs.active))
 
     def close(self) -> None:
         """Give up the store and the locks."""
-        self._operations.close()
-        self._jobs.store.close()
+        self.operations.close()
+        self.jobs.store.close()
         for lock in self._locks:
             if lock is not None:
                 os.close(lock)
@@ -154,7 +160,7 @@ class Service:
         """
         try:
             if self._resuming is not None:
-                self._dispatcher.resume(crashed=self._resuming)
+                self.dispatcher.resume(crashed=self._resuming)
                 self._resuming = None
             self._step(hints)
         except StoreError as error:
@@ -175,16 +181,16 @@ class Service:
         if self._reloading:
             self._reloading = False
             self._reconfigure(hints)
-        room = not self._heartbeat.disk_space
-        self._intake.step(may_copy=room, ahead=self._pool.pace)
-        began = room and self._dispatcher.step()
-        placed = self._publisher.step()  # while the workers work the next jobs
-        if self._pool.running:
-            self._dispatcher.listen(TICK_S)
-        elif not (began or placed or self._intake.busy):
+        room = not self.heartbeat.disk_space
+        self.intake.step(may_copy=room, ahead=self.pool.pace)
+        began = room and self.dispatcher.step()
+        placed = self.publisher.step()  # while the workers work the next jobs
+        if self.pool.running:
+            self.dispatcher.listen(TICK_S)
+        elif not (began or placed or self.intake.busy):
             self._wake.wait(TICK_S)
             time.sleep(BURST_S)
-        self._heartbeat.beat(hints)
+        self.heartbeat.beat(hints)
 
     def _recover(self, error: BaseException, job: Job | None) -> None:
         """Load the jobs as a restart would, and let an internal error cost only the job that it met."""
@@ -195,10 +201,10 @@ class Service:
         log.error("internal_error", path=job.name if job else None, exc_info=error)
         self._resuming = bool(self._resuming)
         try:
-            self._jobs.load()
-            if job is not None and (job := self._jobs.active.get(job.path)) is not None:
-                self._dispatcher.let_go(job)
-                self._policy.internal_error(job, error, is_out=self._publisher.is_out(job))
+            self.jobs.load()
+            if job is not None and (job := self.jobs.active.get(job.path)) is not None:
+                self.dispatcher.let_go(job)
+                self.policy.internal_error(job, error, is_out=self.publisher.is_out(job))
         except StoreError as failure:
             if not failure.transient:
                 raise
@@ -206,19 +212,19 @@ class Service:
         except Exception as second:  # what handles an internal error may meet one too
             log.error("internal_error", path=job.name if job else None, exc_info=second)
             if job is not None:
-                self._jobs.wait(job, RETRY_MAX_S)
+                self.jobs.wait(job, RETRY_MAX_S)
 
     def _await_database(self, error: StoreError) -> None:
         """Wait until the database can be used, then load the jobs: what failed was rolled back."""
         log.error("database_unavailable", error=str(error), again_in_s=STORE_PAUSE_S)
         deadline = time.monotonic() + STORE_PAUSE_S
         while not self._stopping:
-            self._heartbeat.waiting_for_database()
+            self.heartbeat.waiting_for_database()
             time.sleep(min(TICK_S, STORE_PAUSE_S))
             if time.monotonic() < deadline:
                 continue
             try:
-                self._jobs.load()
+                self.jobs.load()
             except StoreError as again:
                 if not again.transient:
                     raise
@@ -230,16 +236,16 @@ class Service:
 
     def _is_idle(self) -> bool:
         """Whether nothing is left to do, or only what failed again and again."""
-        if self._pool.running:
+        if self.pool.running:
             return False
-        if self._inbox.trouble or self._heartbeat.disk_space or self._pool.pauses >= STUCK_AFTER:
+        if self.inbox.trouble or self.heartbeat.disk_space or self.pool.pauses >= STUCK_AFTER:
             return True
-        stuck = all(self._jobs.is_stuck(job) for job in self._jobs.active.values())
-        return self._intake.scanned and stuck and not self._wake.is_set()
+        stuck = all(self.jobs.is_stuck(job) for job in self.jobs.active.values())
+        return self.intake.scanned and stuck and not self._wake.is_set()
 
     def _end(self) -> None:
         """Give back what is being worked, and publish what is finished."""
-        for step in (self._dispatcher.drain, self._publisher.step):
+        for step in (self.dispatcher.drain, self.publisher.step):
             try:
                 step()
             except InternalError as error:
@@ -257,23 +263,23 @@ class Service:
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")
         except ConfigError as error:
-            self._heartbeat.refused_config = str(error)
+            self.heartbeat.refused_config = str(error)
             log.error("configuration_refused", error=str(error), kept=self.settings.sha256[:12])
         else:
-            self._heartbeat.refused_config = ""
+            self.heartbeat.refused_config = ""
             self._configure(settings)
             if hints.watch(settings.watch.mode):
                 self._log_polling(hints)
             log.info("configuration_reloaded", sha256=settings.sha256[:12])
-        self._heartbeat.configure(self.settings)
+        self.heartbeat.configure(self.settings)
         notify("READY=1")
 
     def _configure(self, settings: Settings) -> None:
         self.settings = settings
-        for part in (self._inbox, self._intake, self._pool, self._policy, self._dispatcher):
+        for part in (self.inbox, self.intake, self.pool, self.policy, self.dispatcher):
             part.configure(settings)
-        self._operations.configure(settings)
-        self._dispatcher.reconsider()
+        self.operations.configure(settings)
+        self.dispatcher.reconsider()
 
     def _log_polling(self, hints: Hints) -> None:
         if hints.trouble:

@@ -84,9 +84,9 @@ def test_a_backlog_is_sighted_a_part_at_a_time(house: Callable[..., House]) -> N
     for number in range(2500):
         (home.base / "inbox" / f"{number}.png").touch()
     home.turn()
-    assert (len(home.states()), home.service._intake.busy) == (2000, True)
+    assert (len(home.states()), home.service.intake.busy) == (2000, True)
     home.turn()
-    assert (len(home.states()), home.service._intake.busy) == (2500, False)
+    assert (len(home.states()), home.service.intake.busy) == (2500, False)
 
 
 def test_old_jobs_are_forgotten(house: Callable[..., House]) -> None:
