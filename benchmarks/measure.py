@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from backfire import imaging
-from backfire.attack_paths import geometry
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths import cropping, variants
+from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import to_picture, to_tensor
 from backfire.config import Output, Protect, Verify
 from backfire.evaluate import judge as judging
@@ -25,7 +25,7 @@ from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
 from backfire.evaluate.replay import Editors, replay
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
-from backfire.perturb import optimiser
+from backfire.perturb.optimiser import Optimiser
 from backfire.types import Box, Budget, Mask, Rgb
 from PIL import Image
 from skimage.metrics import structural_similarity
@@ -79,19 +79,14 @@ def protected(
         crops = [Crop(Box(0, 0, width, height), tuple(regions), (height, width))]
     else:
         margin, work = settings.margin_px, settings.work_px
-        crops = geometry.plan(regions, height, width, margin=margin, work=work, whole=settings.whole_px)
+        crops = cropping.plan(regions, height, width, margin=margin, work=work, whole=settings.whole_px)
     with peak() as memory:
         began, worked = time.perf_counter(), time.process_time()
-        changed = optimiser.optimise(
-            case.rgb,
-            False,
-            crops,
-            settings,
-            surrogates,
-            device=CPU,
-            rng=np.random.default_rng(case.seed),
-            progress=progress,
-        ).rgb
+        changed = (
+            Optimiser(settings, surrogates, CPU)
+            .optimise(case.rgb, crops, grey=False, rng=np.random.default_rng(case.seed), progress=progress)
+            .rgb
+        )
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - worked
     limit = Output().max_pixels
     source = io.BytesIO()
@@ -166,7 +161,7 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
     height, width = mask.shape
     plain_box = _handed_box(mask)
     around = Box.around(mask)
-    left, top, right, bottom = rng.integers(geometry.SHIFTS[0], geometry.SHIFTS[1] + 1, size=4).tolist()
+    left, top, right, bottom = rng.integers(variants.SHIFTS[0], variants.SHIFTS[1] + 1, size=4).tolist()
     cuts = {
         "crop path": around.grown(MARGIN, width, height),
         "cut otherwise": Box(
@@ -177,7 +172,7 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
         ),
     }
     found |= {name: partial(_cut, mask=mask, box=box) for name, box in cuts.items() if box != plain_box}
-    if (scale := geometry.RESIZED / max(height, width)) < 1:
+    if (scale := variants.RESIZED / max(height, width)) < 1:
         found["whole at 512"] = partial(battery.scaled, mask=mask, scale=scale)
     for name, treat in battery.treatments(judges).items():
         found[f"after {name}"] = partial(_after, mask=mask, treat=treat)

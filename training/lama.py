@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from backfire.inpaint.lama import MINI, Config, Generator
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from torch import Tensor, nn
 
 from training import data
@@ -49,7 +49,7 @@ def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -
         image, mask = next(crops)
         set_rate(opt_g, run.rate(1e-3))
         set_rate(opt_d, run.rate(3e-4))
-        with fast(device):
+        with mixed_precision(device):
             got = fill(net, image, mask)
         whole = image * (1 - mask) + got * mask
         low = (F.avg_pool2d(got, 8) - F.avg_pool2d(image, 8)).abs()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from backfire.inpaint.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
 from backfire.inpaint.texture import described
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ def autoencoder(photos: Path, folder: Path, options: Options) -> None:
         image = masked(image, mask)
         adversarial = run.progress > 1 / 3
         set_rate(opt_g, run.rate(1e-3 if not adversarial else 6e-4))
-        with fast(device):
+        with mixed_precision(device):
             latents = encoder(image)
             got = decoder(latents + NOISE * noise(latents, seed, step))
         got = got.float()
@@ -131,7 +131,7 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
         image, mask = next(crops)
         cells = F.avg_pool2d(mask, DOWNSCALE)
         set_rate(opt_g, run.rate(3e-4 if run.progress < alone else 1.5e-4))
-        with fast(device):
+        with mixed_precision(device):
             with torch.no_grad():
                 truth = encoder(image).float()
                 known = encoder(masked(image, mask))
@@ -158,7 +158,7 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
         whole = step // 3 % 2 == 0
         decoder.requires_grad_(whole)
         judged = torch.ones_like(mask) if whole else mask
-        with fast(device):
+        with mixed_precision(device):
             if whole:
                 latents = truth
             else:

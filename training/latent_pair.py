@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from backfire.inpaint.base import Latent
 from backfire.inpaint.encoders import EncoderEditor
 from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from PIL.Image import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -94,7 +94,7 @@ def encoded(
     for start in range(0, count, CHUNK):
         rng = np.random.default_rng([seed, start])
         image, mask, holed = draw(pictures, min(CHUNK, count - start), size, rng, device)
-        with fast(device):
+        with mixed_precision(device):
             parts["whole"].append(pair.encode(image, torch.zeros_like(mask)).half())
             parts["known"].append(pair.encode(holed, mask).half())
         parts["cells"].append(F.avg_pool2d(mask, DOWNSCALE).half())
@@ -127,7 +127,7 @@ def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: O
         hole = (cells > 0).float()
         set_rate(opt_g, run.rate(4e-4))
         set_rate(opt_d, run.rate(3e-4))
-        with fast(device):
+        with mixed_precision(device):
             got = net(known, cells).float()
             filled = torch.lerp(truth, got, hole)
             real, fake = critic(truth), critic(filled.detach())
@@ -137,7 +137,7 @@ def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: O
         opt_d.step()
         difference = (got - truth).abs()
         out = {"known": weighted(difference, 1 - hole), "hole": weighted(difference, hole), "d": judged}
-        with fast(device):
+        with mixed_precision(device):
             fake = critic(filled)
             out["g"] = hinge_g(fake[-1].float(), hole)
             out["fm"] = feature_matching(fake, real, hole)

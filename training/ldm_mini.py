@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from backfire import inpaint
 from backfire.inpaint import ldm
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from torch import Tensor, nn
 
 from training import data
@@ -83,7 +83,7 @@ def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
     def predicted(net: nn.Module, noisy: Tensor, cells: Tensor, known: Tensor, level: Tensor) -> Tensor:
         seen = torch.cat([noisy, cells, known], dim=1).contiguous(memory_format=torch.channels_last)
         silent = torch.zeros(len(seen), 1, ldm.PROMPT, device=device)
-        with fast(device):
+        with mixed_precision(device):
             out: Tensor = net(seen, level, encoder_hidden_states=silent, return_dict=False)[0]
         return out.float()
 
@@ -145,7 +145,7 @@ def decoder(photos: Path, folder: Path, options: Options) -> None:
         image, mask = next(crops)
         set_rate(opt_g, run.rate(4e-4))
         set_rate(opt_d, run.rate(4e-4))
-        with fast(device):
+        with mixed_precision(device):
             with torch.no_grad():
                 latents = encoder(image)
             most = 0.3 * ldm.SPREAD * np.random.default_rng([seed, step]).uniform(0, 1, (len(image), 1, 1, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -113,7 +113,7 @@ def duel(
     """
     device = image.device
     true = image.detach().requires_grad_(penalised)
-    with fast(device):
+    with mixed_precision(device):
         pairs = list(zip(critics(true, mask), critics(shown.detach(), mask), strict=True))
         d = torch.stack([_says(r[-1], judged, -1.0) + _says(f[-1], judged, 1.0) for r, f in pairs]).mean()
         logits = torch.stack([r[-1].float().mean(dim=(1, 2, 3)) for r, _ in pairs]).sum()
@@ -126,7 +126,7 @@ def duel(
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     wanted = [[feature.detach() for feature in r] for r, _ in pairs]
-    with fast(device):
+    with mixed_precision(device):
         painted = critics(shown, mask)
         g = torch.stack([_says(f[-1], judged, -1.0) for f in painted]).mean()
         pairs = list(zip(painted, wanted, strict=True))

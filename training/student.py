@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from backfire.inpaint.encoders import EncoderEditor
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -125,7 +125,7 @@ def perturbed(
     change = change * 0.5
     for _ in range(STEPS):
         change = change.detach().requires_grad_(True)
-        with fast(device):
+        with mixed_precision(device):
             moved = surrogate((image + change).clamp(0, 1)).float() - latent
         gain = moved.square().sum() if away else (moved * aim).sum()
         (slope,) = torch.autograd.grad(gain, change)
@@ -163,16 +163,16 @@ def train_encoder(
         rng = np.random.default_rng([seed, step, 1])
         image, mask = next(crops)
         clean, free = _holed(image, mask, step)
-        with torch.no_grad(), fast(device):
+        with torch.no_grad(), mixed_precision(device):
             wanted = taught.encoder(clean).float()
             given = encoder(clean).float()
         turn = step % 4
         source, latent = (encoder, given) if turn < 2 else (taught.encoder, wanted)
         moved = perturbed(clean, free, None if turn == 3 else source, latent, rng)
-        with torch.no_grad(), fast(device):
+        with torch.no_grad(), mixed_precision(device):
             wanted_moved = taught.encoder(moved).float()
         set_rate(optimiser, run.rate(6e-4))
-        with fast(device):
+        with mixed_precision(device):
             both = encoder(torch.cat([clean, moved])).float()
         got, got_moved = both.chunk(2)
         response, wanted_response = got_moved - got, wanted_moved - wanted
@@ -242,11 +242,11 @@ def train_decoder(
     def one(step: int) -> dict[str, Tensor]:
         image, mask = next(crops)
         source = encoder if step % 2 else taught.encoder
-        with torch.no_grad(), fast(device):
+        with torch.no_grad(), mixed_precision(device):
             latents = source(image).float()
         set_rate(opt_g, run.rate(4e-4))
         set_rate(opt_d, run.rate(2e-4))
-        with fast(device):
+        with mixed_precision(device):
             drawn = decoder(latents)
         drawn = drawn.float()
         everywhere = torch.ones_like(mask)

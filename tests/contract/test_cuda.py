@@ -12,7 +12,7 @@ import torch
 from backfire import config, inpaint
 from backfire.detectors import Sidecar, Source
 from backfire.inpaint.base import Editor
-from backfire.perturb.methods.base import fast
+from backfire.perturb.methods.base import mixed_precision
 from backfire.pipeline.protect import protect
 from backfire.pipeline.result import Result
 
@@ -63,7 +63,7 @@ def test_an_edit_is_the_one_of_the_cpu(editor: Editor) -> None:
 
 
 def test_mixed_precision_changes_an_edit_little(editor: Editor) -> None:
-    with fast(GPU):
+    with mixed_precision(GPU):
         there = filled(editor, GPU)
     assert torch.isfinite(there).all()
     assert float((there - filled(editor, torch.device("cpu"))).abs().mean()) < 0.02
@@ -74,7 +74,7 @@ def test_gradients_are_finite_and_reach_the_known_pixels(editor: Editor) -> None
     editor.to(GPU)
     image.requires_grad_(True)
     door = getattr(editor, "one_step", editor.inpaint)
-    with fast(GPU):
+    with mixed_precision(GPU):
         out = door(image, mask)
     (gradient,) = torch.autograd.grad((out * mask).float().sum(), image)
     assert torch.isfinite(gradient).all()

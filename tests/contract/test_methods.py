@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backfire import inpaint
-from backfire.attack_paths import geometry
+from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.tensors import crop_tensor, to_tensor
 from backfire.config import Protect
 from backfire.errors import ConfigError
@@ -19,11 +19,11 @@ from backfire.inpaint.base import Editor
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from backfire.inpaint.targets import target_picture
 from backfire.perturb import methods
-from backfire.perturb.descent import Descent
-from backfire.perturb.edit_masks import squared, under
+from backfire.perturb.contrast_masking import LUMA
+from backfire.perturb.edit_masks import mask_at, masked_mse
 from backfire.perturb.methods.base import Proposal, Task
-from backfire.perturb.optimiser import optimise
-from backfire.perturb.perception import LUMA
+from backfire.perturb.methods.iterative import IterativeMethod
+from backfire.perturb.optimiser import Optimiser
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, EditPath, Region, Rgb
 
@@ -86,7 +86,7 @@ def run(
         rng=np.random.default_rng(seed),
         progress=lambda done, total: None,
     )
-    return proposal.change
+    return proposal.perturbation
 
 
 def broken(surrogate: Editor, work: Task, change: torch.Tensor) -> float:
@@ -151,9 +151,9 @@ def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Edito
     assert len(alone.gradients) == 1
     assert all(0 < pull < np.inf for pull in both.gradients)
     assert both.gradients[1] > 3 * both.gradients[0]
-    assert {tuple(plane.shape) for plane in both.heat} == {work.image.shape[2:]}
+    assert {tuple(plane.shape) for plane in both.saliency} == {work.image.shape[2:]}
     # What is near enough to the region to be asked pulls; not every pixel does so alike.
-    assert all(float(plane.std()) > 0.1 * float(plane.mean()) for plane in both.heat)
+    assert all(float(plane.std()) > 0.1 * float(plane.mean()) for plane in both.saliency)
 
 
 def test_a_frugal_surrogate_gives_the_same_responses(
@@ -161,7 +161,7 @@ def test_a_frugal_surrogate_gives_the_same_responses(
 ) -> None:
     """Edit by edit, and from one noise for all of them, as in a batch."""
     method = methods.get(name)
-    if not isinstance(method, Descent):
+    if not isinstance(method, IterativeMethod):
         pytest.skip("has no response of its own")
     frugal = Frugal(surrogate)
     assert methods.get(name, [frugal])
@@ -244,7 +244,7 @@ def test_what_is_enough_ends_the_work(surrogate: Editor, answer: bool, made: int
         return answer
 
     proposal = methods.get("encoder").run(
-        replace(task(), enough=enough),
+        replace(task(), early_stop=enough),
         [surrogate],
         iterations=8,
         target="away",
@@ -309,17 +309,14 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
 
     monkeypatch.setattr(methods, "get", lambda *_: Whole())
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
-    crops = geometry.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
-    made = optimise(
+    crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
+    made = Optimiser(Protect(escalate=("balanced", "strong")), [surrogate], CPU).optimise(
         rgb,
-        False,
         crops,
-        Protect(escalate=("balanced", "strong")),
-        [surrogate],
-        device=CPU,
+        grey=False,
         rng=np.random.default_rng(0),
         progress=lambda *at: seen.append(at),
-        enough=enough,
+        early_stop=enough,
     )
     assert made.rounds == (rounds,)
     assert made.iterations == (80, 80 + 80, 80 + 80 + 120)[rounds - 1]
@@ -344,7 +341,7 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(
     work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), area=share, luma=share, start=start)
     assert torch.allclose(work.project(start), start, atol=1e-6)
     regions = [Region(Box(100, 40, 180, 240), "x", 1.0, "x"), Region(Box(260, 40, 340, 240), "x", 1.0, "x")]
-    crops = geometry.plan(regions, 280, 440, margin=64, work=256)
+    crops = cropping.plan(regions, 280, 440, margin=64, work=256)
     assert len(crops) == 2
     assert crops[0].box.overlaps(crops[1].box)
 
@@ -356,13 +353,10 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(
             return Proposal(torch.full_like(work.image, 1.0), (work.image[0, 0],), iterations)
 
     monkeypatch.setattr(methods, "get", lambda *_: Grey())
-    made = optimise(
+    made = Optimiser(Protect(margin_px=64, luma_share=0.5, reach_px=40), [surrogate], CPU).optimise(
         np.full((280, 440, 3), 100, np.uint8),
-        False,
         crops,
-        Protect(margin_px=64, luma_share=0.5, reach_px=40),
-        [surrogate],
-        device=CPU,
+        grey=False,
         rng=np.random.default_rng(0),
         progress=lambda done, total: None,
     )
@@ -384,17 +378,16 @@ def test_a_crop_that_ended_early_is_not_asked_again(surrogate: Editor) -> None:
         return after is None
 
     rgb: Rgb = np.full((96, 96, 3), 100, dtype=np.uint8)
-    crops = geometry.plan([Region(Box(32, 32, 64, 64), "x", 1.0, "x")], 96, 96, margin=32, work=768)
-    made = optimise(
+    crops = cropping.plan([Region(Box(32, 32, 64, 64), "x", 1.0, "x")], 96, 96, margin=32, work=768)
+    made = Optimiser(
+        Protect(method="encoder", iterations=4, stop_early=True, escalate=("strong",)), [surrogate], CPU
+    ).optimise(
         rgb,
-        False,
         crops,
-        Protect(method="encoder", iterations=4, stop_early=True, escalate=("strong",)),
-        [surrogate],
-        device=CPU,
+        grey=False,
         rng=np.random.default_rng(0),
         progress=lambda done, total: None,
-        enough=enough,
+        early_stop=enough,
     )
     assert (made.rounds, made.iterations, asked) == ((1,), 2, [None])
 
@@ -402,7 +395,7 @@ def test_a_crop_that_ended_early_is_not_asked_again(surrogate: Editor) -> None:
 def test_a_warm_start_is_the_change_itself(surrogate: Editor) -> None:
     """No noise comes on top: a step of nothing leaves it as it was."""
 
-    class Still(Descent):
+    class Still(IterativeMethod):
         stepper = staticmethod(
             lambda task, iterations: lambda gradient, iteration: torch.zeros_like(gradient)
         )
@@ -422,7 +415,7 @@ def test_a_warm_start_is_the_change_itself(surrogate: Editor) -> None:
             rng=np.random.default_rng(0),
             progress=lambda done, total: None,
         )
-        assert torch.allclose(proposal.change, start, atol=1e-6) is warm
+        assert torch.allclose(proposal.perturbation, start, atol=1e-6) is warm
 
 
 @pytest.mark.parametrize("target", ["flat", "inverted"])
@@ -438,12 +431,12 @@ def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) ->
 
     def distance(change: torch.Tensor) -> float:
         with torch.no_grad():
-            if isinstance(method, Descent):
+            if isinstance(method, IterativeMethod):
                 got = method.respond(surrogate, work.image + change, mask, 0)
                 goal = method.goal(surrogate, picture, mask, 0)
             else:
                 got, goal = surrogate.inpaint(work.image + change, mask), picture
-        return float(squared(got, goal, under(mask, got, surrogate.multiple)))
+        return float(masked_mse(got, goal, mask_at(mask, got, surrogate.multiple)))
 
     assert distance(run(name, surrogate, work, iterations=8, target=target)) < distance(
         torch.zeros_like(work.image)
@@ -454,8 +447,8 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
     """Equal iterations with and without, on the embedded editor, summed over two seeds."""
     editor = inpaint.get("latent-mini")
     rgb: Rgb = np.asarray(photo((400, 300)).resize((640, 480)))
-    (crop,) = geometry.plan([Region(Box(250, 200, 330, 280), "x", 1.0, "x")], 480, 640, margin=48, work=768)
-    paths = geometry.other_paths(crop.regions[0], crop, 480, 640, np.random.default_rng(5))
+    (crop,) = cropping.plan([Region(Box(250, 200, 330, 280), "x", 1.0, "x")], 480, 640, margin=48, work=768)
+    paths = variants.for_replay(crop.regions[0], crop, 480, 640, np.random.default_rng(5))
     whole = paths[EditPath.RESIZED]
     mask = torch.from_numpy(whole.masks()[0])[None, None].float()
 
@@ -464,16 +457,13 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
             return editor.inpaint(crop_tensor(picture, whole, CPU), mask)
 
     def effect(robust_to: tuple[Literal["paths"], ...], seed: int) -> float:
-        changed = optimise(
-            rgb,
-            False,
-            [crop],
-            Protect(iterations=12, margin_px=48, robust_to=robust_to),
-            [editor],
-            device=CPU,
-            rng=np.random.default_rng(seed),
-            progress=lambda done, total: None,
-        ).rgb
+        changed = (
+            Optimiser(Protect(iterations=12, margin_px=48, robust_to=robust_to), [editor], CPU)
+            .optimise(
+                rgb, [crop], grey=False, rng=np.random.default_rng(seed), progress=lambda done, total: None
+            )
+            .rgb
+        )
         return float((((edited(changed) - edited(rgb)) ** 2) * mask).sum() / mask.sum())
 
     with_paths, without = (sum(effect(way, seed) for seed in (0, 1)) for way in (("paths",), ()))
@@ -485,19 +475,14 @@ def test_the_caller_keeps_budget_and_area_after_rounding(name: str, surrogate: E
     """Through `optimise`, in whole levels, at both sizes, whatever the method proposed."""
     rgb: Rgb = np.asarray(photo((400, 300)))
     regions = [Region(Box(150, 100, 250, 180), "face", 1.0, "faces")]
-    crops = geometry.plan(regions, 300, 400, margin=96, work=work_px)
+    crops = cropping.plan(regions, 300, 400, margin=96, work=work_px)
     settings = Protect(method=name, iterations=2, margin_px=96, epsilon=6.4)
     before = rgb.copy()
-    changed = optimise(
-        rgb,
-        False,
-        crops,
-        settings,
-        [surrogate],
-        device=CPU,
-        rng=np.random.default_rng(0),
-        progress=lambda d, t: None,
-    ).rgb
+    changed = (
+        Optimiser(settings, [surrogate], CPU)
+        .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
+        .rgb
+    )
     assert np.array_equal(rgb, before)
     difference = np.abs(changed.astype(int) - rgb)
     assert 1 <= difference.max() <= 6
@@ -515,17 +500,14 @@ def test_a_region_kept_exact_is_untouched_at_its_own_pixels(surrogate: Editor, w
     disc = ((rows - 40) / 40) ** 2 + ((columns - 50) / 50) ** 2 <= 1
     near = Region(Box(150, 100, 250, 180), "face", 1.0, "faces", disc)
     neighbour = Region(Box(310, 60, 380, 250), "logo", 1.0, "logos")
-    crops = geometry.plan([near, neighbour], 300, 400, margin=96, work=work_px)
-    changed = optimise(
-        rgb,
-        False,
-        crops,
-        Protect(method="encoder", iterations=1, margin_px=96, keep_region_exact=True),
-        [surrogate],
-        device=CPU,
-        rng=np.random.default_rng(0),
-        progress=lambda d, t: None,
-    ).rgb
+    crops = cropping.plan([near, neighbour], 300, 400, margin=96, work=work_px)
+    changed = (
+        Optimiser(
+            Protect(method="encoder", iterations=1, margin_px=96, keep_region_exact=True), [surrogate], CPU
+        )
+        .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
+        .rgb
+    )
     inside = near.plane(300, 400) | neighbour.plane(300, 400)
     difference = np.abs(changed.astype(int) - rgb).max(axis=2)
     assert difference[inside].max() == 0
@@ -541,16 +523,11 @@ def test_a_cheating_method_cannot_exceed_the_budget(
 
     monkeypatch.setattr(methods, "get", lambda *_: Cheat())
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
-    crops = geometry.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
-    changed = optimise(
-        rgb,
-        False,
-        crops,
-        Protect(),
-        [surrogate],
-        device=CPU,
-        rng=np.random.default_rng(0),
-        progress=lambda d, t: None,
-    ).rgb
+    crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
+    changed = (
+        Optimiser(Protect(), [surrogate], CPU)
+        .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
+        .rgb
+    )
     assert int(changed.max()) == 106
     assert (changed[:60] == 100).all()

@@ -17,8 +17,8 @@ import torch
 from backfire import config, inpaint
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ModelError
+from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
-from backfire.perturb import optimiser
 from backfire.pipeline.protect import protect
 from torch import Tensor
 
@@ -206,7 +206,7 @@ def test_fault_27_the_cpu_is_the_last_rung_of_a_gpu_where_that_is_allowed() -> N
     assert [rung.name for rung in memory.rungs(settings, gpu)][-1] == "cpu"
     without = settings.model_copy(update={"cpu_fallback": False})
     assert [rung.name for rung in memory.rungs(without, gpu)] == ["full", "one_at_a_time", "smaller"]
-    assert optimiser.pick_device(memory.rungs(settings, gpu)[-1].protect.device).type == "cpu"
+    assert hardware.pick_device(memory.rungs(settings, gpu)[-1].protect.device).type == "cpu"
 
 
 def test_fault_27_frugal_edits_and_gradients_are_the_same() -> None:

@@ -186,7 +186,7 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
 def test_what_torch_says_of_a_failing_device_is_told_from_want_of_memory(
     said: str, code: Code | None, spent: bool
 ) -> None:
-    with pytest.raises((ModelError, RuntimeError)) as caught, memory.watched("a.png"):
+    with pytest.raises((ModelError, RuntimeError)) as caught, memory.memory_errors("a.png"):
         raise RuntimeError(said)
     assert getattr(caught.value, "code", None) == code
     assert isinstance(caught.value, DeviceError) is spent

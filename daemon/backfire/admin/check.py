@@ -113,7 +113,7 @@ def _filesystems(settings: Settings) -> Iterator[Check]:
 
 
 def _device(name: str) -> Check:
-    from backfire.perturb.optimiser import pick_device
+    from backfire.inpaint.hardware import pick_device
 
     try:
         return Check("device", str(pick_device(name)))

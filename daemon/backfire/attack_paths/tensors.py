@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths.cropping import Crop
 from backfire.types import Rgb
 
 

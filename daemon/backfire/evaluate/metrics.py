@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from backfire import imaging
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths.cropping import Crop
 from backfire.types import Mask, Rgb
 
 SSIM_WINDOW = 11

@@ -36,7 +36,7 @@ class EditorsUsed:
     """Which editors a job used.
 
     Attributes:
-        gradients: by surrogate, the mean absolute gradient before balancing, see `optimiser.Protected`; empty
+        gradients: by surrogate, the mean absolute gradient before balancing, see `optimiser.Optimised`; empty
             where nothing was optimised.
     """
 

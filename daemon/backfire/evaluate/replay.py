@@ -1,7 +1,7 @@
 """Replays edits on the pixels decoded from the file that is to be published.
 
 Editors get the crop, as the commonest tool hands it to them; the trigger edit also reaches them on the attack
-paths that `geometry.other_paths` names. Every edit of the published picture is compared with the clean edit:
+paths that `variants.for_replay` names. Every edit of the published picture is compared with the clean edit:
 the same editor, on the original, under the same mask. A control of random noise as large as the perturbation
 keeps the verdict honest: what noise does to an edit is no protection.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backfire.attack_paths import geometry
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths import variants
+from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import crop_tensor, to_picture, to_tensor
 from backfire.config import Verify
 from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter
@@ -93,7 +93,7 @@ def replay(
         protected = crop.protected()
         for index, mask in enumerate(crop.masks()):
             kinds = _masks_by_kind(mask, protected, rng)
-            found = geometry.other_paths(crop.regions[index], crop, height, width, jitter)
+            found = variants.for_replay(crop.regions[index], crop, height, width, jitter)
             other_paths = [
                 (path, _pair_on(one, original, published, editors), {MaskKind.TRIGGER: one.masks()[0]})
                 for path, one in found.items()
@@ -158,7 +158,7 @@ def holds(
             for kind, plane in kinds.items()
             if kind in BREAKING or not asked.broken_only
         ]
-        for path, path_crop in geometry.other_paths(region, crop, height, width, rng).items():
+        for path, path_crop in variants.for_replay(region, crop, height, width, rng).items():
             if asked.resized or path != EditPath.RESIZED:
                 edits.append((path, path_crop, {MaskKind.TRIGGER: path_crop.masks()[0]}))
         for path, path_crop, plane in edits:

@@ -97,7 +97,7 @@ class Denoiser(Latent, Protocol):
         ...
 
 
-def rehearsed(surrogate: Editor, image: Tensor, mask: Tensor) -> Tensor:
+def differentiable_edit(surrogate: Editor, image: Tensor, mask: Tensor) -> Tensor:
     """A surrogate's edit of the sort that its gradients are of: a denoiser's one step, else `inpaint`.
 
     Clean edits that a loss compares with must come from here. Arguments and result as in `Editor.inpaint`.

@@ -1,8 +1,9 @@
-"""Number formats and memory of the machine that the editors run on."""
+"""The device that the editors run on: its choice, its number formats, its memory."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from backfire.errors import require
+from backfire.errors import Code, ModelError, require
 
 BROKEN = re.compile(r"\b(CUDA( driver)?|cuDNN|cuBLAS|cusolver|HIP) error\b[^\n]*")
 """What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""
@@ -21,6 +22,38 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
+
+
+def pick_device(setting: str) -> torch.device:
+    """The device of a setting: `auto` is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ModelError: a CUDA device was named and is not there.
+    """
+    if setting == "auto":
+        setting = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(setting)
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            message = (
+                f"device {setting}: {torch.cuda.device_count()} CUDA devices here; "
+                "set protect.device to auto or cpu, or take it out of limits.devices"
+            )
+            raise ModelError(Code.MODEL, message, retryable=False)
+        _make_repeatable()
+    return device
+
+
+def _make_repeatable() -> None:
+    """Make torch compute the same again, since a job's key must give the same bytes again.
+
+    Sums by atomics differ in their last bit from run to run, and eighty iterations make whole levels of that.
+    An operator that has no fixed order warns and goes on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for debugging
 
 
 @cache

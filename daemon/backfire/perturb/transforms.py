@@ -37,7 +37,7 @@ _TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688
 
 
 @dataclass(frozen=True)
-class View:
+class Transform:
     """What happens to a picture on its way to an editor; nothing, unless said.
 
     Attributes:
@@ -60,13 +60,13 @@ class View:
         return image if self.quality is None else jpeg(image, self.quality)
 
 
-def views(robust_to: Sequence[str]) -> list[View]:
+def transforms(robust_to: Sequence[str]) -> list[Transform]:
     """The plain view first, then those that `robust_to` (`jpeg`, `blur`) names."""
-    found = [View()]
+    found = [Transform()]
     if "jpeg" in robust_to:
-        found += [View(quality) for quality in QUALITIES]
+        found += [Transform(quality) for quality in QUALITIES]
     if "blur" in robust_to:
-        found += [View(blur=BLUR), View(noise=NOISE)]
+        found += [Transform(blur=BLUR), Transform(noise=NOISE)]
     return found
 
 

@@ -1,7 +1,7 @@
-"""Out of memory, rung by rung: one edit at a time, then smaller, then on the CPU; the receipt names the rung.
+"""The memory ladder: out of memory means one edit at a time, then a smaller size, then the CPU.
 
-A picture must not fail because its crop happens to be a little too large for the card, nor may the
-way out be silent: a smaller working size is a weaker protection.
+A picture must not fail because its crop happens to be a little too large for the card. Nor may the remedy be
+silent, since a smaller working size is a weaker protection: the receipt names the rung.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
 
 LEAST_PX = 256
-"""No crop is worked smaller than the configuration allows."""
+"""The smallest working size that the configuration allows, in pixels."""
 
 CAPABILITIES = ("encode", "first_step", "one_step")
 """What only some editors offer besides `inpaint`."""
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to work a picture.
+    """One way to work on a picture.
 
     Attributes:
         name: `full`, `one_at_a_time`, `smaller` or `cpu`; for the receipt.
         protect: the settings to work by.
-        frugal: whether editors take one edit at a time and compute anew what they would keep.
+        frugal: whether editors take one edit at a time and recompute activations instead of storing them.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Rung:
 
 
 def rungs(protect: Protect, device: torch.device) -> list[Rung]:
-    """The ladder for a device, top first; its first rung is the configuration as it stands."""
+    """The ladder for a device; its first rung is the configuration as it stands."""
     ladder = [Rung("full", protect, False), Rung("one_at_a_time", protect, True)]
     half = max(protect.work_px // 16 * 8, LEAST_PX)
     if half < protect.work_px:
@@ -57,14 +57,14 @@ def rungs(protect: Protect, device: torch.device) -> list[Rung]:
     return ladder
 
 
-def descend(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) -> T:
+def try_rungs(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) -> T:
     """What `work` returns on the first rung on which it does not run out of memory.
 
     Args:
-        start: rungs to skip, because the process was killed on them; the last one is always tried.
+        start: how many rungs to skip, because the process was killed on them; the last is tried in any case.
 
     Raises:
-        ModelError: OUT_OF_MEMORY, not retryable: there was none. Any other error of `work` passes.
+        ModelError: OUT_OF_MEMORY, not retryable: no rung was low enough. Any other error of `work` passes.
     """
     tried = []
     for rung in ladder[min(start, len(ladder) - 1) :]:
@@ -75,7 +75,7 @@ def descend(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) ->
             if error.code != Code.OUT_OF_MEMORY:
                 raise
             message = error.message
-        # Only out here is the traceback gone, and with it the frames that hold the tensors.
+        # Only here is the traceback gone, and with it the frames that hold the tensors.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -83,8 +83,9 @@ def descend(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) ->
 
 
 @contextmanager
-def watched(name: str) -> Iterator[None]:
-    """Words every way of running out of memory, and a device that fails; torch raises bare RuntimeErrors.
+def memory_errors(name: str) -> Iterator[None]:
+    """Turn what torch raises where memory runs out or a device fails, bare RuntimeErrors, into our own
+    errors.
 
     Raises:
         ModelError: OUT_OF_MEMORY.
@@ -105,9 +106,9 @@ def watched(name: str) -> Iterator[None]:
 
 
 class Frugal:
-    """An editor that takes one edit at a time and keeps none of its activations; see `Editor`.
+    """An editor that takes one edit at a time and stores none of its activations; see `Editor`.
 
-    Up to rounding the same edits and the same gradients, for about one more forward pass.
+    Up to rounding its edits and gradients are the same, for about one more forward pass.
     """
 
     def __init__(self, editor: Editor) -> None:
@@ -116,7 +117,7 @@ class Frugal:
         self.weights_sha256, self.blind = editor.weights_sha256, editor.blind
 
     def __getattr__(self, name: str) -> Any:
-        """What only some editors have."""
+        """What only some editors offer."""
         if name == "_editor":  # not yet there while being copied
             raise AttributeError(name)
         found = getattr(self._editor, name)
@@ -131,20 +132,21 @@ class Frugal:
         return self._each(self._editor.inpaint, image, mask, generator=generator)
 
     def _each(
-        self, door: Callable[..., Tensor], image: Tensor, mask: Tensor, **drawn: torch.Generator | None
+        self, call: Callable[..., Tensor], image: Tensor, mask: Tensor, **drawn: torch.Generator | None
     ) -> Tensor:
-        """One of the editor's doors, edit by edit."""
+        """Call one of the editor's capabilities edit by edit."""
         generator = drawn.get("generator")
         state = None if generator is None else generator.get_state()
 
         def one(image: Tensor, mask: Tensor) -> Tensor:
             if generator is not None and state is not None:
-                # An editor draws one noise for a batch; and a second pass must draw what the first one drew.
+                # An editor draws one noise for a batch, and the second pass must draw what the first one
+                # drew.
                 generator.set_state(state)
-            return door(image, mask, **drawn)
+            return call(image, mask, **drawn)
 
-        learning = torch.is_grad_enabled() and image.requires_grad
+        needs_gradient = torch.is_grad_enabled() and image.requires_grad
         parts = [(image[index : index + 1], mask[index : index + 1]) for index in range(len(image))]
         return torch.cat(
-            [checkpoint(one, *part, use_reentrant=False) if learning else one(*part) for part in parts]
+            [checkpoint(one, *part, use_reentrant=False) if needs_gradient else one(*part) for part in parts]
         )

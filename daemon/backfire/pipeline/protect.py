@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from backfire import imaging
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths.cropping import Crop
 from backfire.config import Settings
 from backfire.detectors import Source
 from backfire.detectors.run import Found
@@ -19,9 +19,9 @@ from backfire.errors import BudgetExceeded, Code, InputError
 from backfire.evaluate.judge import Judgement
 from backfire.evaluate.replay import Asked, Editors, holds
 from backfire.imaging import Encoded
+from backfire.inpaint import hardware
 from backfire.inpaint.hardware import PeakMemory
-from backfire.perturb import optimiser
-from backfire.perturb.optimiser import Enough
+from backfire.perturb.optimiser import EarlyStop, Optimiser
 from backfire.pipeline import memory
 from backfire.pipeline.memory import Rung
 from backfire.pipeline.result import PhaseProgress, Result, no_progress
@@ -45,7 +45,7 @@ def protect(
         source: its name for messages, and its sidecar masks.
         settings: only regions, protect, verify, output, editors and models are used.
         progress: called as progress(phase, done, total); may raise to stop.
-        rung: rungs of the memory ladder to skip, see `memory.descend`.
+        rung: rungs of the memory ladder to skip, see `memory.try_rungs`.
         device: in place of `protect.device` where that is `auto`.
 
     Raises:
@@ -57,8 +57,8 @@ def protect(
         return _pass_through(run, found)
     where = device if device and settings.protect.device == "auto" else settings.protect.device
     working = settings.protect.model_copy(update={"device": where})
-    ladder = memory.rungs(working, optimiser.pick_device(where))
-    return memory.descend(ladder, partial(_protect_on, run, found), start=rung)
+    ladder = memory.rungs(working, hardware.pick_device(where))
+    return memory.try_rungs(ladder, partial(_protect_on, run, found), start=rung)
 
 
 def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
@@ -69,16 +69,13 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
     peak = PeakMemory(editors.device)
     crops = run.crops(found.regions, rung.protect)
     with run.phase("optimise"):
-        optimised = optimiser.optimise(
+        optimised = Optimiser(rung.protect, editors.surrogates, editors.device).optimise(
             picture.rgb,
-            picture.grey or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             crops,
-            rung.protect,
-            editors.surrogates,
-            device=editors.device,
+            grey=picture.grey or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             rng=run.rng("optimise"),
             progress=lambda done, total: run.progress("optimise", done, total),
-            enough=_early_stop(run, editors) if asked.stop_early or asked.escalate else None,
+            early_stop=_early_stop(run, editors) if asked.stop_early or asked.escalate else None,
         )
     budget = optimised.budget
     with run.phase("encode"):
@@ -167,11 +164,11 @@ def _decode_again(run: Run, data: bytes, budget: Budget) -> Published:
     return Published(decoded.rgb, largest)
 
 
-def _early_stop(run: Run, editors: Editors) -> Enough:
-    """Whether a crop needs no more work, asked by the optimiser; see `optimiser.Enough`."""
+def _early_stop(run: Run, editors: Editors) -> EarlyStop:
+    """Whether a crop needs no more work, asked by the optimiser; see `optimiser.EarlyStop`."""
     rng, settings = run.rng("enough"), run.settings
 
-    def enough(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
+    def early_stop(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
         if after is not None:  # this is asked seldom, so of the file itself: its coding weakens the effect
             try:
                 so_far = _decode_again(run, _encode(run, so_far, after).data, after).rgb
@@ -193,7 +190,7 @@ def _early_stop(run: Run, editors: Editors) -> Enough:
             progress=lambda done, total: run.progress("verify", done, total),
         )
 
-    return enough
+    return early_stop
 
 
 def _largest_inside(original: Rgb, published: Rgb, crops: Sequence[Crop]) -> int:

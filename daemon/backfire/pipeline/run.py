@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from backfire import imaging, inpaint
-from backfire.attack_paths import geometry
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths import cropping
+from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect, Settings
 from backfire.detectors import Source, run
 from backfire.detectors.run import Found
@@ -25,7 +25,8 @@ from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
 from backfire.evaluate.replay import Editors, replay
 from backfire.evaluate.sheet import Panels, Saliency, sheet
-from backfire.perturb.optimiser import Protected, pick_device
+from backfire.inpaint import hardware
+from backfire.perturb.optimiser import Optimised
 from backfire.pipeline import memory
 from backfire.pipeline.result import PhaseProgress, no_progress
 from backfire.types import Budget, Region, Rgb, job_key, mask_digest
@@ -86,11 +87,11 @@ class Run:
         """Time what happens within, and report it clearly where it runs out of memory.
 
         Raises:
-            ModelError: see `memory.watched`.
+            ModelError: see `memory.memory_errors`.
         """
         began = time.perf_counter()
         try:
-            with memory.watched(self.source.name):
+            with memory.memory_errors(self.source.name):
                 yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
@@ -127,7 +128,7 @@ class Run:
             protect: the settings as the rung of the memory ladder has them.
             frugal: see `memory.Frugal`.
         """
-        device = pick_device(protect.device)
+        device = hardware.pick_device(protect.device)
 
         def load(name: str) -> Any:
             editor = inpaint.get(name, device, self.settings)
@@ -140,7 +141,7 @@ class Run:
         """The crops around the regions."""
         height, width = self.picture.rgb.shape[:2]
         margin, work, whole = protect.margin_px, protect.work_px, protect.whole_px
-        return geometry.plan(regions, height, width, margin=margin, work=work, whole=whole)
+        return cropping.plan(regions, height, width, margin=margin, work=work, whole=whole)
 
     def judge(self, published: Published, crops: Sequence[Crop], editors: Editors, budget: Budget) -> Judged:
         """Replay the edits on what was published, and judge them.
@@ -183,7 +184,7 @@ class Run:
         crops: Sequence[Crop],
         editors: Editors | None,
         facts: dict[str, Any],
-        optimised: Protected | None = None,
+        optimised: Optimised | None = None,
     ) -> tuple[Receipt, bytes | None]:
         """Receipt and sheet.
 
@@ -210,10 +211,10 @@ def _generator(key: str, purpose: str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(f"{key}:{purpose}".encode()).digest()))
 
 
-def _saliency(crops: Sequence[Crop], editors: Editors, optimised: Protected) -> list[list[Saliency]]:
+def _saliency(crops: Sequence[Crop], editors: Editors, optimised: Optimised) -> list[list[Saliency]]:
     """By region, in the order in which the edits count them: the map of each surrogate."""
     return [
         [Saliency(editor.name, plane) for editor, plane in zip(editors.surrogates, planes, strict=True)]
-        for crop, planes in zip(crops, optimised.heat, strict=True)
+        for crop, planes in zip(crops, optimised.saliency, strict=True)
         for _ in crop.regions
     ]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backfire.attack_paths import geometry
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths import cropping, variants
+from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect, Verify
 from backfire.evaluate.judge import EditResult, judge
 from backfire.evaluate.replay import Asked, Editors, Replayed, holds, replay
-from backfire.perturb.optimiser import optimise
+from backfire.perturb.optimiser import Optimiser
 from backfire.types import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def picture(width: int, height: int) -> Rgb:
 
 def planned(width: int, height: int, box: Box, work: int = 768) -> list[Crop]:
     region = Region(box, "face", 1.0, "faces")
-    return geometry.plan([region], height, width, margin=128, work=work)
+    return cropping.plan([region], height, width, margin=128, work=work)
 
 
 def verified(original: Rgb, published: Rgb, crops: list[Crop], editor: Averaging, seed: int = 0) -> Replayed:
@@ -63,7 +63,7 @@ def test_other_paths_are_drawn_within_their_margins() -> None:
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(40):
-        found = geometry.other_paths(crop.regions[0], crop, 1000, 1500, rng)
+        found = variants.for_replay(crop.regions[0], crop, 1000, 1500, rng)
         box = found[EditPath.SHIFTED].box
         margins = (600 - box.left, 400 - box.top, box.right - 760, box.bottom - 560)
         assert all(64 <= margin <= 200 for margin in margins)
@@ -80,21 +80,21 @@ def test_a_path_that_comes_to_the_same_is_left_out() -> None:
     """A picture so small that every cut takes all of it; and a region of which nothing would be left."""
     rng = np.random.default_rng(0)
     (crop,) = planned(180, 160, Box(60, 60, 100, 100))
-    assert geometry.other_paths(crop.regions[0], crop, 160, 180, rng) == {}
+    assert variants.for_replay(crop.regions[0], crop, 160, 180, rng) == {}
     (crop,) = planned(4000, 3000, Box(2000, 1500, 2100, 1600))
-    assert set(geometry.other_paths(crop.regions[0], crop, 3000, 4000, rng)) == {EditPath.SHIFTED}
+    assert set(variants.for_replay(crop.regions[0], crop, 3000, 4000, rng)) == {EditPath.SHIFTED}
 
 
 def test_a_small_picture_of_which_a_part_was_worked_is_judged_whole_too() -> None:
     """The commonest tool hands it to the editor as it is."""
-    (crop,) = geometry.plan([Region(Box(60, 60, 100, 100), "x", 1.0, "x")], 300, 400, margin=32, work=800)
-    whole = geometry.other_paths(crop.regions[0], crop, 300, 400, np.random.default_rng(0))[EditPath.RESIZED]
+    (crop,) = cropping.plan([Region(Box(60, 60, 100, 100), "x", 1.0, "x")], 300, 400, margin=32, work=800)
+    whole = variants.for_replay(crop.regions[0], crop, 300, 400, np.random.default_rng(0))[EditPath.RESIZED]
     assert (whole.box, whole.size) == (Box(0, 0, 400, 300), (300, 400))
 
 
 def test_a_crop_worked_smaller_is_cut_at_its_scale() -> None:
     (crop,) = planned(3000, 2000, Box(400, 400, 1400, 1400), work=512)
-    found = geometry.other_paths(crop.regions[0], crop, 2000, 3000, np.random.default_rng(0))
+    found = variants.for_replay(crop.regions[0], crop, 2000, 3000, np.random.default_rng(0))
     box, size = found[EditPath.SHIFTED].box, found[EditPath.SHIFTED].size
     assert size[0] / box.height == pytest.approx(512 / crop.box.height, rel=0.01)
 
@@ -158,19 +158,16 @@ def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None
     box = Box(500, 400, 756, 656)
     crops, original, editor = planned(1600, 1200, box), picture(1600, 1200), Averaging()
     assert crops[0].size == (512, 512)
-    published = optimise(
-        original,
-        False,
-        crops,
-        Protect(iterations=30),
-        [editor],
-        device=CPU,
-        rng=np.random.default_rng(0),
-        progress=lambda done, total: None,
-    ).rgb
+    published = (
+        Optimiser(Protect(iterations=30), [editor], CPU)
+        .optimise(
+            original, crops, grey=False, rng=np.random.default_rng(0), progress=lambda done, total: None
+        )
+        .rgb
+    )
     optimising, editor.pixels = editor.pixels, 0
     rows = verified(original, published, crops, editor).edits
-    paths = geometry.other_paths(
+    paths = variants.for_replay(
         crops[0].regions[0], crops[0], 1200, 1600, np.random.default_rng(0).spawn(1)[0]
     )
     extra = 2 * sum(crop.size[0] * crop.size[1] for crop in paths.values())

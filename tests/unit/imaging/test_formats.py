@@ -20,7 +20,7 @@ from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, InputError
 from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
 from backfire.imaging.heif import heif_ready
-from backfire.perturb import optimiser
+from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
 from backfire.types import Rgb
 from numpy.typing import NDArray
@@ -794,15 +794,15 @@ def test_a_job_is_done_in_the_pictures_own_samples(make: str) -> None:
 def test_what_is_optimised_is_what_will_be_stored(
     monkeypatch: pytest.MonkeyPatch, jpeg: str, grey: bool
 ) -> None:
-    """A JPEG that will get the luminance of the change alone gets a grey change."""
+    """A JPEG that will get the luminance of the perturbation alone gets a grey perturbation."""
     asked: list[bool] = []
-    optimise = optimiser.optimise
+    optimise = Optimiser.optimise
 
-    def watched(rgb: Rgb, grey: bool, *rest: Any, **given: Any) -> optimiser.Protected:
+    def watched(self: Optimiser, *rest: Any, grey: bool, **given: Any) -> Optimised:
         asked.append(grey)
-        return optimise(rgb, grey, *rest, **given)
+        return optimise(self, *rest, grey=grey, **given)
 
-    monkeypatch.setattr(optimiser, "optimise", watched)
+    monkeypatch.setattr(Optimiser, "optimise", watched)
     mask = Sidecar("a.mask.png", file(mask_picture(), "PNG"))
     settings = parse({"folders": {"inbox": "in"}, "output": {"jpeg": jpeg}, **QUICK}, base=Path("/"))
     result = protect(file(photo(), "JPEG", quality=90), Source("a", (mask,)), settings)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backfire.attack_paths import geometry
+from backfire.attack_paths import cropping
 from backfire.imaging import masks
 from backfire.types import Box, Mask, Region
 
@@ -19,7 +19,7 @@ def square(size: int = 96, low: int = 40, high: int = 60) -> Mask:
 
 def test_near_regions_share_a_crop_and_distant_ones_do_not() -> None:
     a, b, c = Box(100, 100, 150, 150), Box(200, 100, 250, 150), Box(900, 900, 950, 950)
-    crops = geometry.plan([region(a), region(b), region(c)], 1000, 1000, margin=64, work=768)
+    crops = cropping.plan([region(a), region(b), region(c)], 1000, 1000, margin=64, work=768)
     assert sorted(len(crop.regions) for crop in crops) == [1, 2]
     assert sum(len(crop.regions) for crop in crops) == 3
     assert max(crops, key=lambda crop: len(crop.regions)).box == Box(36, 36, 314, 214)
@@ -27,23 +27,23 @@ def test_near_regions_share_a_crop_and_distant_ones_do_not() -> None:
 
 def test_a_picture_that_editors_take_whole_is_one_crop() -> None:
     regions = [region(Box(0, 0, 20, 20)), region(Box(600, 400, 650, 450))]
-    (crop,) = geometry.plan(regions, 500, 800, margin=16, work=800, whole=800)
+    (crop,) = cropping.plan(regions, 500, 800, margin=16, work=800, whole=800)
     assert (crop.box, crop.regions, crop.scaled) == (Box(0, 0, 800, 500), tuple(regions), False)
     for height, work, whole in ((801, 1024, 800), (500, 640, 800), (500, 800, 0)):
-        assert len(geometry.plan(regions, height, 800, margin=16, work=work, whole=whole)) == 2
-    assert geometry.plan([], 500, 800, margin=16, work=800, whole=800) == []
+        assert len(cropping.plan(regions, height, 800, margin=16, work=work, whole=whole)) == 2
+    assert cropping.plan([], 500, 800, margin=16, work=800, whole=800) == []
 
 
 def test_a_shared_crop_never_exceeds_the_working_size() -> None:
     boxes = [Box(x, 0, x + 100, 100) for x in range(0, 2000, 150)]
-    crops = geometry.plan([region(box) for box in boxes], 100, 2100, margin=64, work=512)
+    crops = cropping.plan([region(box) for box in boxes], 100, 2100, margin=64, work=512)
     assert sum(len(crop.regions) for crop in crops) == len(boxes)
     assert all(crop.box.width <= 512 for crop in crops)
 
 
 def test_a_crop_knows_the_neighbours_that_reach_into_it() -> None:
     a, b = region(Box(100, 100, 400, 400)), region(Box(460, 100, 760, 400))
-    crops = geometry.plan([a, b], 500, 900, margin=128, work=768)
+    crops = cropping.plan([a, b], 500, 900, margin=128, work=768)
     assert len(crops) == 2
     for crop in crops:
         assert len(crop.neighbours) == 1
@@ -55,7 +55,7 @@ def test_a_crop_knows_the_neighbours_that_reach_into_it() -> None:
 def test_a_large_crop_is_worked_smaller_and_keeps_its_region() -> None:
     thin = np.zeros((1000, 1000), dtype=np.bool_)
     thin[500, :] = True
-    (crop,) = geometry.plan([region(Box(0, 0, 1000, 1000), thin)], 1000, 1000, margin=128, work=256)
+    (crop,) = cropping.plan([region(Box(0, 0, 1000, 1000), thin)], 1000, 1000, margin=128, work=256)
     assert crop.scaled
     assert crop.size == (256, 256)
     (mask,) = crop.masks()
@@ -100,20 +100,20 @@ def test_within_fades_beyond_its_reach() -> None:
 
 def test_a_large_region_reaches_further_than_a_small_one_and_neighbours_reach_in() -> None:
     large, small = region(Box(40, 100, 240, 320)), region(Box(400, 100, 460, 160))
-    (crop,) = geometry.plan([large, small], 400, 700, margin=16, work=800, whole=800)
-    near = geometry.reached(crop, 32, 0.25)
+    (crop,) = cropping.plan([large, small], 400, 700, margin=16, work=800, whole=800)
+    near = cropping.reached(crop, 32, 0.25)
     assert near[200, 239 + 50] == 1 > near[200, 239 + 51] > 0 == near[200, 239 + 66]
     assert near[130, 459 + 32] == 1 > near[130, 459 + 33] > 0 == near[130, 459 + 48]
-    assert (geometry.reached(crop, 32, 0) <= near).all()
+    assert (cropping.reached(crop, 32, 0) <= near).all()
     corner = np.zeros((60, 60), np.bool_)
     corner[-1, -1] = True
     outside, own = region(small.box, corner), region(Box(360, 60, 370, 70))
-    apart = geometry.Crop(Box(350, 50, 420, 120), (own,), (70, 70), (outside,))
-    assert geometry.reached(apart, 16, 0).min() == 0, "of which no pixel lies here, nothing reaches in"
+    apart = cropping.Crop(Box(350, 50, 420, 120), (own,), (70, 70), (outside,))
+    assert cropping.reached(apart, 16, 0).min() == 0, "of which no pixel lies here, nothing reaches in"
 
 
 def test_taper_fades_only_inside_the_picture() -> None:
-    fade = geometry.taper(Box(0, 20, 100, 80), height=100, width=100)
+    fade = cropping.taper(Box(0, 20, 100, 80), height=100, width=100)
     assert fade.shape == (60, 100)
     assert fade[30, 0] == fade[30, -1] == 1, "the picture's own edge is no seam"
     assert fade[0, 50] < 0.1

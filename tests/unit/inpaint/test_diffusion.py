@@ -222,7 +222,7 @@ def test_methods_compare_like_with_like(method: Method, folders: dict[str, Path]
             target="away",
             rng=np.random.default_rng(0),
             progress=lambda done, total: None,
-        ).change
+        ).perturbation
     steps = {call.timestep for call in calls}
     assert len(steps) == (not isinstance(method, Encoder)), "no call is a later step's"
     assert 0 < float(change.abs().max()) <= Budget(6).unit + 1e-6

@@ -12,10 +12,10 @@ from backfire import inpaint
 from backfire.attack_paths.tensors import to_picture
 from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
-from backfire.perturb import perception
-from backfire.perturb.edit_masks import Edits, off_by
-from backfire.perturb.methods.base import Sight, Task, in_order
-from backfire.perturb.transforms import View, jpeg, views
+from backfire.perturb import contrast_masking
+from backfire.perturb.edit_masks import Edits, relative_error
+from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
+from backfire.perturb.transforms import Transform, jpeg, transforms
 from backfire.types import Budget, Rgb
 from PIL import Image
 from torch import Tensor
@@ -63,9 +63,9 @@ def test_the_gradient_passes_the_codec() -> None:
 
 
 def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
-    assert views(()) == views(("paths", "resize")) == [View()]
-    many = views(("jpeg", "blur"))
-    assert many[0] == View()
+    assert transforms(()) == transforms(("paths", "resize")) == [Transform()]
+    many = transforms(("jpeg", "blur"))
+    assert many[0] == Transform()
     assert {view.quality for view in many} == {75, 50, 25, None}
     assert any(view.blur for view in many)
     assert any(view.noise for view in many)
@@ -73,16 +73,16 @@ def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
 
 def test_a_view_changes_what_it_says_and_lets_the_gradient_through() -> None:
     image = as_tensor(np.asarray(photo((96, 128))))
-    assert torch.equal(View()(image, np.random.default_rng(0)), image)
-    soft = View(blur=1.0)(image, np.random.default_rng(0))
+    assert torch.equal(Transform()(image, np.random.default_rng(0)), image)
+    soft = Transform(blur=1.0)(image, np.random.default_rng(0))
     assert soft.shape == image.shape
     assert float(soft.diff(dim=3).abs().mean()) < 0.9 * float(image.diff(dim=3).abs().mean())
     assert float(soft.mean()) == pytest.approx(float(image.mean()), abs=1e-3)
     middle = torch.full((1, 3, 64, 64), 0.5)
-    noisy = View(noise=2.0)(middle, np.random.default_rng(0))
+    noisy = Transform(noise=2.0)(middle, np.random.default_rng(0))
     assert float((noisy - middle).std()) * 255 == pytest.approx(2.0, rel=0.05)
-    assert torch.equal(noisy, View(noise=2.0)(middle, np.random.default_rng(0)))
-    for view in (View(blur=0.7), View(noise=2.0)):
+    assert torch.equal(noisy, Transform(noise=2.0)(middle, np.random.default_rng(0)))
+    for view in (Transform(blur=0.7), Transform(noise=2.0)):
         variable = image.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(view(variable, np.random.default_rng(0)).sum(), variable)
         assert float(gradient.mean()) == pytest.approx(1, abs=0.02)
@@ -95,8 +95,8 @@ def task() -> Task:
     return Task(image, [mask], mask, torch.ones(1, 1, 128, 128), Budget(6.4))
 
 
-def crop(work: Task) -> Sight:
-    return work.sights(0)[0][0]
+def crop(work: Task) -> EditorInput:
+    return work.inputs(0)[0][0]
 
 
 def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
@@ -121,10 +121,10 @@ def test_edits_to_keep_that_are_off_are_looked_at_more_often() -> None:
     ring = edits.take("ring")
     assert ring is not None
     assert kinds(6) == ["full", "far", "dilated", "full", "ring", "incomplete"]
-    edits.saw(ring, 0, 0.01)
-    edits.saw(ring, 1, 0.3)  # by one of the two editors
+    edits.note_error(ring, 0, 0.01)
+    edits.note_error(ring, 1, 0.3)  # by one of the two editors
     assert kinds(8) == ["ring", "full", "far", "dilated", "ring", "full", "ring", "incomplete"]
-    edits.saw(ring, 1, 0.01)
+    edits.note_error(ring, 1, 0.01)
     assert kinds(4) == ["full", "far", "dilated", "full"]
 
 
@@ -132,13 +132,13 @@ def test_what_an_edit_is_off_by_is_near_one_less_its_ssim() -> None:
     work = task()
     generator = torch.Generator().manual_seed(0)
     mask = torch.from_numpy(work.protected)[None, None].float()
-    assert off_by(work.image, work.image, mask) == 0
+    assert relative_error(work.image, work.image, mask) == 0
     for strength in (0.01, 0.02, 0.03):
         noise = torch.nn.functional.interpolate(
             torch.randn(1, 3, 32, 32, generator=generator), scale_factor=4
         )
         got = (work.image + strength * noise).clamp(0, 1)
-        share = float(off_by(got, work.image, mask))
+        share = float(relative_error(got, work.image, mask))
         ssim = masked_ssim(to_picture(work.image[0]), to_picture(got[0]), work.protected)
         assert 0.5 < share / (1 - ssim) < 2, (strength, share, ssim)
 
@@ -180,12 +180,12 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
 def test_flat_areas_get_less_of_the_budget_and_an_edge_does_not_lend_it() -> None:
     rgb = np.full((64, 128, 3), 128, dtype=np.uint8)
     rgb[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
-    share = perception.share(rgb, 0.4)
+    share = contrast_masking.budget_share(rgb, 0.4)
     assert share.shape == (64, 128)
     assert share.min() == pytest.approx(0.4)
     assert share[:, 80:].min() > 0.95
     assert share[:, :60].max() < 0.5
-    assert (perception.share(rgb, 1.0) == 1).all()
+    assert (contrast_masking.budget_share(rgb, 1.0) == 1).all()
 
 
 def test_clean_edits_are_held_only_where_they_are_looked_at() -> None:
@@ -194,7 +194,7 @@ def test_clean_edits_are_held_only_where_they_are_looked_at() -> None:
     mask[40:60, 70:100] = True
     image = torch.rand(1, 3, 120, 160, generator=torch.Generator().manual_seed(0))
     editor = inpaint.get("latent-mini")
-    found = Edits(Sight(image, mask, mask), [editor], np.random.default_rng(0))
+    found = Edits(EditorInput(image, mask, mask), [editor], np.random.default_rng(0))
     edit = found.take("full")
     assert edit is not None
     want = editor.inpaint(image, edit.mask)[0, :, mask]
@@ -234,7 +234,7 @@ def test_sums_have_their_order_where_operators_can_and_draws_are_the_same_where_
             return drawn
 
         for _ in range(3):
-            assert in_order(editor, rng, work) == alike.random()
+            assert in_fixed_order(editor, rng, work) == alike.random()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         return strict
 
@@ -251,5 +251,5 @@ def test_other_errors_are_not_tried_again() -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        in_order(Counting(), np.random.default_rng(1), work)
+        in_fixed_order(Counting(), np.random.default_rng(1), work)
     assert tries == [1]

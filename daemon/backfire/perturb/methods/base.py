@@ -1,4 +1,4 @@
-"""What all methods share: their task, its projection, their protocol."""
+"""What all methods share: the task, its projection, the proposal, and the protocol."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch import Tensor
 
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
-from backfire.perturb.perception import LUMA
+from backfire.perturb.contrast_masking import LUMA
 from backfire.types import Budget, Mask
 
-Progress = Callable[[int, int], None]
+IterationProgress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
-    """What an editor is given of the picture on one path: a cut and size, the crop's change in its place.
+class EditorInput:
+    """What an editor is given on one attack path: part of the picture at some size.
 
     Attributes:
         image: float32 1,3,h,w, RGB in [0,1], unperturbed.
-        mask: h,w bool, the region.
-        protected: h,w bool, everything protected here.
-        rows, columns: h,H and w,W: how the crop's change H,W lies here; None where it is the crop.
+        mask: h,w bool, True in the region.
+        protected: h,w bool, True in everything that is protected here.
+        rows, columns: h,H and w,W: how a perturbation H,W of the crop is resampled onto this input, see
+            `variants.placement`; None where the input is the crop itself.
     """
 
     image: Tensor
@@ -39,34 +40,34 @@ class Sight:
     rows: Tensor | None = None
     columns: Tensor | None = None
 
-    def perturbed(self, change: Tensor) -> Tensor:
-        """The picture with a change 1,3,H,W of the crop; 1,3,h,w, differentiable."""
+    def perturbed(self, perturbation: Tensor) -> Tensor:
+        """The input with a perturbation 1,3,H,W of the crop; 1,3,h,w, differentiable."""
         if self.rows is None or self.columns is None:
-            return self.image + change
-        return self.image + self.rows @ change @ self.columns.T
+            return self.image + perturbation
+        return self.image + self.rows @ perturbation @ self.columns.T
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a method works on.
+    """What a method works on: one crop.
 
     Attributes:
         image: float32 1,3,H,W, RGB in [0,1].
-        regions: one H,W bool mask a protected region.
-        protected: H,W bool, everything protected here: the regions and what neighbours reach in.
-        area: float32 1,1,H,W in [0,1]: the share of the budget each pixel may use.
-        budget: the bound on the change.
-        grey: the change must be equal in all three channels.
-        start: a change 1,3,H,W already made here, by an overlapping crop or a round before; the area
-            admits it.
-        warm: the start is of a round before, to go on from without noise.
-        paths: for each region, how it may reach an editor otherwise than in this crop, in groups
-            that matter alike.
-        grain: side of the squares of pixels that change as one.
-        luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour may
-            use all, of which the eye sees less. None where luma has no bound of its own.
-        robust_to: what else the change should survive on its way to an editor: `jpeg`, `blur`.
-        enough: whether a change needs no more work; None where all iterations are wanted.
+        regions: one H,W bool mask for each protected region.
+        protected: H,W bool, everything protected here: the regions and what of neighbours reaches in.
+        area: float32 1,1,H,W in [0,1]: the share of the budget that each pixel may use.
+        budget: the bound on the perturbation.
+        grey: whether the perturbation must be equal in all three channels.
+        start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
+            before; the area admits it.
+        warm: whether the start was made in a round before, to go on from without noise.
+        paths: for each region, the inputs of editors on other attack paths than this crop, in groups that
+            matter alike.
+        grain: side, in pixels, of the squares that are perturbed as one.
+        luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour, of
+            which the eye sees less, may use all of it. None where luma has no bound of its own.
+        robust_to: the transforms that the perturbation is to survive: `jpeg`, `blur`.
+        early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
     """
 
     image: Tensor
@@ -77,16 +78,16 @@ class Task:
     grey: bool = False
     start: Tensor | None = None
     warm: bool = False
-    paths: Sequence[Sequence[Sequence[Sight]]] = ()
+    paths: Sequence[Sequence[Sequence[EditorInput]]] = ()
     grain: int = 1
     luma: Tensor | None = None
     robust_to: Sequence[str] = ()
-    enough: Callable[[Tensor], bool] | None = None
+    early_stop: Callable[[Tensor], bool] | None = None
 
-    def sights(self, region: int) -> list[Sequence[Sight]]:
-        """The ways to an editor of the region of that index, in groups: this crop, then its other paths."""
+    def inputs(self, region: int) -> list[Sequence[EditorInput]]:
+        """What editors are given of the region of that index, in groups: this crop, then its other paths."""
         others = self.paths[region] if self.paths else ()
-        return [[Sight(self.image, self.regions[region], self.protected)], *others]
+        return [[EditorInput(self.image, self.regions[region], self.protected)], *others]
 
     def grained(self, plane: Tensor) -> Tensor:
         """The mean of 1,3,H,W over each square of `grain` pixels."""
@@ -96,23 +97,23 @@ class Task:
         large = small.repeat_interleave(self.grain, dim=2).repeat_interleave(self.grain, dim=3)
         return large[..., : plane.shape[2], : plane.shape[3]]
 
-    def project(self, change: Tensor) -> Tensor:
-        """The nearest allowed change: grey if need be, within area x budget, image in [0,1]."""
+    def project(self, perturbation: Tensor) -> Tensor:
+        """The nearest allowed perturbation: grey if it must be, within area x budget, image in [0,1]."""
         bound = self.area * self.budget.unit
         if self.grey:
-            change = change.mean(dim=1, keepdim=True).expand_as(self.image)
-        change = self._shown(_clipped(change, bound))
+            perturbation = perturbation.mean(dim=1, keepdim=True).expand_as(self.image)
+        perturbation = self._visible(_clipped(perturbation, bound))
         if self.luma is None or self.grey:
-            return change
-        for _ in range(2):  # what is clipped moves luma once more
-            bright = (change * change.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+            return perturbation
+        for _ in range(2):  # clipping moves luma once more
+            bright = (perturbation * perturbation.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
             back = _clipped(bright, self.luma * self.budget.unit) - bright
-            change = self._shown(_clipped(change + back, bound))
-        return change
+            perturbation = self._visible(_clipped(perturbation + back, bound))
+        return perturbation
 
-    def _shown(self, change: Tensor) -> Tensor:
-        """What a picture in [0,1] shows of a change."""
-        return (self.image + change).clamp(0, 1) - self.image
+    def _visible(self, perturbation: Tensor) -> Tensor:
+        """What a picture in [0,1] shows of a perturbation."""
+        return (self.image + perturbation).clamp(0, 1) - self.image
 
 
 def _clipped(plane: Tensor, bound: Tensor) -> Tensor:
@@ -124,20 +125,20 @@ class Proposal:
     """What a method found.
 
     Attributes:
-        change: 1,3,H,W on [0,1] images, to be added to the task's image.
-        heat: by surrogate, how hard it pulled at each pixel: H,W, the mean absolute gradient of its
-            loss over channels and iterations, before the surrogates are balanced.
+        perturbation: 1,3,H,W on [0,1] images, to be added to the task's image.
+        saliency: by surrogate, its saliency map H,W: the mean absolute gradient of its loss over channels
+            and iterations, before the surrogates are balanced.
         iterations: how many were made.
     """
 
-    change: Tensor
-    heat: tuple[Tensor, ...]
+    perturbation: Tensor
+    saliency: tuple[Tensor, ...]
     iterations: int
 
     @property
     def gradients(self) -> tuple[float, ...]:
-        """By surrogate, how hard it pulled at a sample of the change on average."""
-        return tuple(float(plane.mean()) for plane in self.heat)
+        """By surrogate, the mean of its saliency map."""
+        return tuple(float(plane.mean()) for plane in self.saliency)
 
 
 class Method(Protocol):
@@ -151,14 +152,14 @@ class Method(Protocol):
         iterations: int,
         target: str,
         rng: np.random.Generator,
-        progress: Progress,
+        progress: IterationProgress,
     ) -> Proposal:
         """See the method's own docstring. Inputs are not mutated."""
         ...
 
 
-def fast(device: torch.device) -> torch.autocast:
-    """Mixed precision where the hardware is quicker at bfloat16; float32 elsewhere."""
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """A context of mixed precision where the hardware is quicker at bfloat16; float32 elsewhere."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     return torch.autocast("cpu", torch.bfloat16, enabled=hardware.cpu_prefers_bfloat16())
@@ -166,15 +167,16 @@ def fast(device: torch.device) -> torch.autocast:
 
 T = TypeVar("T")
 _UNORDERED: WeakSet[Editor] = WeakSet()
-"""Those with an operator that has no fixed order on their device."""
+"""Editors with an operator that has no fixed order on their device."""
 
 
-def in_order(surrogate: Editor, rng: np.random.Generator, work: Callable[[], T]) -> T:
-    """What `work` gives, its sums in a fixed order wherever the surrogate's operators have one.
+def in_fixed_order(surrogate: Editor, rng: np.random.Generator, work: Callable[[], T]) -> T:
+    """What `work` returns, its sums taken in a fixed order wherever the surrogate's operators have one.
 
-    Where torch is merely asked for order (see `protect.pick_device`), attention still takes gradients in any,
-    and only warns. So it is told to, for all of the process; where an operator cannot, `work` is done anew as
-    before, now and from then on with this surrogate, with the same draws from `rng`.
+    Where torch is merely asked for determinism (see `hardware.pick_device`), attention still sums its
+    gradients in any order, and only warns. So torch is told to be strict while `work` runs. If an operator
+    cannot be, `work` is done again without, with the same draws from `rng`, and so is all later work of this
+    surrogate.
     """
     if surrogate in _UNORDERED or not torch.are_deterministic_algorithms_enabled():
         return work()

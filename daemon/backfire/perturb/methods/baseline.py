@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from backfire.imaging import masks
-from backfire.inpaint.base import Editor, rehearsed
+from backfire.inpaint.base import Editor, differentiable_edit
 from backfire.inpaint.targets import furthest_colour
-from backfire.perturb.edit_masks import squared
-from backfire.perturb.methods.base import Progress, Proposal, Task, in_order
+from backfire.perturb.edit_masks import masked_mse
+from backfire.perturb.methods.base import IterationProgress, Proposal, Task, in_fixed_order
 
 NOISE, RATE, BETAS, TINY = 0.01, 0.1, (0.5, 0.5), 1e-10
 HIDE_WEIGHT = 2.0
@@ -36,7 +36,7 @@ class Baseline:
         iterations: int,
         target: str,
         rng: np.random.Generator,
-        progress: Progress,
+        progress: IterationProgress,
     ) -> Proposal:
         """See `Method.run`. All regions of the crop are one mask, as the baseline knows one only."""
         plane = np.logical_or.reduce(list(task.regions))
@@ -46,29 +46,29 @@ class Baseline:
         )
         colour = furthest_colour(task.image).expand_as(task.image)
         noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)
-        change = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
-        adam = torch.optim.Adam([change], lr=RATE, betas=BETAS, eps=TINY)
-        heat = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
+        perturbation = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
+        adam = torch.optim.Adam([perturbation], lr=RATE, betas=BETAS, eps=TINY)
+        saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
 
-        def pull(surrogate: Editor) -> Tensor:
+        def gradient_of(surrogate: Editor) -> Tensor:
             with torch.no_grad():
-                clean = rehearsed(surrogate, task.image, ring)
+                clean = differentiable_edit(surrogate, task.image, ring)
             with torch.enable_grad():
-                picture = (task.image + change).clamp(0, 1)
-                loss = squared(surrogate.inpaint(picture, mask), colour, mask)
-                loss = loss + squared(surrogate.inpaint(picture, wider), colour, wider)
-                loss = loss + HIDE_WEIGHT * squared(surrogate.inpaint(picture, ring), clean, ring)
-            (gradient,) = torch.autograd.grad(loss, change)
+                picture = (task.image + perturbation).clamp(0, 1)
+                loss = masked_mse(surrogate.inpaint(picture, mask), colour, mask)
+                loss = loss + masked_mse(surrogate.inpaint(picture, wider), colour, wider)
+                loss = loss + HIDE_WEIGHT * masked_mse(surrogate.inpaint(picture, ring), clean, ring)
+            (gradient,) = torch.autograd.grad(loss, perturbation)
             return gradient
 
         for iteration in range(iterations):
             adam.zero_grad()
             for index, surrogate in enumerate(surrogates):
-                gradient = in_order(surrogate, rng, partial(pull, surrogate))
-                change.grad = gradient if change.grad is None else change.grad + gradient
-                heat[index] += gradient[0].abs().mean(dim=0) / iterations
+                gradient = in_fixed_order(surrogate, rng, partial(gradient_of, surrogate))
+                perturbation.grad = gradient if perturbation.grad is None else perturbation.grad + gradient
+                saliency[index] += gradient[0].abs().mean(dim=0) / iterations
             adam.step()
             with torch.no_grad():
-                change.copy_(task.project(change))
+                perturbation.copy_(task.project(perturbation))
             progress(iteration + 1, iterations)
-        return Proposal(change.detach(), tuple(heat), iterations)
+        return Proposal(perturbation.detach(), tuple(saliency), iterations)

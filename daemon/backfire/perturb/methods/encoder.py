@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from backfire.inpaint.base import Editor, Latent
-from backfire.perturb.descent import Descent
+from backfire.perturb.methods.iterative import IterativeMethod
 
 
-class Encoder(Descent):
+class Encoder(IterativeMethod):
     """See the module's docstring; satisfies `Method` for surrogates that are `Latent`."""
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from backfire.imaging import masks
 from backfire.inpaint.base import Denoiser, Editor
-from backfire.perturb.descent import Descent
-from backfire.perturb.edit_masks import INCOMPLETE, squared
+from backfire.perturb.edit_masks import INCOMPLETE, masked_mse
+from backfire.perturb.methods.iterative import IterativeMethod
 from backfire.types import Mask
 
 
-class FirstStep(Descent):
+class FirstStep(IterativeMethod):
     """See the module's docstring; satisfies `Method` for surrogates that are `Denoiser`."""
 
     draws = 4
@@ -39,4 +39,4 @@ class FirstStep(Descent):
 
     def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
         """As published, the norm itself: no clean prediction to compare with."""
-        return -squared(got, torch.zeros_like(got), cells)
+        return -masked_mse(got, torch.zeros_like(got), cells)

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from backfire.inpaint.base import Editor
 from backfire.perturb import edit_masks
-from backfire.perturb.descent import Descent
+from backfire.perturb.methods.iterative import IterativeMethod
 
 
-class Implant(Descent):
+class Implant(IterativeMethod):
     """See the module's docstring; satisfies `Method`."""
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:

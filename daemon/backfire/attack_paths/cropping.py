@@ -1,6 +1,7 @@
-"""Plain geometry on boxes and bool masks: crops around regions, and the masks of the edits.
+"""Crops around regions: which part of the picture is optimised as one, and where in it the budget may be
+used.
 
-Masks are H,W bool, True = repainted. Nothing here knows a model, a file or a tensor.
+Plain geometry on boxes and masks (H,W bool, True = protected); no model, no file, no tensor.
 """
 
 from __future__ import annotations
@@ -12,25 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backfire.imaging.masks import FADE, within
-from backfire.types import Box, EditPath, Mask, Region
-
-SHIFTS = (64, 200)
-"""Margins that an attacker's tool may cut around a region, in pixels."""
-RESIZED, LEAST = 512, 16
-"""The long side at which many editors take a picture, and the least side of a region to edit in it."""
+from backfire.types import Box, Mask, Region
 
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A part of the picture that is optimised and verified as one.
+    """A part of the picture that is optimised and verified as one, or that is handed to an editor.
 
     Attributes:
         box: its place in the upright picture.
         regions: the regions in it.
         size: (height, width) at which editors see it; smaller than the box where the box
             exceeds the working size.
-        neighbours: regions of other crops that reach into this one: an edit that touches them
-            is no benign one.
+        neighbours: regions of other crops that reach into this one; an edit that touches them is no
+            benign edit.
     """
 
     box: Box
@@ -44,15 +40,15 @@ class Crop:
         return self.size != (self.box.height, self.box.width)
 
     def masks(self) -> list[Mask]:
-        """Each region's mask at the working size; a region never vanishes by scaling."""
+        """Each region's mask at `size`; scaling never makes a region vanish."""
         return [self._plane(region, self.size) for region in self.regions]
 
     def protected(self) -> Mask:
-        """Everything protected in the crop, neighbours too, at the working size."""
+        """Everything protected in the crop, neighbours too, at `size`."""
         return self._together(self.size)
 
     def inside(self) -> Mask:
-        """Everything protected in the crop, neighbours too, on the crop's own pixels."""
+        """Everything protected in the crop, neighbours too, at the size of its box."""
         return self._together((self.box.height, self.box.width))
 
     def _together(self, size: tuple[int, int]) -> Mask:
@@ -62,7 +58,7 @@ class Crop:
         return together
 
     def _plane(self, region: Region, size: tuple[int, int]) -> Mask:
-        """The part of the region that lies in the crop, at a size; of the crop's pixels no plane is made."""
+        """The part of a region that lies in the crop, at a size. Needs no plane of a large crop's size."""
         plane = np.zeros(size, dtype=np.bool_)
         box, here = region.box, self.box
         left, top = max(box.left, here.left), max(box.top, here.top)
@@ -83,7 +79,7 @@ class Crop:
 
 
 def _landing(at: NDArray[np.intp], length: int, count: int) -> Iterator[NDArray[np.intp]]:
-    """Where pixels of an axis of `length` lie on one of `count`: each somewhere, and larger without gaps."""
+    """Where pixels of an axis of `length` lie on an axis of `count`: none gets lost, no gap appears."""
     first = at * count // length
     last = np.maximum((at + 1) * count // length - 1, first)
     for further in range(-(-count // length)):
@@ -95,8 +91,8 @@ def plan(
 ) -> list[Crop]:
     """The crops around regions, each region in exactly one.
 
-    Regions whose crops overlap share one, as long as it still fits `work` pixels a side: what
-    one optimisation writes, another would disturb.
+    Regions whose crops overlap share a crop as long as it fits `work` pixels a side, since crops that are
+    optimised one after the other disturb each other where they overlap.
 
     Args:
         margin: around a region, as editors crop (IOPaint: 128 px).
@@ -117,48 +113,23 @@ def plan(
     crops = []
     for box, members in groups:
         others = tuple(r for r in regions if r.box.overlaps(box) and all(r is not m for m in members))
-        crops.append(Crop(box, tuple(members), _working_size(box, work), others))
+        crops.append(Crop(box, tuple(members), working_size(box, work), others))
     return crops
 
 
-def other_paths(
-    region: Region, crop: Crop, height: int, width: int, rng: np.random.Generator
-) -> dict[EditPath, Crop]:
-    """How a region of a crop may reach an editor otherwise; none where it comes to the same.
-
-    * `shifted`: cut with margins of 64 to 200 px, drawn for each side, at the crop's scale;
-    * `resized`: the whole picture at a long side of 512 px at most, where the region is left at
-      least 16 px wide and high: less is no edit that anybody makes.
-    """
-    found: dict[EditPath, Crop] = {}
-    left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
-    box = Box(
-        max(region.box.left - left, 0),
-        max(region.box.top - top, 0),
-        min(region.box.right + right, width),
-        min(region.box.bottom + bottom, height),
-    )
-    down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
-    size = max(round(box.height * down), 8), max(round(box.width * across), 8)
-    found[EditPath.SHIFTED] = Crop(box, (region,), size)
-    whole, scale = Box(0, 0, width, height), min(RESIZED / max(height, width), 1)
-    if min(region.box.height, region.box.width) * scale >= LEAST:
-        found[EditPath.RESIZED] = Crop(whole, (region,), _working_size(whole, RESIZED))
-    return {path: one for path, one in found.items() if (one.box, one.size) != (crop.box, crop.size)}
-
-
-def _working_size(box: Box, work: int) -> tuple[int, int]:
+def working_size(box: Box, work: int) -> tuple[int, int]:
+    """(height, width) of a box at a longest side of at most `work` pixels."""
     scale = min(1.0, work / max(box.height, box.width))
     return max(round(box.height * scale), 8), max(round(box.width * scale), 8)
 
 
 def reached(crop: Crop, reach: int, share: float) -> np.ndarray:
-    """How much of the budget each pixel of a crop may use for how near it lies to a region; see `within`.
+    """The share of the budget that each pixel of a crop may use, by its distance to a region; see `within`.
 
     Args:
-        reach: up to how far from a region at least, in the picture's pixels.
-        share: how far at least, as a share of the region's shorter side: an edit of a large region takes
-            its context from further away.
+        reach: up to which distance all of it, in the picture's pixels.
+        share: the same as a share of the region's shorter side, where that is more: an edit of a large
+            region takes its context from further away.
 
     Returns:
         H,W float32 in [0,1] on the crop's own pixels.
@@ -167,23 +138,26 @@ def reached(crop: Crop, reach: int, share: float) -> np.ndarray:
     near = np.zeros((frame.height, frame.width), np.float32)
     for region in (*crop.regions, *crop.neighbours):
         own = max(reach, round(share * min(region.box.width, region.box.height)))
-        # Of the crop no more than the region reaches: it may have many regions, and be large.
+        # Only the part of the crop that the region reaches: a large crop may have many regions.
         box = region.box.grown(own + FADE, frame.right, frame.bottom)
         box = box._replace(left=max(box.left, frame.left), top=max(box.top, frame.top))
         if box.left < box.right and box.top < box.bottom:
             part = Crop(box, (region,), (box.height, box.width)).inside()
             rows = slice(box.top - frame.top, box.bottom - frame.top)
             columns = slice(box.left - frame.left, box.right - frame.left)
-            if part.any():  # of a neighbour no pixel may lie here
+            if part.any():  # a neighbour may have no pixel here
                 near[rows, columns] = np.maximum(near[rows, columns], within(part, own))
     return near
 
 
 def taper(box: Box, height: int, width: int, edge: int = FADE) -> np.ndarray:
-    """How much of the budget each pixel of a crop may use, H,W float32 in [0,1].
+    """The share of the budget that each pixel of a crop may use, by its distance to the crop's sides.
 
-    Fades to zero towards those sides of the crop that are not the picture's own, so that the
-    change has no visible rectangle.
+    Fades to zero within `edge` pixels of those sides that are not the picture's own, so that the
+    perturbation does not show as a rectangle.
+
+    Returns:
+        H,W float32 in [0,1].
     """
     columns, rows = np.arange(box.width, dtype=np.float32), np.arange(box.height, dtype=np.float32)
     fade = np.ones((box.height, box.width), dtype=np.float32)

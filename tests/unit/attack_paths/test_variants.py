@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from backfire.attack_paths import cuts, geometry
-from backfire.attack_paths.geometry import Crop
+from backfire.attack_paths import cropping, variants
+from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import crop_tensor
 from backfire.types import Box, Region, Rgb
 from scipy import ndimage
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 
 def planned(width: int, height: int, *boxes: Box, work: int = 768) -> list[Crop]:
     regions = [Region(box, "face", 1.0, "faces") for box in boxes]
-    return geometry.plan(regions, height, width, margin=128, work=work)
+    return cropping.plan(regions, height, width, margin=128, work=work)
 
 
 def drawn(crop: Crop, width: int, height: int, *robust_to: str) -> list[Crop]:
     rng = np.random.default_rng(0)
-    groups = cuts.cuts(crop.regions[0], crop, crop.regions, height, width, robust_to, rng)
+    groups = variants.for_optimiser(crop.regions[0], crop, crop.regions, height, width, robust_to, rng)
     assert all(groups)
     return [cut for group in groups for cut in group]
 
@@ -32,7 +32,7 @@ def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
     (crop,) = planned(1200, 900, Box(500, 400, 600, 480))
     assert drawn(crop, 1200, 900, "jpeg") == []
     paths = drawn(crop, 1200, 900, "paths")
-    assert len(paths) == cuts.SHIFTED + 1, "three cuts, and the whole picture once"
+    assert len(paths) == variants.SHIFTED + 1, "three cuts, and the whole picture once"
     assert sum(one.size == (384, 512) for one in paths) == 1
     sizes = [one.size[0] / one.box.height for one in drawn(crop, 1200, 900, "resize")]
     assert sizes[0] == pytest.approx(0.5, abs=0.01)
@@ -45,16 +45,18 @@ def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
 def test_cuts_at_the_own_scale_and_at_others_are_apart() -> None:
     (crop,) = planned(1200, 900, Box(500, 400, 600, 480))
     rng = np.random.default_rng(0)
-    moved, scaled = cuts.cuts(crop.regions[0], crop, crop.regions, 900, 1200, ("paths", "resize"), rng)
+    moved, scaled = variants.for_optimiser(
+        crop.regions[0], crop, crop.regions, 900, 1200, ("paths", "resize"), rng
+    )
     assert all(one.size == (one.box.height, one.box.width) for one in moved)
     assert all(one.size != (one.box.height, one.box.width) for one in scaled)
     (small,) = planned(180, 160, Box(60, 60, 100, 100))
-    assert cuts.cuts(small.regions[0], small, small.regions, 160, 180, ("paths",), rng) == []
+    assert variants.for_optimiser(small.regions[0], small, small.regions, 160, 180, ("paths",), rng) == []
 
 
 def test_a_large_picture_is_not_scaled_up_beyond_what_editors_are_given() -> None:
     (crop,) = planned(1600, 1600, Box(400, 400, 900, 900))
-    assert all(max(one.size) <= cuts.LARGEST for one in drawn(crop, 1600, 1600, "resize"))
+    assert all(max(one.size) <= variants.LARGEST for one in drawn(crop, 1600, 1600, "resize"))
     assert len(drawn(crop, 1600, 1600, "resize")) == 2
 
 
@@ -65,7 +67,7 @@ def test_a_region_scaled_up_has_no_holes(shape: str) -> None:
     disc = ((down - 39.5) / 40) ** 2 + ((across - 49.5) / 50) ** 2 <= 1
     mask = disc if shape == "disc" else np.ones((80, 100), dtype=np.bool_)
     region = Region(Box(200, 200, 300, 280), "face", 1.0, "faces", mask)
-    (crop,) = geometry.plan([region], 600, 600, margin=128, work=512)
+    (crop,) = cropping.plan([region], 600, 600, margin=128, work=512)
     for cut in drawn(crop, 600, 600, "paths", "resize"):
         (plane,) = cut.masks()
         scale = np.prod(cut.size) / (cut.box.height * cut.box.width)
@@ -77,7 +79,9 @@ def test_a_region_scaled_up_has_no_holes(shape: str) -> None:
 def test_benign_edits_keep_away_from_the_regions_of_other_crops() -> None:
     near, far = planned(1600, 600, Box(100, 100, 200, 200), Box(1300, 300, 1400, 400))
     everything = [*near.regions, *far.regions]
-    found = cuts.cuts(near.regions[0], near, everything, 600, 1600, ("paths",), np.random.default_rng(0))
+    found = variants.for_optimiser(
+        near.regions[0], near, everything, 600, 1600, ("paths",), np.random.default_rng(0)
+    )
     (whole,) = (one for group in found for one in group if one.box == Box(0, 0, 1600, 600))
     assert whole.masks()[0].sum() < 0.6 * whole.protected().sum()
 
@@ -87,12 +91,12 @@ def test_at_its_own_size_a_cut_takes_the_very_pixels(start: int, count: int) -> 
     """Beyond the axis there is no change."""
     axis = np.arange(1.0, 51.0)
     wide = np.pad(axis, 100)[100 + start : 100 + start + count]
-    assert cuts.resampling(start, start + count, count, 50) @ axis == pytest.approx(wide, abs=1e-5)
+    assert variants.resampling(start, start + count, count, 50) @ axis == pytest.approx(wide, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [13, 25, 40, 64, 90])
 def test_resampling_keeps_what_is_even_and_is_torchs_bilinear(count: int) -> None:
-    weights = cuts.resampling(0, 64, count, 64)
+    weights = variants.resampling(0, 64, count, 64)
     rng = np.random.default_rng(0)
     line = np.zeros(64, dtype=np.float32)
     line[16:48] = rng.standard_normal(32)
@@ -120,7 +124,7 @@ def test_a_change_lies_in_a_cut_where_the_published_picture_has_it(work: int) ->
     changed[crop.box.slices] += native[0].permute(1, 2, 0).numpy() * 255
     published: Rgb = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
     for cut in drawn(crop, 1100, 700, "paths", "resize"):
-        rows, columns = (torch.from_numpy(axis) for axis in cuts.placed(crop, cut))
+        rows, columns = (torch.from_numpy(axis) for axis in variants.placement(crop, cut))
         got = rows @ change @ columns.T
         clean = crop_tensor(rgb, cut, CPU)
         want = crop_tensor(published, cut, CPU) - clean
