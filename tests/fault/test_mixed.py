@@ -199,10 +199,10 @@ def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.Mo
     assert home.states() == ["archived"] * 8
 
 
-# Twins
+# Duplicates
 
 
-def test_a_result_that_cannot_be_published_holds_up_neither_twins_nor_strangers(
+def test_a_result_that_cannot_be_published_holds_up_neither_duplicates_nor_strangers(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
@@ -216,10 +216,10 @@ def test_a_result_that_cannot_be_published_holds_up_neither_twins_nor_strangers(
     monkeypatch.setattr(writing, "_create", refusing)
     drop(home, *(f"sub/{number}.png" for number in range(20)), content="the same")
     home.turn(5, 3)
-    drop(home, "twin.png", content="the same")
+    drop(home, "duplicate.png", content="the same")
     drop(home, "stranger.png")
     home.turn(5, 40)
-    assert set(home.files("archive")) == {"twin.png", "stranger.png"}
+    assert set(home.files("archive")) == {"duplicate.png", "stranger.png"}
 
 
 # Publishing

@@ -183,13 +183,13 @@ def test_what_is_written_together_happens_together_or_not_at_all(store: Store, p
     assert store.history(two.id)[-1] == Event(at=4.0, state=S.PUBLISHING, detail={})
 
 
-def test_a_twin_is_the_newest_published_job_of_the_same_key(store: Store) -> None:
+def test_the_latest_result_is_the_newest_published_job_of_the_same_key(store: Store) -> None:
     one, two, three = ready(store, b"1", b"2", b"3")
     for job, state in ((one, S.ARCHIVED), (two, S.PUBLISHED), (three, S.FAILED)):
         store.update(job.id, state, at=3.0, key="k", output_sha256="s" if job != three else None)
-    twin = store.latest_result("k")
-    assert twin is not None
-    assert twin.id == two.id
+    latest = store.latest_result("k")
+    assert latest is not None
+    assert latest.id == two.id
     assert store.latest_result("other") is None
 
 
