@@ -69,7 +69,7 @@ def commands() -> str:
         needed = [f"{o.opts[0]} {o.name.upper()}" for o in options if o.required]
         usage = [path, *map(_shown_argument, arguments), *needed, "[OPTIONS]"]
         lines += [f"## {path}", "", command.help or "", "", "```", " ".join(usage), "```", ""]
-        lines += ["| | |", "|---|---|"]
+        lines += ["| argument or option | meaning |", "|---|---|"]
         lines += [f"| `{_shown_argument(p)}` | {_cell(p.help or '')} |" for p in arguments]
         lines += [f"| {_names(p)} | {_cell(p.help or '')}{_default_of(p)} |" for p in options]
         lines += ["| `--help` | Show this message. |", ""]
@@ -112,7 +112,7 @@ def settings() -> str:
                 lines += [f"Default: `{setting.default}`", ""]
             continue
         if not table:
-            lines += ["| setting | default | |", "|---|---|---|"]
+            lines += ["| setting | default | meaning |", "|---|---|---|"]
             table = True
         values = f" Values: {setting.values}." if setting.values else ""
         lines.append(f"| `{setting.path}` | {_code(setting.default)} | {_cell(setting.text + values)} |")
@@ -122,7 +122,7 @@ def settings() -> str:
 def receipt() -> str:
     """The fields of a receipt from its JSON schema."""
     schema = json.loads((DOCS / "reference" / "receipt.schema.json").read_text())
-    lines = ["| field | type | |", "|---|---|---|"]
+    lines = ["| field | type | meaning |", "|---|---|---|"]
     for path, field, required in _fields(schema):
         when = "" if required else " *Not always there.*"
         lines.append(f"| `{path}` | {_type(field)} | {_cell(field.get('description', ''))}{when} |")
