@@ -14,7 +14,7 @@ from backfire.imaging import containers
 from backfire.imaging.metadata import EXTENDED_XMP, PNG_COLOUR, UUID_EXIF, UUID_XMP, Metadata, Part
 
 SEGMENT = 65_533
-"""What one JPEG segment holds."""
+"""The most bytes in one JPEG segment."""
 
 ICC_PIECE = SEGMENT - 14
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
@@ -22,12 +22,13 @@ PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
 
 
 def jpeg(about: Metadata, *, same: bool) -> bytes:
-    """The segments to stand at the start of a JPEG.
+    """The metadata segments for the start of a JPEG.
 
-    EXIF too long for a segment is reduced to the orientation, an XMP packet too long for one is left out.
+    EXIF that is too long for a segment is reduced to the orientation; an XMP packet that is too long is left
+    out.
 
     Args:
-        same: whether the metadata's own parts come from a JPEG.
+        same: whether the metadata came from a JPEG too, so that its further segments can be kept.
     """
     exif = about.exif_block()
     if exif is not None and len(exif) > SEGMENT:
@@ -59,7 +60,7 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
 
 
 def png(data: bytes, about: Metadata, *, same: bool) -> bytes:
-    """A written PNG with the metadata's chunks before its pixels."""
+    """An encoded PNG with the metadata's chunks inserted before its pixels."""
     parts = about.parts if same else ()
     first = [part for part in parts if part[0] in PNG_COLOUR]
     later = [part for part in parts if part[0] not in PNG_COLOUR]
@@ -80,7 +81,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
-    """A written JP2 with the profile in its header and the other blocks before its codestream."""
+    """An encoded JP2 with the profile in its header and the other blocks before its codestream."""
     parts = about.parts if same else ()
     boxes: list[Part] = []
     for kind, body in containers.boxes(data):
@@ -97,7 +98,8 @@ def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
 def _jp2_header(body: bytes, about: Metadata, parts: Iterable[Part]) -> bytes:
     boxes = [(kind, bytes(inner)) for kind, inner in containers.boxes(body)]
     if about.icc is not None:
-        # Method 2 holds a restricted profile; readers take any from it, and look for no other method.
+        # Method 2 is for restricted profiles, but readers take any profile from it and look for no other
+        # method.
         boxes = [(kind, b"\2\0\0" + about.icc if kind == b"colr" else inner) for kind, inner in boxes]
     return _boxed(boxes + [part for part in parts if part[0] == b"res "])
 

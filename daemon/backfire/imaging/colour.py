@@ -1,12 +1,13 @@
-"""What stored samples look like, and how a change of the look goes back into them.
+"""The sRGB colours of stored samples, and how a change of these colours is carried back into the samples.
 
-Editors and detectors see sRGB. A profile's *forward* transform is all that is used: many profiles
-(cameras, scanners) have no way back, and a way back through a table would re-separate CMYK and move
-pixels that nobody touched. Instead a wanted change of colour is divided by the transform's slope at
-each pixel, so an untouched pixel keeps its very bits, out of sRGB's gamut too. Black ink stays.
+Editors and detectors work in sRGB. Only the *forward* transform of a profile is used: many profiles of
+cameras and scanners have no inverse, and an inverse through a table would separate CMYK anew and move pixels
+that were not changed. Instead, the wanted change of a colour is divided by the slope of the transform at each
+pixel. A pixel without a change therefore keeps its exact value, also out of the sRGB gamut. Black ink is
+never changed.
 
-The transform works on 8-bit values (littlecms through Pillow); of 16-bit samples it sees the upper
-half, and the change is added to the whole.
+The transform (littlecms through Pillow) works on 8-bit values. Of 16-bit samples it takes the upper half, and
+the change is added to the full value.
 """
 
 from __future__ import annotations
@@ -27,42 +28,43 @@ Look = Callable[[NDArray[np.uint8]], Rgb]
 
 MODES = {1: ("L", "GRAY"), 3: ("RGB", "RGB "), 4: ("CMYK", "CMYK")}
 ROWS = 256
-"""Rows worked at a time: what a hundred megapixels may not cost is a float copy."""
+"""The rows that are computed at a time, because a float copy of a hundred megapixels is too large."""
 
 PIECE = 1 << 20
-"""Values rescaled at a time, for the same reason."""
+"""The values that are rescaled at a time, for the same reason."""
 
 STEP = 8
-"""Levels to either side over which a slope is taken: one level would drown in rounding."""
+"""The levels to either side over which a slope is measured; over one level it would be mostly rounding."""
 
 DAMPING = 0.05
-"""Keeps a pixel whose colour hardly answers (out of gamut, under black ink) from being pushed hard."""
+"""Limits the step of a pixel whose colour hardly depends on its samples (out of gamut, or under black
+ink)."""
 
 SHRINK, ROUNDS = 0.7, 6
 
 
 def eight(samples: Samples) -> NDArray[np.uint8]:
-    """Samples as 8-bit levels; a view where they are."""
+    """Samples as 8-bit levels; a view if they have 8 bits already."""
     if samples.dtype == np.uint8:
         return samples.view(np.uint8)
-    # (s + 128) // 257 without leaving 16 bits: 65535 has no room for the 128.
+    # This equals (s + 128) // 257 without an overflow of 16 bits.
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def widened(values: Samples, depth: int) -> Samples:
-    """Values of `depth` bits on the full scale of their type; those of 9 to 15 bits on that of 16."""
+    """Values of `depth` bits scaled to the full range of their type; 9 to 15 bits to the range of 16."""
     return values if depth in (8, 16) else _scaled(values, (1 << depth) - 1, 65535)
 
 
 def narrowed(samples: Samples, depth: int) -> Samples:
-    """The inverse of `widened`: values of `depth` bits; rounded where the samples have more."""
+    """The inverse of `widened`: values of `depth` bits, rounded if the samples have more."""
     if depth == 8:
         return eight(samples)
     return samples if depth == 16 else _scaled(samples, 65535, (1 << depth) - 1)
 
 
 def _scaled(values: Samples, old: int, new: int) -> Samples:
-    """Whole numbers up to `old` on the scale up to `new`, rounded to the nearest."""
+    """Whole numbers in 0..`old` scaled to 0..`new`, rounded to the nearest."""
     result = np.empty(values.shape, np.uint16)
     some = max(1, PIECE * len(values) // max(1, values.size))
     for top in range(0, len(values), some):
@@ -71,15 +73,15 @@ def _scaled(values: Samples, old: int, new: int) -> Samples:
 
 
 def unit(samples: Samples) -> int:
-    """What one level of 255 is in the samples' own steps."""
+    """One level of 255 in steps of the samples' type."""
     return 257 if samples.dtype == np.uint16 else 1
 
 
 def look_of(icc: bytes | None, channels: int) -> Look | None:
-    """How samples under a profile look; None where they are sRGB as they stand.
+    """The function from samples under a profile to sRGB; None if the samples are sRGB already.
 
-    A profile that is broken or meant for other samples is ignored, as viewers do. CMYK without a
-    usable profile looks as Pillow's plain formula says.
+    A profile that is broken or meant for other samples is ignored, as viewers do. CMYK without a usable
+    profile is converted by Pillow's simple formula.
     """
     mode, space = MODES[channels]
     try:
@@ -105,7 +107,7 @@ def look_of(icc: bytes | None, channels: int) -> Look | None:
 
 
 def seen(samples: Samples, look: Look | None) -> Rgb:
-    """H,W,3 uint8 sRGB of H,W,C stored samples; the samples themselves where nothing is to do."""
+    """H,W,3 uint8 sRGB of H,W,C stored samples; the samples themselves if they are sRGB already."""
     if look is None:
         plain = eight(samples)
         return np.ascontiguousarray(plain.repeat(3, axis=2) if plain.shape[2] == 1 else plain)
@@ -118,12 +120,13 @@ def seen(samples: Samples, look: Look | None) -> Rgb:
 def carried(
     samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels: int, depth: int = 0
 ) -> Samples:
-    """Samples that look like `after` where it differs from `before`, and are unchanged elsewhere.
+    """Samples that look like `after` wherever it differs from `before`, and are unchanged elsewhere.
 
     Args:
-        samples: H,W,C, not mutated; they look like `before`.
-        levels: bound on the change of every sample, and of every colour seen, in levels of 255.
-        depth: bits that the samples are stored with, on the full scale of their type; 0: all of them.
+        samples: H,W,C, not mutated; their colours are `before`.
+        levels: the bound on the change of every sample and of every sRGB value, in levels of 255.
+        depth: the bits with which the samples, scaled to the full range of their type, are stored; 0 means
+            all.
     """
     depth = depth or samples.dtype.itemsize * 8
     result = samples.copy()
@@ -140,9 +143,9 @@ def carried(
 def _answer(
     samples: Samples, wanted: NDArray[np.float32], look: Look | None, levels: int, depth: int
 ) -> Samples:
-    """N,C samples moved by what N,3 levels of sRGB ask for."""
+    """N,C samples changed so that their colours change by N,3 levels of sRGB."""
     if samples.shape[1] == 1:
-        # Rec. 601 luma, as everywhere in Pillow: a grey picture gets the luminance of the change.
+        # A grey picture gets the luma of the change (Rec. 601, as in Pillow).
         wanted = (wanted @ np.array([0.299, 0.587, 0.114], np.float32))[:, None]
     if look is None:
         return _moved(samples, np.rint(wanted), levels, depth)
@@ -160,7 +163,7 @@ def _answer(
 
 
 def _moved(samples: Samples, change: NDArray[Any], levels: int, depth: int) -> Samples:
-    """Samples moved by levels of 255, in whole steps of the depth that they are stored with."""
+    """Samples changed by levels of 255, in whole steps of the depth with which they are stored."""
     full = (1 << depth) - 1
     steps = np.clip(np.rint(change * (full / 255)), -(levels * full // 255), levels * full // 255)
     values = narrowed(samples, depth).astype(np.int32)
@@ -169,7 +172,7 @@ def _moved(samples: Samples, change: NDArray[Any], levels: int, depth: int) -> S
 
 
 def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """N,3,3 (or N,1,1 for grey): levels of sRGB per level of each sample; black ink is left out."""
+    """N,3,3 (N,1,1 for grey): levels of sRGB per level of each sample, without black ink."""
     channels = min(here.shape[1], 3)
     columns = []
     for channel in range(channels):
@@ -182,7 +185,7 @@ def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _solved(slopes: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The least change that gives what is wanted, damped (Levenberg-Marquardt's step)."""
+    """The least change of the samples for the wanted change of colour, damped as in Levenberg-Marquardt."""
     transposed = slopes.transpose(0, 2, 1)
     square = slopes @ transposed + DAMPING**2 * np.eye(slopes.shape[1], dtype=np.float32)
     answer: NDArray[np.float32] = (transposed @ np.linalg.solve(square, wanted[..., None]))[..., 0]
@@ -190,7 +193,7 @@ def _solved(slopes: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray
 
 
 def _row(look: Look, samples: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """A list of samples seen: N,C -> N,3 (N,1 for grey)."""
+    """The colours of a list of samples: N,C -> N,3 (N,1 for grey)."""
     colours: NDArray[np.int16] = look(np.ascontiguousarray(samples[None]))[0].astype(np.int16)
     return colours[:, :1] if samples.shape[1] == 1 else colours
 

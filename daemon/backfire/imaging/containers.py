@@ -48,7 +48,7 @@ OTHERS = {
     b"MZ": "a program",
     b"\x7fELF": "a program",
 }
-WAYS_OUT = {
+REMEDIES = {
     RAW: "develop it to JPEG or 16-bit TIFF",
     "a Photoshop document": "save a copy as TIFF (8 or 16 bits) or PNG",
 }
@@ -65,8 +65,8 @@ def sniff(data: bytes, name: str) -> str:
     `AVIF`, `JPEG2000`, `BMP` or `GIF`.
 
     Raises:
-        InputError: EMPTY, TRUNCATED (nothing but zeros, or a signature cut short) or
-            UNSUPPORTED, naming what it is instead.
+        InputError: EMPTY, TRUNCATED (it is all zeros, or its signature is incomplete) or UNSUPPORTED, which
+            says what it is instead.
     """
     if not data:
         raise InputError(Code.EMPTY, f"{name}: is empty, expected a picture; copy it again")
@@ -82,8 +82,8 @@ def sniff(data: bytes, name: str) -> str:
     suffix = PurePath(name).suffix.lower()
     says = f"says {suffix}, is" if suffix in itertools.chain(*EXTENSIONS.values()) else "is"
     what = _guess(data)
-    way_out = WAYS_OUT.get(what, "export it as one of these")
-    raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {way_out}")
+    remedy = REMEDIES.get(what, "export it as one of these")
+    raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {remedy}")
 
 
 def is_complete(data: bytes, kind: str) -> bool:
@@ -107,7 +107,7 @@ def is_complete(data: bytes, kind: str) -> bool:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and body of each whole chunk of a PNG."""
+    """The type and body of each complete chunk of a PNG."""
     view, at = memoryview(data), 8
     while at + 12 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -118,7 +118,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Marker (its second byte) and body of each segment of a JPEG before its pixels."""
+    """The marker (its second byte) and body of each segment of a JPEG before its pixels."""
     view, at = memoryview(data), 2
     while marker := _MARKER.match(data, at):
         at = marker.end()
@@ -130,7 +130,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and body of each box of an ISO media or JPEG 2000 file; one cut short ends with kind `b""`."""
+    """The type and body of each box of an ISO media or JPEG 2000 file.
+
+    An incomplete box ends the sequence with the type `b""`.
+    """
     view, at = memoryview(data), start
     while at + 8 <= len(data):
         size, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
@@ -146,7 +149,7 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
 
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
-"""A marker that is neither a stuffed byte, nor a restart, nor fill."""
+"""A marker that is neither a stuffed byte nor a restart marker nor a fill byte."""
 
 
 def _jpeg_ends(data: bytes) -> bool:

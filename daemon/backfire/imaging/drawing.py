@@ -12,16 +12,16 @@ from backfire.imaging.masks import dilated
 from backfire.types import Box, Mask, Region, Rgb
 
 WIDE, TALL = 1200, 900
-"""The largest a picture is shown, in pixels."""
+"""The largest size of a drawn picture, in pixels."""
 
 GAP, CAPTION = 12, 30
 INK, PAPER = (32, 32, 32), (250, 250, 248)
 COLOURS = ((220, 38, 38), (37, 99, 235), (22, 163, 74), (202, 92, 4), (147, 51, 234), (8, 145, 178))
-"""One a detector, in the order in which they first appear."""
+"""The colours of the detectors, in the order in which they first appear."""
 
 
 def drawn(image: Rgb, regions: Sequence[Region]) -> Rgb:
-    """A picture at the sheet's size, its regions' shapes outlined, tinted and named."""
+    """A picture at the sheet's size with its regions outlined, tinted and labelled."""
     scale = min(1.0, WIDE / image.shape[1], TALL / image.shape[0])
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
     canvas = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
@@ -46,7 +46,7 @@ def drawn(image: Rgb, regions: Sequence[Region]) -> Rgb:
 
 
 def _shape(region: Region, scale: float, size: tuple[int, int]) -> Mask:
-    """A region as a plane of the drawn picture's size (width, height); never less than a pixel."""
+    """The mask of a region at the drawn picture's size (width, height), with at least one pixel."""
     left, top = (min(int(edge * scale), side - 1) for edge, side in zip(region.box[:2], size, strict=True))
     right, bottom = (max(round(region.box[2 + i] * scale), (left, top)[i] + 1) for i in (0, 1))
     plane = np.zeros(size[::-1], dtype=np.bool_)
@@ -78,7 +78,7 @@ def _placed(
 
 
 def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
-    """Drawn pictures under their captions, side by side where there is room, as a file of Pillow's `kind`."""
+    """Drawn pictures with captions, side by side where they fit, as a file in Pillow's format `kind`."""
     lines: list[list[tuple[str, Rgb]]] = []
     for page in pages:
         if lines and sum(_wide(one) for one in [*lines[-1], page]) <= WIDE + GAP:
@@ -102,7 +102,7 @@ def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
 
 
 def _wide(page: tuple[str, Rgb]) -> int:
-    """The pixels across that a picture and its caption take, with the gap behind them."""
+    """The width of a picture with its caption and the gap after it, in pixels."""
     caption, picture = page
     return max(int(picture.shape[1]), round(_font(18).getlength(caption))) + GAP
 

@@ -16,10 +16,10 @@ from backfire.imaging.writers import Sheet
 from backfire.types import EXTENSIONS, Rgb
 
 KINDS = {name: {"heic": "HEIF"}.get(name, name.upper()) for name in EXTENSIONS}
-"""What Pillow calls each format of the settings."""
+"""By format in the settings: Pillow's name."""
 
 DEPTHS = {"PNG": {16}, "TIFF": {16}, "JPEG2000": {*range(9, 17)}, "HEIF": {10, 12}, "AVIF": {10, 12}}
-"""Bits a sample, beyond 8, that a format is written with."""
+"""By format: the bits per sample, beyond 8, with which it can be written."""
 
 LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "HEIF": 16_384, "AVIF": 65_536}
 INK = frozenset({"JPEG", "TIFF"})
@@ -38,7 +38,7 @@ class Encoded:
     Attributes:
         data: its bytes.
         extension: with the dot, e.g. `.jpg`.
-        how: for the receipt, e.g. `JPEG quality 100 4:4:4 RGB`.
+        how: how it was encoded, for the receipt, e.g. `JPEG quality 100 4:4:4 RGB`.
     """
 
     data: bytes
@@ -55,14 +55,14 @@ def encode(
     metadata: str = "keep",
     jpeg: str = "strong",
 ) -> Encoded:
-    """Write changed pixels as a file like the one the picture came from.
+    """Encode changed pixels as a file like the original.
 
-    The change is carried into the picture's own samples: its colour space, its depth, its low
-    bits. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels stay
-    within `levels` of the picture wherever that is possible, which the caller measures. Grey stays grey
-    (WebP has none), CMYK stays CMYK (JPEG and TIFF; sRGB elsewhere), 16 bits stay 16 (PNG, TIFF and
-    JPEG 2000; 8 elsewhere). Palettes become RGB or RGBA. Pixels are stored under the orientation
-    they had. What a format cannot hold is written as PNG, and `how` says so.
+    The change is applied to the picture's own samples, so its colour space, its depth and its low bits are
+    kept. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels stay
+    within `levels` of the picture where that is possible, which the caller measures. Grey stays grey (except
+    in WebP), CMYK stays CMYK (in JPEG and TIFF, otherwise sRGB), and 16 bits stay 16 (in PNG, TIFF and JPEG
+    2000, otherwise 8). Palettes become RGB or RGBA. Pixels are stored in the orientation they had. If the
+    format cannot hold the picture, it is written as PNG, and `how` says so.
 
     Args:
         picture: the original.
@@ -70,10 +70,10 @@ def encode(
         levels: the bound on every sample and every colour, in levels of 255.
         format: `same`, `png`, `jpeg`, `tiff`, `webp`, `heic`, `avif`, `jpeg2000` or `bmp`.
         metadata: `keep`, `strip-gps` or `strip-all`.
-        jpeg: `strong`, or `small`: into a JPEG with halved chroma goes the luminance of the change alone.
+        jpeg: `strong`, or `small`, with which a JPEG with halved chroma gets only the luma of the change.
 
     Raises:
-        ValueError: `rgb` is not of the picture's shape and type, or an unknown word.
+        ValueError: `rgb` has not the picture's shape and type, or an option is unknown.
     """
     if rgb.shape != picture.rgb.shape or rgb.dtype != np.uint8:
         raise ValueError(f"rgb: got {rgb.dtype} {rgb.shape}, expected uint8 {picture.rgb.shape}")
@@ -129,7 +129,7 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
     turn = 1 if kind in STORED_UPRIGHT else picture.orientation
     channels = picture.samples.shape[2]
     if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
-        # Not every profile of grey is one for colour, and none of ink is.
+        # A profile of grey need not suit colour, and a profile of CMYK never does.
         wanted: Samples = rgb if channels == 4 or picture.look is not None else _grey(picture, rgb)
         original: Samples = picture.rgb
         is_srgb = channels == 4 or picture.look is not None
@@ -152,9 +152,10 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
 
 
 def _depth(picture: Picture, kind: str) -> int:
-    """Bits a sample to write: the picture's own where the format has them, 16 where it has those, else 8.
+    """The bits per sample to write: the picture's own if the format has them, otherwise 16 if it can,
+    otherwise 8.
 
-    Others in between would be rounded, and a picture of the full budget would leave it.
+    Other depths in between would round the samples, and a change of the full budget would exceed it.
     """
     depths = DEPTHS.get(kind, set()) if picture.depth > 8 else set()
     return picture.depth if picture.depth in depths else 16 if 16 in depths else 8
@@ -167,7 +168,7 @@ def _grey(picture: Picture, rgb: Rgb) -> Rgb:
 
 
 def _hurdle(picture: Picture, kind: str) -> str | None:
-    """Why the format cannot hold the picture."""
+    """Why the format cannot hold the picture; None if it can."""
     if kind == "GIF":
         return "GIF holds no more than 256 colours"
     if kind == "HEIF" and not heif_ready():

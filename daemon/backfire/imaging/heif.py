@@ -9,8 +9,9 @@ import numpy as np
 from backfire.imaging.colour import Samples
 
 SLICE, MOST_SLICES = 8_000_000, 10
-"""Bytes of samples that are coded together: libde265 read pieces of 15 MB, not of 20, and noise grows. From
-some 15 slices on x265 4.3 wrote beyond its own memory; 12 were tried with malloc's checks on."""
+"""The bytes of samples in one slice, and the most slices. libde265 could read slices of 15 MB but not of 20,
+and noise makes them larger. With 15 slices or more x265 4.3 wrote beyond its memory; 12 were tested with
+malloc's checks."""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -26,14 +27,16 @@ def heif_ready() -> bool:
 
 
 def values(data: bytes) -> Samples:
-    """H,W or H,W,C of the primary picture with as many bits as stored; Pillow's plugin rounds them to 8."""
+    """The samples H,W or H,W,C of the primary picture at their stored depth; Pillow's plugin rounds them to 8
+    bits.
+    """
     from pillow_heif import open_heif
 
     return np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False))
 
 
 def slices_of(size: int) -> int:
-    """In how many pieces so many bytes of samples are coded."""
+    """The number of slices for that many bytes of samples."""
     return min(-(-size // SLICE), MOST_SLICES)
 
 
@@ -49,10 +52,10 @@ def written(
     """A lossless HEIC without chroma subsampling.
 
     Args:
-        bands: H,W,C upright, of 8 bits or on the full scale of 16.
+        bands: H,W,C upright, of 8 bits or scaled to the full range of 16.
         depth: 8, 10 or 12 bits to write.
         cicp: colour primaries and transfer by number (H.273).
-        exif: an EXIF block, and `xmp` a packet, that turn nothing: the encoder would.
+        exif, xmp: an EXIF block and an XMP packet without a rotation, which the encoder would apply.
     """
     from pillow_heif import encode
 
@@ -69,7 +72,7 @@ def written(
         bit_depth=depth,
         color_primaries=cicp[0],
         transfer_characteristics=cicp[1],
-        matrix_coefficients=0,  # the identity: YCbCr of the same depth would round the change
+        matrix_coefficients=0,  # identity, because YCbCr of the same depth would round the change
         full_range_flag=1,
         enc_params={"x265:slices": str(slices)} if slices > 1 else {},
         **{key: value for key, value in told.items() if value is not None},

@@ -27,29 +27,26 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-"""EXIF orientation → how stored pixels become upright: swap the axes, then flip rows, columns."""
+"""By EXIF orientation: whether to swap the axes, then flip the rows, then flip the columns, to get upright
+pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture and all that its file needs to be written again.
+    """A decoded picture, and all that is needed to write it as a file of the same kind.
 
     Attributes:
-        rgb: H,W,3 uint8 sRGB, upright: what detectors and editors see; grey pictures have three
-            equal channels.
-        samples: H,W,C uint8 or uint16, upright, as stored: grey, RGB or CMYK (255 = full ink), in
-            the colours of the file's own profile; more than 8 bits on the full scale of 16.
-        format: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
-        mode: the stored mode in Pillow's words: L, LA, RGB, RGBA, CMYK, P, PA.
-        alpha: H,W of the samples' type, upright, full scale = opaque; None without transparency.
-        depth: bits a sample as stored, 8 to 16.
-        look: how `samples` become `rgb`; None where they are sRGB as they stand.
-        metadata: EXIF, profile, XMP, IPTC, text, resolution, without what shows the picture unprotected.
-        compression: of a TIFF, in Pillow's words; of a JPEG 2000 `jp2` or `j2k`; of a JPEG
-            `progressive` or None.
-        jpeg: the whole file if it is a JPEG, since it is written again from its planes.
-        big: whether it came as BigTIFF.
-        frames: pages or frames the file held; this is the first.
+        rgb: H,W,3 uint8 sRGB, upright, for detectors and editors; grey pictures have three equal channels.
+        samples: H,W,C uint8 or uint16, upright, as stored: grey, RGB or CMYK (255 = full ink) in the colour
+            space of the file's own profile; more than 8 bits are scaled to the full range of 16. format:
+            `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`. mode: the stored mode
+            by Pillow's name: L, LA, RGB, RGBA, CMYK, P, PA. alpha: H,W of the samples' type, upright, full
+            scale = opaque; None without transparency. depth: the bits per sample as stored, 8 to 16. look:
+            the function from `samples` to `rgb`; None if the samples are sRGB already. metadata: EXIF,
+            profile, XMP, IPTC, text and resolution, without what shows the unprotected picture. compression:
+            of a TIFF by Pillow's name; of a JPEG 2000 `jp2` or `j2k`; of a JPEG `progressive` or None. jpeg:
+            the whole file if it is a JPEG, since it is written again from its planes. big: whether the file
+            is a BigTIFF. frames: the pages or frames in the file, of which this is the first.
     """
 
     rgb: Rgb
@@ -67,23 +64,23 @@ class Picture:
 
     @property
     def grey(self) -> bool:
-        """Whether it is stored without colour, and will be again."""
+        """Whether it is stored without colour, and will be written so."""
         return bool(self.samples.shape[2] == 1)
 
     @property
     def orientation(self) -> int:
-        """1..8 as in EXIF: how the stored pixels are turned."""
+        """The EXIF orientation of the stored pixels, 1..8."""
         return self.metadata.orientation
 
 
 def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -> Picture:
-    """A picture from the bytes of a file.
+    """Decode a picture from the bytes of a file.
 
-    Of a JPEG with further pictures behind it (MPO: depth or gain maps, previews) the first is
-    taken. Palette pictures and colour keys come out as RGB, with alpha where they have any.
+    Of a JPEG with further pictures behind it (MPO: depth maps, gain maps, previews) the first is taken.
+    Palettes and colour keys become RGB, with alpha if they have transparency.
 
     Args:
-        frames: `refuse` or `first`: what of a file with several pages or frames is taken.
+        frames: `refuse` or `first`: what to do with a file of several pages or frames.
 
     Raises:
         InputError: EMPTY, TRUNCATED, TOO_LARGE (more than `max_pixels`), UNSUPPORTED (another
@@ -92,7 +89,7 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
     """
     kind, raw = readers.read(data, name=name, max_pixels=max_pixels, frames=frames)
     if raw.mode == "1":
-        what = "has one bit a pixel, which leaves no room for a small change"
+        what = "has one bit per pixel, which leaves no room for a small change"
         raise refusals.unsupported(name, what, "save it as 8-bit grey")
     bands = raw.bands if raw.turned else np.ascontiguousarray(upright(raw.bands, raw.about.orientation))
     samples = np.ascontiguousarray(bands[..., :-1]) if raw.alpha else bands
@@ -119,7 +116,7 @@ def decode_painting(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.ui
     The caller decides what is marked by it.
 
     Raises:
-        InputError: MASK_UNREADABLE, whatever is wrong with it.
+        InputError: MASK_UNREADABLE, for any reason.
     """
     try:
         # A mask's values are data and no colours, so that its profile is ignored.
@@ -143,10 +140,11 @@ def max_change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 
 def largest_change(picture: Picture, other: Picture) -> int:
-    """The largest difference of two pictures' own samples and of their alpha.
+    """The largest difference between two pictures' samples, and between their alpha, in levels of 255,
+    rounded up.
 
-    In levels of 255, rounded up. Samples of different depth are compared at 8 bits; pictures stored
-    in different colours by what they look like. Without alpha a picture is opaque.
+    Samples of different depths are compared at 8 bits, and pictures of different colour spaces by their sRGB.
+    A picture without alpha counts as opaque.
     """
     same = picture.samples.shape == other.samples.shape
     pair = (picture.samples, other.samples) if same else (picture.rgb, other.rgb)
@@ -154,7 +152,7 @@ def largest_change(picture: Picture, other: Picture) -> int:
 
 
 def _levels_between(a: Samples | None, b: Samples | None) -> int:
-    """The largest difference of two planes; one that is missing is at its full scale."""
+    """The largest difference of two planes; a missing plane counts as opaque."""
     if a is None or b is None:
         there = a if b is None else b
         return 0 if there is None else -(-int(np.iinfo(there.dtype).max - there.min()) // colour.unit(there))
@@ -168,21 +166,23 @@ def _levels_between(a: Samples | None, b: Samples | None) -> int:
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two equally shaped uint8 pictures in dB; inf where they are equal."""
+    """The peak signal-to-noise ratio of two equally shaped uint8 pictures in dB; infinite if they are
+    equal.
+    """
     difference = _difference(a, b)
     squares = int(np.multiply(difference, difference, dtype=np.uint16).sum(dtype=np.uint64))
     return 10 * math.log10(255**2 * difference.size / squares) if squares else math.inf
 
 
 def stored(pixels: NDArray[Scalar], orientation: int) -> NDArray[Scalar]:
-    """Upright pixels as the file stores them under an orientation; the inverse of decoding."""
+    """Upright pixels in the stored orientation of a file; the inverse of `upright`."""
     swap, up, left = TURNS[orientation]
     flipped = pixels[:: -1 if up else 1, :: -1 if left else 1]
     return np.ascontiguousarray(flipped.swapaxes(0, 1) if swap else flipped)
 
 
 def upright(pixels: NDArray[Scalar], orientation: int) -> NDArray[Scalar]:
-    """Stored pixels upright; a view."""
+    """Stored pixels turned upright; a view."""
     swap, up, left = TURNS[orientation]
     turned = pixels.swapaxes(0, 1) if swap else pixels
     return turned[:: -1 if up else 1, :: -1 if left else 1]

@@ -1,4 +1,4 @@
-"""HEIF and AVIF files as the items they hold: pictures, tags, what is said of each, and where it lies.
+"""The items of HEIF and AVIF files (pictures and metadata), their properties and their places in the file.
 
 Sources: ISO/IEC 14496-12 (the boxes), 23008-12 (HEIF), 23000-22 (MIAF).
 """
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from backfire.imaging import containers
 
 TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
-"""EXIF orientation -> quarter turns to the left, then the mirror: 0 exchanges top and bottom, 1 the sides."""
+"""By EXIF orientation: the quarter turns to the left, then the mirror: 0 swaps top and bottom, 1 left and
+right."""
 
 ORIENTATIONS = {
     (0, None): 1, (0, 0): 4, (0, 1): 2, (1, None): 8, (1, 0): 5, (1, 1): 7,
     (2, None): 3, (2, 0): 2, (2, 1): 4, (3, None): 6, (3, 0): 7, (3, 1): 5,
 }  # fmt: skip
-"""The way back, from every pair that a file may hold."""
+"""By quarter turns and mirror: the EXIF orientation, for every pair that a file may hold."""
 
 MOST_ITEMS = 10_000
 ESSENTIAL = frozenset({b"av1C", b"hvcC", b"irot", b"imir", b"clap"})
@@ -31,10 +32,10 @@ class Item:
     """One item.
 
     Attributes:
-        kind: `av01`, `hvc1`, `grid`, `Exif`, `mime` and others.
-        properties: kind and body of the boxes that describe it, in order.
-        parts: of its payload, as they lie in the file.
-        content_type: of a `mime` item.
+        kind: its type: `av01`, `hvc1`, `grid`, `Exif`, `mime` and others.
+        properties: the type and body of each box that describes it, in order.
+        parts: the parts of its payload in the file.
+        content_type: the media type of a `mime` item.
     """
 
     kind: bytes
@@ -48,9 +49,10 @@ class Items:
     """The items of a file by number.
 
     Attributes:
-        primary: the number of the picture that is shown.
-        references: kind, from which item, to which items: `dimg` to the tiles of a grid, `auxl`
-            from an alpha plane to its picture, `cdsc` from tags to what they describe.
+        primary: the number of the primary picture.
+        references: the type of each reference, its source item and its target items: `dimg` leads to the
+            tiles of a grid, `auxl` from an alpha plane to its picture, `cdsc` from metadata to what they
+            describe.
     """
 
     primary: int
@@ -58,11 +60,11 @@ class Items:
     references: tuple[tuple[bytes, int, tuple[int, ...]], ...] = field(default=())
 
     def payload(self, number: int) -> bytes:
-        """An item's bytes."""
+        """The bytes of an item."""
         return b"".join(self.items[number].parts)
 
     def shown(self) -> Iterator[Item]:
-        """The primary item, and the tiles it is made of."""
+        """The primary item, and the tiles of which it consists."""
         yield self.items[self.primary]
         for kind, source, targets in self.references:
             if kind == b"dimg" and source == self.primary:
@@ -70,13 +72,15 @@ class Items:
 
     @property
     def orientation(self) -> int:
-        """How the picture shown is stored, 1..8 as in EXIF; by the container, not the tag, as readers do."""
+        """The EXIF orientation, 1..8, of the primary picture by its container; readers ignore its EXIF
+        tag.
+        """
         found = {kind: body[0] for kind, body in self.items[self.primary].properties if body}
         turn, mirror = found.get(b"irot", 0) & 3, found.get(b"imir")
         return ORIENTATIONS[turn, None if mirror is None else mirror & 1]
 
     def of_kind(self, kind: bytes) -> Iterator[bytes]:
-        """The payloads of all items of a kind."""
+        """The payloads of all items of a type."""
         return (self.payload(number) for number, item in self.items.items() if item.kind == kind)
 
 
@@ -108,7 +112,7 @@ def read(data: bytes) -> Items:
 
 
 def _kinds(body: bytes) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    """Number, kind and content type by the entries of `iinf`."""
+    """The number, type and content type of each entry of `iinf`."""
     for count, (name, view) in enumerate(containers.boxes(body, 8 if body[0] else 6)):
         entry = bytes(view)
         if name != b"infe" or entry[0] not in (2, 3) or count > MOST_ITEMS:
@@ -145,7 +149,7 @@ def _properties(iprp: bytes) -> dict[int, tuple[Property, ...]]:
 def _parts(
     body: bytes, places: tuple[memoryview, memoryview]
 ) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
-    """Where each item lies by `iloc`: in the file, or in the box `idat`; what lies outside is left out."""
+    """The parts of each item by `iloc`, in the file or in the box `idat`, without those outside of it."""
     version = body[0]
     offset_size, length_size, base_size, index_size = (body[4] >> 4, body[4] & 15, body[5] >> 4, body[5] & 15)
     at = 6
@@ -154,19 +158,19 @@ def _parts(
         nonlocal at
         at += size
         if at > len(body):
-            raise IndexError("iloc is cut short")
+            raise IndexError("iloc is incomplete")
         return int.from_bytes(body[at - size : at], "big")
 
     for _ in range(number(4 if version == 2 else 2)):
         item = number(4 if version == 2 else 2)
         method = number(2) & 15 if version else 0
-        number(2)  # the file it lies in: this one
+        number(2)  # the data reference, which is this file
         base, parts, left = number(base_size), [], len(places[0])
         for _ in range(number(2)):
             number(index_size if version else 0)
             start = base + number(offset_size)
             size = number(length_size)
-            left -= size  # the same bytes named again and again would be a bomb
+            left -= size  # bounds the total, because a file could name the same bytes many times
             if method < 2 and left >= 0 and start + size <= len(places[method]):
                 parts.append(places[method][start : start + size])
         yield item, tuple(parts)
@@ -183,18 +187,18 @@ def _references(body: bytes) -> Iterator[tuple[bytes, int, tuple[int, ...]]]:
 def described(
     data: bytes, *, icc: bytes | None, orientation: int, exif: bytes | None, xmp: bytes | None
 ) -> bytes:
-    """A file as an encoder wrote it, with a profile, a turn and tags.
+    """A file from an encoder with a profile, an orientation and EXIF added.
 
     Args:
-        data: pictures alone, with less than 4 GB.
-        orientation: 1..8 as in EXIF; it becomes turns of the container, which readers obey.
-        exif: a TIFF structure, without an orientation of its own.
+        data: a file that holds pictures only, of less than 4 GB.
+        orientation: the EXIF orientation, 1..8, which is stored as a rotation of the container, as readers
+        need it. exif: a TIFF structure without an orientation of its own.
     """
     found = read(data)
     quarters, mirror = TURNS.get(orientation, (0, None))
     turns = [(b"irot", bytes([quarters]))] if quarters else []
     turns += [(b"imir", bytes([mirror]))] if mirror is not None else []
-    # MIAF: an alpha plane is turned as its picture is.
+    # By MIAF an alpha plane has the rotation of its picture.
     items = {
         number: replace(item, properties=(*item.properties, *turns)) for number, item in found.items.items()
     }

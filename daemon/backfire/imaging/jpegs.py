@@ -1,11 +1,12 @@
-"""JPEG out: the finest tables there are, and a search for pixels that come out within the bound.
+"""Encodes JPEG at the finest quantisation, and searches for pixels that decode to within the bound.
 
-A coarser encoder would round the perturbation away. Pixels are stored as RGB without subsampling: the
-rounding to YCbCr and back alone would cost a third of a small budget. A JFIF header means YCbCr to
-every reader, so RGB goes without one.
+A coarser quantisation would remove the perturbation. Pixels are stored as RGB without subsampling, because
+the rounding to YCbCr and back alone would cost a third of a small budget. RGB is stored without a JFIF
+header, which every reader takes as YCbCr.
 
-Where a picture came as YCbCr with halved chroma (4:2:0, as most do) and its size matters, its own luma
-plane gets the luminance of the change, and its chroma stays with tables and all: a third of the bytes.
+If the picture came as YCbCr with halved chroma (4:2:0, as most do) and a small file is wanted, only its luma
+plane is changed, by the luma of the change. Its chroma keeps its values and its quantisation, which makes a
+file of a third of the size.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ from backfire.imaging.metadata import Metadata
 from backfire.imaging.writers import Pixels, Sheet, saved, stored
 
 COEFFICIENTS: Mapping[str, Any] = {"quality": 100, "subsampling": 0}
-"""All that decides which pixels a JPEG decodes to."""
+"""The options of the encoder that decide which pixels a JPEG decodes to."""
 
 GENTLE, ROUNDS = 4, 12
-"""Rounds that pull single samples back, and rounds in all."""
+"""The first rounds of the search, which move single samples back, and the number of all rounds."""
 
 PATIENCE, SEARCHES = 12, 24
-"""The same where chroma stays as it was: rounds cost a third, and blocks that shrink cost effect."""
+"""The same if chroma is kept: a round then costs a third, and narrowing whole blocks costs effect."""
 
 HALVED = 2
-"""Pillow's number for chroma of half the width and height."""
+"""Pillow's number for chroma at half the width and height."""
 
 MCU = 16
-"""Pixels on a side that are then coded together."""
+"""The side in pixels of the blocks that are then coded together."""
 
 FINEST = [1] * 64
 DIVISORS = (1, 4)
-"""By these chroma's own steps are divided: whole ones give back what was stored, finer ones come nearer to
-blocks that do not, as those at an edge of the picture, of which nobody knows what lies beyond."""
+"""The divisors of chroma's quantisation steps that are tried. With 1 the stored values come out again; with 4
+blocks come closer for which that fails, such as those at the picture's edge, whose outer part is unknown."""
 
 OPTIMISED = 1 << 25
-"""Pixels up to which a file gets Huffman tables of its own: they save a twelfth, and cost 4 bytes a pixel."""
+"""The most pixels of a file that gets optimised Huffman tables, which save a twelfth and need 4 bytes per
+pixel."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -54,12 +56,11 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def written(
     sheet: Sheet, picture: Picture, about: Metadata, levels: int, *, small: bool = False
 ) -> tuple[bytes, str]:
-    """The file's bytes, and how they were written, for the receipt.
+    """The bytes of the file, and how it was encoded, for the receipt.
 
     Args:
-        levels: the bound that decoded pixels shall keep, in levels of 255; they do so wherever the
-            search ends in time.
-        small: keep halved chroma as it was, where the picture came with it.
+        levels: the bound for the decoded pixels, in levels of 255; it is kept if the search ends in time.
+        small: keep halved chroma unchanged if the picture came with it.
     """
     wanted, original = colour.eight(sheet.wanted), colour.eight(sheet.original)
     grey, ink = wanted.shape[2] == 1, wanted.shape[2] == 4
@@ -83,13 +84,17 @@ def written(
 
 
 def is_halved(data: bytes) -> bool:
-    """Whether a file holds YCbCr with chroma of half the width and height, coded as we can code it again."""
+    """Whether a file holds YCbCr with chroma at half the width and height that can be coded in the same
+    way.
+    """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return _chroma_table(image) is not None
 
 
 def _chroma_table(image: Image.Image) -> Sequence[int] | None:
-    """The quantisation of halved chroma; None where it is not halved, or not coded by one table of bytes."""
+    """The quantisation table of halved chroma; None if chroma is not halved or not coded by one 8-bit
+    table.
+    """
     if image.mode != "RGB" or JpegImagePlugin.get_sampling(image) != HALVED or min(image.size) < MCU:
         return None
     jpeg: Any = image
@@ -101,7 +106,7 @@ def _chroma_table(image: Image.Image) -> Sequence[int] | None:
 def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]:
     """The smallest rectangle of whole blocks that holds every change.
 
-    Each block is coded on its own: what comes out of this part comes out of the whole file too.
+    Each block is coded independently, so this part decodes alone as it does in the whole file.
     """
     rows, columns = (np.flatnonzero((wanted != original).any(axis=(other, 2))) // side for other in (1, 0))
     if not rows.size:
@@ -113,10 +118,10 @@ def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]
 def _within(
     aim: Pixels, original: Pixels, levels: int, look: Look | None, coded: Mapping[str, Any]
 ) -> Pixels:
-    """Pixels near `aim` whose JPEG decodes to within the bound, or nearly where the rounds are over.
+    """Pixels near `aim` whose JPEG decodes to within the bound, or nearly so when the rounds are used up.
 
-    First the samples that came out beyond it are pulled back by as much; that spares the rest but
-    need not end. Then whole 8x8 blocks with such samples get a narrower bound each round.
+    In the first rounds, each sample that decodes beyond the bound is moved back by the excess. This spares
+    the others but may never end, so later rounds narrow the bound of every 8x8 block with such a sample.
     """
     if not aim.size:
         return aim
@@ -137,12 +142,12 @@ def _within(
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A picture in YCbCr with halved chroma, just as a JPEG holds it.
+    """A picture in YCbCr with halved chroma, as stored in a JPEG.
 
     Attributes:
         luma: H,W.
         chroma: h,w,2.
-        table: the quantisation of chroma.
+        table: the quantisation table of chroma.
     """
 
     luma: Pixels
@@ -150,9 +155,10 @@ class Planes:
     table: Sequence[int]
 
     def saved(self, options: Mapping[str, Any]) -> bytes:
-        """The file's bytes. The encoder takes the mean of four samples, which of equal ones is each of them.
+        """The bytes of the file.
 
-        What was a multiple of the table's steps is so again: chroma comes out as it was.
+        The encoder averages four samples of chroma, which are equal here, so their value stays a multiple of
+        the table's steps and decodes unchanged.
         """
         height, width = self.luma.shape
         full = self.chroma.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
@@ -164,10 +170,10 @@ class Planes:
 
 
 def _beyond(came_out: Pixels, original: Pixels, levels: int, look: Look | None) -> NDArray[np.int16]:
-    """By how much each sample must go back; where a colour is seen to move by too much, in proportion.
+    """The amount by which each sample must move back, in proportion if its sRGB colour moved too far.
 
-    That a colour is seen to keep the bound cannot always be had: out of sRGB's gamut one level of a
-    sample may be a dozen to the eye, and the coding alone may cost one.
+    The bound on sRGB cannot always be kept: out of its gamut one level of a sample may be a dozen levels of
+    sRGB, and the coding alone may move a sample by one.
     """
     off = came_out.astype(np.int16) - original
     beyond: NDArray[np.int16] = off - np.clip(off, -levels, levels)
@@ -187,9 +193,10 @@ def _halved(
     look: Look | None,
     options: Mapping[str, Any],
 ) -> tuple[bytes, str] | None:
-    """The file whose luma alone is changed, and how; None where that cannot be or leaves the bound.
+    """The file with only its luma changed, and how it was encoded; None if that is impossible or exceeds the
+    bound.
 
-    Chroma that was cut off at 0 or 255 as it was decoded does not come out as it was.
+    Chroma that was clipped to 0 or 255 when it was decoded does not decode to the same values again.
     """
     planes = _planes(data)
     if planes is None:
@@ -209,9 +216,9 @@ def _halved(
 
 
 def _planes(data: bytes) -> Planes | None:
-    """What a file in YCbCr with halved chroma holds; None of others.
+    """The planes of a file in YCbCr with halved chroma; None for other files.
 
-    Decoded at half its size, a file gives its chroma without the smoothing that scales it up.
+    The file is decoded at half its size, which gives its chroma without the smoothing of upscaling.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         table = _chroma_table(image)
@@ -230,13 +237,13 @@ def _planes(data: bytes) -> Planes | None:
 def _changed(
     planes: Planes, wanted: Pixels, original: Pixels, levels: int, look: Look | None
 ) -> Planes | None:
-    """The planes with the luminance of the change, so that what comes out stays within the bound.
+    """The planes with the luma of the change, such that they decode to within the bound.
 
-    Where coding carries a pixel beyond it, its room, and at last that of its block, shrinks. None
-    where the rounds are over before that ends.
+    If a pixel decodes beyond the bound, its own range is narrowed, and in later rounds that of its block.
+    None if the rounds are used up.
     """
     inner = _touched(wanted, original, MCU)
-    # Chroma is smoothed over the edges of blocks, so the blocks around are decoded along.
+    # Decoders smooth chroma over the edges of blocks, so the surrounding blocks are decoded too.
     here = (_wider(inner[0]), _wider(inner[1]))
     kept = (_shifted(inner[0], here[0]), _shifted(inner[1], here[1]))
     half = (slice(here[0].start // 2, here[0].stop // 2), slice(here[1].start // 2, here[1].stop // 2))
@@ -273,7 +280,7 @@ def _decoded(data: bytes, shape: tuple[int, ...]) -> Pixels:
 
 
 def _blocks(hits: NDArray[Any], side: int) -> NDArray[np.bool_]:
-    """Every block with a hit, as a plane of the same shape."""
+    """The mask of all blocks that hold a marked pixel, of the same shape."""
     height, width = hits.shape
     whole = np.pad(hits, ((0, -height % side), (0, -width % side)))
     blocks = whole.reshape(whole.shape[0] // side, side, -1, side).any(axis=(1, 3))

@@ -8,11 +8,11 @@ from scipy import ndimage
 from backfire.types import Box, Mask
 
 DILATION = 17
-"""Kernel of the dilated trigger, from the paper's published baseline: 8 px each way."""
+"""The kernel that dilates a trigger by 8 pixels on each side, as in the published baseline."""
 FADE = 16
-"""Over so many pixels the budget fades to nothing."""
+"""The pixels over which the budget falls to zero at the edge of its area."""
 FAR = 32
-"""A benign edit counts as far from this many pixels on."""
+"""The distance in pixels from which a benign edit counts as far."""
 
 
 def dilated(mask: Mask, kernel: int = DILATION) -> Mask:
@@ -27,7 +27,7 @@ def ring(mask: Mask, kernel: int = DILATION) -> Mask:
 
 
 def half(mask: Mask, angle: float) -> Mask:
-    """The half of the mask on one side of a line through its centre; angle in radians."""
+    """The half of the mask on one side of a line through its centre, at an angle in radians."""
     rows, columns = np.nonzero(mask)
     if rows.size < 2:
         return mask.copy()
@@ -45,10 +45,12 @@ def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
 
 
 def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
-    """The mask with its contour moved inwards unevenly, by up to `share` of its depth; never empty."""
+    """The mask with its contour moved inwards by a varying amount, up to `share` of its depth; never
+    empty.
+    """
     inside = ndimage.distance_transform_edt(mask)
     depth = float(inside.max())
-    # One smooth field for the whole contour: its waves are about as long as the region is deep.
+    # A smooth random field moves the contour; its wavelength is about the depth of the region.
     field = ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
     ranks = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
     kept: Mask = mask & (inside >= np.minimum(share * depth * ranks + 0.5, depth))
@@ -62,9 +64,9 @@ def shifted(mask: Mask, down: int, right: int) -> Mask:
 
 
 def covering(mask: Mask, share: float) -> Mask:
-    """The mask grown or shrunk evenly, until it has about `share` times its area.
+    """The mask grown or shrunk evenly until it has about `share` times its area.
 
-    By distance from its edge, so that every shape keeps its shape roughly.
+    It is changed by the distance from its edge, so that its shape is roughly kept.
     """
     wanted = max(1, round(share * int(mask.sum())))
     inside = ndimage.distance_transform_edt(mask)
@@ -76,7 +78,7 @@ def covering(mask: Mask, share: float) -> Mask:
 
 
 def stroke(mask: Mask, rng: np.random.Generator) -> Mask:
-    """A random brush stroke through the region, from beyond one side of its box to beyond another."""
+    """A random brush stroke through the region that begins and ends outside of its bounding box."""
     rows, columns = np.nonzero(mask)
     pick = int(rng.integers(rows.size))
     angle = float(rng.uniform(0, np.pi))
@@ -89,16 +91,17 @@ def stroke(mask: Mask, rng: np.random.Generator) -> Mask:
 
 
 def bounding(mask: Mask) -> Mask:
-    """The mask's bounding box, filled."""
+    """The filled bounding box of the mask."""
     plane = np.zeros_like(mask)
     plane[Box.around(mask).slices] = True
     return plane
 
 
 def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask | None:
-    """A random square at least `distance` pixels from everything protected, at most a quarter as wide.
+    """A random square, at least `distance` pixels from everything protected and at most a quarter of the
+    plane wide.
 
-    None where the plane has no room for one of 16 pixels a side.
+    None if the plane has no room for a square of 16 pixels.
     """
     height, width = protected.shape
     blocked = np.pad(dilated(protected, 2 * distance + 1), 1, constant_values=True)
@@ -116,10 +119,11 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
 
 
 def within(mask: Mask, reach: int, edge: int = FADE) -> np.ndarray:
-    """How much of the budget each pixel may use: all up to `reach` pixels from a mask, then less and less.
+    """The share of the budget for each pixel: all of it up to `reach` pixels from the mask, then falling to
+    none.
 
     Args:
-        mask: with a pixel at least.
+        mask: a mask with at least one pixel.
 
     Returns:
         H,W float32 in [0,1].

@@ -1,8 +1,8 @@
-"""What of a picture's metadata may go on, from file to file.
+"""The metadata that are carried from the original to the published file.
 
-Everything goes on as the bytes it came in, so that what is not understood survives, except what
-shows the *unprotected* picture, which `gathering` leaves out, and what describes the storage of the
-samples, which is written anew.
+They are carried as the bytes they came in, so that unknown parts survive. Two things are excepted: what shows
+the *unprotected* picture, which `gathering` leaves out, and what describes how samples are stored, which is
+written anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STORAGE = frozenset(
     | {290, 291, 292, 293, 317, 320, 321, 322, 323, 324, 325, SUBFILES, 338, 339, 340, 341, 347, 400}
     | {*range(512, 522), 529, 530, 531, 532, 559, LAYERS, JPEG_XR}
 )
-"""Tags of a TIFF's first directory that say how the samples lie in the file, or hold more pictures."""
+"""The tags of a TIFF's first directory that describe how samples are stored, or hold further pictures."""
 
 PNG_COLOUR = frozenset({b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
 PNG_CARRIED = PNG_COLOUR | previews.PNG_TEXT | {b"tIME", b"oFFs", b"pHYs"}
@@ -34,14 +34,15 @@ ELSEWHERE = (
     b"Raw profile type APP1\0",
     b"Raw profile type xmp\0",
 )
-"""Keywords of PNG text whose content is carried as EXIF or XMP."""
+"""The keywords of PNG text chunks whose content is carried as EXIF or XMP."""
 
 UUID_EXIF = b"JpgTiffExif->JP2"
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
 PLACES = frozenset({GPS, MAKER_NOTE, XMP, PHOTOSHOP, 33550, 33922, 34264, 34735, 34736, 34737})
-"""Tags that say where a picture was taken, or may: maker notes are opaque; the last ones are GeoTIFF's."""
+"""The tags that tell or may tell where a picture was taken; maker notes are opaque, the last ones are
+GeoTIFF's."""
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
@@ -50,22 +51,20 @@ Part = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is carried from file to file.
+    """The metadata that are carried from file to file.
 
     Attributes:
-        exif: the tags, orientation among them where the file had one.
-        icc: the colour profile's bytes.
-        xmp: the XMP packet's bytes.
-        photoshop: image resources, the IPTC-IIM record among them.
-        dpi: horizontal and vertical.
-        cicp: of a HEIC or AVIF its colour primaries and transfer by number (H.273), which phones give
-            instead of a profile.
-        parts: what only the same kind of file holds, as (kind, body): JPEG segments, PNG chunks,
-            JPEG 2000 boxes.
-        packets: all XMP as the file holds it, extended packets and what may not go on included: to be
-            read for its regions, never written.
-        turned: of pixels that the reader has turned upright already, how the file stores them, 1..8 as
-            in EXIF: what `packets` speak of; None elsewhere.
+        exif: the tags, with the orientation if the file has one.
+        icc: the bytes of the colour profile.
+        xmp: the bytes of the XMP packet.
+        photoshop: the image resources, with the IPTC-IIM record.
+        dpi: the horizontal and vertical resolution.
+        cicp: the colour primaries and transfer of a HEIC or AVIF by number (H.273), which phones store
+            instead of a profile. parts: further parts that only the same kind of file can hold, as (type,
+            body): JPEG segments, PNG chunks, JPEG 2000 boxes. packets: all XMP of the file, with extended
+            packets and with what must not be published. It is read for its regions and never written. turned:
+            the EXIF orientation, 1..8, to which `packets` refer, if the reader has already turned the pixels
+            upright; otherwise None.
     """
 
     exif: Directory = field(default_factory=Directory)
@@ -80,12 +79,14 @@ class Metadata:
 
     @property
     def orientation(self) -> int:
-        """1..8 as in EXIF; 1 where the file says nothing."""
+        """The EXIF orientation, 1..8; 1 if the file has none."""
         value = self.exif.number(ORIENTATION, 1)
         return value if 1 <= value <= 8 else 1
 
     def reduced(self, policy: str) -> Metadata:
-        """What `keep`, `strip-gps` or `strip-all` leaves; orientation and profile always stay."""
+        """The metadata that `keep`, `strip-gps` or `strip-all` leaves; orientation and profile are always
+        kept.
+        """
         if policy == "keep":
             return self
         if policy == "strip-all":
@@ -107,17 +108,17 @@ class Metadata:
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
     def bare(self) -> Metadata:
-        """Nothing but an orientation that matters."""
+        """Only the orientation, if it is not 1."""
         turned = Directory().having({ORIENTATION: (tags.SHORT, [self.orientation])})
         return Metadata(exif=turned if self.orientation != 1 else Directory())
 
     def upright(self) -> Metadata:
-        """For pixels that are stored upright: no tag and no XMP that would turn them."""
+        """The metadata for pixels that are stored upright, without an orientation in tags or XMP."""
         xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
         return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
 
     def with_resolution(self) -> Metadata:
-        """The resolution in EXIF too, for files that have no other place for it."""
+        """The metadata with the resolution in EXIF too, for files that have no other place for it."""
         if self.dpi is None or RESOLUTION[0] in self.exif.entries:
             return self
         across, down = ([(round(one * 1000), 1000)] for one in self.dpi)
@@ -127,12 +128,12 @@ class Metadata:
         return replace(self, exif=self.exif.having(dict(values)))
 
     def exif_block(self) -> bytes | None:
-        """The tags as an EXIF block that starts with `Exif`, or None where there is no tag."""
-        exif = self.exif.without({IPTC})  # a TIFF's own place for it
+        """The tags as an EXIF block that starts with `Exif`; None if there are none."""
+        exif = self.exif.without({IPTC})  # a TIFF has a tag of its own for it
         return b"Exif\0\0" + exif.block() if exif else None
 
     def resources(self) -> bytes | None:
-        """Photoshop's image resources, with the IPTC record of a TIFF that has it in a tag."""
+        """Photoshop's image resources, with the IPTC record if a TIFF stores it in a tag."""
         iptc, block = self.exif.raw(IPTC), self.photoshop or b""
         if iptc is not None and not any(kind == photoshop.IIM for kind, _ in photoshop.resources(block)):
             block += photoshop.resource(photoshop.IIM, iptc)
@@ -140,6 +141,6 @@ class Metadata:
 
 
 def _placeless(exif: Directory) -> Directory:
-    """The tree less every place, at whatever depth it lies."""
+    """The tags without those of a place, in all directories."""
     below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
     return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES)

@@ -1,4 +1,4 @@
-"""Photoshop's image resources: blocks of a number and a body, in JPEG and TIFF."""
+"""Photoshop's image resources in JPEG and TIFF: blocks that have a number and a body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 THUMBNAILS, IIM, EXIF_COPIES = (1033, 1036), 0x0404, (1058, 1059)
-"""Numbers: the thumbnails, the IPTC record, and what was the EXIF block."""
+"""The numbers of thumbnails, of the IPTC record, and of copies of the EXIF block."""
 
 
 def resources(block: bytes) -> Iterator[tuple[int, bytes]]:

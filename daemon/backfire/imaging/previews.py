@@ -9,7 +9,7 @@ JPEG, JPEG_IN_BASE64 = b"\xff\xd8\xff", b"/9j/"
 PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 RAW_PROFILE = b"Raw profile type "
 MOST_TEXT = 1 << 24
-"""Bytes of a compressed text that are looked at; Pillow has refused longer ones."""
+"""The most bytes of a compressed text that are searched; Pillow refuses longer ones."""
 
 _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
 _PICTURE = re.compile(rb"/9j/(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]{1,4};)*")
@@ -45,7 +45,9 @@ def cut_from(xmp: bytes) -> bytes | None:
 
 
 def unpacked(kind: bytes, body: bytes) -> bytes:
-    """A PNG chunk's text, inflated, and out of the hexadecimals of a raw profile; other parts as they are."""
+    """The text of a PNG chunk, decompressed and decoded from a raw profile's hexadecimals; other bodies
+    unchanged.
+    """
     if kind not in PNG_TEXT:
         return body
     keyword, _, text = body.partition(b"\0")

@@ -1,6 +1,6 @@
 """From the bytes of a picture file to its stored samples at their full depth, or an error.
 
-Pillow reads what has 8 bits a sample. It would silently reduce deeper colour to that, so deeper PNG, AVIF
+Pillow reads 8 bits per sample. It would silently reduce deeper colour to that, so deeper PNG, AVIF
 and JPEG 2000 are read by imagecodecs, HEIC by pillow-heif itself, and TIFF by tifffile.
 """
 
@@ -25,14 +25,14 @@ from backfire.imaging.metadata import Metadata
 
 GREY, ALPHA = frozenset({"1", "L", "LA"}), frozenset({"LA", "RGBA", "PA"})
 INKED = frozenset({"JPEG", "TIFF"})
-"""Formats whose CMYK is read and written."""
+"""The formats in which CMYK is read and written."""
 
-NO_WAY_IN = {
+UNREADABLE_MODES = {
     "LAB": ("is CIE Lab", "convert it to sRGB"),
     "YCbCr": ("holds bare YCbCr", "convert it to sRGB"),
-    "I": ("has 32 bits a sample", "save it with 8 or 16 bits a sample"),
-    "F": ("has floating-point samples", "save it with 8 or 16 bits a sample"),
-    "I;16": ("has 16 bits a sample", "save it as 16-bit PNG or TIFF"),
+    "I": ("has 32 bits per sample", "save it with 8 or 16 bits per sample"),
+    "F": ("has floating-point samples", "save it with 8 or 16 bits per sample"),
+    "I;16": ("has 16 bits per sample", "save it as 16-bit PNG or TIFF"),
 }
 COMPRESSIONS = {
     1: "raw", 5: "tiff_lzw", 7: "jpeg", 8: "tiff_adobe_deflate", 32773: "packbits", 32946: "tiff_deflate",
@@ -43,17 +43,17 @@ MOST_PAGES = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Stored samples and what goes with them.
+    """Stored samples and their properties.
 
     Attributes:
         bands: H,W,C uint8 or uint16: grey, RGB or CMYK, with alpha last where `alpha` says so; more
             than 8 bits on the full scale of 16.
-        mode: in Pillow's words, as stored.
-        depth: bits a sample as stored.
+        mode: the stored mode by Pillow's name.
+        depth: the bits per sample as stored.
         turned: whether the samples are upright already.
-        compression: of a TIFF in Pillow's words; `jp2` or `j2k` of a JPEG 2000; `progressive` of a JPEG.
+        compression: of a TIFF by Pillow's name; `jp2` or `j2k` of a JPEG 2000; `progressive` of a JPEG.
         big: whether a TIFF has 64-bit offsets.
-        frames: pages or frames in the file; the bands are the first.
+        frames: the pages or frames in the file, of which the bands are the first.
     """
 
     bands: Samples
@@ -68,7 +68,7 @@ class Raw:
 
 
 def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, Raw]:
-    """The format of a file and what it holds.
+    """The format of a file and its samples.
 
     Raises:
         InputError: see `backfire.imaging.decode`.
@@ -83,8 +83,8 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
         reader = {"TIFF": _tiff, "HEIF": _heif, "AVIF": _avif}.get(kind, _plain)
         raw = reader(data, kind, name, max_pixels)
         if raw.frames > 1 and frames == "refuse":
-            way_out = "save each as its own file or set output.frames to first"
-            raise refusals.unsupported(name, f"has {raw.frames} pages or frames", way_out, expected="one")
+            remedy = "save each as its own file or set output.frames to first"
+            raise refusals.unsupported(name, f"has {raw.frames} pages or frames", remedy, expected="one")
         return kind, raw
 
 
@@ -146,7 +146,7 @@ def _deep(
     compression: str | None = None,
     frames: int = 1,
 ) -> Raw:
-    """Values of `depth` bits as a library gives them, H,W or H,W,C."""
+    """The samples from values of `depth` bits, H,W or H,W,C, as a library gives them."""
     bands = colour.widened(np.atleast_3d(decoded), depth)
     mode = tiff.DEEP_MODES[bands.shape[2]]
     return Raw(bands, mode, mode in ALPHA, about, depth, turned, compression, frames=frames)
@@ -155,24 +155,26 @@ def _deep(
 def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     said = {depth for item in isobmff.read(data).shown() for depth in _depths_of(item)}
     depth = max(said, default=8)
-    with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:  # which looks at the size first
+    with Image.open(
+        io.BytesIO(data), formats=("AVIF",)
+    ) as image:  # opened first because Pillow checks the size
         count = int(getattr(image, "n_frames", 1))
         about = gathering.read(image, data, kind)
         if depth == 8:
             image.load()
             bands, alpha = _bands(image)
             return Raw(bands, image.mode, alpha, about, frames=count)
-        if count > 1:  # of which imagecodecs would decode all, and its way to one of them corrupts memory
+        if count > 1:  # imagecodecs would decode all of them, and decoding a single one corrupts memory
             what = f"has {count} frames of {depth} bits"
             raise refusals.unsupported(name, what, "save one of them as its own file", expected="one")
     decoded = np.asarray(imagecodecs.avif_decode(data))
     if decoded.dtype != np.uint16 or int(decoded.max(initial=0)) >> depth:
-        raise refusals.damaged(name, kind, f"its samples do not have the {depth} bits it speaks of")
+        raise refusals.damaged(name, kind, f"its samples do not have the {depth} bits that it announces")
     return _deep(decoded, about, depth)
 
 
 def _depths_of(item: isobmff.Item) -> Iterator[int]:
-    """What a coded AV1 picture says about its bits a sample."""
+    """The bits per sample that the properties of a coded AV1 picture give."""
     for kind, body in item.properties:
         if kind == b"av1C" and len(body) > 2:
             yield (12 if body[2] & 0x20 else 10) if body[2] & 0x40 else 8
@@ -193,7 +195,7 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         if image.mode == "RGBa":
             raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
         count = int(getattr(image, "n_frames", 1))
-        about = gathering.read(image, data, kind).upright()  # libheif applies the file's own turns
+        about = gathering.read(image, data, kind).upright()  # libheif applies the rotation of the container
         if depth > 8:
             return _deep(heif.values(data), about, depth, turned=True, frames=count)
         image.load()
@@ -214,7 +216,7 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         raise refusals.cut_short(name, "the TIFF")
     first = pages[0]
     depth = tiff.check(first, data, name, max_pixels)
-    # Thumbnails and masks of the first page are no pages of their own.
+    # Thumbnails and masks of the first page do not count as pages.
     count = 1 + sum(not page.number(254) & 5 for page in pages[1:])
     compression, big = COMPRESSIONS.get(first.number(259, 1)), data[2:4] in (b"+\0", b"\0+")
     about = gathering.of_tiff(first)
@@ -231,12 +233,12 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
                 f"has {first.number(277)} channels, {bands.shape[2]} of which are understood",
                 "save it without the others",
             )
-        # Pillow turns a TIFF upright as it loads it.
+        # Pillow turns a TIFF upright when it loads it.
         return Raw(bands, image.mode, alpha, about, 8, True, compression, big, count)
 
 
 def _bands(image: Image.Image) -> tuple[Samples, bool]:
-    """H,W,C of a loaded picture: grey, CMYK or RGB, and whether alpha comes last."""
+    """The samples H,W,C of a loaded picture (grey, CMYK or RGB), and whether alpha comes last."""
     alpha = image.mode in ALPHA or "transparency" in image.info
     mode = image.mode if image.mode == "CMYK" else ("L" if image.mode in GREY else "RGB") + "A" * alpha
     bands = np.array(image if image.mode == mode else image.convert(mode))
@@ -244,20 +246,20 @@ def _bands(image: Image.Image) -> tuple[Samples, bool]:
 
 
 def luminance(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """H,W of H,W,1 or H,W,3."""
+    """The luma H,W of H,W,1 or H,W,3."""
     plane = colours[..., 0]
     return plane if colours.shape[2] == 1 else np.array(Image.fromarray(colours).convert("L"))
 
 
 def _check_mode(mode: str, kind: str, name: str) -> None:
-    if mode in NO_WAY_IN or mode.startswith("I;"):
-        raise refusals.unsupported(name, *NO_WAY_IN.get(mode, NO_WAY_IN["I;16"]))
+    if mode in UNREADABLE_MODES or mode.startswith("I;"):
+        raise refusals.unsupported(name, *UNREADABLE_MODES.get(mode, UNREADABLE_MODES["I;16"]))
     if mode == "CMYK" and kind not in INKED:
         raise refusals.unsupported(name, f"is a CMYK {kind}", "save it as TIFF or JPEG")
 
 
 def _depth(data: bytes, kind: str, name: str) -> int:
-    """Bits a sample of a PNG or JPEG 2000, 8 of other formats; refuses what nothing here reads."""
+    """The bits per sample of a PNG or JPEG 2000, and 8 for other formats; refuses unsupported depths."""
     if kind == "JPEG2000":
         depths = set(_component_depths(data))
         if len(depths) != 1 or not 8 <= max(depths) <= 16:
@@ -271,7 +273,9 @@ def _depth(data: bytes, kind: str, name: str) -> int:
 
 
 def _component_depths(data: bytes) -> list[int]:
-    """Bits of each component by the codestream's SIZ segment, which comes first in it; 0 of a signed one."""
+    """The bits of each component by the SIZ segment, the first of the codestream; 0 for a signed
+    component.
+    """
     boxed = data[:1] == b"\0"
     stream = next((body for kind, body in containers.boxes(data) if kind == b"jp2c"), b"") if boxed else data
     count = int.from_bytes(stream[40:42], "big")

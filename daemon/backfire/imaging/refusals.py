@@ -6,15 +6,15 @@ from backfire.errors import Code, InputError
 
 
 def cut_short(name: str, what: str) -> InputError:
-    """The error for a file whose end is missing."""
+    """The error for an incomplete file."""
     return InputError(Code.TRUNCATED, f"{name}: ends too early, expected the whole of {what}; copy it again")
 
 
 def unsupported(
-    name: str, what: str, way_out: str, *, expected: str = "8 or 16 bits of grey, RGB or CMYK"
+    name: str, what: str, remedy: str, *, expected: str = "8 or 16 bits of grey, RGB or CMYK"
 ) -> InputError:
     """The error for a picture that is complete but cannot be protected as it is."""
-    return InputError(Code.UNSUPPORTED, f"{name}: {what}, expected {expected}; {way_out}")
+    return InputError(Code.UNSUPPORTED, f"{name}: {what}, expected {expected}; {remedy}")
 
 
 def too_large(name: str, size: str, max_pixels: int) -> InputError:
@@ -25,8 +25,8 @@ def too_large(name: str, size: str, max_pixels: int) -> InputError:
 
 def odd_depth(name: str, depth: int) -> InputError:
     """The error for samples of a depth that cannot be written again."""
-    way_out = "export it with 8 bits, or as 16-bit PNG or TIFF"
-    return unsupported(name, f"has {depth} bits a sample", way_out, expected="8 or 16")
+    remedy = "export it with 8 bits, or as 16-bit PNG or TIFF"
+    return unsupported(name, f"has {depth} bits per sample", remedy, expected="8 or 16")
 
 
 def damaged(name: str, kind: str, how: object) -> InputError:

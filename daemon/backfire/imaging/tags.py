@@ -1,8 +1,8 @@
-"""TIFF tags as trees of raw values: what EXIF blocks and TIFF files are made of.
+"""TIFF tags as trees of raw values, of which EXIF blocks and TIFF files consist.
 
-Values are carried as their bytes, so that a tag which nobody here understands survives. A maker
-note goes back to the very offset it came from where there is room: many hold offsets of their own
-that count from the start of the block. Sources: TIFF 6.0, the BigTIFF proposal, EXIF 2.32.
+Values are kept as bytes, so that unknown tags survive. A maker note is written to its original offset if
+there is room, because many contain offsets that count from the start of the block. Sources: TIFF 6.0, the
+BigTIFF proposal, EXIF 2.32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZES = {
     17: 8,
     18: 8,
 }
-"""Bytes of one value, by type."""
+"""By type: the bytes of one value."""
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 FORMATS = {BYTE: "B", ASCII: "B", SHORT: "H", LONG: "I", UNDEFINED: "B", LONG8: "Q", 13: "I"}
@@ -42,10 +42,10 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """One tag: its value's bytes are in the order of the tree it belongs to.
+    """The value of one tag, in the byte order of its tree.
 
     Attributes:
-        at: the offset the value came from; None where it is new or lay in the entry itself.
+        at: the offset at which the value was stored; None if it is new or was stored in the entry itself.
     """
 
     tag: int
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory's tags, and the directories below it by the tag that points to them.
+    """The tags of a directory, and the directories below it by the tag that points to them.
 
     Attributes:
         order: `<` little or `>` big endian.
@@ -71,23 +71,23 @@ class Directory:
         return bool(self.entries or self.below)
 
     def numbers(self, tag: int) -> tuple[int, ...]:
-        """A tag's whole numbers; empty where it is not there or holds none."""
+        """The integers of a tag; empty if it is missing or has none."""
         entry = self.entries.get(tag)
         if entry is None or entry.type not in FORMATS:
             return ()
         return struct.unpack(f"{self.order}{entry.count}{FORMATS[entry.type]}", entry.data)
 
     def number(self, tag: int, default: int = 0) -> int:
-        """A tag's first whole number."""
+        """The first integer of a tag."""
         return next(iter(self.numbers(tag)), default)
 
     def raw(self, tag: int) -> bytes | None:
-        """A tag's bytes as stored."""
+        """The bytes of a tag as stored; None if it is missing."""
         entry = self.entries.get(tag)
         return None if entry is None else entry.data
 
     def without(self, tags: Iterable[int]) -> Directory:
-        """The tree less some tags of its first directory, and what they point to."""
+        """The tree without some tags of its first directory and the directories below them."""
         gone = set(tags)
         return replace(
             self,
@@ -96,7 +96,7 @@ class Directory:
         )
 
     def having(self, values: Mapping[int, tuple[int, Any]]) -> Directory:
-        """The tree with tags set: tag -> (type, bytes, or a sequence of whole numbers)."""
+        """The tree with tags set; by tag: the type, and the bytes or a sequence of integers."""
         new = {}
         for tag, (kind, value) in values.items():
             if not isinstance(value, bytes):
@@ -107,7 +107,7 @@ class Directory:
         return replace(self, entries={**self.entries, **new})
 
     def classic(self) -> Directory:
-        """The tree without what only a BigTIFF holds."""
+        """The tree without types that only BigTIFF has."""
         return replace(
             self,
             entries={tag: entry for tag, entry in self.entries.items() if entry.type < LONG8},
@@ -115,12 +115,12 @@ class Directory:
         )
 
     def block(self) -> bytes:
-        """The tree as a TIFF structure of its own, as EXIF blocks are."""
+        """The tree as a complete TIFF structure, as in EXIF blocks."""
         return header(self.order, 8) + serialised(self.classic(), 8)
 
 
 def header(order: str, first: int, *, big: bool = False) -> bytes:
-    """The start of a TIFF whose first directory lies at `first`."""
+    """The header of a TIFF with its first directory at the offset `first`."""
     mark = b"II" if order == "<" else b"MM"
     if big:
         return mark + struct.pack(f"{order}HHHQ", 43, 8, 0, first)
@@ -133,13 +133,14 @@ def parse(data: bytes) -> Directory:
     Values that lie outside the data, and tags of an unknown type, are left out.
 
     Raises:
-        ValueError: no TIFF, no directory where it should be, or tags that claim more than there is.
+        ValueError: it is not a TIFF, has no directory at the given offset, or its tags are larger than the
+            data.
     """
     return _Reader(data).directory()
 
 
 def chain(data: bytes, *, most: int) -> list[Directory]:
-    """The directories that follow each other: the pages of a TIFF, `most` at the most.
+    """The chained directories, which are the pages of a TIFF, at most `most` of them.
 
     Raises:
         ValueError: as `parse`.
@@ -159,14 +160,14 @@ class _Reader:
         self.data = data
         self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         if not self.order or len(data) < 8:
-            raise ValueError(f"no TIFF structure (first bytes {data[:4].hex(' ')})")
+            raise ValueError(f"not a TIFF structure (first bytes {data[:4].hex(' ')})")
         magic = self._number("H", 2)
         if magic not in (42, 43):
-            raise ValueError(f"no TIFF structure (version {magic})")
+            raise ValueError(f"not a TIFF structure (version {magic})")
         self.big = magic == 43
         self.offset, self.count, self.entry = ("Q", "Q", 20) if self.big else ("I", "H", 12)
         self.first = self._number(self.offset, 8 if self.big else 4)
-        # Honest values do not overlap: a file whose tags all point at the same megabytes is a bomb.
+        # Values of a valid file do not overlap; many tags that share the same megabytes would exhaust memory.
         self.room = 2 * len(data)
 
     def _number(self, letter: str, at: int) -> int:
@@ -177,7 +178,7 @@ class _Reader:
         return int(value)
 
     def _table(self, at: int) -> tuple[int, int]:
-        """Number of entries and where they start."""
+        """The number of entries and the offset of the first."""
         count = self._number(self.count, at)
         if count > MOST_ENTRIES:
             raise ValueError(f"a directory of {count} tags")
@@ -222,12 +223,12 @@ class _Reader:
             return None
         self.room -= self.entry + size
         if self.room < 0:
-            raise ValueError(f"its tags claim more than twice its {len(self.data)} bytes")
+            raise ValueError(f"its tags hold more than twice its {len(self.data)} bytes")
         return Entry(tag, kind, count, bytes(self.data[start : start + size]), at)
 
 
 def serialised(directory: Directory, start: int, *, big: bool = False) -> bytes:
-    """A tree as bytes to stand at the offset `start`, its first directory foremost."""
+    """The bytes of a tree for the offset `start`, with its first directory first."""
     return bytes(_Writer(directory, start, big=big).written)
 
 
@@ -245,7 +246,7 @@ class _Writer:
         self.directory(directory)
 
     def _place(self, size: int) -> int:
-        """Room for `size` bytes, clear of the maker note."""
+        """The offset of free space for `size` bytes that does not overlap the maker note."""
         self.cursor += self.cursor % 2
         if self.cursor < self.pinned.stop and self.cursor + size > self.pinned.start:
             self.cursor = self.pinned.stop + self.pinned.stop % 2

@@ -1,7 +1,7 @@
-"""TIFF: what is refused, 16-bit samples in, and a writer that carries every tag it is given.
+"""TIFF: checks of a file, reading of 16-bit samples, and a writer that keeps every tag it is given.
 
-Pillow writes no 16-bit colour, and neither it nor tifffile carries the directories of EXIF into a
-compressed file. Source: TIFF 6.0; the supplement of 2002 for Deflate.
+Pillow cannot write 16-bit colour, and neither it nor tifffile writes the directories of EXIF into a
+compressed file. Sources: TIFF 6.0, and its supplement of 2002 for Deflate.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from backfire.imaging.colour import Samples
 from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
 from backfire.imaging.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
 
-# What tifffile would put into its log is told by an error here.
+# tifffile logs what is reported by an error here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 STRIP = 1 << 20
-"""Bytes of samples in a strip, before compression."""
+"""The bytes of samples in a strip before compression."""
 
 DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Channels with alpha → the mode in Pillow's words."""
+"""By number of channels with alpha: the mode by Pillow's name."""
 
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
@@ -46,16 +46,17 @@ COMPRESSORS: dict[str, tuple[int, bool, Callable[[bytes], bytes]]] = {
     "lzma": (34925, True, lambda rows: bytes(imagecodecs.lzma_encode(rows))),
     "zstd": (50000, True, lambda rows: bytes(imagecodecs.zstd_encode(rows))),
 }
-"""Name -> tag value, whether differences of neighbours help, how a strip is packed. All lossless."""
+"""By name: the tag value, whether the horizontal predictor helps, and the function that compresses a strip.
+All are lossless."""
 
 
 def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, big: bool = False) -> bytes:
     """A TIFF file of one page.
 
     Args:
-        bands: H,W,C uint8 or uint16 as they are to be stored; alpha last where `alpha` says so.
+        bands: H,W,C uint8 or uint16 as they are to be stored, with alpha last if `alpha` is true.
         compression: one of `COMPRESSORS`.
-        big: write 64-bit offsets; done anyway where the samples need them.
+        big: write 64-bit offsets, which is also done if the samples need them.
     """
     exif = about.exif
     big = big or bands.nbytes > CLASSIC_LIMIT
@@ -98,7 +99,7 @@ def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, b
 
 
 def _described(exif: Directory, about: Metadata) -> Directory:
-    """The tree with the blocks that a TIFF holds as tags."""
+    """The tree with profile, XMP, IPTC and Photoshop's resources, which a TIFF stores as tags."""
     blocks = ((XMP, BYTE, about.xmp), (PHOTOSHOP, BYTE, about.photoshop), (ICC, UNDEFINED, about.icc))
     tree = exif.without(STORAGE)
     return tree.having({tag: (kind, block) for tag, kind, block in blocks if block is not None})
@@ -112,12 +113,12 @@ def _bytes(strip: Samples, order: str, *, predicted: bool) -> bytes:
 
 
 def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
-    """Bits a sample, 8 or 16, of a page that is no camera raw, not too large, and all there."""
-    # Of a camera raw Pillow would decode the small preview that comes first.
+    """The bits per sample, 8 or 16, of a page; refuses camera raw files, too large and incomplete pages."""
+    # Pillow would decode the small preview that comes first in a camera raw file.
     if 50706 in first.entries or data[8:10] == b"CR" or first.number(254) & 1:
         raise InputError(
             Code.UNSUPPORTED,
-            f"{name}: is {containers.RAW}, expected a picture; {containers.WAYS_OUT[containers.RAW]}",
+            f"{name}: is {containers.RAW}, expected a picture; {containers.REMEDIES[containers.RAW]}",
         )
     width, height = first.number(256), first.number(257)
     if width * height > max_pixels:
@@ -128,10 +129,10 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
     depths = set(first.numbers(258) or (1,))
     if 3 in first.numbers(339):
         raise refusals.unsupported(
-            name, f"has floating-point samples of {max(depths)} bits", "save it with 8 or 16 bits a sample"
+            name, f"has floating-point samples of {max(depths)} bits", "save it with 8 or 16 bits per sample"
         )
     if 2 in first.numbers(339):
-        raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits a sample")
+        raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits per sample")
     if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
         raise refusals.odd_depth(name, max(depths))
     _check_pieces(first, len(data), name)
@@ -139,7 +140,7 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
 
 
 def _check_pieces(first: Directory, size: int, name: str) -> None:
-    """Every strip or tile must be there: readers fill what is missing with black, without a word."""
+    """Refuse a page with a missing strip or tile, which readers would silently fill with black."""
     width, height = first.number(256), first.number(257)
     tiled = 324 in first.entries
     offsets, sizes = (first.numbers(tag) for tag in ((324, 325) if tiled else (273, 279)))
@@ -155,7 +156,7 @@ def _check_pieces(first: Directory, size: int, name: str) -> None:
 
 
 def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
-    """H,W,C uint16 of the first page, its mode in Pillow's words, and whether alpha comes last."""
+    """The samples H,W,C uint16 of the first page, its mode by Pillow's name, and whether alpha comes last."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         bands = np.atleast_3d(page.asarray(maxworkers=1))
@@ -174,7 +175,7 @@ def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
             name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha"
         )
     bands = np.ascontiguousarray(bands, dtype=np.uint16)
-    if photometric == 0:  # white is zero
+    if photometric == 0:  # 0 means white
         bands[..., 0] = 65535 - bands[..., 0]
     mode = "CMYK" if colours == 4 else DEEP_MODES[bands.shape[2]]
     return bands, mode, bool(extra)

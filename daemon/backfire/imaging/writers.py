@@ -1,4 +1,4 @@
-"""Samples into the bytes of each format but JPEG, all of them lossless."""
+"""Lossless encoders for all formats but JPEG."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SRGB = (1, 13)
 """Colour primaries and transfer of sRGB (H.273)."""
 
 AVIF_SPEED = 8
-"""0 to 10."""
+"""The encoder's speed, from 0 to 10; faster makes larger files."""
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """What is to be written, turned as the file stores it.
+    """The samples to be written, in the orientation of the file.
 
     Attributes:
         wanted, original: H,W,C samples without alpha, after and before the change.
         alpha: H,W or None.
-        depth: bits a sample to write; more than 8 come on the full scale of 16.
-        is_srgb: whether the samples left the space of the picture's profile.
+        depth: the bits per sample to write; more than 8 are scaled to the full range of 16.
+        is_srgb: whether the samples were converted from the colour space of the picture's profile to sRGB.
     """
 
     wanted: Samples
@@ -45,20 +45,20 @@ class Sheet:
 
     @property
     def bands(self) -> Samples:
-        """H,W,C with alpha last."""
+        """The samples H,W,C with alpha last."""
         if self.alpha is None:
             return self.wanted
         return np.concatenate([self.wanted, self.alpha[..., None]], axis=2)
 
     @property
     def values(self) -> Samples:
-        """The bands as libraries take them: H,W or H,W,C of `depth` bits."""
+        """The bands as the libraries take them: H,W or H,W,C with values of `depth` bits."""
         values = np.ascontiguousarray(colour.narrowed(self.bands, self.depth))
         return values[..., 0] if values.shape[2] == 1 else values
 
 
 def written(kind: str, sheet: Sheet, picture: Picture, about: Metadata) -> tuple[bytes, str]:
-    """The file's bytes, and how they were written, for the receipt."""
+    """The bytes of the file, and how it was encoded, for the receipt."""
     same = kind == picture.format
     match kind:
         case "PNG":
@@ -85,7 +85,7 @@ def written(kind: str, sheet: Sheet, picture: Picture, about: Metadata) -> tuple
             return _avif(sheet, about), f"AVIF lossless{_depth(sheet)}"
         case "HEIF":
             return _heif(sheet, about), f"HEIC lossless{_depth(sheet)}"
-    # exact: the colour below full transparency is part of the picture too.
+    # exact: also keeps the colour of fully transparent pixels.
     told = {"icc_profile": about.icc, "exif": about.exif_block(), "xmp": about.xmp}
     data = saved(colour.eight(sheet.bands), kind, {"lossless": True, "exact": True, **told})
     return data, "WebP lossless"
@@ -102,14 +102,14 @@ def _png(sheet: Sheet) -> bytes:
 
 
 def _heif(sheet: Sheet, about: Metadata) -> bytes:
-    """Stored upright: the encoder would take a turn from the tags or the packet."""
+    """A HEIC, stored upright because the encoder would apply an orientation in the tags or the packet."""
     about = about.upright()
     cicp, exif = about.cicp or SRGB, about.exif_block()
     return heif.written(sheet.bands, sheet.depth, cicp=cicp, icc=about.icc, exif=exif, xmp=about.xmp)
 
 
 def _avif(sheet: Sheet, about: Metadata) -> bytes:
-    """Pillow's writer would round to YCbCr and back, and knows 8 bits only."""
+    """An AVIF by imagecodecs, because Pillow rounds to YCbCr and back and knows only 8 bits."""
     primaries, transfer = about.cicp or SRGB
     exif = about.upright().exif_block()
     return isobmff.described(
@@ -137,16 +137,20 @@ def _image(bands: Pixels, *, ink: bool = False) -> Image.Image:
 
 
 def saved(bands: Pixels, kind: str, options: Mapping[str, Any], *, ink: bool = False) -> bytes:
-    """Bands as Pillow writes them; CMYK where `ink` says so. Options of None are left out."""
+    """The file that Pillow writes of the bands, as CMYK if `ink` is true. Options that are None are left
+    out.
+    """
     return stored(_image(np.ascontiguousarray(bands), ink=ink), kind, options)
 
 
 def stored(image: Image.Image, kind: str, options: Mapping[str, Any]) -> bytes:
-    """A picture's file as Pillow writes it."""
+    """The file that Pillow writes of a picture."""
     file = io.BytesIO()
     given = {key: value for key, value in options.items() if value is not None}
     block = ImageFile.MAXBLOCK
-    if given.get("optimize"):  # such a JPEG is written at once, and may need more than Pillow sets aside
+    if given.get(
+        "optimize"
+    ):  # an optimised JPEG is written at once and may need a larger buffer than Pillow's
         ImageFile.MAXBLOCK = 4 * image.width * image.height + len(given.get("extra", b"")) + block
     try:
         image.save(file, kind, **given)

@@ -369,7 +369,7 @@ def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
     [
         (tiff(scene().astype(np.float32)), "floating-point samples of 32 bits"),
         (tiff(deep(1)[..., 0].astype(np.int16), photometric="minisblack"), "signed"),
-        (tiff(scene().astype(np.uint32)), "32 bits a sample"),
+        (tiff(scene().astype(np.uint32)), "32 bits per sample"),
         (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
         (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
         (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "camera raw"),

@@ -18,7 +18,7 @@ def test_tags_that_all_point_at_the_same_bytes_are_a_bomb() -> None:
     held = bytes(100_000)
     table = b"".join(struct.pack("<HHII", 40_000 + i, 7, len(held), 8) for i in range(200))
     data = b"II*\0" + struct.pack("<I", 8 + len(held)) + held + struct.pack("<H", 200) + table + bytes(4)
-    with pytest.raises(ValueError, match="claim more than twice"):
+    with pytest.raises(ValueError, match="hold more than twice"):
         tags.parse(data)
 
 
