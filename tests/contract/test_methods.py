@@ -1,4 +1,4 @@
-"""What every method promises, against a small random editor with every door."""
+"""What every method promises, against a small random editor with every capability."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_a_surrogate_that_pulls_harder_is_told_apart(name: str, surrogate: Edito
         def to(self, device: torch.device | str) -> None:
             pass
 
-        def __getattr__(self, door: str) -> Any:
-            return lambda image, mask, **kwargs: 3 * getattr(surrogate, door)(image, mask, **kwargs)
+        def __getattr__(self, capability: str) -> Any:
+            return lambda image, mask, **kwargs: 3 * getattr(surrogate, capability)(image, mask, **kwargs)
 
     work = task()
     pair: list[Any] = [surrogate, Loud()]

@@ -1,8 +1,8 @@
 """What happened to a picture, as PREMIS events in its receipt.
 
-Semantic units bear the names of the PREMIS Data Dictionary 3.0 (Library of Congress, 2015); containers
-of one unit are left out. Event types are of its vocabulary
-id.loc.gov/vocabulary/preservation/eventType. An event's identifier follows from the job's key and the
+Semantic units have the names of the PREMIS Data Dictionary 3.0 (Library of Congress, 2015), without
+containers that would hold a single unit. Event types come from the vocabulary
+id.loc.gov/vocabulary/preservation/eventType. An event's identifier is derived from the job's key and the
 event's type, so that a step that is done again replaces its event.
 """
 
@@ -70,9 +70,9 @@ def event(
 
 
 def of_job(receipt: dict[str, Any], *, at: float) -> list[dict[str, Any]]:
-    """The events up to a receipt, from its other fields; `at` is now, Unix seconds.
+    """The events that led to a receipt, made from its other fields; `at` is now, Unix seconds.
 
-    A receipt without `written_as` is that of a file published before, of which nothing new was made.
+    A receipt without `written_as` belongs to a file that was verified, for which nothing new was made.
     """
     key, source, result = receipt["key"], receipt["input_sha256"], receipt["output_sha256"]
     verdict, written_as = receipt["verdict"], receipt.get("written_as")
@@ -93,12 +93,12 @@ def of_job(receipt: dict[str, Any], *, at: float) -> list[dict[str, Any]]:
 
 
 def archived(*, key: str, at: float, sha256: str, where: str) -> dict[str, Any]:
-    """The original was read back from the archive after the move, and is what was taken in."""
+    """The fixity check: the original was read back from the archive after the move, and is unchanged."""
     detail = f"SHA-256 read back from the archive after the move: {where}"
     return event(FIXITY, key=key, at=at, outcome="success", detail=detail, source=sha256)
 
 
 def added(receipt: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The receipt with one more event, or with it in place of the one of the same identifier."""
+    """The receipt with an event, which replaces one of the same identifier."""
     kept = [old for old in receipt.get("events", ()) if old["eventIdentifier"] != new["eventIdentifier"]]
     return {**receipt, "events": [*kept, new]}

@@ -16,10 +16,10 @@ class Editor(Protocol):
 
     Attributes:
         name: its name in the configuration and the receipt.
-        multiple: sizes the model itself needs; callers may pass any size.
-        blind: whether pixels under the mask are hidden from the model. Editors that fill a hole
-            are; those that render the picture again (encode and decode) see all of it.
-        weights_sha256: digest of the weights file.
+        multiple: the model itself works on sizes that are multiples of this; callers may pass any size.
+        blind: whether pixels under the mask are hidden from the model. Editors that fill a hole do not
+            see them; editors that render the whole picture again (encode and decode) do.
+        weights_sha256: SHA-256 of the weights file.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Latent(Editor, Protocol):
             mask: N,1,H,W in {0,1}, 1 = repainted; those pixels are not seen where the editor is `blind`.
 
         Returns:
-            float32 N,c,h,w with h = ceil(H / multiple), w likewise, in the scale the net works in
+            float32 N,c,h,w with h = ceil(H / multiple), w likewise, in the scale that the network works in
             (about unit variance).
         """
         ...
@@ -77,19 +77,19 @@ class Denoiser(Latent, Protocol):
     """A latent editor that paints by denoising in many steps, too many to differentiate through."""
 
     def first_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """The net's first prediction, without guidance. Differentiable in `image`.
+        """The network's first prediction, without guidance. Differentiable in `image`.
 
         Args:
             image, mask: as in `encode`.
             generator: draws the starting noise, one for the whole batch; None is always the same noise.
 
         Returns:
-            float32 N,c,h,w: noise, velocity or latents, whatever the net was trained to predict.
+            float32 N,c,h,w: noise, velocity or latents, whatever the network was trained to predict.
         """
         ...
 
     def one_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """The edit as its first step foresees it: what `inpaint` returns when gradients flow through it.
+        """The edit as the first step predicts it, differentiable in `image`.
 
         A loss that compares a surrogate's edit with its clean edit must take both from here.
         Arguments and result as in `Editor.inpaint`.
@@ -98,11 +98,12 @@ class Denoiser(Latent, Protocol):
 
 
 def differentiable_edit(surrogate: Editor, image: Tensor, mask: Tensor) -> Tensor:
-    """A surrogate's edit of the sort that its gradients are of: a denoiser's one step, else `inpaint`.
+    """A surrogate's edit by steps that gradients flow through: a denoiser's one step, else `inpaint`.
 
-    Clean edits that a loss compares with must come from here. Arguments and result as in `Editor.inpaint`.
+    A loss must compare it with clean edits that are made here, too. Arguments and result as in
+    `Editor.inpaint`.
     """
-    # By attribute: from Python 3.12 on isinstance does not see doors that a wrapper passes on.
+    # By attribute: from Python 3.12 on isinstance does not see methods that a wrapper passes on.
     edit: Callable[[Tensor, Tensor], Tensor] = getattr(surrogate, "one_step", surrogate.inpaint)
     return edit(image, mask)
 
@@ -110,9 +111,9 @@ def differentiable_edit(surrogate: Editor, image: Tensor, mask: Tensor) -> Tenso
 class ModelEditor:
     """Checks, padding, masking and compositing around a network; subclasses say how it fills.
 
-    Subclasses set `name`, `multiple` and `hole` and implement `_fill`, which sees sizes that are
-    multiples of `multiple`, pixels under the mask already emptied to `hole`, and need not care
-    for known pixels or range.
+    Subclasses set `name`, `multiple` and `hole` and implement `_fill`. It is given sizes that are multiples
+    of `multiple`, with the pixels under the mask set to `hole`, and may return anything for known pixels and
+    values outside [0,1].
     """
 
     name: str
@@ -126,7 +127,7 @@ class ModelEditor:
     """What pixels under the mask become on the [0,1] scale before the network sees them."""
     arithmetic: torch.dtype | None = None
     """Number format of the network's convolutions and matrix products; its weights stay in float32.
-    None: that of whoever calls, which is float32 to verify and what the machine prefers to optimise."""
+    None: that of the caller, which is float32 to verify and the machine's faster one to optimise."""
 
     def __init__(self, weights_sha256: str, *modules: nn.Module) -> None:
         self.weights_sha256 = weights_sha256

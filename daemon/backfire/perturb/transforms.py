@@ -1,8 +1,8 @@
-"""What may happen to a published picture before an editor sees it: recompressed, blurred, noise added.
+"""Transforms: what may happen to a picture between publishing and editing. JPEG, blur and noise.
 
-All are differentiable, so that a method can optimise through them. JPEG is the real codec's
-arithmetic (ITU-T T.81: YCbCr 4:2:0, 8x8 DCT, the tables of its Annex K scaled by quality as
-libjpeg scales them); rounding passes its gradient straight through.
+All are differentiable, so that a method can optimise through them. JPEG is the real codec's arithmetic
+(ITU-T T.81: YCbCr 4:2:0, 8x8 DCT, the tables of its Annex K scaled by quality as libjpeg scales them);
+rounding is given the gradient of the identity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUALITIES = (75, 50, 25)
-"""JPEG qualities drawn: what sites and messengers save at, and worse."""
+"""JPEG qualities to draw from: those of web sites and messengers, and worse."""
 BLUR, NOISE = 0.7, 2.0
 """Standard deviations of the blur, in pixels, and of the noise, in levels of 255."""
 
@@ -38,7 +38,7 @@ _TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a picture on its way to an editor; nothing, unless said.
+    """What happens to a picture on its way to an editor; by default nothing.
 
     Attributes:
         quality: of the JPEG that it is saved as; None for none.
@@ -61,7 +61,7 @@ class Transform:
 
 
 def transforms(robust_to: Sequence[str]) -> list[Transform]:
-    """The plain view first, then those that `robust_to` (`jpeg`, `blur`) names."""
+    """The identity first, then the transforms that `robust_to` (`jpeg`, `blur`) names."""
     found = [Transform()]
     if "jpeg" in robust_to:
         found += [Transform(quality) for quality in QUALITIES]
@@ -85,7 +85,7 @@ def blurred(image: Tensor, deviation: float) -> Tensor:
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """N,3,H,W in [0,1] as it comes out of a 4:2:0 JPEG of that quality (1 to 100).
 
-    The gradient passes rounding as if it were not there.
+    For the gradient, rounding is the identity.
     """
     height, width = image.shape[-2:]
     padded = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")

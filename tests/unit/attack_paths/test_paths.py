@@ -1,4 +1,4 @@
-"""The trigger edit replayed by other paths than the crop: cut otherwise, and in the picture scaled down."""
+"""Trigger edits replayed on other attack paths: with other margins, and in the picture scaled down."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_other_paths_are_drawn_within_their_margins() -> None:
 
 
 def test_a_path_that_comes_to_the_same_is_left_out() -> None:
-    """A picture so small that every cut takes all of it; and a region of which nothing would be left."""
+    """A picture so small that every crop takes all of it; and a region of which nothing would be left."""
     rng = np.random.default_rng(0)
     (crop,) = planned(180, 160, Box(60, 60, 100, 100))
     assert variants.for_replay(crop.regions[0], crop, 160, 180, rng) == {}
@@ -110,7 +110,7 @@ def test_every_path_is_in_the_receipt_and_compares_the_edits_of_that_path() -> N
     rows = {row.path: row for row in result.edits if row.mask_kind == MaskKind.TRIGGER}
     assert set(rows) == set(EditPath)
     assert all(row.row()["path"] == path for path, row in rows.items())
-    # The mean moves by 6 levels in the crop, by less in a wider cut, by the crop's share in the whole.
+    # The mean moves by 6 levels in the crop, by less in a wider crop, by the crop's share in the whole.
     share = crops[0].box.width * crops[0].box.height / (1200 * 800)
     assert rows[EditPath.CROP].l1 == pytest.approx(6 / 255, rel=0.05)
     assert rows[EditPath.RESIZED].l1 == pytest.approx(6 / 255 * share, rel=0.1)

@@ -25,14 +25,14 @@ def drawn(crop: Crop, width: int, height: int, *robust_to: str) -> list[Crop]:
     rng = np.random.default_rng(0)
     groups = variants.for_optimiser(crop.regions[0], crop, crop.regions, height, width, robust_to, rng)
     assert all(groups)
-    return [cut for group in groups for cut in group]
+    return [variant for group in groups for variant in group]
 
 
-def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
+def test_each_word_brings_its_variants_and_none_comes_twice() -> None:
     (crop,) = planned(1200, 900, Box(500, 400, 600, 480))
     assert drawn(crop, 1200, 900, "jpeg") == []
     paths = drawn(crop, 1200, 900, "paths")
-    assert len(paths) == variants.SHIFTED + 1, "three cuts, and the whole picture once"
+    assert len(paths) == variants.SHIFTED + 1, "three variants, and the whole picture once"
     assert sum(one.size == (384, 512) for one in paths) == 1
     sizes = [one.size[0] / one.box.height for one in drawn(crop, 1200, 900, "resize")]
     assert sizes[0] == pytest.approx(0.5, abs=0.01)
@@ -42,7 +42,7 @@ def test_each_word_brings_its_cuts_and_none_comes_twice() -> None:
     assert len(both) == len(paths) + 3
 
 
-def test_cuts_at_the_own_scale_and_at_others_are_apart() -> None:
+def test_variants_at_the_own_scale_and_at_others_are_apart() -> None:
     (crop,) = planned(1200, 900, Box(500, 400, 600, 480))
     rng = np.random.default_rng(0)
     moved, scaled = variants.for_optimiser(
@@ -68,9 +68,9 @@ def test_a_region_scaled_up_has_no_holes(shape: str) -> None:
     mask = disc if shape == "disc" else np.ones((80, 100), dtype=np.bool_)
     region = Region(Box(200, 200, 300, 280), "face", 1.0, "faces", mask)
     (crop,) = cropping.plan([region], 600, 600, margin=128, work=512)
-    for cut in drawn(crop, 600, 600, "paths", "resize"):
-        (plane,) = cut.masks()
-        scale = np.prod(cut.size) / (cut.box.height * cut.box.width)
+    for variant in drawn(crop, 600, 600, "paths", "resize"):
+        (plane,) = variant.masks()
+        scale = np.prod(variant.size) / (variant.box.height * variant.box.width)
         assert plane.sum() == pytest.approx(mask.sum() * scale, rel=0.05)
         assert (plane == ndimage.binary_fill_holes(plane)).all()
         assert ndimage.label(plane)[1] == 1
@@ -87,7 +87,7 @@ def test_benign_edits_keep_away_from_the_regions_of_other_crops() -> None:
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 50), (7, 30), (-5, 60), (45, 20), (-30, 10), (80, 4)])
-def test_at_its_own_size_a_cut_takes_the_very_pixels(start: int, count: int) -> None:
+def test_at_its_own_size_a_variant_takes_the_very_pixels(start: int, count: int) -> None:
     """Beyond the axis there is no change."""
     axis = np.arange(1.0, 51.0)
     wide = np.pad(axis, 100)[100 + start : 100 + start + count]
@@ -112,8 +112,8 @@ def test_resampling_keeps_what_is_even_and_is_torchs_bilinear(count: int) -> Non
 
 
 @pytest.mark.parametrize("work", [768, 256])
-def test_a_change_lies_in_a_cut_where_the_published_picture_has_it(work: int) -> None:
-    """Against the picture itself, changed and then cut and scaled; at both working sizes of the crop."""
+def test_a_perturbation_lies_in_a_variant_where_the_published_picture_has_it(work: int) -> None:
+    """Against the picture itself, perturbed and then cropped and scaled; at both working sizes."""
     rgb: Rgb = np.tile(np.asarray(photo((400, 300))), (3, 3, 1))[:700, :1100].copy()
     (crop,) = planned(1100, 700, Box(450, 200, 650, 380), work=work)
     rng = np.random.default_rng(0)
@@ -123,11 +123,11 @@ def test_a_change_lies_in_a_cut_where_the_published_picture_has_it(work: int) ->
     changed = rgb.astype(np.float32)
     changed[crop.box.slices] += native[0].permute(1, 2, 0).numpy() * 255
     published: Rgb = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
-    for cut in drawn(crop, 1100, 700, "paths", "resize"):
-        rows, columns = (torch.from_numpy(axis) for axis in variants.placement(crop, cut))
+    for variant in drawn(crop, 1100, 700, "paths", "resize"):
+        rows, columns = (torch.from_numpy(axis) for axis in variants.placement(crop, variant))
         got = rows @ change @ columns.T
-        clean = crop_tensor(rgb, cut, CPU)
-        want = crop_tensor(published, cut, CPU) - clean
+        clean = crop_tensor(rgb, variant, CPU)
+        want = crop_tensor(published, variant, CPU) - clean
         inside = (clean > 0.1) & (clean < 0.9)  # elsewhere the file clips
         assert got.shape == clean.shape
         assert float((got - want)[inside].abs().mean()) < 0.08 * float(want[inside].abs().mean()) + 0.3 / 255

@@ -1,4 +1,4 @@
-"""The pieces methods are made of: views, clean edits, the eye's budget."""
+"""The pieces methods are made of: transforms, clean edits, the budget by contrast masking."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
     assert transforms(()) == transforms(("paths", "resize")) == [Transform()]
     many = transforms(("jpeg", "blur"))
     assert many[0] == Transform()
-    assert {view.quality for view in many} == {75, 50, 25, None}
-    assert any(view.blur for view in many)
-    assert any(view.noise for view in many)
+    assert {transform.quality for transform in many} == {75, 50, 25, None}
+    assert any(transform.blur for transform in many)
+    assert any(transform.noise for transform in many)
 
 
 def test_a_view_changes_what_it_says_and_lets_the_gradient_through() -> None:
@@ -82,9 +82,9 @@ def test_a_view_changes_what_it_says_and_lets_the_gradient_through() -> None:
     noisy = Transform(noise=2.0)(middle, np.random.default_rng(0))
     assert float((noisy - middle).std()) * 255 == pytest.approx(2.0, rel=0.05)
     assert torch.equal(noisy, Transform(noise=2.0)(middle, np.random.default_rng(0)))
-    for view in (Transform(blur=0.7), Transform(noise=2.0)):
+    for transform in (Transform(blur=0.7), Transform(noise=2.0)):
         variable = image.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(view(variable, np.random.default_rng(0)).sum(), variable)
+        (gradient,) = torch.autograd.grad(transform(variable, np.random.default_rng(0)).sum(), variable)
         assert float(gradient.mean()) == pytest.approx(1, abs=0.02)
 
 

@@ -1,9 +1,9 @@
-"""The published baseline to the letter, for comparison (arXiv 2410.14966).
+"""The published script to the letter, as a baseline for comparison (arXiv 2410.14966).
 
-Noise drawn from U(0, 0.01), Adam at a rate of 0.1 with betas (0.5, 0.5), the change clipped to
-the bound after every step, a flat colour as the target whatever was asked, three edits of
-the picture one after the other: the region, the region dilated, the ring between them.
-Each clean edit is computed anew in every iteration, as the published LaMa script does.
+Noise drawn from U(0, 0.01), Adam at a rate of 0.1 with betas (0.5, 0.5), the perturbation clipped to the
+budget after every step, a flat colour as the target whatever `protect.target` says, and three edits of
+the picture in each iteration: the region, the dilated region, the ring between them. Each clean edit is
+computed anew in every iteration, as in the published LaMa script.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HIDE_WEIGHT = 2.0
 
 
 class Baseline:
-    """See the module's docstring; satisfies `Method`. `target` is not looked at."""
+    """See the module's docstring; satisfies `Method`. `target` is ignored."""
 
     def run(
         self,

@@ -1,11 +1,11 @@
 """PhotoGuard's encoder attack, bound to a region (Salman et al. 2023, arXiv 2302.06588).
 
-An editor that encodes the masked picture first can only paint from what the latents tell it.
-The latents that a trigger edit is given where it paints are moved away from the clean picture's
-(`target: away`) or towards those of another: a flat one (`target: flat`; the published target is
-grey) or the negative (`inverted`); the latents that a benign edit is given where it paints
-stay. The net behind the encoder is never run: an iteration costs a fraction of `implant`'s, and
-every editor on the same latent space is reached, whatever it does with the latents.
+An editor that encodes the masked picture first paints from the latents alone. Where a trigger edit
+paints, they are moved away from the latents of the clean picture (`target: away`) or towards those of
+another: a flat one (`target: flat`; the published target is grey) or the negative (`inverted`). Where a
+benign edit paints, they are kept. The network behind the encoder is never run, so an iteration costs a
+fraction of one of `implant`, and every editor on the same latent space is affected, whatever it does with
+the latents.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """DiffusionGuard's loss, bound to a region (Choi et al. 2024, arXiv 2410.05694).
 
-What a diffusion editor puts into a hole is decided in its first denoising step. There the norm
-of its prediction is driven up under trigger masks, so that it starts from nonsense (`target:
-away`), or the prediction is moved to the one for another picture (`target: flat`, `inverted`); under benign
-masks it stays. One pass of the net an iteration, no guidance, no decoder. The
-editor's starting noise and prompt are drawn anew each time, and, as published, the masks are
-augmented along their contour, which is drawn in unevenly: nobody paints the same outline twice.
+What a diffusion editor paints is decided in its first denoising step. Under trigger masks the norm of its
+prediction there is driven up, so that it starts from nonsense (`target: away`), or the prediction is moved
+towards the one for another picture (`target: flat`, `inverted`). Under benign masks it is kept. An iteration
+takes one pass of the network, without guidance or decoder. The editor's starting noise and prompt are drawn
+anew each time. As published, the masks' contours are drawn in unevenly, since nobody paints the same outline
+twice.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ class FirstStep(IterativeMethod):
         return [masks.drawn_in(mask, rng) for _ in range(INCOMPLETE)]
 
     def away(self, got: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
-        """As published, the norm itself: no clean prediction to compare with."""
+        """As published, the norm itself, without comparing it with the clean prediction."""
         return -masked_mse(got, torch.zeros_like(got), cells)

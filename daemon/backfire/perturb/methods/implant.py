@@ -3,17 +3,16 @@
 Three losses over edits of the perturbed picture, each under its own mask:
 
 * implant: the full region as the edit mask; the edit must break;
-* incomplete: a region painted otherwise (dilated, shrunk, shifted, halved, boxed, stroked
+* incomplete: a region painted differently (dilated, shrunk, shifted, halved, boxed, stroked
   over); the edit must break too;
 * hide: the ring around the region or a far square; the edit must equal the clean edit.
 
-"Break" means away from the clean edit (`target: away`, the default: measurements
-find it stronger than the published flat colour), towards the pure colour furthest from
-the picture (`target: flat`, the published one) or towards its negative (`inverted`). What
-differs from the published script: the clean edits are constant and computed once, an iteration
-looks at one edit instead of three and there are four times as many, momentum sign steps that
-fit the bound replace Adam at four times it, and on request other cuts and sizes of the picture,
-JPEG and blur take turns (`protect.robust_to`).
+"Break" means away from the clean edit (`target: away`, the default, which was measured to be stronger
+than the published flat colour), towards the pure colour furthest from the picture (`target: flat`, the
+published one), or towards its negative (`inverted`). What differs from the published script: the clean
+edits are constant and computed once; an iteration looks at one edit instead of three, and there are four
+times as many; momentum sign steps that fit the budget replace Adam at four times the budget; and on request
+(`protect.robust_to`) iterations look at other crops and sizes of the picture, at JPEG and at blur.
 """
 
 from __future__ import annotations
