@@ -1,4 +1,4 @@
-"""The words of the project as frozen types. Imports nothing else of the package."""
+"""The types that all packages share: pictures, masks, regions, jobs. Imports nothing else of the package."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ GIF is only read: such pictures are written as PNG."""
 
 
 def shown(path: bytes) -> str:
-    """A path for people, logs and JSON, with escapes for bytes that are not UTF-8, which names may hold."""
+    """A path as text for people, logs and JSON. Bytes that are not UTF-8 become backslash escapes."""
     return path.decode("utf-8", "backslashreplace")
 
 
 def composed(name: bytes | str) -> str:
-    """A name as text in Unicode's NFC, for comparing: macOS writes é as two characters, others as one."""
+    """A file name in Unicode's NFC, for comparison: macOS writes é as two characters, others as one."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 class Box(NamedTuple):
-    """Pixels of the upright picture; right and bottom are exclusive."""
+    """A rectangle in pixels of the upright picture; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -62,7 +62,7 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows, columns: `picture[box.slices]`."""
+        """The rows and columns as an index: `picture[box.slices]` is the part inside the box."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def grown(self, margin: int, width: int, height: int) -> Box:
@@ -105,7 +105,7 @@ class Region:
         box: its bounding box.
         label: what it is, e.g. `face`, `mask`.
         score: the detector's confidence in [0,1].
-        detector: the name it has in the configuration.
+        detector: the detector's name in the configuration.
         mask: its exact shape as a plane of the box's size (box.height, box.width), or None
             where the box itself is the shape.
     """
@@ -117,7 +117,7 @@ class Region:
     mask: Mask | None = None
 
     def row(self) -> dict[str, Any]:
-        """The region as receipts and `backfire detect --json` show it."""
+        """The region as receipts and `backfire detect --json` write it."""
         score = round(self.score, 4)
         return {"box": list(self.box), "label": self.label, "score": score, "detector": self.detector}
 
@@ -130,33 +130,33 @@ class Region:
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a pixel may move: L-infinity, in levels of 255."""
+    """The largest perturbation of any one sample (L-infinity), in levels of 255."""
 
     epsilon: float
 
     @property
     def levels(self) -> int:
-        """The largest whole number of levels within epsilon: files hold whole levels."""
+        """Epsilon rounded down, since files hold whole levels."""
         return int(self.epsilon)
 
     @property
     def unit(self) -> float:
-        """The bound on [0,1] images, in whole levels."""
+        """The same bound for images in [0,1]."""
         return self.levels / 255
 
 
 class Verdict(StrEnum):
-    """What replaying the edits on the decoded output showed."""
+    """What the judge concluded from edits of the decoded output."""
 
     PROTECTED = "protected"
     WEAK = "weak"
     FAILED = "failed"
     UNPROTECTED = "unprotected"
-    """Nothing was found to protect and `none_found: pass` let the picture through unchanged."""
+    """No region was found, and the picture was published unchanged because of `none_found: pass`."""
 
 
 class MaskKind(StrEnum):
-    """The edits that are replayed: the first three touch the region, the last two must not."""
+    """The masks of the replayed edits: the first three are trigger edits, the last two benign ones."""
 
     TRIGGER = "trigger"
     DILATED = "dilated"
@@ -166,7 +166,7 @@ class MaskKind(StrEnum):
 
 
 class EditPath(StrEnum):
-    """How a picture reaches an editor: the crop it was protected by, one cut otherwise, or all of it."""
+    """What the editor is given: the crop that was optimised, a shifted crop, or the whole picture resized."""
 
     CROP = "crop"
     SHIFTED = "shifted"
@@ -174,7 +174,7 @@ class EditPath(StrEnum):
 
 
 class JobState(StrEnum):
-    """What became of a picture so far; `ACTIVE` are the states with work left."""
+    """The state of a job; those in `ACTIVE` still have work left."""
 
     SETTLING = "settling"
     WAITING_MASK = "waiting_mask"
@@ -200,7 +200,7 @@ ACTIVE = frozenset(
         JobState.PUBLISHED,
     }
 )
-"""The states with work left; a published picture still has its original to be archived."""
+"""The states with work left; of a published picture the original is still to be archived."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ class Job:
     """One row of the store: one picture's content under one mask and one configuration.
 
     Paths are bytes relative to their folder (inbox, outbox): file names need not be UTF-8.
-    Digests are lower-case hex SHA-256, None until the content was read. Times are Unix seconds.
-    `lease` counts the starts of attempts; what a worker reports under an older lease is ignored.
+    Digests are lower-case hex SHA-256, None until the content has been read. Times are Unix seconds.
+    `lease` grows by one whenever an attempt starts; a worker's reports under an older lease are ignored.
     """
 
     id: int
@@ -232,13 +232,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The path, for people."""
+        """The path as text for people."""
         return shown(self.path)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a job's append-only history."""
+    """One entry of a job's append-only history."""
 
     at: float
     state: JobState
@@ -246,12 +246,12 @@ class Event:
 
 
 def mask_digest(digests: Sequence[str]) -> str | None:
-    """One digest for all sidecar masks of a picture from the SHA-256 of each; None if there are none."""
+    """One digest for all mask files of a picture, made from the SHA-256 of each; None if there are none."""
     if len(digests) < 2:
         return digests[0] if digests else None
     return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 
 def job_key(input_sha256: str, mask_sha256: str | None, config_sha256: str) -> str:
-    """The key of a job, made of picture, mask and configuration; file names and seeds derive from it."""
+    """The key of a job, made from picture, mask and configuration; file names and seeds derive from it."""
     return hashlib.sha256(f"{input_sha256}:{mask_sha256 or '-'}:{config_sha256}".encode()).hexdigest()

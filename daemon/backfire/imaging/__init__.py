@@ -1,9 +1,9 @@
 """Picture files: from bytes to pixels and back. All knowledge of file formats is in this package.
 
 `decode` and `decode_painting` trust nothing: they recognise the format by the content, check that the file
-is complete, and refuse it with a reason before anything large is allocated. `encode` writes pixels into
-the kind of file that they came from and keeps its metadata, except what would show the unprotected
-picture or what the settings strip.
+is complete, and refuse it with a reason before anything large is allocated. `encode` writes a picture in
+the format that it came in and keeps its metadata, except for anything that would show the unprotected
+picture and anything that the settings strip.
 
 Only one thread at a time may call these functions, because Pillow's size limit and Python's warning
 filters are global.

@@ -1,4 +1,4 @@
-"""Puts metadata into written files, in the blocks of each format. Pixels are not touched.
+"""Inserts metadata into encoded files, in the form that each format has for it. Pixels are not touched.
 
 Sources: JPEG (T.81 annex B) with the conventions of EXIF, ICC.1 and XMP part 3; PNG 3rd edition;
 JPEG 2000 part 1 annex I.
@@ -14,7 +14,7 @@ from backfire.imaging import containers
 from backfire.imaging.metadata import EXTENDED_XMP, PNG_COLOUR, UUID_EXIF, UUID_XMP, Metadata, Part
 
 SEGMENT = 65_533
-"""The most bytes in one JPEG segment."""
+"""The most bytes that the body of a JPEG segment can hold."""
 
 ICC_PIECE = SEGMENT - 14
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
@@ -24,11 +24,11 @@ PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
 def jpeg(about: Metadata, *, same: bool) -> bytes:
     """The metadata segments for the start of a JPEG.
 
-    EXIF that is too long for a segment is reduced to the orientation; an XMP packet that is too long is left
-    out.
+    EXIF that is too long for one segment is reduced to the orientation; an XMP packet that is too long is
+    left out.
 
     Args:
-        same: whether the metadata came from a JPEG too, so that its further segments can be kept.
+        same: whether `about.parts` come from a JPEG and so can be written to one.
     """
     exif = about.exif_block()
     if exif is not None and len(exif) > SEGMENT:
@@ -81,7 +81,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
-    """An encoded JP2 with the profile in its header and the other blocks before its codestream."""
+    """An encoded JP2 with the profile in its header and the other boxes inserted before its codestream."""
     parts = about.parts if same else ()
     boxes: list[Part] = []
     for kind, body in containers.boxes(data):
@@ -98,8 +98,8 @@ def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
 def _jp2_header(body: bytes, about: Metadata, parts: Iterable[Part]) -> bytes:
     boxes = [(kind, bytes(inner)) for kind, inner in containers.boxes(body)]
     if about.icc is not None:
-        # Method 2 is for restricted profiles, but readers take any profile from it and look for no other
-        # method.
+        # Method 2 is meant for restricted profiles only, but readers accept any profile there and do not
+        # look at the other methods.
         boxes = [(kind, b"\2\0\0" + about.icc if kind == b"colr" else inner) for kind, inner in boxes]
     return _boxed(boxes + [part for part in parts if part[0] == b"res "])
 

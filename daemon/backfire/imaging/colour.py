@@ -1,13 +1,13 @@
-"""The sRGB colours of stored samples, and how a change of these colours is carried back into the samples.
+"""Converts stored samples to sRGB, and carries a perturbation found in sRGB back into the stored samples.
 
-Editors and detectors work in sRGB. Only the *forward* transform of a profile is used: many profiles of
-cameras and scanners have no inverse, and an inverse through a table would separate CMYK anew and move pixels
-that were not changed. Instead, the wanted change of a colour is divided by the slope of the transform at each
-pixel. A pixel without a change therefore keeps its exact value, also out of the sRGB gamut. Black ink is
-never changed.
+Editors and detectors see sRGB. Only a profile's *forward* transform (stored samples to sRGB) is used: many
+profiles of cameras and scanners have no inverse, and an inverse by table would separate CMYK into other
+inks and alter pixels that were not perturbed. Instead the perturbation is divided by the slope of the
+transform at each pixel, so that an unperturbed pixel keeps its exact values even outside sRGB's gamut.
+Black ink is never altered.
 
-The transform (littlecms through Pillow) works on 8-bit values. Of 16-bit samples it takes the upper half, and
-the change is added to the full value.
+The transform (littlecms, through Pillow) works on 8-bit values. Of 16-bit samples it sees the upper 8
+bits, and the perturbation is added to all 16.
 """
 
 from __future__ import annotations
@@ -28,43 +28,42 @@ Look = Callable[[NDArray[np.uint8]], Rgb]
 
 MODES = {1: ("L", "GRAY"), 3: ("RGB", "RGB "), 4: ("CMYK", "CMYK")}
 ROWS = 256
-"""The rows that are computed at a time, because a float copy of a hundred megapixels is too large."""
+"""Rows processed at a time, since a float copy of a hundred megapixels would take too much memory."""
 
 PIECE = 1 << 20
-"""The values that are rescaled at a time, for the same reason."""
+"""Values rescaled at a time, to limit memory likewise."""
 
 STEP = 8
-"""The levels to either side over which a slope is measured; over one level it would be mostly rounding."""
+"""Levels to either side between which a slope is measured; over one level, rounding would hide the slope."""
 
 DAMPING = 0.05
-"""Limits the step of a pixel whose colour hardly depends on its samples (out of gamut, or under black
-ink)."""
+"""Limits the step where a sample hardly affects the colour: out of gamut, or under black ink."""
 
 SHRINK, ROUNDS = 0.7, 6
 
 
 def eight(samples: Samples) -> NDArray[np.uint8]:
-    """Samples as 8-bit levels; a view if they have 8 bits already."""
+    """Samples as 8-bit levels; a view of the samples if they have 8 bits already."""
     if samples.dtype == np.uint8:
         return samples.view(np.uint8)
-    # This equals (s + 128) // 257 without an overflow of 16 bits.
+    # Rounds to the nearest level; in 16 bits the addition would overflow.
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def widened(values: Samples, depth: int) -> Samples:
-    """Values of `depth` bits scaled to the full range of their type; 9 to 15 bits to the range of 16."""
+    """Values of `depth` bits rescaled to the full scale of their type: 8 bits, or 16 for all deeper ones."""
     return values if depth in (8, 16) else _scaled(values, (1 << depth) - 1, 65535)
 
 
 def narrowed(samples: Samples, depth: int) -> Samples:
-    """The inverse of `widened`: values of `depth` bits, rounded if the samples have more."""
+    """The inverse of `widened`: samples rescaled to `depth` bits, rounded to the nearest value."""
     if depth == 8:
         return eight(samples)
     return samples if depth == 16 else _scaled(samples, 65535, (1 << depth) - 1)
 
 
 def _scaled(values: Samples, old: int, new: int) -> Samples:
-    """Whole numbers in 0..`old` scaled to 0..`new`, rounded to the nearest."""
+    """Whole numbers from 0..`old` rescaled to 0..`new`, rounded to the nearest."""
     result = np.empty(values.shape, np.uint16)
     some = max(1, PIECE * len(values) // max(1, values.size))
     for top in range(0, len(values), some):
@@ -73,15 +72,15 @@ def _scaled(values: Samples, old: int, new: int) -> Samples:
 
 
 def unit(samples: Samples) -> int:
-    """One level of 255 in steps of the samples' type."""
+    """How many of the samples' own steps make one level of 255."""
     return 257 if samples.dtype == np.uint16 else 1
 
 
 def look_of(icc: bytes | None, channels: int) -> Look | None:
-    """The function from samples under a profile to sRGB; None if the samples are sRGB already.
+    """The transform from stored samples to sRGB under a profile; None if the samples are sRGB already.
 
-    A profile that is broken or meant for other samples is ignored, as viewers do. CMYK without a usable
-    profile is converted by Pillow's simple formula.
+    A profile that is broken or made for another number of channels is ignored, as image viewers do. CMYK
+    without a usable profile is converted by Pillow's simple formula.
     """
     mode, space = MODES[channels]
     try:
@@ -107,7 +106,7 @@ def look_of(icc: bytes | None, channels: int) -> Look | None:
 
 
 def seen(samples: Samples, look: Look | None) -> Rgb:
-    """H,W,3 uint8 sRGB of H,W,C stored samples; the samples themselves if they are sRGB already."""
+    """H,W,C stored samples as H,W,3 uint8 sRGB; may be the samples themselves if they are that already."""
     if look is None:
         plain = eight(samples)
         return np.ascontiguousarray(plain.repeat(3, axis=2) if plain.shape[2] == 1 else plain)
@@ -120,13 +119,14 @@ def seen(samples: Samples, look: Look | None) -> Rgb:
 def carried(
     samples: Samples, before: Rgb, after: Rgb, look: Look | None, levels: int, depth: int = 0
 ) -> Samples:
-    """Samples that look like `after` wherever it differs from `before`, and are unchanged elsewhere.
+    """Stored samples that look like `after` where it differs from `before`, and are unchanged elsewhere.
 
     Args:
-        samples: H,W,C, not mutated; their colours are `before`.
-        levels: the bound on the change of every sample and of every sRGB value, in levels of 255.
-        depth: the bits with which the samples, scaled to the full range of their type, are stored; 0 means
-            all.
+        samples: H,W,C, not mutated; in sRGB they are `before`.
+        before, after: H,W,3 uint8 sRGB.
+        look: the transform from samples to sRGB, see `look_of`.
+        levels: the most that any sample, and any colour in sRGB, may differ afterwards, in levels of 255.
+        depth: bits a sample in the file, where the samples are rescaled to 16; 0: all bits of their type.
     """
     depth = depth or samples.dtype.itemsize * 8
     result = samples.copy()
@@ -143,9 +143,9 @@ def carried(
 def _answer(
     samples: Samples, wanted: NDArray[np.float32], look: Look | None, levels: int, depth: int
 ) -> Samples:
-    """N,C samples changed so that their colours change by N,3 levels of sRGB."""
+    """N,C samples under a perturbation that is wanted in sRGB, N,3 levels."""
     if samples.shape[1] == 1:
-        # A grey picture gets the luma of the change (Rec. 601, as in Pillow).
+        # A grey picture gets the luminance of the perturbation: Rec. 601 luma, as everywhere in Pillow.
         wanted = (wanted @ np.array([0.299, 0.587, 0.114], np.float32))[:, None]
     if look is None:
         return _moved(samples, np.rint(wanted), levels, depth)
@@ -163,7 +163,7 @@ def _answer(
 
 
 def _moved(samples: Samples, change: NDArray[Any], levels: int, depth: int) -> Samples:
-    """Samples changed by levels of 255, in whole steps of the depth with which they are stored."""
+    """Samples plus `change` (in levels of 255), rounded to whole steps of the depth in the file."""
     full = (1 << depth) - 1
     steps = np.clip(np.rint(change * (full / 255)), -(levels * full // 255), levels * full // 255)
     values = narrowed(samples, depth).astype(np.int32)
@@ -172,7 +172,7 @@ def _moved(samples: Samples, change: NDArray[Any], levels: int, depth: int) -> S
 
 
 def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """N,3,3 (N,1,1 for grey): levels of sRGB per level of each sample, without black ink."""
+    """Slopes of the transform, N,3,3 (N,1,1 for grey): levels of sRGB per level of each sample but black."""
     channels = min(here.shape[1], 3)
     columns = []
     for channel in range(channels):
@@ -185,7 +185,7 @@ def _slopes(look: Look, here: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _solved(slopes: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The least change of the samples for the wanted change of colour, damped as in Levenberg-Marquardt."""
+    """The smallest change of the samples that gives the wanted one in sRGB (a Levenberg-Marquardt step)."""
     transposed = slopes.transpose(0, 2, 1)
     square = slopes @ transposed + DAMPING**2 * np.eye(slopes.shape[1], dtype=np.float32)
     answer: NDArray[np.float32] = (transposed @ np.linalg.solve(square, wanted[..., None]))[..., 0]
@@ -193,7 +193,7 @@ def _solved(slopes: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray
 
 
 def _row(look: Look, samples: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """The colours of a list of samples: N,C -> N,3 (N,1 for grey)."""
+    """A list of samples, N,C, in sRGB: N,3 (N,1 for grey)."""
     colours: NDArray[np.int16] = look(np.ascontiguousarray(samples[None]))[0].astype(np.int16)
     return colours[:, :1] if samples.shape[1] == 1 else colours
 

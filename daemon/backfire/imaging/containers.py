@@ -1,6 +1,6 @@
-"""What the bytes say by themselves: which format they are, and whether they are complete. No Pillow.
+"""Recognises a file's format from its bytes, and checks that it is complete, without decoding it.
 
-A file that can be decoded need not be complete: a JPEG or WebP whose end is still zeros decodes without
+Decoding would not show that a file is incomplete: a JPEG or WebP whose end is still zeros decodes without
 an error.
 """
 
@@ -61,12 +61,15 @@ HEAD = 4096
 
 
 def sniff(data: bytes, name: str) -> str:
-    """The format of a file by its content, as Pillow names it: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`,
-    `AVIF`, `JPEG2000`, `BMP` or `GIF`.
+    """The format of a file by its content, under Pillow's name for it: `JPEG`, `PNG`, `TIFF`, `WEBP`,
+    `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
+
+    Args:
+        name: the file's name, for messages.
 
     Raises:
-        InputError: EMPTY, TRUNCATED (it is all zeros, or its signature is incomplete) or UNSUPPORTED, which
-            says what it is instead.
+        InputError: EMPTY, TRUNCATED (only zeros, or only the start of a signature) or UNSUPPORTED, with a
+            message that says what the file is instead.
     """
     if not data:
         raise InputError(Code.EMPTY, f"{name}: is empty, expected a picture; copy it again")
@@ -87,7 +90,7 @@ def sniff(data: bytes, name: str) -> str:
 
 
 def is_complete(data: bytes, kind: str) -> bool:
-    """Whether the file ends as its format demands; a TIFF is checked where its tags are read."""
+    """Whether the file ends as its format requires. Always true of a TIFF, which `tiff.check` examines."""
     match kind:
         case "JPEG":
             return _jpeg_ends(data)
@@ -107,7 +110,7 @@ def is_complete(data: bytes, kind: str) -> bool:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The type and body of each complete chunk of a PNG."""
+    """Type and body of each chunk of a PNG, up to the first that is incomplete."""
     view, at = memoryview(data), 8
     while at + 12 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -118,7 +121,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The marker (its second byte) and body of each segment of a JPEG before its pixels."""
+    """The marker's second byte and the body of each segment that precedes the pixels of a JPEG."""
     view, at = memoryview(data), 2
     while marker := _MARKER.match(data, at):
         at = marker.end()
@@ -130,10 +133,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
-    """The type and body of each box of an ISO media or JPEG 2000 file.
-
-    An incomplete box ends the sequence with the type `b""`.
-    """
+    """Kind and body of each box of an ISO media or JPEG 2000 file; a truncated box is last, of kind `b""`."""
     view, at = memoryview(data), start
     while at + 8 <= len(data):
         size, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
@@ -149,11 +149,11 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
 
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
-"""A marker that is neither a stuffed byte nor a restart marker nor a fill byte."""
+"""Any marker but byte stuffing, restart markers and fill bytes."""
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG has its end; segments are skipped, since an embedded thumbnail has an end too."""
+    """Whether a JPEG has its end marker; segments are skipped, since an embedded thumbnail has one too."""
     at = 2
     while marker := _MARKER.search(data, at):
         at = marker.end()
@@ -165,7 +165,7 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def _brand(data: bytes) -> str | None:
-    """HEIF or AVIF by the brands of an ISO media file; an AVIF file may name `mif1` first."""
+    """HEIF or AVIF by the brands of an ISO media file; the first brand of an AVIF file may be `mif1`."""
     size = min(int.from_bytes(data[:4], "big"), 256)
     names = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
     kinds = [BRANDS[name] for name in names if name in BRANDS]
@@ -179,7 +179,7 @@ def _holds(data: bytes, kind: bytes) -> bool:
 
 
 def _bmp_ends(data: bytes) -> bool:
-    """Whether a BMP has the size in its header; if that is zero, the decoder will tell."""
+    """Whether a BMP is as long as its header says; where the header says 0, the decoder finds out."""
     return len(data) >= 26 and int.from_bytes(data[2:6], "little") <= len(data)
 
 
@@ -190,7 +190,7 @@ def _webp_ends(data: bytes) -> bool:
 
 
 def _tail(data: bytes) -> bool:
-    """Whether the end is more than zeros; up to a twentieth of the file may be, as in flat pictures."""
+    """Whether a file does not end in zeros; an eighth of it may, since flat pictures compress to zeros."""
     zeros = len(data) - len(data.rstrip(b"\0"))
     return zeros <= max(64, len(data) // 8)
 

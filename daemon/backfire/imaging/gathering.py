@@ -1,8 +1,8 @@
 """Reads a file's metadata, without anything that shows the *unprotected* picture.
 
 Left out are EXIF thumbnails, maker notes with a preview, XMP thumbnails, Photoshop's thumbnail and layers,
-and further pictures in the file. A C2PA manifest is left out because its signature would be invalid. Broken
-EXIF is dropped and never makes a picture fail.
+and further pictures of the file. A C2PA manifest is left out too, since its signature would no longer
+match. Broken EXIF is dropped; the picture is not refused because of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXTENDED = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
-    """The metadata of a loaded picture in the file `data`, without what must not be published."""
+    """The metadata of a loaded picture in the file `data` that may be written again."""
     info = image.info
     found = Metadata(
         icc=_bytes(info.get("icc_profile")),
@@ -49,7 +49,7 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
         case "JPEG":
             found = _with_segments(found, data)
             if not info.get("jfif_unit") and RESOLUTION[0] not in found.exif.entries:
-                found = replace(found, dpi=None)  # Pillow gives 72 if the file has no resolution
+                found = replace(found, dpi=None)  # Pillow gives 72 for a file without a resolution
         case "PNG":
             chunks = [
                 (name, bytes(body)) for name, body in containers.png_chunks(data) if name in PNG_CARRIED
@@ -103,7 +103,7 @@ def _clean(found: Metadata) -> Metadata:
 
 
 def _exif(block: bytes | None) -> Directory:
-    """The tags of an EXIF block; empty if it is broken."""
+    """The tags of an EXIF block; none if it is broken."""
     if block is None:
         return Directory()
     try:
@@ -113,7 +113,7 @@ def _exif(block: bytes | None) -> Directory:
 
 
 def _quiet(exif: Directory) -> Directory:
-    """The tags without values that hold a JPEG and without an invalid orientation."""
+    """The tags without values that hold a JPEG, and without an invalid orientation."""
     odd = {tag for tag, entry in exif.entries.items() if previews.shows(entry.data)}
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         odd.add(ORIENTATION)
@@ -131,7 +131,7 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
             parts.append((marker, body))
         elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
             extended.append((marker, body))
-    # A preview may be spread over several segments, so either all of them are kept or none.
+    # A preview may be spread over several segments, so all of them are kept or none.
     if not previews.shows(b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended)):
         parts += extended
     packets = _extended([body for _, body in extended], found.xmp or b"")
@@ -139,11 +139,11 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
 
 
 def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
-    """The extended packet that the main one names, assembled from its JPEG segments.
+    """The extended packet that the main packet names, assembled from its JPEG segments; () if there is none.
 
-    After its signature, a segment has the packet's digest in 32 letters, the packet's length, and the offset
-    of its part (XMP Specification Part 3, 1.1.3.1). A packet with gaps is not valid XML, which its reader
-    reports.
+    A segment consists of a signature, the packet's digest (32 hexadecimal digits), its length, the offset
+    of this piece in it, and the piece (XMP Specification Part 3, 1.1.3.1). Gaps are not checked for here:
+    they leave invalid XML, which the parser reports.
     """
     named = _EXTENDED.search(xmp)
     if named is None:
@@ -158,11 +158,13 @@ def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
 
 
 def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
-    """The tags as stored in the file, because Pillow rewrites those of a rotated picture as ASCII."""
+    """The metadata with the EXIF of the file itself, since Pillow rewrites that of a rotated picture as ASCII.
+
+    Its orientation is replaced by the container's, which is the one that readers obey.
+    """
     block = next(items.of_kind(b"Exif"), None)
     orientation = (tags.SHORT, [found.orientation])
     exif = found.exif if block is None else _exif(block[4 + int.from_bytes(block[:4], "big") :])
-    # The rotation of the container counts, not the one in the tag.
     exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
     return replace(found, exif=exif)
 

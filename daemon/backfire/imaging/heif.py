@@ -1,4 +1,4 @@
-"""HEIC at its full depth, read and written by pillow-heif, an extra because its encoder is GPL."""
+"""Reads and writes HEIC at its full depth with pillow-heif, an optional extra because its encoder is GPL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 from backfire.imaging.colour import Samples
 
 SLICE, MOST_SLICES = 8_000_000, 10
-"""The bytes of samples in one slice, and the most slices. libde265 could read slices of 15 MB but not of 20,
-and noise makes them larger. With 15 slices or more x265 4.3 wrote beyond its memory; 12 were tested with
-malloc's checks."""
+"""Bytes of samples in a slice, and the most slices in a file.
+
+libde265 read slices of 15 MB and failed at 20 MB; the limit is lower because noise compresses badly. With
+15 slices or more, x265 4.3 wrote beyond its buffers; 12 passed under malloc's checks.
+"""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def heif_ready() -> bool:
-    """Whether HEIC can be read and written here."""
+    """Whether pillow-heif is installed; if so, registers it with Pillow."""
     try:
         import pillow_heif
     except ImportError:
@@ -27,16 +29,14 @@ def heif_ready() -> bool:
 
 
 def values(data: bytes) -> Samples:
-    """The samples H,W or H,W,C of the primary picture at their stored depth; Pillow's plugin rounds them to 8
-    bits.
-    """
+    """The primary picture, H,W or H,W,C, with all bits of the file; Pillow's plugin would round them to 8."""
     from pillow_heif import open_heif
 
     return np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False))
 
 
 def slices_of(size: int) -> int:
-    """The number of slices for that many bytes of samples."""
+    """How many slices to code this many bytes of samples in."""
     return min(-(-size // SLICE), MOST_SLICES)
 
 
@@ -52,10 +52,11 @@ def written(
     """A lossless HEIC without chroma subsampling.
 
     Args:
-        bands: H,W,C upright, of 8 bits or scaled to the full range of 16.
+        bands: H,W,C, upright; 8 bits, or more bits on the full scale of 16.
         depth: 8, 10 or 12 bits to write.
-        cicp: colour primaries and transfer by number (H.273).
-        exif, xmp: an EXIF block and an XMP packet without a rotation, which the encoder would apply.
+        cicp: code points of the colour primaries and the transfer function (H.273).
+        exif: an EXIF block. Neither it nor `xmp` may hold an orientation, or the encoder would apply it.
+        xmp: an XMP packet.
     """
     from pillow_heif import encode
 
@@ -72,7 +73,7 @@ def written(
         bit_depth=depth,
         color_primaries=cicp[0],
         transfer_characteristics=cicp[1],
-        matrix_coefficients=0,  # identity, because YCbCr of the same depth would round the change
+        matrix_coefficients=0,  # RGB as it is: YCbCr of the same depth would round the perturbation
         full_range_flag=1,
         enc_params={"x265:slices": str(slices)} if slices > 1 else {},
         **{key: value for key, value in told.items() if value is not None},

@@ -1,4 +1,4 @@
-"""The items of HEIF and AVIF files (pictures and metadata), their properties and their places in the file.
+"""Reads HEIF and AVIF files as lists of items (pictures, tiles, metadata), and adds metadata to them.
 
 Sources: ISO/IEC 14496-12 (the boxes), 23008-12 (HEIF), 23000-22 (MIAF).
 """
@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from backfire.imaging import containers
 
 TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
-"""By EXIF orientation: the quarter turns to the left, then the mirror: 0 swaps top and bottom, 1 left and
-right."""
+"""EXIF orientation → quarter turns to the left, then the mirror axis: 0 swaps top and bottom, 1 the sides."""
 
 ORIENTATIONS = {
     (0, None): 1, (0, 0): 4, (0, 1): 2, (1, None): 8, (1, 0): 5, (1, 1): 7,
     (2, None): 3, (2, 0): 2, (2, 1): 4, (3, None): 6, (3, 0): 7, (3, 1): 5,
 }  # fmt: skip
-"""By quarter turns and mirror: the EXIF orientation, for every pair that a file may hold."""
+"""The inverse of `TURNS`, for every pair that a file may hold."""
 
 MOST_ITEMS = 10_000
 ESSENTIAL = frozenset({b"av1C", b"hvcC", b"irot", b"imir", b"clap"})
@@ -29,13 +28,13 @@ Property = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Item:
-    """One item.
+    """One item of a file.
 
     Attributes:
-        kind: its type: `av01`, `hvc1`, `grid`, `Exif`, `mime` and others.
-        properties: the type and body of each box that describes it, in order.
-        parts: the parts of its payload in the file.
-        content_type: the media type of a `mime` item.
+        kind: `av01`, `hvc1`, `grid`, `Exif`, `mime` and others.
+        properties: kind and body of the boxes that describe it, in order.
+        parts: the pieces of its payload, in order; together they are the payload.
+        content_type: the media type of an item of kind `mime`.
     """
 
     kind: bytes
@@ -46,13 +45,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """The items of a file by number.
+    """All items of a file.
 
     Attributes:
-        primary: the number of the primary picture.
-        references: the type of each reference, its source item and its target items: `dimg` leads to the
-            tiles of a grid, `auxl` from an alpha plane to its picture, `cdsc` from metadata to what they
-            describe.
+        primary: the number of the picture that viewers show.
+        items: the items by number.
+        references: (kind, from which item, to which items): `dimg` from a grid to its tiles, `auxl`
+            from an alpha plane to its picture, `cdsc` from metadata to what it describes.
     """
 
     primary: int
@@ -64,7 +63,7 @@ class Items:
         return b"".join(self.items[number].parts)
 
     def shown(self) -> Iterator[Item]:
-        """The primary item, and the tiles of which it consists."""
+        """The primary item, and its tiles if it is a grid."""
         yield self.items[self.primary]
         for kind, source, targets in self.references:
             if kind == b"dimg" and source == self.primary:
@@ -72,8 +71,9 @@ class Items:
 
     @property
     def orientation(self) -> int:
-        """The EXIF orientation, 1..8, of the primary picture by its container; readers ignore its EXIF
-        tag.
+        """The orientation of the primary picture, 1..8 as in EXIF.
+
+        It is taken from the container and not from the EXIF tag, as readers of these formats do.
         """
         found = {kind: body[0] for kind, body in self.items[self.primary].properties if body}
         turn, mirror = found.get(b"irot", 0) & 3, found.get(b"imir")
@@ -88,7 +88,7 @@ def read(data: bytes) -> Items:
     """The items of a file.
 
     Raises:
-        ValueError: the boxes contradict each other or the file.
+        ValueError: the boxes contradict each other, or point outside the file.
     """
     try:
         meta = next(body for kind, body in containers.boxes(data) if kind == b"meta")
@@ -112,7 +112,7 @@ def read(data: bytes) -> Items:
 
 
 def _kinds(body: bytes) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    """The number, type and content type of each entry of `iinf`."""
+    """Number, kind and content type of each item, from the box `iinf`."""
     for count, (name, view) in enumerate(containers.boxes(body, 8 if body[0] else 6)):
         entry = bytes(view)
         if name != b"infe" or entry[0] not in (2, 3) or count > MOST_ITEMS:
@@ -149,7 +149,10 @@ def _properties(iprp: bytes) -> dict[int, tuple[Property, ...]]:
 def _parts(
     body: bytes, places: tuple[memoryview, memoryview]
 ) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
-    """The parts of each item by `iloc`, in the file or in the box `idat`, without those outside of it."""
+    """The pieces of each item's payload, from the box `iloc`; those outside the file are left out.
+
+    `places` are what offsets count in: the whole file, and the content of the box `idat`.
+    """
     version = body[0]
     offset_size, length_size, base_size, index_size = (body[4] >> 4, body[4] & 15, body[5] >> 4, body[5] & 15)
     at = 6
@@ -164,13 +167,13 @@ def _parts(
     for _ in range(number(4 if version == 2 else 2)):
         item = number(4 if version == 2 else 2)
         method = number(2) & 15 if version else 0
-        number(2)  # the data reference, which is this file
+        number(2)  # data_reference_index: which file holds the payload; 0 is this one
         base, parts, left = number(base_size), [], len(places[0])
         for _ in range(number(2)):
             number(index_size if version else 0)
             start = base + number(offset_size)
             size = number(length_size)
-            left -= size  # bounds the total, because a file could name the same bytes many times
+            left -= size  # otherwise a small file could name the same bytes a million times
             if method < 2 and left >= 0 and start + size <= len(places[method]):
                 parts.append(places[method][start : start + size])
         yield item, tuple(parts)
@@ -187,18 +190,20 @@ def _references(body: bytes) -> Iterator[tuple[bytes, int, tuple[int, ...]]]:
 def described(
     data: bytes, *, icc: bytes | None, orientation: int, exif: bytes | None, xmp: bytes | None
 ) -> bytes:
-    """A file from an encoder with a profile, an orientation and EXIF added.
+    """An encoded file with a colour profile, an orientation and metadata added.
 
     Args:
-        data: a file that holds pictures only, of less than 4 GB.
-        orientation: the EXIF orientation, 1..8, which is stored as a rotation of the container, as readers
-        need it. exif: a TIFF structure without an orientation of its own.
+        data: the encoder's file; it holds pictures only and is smaller than 4 GB.
+        icc: the profile's bytes.
+        orientation: 1..8 as in EXIF; written as the container's rotation and mirror, which readers obey.
+        exif: a TIFF structure without an orientation tag.
+        xmp: an XMP packet.
     """
     found = read(data)
     quarters, mirror = TURNS.get(orientation, (0, None))
     turns = [(b"irot", bytes([quarters]))] if quarters else []
     turns += [(b"imir", bytes([mirror]))] if mirror is not None else []
-    # By MIAF an alpha plane has the rotation of its picture.
+    # MIAF requires the same rotation of an alpha plane as of its picture.
     items = {
         number: replace(item, properties=(*item.properties, *turns)) for number, item in found.items.items()
     }

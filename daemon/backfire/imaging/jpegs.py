@@ -1,12 +1,11 @@
-"""Encodes JPEG at the finest quantisation, and searches for pixels that decode to within the bound.
+"""Writes JPEG files with the finest quantisation, so that the decoded pixels stay within the budget.
 
-A coarser quantisation would remove the perturbation. Pixels are stored as RGB without subsampling, because
-the rounding to YCbCr and back alone would cost a third of a small budget. RGB is stored without a JFIF
-header, which every reader takes as YCbCr.
+Coarser quantisation would round the perturbation away. Pixels are stored as RGB without subsampling, since
+the rounding to YCbCr and back alone would cost a third of a small budget. Such a file has no JFIF header,
+because readers take one to mean YCbCr.
 
-If the picture came as YCbCr with halved chroma (4:2:0, as most do) and a small file is wanted, only its luma
-plane is changed, by the luma of the change. Its chroma keeps its values and its quantisation, which makes a
-file of a third of the size.
+For small files (`output.jpeg: small`), a picture that came as YCbCr 4:2:0, as most do, keeps its chroma
+planes and their quantisation table, and only its luma plane is perturbed: a third of the bytes.
 """
 
 from __future__ import annotations
@@ -27,28 +26,30 @@ from backfire.imaging.metadata import Metadata
 from backfire.imaging.writers import Pixels, Sheet, saved, stored
 
 COEFFICIENTS: Mapping[str, Any] = {"quality": 100, "subsampling": 0}
-"""The options of the encoder that decide which pixels a JPEG decodes to."""
+"""The options that determine which pixels a JPEG decodes to."""
 
 GENTLE, ROUNDS = 4, 12
-"""The first rounds of the search, which move single samples back, and the number of all rounds."""
+"""Rounds in which only single samples are pulled back into the bound, and rounds in all."""
 
 PATIENCE, SEARCHES = 12, 24
-"""The same if chroma is kept: a round then costs a third, and narrowing whole blocks costs effect."""
+"""The same for luma alone: more rounds, since each costs a third, and shrinking blocks loses effect."""
 
 HALVED = 2
-"""Pillow's number for chroma at half the width and height."""
+"""Pillow's number for 4:2:0: chroma of half the width and height."""
 
 MCU = 16
-"""The side in pixels of the blocks that are then coded together."""
+"""The side in pixels of the blocks that 4:2:0 codes together."""
 
 FINEST = [1] * 64
 DIVISORS = (1, 4)
-"""The divisors of chroma's quantisation steps that are tried. With 1 the stored values come out again; with 4
-blocks come closer for which that fails, such as those at the picture's edge, whose outer part is unknown."""
+"""The divisors of chroma's quantisation steps that are tried in turn.
+
+Undivided steps reproduce the stored coefficients exactly. Blocks at the picture's edge do not always come
+out the same, since their part beyond the edge is unknown; finer steps bring them closer.
+"""
 
 OPTIMISED = 1 << 25
-"""The most pixels of a file that gets optimised Huffman tables, which save a twelfth and need 4 bytes per
-pixel."""
+"""The most pixels for which Huffman tables are optimised: that saves a twelfth but takes 4 bytes a pixel."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -56,11 +57,12 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def written(
     sheet: Sheet, picture: Picture, about: Metadata, levels: int, *, small: bool = False
 ) -> tuple[bytes, str]:
-    """The bytes of the file, and how it was encoded, for the receipt.
+    """The file's bytes, and a description of the encoding for the receipt.
 
     Args:
-        levels: the bound for the decoded pixels, in levels of 255; it is kept if the search ends in time.
-        small: keep halved chroma unchanged if the picture came with it.
+        levels: the bound on decoded pixels, in levels of 255. It is kept unless the search runs out of
+            rounds; the caller has to measure it.
+        small: perturb luma only and keep the chroma, if the picture came with 4:2:0.
     """
     wanted, original = colour.eight(sheet.wanted), colour.eight(sheet.original)
     grey, ink = wanted.shape[2] == 1, wanted.shape[2] == 4
@@ -84,17 +86,13 @@ def written(
 
 
 def is_halved(data: bytes) -> bool:
-    """Whether a file holds YCbCr with chroma at half the width and height that can be coded in the same
-    way.
-    """
+    """Whether a JPEG is YCbCr 4:2:0 and its chroma can be written again as it is."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return _chroma_table(image) is not None
 
 
 def _chroma_table(image: Image.Image) -> Sequence[int] | None:
-    """The quantisation table of halved chroma; None if chroma is not halved or not coded by one 8-bit
-    table.
-    """
+    """The quantisation table of 4:2:0 chroma; None for other sampling, two tables, or steps over 255."""
     if image.mode != "RGB" or JpegImagePlugin.get_sampling(image) != HALVED or min(image.size) < MCU:
         return None
     jpeg: Any = image
@@ -104,9 +102,9 @@ def _chroma_table(image: Image.Image) -> Sequence[int] | None:
 
 
 def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]:
-    """The smallest rectangle of whole blocks that holds every change.
+    """The smallest rectangle of whole blocks that holds the whole perturbation.
 
-    Each block is coded independently, so this part decodes alone as it does in the whole file.
+    JPEG codes each block by itself, so this part decodes to the same pixels alone as in the whole file.
     """
     rows, columns = (np.flatnonzero((wanted != original).any(axis=(other, 2))) // side for other in (1, 0))
     if not rows.size:
@@ -118,10 +116,11 @@ def _touched(wanted: Pixels, original: Pixels, side: int) -> tuple[slice, slice]
 def _within(
     aim: Pixels, original: Pixels, levels: int, look: Look | None, coded: Mapping[str, Any]
 ) -> Pixels:
-    """Pixels near `aim` whose JPEG decodes to within the bound, or nearly so when the rounds are used up.
+    """Pixels near `aim` whose JPEG decodes to within the bound, or nearly so when the rounds run out.
 
-    In the first rounds, each sample that decodes beyond the bound is moved back by the excess. This spares
-    the others but may never end, so later rounds narrow the bound of every 8x8 block with such a sample.
+    At first only the samples that decode to beyond the bound are pulled back, by as much as they exceed
+    it. That alters the least but may never converge, so that later each 8x8 block with such samples gets
+    a narrower bound in every round.
     """
     if not aim.size:
         return aim
@@ -142,11 +141,11 @@ def _within(
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A picture in YCbCr with halved chroma, as stored in a JPEG.
+    """A picture in YCbCr 4:2:0, as a JPEG stores it.
 
     Attributes:
         luma: H,W.
-        chroma: h,w,2.
+        chroma: h,w,2, half of H and W rounded up.
         table: the quantisation table of chroma.
     """
 
@@ -155,10 +154,10 @@ class Planes:
     table: Sequence[int]
 
     def saved(self, options: Mapping[str, Any]) -> bytes:
-        """The bytes of the file.
+        """The file's bytes.
 
-        The encoder averages four samples of chroma, which are equal here, so their value stays a multiple of
-        the table's steps and decodes unchanged.
+        Chroma is doubled by repetition, so that the encoder's mean of four samples restores each of them,
+        and its coefficients stay the multiples of the table's steps that they were.
         """
         height, width = self.luma.shape
         full = self.chroma.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
@@ -170,10 +169,11 @@ class Planes:
 
 
 def _beyond(came_out: Pixels, original: Pixels, levels: int, look: Look | None) -> NDArray[np.int16]:
-    """The amount by which each sample must move back, in proportion if its sRGB colour moved too far.
+    """By how much each decoded sample exceeds the bound, in levels, with its sign.
 
-    The bound on sRGB cannot always be kept: out of its gamut one level of a sample may be a dozen levels of
-    sRGB, and the coding alone may move a sample by one.
+    Where the colour in sRGB exceeds the bound, all samples of the pixel count as too far in proportion.
+    This second bound cannot always be kept: outside sRGB's gamut one level of a sample may be a dozen in
+    sRGB, and the JPEG coding alone may cost one.
     """
     off = came_out.astype(np.int16) - original
     beyond: NDArray[np.int16] = off - np.clip(off, -levels, levels)
@@ -193,10 +193,10 @@ def _halved(
     look: Look | None,
     options: Mapping[str, Any],
 ) -> tuple[bytes, str] | None:
-    """The file with only its luma changed, and how it was encoded; None if that is impossible or exceeds the
-    bound.
+    """The file with only its luma perturbed, and its description; None if that is not possible.
 
-    Chroma that was clipped to 0 or 255 when it was decoded does not decode to the same values again.
+    It is not possible for other sampling than 4:2:0, nor where the decoded file exceeds the bound, for
+    example because chroma was clipped at 0 or 255 when it was decoded and so cannot be reproduced.
     """
     planes = _planes(data)
     if planes is None:
@@ -216,9 +216,9 @@ def _halved(
 
 
 def _planes(data: bytes) -> Planes | None:
-    """The planes of a file in YCbCr with halved chroma; None for other files.
+    """The planes of a file in YCbCr 4:2:0; None for any other.
 
-    The file is decoded at half its size, which gives its chroma without the smoothing of upscaling.
+    Chroma is read by decoding at half the size, which yields it as stored, without smooth upscaling.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         table = _chroma_table(image)
@@ -237,13 +237,13 @@ def _planes(data: bytes) -> Planes | None:
 def _changed(
     planes: Planes, wanted: Pixels, original: Pixels, levels: int, look: Look | None
 ) -> Planes | None:
-    """The planes with the luma of the change, such that they decode to within the bound.
+    """The planes with the luminance of the perturbation, such that decoded pixels stay within the bound.
 
-    If a pixel decodes beyond the bound, its own range is narrowed, and in later rounds that of its block.
-    None if the rounds are used up.
+    Where a pixel decodes to beyond the bound, its own limit is lowered, and in later rounds that of its
+    whole block. None if the rounds run out.
     """
     inner = _touched(wanted, original, MCU)
-    # Decoders smooth chroma over the edges of blocks, so the surrounding blocks are decoded too.
+    # Decoders smooth chroma across the edges of blocks, so the neighbouring blocks are decoded too.
     here = (_wider(inner[0]), _wider(inner[1]))
     kept = (_shifted(inner[0], here[0]), _shifted(inner[1], here[1]))
     half = (slice(here[0].start // 2, here[0].stop // 2), slice(here[1].start // 2, here[1].stop // 2))
@@ -280,7 +280,7 @@ def _decoded(data: bytes, shape: tuple[int, ...]) -> Pixels:
 
 
 def _blocks(hits: NDArray[Any], side: int) -> NDArray[np.bool_]:
-    """The mask of all blocks that hold a marked pixel, of the same shape."""
+    """A plane of the same shape that is true in every block that has a hit."""
     height, width = hits.shape
     whole = np.pad(hits, ((0, -height % side), (0, -width % side)))
     blocks = whole.reshape(whole.shape[0] // side, side, -1, side).any(axis=(1, 3))
