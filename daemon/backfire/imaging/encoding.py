@@ -1,4 +1,4 @@
-"""From pixels to the kind of file they came from, as close to what was asked as the format allows."""
+"""Encodes perturbed pixels in the format that the picture came in, as exactly as the format allows."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def encode(
     metadata: str = "keep",
     jpeg: str = "strong",
 ) -> Encoded:
-    """Encode changed pixels as a file like the original.
+    """Encode perturbed pixels as a file like the original.
 
-    The change is applied to the picture's own samples, so its colour space, its depth and its low bits are
-    kept. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels stay
-    within `levels` of the picture where that is possible, which the caller measures. Grey stays grey (except
-    in WebP), CMYK stays CMYK (in JPEG and TIFF, otherwise sRGB), and 16 bits stay 16 (in PNG, TIFF and JPEG
-    2000, otherwise 8). Palettes become RGB or RGBA. Pixels are stored in the orientation they had. If the
-    format cannot hold the picture, it is written as PNG, and `how` says so.
+    The perturbation is applied to the picture's own samples, so that its colour space, its depth and its low
+    bits are kept. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels
+    stay within `levels` of the picture where that is possible, which the caller has to measure. Grey stays
+    grey (except in WebP), CMYK stays CMYK (in JPEG and TIFF, otherwise sRGB), and 16 bits stay 16 (in PNG,
+    TIFF and JPEG 2000, otherwise 8). Palettes become RGB or RGBA. Pixels are stored in the orientation they
+    had. If the format cannot hold the picture, it is written as PNG, and `how` says so.
 
     Args:
         picture: the original.
@@ -70,10 +70,10 @@ def encode(
         levels: the bound on every sample and every colour, in levels of 255.
         format: `same`, `png`, `jpeg`, `tiff`, `webp`, `heic`, `avif`, `jpeg2000` or `bmp`.
         metadata: `keep`, `strip-gps` or `strip-all`.
-        jpeg: `strong`, or `small`, with which a JPEG with halved chroma gets only the luma of the change.
+        jpeg: `strong`, or `small`: of a JPEG with 4:2:0 subsampling only luma is perturbed.
 
     Raises:
-        ValueError: `rgb` has not the picture's shape and type, or an option is unknown.
+        ValueError: `rgb` does not have the picture's shape and type, or an option is unknown.
     """
     if rgb.shape != picture.rgb.shape or rgb.dtype != np.uint8:
         raise ValueError(f"rgb: got {rgb.dtype} {rgb.shape}, expected uint8 {picture.rgb.shape}")
@@ -94,10 +94,10 @@ def encode(
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002
-    """Whether `encode` with these settings will write only the luminance of a perturbation.
+    """Whether `encode` with these settings should write only the luma of a perturbation.
 
-    A perturbation that was optimised in grey loses nothing then. That a file cannot be written like that
-    after all may show only when it is written.
+    If so, it pays to optimise a grey perturbation. `encode` may still find that it has to write all
+    channels.
     """
     kind = picture.format if format == "same" else format.upper()
     if kind != "JPEG" or jpeg != "small" or picture.jpeg is None or _hurdle(picture, kind):
@@ -117,7 +117,7 @@ def _written(
 
 
 def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
-    """The metadata without a profile that is for samples of another kind."""
+    """The metadata without a profile for other channels, such as an RGB profile of a grey picture."""
     misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
     if sheet.is_srgb:
         return replace(about, icc=None, cicp=None)
@@ -152,10 +152,10 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
 
 
 def _depth(picture: Picture, kind: str) -> int:
-    """The bits per sample to write: the picture's own if the format has them, otherwise 16 if it can,
-    otherwise 8.
+    """The bits per sample to write: the picture's own if the format has that depth, else 16, else 8.
 
-    Other depths in between would round the samples, and a change of the full budget would exceed it.
+    A depth between 8 and the picture's own would round the samples, and a perturbation that uses the whole
+    budget would exceed it.
     """
     depths = DEPTHS.get(kind, set()) if picture.depth > 8 else set()
     return picture.depth if picture.depth in depths else 16 if 16 in depths else 8

@@ -158,7 +158,7 @@ def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
 
 
 def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
-    """The metadata with the EXIF of the file itself, since Pillow rewrites that of a rotated picture as ASCII.
+    """The metadata with the file's own EXIF, since Pillow rewrites that of a rotated picture as ASCII.
 
     Its orientation is replaced by the container's, which is the one that readers obey.
     """

@@ -1,4 +1,4 @@
-"""From bytes to upright pictures and masks, or an error that says what to do."""
+"""Decodes files into upright pictures and masks, or raises an error that says what to do about it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-"""By EXIF orientation: whether to swap the axes, then flip the rows, then flip the columns, to get upright
-pixels."""
+"""EXIF orientation → how to turn stored pixels upright: swap the axes, then flip rows, then columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +37,19 @@ class Picture:
     Attributes:
         rgb: H,W,3 uint8 sRGB, upright, for detectors and editors; grey pictures have three equal channels.
         samples: H,W,C uint8 or uint16, upright, as stored: grey, RGB or CMYK (255 = full ink) in the colour
-            space of the file's own profile; more than 8 bits are scaled to the full range of 16. format:
-            `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`. mode: the stored mode
-            by Pillow's name: L, LA, RGB, RGBA, CMYK, P, PA. alpha: H,W of the samples' type, upright, full
-            scale = opaque; None without transparency. depth: the bits per sample as stored, 8 to 16. look:
-            the function from `samples` to `rgb`; None if the samples are sRGB already. metadata: EXIF,
-            profile, XMP, IPTC, text and resolution, without what shows the unprotected picture. compression:
-            of a TIFF by Pillow's name; of a JPEG 2000 `jp2` or `j2k`; of a JPEG `progressive` or None. jpeg:
-            the whole file if it is a JPEG, since it is written again from its planes. big: whether the file
-            is a BigTIFF. frames: the pages or frames in the file, of which this is the first.
+            space of the file's own profile; more than 8 bits are scaled to the full range of 16.
+        format: `JPEG`, `PNG`, `TIFF`, `WEBP`, `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
+        mode: the stored mode by Pillow's name: L, LA, RGB, RGBA, CMYK, P, PA.
+        alpha: H,W of the samples' type, upright, full scale = opaque; None without transparency.
+        depth: the bits per sample as stored, 8 to 16.
+        look: the transform from `samples` to `rgb`; None if the samples are sRGB already.
+        metadata: EXIF, profile, XMP, IPTC, text and resolution, without anything that shows the unprotected
+            picture.
+        compression: of a TIFF by Pillow's name; of a JPEG 2000 `jp2` or `j2k`; of a JPEG `progressive` or
+            None.
+        jpeg: the whole file if it is a JPEG, since a small JPEG is written from the planes of the original.
+        big: whether the file is a BigTIFF.
+        frames: how many pages or frames the file has; this is the first.
     """
 
     rgb: Rgb
@@ -64,7 +67,7 @@ class Picture:
 
     @property
     def grey(self) -> bool:
-        """Whether it is stored without colour, and will be written so."""
+        """Whether the picture is stored in grey."""
         return bool(self.samples.shape[2] == 1)
 
     @property
@@ -76,11 +79,14 @@ class Picture:
 def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -> Picture:
     """Decode a picture from the bytes of a file.
 
-    Of a JPEG with further pictures behind it (MPO: depth maps, gain maps, previews) the first is taken.
+    Of a JPEG that is followed by further pictures (MPO: depth maps, gain maps, previews) the first is taken.
     Palettes and colour keys become RGB, with alpha if they have transparency.
 
     Args:
-        frames: `refuse` or `first`: what to do with a file of several pages or frames.
+        data: the whole file.
+        name: the file's name, for messages.
+        max_pixels: the largest size allowed.
+        frames: what to do with a file of several pages or frames: `refuse`, or take the `first`.
 
     Raises:
         InputError: EMPTY, TRUNCATED, TOO_LARGE (more than `max_pixels`), UNSUPPORTED (another
@@ -113,13 +119,13 @@ def decode(data: bytes, *, name: str, max_pixels: int, frames: str = "refuse") -
 def decode_painting(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
     """A painted mask from the bytes of a picture file: H,W,4 uint8 RGBA, upright by its own EXIF.
 
-    The caller decides what is marked by it.
+    Which of its colours mark the region is up to the caller.
 
     Raises:
         InputError: MASK_UNREADABLE, for any reason.
     """
     try:
-        # A mask's values are data and no colours, so that its profile is ignored.
+        # The colour profile is ignored, because a mask's values are not meant as colours.
         _, raw = readers.read(data, name=name, max_pixels=max_pixels, frames="refuse")
         if raw.mode == "CMYK":
             raise refusals.unsupported(name, "is CMYK", "save it as 8-bit grey", expected="grey or RGB")
@@ -140,8 +146,7 @@ def max_change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 
 def largest_change(picture: Picture, other: Picture) -> int:
-    """The largest difference between two pictures' samples, and between their alpha, in levels of 255,
-    rounded up.
+    """The largest difference between two pictures' samples or alpha, in levels of 255, rounded up.
 
     Samples of different depths are compared at 8 bits, and pictures of different colour spaces by their sRGB.
     A picture without alpha counts as opaque.
@@ -166,9 +171,7 @@ def _levels_between(a: Samples | None, b: Samples | None) -> int:
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """The peak signal-to-noise ratio of two equally shaped uint8 pictures in dB; infinite if they are
-    equal.
-    """
+    """The peak signal-to-noise ratio of two equally shaped uint8 pictures in dB; inf if they are equal."""
     difference = _difference(a, b)
     squares = int(np.multiply(difference, difference, dtype=np.uint16).sum(dtype=np.uint64))
     return 10 * math.log10(255**2 * difference.size / squares) if squares else math.inf

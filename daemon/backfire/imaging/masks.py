@@ -45,9 +45,7 @@ def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
 
 
 def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
-    """The mask with its contour moved inwards by a varying amount, up to `share` of its depth; never
-    empty.
-    """
+    """The mask with an uneven contour, moved inwards by up to `share` of its depth; never empty."""
     inside = ndimage.distance_transform_edt(mask)
     depth = float(inside.max())
     # A smooth random field moves the contour; its wavelength is about the depth of the region.
@@ -98,10 +96,9 @@ def bounding(mask: Mask) -> Mask:
 
 
 def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask | None:
-    """A random square, at least `distance` pixels from everything protected and at most a quarter of the
-    plane wide.
+    """A random square at least `distance` pixels from everything protected, for a benign edit.
 
-    None if the plane has no room for a square of 16 pixels.
+    It is at most a quarter of the plane wide. None if there is no room for a square 16 pixels wide.
     """
     height, width = protected.shape
     blocked = np.pad(dilated(protected, 2 * distance + 1), 1, constant_values=True)
@@ -119,11 +116,12 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
 
 
 def within(mask: Mask, reach: int, edge: int = FADE) -> np.ndarray:
-    """The share of the budget for each pixel: all of it up to `reach` pixels from the mask, then falling to
-    none.
+    """The share of the budget that each pixel may use: all of it near the mask, falling to none.
 
     Args:
         mask: a mask with at least one pixel.
+        reach: pixels from the mask up to which the whole budget may be used.
+        edge: pixels beyond `reach` over which the share falls to 0.
 
     Returns:
         H,W float32 in [0,1].

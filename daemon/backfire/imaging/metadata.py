@@ -1,8 +1,8 @@
-"""The metadata that are carried from the original to the published file.
+"""The metadata that is carried from the original to the published file.
 
-They are carried as the bytes they came in, so that unknown parts survive. Two things are excepted: what shows
-the *unprotected* picture, which `gathering` leaves out, and what describes how samples are stored, which is
-written anew.
+It is carried as the bytes it came in, so that unknown parts survive. Two things are not carried: anything
+that shows the *unprotected* picture, which `gathering` leaves out, and tags that describe how the samples
+are stored, which are written anew.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
 PLACES = frozenset({GPS, MAKER_NOTE, XMP, PHOTOSHOP, 33550, 33922, 34264, 34735, 34736, 34737})
-"""The tags that tell or may tell where a picture was taken; maker notes are opaque, the last ones are
-GeoTIFF's."""
+"""Tags that say, or may say, where a picture was taken. Maker notes can hold anything; from 33550 on the
+tags are GeoTIFF's."""
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
@@ -51,7 +51,7 @@ Part = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata that are carried from file to file.
+    """The metadata that is carried from file to file.
 
     Attributes:
         exif: the tags, with the orientation if the file has one.
@@ -59,12 +59,14 @@ class Metadata:
         xmp: the bytes of the XMP packet.
         photoshop: the image resources, with the IPTC-IIM record.
         dpi: the horizontal and vertical resolution.
-        cicp: the colour primaries and transfer of a HEIC or AVIF by number (H.273), which phones store
-            instead of a profile. parts: further parts that only the same kind of file can hold, as (type,
-            body): JPEG segments, PNG chunks, JPEG 2000 boxes. packets: all XMP of the file, with extended
-            packets and with what must not be published. It is read for its regions and never written. turned:
-            the EXIF orientation, 1..8, to which `packets` refer, if the reader has already turned the pixels
-            upright; otherwise None.
+        cicp: of a HEIC or AVIF, the code points of its colour primaries and transfer function (H.273),
+            which phones store instead of a profile.
+        parts: parts that only the same format can hold, as (kind, body): JPEG segments, PNG chunks,
+            JPEG 2000 boxes.
+        packets: all XMP of the file, including extended packets and parts that must not be published. It
+            is read for the regions it names and never written.
+        turned: the orientation of the stored pixels, 1..8 as in EXIF, if the reader has turned them upright
+            already: regions in `packets` refer to the stored pixels. Otherwise None.
     """
 
     exif: Directory = field(default_factory=Directory)
@@ -84,9 +86,7 @@ class Metadata:
         return value if 1 <= value <= 8 else 1
 
     def reduced(self, policy: str) -> Metadata:
-        """The metadata that `keep`, `strip-gps` or `strip-all` leaves; orientation and profile are always
-        kept.
-        """
+        """What `keep`, `strip-gps` or `strip-all` leaves; orientation and profile are always kept."""
         if policy == "keep":
             return self
         if policy == "strip-all":
@@ -118,7 +118,7 @@ class Metadata:
         return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
 
     def with_resolution(self) -> Metadata:
-        """The metadata with the resolution in EXIF too, for files that have no other place for it."""
+        """The metadata with the resolution in EXIF too, for formats that have no other place for it."""
         if self.dpi is None or RESOLUTION[0] in self.exif.entries:
             return self
         across, down = ([(round(one * 1000), 1000)] for one in self.dpi)

@@ -1,4 +1,4 @@
-"""Finds what in metadata shows the *unprotected* picture or says where it was taken, however it is packed."""
+"""Finds metadata that shows the *unprotected* picture or says where it was taken, in any encoding."""
 
 from __future__ import annotations
 
@@ -21,33 +21,31 @@ def shows(data: bytes) -> bool:
 
 
 def locates(text: bytes) -> bool:
-    """Whether text mentions a position; a packet may be UTF-16, and its prefix for the namespace is free."""
+    """Whether text mentions GPS at all, in UTF-8 or UTF-16: XML namespace prefixes are free to choose."""
     return b"GPS" in text.replace(b"\0", b"")
 
 
 def cut_from(xmp: bytes) -> bytes | None:
     """An XMP packet without thumbnails and other JPEGs; all else stays, such as the regions of people.
 
-    The result is None for a packet in UTF-16 that holds a JPEG, since that cannot be cut out here.
+    None for a packet in UTF-16 that holds a JPEG, because the search below works on single bytes.
     """
     if b"\0" in xmp:
         return None if shows(xmp) else xmp
     kept, at = [], 0
-    # Not by one pattern of both tags, which would search the whole packet from each opening tag.
+    # One pattern for both tags would search the rest of the packet from each opening tag: quadratic time.
     while start := _THUMBNAILS.search(xmp, at):
         kept.append(xmp[at : start.start()])
         opened = xmp.find(b">", start.end()) + 1
         end = b"</" + start[1] + b":Thumbnails>"
         at = opened if xmp[opened - 2 : opened] == b"/>" else xmp.find(end, opened) + len(end)
-        if not opened or at < opened:  # without an end it is no XML, which its readers will say
+        if not opened or at < opened:  # without a closing tag it is not valid XML, which its parser reports
             return b"".join(kept)
     return _PICTURE.sub(b"", b"".join([*kept, xmp[at:]]))
 
 
 def unpacked(kind: bytes, body: bytes) -> bytes:
-    """The text of a PNG chunk, decompressed and decoded from a raw profile's hexadecimals; other bodies
-    unchanged.
-    """
+    """The text of a PNG chunk, decompressed, and decoded if it is a raw profile; other bodies unchanged."""
     if kind not in PNG_TEXT:
         return body
     keyword, _, text = body.partition(b"\0")
@@ -58,7 +56,7 @@ def unpacked(kind: bytes, body: bytes) -> bytes:
             text = zlib.decompressobj().decompress(text, MOST_TEXT)
         except zlib.error:
             return body
-    if keyword.startswith(RAW_PROFILE):  # its name and its length are on lines of their own
+    if keyword.startswith(RAW_PROFILE):  # hexadecimal digits after two lines with its name and length
         try:
             return bytes.fromhex(text.strip().split(b"\n", 2)[-1].decode("ascii"))
         except ValueError:

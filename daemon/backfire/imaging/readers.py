@@ -1,7 +1,7 @@
-"""From the bytes of a picture file to its stored samples at their full depth, or an error.
+"""Reads the stored samples of a picture file at their full depth, or raises an error.
 
-Pillow reads 8 bits per sample. It would silently reduce deeper colour to that, so deeper PNG, AVIF
-and JPEG 2000 are read by imagecodecs, HEIC by pillow-heif itself, and TIFF by tifffile.
+Pillow reads 8 bits per sample and would silently reduce deeper colour to that. Deeper PNG, AVIF and JPEG
+2000 are therefore read by imagecodecs, HEIC by pillow-heif itself, and TIFF by tifffile.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ class Raw:
     """Stored samples and their properties.
 
     Attributes:
-        bands: H,W,C uint8 or uint16: grey, RGB or CMYK, with alpha last where `alpha` says so; more
-            than 8 bits on the full scale of 16.
+        bands: H,W,C uint8 or uint16: grey, RGB or CMYK, then alpha if `alpha` is true; more than 8 bits
+            are scaled to the full range of 16.
         mode: the stored mode by Pillow's name.
+        alpha: whether the last band is alpha.
+        about: the file's metadata.
         depth: the bits per sample as stored.
         turned: whether the samples are upright already.
         compression: of a TIFF by Pillow's name; `jp2` or `j2k` of a JPEG 2000; `progressive` of a JPEG.
@@ -155,9 +157,8 @@ def _deep(
 def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
     said = {depth for item in isobmff.read(data).shown() for depth in _depths_of(item)}
     depth = max(said, default=8)
-    with Image.open(
-        io.BytesIO(data), formats=("AVIF",)
-    ) as image:  # opened first because Pillow checks the size
+    # Pillow opens the file first, because it checks the size.
+    with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:
         count = int(getattr(image, "n_frames", 1))
         about = gathering.read(image, data, kind)
         if depth == 8:
@@ -273,9 +274,7 @@ def _depth(data: bytes, kind: str, name: str) -> int:
 
 
 def _component_depths(data: bytes) -> list[int]:
-    """The bits of each component by the SIZ segment, the first of the codestream; 0 for a signed
-    component.
-    """
+    """The bits of each component, from the codestream's first segment (SIZ); 0 for a signed component."""
     boxed = data[:1] == b"\0"
     stream = next((body for kind, body in containers.boxes(data) if kind == b"jp2c"), b"") if boxed else data
     count = int.from_bytes(stream[40:42], "big")

@@ -21,7 +21,7 @@ from backfire.imaging.colour import Samples
 from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
 from backfire.imaging.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
 
-# tifffile logs what is reported by an error here.
+# Everything that tifffile logs is raised as an error here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 STRIP = 1 << 20

@@ -31,7 +31,7 @@ class Sheet:
     """The samples to be written, in the orientation of the file.
 
     Attributes:
-        wanted, original: H,W,C samples without alpha, after and before the change.
+        wanted, original: H,W,C samples without alpha, with and without the perturbation.
         alpha: H,W or None.
         depth: the bits per sample to write; more than 8 are scaled to the full range of 16.
         is_srgb: whether the samples were converted from the colour space of the picture's profile to sRGB.
@@ -137,9 +137,7 @@ def _image(bands: Pixels, *, ink: bool = False) -> Image.Image:
 
 
 def saved(bands: Pixels, kind: str, options: Mapping[str, Any], *, ink: bool = False) -> bytes:
-    """The file that Pillow writes of the bands, as CMYK if `ink` is true. Options that are None are left
-    out.
-    """
+    """The file that Pillow writes of the bands, as CMYK if `ink` is true, without options that are None."""
     return stored(_image(np.ascontiguousarray(bands), ink=ink), kind, options)
 
 
@@ -148,9 +146,8 @@ def stored(image: Image.Image, kind: str, options: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
     given = {key: value for key, value in options.items() if value is not None}
     block = ImageFile.MAXBLOCK
-    if given.get(
-        "optimize"
-    ):  # an optimised JPEG is written at once and may need a larger buffer than Pillow's
+    if given.get("optimize"):
+        # Such a JPEG is written in one piece and may not fit into Pillow's usual buffer.
         ImageFile.MAXBLOCK = 4 * image.width * image.height + len(given.get("extra", b"")) + block
     try:
         image.save(file, kind, **given)
