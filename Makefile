@@ -43,7 +43,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
 
 # Dead links and missing anchors are errors; nothing is fetched. To read it: python -m http.server -d site
 docs: $(VENV)/.installed-docs

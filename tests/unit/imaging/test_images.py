@@ -736,11 +736,14 @@ def test_a_jpeg_without_its_end_is_truncated(progressive: bool) -> None:
     assert np.array_equal(taken(data + bytes(100) + b"trailer").rgb, taken(data).rgb)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_half_a_file_is_truncated(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "five_bytes"),
+    [("PNG", Code.TRUNCATED), ("TIFF", Code.TRUNCATED), ("WEBP", Code.UNSUPPORTED)],  # RIFF may be a sound
+)
+def test_half_a_file_is_truncated(kind: str, five_bytes: Code) -> None:
     data = file(scene(100, 100), kind)
     assert refusal(data[: len(data) // 2]).code is Code.TRUNCATED
-    assert refusal(data[:5]).code in (Code.TRUNCATED, Code.UNSUPPORTED)
+    assert refusal(data[:5]).code is five_bytes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

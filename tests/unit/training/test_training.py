@@ -77,15 +77,16 @@ def test_an_interrupted_run_goes_on_and_its_export_fills(
 
     rows = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    whole, resumed = parts(unbroken), parts(broken)
     for name in ("net", "critics", "ema"):
-        for key, value in parts(unbroken)[name].items():
-            assert torch.equal(value, parts(broken)[name][key]), f"{name}: {key}"
+        for key, value in whole[name].items():
+            assert torch.equal(value, resumed[name][key]), f"{name}: {key}"
     assert (unbroken / f"sample-{STEPS:06d}.jpg").exists()
 
     lama.export(unbroken, tmp_path / "lama-mini.safetensors", TINY)
     editor = LamaEditor.load("lama-mini", tmp_path / "lama-mini.safetensors")
     assert editor.net.config == TINY
-    averaged = parts(unbroken)["ema"]["model.1.bn_l.running_var"]
+    averaged = whole["ema"]["model.1.bn_l.running_var"]
     assert torch.equal(editor.net.state_dict()["model.1.bn_l.running_var"], averaged)
     assert not torch.equal(averaged, torch.ones_like(averaged)), "statistics are learnt, not the start's"
 
