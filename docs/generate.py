@@ -1,7 +1,7 @@
 """The pages that are made from the code: `python -m docs.generate` writes them, a test compares them.
 
-Most are written as a whole; of the receipt's page only what stands between `<!-- generated: NAME -->`
-and `<!-- end -->`.
+Most are written as a whole; of the receipt's page and that of the attack paths only what stands between
+`<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 from backfire import cli
+from backfire.attack_paths import PATHS, Family
 from backfire.cli.common import app
 from backfire.config import describe
 
@@ -54,6 +55,7 @@ def generated() -> dict[Path, bytes]:
         "reference/cli.md": commands(),
         "reference/settings.md": settings(),
         "reference/receipt.md": _filled("reference/receipt.md", "fields", receipt()),
+        "concepts/attack-paths.md": _filled("concepts/attack-paths.md", "paths", attack_paths()),
         "images/packages.svg": packages.drawing(),
     }
     copies = {DOCS / name: source.read_bytes() for name, source in COPIES.items()}
@@ -126,6 +128,17 @@ def receipt() -> str:
     for path, field, required in _fields(schema):
         when = "" if required else " *Not always there.*"
         lines.append(f"| `{path}` | {_type(field)} | {_cell(field.get('description', ''))}{when} |")
+    return "\n".join(lines)
+
+
+def attack_paths() -> str:
+    """The table of attack paths."""
+    lines = ["| path | tool | what its model gets | editors | read in |", "|---|---|---|---|---|"]
+    for name, path in PATHS.items():
+        families = ", ".join(family for family in Family if family in path.suits)
+        source = f"[{path.source.repository}](https://github.com/{path.source.repository}/tree/{path.source.commit})"
+        hands = f"{path.hands}. {path.note}" if path.note else path.hands
+        lines.append(f"| `{name}` | {path.tool} | {_cell(hands)} | {families} | {source} |")
     return "\n".join(lines)
 
 

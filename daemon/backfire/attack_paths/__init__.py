@@ -1,27 +1,281 @@
-"""How real tools hand a region to their model: which crop, at which size, with which padding.
+"""How real tools hand a region to their model: which crop, at which size, with which padding and mask.
 
 `get(NAME).handed(mask)` says what a tool hands over for an edit; `hand_over.hand_over` does it to tensors,
-and `hand_over.put_back` puts the result back. `tools.PATHS` is the table.
+and `hand_over.put_back` puts the result back.
+
+The numbers are facts from the tools' own sources, of the versions named; the code is ours. Every entry holds
+the settings that its tool starts with. To add one: a function in `tools/`, one entry here, and rows of
+numbers from the tool's own code in the tests. The contract tests take every entry by themselves.
 """
 
 from __future__ import annotations
 
-from backfire.attack_paths.tools import PATHS, AttackPath, Family
-from backfire.errors import require
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
-__all__ = ["PATHS", "AttackPath", "Family", "get", "suiting"]
+import numpy as np
+
+from backfire.attack_paths.handed import Handed
+from backfire.registry import Entry, Registry
+from backfire.types import Mask
 
 
-def get(name: str) -> AttackPath:
+class Family(StrEnum):
+    """Kinds of editors, by what a person would use them in."""
+
+    LATENT = "latent"
+    """Inpaints an autoencoder's latents in one step."""
+    ERASE = "erase"
+    """Fills from the surroundings in one step without a prompt: LaMa, MAT, MI-GAN."""
+    DIFFUSION = "diffusion"
+    """Stable Diffusion 1, 2 and XL with a mask."""
+    FLOW = "flow"
+    """Transformers trained by flow matching: FLUX, Stable Diffusion 3, Qwen-Image, Z-Image."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the facts of a path were read.
+
+    Attributes:
+        repository: owner/name on GitHub.
+        commit: of the version that was read.
+        places: file and function.
+    """
+
+    repository: str
+    commit: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPath(Entry):
+    """How one tool hands a region to its model; `target` is a function from the mask to a list of `Handed`.
+
+    Attributes:
+        tool: for people.
+        hands: what the tool hands over, for people.
+        suits: the families of editors that people run in it.
+        multiple: heights and widths that the model gets are multiples of it.
+        source: where the facts were read.
+        options: arguments of the function besides the mask.
+        resizes_back: whether the tool returns a picture of the original's size. Others return the model's
+            size; `put_back` resizes their result, so that it can be compared.
+        note: what else a reader of a verdict should know.
+    """
+
+    tool: str
+    hands: str
+    suits: frozenset[Family]
+    multiple: int
+    source: Source
+    options: Mapping[str, Any] = field(default_factory=dict)
+    resizes_back: bool = True
+    note: str = ""
+
+    def handed(self, mask: Mask) -> list[Handed]:
+        """The calls of the model that the tool makes for one edit, in its order: later results lie on top.
+
+        Args:
+            mask: H,W bool of the whole picture, True = repainted.
+
+        Raises:
+            ValueError: the mask is no bool plane or has no pixel.
+        """
+        if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.any():
+            got = f"{mask.dtype} of shape {mask.shape} with {np.count_nonzero(mask)} pixels set"
+            raise ValueError(f"mask: got {got}, expected H,W bool with a pixel set")
+        calls: list[Handed] = self.resolve()(mask, **self.options)
+        return calls
+
+
+_IN = "backfire.attack_paths.tools"
+_NO_MASK = "The model gets an instruction and no mask: it makes all of the picture anew."
+_REFINES = "Above that the model refines once more what it made, at the region's own size."
+
+_MASKED = frozenset({Family.LATENT, Family.DIFFUSION})
+_ERASE = frozenset({Family.ERASE})
+_FLOW = frozenset({Family.FLOW})
+
+
+def _iopaint(*places: str) -> Source:
+    base = "iopaint/model/base.py: InpaintModel._crop_box, _pad_forward", "iopaint/helper.py: boxes_from_mask"
+    return Source("Sanster/IOPaint", "61a759fb3f332bacdce8b2813f4837495c9b86e0", (*base, *places))
+
+
+_STITCH = Source(
+    "lquesada/ComfyUI-Inpaint-CropAndStitch",
+    "3a57816a11eb084f860e3e43e423aa798fbaad65",
+    ("inpaint_cropandstitch.py: InpaintCropImproved, GPUProcessorLogic",),
+)
+_FORGE = Source(
+    "lllyasviel/stable-diffusion-webui-forge",
+    "dfdcbab685e57677014f05a3309b48cc87383167",
+    (
+        "modules/processing.py: StableDiffusionProcessingImg2Img.init",
+        "modules/masking.py: get_crop_region_v2, expand_crop_region",
+        "modules/images.py: resize_image",
+    ),
+)
+_KRITA = Source(
+    "Acly/krita-ai-diffusion",
+    "0217cd2197fcadbd70d7e63af25e29cc21cb7c8b",
+    (
+        "ai_diffusion/document.py: create_mask_from_selection",
+        "ai_diffusion/backend/resolution.py: compute_bounds, prepare_diffusion_input",
+        "ai_diffusion/model/model.py: calc_selection_pre_process",
+    ),
+)
+
+
+def _stitch(side: int, suits: frozenset[Family]) -> AttackPath:
+    return AttackPath(
+        target=f"{_IN}.comfyui:stitch",
+        tool=f"ComfyUI with Inpaint Crop and Stitch, {side} px",
+        hands=f"the box of the grown and blurred mask, a tenth larger on each side and square, at {side} px",
+        suits=suits,
+        multiple=32,
+        source=_STITCH,
+        options={"side": side},
+    )
+
+
+def _krita(architecture: str, model: str, size: str, suits: frozenset[Family]) -> AttackPath:
+    return AttackPath(
+        target=f"{_IN}.krita:context",
+        tool=f"Krita AI Diffusion with {model}",
+        hands=f"the selection with its feather and half its size around it, 512 px at least, at {size}",
+        suits=suits,
+        multiple=16,
+        source=_KRITA,
+        options={"architecture": architecture},
+        note=_REFINES,
+    )
+
+
+PATHS = Registry(
+    "attack path",
+    {
+        "iopaint": AttackPath(
+            target=f"{_IN}.iopaint:crops",
+            tool="IOPaint with LaMa",
+            hands="at its own scale: above 800 px a crop for each contour with 128 px around it, else all",
+            suits=_ERASE | {Family.LATENT},
+            multiple=8,
+            source=_iopaint("iopaint/model/lama.py: LaMa"),
+        ),
+        "iopaint-mat": AttackPath(
+            target=f"{_IN}.iopaint:crops",
+            tool="IOPaint with MAT",
+            hands="the same, mirrored up to a square of a multiple of 512 px",
+            suits=_ERASE,
+            multiple=512,
+            source=_iopaint("iopaint/model/mat.py: MAT"),
+            options={"multiple": 512, "least": 512, "square": True},
+        ),
+        "iopaint-migan": AttackPath(
+            target=f"{_IN}.iopaint:migan",
+            tool="IOPaint with MI-GAN or FcF",
+            hands="the same crops of pictures of any size, at most 512 px, mirrored up to 512 x 512",
+            suits=_ERASE,
+            multiple=512,
+            source=_iopaint("iopaint/model/mi_gan.py: MIGAN.__call__"),
+        ),
+        "iopaint-sd": AttackPath(
+            target=f"{_IN}.iopaint:diffusion",
+            tool="IOPaint with Stable Diffusion",
+            hands="the whole picture at its own scale, mirrored up to 512 px",
+            suits=_MASKED,
+            multiple=8,
+            source=_iopaint(
+                "iopaint/model/base.py: DiffusionInpaintModel", "web_app/src/lib/states.ts: defaultValues"
+            ),
+        ),
+        "comfyui-stitch-512": _stitch(512, _MASKED),
+        "comfyui-stitch-1024": _stitch(1024, frozenset({Family.DIFFUSION, Family.FLOW})),
+        "forge-whole": AttackPath(
+            target=f"{_IN}.forge:whole",
+            tool="Forge or A1111, whole picture",
+            hands="the whole picture squeezed into 512 x 512",
+            suits=_MASKED,
+            multiple=512,
+            source=_FORGE,
+            resizes_back=False,
+        ),
+        "forge-masked": AttackPath(
+            target=f"{_IN}.forge:masked",
+            tool="Forge or A1111, only masked",
+            hands="the box of the blurred mask with 32 px around it, made a square, at 512 px",
+            suits=_MASKED,
+            multiple=512,
+            source=_FORGE,
+        ),
+        "fooocus": AttackPath(
+            target=f"{_IN}.fooocus:grown",
+            tool="Fooocus",
+            hands="a square around the mask, grown to 61.8 % of each side of the picture; a million pixels",
+            suits=_MASKED,
+            multiple=8,
+            source=Source(
+                "lllyasviel/Fooocus",
+                "59f183ab9b8e4a4bbf0fb8bc43886e19e8dfdfae",
+                (
+                    "modules/inpaint_worker.py: InpaintWorker, compute_initial_abcd, solve_abcd",
+                    "modules/util.py: set_image_shape_ceil",
+                ),
+            ),
+            note="The tool enlarges crops of less than 1024 x 1024 pixels by a network; here a filter does.",
+        ),
+        "krita-sd15": _krita("sd15", "Stable Diffusion 1.5", "512² to 512 x 768 pixels", _MASKED),
+        "krita-sdxl": _krita("sdxl", "Stable Diffusion XL", "800² to 1024² pixels", _MASKED),
+        "krita-flux": _krita("flux", "FLUX or Z-Image", "512² to 1024² pixels", _FLOW),
+        "megapixel-kontext": AttackPath(
+            target=f"{_IN}.comfyui:kontext",
+            tool="ComfyUI with FLUX Kontext",
+            hands="the middle of the picture, at the nearest of 17 sizes of a million pixels",
+            suits=_FLOW,
+            multiple=16,
+            source=Source(
+                "comfyanonymous/ComfyUI",
+                "145de46334674056f0e1d5c358e392a262a1c65e",
+                ("comfy_extras/nodes_flux.py: FluxKontextImageScale", "comfy/utils.py: common_upscale"),
+            ),
+            resizes_back=False,
+            note=_NO_MASK,
+        ),
+        "megapixel-qwen": AttackPath(
+            target=f"{_IN}.comfyui:qwen_edit",
+            tool="ComfyUI with Qwen-Image-Edit",
+            hands="the whole picture, at a million pixels",
+            suits=_FLOW,
+            multiple=8,
+            source=Source(
+                "comfyanonymous/ComfyUI",
+                "01ec967e232438d936fcb292cc852e872411f2fb",
+                ("comfy_extras/nodes_qwen.py: TextEncodeQwenImageEditPlus",),
+            ),
+            resizes_back=False,
+            note=_NO_MASK,
+        ),
+    },
+)
+"""Every attack path by its name."""
+
+
+def get(name: str, setting: str | None = None) -> AttackPath:
     """The attack path of that name.
 
+    Args:
+        setting: the setting that holds the name, for the message.
+
     Raises:
-        ConfigError: there is none; the nearest name is given.
+        ConfigError: there is none; the message names the nearest one.
     """
-    require(name, PATHS, "attack path")
-    return PATHS[name]
+    return PATHS.require(name, setting)
 
 
-def suiting(family: Family) -> list[AttackPath]:
-    """The attack paths of the tools in which people run editors of that family, in the table's order."""
-    return [path for path in PATHS.values() if family in path.suits]
+def suiting(family: Family) -> list[str]:
+    """The names of the tools in which people run editors of that family, in the order of the table."""
+    return [name for name, path in PATHS.items() if family in path.suits]

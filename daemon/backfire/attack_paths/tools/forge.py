@@ -1,0 +1,39 @@
+"""Stable Diffusion WebUI Forge, and A1111 that it descends from: the tab Inpaint."""
+
+from __future__ import annotations
+
+from backfire.attack_paths.handed import Handed, MaskRule, Padding
+from backfire.attack_paths.resampling import Beyond
+from backfire.attack_paths.softening import Doubled, Gaussian
+from backfire.attack_paths.tools import common
+from backfire.attack_paths.tools.common import moved_inside, reached
+from backfire.types import Mask
+
+BLUR = Gaussian(sigma=4, radius=10, eight_bit=True)
+"""`Mask blur` 4: OpenCV's kernel of 21 pixels, columns after rows in 8 bits."""
+
+
+def whole(mask: Mask, *, side: int = 512) -> list[Handed]:
+    """The whole picture is resized to the working size whatever its aspect (`Just resize`)."""
+    rule = MaskRule(picture=(BLUR,), blend=(Doubled(),), blend_scaled=True)
+    return [Handed(mask, common.whole(mask), (side, side), rule=rule)]
+
+
+def masked(mask: Mask, *, side: int = 512, margin: int = 32) -> list[Handed]:
+    """The box of the blurred mask and `margin` px around it, grown to a square, moved into the picture."""
+    height, width = mask.shape
+    box = reached(mask, (BLUR,)).grown(margin, width, height)
+    longer = max(box.width, box.height)
+    if box.width > box.height:
+        top, bottom = moved_inside(box.top - (longer - box.height) // 2, longer, height)
+        box = box._replace(top=top, bottom=bottom)
+    else:
+        left, right = moved_inside(box.left - (longer - box.width) // 2, longer, width)
+        box = box._replace(left=left, right=right)
+    # A picture that is too small for a square is fitted into one; its border fills the rest.
+    across = max(min(box.width * side // box.height, side), 1)
+    down = max(min(box.height * side // box.width, side), 1)
+    left, top = side // 2 - across // 2, side // 2 - down // 2
+    padding = Padding(left, top, side - left - across, side - top - down, Beyond.EXTRAPOLATED)
+    rule = MaskRule(picture=(BLUR,), blend=(BLUR,))
+    return [Handed(mask, box, (down, across), padding=padding, rule=rule)]
