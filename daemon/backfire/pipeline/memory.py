@@ -84,8 +84,10 @@ def try_rungs(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) 
 
 @contextmanager
 def memory_errors(name: str) -> Iterator[None]:
-    """Turn what torch raises where memory runs out or a device fails, bare RuntimeErrors, into our own
-    errors.
+    """Turn the bare RuntimeErrors that torch raises for memory and for devices into errors of ours.
+
+    Args:
+        name: the picture's, for the message.
 
     Raises:
         ModelError: OUT_OF_MEMORY.
