@@ -1,13 +1,11 @@
-"""Latent diffusion as arithmetic: what a loaded Stable Diffusion pipeline computes for us.
+"""Editing with a loaded latent diffusion pipeline, in full to verify and in one step to optimise.
 
-Two editors in one, on the same weights:
+* To verify, diffusers' own pipeline denoises in `steps` steps with guidance, as users run it.
+* To optimise, the masked picture is encoded, the UNet predicts once without guidance, and the clean latents
+  of that prediction are decoded. Twenty steps cannot be differentiated through in an ordinary memory, and the
+  first step decides most about the content of the hole (DiffusionGuard, 2024).
 
-* to verify, diffusers' own pipeline denoises in `steps` steps with guidance, as people run it;
-* to optimise, one step: encode the masked picture, let the UNet predict once without guidance, take
-  the picture it foresees, decode it. Twenty steps cannot be differentiated through in any
-  ordinary memory, and the first step decides what becomes of the hole (DiffusionGuard, 2024).
-
-Encoding, decoding and noise are this module's for both, so that they agree; `diffusion` loads.
+Both use the encoding, decoding and noise of this module, so that they agree. `diffusion` loads pipelines.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from backfire.inpaint.base import ModelEditor
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt's embeddings, 1,... each, by the names that diffusers' pipelines take them under."""
+    """The embeddings of one prompt, 1,... each, by the names of the parameters of diffusers' pipelines."""
 
     embeds: dict[str, Tensor]
     guidance: float
@@ -41,13 +39,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Start:
-    """The first denoising step, in plain numbers.
+    """The numbers of the first denoising step.
 
     Attributes:
-        timestep: what the UNet is told.
-        scale: what unit noise is multiplied by before the UNet sees it.
-        kept: alpha-bar, the share of the picture's variance at that timestep.
-        predicts: `epsilon`, `v_prediction` or `sample`.
+        timestep: the timestep that the UNet gets.
+        scale: the factor of unit noise in the UNet's input.
+        kept: alpha-bar, the picture's share of the variance at that timestep.
+        predicts: what the UNet predicts: `epsilon`, `v_prediction` or `sample`.
     """
 
     timestep: float
@@ -57,11 +55,11 @@ class Start:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """What the picture and the noise are multiplied by in the noisy latents."""
+        """The factors of the picture and of the noise in the noisy latents."""
         return math.sqrt(self.kept), math.sqrt(1 - self.kept)
 
-    def foreseen(self, prediction: Tensor, noisy: Tensor) -> Tensor:
-        """The clean latents that a prediction at `noisy` amounts to."""
+    def estimated(self, prediction: Tensor, noisy: Tensor) -> Tensor:
+        """The clean latents that follow from a prediction at the noisy latents."""
         signal, noise = self.shares
         if self.predicts == "sample":
             return prediction
@@ -73,13 +71,12 @@ class Start:
 class DenoisingEditor(ModelEditor):
     """A diffusers inpainting pipeline; satisfies `Denoiser`.
 
-    The generator draws one noise for the whole batch and picks the prompt; without one, both are
-    always the same: the first prompt, the noise of seed 0. Equal seeds mean equal noise on every device.
-    UNets with 9 input channels are made for inpainting; with 4, diffusers puts the
-    known latents back after each step.
+    The generator draws one noise for the whole batch and picks the prompt. Without a generator, it is always
+    the first prompt and the noise of seed 0. Equal seeds give equal noise on every device. UNets with 9 input
+    channels are made for inpainting; with those of 4, diffusers restores the known latents after each step.
     """
 
-    hole = 0.5  # zero on [-1,1]: how the pipelines empty it
+    hole = 0.5  # 0 in [-1,1], with which the pipelines fill the hole
 
     def __init__(
         self, name: str, weights_sha256: str, pipe: Any, prompts: Sequence[Prompt], steps: int, mask_blur: int
@@ -89,18 +86,18 @@ class DenoisingEditor(ModelEditor):
         self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
         self._start = _first(pipe.scheduler, steps)
         for module in (pipe.unet, pipe.vae):
-            # Acts only where gradients are on. An autoencoder may have none.
+            # This acts only while gradients are computed. Some autoencoders do not support it.
             with contextlib.suppress(ValueError):
                 module.enable_gradient_checkpointing()
         if type(pipe.vae.encoder).__name__ == "EncoderTiny":
-            # Checkpointed, its forward leaves out scaling [-1,1] to [0,1] (diffusers 0.42,
-            # autoencoders/vae.py): gradients would be those of another encoder.
+            # With checkpoints its forward omits the scaling of [-1,1] to [0,1] (diffusers 0.42,
+            # autoencoders/vae.py), so the gradients would be those of another encoder.
             pipe.vae.encoder.gradient_checkpointing = False
 
     def to(self, device: torch.device | str) -> None:
         """See `Editor.to`."""
         super().to(device)
-        # Schedulers leave their tables on the device of the latents that they noised last.
+        # A scheduler keeps its tables on the device of the last latents, so a new one is made.
         self._pipe.scheduler = type(self._pipe.scheduler).from_config(self._pipe.scheduler.config)
         self._prompts = [prompt.to(device) for prompt in self._prompts]
 
@@ -116,19 +113,19 @@ class DenoisingEditor(ModelEditor):
     def one_step(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """See `Denoiser.one_step`."""
         seen, edited = self._ready(image, mask)
-        return self._composited(self._foreseen(seen, edited, generator), image, mask)
+        return self._composited(self._estimated(seen, edited, generator), image, mask)
 
     def _edited(self, mask: Tensor) -> Tensor:
         return (_blurred(mask, self._blur) >= 0.5).to(mask.dtype) if self._blur else mask
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if torch.is_grad_enabled() and image.requires_grad:
-            return self._foreseen(image, mask, generator)
+            return self._estimated(image, mask, generator)
         known = self._encoded(image)
         return self._decoded(self._denoised(known, mask, *self._drawn(known, generator)))
 
     def _denoised(self, known: Tensor, mask: Tensor, prompt: Prompt, noise: Tensor, seed: int) -> Tensor:
-        """The edit's latents N,c,h,w, denoised by the pipeline from unit noise."""
+        """The latents N,c,h,w of the edit, which the pipeline denoises from unit noise."""
         count, _, height, width = mask.shape
         latents: Tensor = self._pipe(
             **prompt.batch(count),
@@ -141,45 +138,46 @@ class DenoisingEditor(ModelEditor):
             strength=1.0,
             num_inference_steps=self._steps,
             guidance_scale=prompt.guidance,
-            # One each, all alike: some schedulers add noise, and a batch must equal its members.
+            # Equal generators for all, because some schedulers add noise and each member of a batch must be
+            # edited as it would be alone.
             generator=[torch.Generator().manual_seed(seed) for _ in range(count)],
             output_type="latent",
         ).images
         return latents
 
-    def _foreseen(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _estimated(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         known = self._encoded(image)
         prediction, noisy = self._predicted(known, mask, generator)
-        latents = self._start.foreseen(prediction, noisy)
+        latents = self._start.estimated(prediction, noisy)
         if self._plain(known):
             latents = torch.where(cells_of(mask, known) > 0.5, latents, known)
         return self._decoded(latents)
 
     def _plain(self, latents: Tensor) -> bool:
-        """Whether the UNet is not made for inpainting: it takes nothing but noisy latents."""
+        """Whether the UNet is not made for inpainting and takes only noisy latents."""
         return bool(self._pipe.unet.config.in_channels == latents.shape[1])
 
     def _drawn(self, known: Tensor, generator: torch.Generator | None) -> tuple[Prompt, Tensor, int]:
-        """Prompt, unit noise (equal for the whole batch, of the shape of `known`) and seed."""
+        """The prompt, the unit noise (of the shape of `known`, equal for the whole batch) and the seed."""
         if generator is None:
             index = seed = 0
         else:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
             index = seed % len(self._prompts)
-        # Drawn on the CPU, where a seed means the same numbers for every device.
+        # Drawn on the CPU, so that a seed gives the same numbers for every device.
         noise = torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed))
         return self._prompts[index], noise.to(known).expand_as(known), seed
 
     def _predicted(
         self, known: Tensor, mask: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """The UNet's first prediction and the noisy latents it saw, float32 N,c,h,w."""
+        """The UNet's first prediction and the noisy latents of its input, float32 N,c,h,w."""
         prompt, noise, _ = self._drawn(known, generator)
         unet, start = self._pipe.unet, self._start
         cells = cells_of(mask, known)
         noisy = noise * start.scale
         if self._plain(known):
-            # The pipeline puts the known cells back after each step; before the first, we must ourselves.
+            # The pipeline restores the known cells after each step, so before the first it is done here.
             signal, share = start.shares
             seen = noisy = torch.where(cells > 0.5, noisy, signal * known + share * noise)
         else:
@@ -196,19 +194,19 @@ class DenoisingEditor(ModelEditor):
         return prediction.float(), noisy
 
     def _conditions(self, embeds: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor] | None:
-        """What XL's UNet is told besides: the pooled prompt, and sizes as its pipeline states them."""
+        """The further inputs of an XL UNet: the pooled prompt, and the sizes as its pipeline gives them."""
         pooled = embeds.get("pooled_prompt_embeds")
         if pooled is None:
             return None
         size = list(mask.shape[-2:])
         aesthetic = self._pipe.config.requires_aesthetics_score
-        ids = [*size, 0, 0, *([6.0] if aesthetic else size)]  # no crop; the pipeline's default score
+        ids = [*size, 0, 0, *([6.0] if aesthetic else size)]  # no crop, and the pipeline's default score
         return {"text_embeds": pooled, "time_ids": pooled.new_tensor(ids).expand(len(mask), -1)}
 
     def _encoded(self, seen: Tensor) -> Tensor:
         vae = self._pipe.vae
         out = vae.encode((seen * 2 - 1).to(vae.dtype))
-        # Tiny autoencoders have latents, the others a distribution of them.
+        # A tiny autoencoder gives latents, the others a distribution of latents.
         latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
         scaled: Tensor = latents.float() * vae.config.scaling_factor
         return scaled
@@ -225,25 +223,27 @@ class DenoisingEditor(ModelEditor):
 
 
 def _first(scheduler: Any, steps: int) -> Start:
-    """Read the first step off a copy of the scheduler: schedulers remember where they are."""
+    """The first step of a scheduler, read from a copy because schedulers keep their state."""
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps)
     timestep = scheduler.timesteps[0]
     noise = torch.ones(1) * scheduler.init_noise_sigma
     kept = float(scheduler.alphas_cumprod[round(float(timestep))])
-    # Some schedules end at zero, where a predicted noise says nothing of the picture.
+    # Some schedules end at zero, where predicted noise gives no information about the picture.
     kept = max(kept, 1e-6)
     scale = float(scheduler.scale_model_input(noise, timestep))
     return Start(float(timestep), scale, kept, str(scheduler.config.prediction_type))
 
 
 def cells_of(mask: Tensor, latents: Tensor) -> Tensor:
-    """The mask at the latents' size, by the nearest pixel: how the pipelines shrink it."""
+    """The mask at the size of the latents by the nearest pixel, as the pipelines scale it."""
     return F.interpolate(mask, size=latents.shape[-2:])
 
 
 def _blurred(mask: Tensor, radius: int) -> Tensor:
-    """N,1,H,W under a Gaussian of 2 * radius + 1 pixels, of the width that OpenCV derives from it."""
+    """N,1,H,W blurred by a Gaussian kernel of 2 * radius + 1 pixels, with the sigma that OpenCV derives from
+    it.
+    """
     sigma = 0.3 * (radius - 1) + 0.8
     offsets = torch.arange(-radius, radius + 1, device=mask.device, dtype=mask.dtype)
     weights = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=0)

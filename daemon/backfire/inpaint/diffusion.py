@@ -1,6 +1,6 @@
-"""Stable Diffusion pipelines (1.x, 2.x, XL) from a folder or the Hugging Face hub. The only diffusers door.
+"""Loads Stable Diffusion pipelines (1.x, 2.x, XL) from a folder or from the Hugging Face hub.
 
-diffusers is imported on loading only: it costs seconds and hundreds of megabytes.
+diffusers is imported only when a pipeline is loaded, because it costs seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _FAMILIES = {
     "StableDiffusionXLInpaintPipeline": "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",
 }
-"""What a model_index.json may name, and the diffusers class it is loaded by."""
+"""By class in model_index.json: the diffusers class that loads it."""
 _UNUSED = {
     "StableDiffusionInpaintPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
     "StableDiffusionXLInpaintPipeline": ("feature_extractor", "image_encoder"),
 }
-"""Components that are neither fetched nor loaded: they judge pictures or take extra ones."""
+"""The components that are neither fetched nor loaded, because they check pictures or encode further ones."""
 _TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -54,26 +54,27 @@ class DiffusionEditor(DenoisingEditor):
         mask_blur: int = 0,
         variant: str | None = None,
     ) -> Self:
-        """Load a pipeline from a folder, or by its hub name: from the hub's cache, else fetched.
+        """Load a pipeline from a folder, or by its hub name from the hub's cache; it is fetched if it is not
+        there.
 
         Args:
             name: the editor's name in the configuration and the receipt.
             path: a folder as `save_pretrained` writes it, or `owner/name` on the Hugging Face hub.
-            prompts: what the edit asks for, '' for nothing; embedded once, then the text encoders are freed.
-            negative: what it must not show.
-            steps: denoising steps of an edit.
-            guidance: weight of the prompt; no guidance, and half the work, up to 1 and
-                where prompt and negative mean the same.
-            dtype: `float32`, `bfloat16` or `float16`. Under float16 the autoencoder stays in float32
-                unless its configuration says that it does not overflow.
-            mask_blur: pixels. The network works under the mask blurred by a Gaussian of
-                2 * mask_blur + 1 pixels and cut at one half, as IOPaint gives it to the pipeline (there 11):
-                sharp corners and thin strokes of the mask are left as they are, and seen. 0: the mask itself.
-            variant: the files' variant, such as `fp16`.
+            prompts: the prompts, '' for none. They are embedded once, and the text encoders are then freed.
+            negative: the negative prompt.
+            steps: the denoising steps of an edit.
+            guidance: the guidance scale. Up to 1, or if prompt and negative prompt have the same embedding,
+                there is no guidance, which halves the work. dtype: `float32`, `bfloat16` or `float16`. Under
+                float16 the autoencoder stays in float32 unless its configuration says that it does not
+                overflow. mask_blur: the pixels by which the mask is blurred (a Gaussian kernel of 2 *
+                mask_blur + 1) before it is thresholded at one half, as IOPaint does with 11. Sharp corners
+                and thin strokes of the mask are then neither repainted nor hidden. 0 takes the mask itself.
+                variant: the variant of the files, such as `fp16`.
 
         Raises:
-            ConfigError: an option that is of another type, out of range or unknown.
-            ModelError: no such folder or hub name, no safetensors, damaged, or another kind of pipeline.
+            ConfigError: an option has a wrong type, is out of range or is unknown.
+            ModelError: there is no such folder or hub name, or it has no safetensors, is damaged, or is
+                another kind of pipeline.
         """
         number = dtype_named(str(dtype), f"editor {name}: dtype")
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -85,7 +86,7 @@ class DiffusionEditor(DenoisingEditor):
             ("guidance", guidance, isinstance(guidance, int | float) and guidance >= 0, "a number from 0"),
             ("mask_blur", mask_blur, type(mask_blur) is int and mask_blur >= 0, "whole pixels from 0"),
         ):
-            if not holds:  # the YAML's values come here unchecked
+            if not holds:  # the values of the YAML file are not checked before
                 raise ConfigError(f"editor {name}: {option}: got {value!r}, expected {expected}")
         if importlib.util.find_spec("transformers") is None:
             raise _error(name, "diffusion needs transformers", "pip install 'backfire[diffusion]'")
@@ -98,15 +99,17 @@ class DiffusionEditor(DenoisingEditor):
             return cls(name, _digest(folder, variant), pipe, embedded, steps, mask_blur)
         except (BackfireError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # what diffusers, transformers and safetensors raise has no common root
+        except Exception as error:  # the errors of the three libraries have no common base class
             if isinstance(error, RuntimeError) and "memory" in str(error):
-                raise  # torch's CPU allocator has no exception of its own
+                raise  # torch's CPU allocator raises a RuntimeError
             reason = f"{folder} cannot be loaded as a pipeline ({_brief(error)})"
             raise _error(name, reason, "fetch it again, as safetensors (no pickles)") from error
 
 
 def _folder(name: str, weights: str, variant: str | None) -> Path:
-    """The local folder of a path or hub name; the network is asked only for a hub name not yet cached."""
+    """The local folder of a path or hub name. The network is used only for a hub name that is not yet
+    cached.
+    """
     if Path(weights).is_dir():
         return Path(weights)
     remedy = "name a folder with a model_index.json, or owner/name on the Hugging Face hub"
@@ -116,17 +119,17 @@ def _folder(name: str, weights: str, variant: str | None) -> Path:
 
     unused = dict.fromkeys({part for parts in _UNUSED.values() for part in parts})
     options = {"use_safetensors": True, "variant": variant, **unused}
-    with contextlib.suppress(Exception):  # whatever ails the cache, fetching mends it or says why not
+    with contextlib.suppress(Exception):  # if the cache is damaged, fetching repairs it or says why not
         return Path(DiffusionPipeline.download(weights, local_files_only=True, **options))
     try:
         return Path(DiffusionPipeline.download(weights, **options))
-    except Exception as error:  # the hub client raises its own, httpx's, requests' and OSError
+    except Exception as error:  # the hub client raises errors of its HTTP libraries, too
         reason = f"{weights} is no folder, not in the hub's cache, and cannot be fetched ({_brief(error)})"
         raise _error(name, reason, f"go online once, or {remedy}") from error
 
 
 def _pipeline(name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    """The pipeline on the CPU, of a class we know: no other class's code is run."""
+    """The pipeline on the CPU. Only known classes are loaded, so that no other code runs."""
     import diffusers
 
     try:
@@ -174,7 +177,7 @@ def _embedded(pipe: Any, prompt: str, negative: str, guidance: float) -> Prompt:
         device=torch.device("cpu"),
         num_images_per_prompt=1,
         do_classifier_free_guidance=True,
-        # None and not "": XL pipelines have their own meaning of nothing.
+        # None and not "", because XL pipelines replace None by zeros.
         negative_prompt=negative or None,
     )
     names = (
@@ -191,7 +194,7 @@ def _embedded(pipe: Any, prompt: str, negative: str, guidance: float) -> Prompt:
 
 
 def _loaded(folder: Path, variant: str | None) -> Iterator[Path]:
-    """The files that make up the pipeline: configurations, vocabularies and weights of its components."""
+    """The files of the pipeline: the configurations, vocabularies and weights of its components."""
     yield folder / "model_index.json"
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     unused = {part for parts in _UNUSED.values() for part in parts}
@@ -199,13 +202,13 @@ def _loaded(folder: Path, variant: str | None) -> Iterator[Path]:
         files = sorted((folder / component).glob("*"))
         yield from (file for file in files if file.suffix in (".json", ".txt"))
         weights = [file for file in files if file.suffix == ".safetensors"]
-        # NAME[.VARIANT][-SHARD].safetensors; a component without the variant is loaded without it.
+        # NAME[.VARIANT][-SHARD].safetensors; a component that lacks the variant is loaded without it.
         marked = [file for file in weights if variant and f".{variant}" in file.name]
         yield from marked or (file for file in weights if file.name.count(".") == 1)
 
 
 def _digest(folder: Path, variant: str | None) -> str:
-    """SHA-256 over the names and contents of the files loaded."""
+    """The SHA-256 over the names and contents of the loaded files."""
     total = hashlib.sha256()
     for path in _loaded(folder, variant):
         content = durable.file_sha256(path)
@@ -214,7 +217,7 @@ def _digest(folder: Path, variant: str | None) -> str:
 
 
 def _hush() -> None:
-    """No bars and no chatter from the libraries: the daemon's stderr is JSON lines."""
+    """Turn off the libraries' progress bars and messages, because the daemon's stderr holds JSON lines."""
     import diffusers
     import transformers
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public there
@@ -226,7 +229,7 @@ def _hush() -> None:
 
 
 def _brief(error: BaseException) -> str:
-    """An error in one line of at most 300 characters: theirs run to pages."""
+    """An error in one line of at most 300 characters, because the libraries' messages fill pages."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

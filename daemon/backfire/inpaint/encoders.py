@@ -1,17 +1,17 @@
-"""Autoencoders as editors: the part that Stable Diffusion 3, FLUX and Qwen-Image share.
+"""Autoencoders as editors, for models such as Stable Diffusion 3, FLUX and Qwen-Image.
 
-Those editors cannot run here, but each of them reads the picture through its autoencoder first.
-An edit by `EncoderEditor` is therefore decode(encode(picture)) composited under the mask: what
-the region looks like to such an editor. A picture whose latents break there breaks every editor
-on that latent space, whatever its prompt. `PairInpainter` is our one-step inpainting net on a
-space of others.
+These models are too large to run here, but each of them encodes the picture with its autoencoder first. An
+edit by `EncoderEditor` is therefore decode(encode(picture)) composited under the mask, which shows what such
+a model gets to see of the region. If the latents of the region are broken, so is every editor on that latent
+space, whatever its prompt. `PairInpainter` is our own one-step inpainting network on a published latent
+space.
 
-Two sorts of files are read, as safetensors or by `torch.load(weights_only=True)`:
+Two kinds of files are read, as safetensors or by `torch.load(weights_only=True)`:
 
-* a TAESD-style pair of encoder and decoder (https://github.com/madebyollin/taesd), whose
-  architecture follows from the names and shapes; a diffusers `AutoencoderTiny` is one too;
-* a folder of diffusers with `config.json`: `AutoencoderTiny`, or `AutoencoderKL`, for which
-  diffusers itself must be installed.
+* a pair of encoder and decoder in the style of TAESD (https://github.com/madebyollin/taesd), whose
+  architecture follows from the names and shapes of the tensors; a diffusers `AutoencoderTiny` is one, too;
+* a folder of diffusers with `config.json`: an `AutoencoderTiny`, or an `AutoencoderKL`, which diffusers
+loads.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from backfire.inpaint.tensors import read_state
 State = dict[str, Tensor]
 
 FRUGAL_PIXELS = 1 << 19
-"""From so many pixels a batch on, activations are computed twice instead of kept for the gradient:
-64 channels at full size are 0.3 GB a layer and million pixels."""
+"""The pixels of a batch from which activations are recomputed for the gradient instead of kept. 64 channels
+at full size need 0.3 GB per layer and million pixels."""
 REMEDY = "list the encoder and the decoder file of a TAESD-style autoencoder, or name a folder of diffusers"
 
 
 class EncoderEditor(ModelEditor):
-    """decode(encode(picture)) under the mask; pixels under the mask are seen.
+    """decode(encode(picture)) under the mask. The pixels under the mask are not hidden from the encoder.
 
     Args:
         encoder: N,3,H,W in [0,1] -> N,C,H/f,W/f.
-        decoder: the inverse; need not clamp.
-        multiple: f.
+        decoder: the inverse; it need not clamp.
+        multiple: the factor f.
     """
 
     blind = False
@@ -66,17 +66,17 @@ class EncoderEditor(ModelEditor):
         """Load an autoencoder.
 
         Args:
-            name: its name in the configuration.
-            path: a folder of diffusers, a folder with one `*encoder*` and one `*decoder*` file, or
-                those two files.
+            name: the editor's name in the configuration.
+            path: a folder of diffusers, a folder with one `*encoder*` and one `*decoder*` file, or these two
+                files.
 
         Raises:
-            ModelError: missing, damaged, or not an autoencoder that is known here.
+            ModelError: a file is missing, damaged, or not of a supported autoencoder.
         """
         return cls(name, *_autoencoder(name, [path] if isinstance(path, Path) else path))
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        """See `Latent.encode`; they read the picture before they mask it."""
+        """See `Latent.encode`; these models encode the picture before they mask it."""
         seen, _ = self._ready(image, mask)
         with self._computing(image.device):
             latents = _run(self.encoder, seen)
@@ -90,16 +90,18 @@ TAEF2_NET = weights.INSIDE / "latent-taef2.safetensors"
 
 
 class PairInpainter(LatentEditor):
-    """`LatentEditor` on an autoencoder of others: only the inpainting net's own weights are ours."""
+    """A `LatentEditor` on a published autoencoder; only the weights of the inpainting network are our own."""
 
     @classmethod
     def load(cls, name: str, path: Sequence[Path]) -> Self:
-        """Load encoder and decoder, as `EncoderEditor.load` does, and the net, the last of the paths.
+        """Load an encoder and a decoder as `EncoderEditor.load` does, and the network, which is the last
+        path.
 
-        Without a net it is the one that ships inside, for the latents of FLUX.2's tiny autoencoder.
+        Without a network, the one that ships inside the package is taken, which is for the latents of
+        FLUX.2's tiny autoencoder.
 
         Raises:
-            ModelError: missing, damaged, or a net for another latent space.
+            ModelError: a file is missing or damaged, or the network is for another latent space.
         """
         count = 1 if path[0].is_dir() else 2
         pair, net_path = path[:count], path[count] if len(path) > count else TAEF2_NET
@@ -121,7 +123,7 @@ class PairInpainter(LatentEditor):
 
     @classmethod
     def from_file(cls, name: str, path: Path) -> Self:
-        """Load `encoder.*`, `net.*` and `decoder.*` from one safetensors file: an editor that ships inside.
+        """Load `encoder.*`, `net.*` and `decoder.*` from one safetensors file, as for a built-in editor.
 
         Raises:
             ModelError: the file is missing, damaged or of another architecture.
@@ -132,7 +134,7 @@ class PairInpainter(LatentEditor):
 
 
 def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
-    """An inpainting net and the latent channels that it fills, its widths from the shapes."""
+    """An inpainting network, whose widths follow from the shapes, and the number of its latent channels."""
     try:
         latent = state["conv_out.weight"].shape[0]
         net = InpaintNet(latent, (state["conv_in.weight"].shape[0], state["down.weight"].shape[0]))
@@ -145,7 +147,7 @@ def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
 
 
 def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
-    """The module's output; for a gradient over many pixels, activations are computed twice, not kept."""
+    """The module's output. Gradients over many pixels recompute the activations instead of keeping them."""
     pixels = x.shape[0] * x.shape[-2] * x.shape[-1] * scale**2
     frugal = torch.is_grad_enabled() and x.requires_grad and pixels >= FRUGAL_PIXELS
     out: Tensor = checkpoint(module, x, use_reentrant=False) if frugal else module(x)
@@ -153,11 +155,11 @@ def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
 
 
 _Parts = tuple[str, nn.Module, nn.Module, int]
-"""Digest of the files, encoder, decoder, and how many pixels a latent cell is wide."""
+"""The digest of the files, the encoder, the decoder, and the width of a latent cell in pixels."""
 
 
 def _autoencoder(name: str, paths: Sequence[Path]) -> _Parts:
-    """A folder of diffusers, a folder with a pair, or a pair."""
+    """Load an autoencoder from a folder of diffusers, a folder with a pair of files, or a pair of files."""
     if len(paths) == 1 and (paths[0] / "config.json").is_file():
         return _from_diffusers(name, paths[0])
     pair = _two_in(name, paths[0]) if len(paths) == 1 else list(paths)
@@ -166,7 +168,9 @@ def _autoencoder(name: str, paths: Sequence[Path]) -> _Parts:
 
 
 def _joined(name: str, files: Sequence[Path], parts: Sequence[tuple[nn.Module, int, int]]) -> _Parts:
-    """Encoder and decoder, in either order, of one latent space."""
+    """Check that the parts, in any order, are an encoder and a decoder of the same latent space, and join
+    them.
+    """
     found = {type(module): (module, space) for module, *space in parts}
     spaces = [space for _, space in found.values()]
     if set(found) != {Encoder, Decoder} or spaces[0] != spaces[1]:
@@ -190,7 +194,9 @@ def _two_in(name: str, folder: Path) -> list[Path]:
 
 
 def _plain(state: State) -> State:
-    """TAESD's names as ours: `0.weight` is `layers.0.weight`; its decoder counts a clamp that we do not."""
+    """TAESD's names as ours. `0.weight` becomes `layers.0.weight`, and the clamp of its decoder is not
+    counted.
+    """
     if not all(key[:1].isdigit() for key in state):
         return state
     first = min(int(key.partition(".")[0]) for key in state)
@@ -201,11 +207,11 @@ def _plain(state: State) -> State:
 
 
 def _part(name: str, path: Path, state: State) -> tuple[nn.Module, int, int]:
-    """Encoder or decoder, its latent channels and its number of halvings, from names and shapes."""
+    """An encoder or decoder, its latent channels and its number of halvings, from names and shapes."""
     try:
         indices = {int(key.split(".")[1]) for key in state}
         plain = sorted(i for i in indices if f"layers.{i}.weight" in state)
-        # Each plain convolution but the first and the last stands between two sizes.
+        # Each plain convolution except the first and the last lies between two sizes.
         blocks = [sum(a < i < b for i in indices) for a, b in pairwise(plain)]
         pooled = any(".pool." in key for key in state)
         channels, inward = state["layers.0.weight"].shape[:2]
@@ -257,14 +263,14 @@ def _kl(name: str, folder: Path) -> tuple[nn.Module, nn.Module]:
         vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
-    except Exception as error:  # whatever diffusers makes of a damaged folder
+    except Exception as error:  # diffusers raises anything for a damaged folder
         reason = str(error).strip().partition("\n")[0]
         raise _refused(name, folder, f"cannot be loaded by diffusers ({reason})", REMEDY) from error
     return _KlEncoder(vae), _KlDecoder(vae)
 
 
 class _KlEncoder(nn.Module):
-    """The mean of the latents' distribution: an attacker's editor samples around it."""
+    """The mean of the distribution of latents, around which an editor samples."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -286,7 +292,7 @@ class _KlDecoder(nn.Module):
 
 
 def digest(files: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the SHA-256s of several, in their order."""
+    """The SHA-256 of one file, or that of the concatenated SHA-256s of several."""
     each = [file_sha256(path) for path in files]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 

@@ -15,10 +15,10 @@ import torch
 from backfire.errors import Code, ModelError, require
 
 BROKEN = re.compile(r"\b(CUDA( driver)?|cuDNN|cuBLAS|cusolver|HIP) error\b[^\n]*")
-"""What torch says where a call to the device fails: an illegal access, a card that fell off the bus."""
+"""The start of torch's message if a device fails, for example after an illegal access or if a GPU is lost."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Number formats by their names in the configuration; float32 on CPUs, the halves for GPUs."""
+"""By name in the configuration: the number format."""
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
@@ -58,11 +58,11 @@ def _make_repeatable() -> None:
 
 @cache
 def cpu_prefers_bfloat16() -> bool:
-    """Whether this processor is quicker at convolutions in bfloat16 than in float32.
+    """Whether this processor computes convolutions faster in bfloat16 than in float32.
 
-    Told by its kind, not by a stopwatch: the same machine must give the same bytes again. An edit with
-    its gradient took 1.1 to 1.6 times as long in bfloat16 on an Intel Xeon that has AVX512-BF16 but no AMX
-    (1 and 2 cores, crops of 152x224 and 464x560, one and three edits at a time).
+    This is decided by its features and not measured, so that the same machine always gives the same bytes. On
+    an Intel Xeon with AVX512-BF16 but without AMX, an edit with its gradient took 1.1 to 1.6 times as long in
+    bfloat16 (1 and 2 cores, crops of 152x224 and 464x560, one and three edits at a time).
     """
     if _cpu_has("_is_amx_tile_supported"):
         return True
@@ -78,34 +78,33 @@ def _cpu_has(feature: str) -> bool:
 
 
 def failure(error: BaseException) -> str | None:
-    """How a device failed at work, in torch's words; None of all other errors, want of memory among them."""
+    """Torch's message of a device that failed; None for all other errors, such as a lack of memory."""
     broken = BROKEN.search(str(error))
     return None if broken is None or re.search("out of memory|ALLOC_FAILED", broken[0]) else broken[0]
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether torch says that there is no memory left, on the device or beside it."""
+    """Whether an error of torch says that the memory of the device or of the host is exhausted."""
     return failure(error) is None and re.search("memory|ALLOC_FAILED", str(error)) is not None
 
 
 def dtype_named(name: str, setting: str = "dtype") -> torch.dtype:
-    """The number format of that name; raises ConfigError naming the nearest valid one."""
+    """The number format of a name. Raises a ConfigError that suggests the nearest valid name."""
     require(name, DTYPES, setting)
     return DTYPES[name]
 
 
 class PeakMemory:
-    """The most memory in use at any moment since it was made.
+    """The peak of the memory in use since this object was made.
 
-    On a CUDA device: bytes of tensors there, by torch's own count. On a CPU: bytes of the
-    whole process in RAM, libraries and weights included, as Linux counts them (Python's
-    tracemalloc does not see torch). Linux lets a process restart that count; where it does not
-    (old kernels, other systems) the peak of the process's whole life stands in and
-    `since_start` is False. One at a time: a second one restarts the first one's count.
+    On a CUDA device these are the bytes of tensors by torch's count. On a CPU they are the resident bytes of
+    the process by Linux's count, with libraries and weights, because Python's tracemalloc does not see torch.
+    Linux can restart that count; if it cannot (old kernels, other systems), it is the peak since the process
+    started, and `since_start` is False. Use one object at a time, because a second one restarts the count.
 
     Attributes:
-        device: where the work is done.
-        since_start: whether the count was restarted, so that earlier work does not show.
+        device: the device on which the work is done.
+        since_start: whether the count was restarted, so that it does not include earlier work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -121,7 +120,7 @@ class PeakMemory:
 
     @property
     def bytes(self) -> int:
-        """The peak so far."""
+        """The peak until now, in bytes."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         with contextlib.suppress(OSError):

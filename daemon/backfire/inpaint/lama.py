@@ -1,16 +1,16 @@
-"""LaMa: fill in pixel space with a ResNet whose convolutions also see the whole picture's spectrum.
+"""LaMa: inpainting in pixel space by a ResNet whose convolutions also use the spectrum of the whole picture.
 
 Written after "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (Suvorov et
 al., WACV 2022, arXiv 2109.07161) and "Fast Fourier Convolution" (Chi et al., NeurIPS 2020).
-The masked picture and the mask go through a stem, downsamplings, residual blocks and upsamplings
-to a sigmoid. Deep layers carry two groups of channels: a local one, which sees 3x3 pixels, and a
-global one, which is also mixed frequency by frequency, so that one layer sees everything.
+The masked picture and the mask pass through a stem, downsamplings, residual blocks, upsamplings and a
+sigmoid. Deep layers have two groups of channels: a local one with 3x3 convolutions, and a global one that is
+also mixed frequency by frequency, so that one layer sees the whole picture.
 
 Parameters are named and numbered as in the published checkpoints (`model.5.conv1.ffc.convl2g.weight`),
 so one state dict fits both; big-LaMa and lama-mini are one class with two configurations.
 
-The Fourier transforms run in float32, also under autocast: on a GPU half precision takes powers of
-two only. Sides that are powers of two (256, 512, 1024) are the fastest on a GPU in any precision.
+The Fourier transforms run in float32 even under autocast, because half precision on a GPU supports only
+powers of two. Sides that are powers of two (256, 512, 1024) are the fastest on a GPU in any precision.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from backfire.inpaint.base import ModelEditor
 from backfire.inpaint.tensors import read_state
 
 Pair = tuple[Tensor, Tensor | None]
-"""Local and global channels, N,C,H,W each; there are no global ones before the last downsampling."""
+"""The local and the global channels, N,C,H,W each; there are no global ones before the last downsampling."""
 
 STEM = "model.1.ffc.convl2l.weight"
 KEPT_BYTES = 4 * 2**30
-"""Blocks that would keep more than this for the backward pass are computed again in it instead:
-a third more time for a fraction of the memory."""
+"""Blocks that would keep more bytes than this for the backward pass are recomputed in it, which takes a third
+more time and a fraction of the memory."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Config:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Config:
-        """The configuration that a state dict's names and shapes tell.
+        """The configuration that follows from the names and shapes of a state dict.
 
         Raises:
             KeyError: names of the architecture are missing.
@@ -109,7 +109,9 @@ class FourierUnit(nn.Module):
 
 
 class SpectralTransform(nn.Module):
-    """The global channels' own path: halve them, add their mixed spectrum, widen again."""
+    """The path of the global channels: halves their number, adds their mixed spectrum, and doubles it
+    again.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class SpectralTransform(nn.Module):
 
 
 class FourierConv(nn.Module):
-    """Four paths between local and global channels; only those that the channel counts ask for."""
+    """The four paths between local and global channels, without those whose channel count is zero."""
 
     def __init__(self, into: tuple[int, int], out: tuple[int, int], kernel: int, stride: int) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class FourierConv(nn.Module):
 
     def forward(self, pair: Pair) -> Pair:
         local, glob = pair
-        near = F.pad(local, self.padding, mode="reflect")  # once for both convolutions that read it
+        near = F.pad(local, self.padding, mode="reflect")  # padded once for both convolutions
         out_local = self.convl2l(near)
         out_glob = self.convl2g(near) if self.convl2g is not None else None
         if glob is not None and self.convg2l is not None:
@@ -231,28 +233,30 @@ class Generator(nn.Module):
                 value = checkpoint(layer, value, use_reentrant=False, preserve_rng_state=False)
             else:
                 value = layer(value)
-        # In float32: the steps of a bfloat16 near 1 are wider than a level of 255.
+        # In float32, because near 1 the steps of bfloat16 are larger than one level of 255.
         return torch.sigmoid(value.float())
 
     def _kept_bytes(self, x: Tensor) -> int:
-        """What the blocks keep for the backward pass; measured: 8 bytes a pixel, base channel and block."""
+        """The bytes that the blocks keep for the backward pass, measured as 8 per pixel, base channel and
+        block.
+        """
         return 8 * x.shape[0] * x.shape[2] * x.shape[3] * self.config.base * self.config.blocks
 
 
 class LamaEditor(ModelEditor):
-    """LaMa as an editor: pixels under the mask are zeroed, the mask is the fourth channel."""
+    """LaMa as an editor: pixels under the mask are set to zero, and the mask is the fourth channel."""
 
     def __init__(self, name: str, weights_sha256: str, net: Generator) -> None:
         super().__init__(weights_sha256, net)
         self.name = name
         self.net = net
         self.multiple = 2**net.config.downsamplings
-        # Mirroring by one pixel at the smallest size needs two pixels there.
+        # The reflection padding at the smallest size needs two pixels.
         self.smallest = 2 * self.multiple
 
     @classmethod
     def load(cls, name: str, path: Path) -> Self:
-        """Load big-LaMa, lama-mini or any size between; the configuration is read off the shapes.
+        """Load big-LaMa, lama-mini or any size between; the configuration follows from the shapes.
 
         Args:
             name: the editor's name in the configuration and the receipt.
@@ -264,7 +268,7 @@ class LamaEditor(ModelEditor):
             ModelError: the file is missing, damaged or of another architecture; not retryable.
         """
         state, digest = read_state(name, path)
-        # A checkpoint may hold an averaged copy and a discriminator beside the generator.
+        # A checkpoint may also hold an averaged copy of the generator, and a discriminator.
         prefixes = sorted((key.removesuffix(STEM) for key in state if key.endswith(STEM)), key=len)
         prefix = next((p for p in prefixes if p.endswith("generator.")), prefixes[0] if prefixes else None)
         try:
@@ -275,7 +279,7 @@ class LamaEditor(ModelEditor):
                 for key, value in state.items()
                 if key.startswith(prefix)
             }
-            with torch.device("meta"):  # nothing is drawn or held twice: the file's tensors become the net's
+            with torch.device("meta"):  # the file's tensors are assigned, so none are initialised
                 net = Generator(Config.of(own))
             net.load_state_dict(own, assign=True)
         except (KeyError, ValueError, RuntimeError, ZeroDivisionError) as error:

@@ -1,17 +1,14 @@
 """Latent inpainting: encode the masked picture, fill its latents, decode, composite.
 
-This is the family today's editors belong to (Stable Diffusion, FLUX, Qwen-Image all
-encode the masked picture first). Three parts:
+Today's editors work like this: Stable Diffusion, FLUX and Qwen-Image all encode the masked picture first.
 
-* `Encoder` / `Decoder`: the tiny-autoencoder architecture (residual blocks of three 3x3
-  convolutions, 8x down). Parameter names and arithmetic equal diffusers'
-  `AutoencoderTiny`, so a state dict moves freely between the two; we keep our own forty
-  lines because importing diffusers costs a daemon seconds and hundreds of megabytes.
-  Ours take and return [0,1]; diffusers' wrap theirs in [-1,1].
-* `InpaintNet`: a small U-Net with attention on the latents, conditioned like
-  SD-inpainting: latents of the masked picture, plus the mask, in one step. It paints texture
-  out of nothing; latent-taef2 has one.
-* `ShiftMapNet`: the same, with texture fetched from elsewhere in the picture; latent-mini's.
+* `Encoder` and `Decoder` have the architecture of the tiny autoencoder (residual blocks of three 3x3
+  convolutions, 1/8 of the size). Parameter names and arithmetic equal those of diffusers' `AutoencoderTiny`,
+  so a state dict fits both. They are written here because importing diffusers costs seconds and hundreds of
+  megabytes. Ours take and return [0,1], diffusers' [-1,1].
+* `InpaintNet` is a small U-Net with attention that fills latents in one step. It is conditioned as in
+  SD-inpainting, on the latents of the masked picture and on the mask. latent-taef2 uses it.
+* `ShiftMapNet` does the same with texture that is copied from elsewhere in the picture. latent-mini uses it.
 """
 
 from __future__ import annotations
@@ -33,14 +30,14 @@ from backfire.inpaint.texture import CELL, FEATURES, described
 LATENT_CHANNELS = 16
 DOWNSCALE = CELL
 HOLE = 0.5
-"""What the pixels under the mask become before encoding: zero on [-1,1], as in SD-inpainting."""
+"""The value of the pixels under the mask before encoding: 0 in [-1,1], as in SD-inpainting."""
 
 
 class Block(nn.Module):
     """Three 3x3 convolutions around a skip connection; N,C,H,W in and out.
 
-    `pooled` adds a branch in front whose group norm sees the whole plane: what the tiny
-    autoencoder of FLUX.2 has in its deepest blocks.
+    `pooled` adds a branch in front whose group norm covers the whole plane, as in the deepest blocks of
+    FLUX.2's tiny autoencoder.
     """
 
     def __init__(self, channels: int, *, pooled: bool = False) -> None:
@@ -96,7 +93,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """N,latent,h,w -> N,3,8h,8w, meant for [0,1] but not clamped (clamping kills gradients)."""
+    """N,latent,h,w -> N,3,8h,8w, meant for [0,1] but not clamped, because clamping removes gradients."""
 
     def __init__(
         self,
@@ -120,7 +117,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        # Latents beyond +-3 mean nothing to the decoder (the TAESD convention).
+        # As in TAESD, latents are softly limited to [-3,3].
         out: Tensor = self.layers(torch.tanh(latents / 3) * 3)
         return out
 
@@ -143,7 +140,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions: what fills a hole wider than the convolutions see."""
+    """Self-attention over all positions, for holes that are wider than the reach of the convolutions."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -162,10 +159,10 @@ class Attention(nn.Module):
 
 
 class InpaintNet(nn.Module):
-    """Latents of the masked picture + mask -> latents of the filled picture, in one step.
+    """Latents of the masked picture and the mask -> latents of the filled picture, in one step.
 
-    Args of the forward: latents N,16,h,w; mask N,1,h,w in [0,1], the share of each cell
-    that is repainted. Returns N,16,h,w. Any h and w.
+    Args of the forward: latents N,16,h,w of any h and w; mask N,1,h,w in [0,1], the repainted share of each
+    cell. Returns N,16,h,w.
     """
 
     def __init__(self, latent: int = LATENT_CHANNELS, width: Sequence[int] = (128, 192)) -> None:
@@ -187,7 +184,7 @@ class InpaintNet(nn.Module):
         return latents + self._painted(self._seen(latents, mask))
 
     def _seen(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """What is made of the surroundings, and of the mask: N,outer,h,w."""
+        """The features N,outer,h,w of the surroundings and the mask."""
         skip = self.enter(self.conv_in(torch.cat([latents, mask], dim=1)))
         deep = self.middle(self.down(skip))
         deep = self.up(F.interpolate(deep, size=skip.shape[-2:], mode="nearest"))
@@ -195,20 +192,20 @@ class InpaintNet(nn.Module):
         return out
 
     def _painted(self, x: Tensor) -> Tensor:
-        """The change N,latent,h,w that is made of it."""
+        """The change of the latents, N,latent,h,w, from features."""
         out: Tensor = self.conv_out(F.silu(self.norm_out(self.leave(x))))
         return out
 
 
 class Draft(NamedTuple):
-    """What `ShiftMapNet` makes of the surroundings, N,...,h,w.
+    """What `ShiftMapNet` derives from the surroundings, N,...,h,w.
 
     Attributes:
-        seen: of the net's outer width.
+        seen: features of the network's outer width.
         hole: N,1,h,w bool, the cells that are filled.
-        rough: latents, in the hole a first guess.
-        have: texture of the cells, see `texture.described`.
-        want: what they should have: the same outside the hole.
+        rough: latents, with a first guess in the hole.
+        have: the texture of the cells, see `texture.described`.
+        want: the texture that they should have, which outside the hole is the same.
     """
 
     seen: Tensor
@@ -221,9 +218,9 @@ class Draft(NamedTuple):
 class ShiftMapNet(InpaintNet):
     """An `InpaintNet` that fills the hole with latents from elsewhere in the picture (see `shiftmap`).
 
-    It says what texture is wanted where, the shift-map fetches it, and its last blocks blend it in: so the
-    grain is the picture's own, however wide the hole. The forward takes, besides, the texture of the
-    masked picture, N,13,h,w.
+    The network predicts which texture is wanted at each cell, the shift-map copies it, and the last blocks
+    blend it in. The grain is therefore the picture's own, however wide the hole is. The forward also takes
+    the texture of the masked picture, N,13,h,w.
     """
 
     def __init__(self, latent: int = LATENT_CHANNELS, width: Sequence[int] = (128, 192)) -> None:
@@ -232,36 +229,38 @@ class ShiftMapNet(InpaintNet):
         self.wanted = nn.Conv2d(outer, FEATURES, 1)
         self.rough = nn.Conv2d(outer, latent, 1)
         self.blend = nn.Conv2d(2 * latent + FEATURES, outer, 1)
-        # Logarithms of what `shiftmap.filled` takes.
+        # The logarithms of the parameters of `shiftmap.filled`.
         self.rings = nn.Parameter(torch.tensor([0.01, 7e-4, 1.2e-5]).log())
         self.trust = nn.Parameter(torch.tensor(0.3).log())
-        nn.init.zeros_(self.conv_out.weight)  # so that it begins with what the shift-map gives
+        nn.init.zeros_(self.conv_out.weight)  # training starts from the result of the shift-map
 
     def forward(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Tensor:  # type: ignore[override]
         draft = self.draft(latents, mask, texture)
         return self.blended(self.taken(draft.rough, draft), draft)
 
     def draft(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Draft:
-        """What is seen, known and wanted."""
+        """The draft of the fill; see `Draft`."""
         seen = self._seen(latents, mask)
-        # An encoder's latents next to a hole tell of the hole: those are filled, too.
+        # The latents next to a hole depend on it, so they are filled, too.
         hole = F.max_pool2d((mask > 0).to(latents.dtype), 3, 1, 1) > 0
         rough = torch.where(hole, self.rough(seen), latents)
         want = torch.where(hole, self.wanted(seen), texture)
         return Draft(seen, hole, rough, texture, want)
 
     def taken(self, planes: Tensor, draft: Draft) -> Tensor:
-        """Planes N,c,h,w, float32, with the hole filled from elsewhere as the draft has it."""
+        """Planes float32 N,c,h,w with the hole filled from elsewhere, as the draft demands."""
         return shiftmap.filled(planes, draft.have, draft.want, draft.hole, self.rings.exp(), self.trust.exp())
 
     def blended(self, taken: Tensor, draft: Draft) -> Tensor:
-        """The latents of the filled picture, from those that were taken."""
+        """The latents of the filled picture, from those that were copied."""
         extra = self.blend(torch.cat([taken, draft.rough, draft.want], dim=1))
         return taken + self._painted(draft.seen + extra)
 
 
 class LatentEditor(ModelEditor):
-    """Encoder of the masked picture -> net -> decoder; the family of SD, in one step."""
+    """Encodes the masked picture, fills its latents by a network, and decodes: like Stable Diffusion in one
+    step.
+    """
 
     multiple = DOWNSCALE
     hole = HOLE
@@ -285,13 +284,13 @@ class LatentEditor(ModelEditor):
         return out
 
     def _filled(self, image: Tensor, cells: Tensor) -> Tensor:
-        """The latents of the filled picture, from the masked one and each cell's masked share."""
+        """The latents of the filled picture, from the masked picture and the masked share of each cell."""
         out: Tensor = self.net(self.encoder(image), cells)
         return out
 
 
 class ShiftMapEditor(LatentEditor):
-    """A `LatentEditor` whose net is a `ShiftMapNet`: latent-mini."""
+    """A `LatentEditor` with a `ShiftMapNet`, such as latent-mini."""
 
     @classmethod
     def from_file(cls, name: str, path: Path) -> ShiftMapEditor:

@@ -1,9 +1,9 @@
-"""ldm-mini: a latent diffusion inpainter of our own, run by the same code as Stable Diffusion.
+"""ldm-mini: our own latent diffusion inpainter, which the same code runs as Stable Diffusion.
 
-The parts are diffusers' classes with small numbers: `AutoencoderTiny`, a `UNet2DConditionModel`
-that takes noisy latents, mask and latents of the masked picture, and a DDIM schedule that ends in
-pure noise (arXiv 2305.08891). There is no text: the prompt is one token of zeros. Its weights
-(trained by `training/`) ship inside the package; diffusers is imported on loading only.
+It consists of small instances of diffusers' classes: an `AutoencoderTiny`, a `UNet2DConditionModel` that
+takes noisy latents, the mask and the latents of the masked picture, and a DDIM schedule that ends in pure
+noise (arXiv 2305.08891). It has no text; the prompt is one token of zeros. Its weights, trained by
+`training/`, ship inside the package. diffusers is imported only when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from backfire.inpaint.latent import DOWNSCALE, LATENT_CHANNELS
 from backfire.inpaint.tensors import read_state
 
 STEPS = 8
-"""Of an edit. The network was trained at the noise levels of 2 * STEPS steps."""
+"""The steps of an edit. The network was trained at the noise levels of 2 * STEPS steps."""
 WIDTHS = (64, 128)
 PROMPT = 8
-"""Width of the one prompt token, which says nothing."""
+"""The width of the single prompt token, which is all zeros."""
 CODEC_WIDTH = 48
 SPREAD = 0.5
-"""Standard deviation of the autoencoder's latents: well inside the decoder's soft clamp at three."""
+"""The standard deviation of the autoencoder's latents, well inside of the decoder's soft limit at three."""
 
 
 def unet() -> Any:
@@ -78,7 +78,9 @@ def schedule() -> Any:
 
 @dataclass(eq=False)
 class _Parts:
-    """What a diffusers pipeline is to `DenoisingEditor`. The pipelines proper take four latent channels."""
+    """The part of a diffusers pipeline that `DenoisingEditor` uses; real pipelines allow only four
+    channels.
+    """
 
     unet: Any
     vae: Any

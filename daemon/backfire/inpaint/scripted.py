@@ -1,4 +1,4 @@
-"""Any inpainting model that is one file, which is code: see `backfire.weights.programs` for what that takes.
+"""Inpainting models in one file that is code; `backfire.weights.programs` says when such a file is loaded.
 
 The model takes (image N,3,H,W in [0,1], mask N,1,H,W, 1 = repainted) and returns the picture N,3,H,W in
 [0,1].
@@ -19,10 +19,10 @@ from backfire.weights import programs
 
 
 class ScriptedEditor(ModelEditor):
-    """A model from a file of its own; pixels under the mask are zeroed before it sees them."""
+    """A model from one file. Pixels under the mask are set to zero before it gets them."""
 
     def __init__(self, name: str, weights_sha256: str, on: programs.OnDevice, multiple: int) -> None:
-        """`on` gives the model's forward on a device."""
+        """`on` gives the model's forward function on a device."""
         super().__init__(weights_sha256)
         self.name, self.multiple, self._on = name, multiple, on
         self._call = on(torch.device("cpu"))
@@ -37,12 +37,12 @@ class ScriptedEditor(ModelEditor):
             name: the editor's name in the configuration and the receipt.
             path: the file.
             sha256: its digest in hex.
-            trust: must be true: the file's author may do anything in this process.
-            multiple: what height and width are padded to a multiple of.
+            trust: must be true, because the file's author may do anything in this process.
+            multiple: height and width are padded to a multiple of this.
 
         Raises:
-            ConfigError: an impossible `multiple`.
-            ModelError: not trusted, another digest, missing, or neither kind of file.
+            ConfigError: `multiple` is not a positive integer.
+            ModelError: the file is not trusted, has another digest, is missing, or is of neither kind.
         """
         if not isinstance(multiple, int) or multiple < 1:
             raise ConfigError(f"editor {name}: multiple: got {multiple!r}, expected whole pixels from 1")
@@ -58,7 +58,7 @@ class ScriptedEditor(ModelEditor):
             out = self._call(image, mask)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the model is a stranger's: whatever it raises is its failure
+        except Exception as error:  # the model is not ours and may raise anything
             if hardware.is_full(error) or hardware.failure(error):
                 raise
             reason = f"failed on an image of {tuple(image.shape)} ({programs.brief(error)})"

@@ -1,10 +1,10 @@
-"""A soft shift-map: a hole in a plane of latents, filled with latents from elsewhere in it.
+"""A soft shift-map, which fills a hole in a plane of latents with latents from elsewhere in the plane.
 
-Each cell of the hole takes the latents of the cell one shift away. Which shift is decided by the
-evidence around: how like the known cells are to those the same shift away, and how like that which is
-wanted in the hole is to what would be taken. Neighbours are drawn to the same shift, so that whole patches
-of texture come over as they are. Shift-maps are from Pritch, Kav-Venaki and Peleg (ICCV 2009), who
-found them by graph cuts; here a steep softmax weighs all shifts, and gradients pass through it.
+Each cell of the hole takes the latents of the cell that is one shift away. The evidence around decides which
+shift: how similar the known cells are to those the same shift away, and how similar the features wanted in
+the hole are to those that would be taken. Neighbours prefer the same shift, so that whole patches of texture
+are copied. Shift-maps were introduced by Pritch, Kav-Venaki and Peleg (ICCV 2009), who find them by graph
+cuts. Here a steep softmax weighs all shifts, so that gradients pass through.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 GRID = 12
-"""Shifts go so many steps in each direction."""
+"""The shifts go up to this many steps in each direction."""
 STEPS = 16
-"""About so many steps are the longer side: the farthest shifts are some three quarters of it."""
+"""The longer side has about this many steps, so the farthest shifts are some three quarters of it."""
 BREADTHS = (2.0, 6.0, 20.0)
-"""Of evidence, in cells: it counts by exp(-d / breadth) for a distance of d rows, and columns."""
+"""The reach of evidence in cells: its weight is exp(-d / breadth) at a distance of d rows, and columns."""
 FAR = 0.5
-"""What a shift by the longer side costs, as a difference of features."""
+"""The cost of a shift by the length of the longer side, as a difference of features."""
 LEAN, LEAN_TO = 0.2, 0.6
-"""How much longer shifts towards that angle, in radians, count than those across; the other way, shorter."""
+"""Shifts towards the angle, in radians, count as longer by this share, and opposite ones as shorter."""
 MARGIN = 16
-"""Cells more rows or columns than this from any of the hole give no evidence."""
+"""Cells that are more rows or columns than this away from the hole give no evidence."""
 FLOOR = 1e-4
-"""Weight of having no evidence, which counts as a difference of one."""
+"""The weight of the prior, which is a difference of one."""
 STEEPNESS = 64.0
-"""Of the softmax, per unit of difference. Less of it blurs; more, or less of `FAR`, and noise decides."""
+"""The slope of the softmax per unit of difference. With less the result blurs; with more, or with a smaller
+`FAR`, noise decides."""
 ROUNDS, COHERENCE, NEAR = 3, 20.0, 3.0
-"""So often cells hear what those within so many cells chose, on average (mean field); a shift that all of
-them chose gains so much. Without it all of a wide hole takes the one cell that is most like what it wants."""
+"""The rounds of a mean field iteration, the gain of a shift that all neighbours chose, and the reach of
+neighbours in cells. Without it, all of a wide hole would take the one cell that is most similar to what is
+wanted."""
 FRUGAL = 2**22
-"""From so many values of all shifts on, gradients compute them twice instead of holding them fifty times."""
+"""The number of values of all shifts from which gradients recompute them instead of keeping some fifty
+copies."""
 NEVER = -1e9
-"""The score of a shift that leads out of the picture or into the hole."""
+"""The score of a shift that leads outside of the picture or into the hole."""
 
 
 class _Lattice(NamedTuple):
-    """Cells that are whole steps apart: every shift from one of them leads to another."""
+    """The cells that are whole steps apart, so that every shift leads from one of them to another."""
 
     sources: Tensor  # P,K: the cell one shift from each
     inside: Tensor  # P,K: whether there is one
@@ -62,27 +65,27 @@ def _lattice(height: int, width: int, device: torch.device) -> _Lattice:
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     sources = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
     length = torch.hypot(dy.float(), dx.float())
-    # Of shifts as long as each other one comes first: where all would do, noise must not decide.
+    # Equally long shifts get different costs, so that noise does not decide between them.
     lengths = length * (1 + LEAN * torch.cos(torch.atan2(dy.float(), dx.float()) - LEAN_TO))
     return _Lattice(sources.to(device), inside.to(device), lengths.to(device))
 
 
 def filled(latents: Tensor, have: Tensor, want: Tensor, hole: Tensor, rings: Tensor, trust: Tensor) -> Tensor:
-    """The latents with those in the hole taken from outside of it.
+    """The latents with the hole filled from outside of it.
 
     Args:
-        latents: N,c,h,w; those in the hole stay only where no shift leads out of it.
-        have: N,f,h,w, features of what each cell holds.
-        want: N,f,h,w, features of what it should hold: the same outside the hole.
-        hole: N,1,h,w bool.
-        rings: 3, how much evidence counts by each of `BREADTHS`.
-        trust: scalar, how much evidence in the hole counts beside that of known cells.
+        latents: N,c,h,w; those in the hole are kept only if no shift leads out of it.
+        have: N,f,h,w, the features of each cell.
+        want: N,f,h,w, the features that each cell should have, which outside the hole are the same.
+        hole: N,1,h,w bool, the cells to fill.
+        rings: 3, the weight of evidence for each of `BREADTHS`.
+        trust: scalar, the weight of evidence in the hole relative to that of known cells.
 
     Returns:
         float32 N,c,h,w.
     """
     with torch.autocast(latents.device.type, enabled=False):
-        # Distances are differences of products: half precision would leave nothing of them.
+        # Distances are small differences of products, for which half precision is too coarse.
         return _filled(latents.float(), have.float(), want.float(), hole, rings, trust)
 
 
@@ -123,7 +126,7 @@ def _shares(
     rings: Tensor,
     trust: Tensor,
 ) -> Tensor:
-    """Of each shift at each cell of the window, N,K,y,x."""
+    """The share of each shift at each cell of the window, N,K,y,x."""
     rows, columns = window
     shifts = lattice.sources.expand(*possible.shape[:2], -1, -1)
     apart = _differences(_folded(want, step), _folded(have, step)).gather(3, shifts)
@@ -143,7 +146,7 @@ def _shares(
 
 
 def _folded(planes: Tensor, step: int) -> Tensor:
-    """N,c,h,w -> N,L,P,c: L = step * step lattices of P cells that are whole steps apart; beyond edges 0."""
+    """N,c,h,w -> N,L,P,c: L = step * step lattices of P cells that are whole steps apart, padded with 0."""
     count, channels, height, width = planes.shape
     planes = F.pad(planes, (0, -width % step, 0, -height % step))
     planes = F.pixel_unshuffle(planes, step).reshape(count, channels, step * step, -1)
@@ -159,13 +162,13 @@ def _unfolded(lattices: Tensor, step: int, like: Tensor) -> Tensor:
 
 
 def _differences(want: Tensor, have: Tensor) -> Tensor:
-    """N,L,P,P: root mean square differences of cells N,L,P,c to others."""
+    """N,L,P,P: the root mean square differences between cells N,L,P,c."""
     squares = want.square().sum(dim=3)[..., None] + have.square().sum(dim=3)[:, :, None]
     return ((squares - 2 * want @ have.mT).clamp(min=1e-6) / want.shape[3]).sqrt()
 
 
 def _around(hole: Tensor) -> Tensor:
-    """N,1,h,w: 1 in the rows and columns of each picture that evidence is taken from."""
+    """N,1,h,w: 1 in the rows and columns of each picture from which evidence is taken."""
     down, across = (
         F.max_pool1d(hole.any(dim=dim).float(), 2 * MARGIN + 1, 1, MARGIN).unsqueeze(dim) for dim in (3, 2)
     )
@@ -173,7 +176,7 @@ def _around(hole: Tensor) -> Tensor:
 
 
 def _window(hole: Tensor) -> tuple[slice, slice] | None:
-    """The box around what `_around` says of all pictures; None without a hole."""
+    """The bounding box of `_around` over all pictures; None if there is no hole."""
     lines = torch.cat([hole.any(dim=3).any(dim=0).flatten(), hole.any(dim=2).any(dim=0).flatten()]).tolist()
     bounds = []
     for line in (lines[: hole.shape[2]], lines[hole.shape[2] :]):
@@ -185,7 +188,7 @@ def _window(hole: Tensor) -> tuple[slice, slice] | None:
 
 
 def _spread(planes: Tensor, rings: Tensor) -> Tensor:
-    """The sum of planes N,K,h,w around each cell, by `BREADTHS`."""
+    """The weighted sums of planes N,K,h,w around each cell over all `BREADTHS`."""
     each = [weight * _sums(planes, breadth) for breadth, weight in zip(BREADTHS, rings, strict=True)]
     return torch.stack(each).sum(dim=0)
 

@@ -1,17 +1,17 @@
-"""Weights files as plain tensors: safetensors, torch checkpoints, TorchScript archives.
+"""Reads the tensors of weights files: safetensors, torch checkpoints and TorchScript archives.
 
-No code in a file ever runs. Checkpoints go through `torch.load(weights_only=True)`. Two
-kinds need help to get there, and get the same: every class that the pickle names is given
-to the weights-only unpickler as `_Inert`, a class of ours that only keeps attributes.
+No code in a file ever runs. Checkpoints are read by `torch.load(weights_only=True)`. For two kinds of files,
+every class that the pickle names is given to the weights-only unpickler as `_Inert`, a class of ours that
+only keeps attributes:
 
-* A Lightning checkpoint names the classes of its callbacks; they are neither imported nor
-  needed.
-* A TorchScript archive is the same zip of pickle and tensors with code beside it, and torch
-  refuses it for that code. Its modules are pickled as objects that hold their tensors, so we
-  copy the archive without code and constants and read those; `torch.jit` never sees it.
+* A Lightning checkpoint names the classes of its callbacks, which are neither imported nor needed.
+* A TorchScript archive is a zip of a pickle, tensors and code, which torch refuses because of the code. Its
+  modules are pickled as objects that hold their tensors. We copy the archive without code and constants and
+  read that; `torch.jit` never gets it.
 
-Classes that extend dict or list cannot be stood for, and end in an error that says how to convert.
-weights_only itself was unsafe before torch 2.6 (CVE-2025-32434); the package asks for that.
+Classes that extend dict or list cannot be replaced in this way, and give an error that says how to convert
+the file. weights_only was unsafe before torch 2.6 (CVE-2025-32434), which is the least version that the
+package accepts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backfire.errors import Code, ModelError
 
 
 class _Inert:
-    """Stands for any class that a checkpoint names: takes what it is given, does nothing."""
+    """Replaces any class that a checkpoint names. It keeps its attributes and does nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -43,23 +43,23 @@ class _Inert:
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Stands for defaultdict, whose items the unpickler would not set."""
+    """Replaces defaultdict, whose items the unpickler would not set."""
     return {}
 
 
 def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
-    """All named tensors of a weights file, wherever it nests them, and the file's SHA-256.
+    """All named tensors of a weights file, however nested, and the file's SHA-256.
 
     Args:
-        name: the editor's, for messages.
-        path: safetensors, a torch checkpoint or a TorchScript archive; told by content.
+        name: the editor's name, for messages.
+        path: safetensors, a torch checkpoint or a TorchScript archive, which its contents tell apart.
 
     Returns:
         Tensors on the CPU by dotted name (`state_dict.generator.model.1.ffc...`), and the digest.
 
     Raises:
-        ModelError: the file is missing, damaged, no weights file, or ships inside the package and is another
-            than did; not retryable.
+        ModelError: the file is missing, damaged or not a weights file, or it ships inside the package and has
+            changed; not retryable.
     """
     shipped = weights.inside().get(path.name) if path.parent == weights.INSIDE else None
     again = "install backfire again" if shipped else ""
@@ -75,7 +75,7 @@ def read_state(name: str, path: Path) -> tuple[dict[str, Tensor], str]:
         raise _unusable(name, path, error, remedy) from error
     except (MemoryError, ModelError):
         raise
-    except Exception as error:  # an unpickler fed with garbage raises anything
+    except Exception as error:  # an unpickler raises anything for invalid data
         remedy = "fetch the file again, or save its state dict as safetensors"
         raise _unusable(name, path, error, remedy) from error
     if not state:
@@ -100,9 +100,9 @@ def _load(file: BinaryIO) -> Any:
 
 
 def _without_code(file: BinaryIO) -> Any:
-    """The archive itself, or a copy in memory without the records that make it TorchScript."""
+    """The archive itself, or a copy in memory without the records that only TorchScript has."""
     with zipfile.ZipFile(file) as source:
-        # torch stores and never deflates: what is deflated may be a bomb, and is not torch's.
+        # torch never compresses records, so a compressed one is not torch's and could exhaust memory.
         records = [each for each in source.infolist() if "code" not in _inside(each.filename)]
         if any(each.compress_type != zipfile.ZIP_STORED for each in records):
             raise ValueError("its records are compressed, torch writes them uncompressed")
@@ -119,13 +119,15 @@ def _without_code(file: BinaryIO) -> Any:
 
 
 def _inside(record: str) -> list[str]:
-    """A record's path below the archive's own folder."""
+    """The path of a record below the archive's own folder."""
     return record.split("/")[1:]
 
 
 def _named(tree: Any) -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) pairs of nested mappings and modules; each of these is entered once,
-    so that a pickle that refers to itself ends."""
+    """The pairs (dotted name, tensor) of nested mappings and modules.
+
+    Each is entered once, so that a pickle that refers to itself is no endless loop.
+    """
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", tree)]
     while waiting:

@@ -1,4 +1,4 @@
-"""What a cell of a picture looks like, whatever the phase of its texture: by this the shift-map compares."""
+"""Features of a cell's texture that do not depend on its phase, which the shift-map compares."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELL = 8
-"""Side of a cell in pixels."""
+"""The side of a cell in pixels."""
 FEATURES = 13
 
 COLOUR, STRENGTH = 4.0, 0.8
-"""Bring colours in [0,1] and logarithms to about the same spread."""
+"""The factors that give colours in [0,1] and logarithms about the same spread."""
 FAINT = 0.02
-"""Differences of luma below this are all alike."""
+"""Differences of luma below this count as equal."""
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def described(image: Tensor) -> Tensor:
-    """N,3,H,W in [0,1] -> float32 N,13,H/8,W/8: a cell's mean colour, and how strong its detail is.
+    """N,3,H,W in [0,1] -> float32 N,13,H/8,W/8: the mean colour of a cell, and the strength of its detail.
 
-    Strengths are logarithms: of differences of luma to neighbours in four directions, at full and half
-    size, and of the deviation of chroma and of luma from the cell's mean. A fill is held to these, not to
-    the pixels: of those it could only predict the blurred mean. And they are taken of pixels, not of latents,
-    which a change of a few levels turns into anything: edits far from it would choose otherwise, too.
+    Strengths are logarithms of the differences of luma to neighbours in four directions, at full and at half
+    size, and of the deviations of chroma and luma from the cell's mean. A fill is trained on these features
+    and not on pixels, of which it could only predict the blurred mean. They are computed from pixels and not
+    from latents, which a perturbation of a few levels can change completely, so that edits far from it would
+    change, too.
     """
     image = image.float()
     luma = image.mean(dim=1, keepdim=True)

@@ -47,7 +47,8 @@ CONVERSION = (
 )
 
 SEED = 240
-"""Of the fixed latent, as in IOPaint and the authors' own script; also of draws without a generator."""
+"""The seed of the fixed latent, as in IOPaint and in the authors' script, and of draws without a
+generator."""
 
 
 class MatEditor(ModelEditor):
@@ -66,7 +67,7 @@ class MatEditor(ModelEditor):
         self.name = name
         self.multiple = net.config.resolution
         self.net = net
-        # The legacy stream, because it must be the latent that IOPaint draws.
+        # numpy's legacy generator, because the latent must be the one that IOPaint draws.
         latent = np.random.RandomState(SEED).standard_normal((1, net.config.latent))
         self.latent = torch.from_numpy(latent).float()
 
@@ -130,12 +131,12 @@ def _unzip(data: bytes) -> object:
     """What torch.save wrote, if it holds tensors only."""
     try:
         with warnings.catch_warnings():
-            # What torch finds odd about a file that it then refuses is in the refusal.
+            # The warnings of torch about a file that it refuses are repeated in the error.
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _Foreign(f"holds more than tensors, or is damaged; get it again, or {CONVERSION}") from error
-    except Exception as error:  # damaged bytes lead the reader anywhere
+    except Exception as error:  # torch raises anything for damaged bytes
         reason = str(error).partition("\n")[0]
         raise _Foreign(f"no whole file of torch.save ({reason}); get it again") from error
 

@@ -65,7 +65,7 @@ def smooth(x: Tensor, taps: Tensor, padding: int) -> Tensor:
 def enlarge(x: Tensor, taps: Tensor) -> Tensor:
     """Twice the size through the low-pass filter: N,C,H,W -> N,C,2H,2W."""
     channels = x.shape[1]
-    # Zeros between the pixels take three quarters of the light; the factor gives it back.
+    # The factor restores the brightness, because three quarters of the pixels are zeros.
     kernel = (4 * taps).expand(channels, 1, -1, -1)
     return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
 
@@ -102,9 +102,9 @@ class Conv(nn.Module):
 
 
 class PartialConv(nn.Module):
-    """A 3x3 convolution that makes up for unknown pixels: its result is divided by the share it could see.
+    """A 3x3 convolution over known pixels only: its result is divided by the share of known pixels.
 
-    Where it sees nothing the result is zero, and the position stays unknown.
+    Without any known pixel the result is zero, and the position stays unknown.
     """
 
     def __init__(self, inputs: int, outputs: int, *, up: bool = False, down: bool = False) -> None:
@@ -124,7 +124,7 @@ class PartialConv(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose input channels a style scales (N,C,H,W and N,style).
+    """A convolution whose input channels are scaled by a style (N,C,H,W and N,style).
 
     The published file gives `weight` a leading axis of one; the loader drops it.
 
@@ -149,7 +149,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
         """The convolution N,O,H,W, and the factor N,O,1,1 float32 that is to scale it (None: no factor)."""
-        # Float32 also under autocast: the factor is the inverse root of a long sum of squares.
+        # In float32 even under autocast, because the factor is the inverse root of a long sum of squares.
         scale = self.affine(style).float() * self.gain
         factor = None
         if self.demodulate:
@@ -207,7 +207,7 @@ class ToRGB(nn.Module):
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """Cut into square windows: N,H,W,C -> N * windows,side * side,C. H and W are multiples of the side."""
+    """Split into square windows: N,H,W,C -> N * windows,side * side,C. H and W are multiples of the side."""
     n, h, w, c = x.shape
     tiles = x.reshape(n, h // side, side, w // side, side, c).transpose(2, 3)
     return tiles.reshape(-1, side * side, c)
@@ -220,7 +220,7 @@ def from_windows(x: Tensor, side: int, height: int, width: int) -> Tensor:
 
 
 def seams(height: int, width: int, side: int, shift: int) -> Tensor:
-    """Which tokens of a shifted window were neighbours before the shift wrapped them around.
+    """Marks the tokens of a shifted window that were not neighbours before the shift wrapped them around.
 
     Returns:
         windows,side * side,side * side: 0 for neighbours, `BLOCKED` for pairs that lie across the seam.
@@ -261,7 +261,7 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention in (shifted) windows among known tokens, fused with its input; no layer norm.
 
-    A window that holds one known token is known altogether afterwards.
+    Afterwards all tokens of a window that held a known one are known.
 
     Args:
         channels, heads: of the attention.

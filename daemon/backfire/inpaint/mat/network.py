@@ -30,7 +30,8 @@ from backfire.inpaint.mat.layers import (
 __all__ = ["Config", "Draw", "MatNet", "ModulatedConv"]
 
 SQUARE = 16
-"""Side of the plane that a style paints into the features, and of the second stage's smallest features."""
+"""The side of the plane that a style writes into the features, and of the second stage's smallest
+features."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Draw:
 
     Attributes:
         latent: float32 1,latent, normally distributed.
-        first: bool 1,channels,h,w: which of the first stage's smallest features stay; a style paints others.
-        second: bool 1,width,h,w: the same for the second stage.
+        first: bool 1,channels,h,w: which of the first stage's smallest features are kept; a style replaces
+            the others. second: bool 1,width,h,w: the same for the second stage.
     """
 
     latent: Tensor
@@ -84,7 +85,7 @@ class Draw:
 
 
 def frugal(block: Callable[..., Any], *inputs: Tensor | None) -> Any:
-    """Run a block; where gradients flow, keep only its inputs and compute it again on the way back."""
+    """Run a block; if gradients are needed, keep only its inputs and recompute it in the backward pass."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         # Nothing inside a block is random.
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -99,7 +100,7 @@ class Level(nn.Module):
         channels = config.channels
         grid = config.grid >> min(index, len(config.depths) - 1 - index)
         side = min(config.windows[index], grid)
-        # A window as large as the grid has nowhere to shift to.
+        # A window as large as the grid cannot be shifted.
         shift = side // 2 if config.windows[index] < grid else 0
         self.downsample: nn.ModuleDict | None = None
         if index:
@@ -125,7 +126,9 @@ class Level(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """To twice the size: features, the encoder's features of that size, and the picture so far."""
+    """Doubles the size of the features, with the encoder's features of that size, and of the picture so
+    far.
+    """
 
     def __init__(self, inputs: int, outputs: int, style: int, noise: int | None = None) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class UpBlock(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """The second decoder's start: as `UpBlock`, at the size at hand and with a plain first convolution."""
+    """The start of the second decoder: an `UpBlock` without upsampling and with a plain first convolution."""
 
     def __init__(self, channels: int, style: int, noise: int | None) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ class FirstStage(nn.Module):
             falling.append(x)
         x, _ = frugal(self.tran[middle], x, None)
         painted = self.ws_style(latent)
-        # The published network stretches the square as one long row of tokens.
+        # The published network resizes the square as one long row of tokens.
         row = F.interpolate(self.to_square(painted)[:, None], x.shape[2] * x.shape[3], mode="linear")
         x = torch.where(keep, x, row.reshape(1, 1, *x.shape[2:]).to(x.dtype))
         seen_style = self.to_style(self.down_conv(x).flatten(1))
@@ -277,7 +280,7 @@ class MatNet(nn.Module):
 
     Args of the forward:
         image: float32 N,3,S,S in [-1,1]; S a multiple of `config.resolution`.
-        known: float32 N,1,S,S in {0,1}; **1 = known**, MAT's own polarity. Other pixels are not looked at.
+        known: float32 N,1,S,S in {0,1}; **1 = known**, MAT's own polarity. Other pixels are ignored.
         draw: what is random; `MatNet.draw` makes one.
 
     Returns N,3,S,S, meant for [-1,1] but not clamped; known pixels are the image's own.
@@ -291,11 +294,11 @@ class MatNet(nn.Module):
         for index in range(8):
             layer = Linear(config.latent, config.latent, active=True, rate=0.01)
             self.mapping.add_module(f"fc{index}", layer)
-        # Used by truncation, which editors do not do; here because the files hold it.
+        # For truncation, which editors do not use; defined because the files hold it.
         self.mapping.register_buffer("w_avg", torch.zeros(config.latent))
 
     def draw(self, latent: Tensor, size: int, generator: torch.Generator) -> Draw:
-        """What is random for pictures of that side: half of the smallest features, drawn by `generator`.
+        """The random part of a pass for pictures of that size: half of the smallest features are dropped.
 
         Args:
             latent: float32 1,latent; its device is where the network is.

@@ -217,14 +217,8 @@ class Courier:
             self._keep(again)
 
     def _run(self, body: bytes) -> None:
-        """Run the command without a shell, in a session of its own, with the payload on its standard
-        input.
-        """
-        hidden = (
-            "NOTIFY_SOCKET",
-            "WATCHDOG_PID",
-            "WATCHDOG_USEC",
-        )  # the command must not speak for the daemon
+        """Run the command without a shell, in its own session, with the payload on its standard input."""
+        hidden = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # only the daemon talks to systemd
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         with tempfile.TemporaryFile() as payload:  # not a pipe, which breaks if the command does not read it
             payload.write(body)
