@@ -1,4 +1,4 @@
-"""`python -m training COMMAND`: see README.md beside this file."""
+"""Trains the editors that ship inside the package: `python -m training COMMAND`; see training/README.md."""
 
 from __future__ import annotations
 
@@ -25,31 +25,41 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
-    parser.add_argument("--editor", default="latent-mini", help="what is exported, or judged by its name")
-    parser.add_argument("--weights", type=Path, help="what export writes; judge: a file, not --editor")
+    parser.add_argument("--editor", default="latent-mini", help="export, judge: name of the editor")
     parser.add_argument(
-        "--start", type=Path, help="inpainter: exported weights to train on from; student: too"
+        "--weights", type=Path, help="export: the file to write; judge: weights to load instead of --editor"
     )
-    parser.add_argument("--channels", type=int, default=64, help="student: of its convolutions")
     parser.add_argument(
-        "--kind", choices=["latent", "ldm", "lama"], default="latent", help="of --weights, for judge"
+        "--start", type=Path, help="inpainter, student: weights from which the training starts"
+    )
+    parser.add_argument("--channels", type=int, default=64, help="student: channels of its convolutions")
+    parser.add_argument(
+        "--kind",
+        choices=["latent", "ldm", "lama"],
+        default="latent",
+        help="judge: kind of editor of --weights",
     )
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many, or after --steps")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="end after this time if before --steps"
+    )
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
-    parser.add_argument("--count", type=int, default=100, help="pictures to judge")
+    parser.add_argument("--count", type=int, default=100, help="judge: number of pictures")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw crops: some 4 for a GPU")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that prepare crops; about 4 for a GPU"
+    )
     parser.add_argument(
         "--latents",
         type=lambda text: [Path(part) for part in text.split(",")],
         metavar="ENCODER,DECODER",
-        help="inpainter, export, judge: on the latents of this autoencoder instead of latent-mini's",
+        help="inpainter, export, judge: use this autoencoder's latents instead of latent-mini's; student: "
+        "the autoencoder to learn from",
     )
     parser.add_argument(
-        "--crops", type=int, default=4800, help="crops encoded in advance: ldm, and --latents"
+        "--crops", type=int, default=4800, help="ldm, inpainter with --latents: crops encoded in advance"
     )
     given = parser.parse_args()
     is_student = given.command.startswith("student")
@@ -115,7 +125,7 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
 
 
 def state_sums(folder: Path) -> None:
-    """Say anew what the files named in `SHA256SUMS` are, where there is one: the package's are held to it."""
+    """Update the digests in the folder's `SHA256SUMS`, if there is one; the package checks weights by it."""
     sums = folder / weights.SUMS
     if sums.exists():
         names = [line.split()[1] for line in sums.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Photographs in memory, seeded crops, and the holes that an inpainter learns to fill."""
+"""Training data: photographs kept in memory, random crops of them, and random holes to fill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 ENDLESS = sys.maxsize
 
 Seen = Callable[[int], tuple[int, int]]
-"""Step -> how many crops it sees, and their side in pixels."""
+"""Step → the number of crops in its batch, and their side in pixels."""
 
 
 def load(folder: Path) -> list[Image.Image]:
@@ -43,7 +43,7 @@ def crop(picture: Image.Image, size: int, rng: np.random.Generator) -> NDArray[n
 
 
 def hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random mask, H,W, 1 = repaint: a box, an ellipse, a blob of strokes; a fifth to two thirds wide."""
+    """A random mask, H,W, 1 = repaint: a box, an ellipse or brush strokes; a fifth to two thirds wide."""
     canvas = Image.new("L", (size, size), 0)
     draw = ImageDraw.Draw(canvas)
     kind = rng.integers(0, 3)
@@ -63,17 +63,17 @@ def hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
 def draw(
     pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """image N,3,S,S in [0,1] and mask N,1,S,S in {0,1}, channels-last."""
+    """A batch of random crops N,3,S,S in [0,1], channels-last, and masks N,1,S,S in {0,1}, 1 = repaint."""
     return _ready(*_drawn(pictures, count, size, rng), device)
 
 
 def stream(
     pictures: list[Image.Image], seen: Seen, options: Options, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Step by step from `start` on, on the machine's device, what `draw` gives.
+    """Endless batches as from `draw`, one for each step from `start` on, on the machine's device.
 
-    A step's crops depend on the seed and the step alone, so that a resumed run draws what an
-    unbroken one would have drawn, by however many worker processes.
+    A batch depends on the seed and the step alone, so that a resumed run, with any number of worker
+    processes, sees the same batches as an uninterrupted one.
     """
     device, workers = machine(), options.workers
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
@@ -89,7 +89,7 @@ def stream(
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor]]):
-    """The crops and holes of a step, as bytes: a worker process sends a quarter of what floats take."""
+    """The batch of each step, as bytes: floats would be four times as much to send between processes."""
 
     def __init__(self, pictures: list[Image.Image], seen: Seen, seed: int) -> None:
         self._pictures, self._seen, self._seed = pictures, seen, seed
@@ -101,7 +101,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 def _drawn(
     pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """uint8: image N,S,S,3 and mask N,1,S,S."""
+    """A batch as uint8: image N,S,S,3 and mask N,1,S,S."""
     chosen = rng.integers(0, len(pictures), count)
     image = np.stack([crop(pictures[i], size, rng) for i in chosen])
     mask = np.stack([hole(size, rng) for _ in range(count)]).astype(np.uint8)
@@ -109,7 +109,7 @@ def _drawn(
 
 
 def _ready(image: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Bytes as `_drawn` gives them -> floats on the device."""
+    """A batch of `_drawn` as floats on the device."""
     planes = image.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
     return (
         planes.contiguous(memory_format=torch.channels_last),

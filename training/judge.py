@@ -1,9 +1,13 @@
-"""How good are an editor's fills? On photographs kept out of training, with seeded masks.
+"""Measures how good an editor's fills are, on photographs held out of training and with seeded masks.
 
-Beside OpenCV's Telea and Navier-Stokes fills: SSIM and L1 under the mask; sharpness, the
-energy above a Gaussian blur of sigma 1 in the hole over the same in the true pixels (a blur
-scores under 0.3); seam, the jump across the hole's border over the same jump in the true
-picture (1 is invisible). For a latent editor's autoencoder: PSNR and sharpness of a plain reconstruction.
+For the editor, and for OpenCV's Telea and Navier-Stokes fills as a comparison, it reports:
+
+* SSIM and L1 under the mask;
+* sharpness: the energy above a Gaussian blur of sigma 1 in the hole, relative to that of the true pixels (a
+  blurred fill scores under 0.3);
+* seam: the difference across the hole's border, relative to that in the true picture (1 is invisible).
+
+For a latent editor also the PSNR and sharpness of its autoencoder's reconstruction.
 """
 
 from __future__ import annotations
@@ -40,9 +44,14 @@ KINDS: dict[str, Callable[[str, Path], Editor]] = {
 
 
 def editor(name: str, weights: Path | None, kind: str, latents: Sequence[Path] = ()) -> Editor:
-    """The registered editor of that name or, where a weights file is given, the file's, named after it.
+    """The editor to judge: the registered one of that name, or one loaded from a weights file.
 
-    On the `latents` of an autoencoder of others it is a net's, the one that ships if no file is given.
+    Args:
+        name: of the registered editor.
+        weights: a file to load instead; the editor is then named after it.
+        kind: a key of `KINDS`: what the weights are of.
+        latents: encoder and decoder of a published autoencoder. The editor then consists of them and of the
+            inpainting net in `weights`, or of the net that ships with the package.
     """
     try:
         if latents:
@@ -118,7 +127,7 @@ def judge(photos: Path, editor: Editor, target: Path, count: int, seed: int) -> 
             shown.append(torch.stack([hidden, fill[0], image[0]]))
     target.mkdir(parents=True, exist_ok=True)
     columns = ("ssim", "l1", "sharpness", "seam")
-    # Medians of the ratios: one flat true patch divides by almost nothing.
+    # Medians, since the ratio for a single flat patch can be huge.
     result = {
         name: dict(zip(columns, np.median(values, axis=0).round(3).tolist(), strict=True))
         for name, values in rows.items()

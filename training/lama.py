@@ -1,10 +1,9 @@
-"""lama-mini: the LaMa generator in small, trained as LaMa was, as far as that goes here.
+"""Trains lama-mini, a small LaMa generator, nearly as LaMa was trained (WACV 2022, section 3).
 
-L1 keeps the known pixels and says nothing about single pixels of the hole; there the critics and
-their features decide (WACV 2022, section 3). What differs from the published training: the
-perceptual loss needs a segmentation network that cannot be had here, so the hole's means over 8
-pixels carry a little L1 instead; the critics are those that latent-mini has; they see the
-composite, so that the seam counts.
+The L1 loss covers the known pixels only; inside the hole the critics and feature matching decide. Three
+things differ from the published training. LaMa's perceptual loss needs a segmentation network, in whose
+place the hole's means over 8x8 pixels get a small L1 loss. The critics are latent-mini's. And they judge the
+composite of fill and known pixels, so that a visible seam counts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from training.run import Options, Run, adam, averaged, machine, prepared, save_h
 
 
 def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -> None:
-    """Train in `folder`; interrupted, it goes on from there."""
+    """Train in `folder`, or resume an interrupted run there."""
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
     net, critics = prepared(Generator(config)), prepared(Critics())
@@ -35,7 +34,7 @@ def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -
     run.resume()
 
     def seen(step: int) -> tuple[int, int]:
-        # Every other step sees crops twice as wide, for holes as wide as real ones.
+        # Every other step sees crops of twice the side, so that some holes are as large as real ones.
         times = 1 + step % 2
         return max(1, options.batch // times**2), options.size * times
 
@@ -76,5 +75,5 @@ def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -
 
 
 def export(folder: Path, target: Path, config: Config = MINI) -> None:
-    """The averaged generator of a run of `train`, under the published parameter names."""
+    """Write the averaged generator of a run of `train` to a file, with LaMa's published parameter names."""
     save_half(averaged(folder, Generator(config)), target)

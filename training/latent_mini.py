@@ -1,8 +1,10 @@
-"""latent-mini: first its autoencoder, then its inpainting net on the latents.
+"""Trains latent-mini: first its autoencoder, then its inpainting net on the autoencoder's latents.
 
-`autoencoder`: reconstruction (pyramid L1) with critics and feature matching from the first third on; half
-of the crops carry a grey hole, since an editor encodes the masked picture. `inpainter`: what texture is
-wanted in the hole and which shift fetches it (`chosen`); later the decoder's grain and the seams (`painted`).
+`autoencoder` learns to reconstruct (pyramid L1), and after a third of the run also from critics and feature
+matching. Half of the crops have a grey hole, since the editor will encode masked pictures.
+
+`inpainter` first learns which texture belongs into the hole and from where to copy it (`chosen`), and later
+the decoder's fine grain and invisible seams (`painted`).
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from training.run import Options, Run, adam, averaged, machine, noise, prepared,
 
 PARTS = "encoder", "net", "decoder"
 CHOOSING = 0.3
-"""The first share of a run learns what to take only, which needs no pixels and is three times as quick."""
+"""The first part of a run trains only the choice of what to copy, without decoding: three times as fast."""
 
 JUDGING = 0.1
-"""The next share has the critics learn, and nobody from them: new ones hold nothing against a blur."""
+"""In the next part the critics train alone, since untrained critics would accept blurred fills."""
 NOISE = 0.05
-"""Of the latents that a decoder learns from, whose deviation is some 0.6."""
+"""Deviation of the noise on the latents that the decoder learns from; their own is about 0.6."""
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def autoencoder(photos: Path, folder: Path, options: Options) -> None:
-    """Train in `folder`; interrupted, it goes on from there."""
+    """Train in `folder`, or resume an interrupted run there."""
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
     encoder, decoder, critics = prepared(Encoder()), prepared(Decoder()), prepared(Critics(1))
@@ -92,13 +94,13 @@ def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
 
 
 def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> None:
-    """Train in `folder`; interrupted, it goes on from there.
+    """Train in `folder`, or resume an interrupted run there.
 
     Args:
-        photos: what to learn from.
-        source: the folder where the autoencoder was trained; or exported weights, to train them on.
-        folder: of the run.
-        options: its length and so on.
+        photos: the folder of photographs.
+        source: the folder of a run of `autoencoder`, or a file of exported weights to train further.
+        folder: the folder of this run.
+        options: its length, seed and batch.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
@@ -121,7 +123,7 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
     run.resume()
 
     def seen(step: int) -> tuple[int, int]:
-        # Two thirds of the steps see crops of twice and thrice the side, for holes as wide as real ones.
+        # Two thirds of the steps see crops of two or three times the side, with holes as large as real ones.
         times = 1 + step % 3
         return max(1, options.batch // times**2), options.size * times
 
@@ -152,9 +154,10 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
         return out
 
     def painted(draft: Draft, image: Tensor, mask: Tensor, truth: Tensor, step: int) -> dict[str, Tensor]:
-        # By turns the decoder, from latents of true pictures, judged everywhere so that it learns grain; and
-        # the net, whose fill is judged with true pixels around it. Together, and without the noise, they
-        # agree on faint signs in the latents, and the decoder makes lattices of them.
+        # The decoder and the net are trained alternately. The decoder learns from latents of true pictures
+        # and is judged everywhere, so that it learns grain; the net's fill is judged with true pixels around
+        # it. Trained together, or without noise, the net encodes faint patterns in the latents, which the
+        # decoder turns into visible lattices.
         whole = step // 3 % 2 == 0
         decoder.requires_grad_(whole)
         judged = torch.ones_like(mask) if whole else mask
@@ -162,7 +165,7 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
             if whole:
                 latents = truth
             else:
-                # What is chosen is learnt from `chosen` alone: critics would have it paint, not choose.
+                # What to copy is trained by `chosen` alone: the critics would make the net paint, not copy.
                 draft = Draft(*(each.detach() for each in draft))
                 taken = net.taken(draft.rough, draft).detach()
                 latents = net.blended(taken, draft)
@@ -175,10 +178,10 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
             out["pixels"] = torch.stack(sizes).sum()
             out["loss"] = 2 * out["pixels"] + 0.5 * out["g"] + 0.7 * out["fm"]
         else:
-            del out["fm"]  # a fill need not be the truth
+            del out["fm"]  # a plausible fill need not match the true picture's features
             latents = latents.float()
             out["known"] = weighted((latents - truth).abs(), 1 - F.max_pool2d(mask, DOWNSCALE))
-            # Cells that are known in part are held to their pixels, those without any to what was taken.
+            # Latent cells that are wholly inside the hole stay close to what was copied.
             out["added"] = weighted((latents - taken).square(), 1 - F.max_pool2d(1 - mask, DOWNSCALE))
             edge = F.max_pool2d(mask, 25, 1, 12) + F.max_pool2d(1 - mask, 7, 1, 3) - 1
             out["edge"] = weighted((got - image).abs(), edge)
@@ -201,10 +204,17 @@ def inpainter(photos: Path, source: Path, folder: Path, options: Options) -> Non
 
 
 def chosen(net: ShiftMapNet, draft: Draft, truth: Tensor, texture: Tensor) -> dict[str, Tensor]:
-    """How well the net knows what it wants, and how far what it takes is from what was there.
+    """The losses of what the net chooses to copy into the hole.
 
-    The latter is the expected square distance of texture N,13,h,w, by 5x5 cells, under the shares of the
-    shift-map: linear in them, so that a choice is better than a mixture.
+    Args:
+        net, draft: the net, and its draft of the fill.
+        truth: latents of the true picture.
+        texture: texture of the true picture, N,13,h,w.
+
+    Returns:
+        `rough`: error of the rough latents. `wanted`: error of the predicted texture. `apart`: expected
+        squared distance between copied and true texture, in patches of 5x5 cells, under the shift-map's
+        weights. It is linear in the weights, so that one good source is better than a mixture.
     """
     hole = draft.hole.float()
     patches = F.unfold(F.pad(texture, (2, 2, 2, 2), mode="replicate"), 5)
@@ -220,7 +230,7 @@ def chosen(net: ShiftMapNet, draft: Draft, truth: Tensor, texture: Tensor) -> di
 
 
 def export(folder: Path, target: Path) -> None:
-    """The averaged weights as one safetensors file in half precision, as they ship."""
+    """Write the averaged weights as one safetensors file in half precision, as the package ships them."""
     save_half(averaged(folder, _parts()), target)
 
 

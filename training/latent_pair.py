@@ -1,8 +1,9 @@
-"""An inpainting net on the latents of somebody else's autoencoder: `InpaintNet`, and nothing of theirs.
+"""Trains an inpainting net (`InpaintNet`) on the latents of a published autoencoder.
 
-The autoencoder never changes, so every crop is encoded once, whole and with a hole, and the net
-trains on latents alone, which is some twenty times faster than through pixels. L1 keeps the
-known cells; the hole gets a little L1, a hinge adversary on latents, and its features.
+Only the net is trained and exported, nothing of the autoencoder. Since that stays fixed, every crop is
+encoded just once, whole and with a hole, and the net trains on latents alone, about twenty times faster
+than through pixels. The known cells have an L1 loss; the hole has a small L1 loss, an adversarial hinge loss
+from a critic of latents, and feature matching.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from training.losses import at, ema_update, weighted
 from training.run import Options, Run, adam, machine, prepared, set_rate
 
 WIDTH = 96, 144
-"""The net's channels outside and inside: 2.3 M parameters, 4.6 MB, of what may ship with the package."""
+"""The net's outer and inner channels: 2.3 M parameters, 4.6 MB, small enough to ship with the package."""
 CHUNK = 16
 SHOWN = 6
 
 
 class LatentCritic(nn.Module):
-    """Patch discriminator on latents (11 cells, 88 pixels wide); returns all features, logits last."""
+    """Patch discriminator of latents (11 cells or 88 pixels wide); returns all features, logits last."""
 
     def __init__(self, latent: int, width: int = 128) -> None:
         super().__init__()
@@ -54,13 +55,13 @@ class LatentCritic(nn.Module):
 
 
 def feature_matching(got: list[Tensor], want: list[Tensor], hole: Tensor) -> Tensor:
-    """In the hole alone: the critic sees latents, where known cells are the truth's own."""
+    """How far the critic's features are from those of the true latents, in the hole; elsewhere both agree."""
     differences = [(a - b.detach()).abs() for a, b in zip(got[:-1], want[:-1], strict=True)]
     return torch.stack([weighted(each, at(hole, each)) for each in differences]).mean()
 
 
 def hinge_d(real: Tensor, fake: Tensor, hole: Tensor) -> Tensor:
-    """A fake's patches outside the hole are not judged at all: they are true."""
+    """The critic's hinge loss; of the fake only the hole is judged, since the rest of it is true."""
     return F.relu(1 - real).mean() + weighted(F.relu(1 + fake), at(hole, fake))
 
 
@@ -71,7 +72,7 @@ def hinge_g(fake: Tensor, hole: Tensor) -> Tensor:
 def draw(
     pictures: list[Image], count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Crops N,3,S,S, their masks N,1,S,S, and the crops with grey holes."""
+    """Random crops N,3,S,S in [0,1], their masks N,1,S,S (1 = hole), and the crops with grey holes."""
     image, mask = data.draw(pictures, count, size, rng, device)
     return image, mask, torch.where(mask > 0.5, HOLE, image)
 
@@ -80,9 +81,13 @@ def draw(
 def encoded(
     pictures: list[Image], pair: Latent, file: Path, count: int, options: Options
 ) -> dict[str, Tensor]:
-    """Latents of `count` seeded crops: `whole` and `known` N,C,h,w, `cells` N,1,h,w, in half precision.
+    """Latents of `count` seeded crops, in half precision, on the machine's device.
 
-    Kept in `file`, and read from there where it was made with the same settings. On the machine's device.
+    They are cached in `file`, which is read instead if it was made with the same settings.
+
+    Returns:
+        `whole` and `known` N,C,h,w: latents of the crops without and with their holes. `cells` N,1,h,w: how
+        much of each latent cell is hole.
     """
     seed, size, device = options.seed, options.size, machine()
     facts = {"encoder": pair.weights_sha256, "count": str(count), "seed": str(seed), "size": str(size)}
@@ -107,7 +112,12 @@ def encoded(
 
 
 def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: Options, crops: int) -> None:
-    """Train in `folder`; interrupted, it goes on from there."""
+    """Train in `folder`, or resume an interrupted run there.
+
+    Args:
+        pair_paths: encoder and decoder of the autoencoder.
+        crops: how many crops to encode in advance.
+    """
     pictures, device, seed = data.load(photos), machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
     pair.to(device)
@@ -160,7 +170,7 @@ def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: O
 
 
 def export(folder: Path, target: Path) -> None:
-    """The averaged net of a run as one safetensors file in half precision: kind `inpainter` loads it."""
+    """Write the averaged net of a run as a safetensors file in half precision, for kind `inpainter`."""
     state: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in state.items()}, target)

@@ -1,10 +1,10 @@
-"""ldm-mini: a small latent diffusion inpainter on latent-mini's latents, and a sharper decoder for them.
+"""Trains ldm-mini: a small latent diffusion inpainter on latent-mini's latents, and a sharper decoder.
 
-The encoder is latent-mini's and never changes, so that `unet` and `decoder` may train side by side.
-`unet`: crops are encoded once, whole and with a hole; the network learns the velocity (v-prediction)
-at the noise levels that an edit will use, in the hole above all. `decoder`: pyramid L1,
-critics and feature matching at two scales, on latents with and without noise, since a denoised
-latent is never quite a true one.
+The encoder is latent-mini's and stays fixed, so that `unet` and `decoder` can be trained at the same time.
+
+`unet` encodes crops once, whole and with a hole, and learns the velocity (v-prediction) at the noise levels
+that edits use, mainly in the hole. `decoder` is trained with pyramid L1, and critics and feature matching at
+two scales, on latents with varying noise, since denoised latents are never quite those of a picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
 from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
 
 KNOWN_WEIGHT = 0.1
-"""Of a known cell's loss against one in the hole: the editor is shown it anyway."""
+"""Weight of the loss in known cells, relative to the hole; the network gets the known cells as input."""
 STATISTICS_CROPS = 64
 
 
@@ -48,9 +48,10 @@ def statistics(photos: list[Any], base: LatentEditor, seed: int) -> tuple[Tensor
 
 @torch.no_grad()
 def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]:
-    """Latent-mini's encoder and decoder for latents of zero mean and a deviation of `ldm.SPREAD`.
+    """Latent-mini's encoder and decoder, adapted to latents of zero mean and a deviation of `ldm.SPREAD`.
 
-    The encoder is exactly the old one, scaled. In the decoder only its soft clamp acts elsewhere.
+    The encoder is exactly the original, scaled and shifted. The decoder differs from the original only in
+    that its soft clamp applies to the scaled latents.
     """
     encoder: Any = copy.deepcopy(base.encoder)
     decoder: Any = copy.deepcopy(base.decoder)
@@ -64,7 +65,7 @@ def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]
 
 
 def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
-    """Train the denoising network in `folder`; interrupted, it goes on from there."""
+    """Train the denoising network in `folder`, or resume an interrupted run there."""
     pictures, base = data.load(photos), _base()
     device, seed, batch = machine(), options.seed, options.batch
     mean, std = (each[:, None, None] for each in statistics(pictures, base, seed))
@@ -91,7 +92,8 @@ def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
         rng = np.random.default_rng([seed, step])
         picked = torch.from_numpy(rng.integers(0, crops, batch)).to(device)
         truth, known = ((latents[name][picked].float() - mean) / std for name in ("whole", "known"))
-        # Pipelines shrink the mask by one pixel a cell: an edge cell counts as known or not by chance.
+        # Pipelines scale the mask down by taking one pixel of each cell, so that a cell on the mask's edge
+        # may count either as known or as hole; a random threshold trains both.
         share_needed = torch.from_numpy(rng.uniform(0, 1, (batch, 1, 1, 1)).astype("float32")).to(device)
         cells = (latents["cells"][picked].float() > share_needed).float()
         index = torch.from_numpy(rng.integers(0, len(levels), batch)).to(device)
@@ -128,7 +130,7 @@ def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
 
 
 def decoder(photos: Path, folder: Path, options: Options) -> None:
-    """Train the decoder of normalised latents in `folder`, from latent-mini's; resumable."""
+    """Train the decoder of normalised latents in `folder`, starting from latent-mini's, or resume there."""
     pictures, base, device, seed = data.load(photos), _base(), machine(), options.seed
     encoder, net = normalised(base, *statistics(pictures, base, seed))
     torch.manual_seed(seed)
@@ -173,9 +175,10 @@ def decoder(photos: Path, folder: Path, options: Options) -> None:
 
 
 def export(runs: Path, target: Path) -> None:
-    """Both runs' averaged weights as one safetensors file in half precision.
+    """Write the averaged weights of both runs as one safetensors file in half precision.
 
-    They must have been trained on the same pictures with the same seed: both normalise the latents by them.
+    Both must have been trained on the same pictures with the same seed, from which the statistics that
+    normalise the latents are computed.
     """
     codec = averaged(runs / "ldm-decoder", nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}))
     save_half(nn.ModuleDict({"unet": averaged(runs / "ldm-unet", ldm.unet()), **codec}), target)

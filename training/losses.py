@@ -1,4 +1,4 @@
-"""The adversary and the reconstruction losses that the trainings share."""
+"""The critics (discriminators) and the reconstruction losses that the trainings share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 GRAIN = 8.0
-"""How much louder the critics are shown what a blur of three pixels takes away."""
+"""Amplification of the grain (the picture minus its blur over three pixels) that the critics are given."""
 PENALTY = 2e-6
-"""Of the critics' squared slope on true pictures, times the picture's area."""
+"""Weight of the critics' squared gradient on true pictures, times the picture's area."""
 
 
 class Discriminator(nn.Module):
     """Patch discriminator (46-pixel patches); returns all features, logits last.
 
-    It is shown the picture, its grain, and the mask. A fill betrays itself by its grain; convolutions on the
-    bare picture need hundreds of steps before they see any, and the fill has followed by then.
+    Its inputs are the picture, its grain, and the mask. Fills are easiest to tell by their grain, but from
+    the picture alone a critic takes hundreds of steps to see it, and by then the generator has adapted.
     """
 
     def __init__(self, width: int = 48) -> None:
@@ -43,8 +43,10 @@ class Discriminator(nn.Module):
 
 
 class Critics(nn.Module):
-    """Discriminators of the picture, of its half (92-pixel patches) and so on: the coarser ones judge
-    what a fill depicts rather than its grain. Returns one list of features a scale."""
+    """Discriminators of the picture, of the picture at half its size (92-pixel patches) and so on.
+
+    The coarser ones judge what a fill depicts rather than its grain. Returns a list of features per scale.
+    """
 
     def __init__(self, scales: int = 3) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class Critics(nn.Module):
 
 
 def pyramid_l1(got: Tensor, want: Tensor, levels: int = 3) -> Tensor:
-    """L1 of the pictures plus L1 of their band-pass differences, so that detail counts too."""
+    """L1 of the pictures plus L1 of their frequency bands (Laplacian pyramid), so that detail counts too."""
     loss = F.l1_loss(got, want)
     for _ in range(levels):
         got_low, want_low = F.avg_pool2d(got, 2), F.avg_pool2d(want, 2)
@@ -78,12 +80,12 @@ def weighted(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def at(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask as a hard plane at the resolution of a feature map: 1 in cells that hold any of it."""
+    """The mask at the resolution of a feature map: 1 in every cell that holds any of the mask."""
     return F.adaptive_max_pool2d(mask, like.shape[-2:])
 
 
 def feature_matching(got: list[Tensor], want: list[Tensor]) -> Tensor:
-    """How far features are from those of the truth, by their size."""
+    """The difference of features from those of the true picture, relative to the size of the latter."""
     apart = [(a - b).abs().mean() / (b.abs().mean() + 1e-3) for a, b in zip(got[:-1], want[:-1], strict=True)]
     return torch.stack(apart).mean()
 
@@ -97,19 +99,20 @@ def duel(
     judged: Tensor,
     penalised: bool,
 ) -> dict[str, Tensor]:
-    """One step of the critics on true and painted pictures, then what they hold against the painted ones.
+    """Train the critics for one step, and return their losses for the generator.
 
-    Logistic losses with a penalty on the slope on true pictures (R1, arXiv 1801.04406).
+    The losses are logistic, with a penalty on the critics' gradient on true pictures (R1, arXiv 1801.04406).
 
     Args:
-        critics, optimiser: who judges, and what trains them.
-        image, shown: N,3,H,W, the truth and what was painted.
-        mask: N,1,H,W, the hole; critics may know.
-        judged: N,1,H,W, where patches are judged that have any of it at their centre.
-        penalised: whether the slope is asked this time; it costs as much as the step itself.
+        critics, optimiser: the critics, and the optimiser of their weights.
+        image, shown: N,3,H,W, the true and the generated pictures.
+        mask: N,1,H,W, the hole; it is an input of the critics.
+        judged: N,1,H,W, 1 where the critics' patches count.
+        penalised: whether to apply the gradient penalty in this step; it costs as much as the step itself.
 
     Returns:
-        `d` (its step is done), and `g` and `fm`, whose gradients reach `shown`.
+        `d`, the critics' loss, whose step is done; `g` and `fm`, the adversarial and the feature matching
+        loss of the generator, whose gradients reach `shown`.
     """
     device = image.device
     true = image.detach().requires_grad_(penalised)
@@ -135,7 +138,7 @@ def duel(
 
 
 def _says(logits: Tensor, judged: Tensor, sign: float) -> Tensor:
-    """The logistic loss of logits that ought to be negative for a sign of 1, positive for -1."""
+    """The logistic loss of logits that should be negative if `sign` is 1, and positive if it is -1."""
     return weighted(F.softplus(sign * logits.float()), at(judged, logits))
 
 
@@ -144,6 +147,6 @@ def ema_update(average: nn.Module, current: nn.Module, step: int, decay: float =
     decay = min(decay, (1 + step) / (10 + step))
     blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     blend(list(average.parameters()), list(current.parameters()), None)
-    # Batch norm's statistics are averages already.
+    # Batch norm's statistics are running averages already.
     for kept, now in zip(average.buffers(), current.buffers(), strict=True):
         kept.copy_(now)

@@ -1,4 +1,4 @@
-"""What every training shares: the resumable loop, its log, its checkpoints and sample sheets."""
+"""The resumable training loop that all trainings share, with its log, checkpoints and sample sheets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 
 def machine() -> torch.device:
-    """The first GPU where there is one."""
-    torch.backends.cudnn.benchmark = True  # a training has two or three shapes
+    """The first GPU if there is one, else the CPU."""
+    torch.backends.cudnn.benchmark = True  # pays off, since a training uses only two or three input shapes
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -54,7 +54,7 @@ def averaged(folder: Path, module: nn.Module) -> Any:
 
 def save_half(module: nn.Module, target: Path) -> None:
     """One safetensors file in half precision, for `daemon/backfire/inpaint/weights`."""
-    # Not the statistics of batch norm: variances of a spectrum pass what half precision holds.
+    # Batch norm's statistics stay in full precision: variances of a spectrum overflow half precision.
     halved = {name for name, _ in module.named_parameters()}
     state = {
         name: (value.half() if name in halved else value).cpu().contiguous()
@@ -66,13 +66,13 @@ def save_half(module: nn.Module, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What every training takes.
+    """The options that all trainings take.
 
     Attributes:
-        steps, minutes: it ends after so many, whichever is first.
-        seed: of all that is drawn.
-        batch, size: crops a step, and their side in pixels.
-        workers: processes that draw crops; 0 for the training's own.
+        steps, minutes: the training ends after this many steps or minutes, whichever comes first.
+        seed: of all random numbers.
+        batch, size: crops per step, and their side in pixels.
+        workers: processes that prepare crops; 0: the training process itself.
     """
 
     steps: int
@@ -85,9 +85,9 @@ class Options:
 
 @dataclass
 class Run:
-    """One training run's folder: `last.pt`, `log.jsonl`, `sample-STEP.jpg`. Interrupt and rerun at will.
+    """One training run and its folder: `last.pt`, `log.jsonl`, `sample-STEP.jpg`.
 
-    It ends after so many steps or minutes, whichever is first; rates follow that end.
+    It can be interrupted at any time and resumed. Learning rates fall towards the end that `options` set.
     """
 
     folder: Path
@@ -138,7 +138,7 @@ class Run:
         before = self.seconds
         while self.progress < 1:
             for name, value in one(self.step).items():
-                # Not as a float yet: a GPU would have to be waited for.
+                # Kept as a tensor: converting it to a float would wait for the GPU.
                 self.sums[name] = self.sums.get(name, 0) + value.detach()
             self.step += 1
             self.seconds = before + time.monotonic() - began

@@ -1,16 +1,16 @@
-"""A student of a published autoencoder: an encoder and a decoder of our own in its latent space.
+"""Distils a published autoencoder into a student: an encoder and a decoder of our own in its latent space.
 
-The teacher is somebody else's autoencoder, of which nothing ships: only its answers are used. Encoder and
-decoder are trained apart, as two resumable runs that can share a machine.
+The teacher is the published autoencoder; nothing of it ships, only its outputs are used. Encoder and decoder
+are trained separately, as two resumable runs that can share a machine.
 
-The encoder learns the teacher's latents, and above all how they *respond* to perturbations: a perturbation
-that is optimised against the student only carries over to the teacher where both respond alike. So every
-crop is seen twice, clean and perturbed, and both the two latents and their difference are matched. Three
-crops of four are perturbed by sign steps along a gradient, two of them of the student's own (the directions
-in which the student errs) and one of the teacher's (the directions that the student has missed).
+The encoder learns the teacher's latents, and above all how they *respond* to perturbations, since a
+perturbation that is optimised against the student transfers to the teacher only where both respond alike. So
+every crop is encoded twice, clean and perturbed, and the two latents and their difference are matched to the
+teacher's. Three perturbations in four are made by sign steps along a gradient: two along the student's (the
+directions in which it errs), one along the teacher's (the directions that it has missed).
 
-The decoder learns to draw the true picture from latents, half of the time the teacher's and half of the
-time the student's, against the critics of `losses`, so that fills come out sharp.
+The decoder learns to reconstruct the picture from latents, alternately the teacher's and the student's, and
+is judged by the critics of `losses`, so that fills are sharp.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from training.run import Options, Run, adam, averaged, machine, prepared, set_ra
 LATENT = 32
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
 LEVELS = 1.5, 8.0
-"""How large perturbations are drawn, in levels of 255."""
+"""Range of the perturbations' random size, in levels of 255."""
 STEPS = 2
-"""Sign steps along a gradient."""
+"""Sign steps that make a perturbation."""
 PENALISED = 16
-"""Every how many steps the critics' slope is asked for."""
+"""The critics' gradient penalty is applied once in so many steps."""
 
 
 def encoder_of(channels: int) -> Encoder:
@@ -51,11 +51,11 @@ def decoder_of(channels: int) -> Decoder:
 
 
 def widened(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """Start a module from the weights of a narrower one of the same plan.
+    """Initialise a module with the weights of a narrower one of the same structure.
 
-    The narrow one's channels come first and see none of the new ones, so that the module begins by giving
-    about what the narrow one gave (exactly so but for the pooled branch, whose norms see the new channels).
-    The new channels keep the module's own random weights.
+    The narrow module's channels come first and take no input from the new ones, so that the output is at
+    first the same (only about the same after the pooled branch, whose norms include the new channels). The
+    new channels keep the module's own random weights.
     """
     mine = module.state_dict()
     for name, old in state.items():
@@ -74,7 +74,7 @@ def widened(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def _widen_pool(new: Tensor, old: Tensor) -> None:
-    """Weights of the pooled branch: four groups of channels, each of which grows by its own new ones."""
+    """Copy the weights of the pooled branch: four groups of channels, each of which grows by new ones."""
     groups = 4
     dim = 1 if new.ndim == 4 and new.shape[1] > new.shape[0] else 0  # the wide side
     narrow, wide = old.shape[dim] // groups, new.shape[dim] // groups
@@ -90,7 +90,7 @@ def _widen_pool(new: Tensor, old: Tensor) -> None:
 
 
 def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Half of the crops with their hole emptied, and where a perturbation may be, N,1,H,W."""
+    """The crops, half of them with a grey hole, and N,1,H,W, 1 where they may be perturbed."""
     empty = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1) % 2 == step % 2
     hidden = (mask > 0.5) & empty
     return torch.where(hidden, HOLE, image), (~hidden).float()
@@ -99,14 +99,14 @@ def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
 def perturbed(
     image: Tensor, free: Tensor, surrogate: nn.Module | None, latent: Tensor, rng: np.random.Generator
 ) -> Tensor:
-    """Crops under a perturbation, N,3,H,W in [0,1].
+    """The crops with a perturbation added, N,3,H,W in [0,1].
 
     Args:
         image: N,3,H,W in [0,1].
-        free: N,1,H,W, 1 where pixels may change.
-        surrogate: an encoder along whose gradient the signs go; None for random signs.
-        latent: N,C,h,w, what it makes of the clean crops.
-        rng: draws size, start and aim.
+        free: N,1,H,W, 1 where pixels may be perturbed.
+        surrogate: the encoder whose gradient the sign steps follow; None for random signs.
+        latent: N,C,h,w, the surrogate's latents of the clean crops.
+        rng: draws the perturbation's size, its start and its aim.
     """
     device = image.device
     seed = torch.Generator(device).manual_seed(int(rng.integers(1 << 62)))
@@ -118,7 +118,7 @@ def perturbed(
     change = size * signs * free
     if surrogate is None:
         return (image + change).clamp(0, 1)
-    # Away from the clean latents, or towards a random smooth change of them.
+    # The aim is to move the latents away from the clean ones, or in a random smooth direction.
     aim = torch.randn(latent.shape, generator=seed, device=device)
     aim = F.avg_pool2d(F.pad(aim, (1, 1, 1, 1), mode="replicate"), 3, 1)
     away = rng.random() < 0.6
@@ -136,12 +136,13 @@ def perturbed(
 def train_encoder(
     photos: Path, teacher: Sequence[Path], folder: Path, options: Options, channels: int, start: Path | None
 ) -> None:
-    """Train the student's encoder in `folder`/encoder; interrupted, it goes on from there.
+    """Train the student's encoder in `folder`/encoder, or resume an interrupted run there.
 
     Args:
-        teacher: the published autoencoder, as kind `latent` takes it.
-        channels: of the student.
-        start: a state dict with `E` and `D` of a student to begin from, equal or narrower.
+        teacher: the files of the published autoencoder, as an editor of kind `latent` takes them.
+        channels: of the student's convolutions.
+        start: a state dict with the encoder `E` and decoder `D` of a student to start from; it may be
+            narrower.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
@@ -192,7 +193,7 @@ def train_encoder(
             name = ("own", "own", "teacher's", "random")[turn]
             share = torch.linalg.vecdot(response.flatten(), wanted_response.flatten())
             sizes = response.norm() * wanted_response.norm() + 1e-9
-            # Reported once in so many steps, so that the mean over a hundred steps is right.
+            # Each name occurs only in some of the steps, but the log divides by all of them: scale it up.
             out[f"cosine, {name} signs"] = share / sizes * (2 if name == "own" else 4)
             out["off"] = (got - wanted).abs().mean() / wanted.std()
         return out
@@ -211,10 +212,10 @@ def train_encoder(
 def train_decoder(
     photos: Path, teacher: Sequence[Path], folder: Path, options: Options, channels: int, start: Path | None
 ) -> None:
-    """Train the student's decoder in `folder`/decoder; interrupted, it goes on from there.
+    """Train the student's decoder in `folder`/decoder, or resume an interrupted run there.
 
-    The student's encoder is read once at the start, from `folder`/encoder where it has been trained.
-    The arguments are those of `train_encoder`.
+    The student's encoder is read once at the start, from `folder`/encoder if it has been trained. The
+    arguments are those of `train_encoder`.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
@@ -273,11 +274,12 @@ def train_decoder(
 
 
 def export(folder: Path, net: Path, target: Path) -> None:
-    """One safetensors file in half precision: encoder and decoder of a student, and an inpainting net.
+    """Write a student's encoder and decoder and an inpainting net as one safetensors file in half precision.
 
     Args:
-        folder: the runs of the student's encoder and decoder.
-        net: the run of the net that was trained on the same latents, see `latent_pair`.
+        folder: holds the runs of the student's encoder and decoder.
+        net: the folder of the run that trained the net on the same latents, see `latent_pair`.
+        target: the file to write.
     """
     state: dict[str, Tensor] = {}
     for role, run in (("encoder", folder / "encoder"), ("decoder", folder / "decoder"), ("net", net)):
