@@ -75,7 +75,7 @@ def replay(
         crops: what was optimised.
         target: `protect.target`; `flat` and `inverted` are measured against their target picture.
         rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
-        progress: called with (done, total), one step for each region and editor.
+        progress: called with (done, total), before the first region and then for each region and editor.
     """
     everyone = [(editor, False) for editor in editors.surrogates] + [(one, True) for one in editors.held_out]
     total = len(everyone) * sum(len(crop.regions) for crop in crops)
@@ -86,6 +86,7 @@ def replay(
     edits: list[EditResult] = []
     panels: list[Panels] = []
     region = done = 0
+    progress(done, total)
     for crop in crops:
         before = to_tensor(original[crop.box.slices], crop.size, editors.device)
         after = to_tensor(published[crop.box.slices], crop.size, editors.device)
