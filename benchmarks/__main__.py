@@ -12,7 +12,7 @@ COMMANDS = {
     "formats": "reading and writing every format against bare Pillow",
     "protection": "what a protection does to edits, and what is left of it after the web",
     "speed": "the published baseline against ours to the same effect; time and memory as pictures grow",
-    "figures": "every run behind docs/figures.md, and what they show against what was asked",
+    "figures": "every run behind docs/evaluation.md, and what they show against what was asked",
 }
 
 

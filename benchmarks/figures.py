@@ -1,4 +1,4 @@
-"""Every run behind docs/figures.md, one after the other, and what they show against what was asked.
+"""Every run behind docs/evaluation.md, one after the other, and what they show against what was asked.
 
     python -m benchmarks figures                     # all of them: hours on two cores
     python -m benchmarks figures --only dev,sweep --count 4 --side 160

@@ -1,4 +1,4 @@
-"""Rows of a protection benchmark as tables for the README.
+"""Rows of a protection benchmark as tables for the documentation.
 
 Every cell is the mean over the pictures' regions, the worst of them in brackets. Effect is
 1 - SSIM of an edit to the clean edit; what a changed edit or a treatment keeps of it is the mean

@@ -1,6 +1,6 @@
 """LaMa: its arithmetic, pinned; its files in every packing, and files that only pretend.
 
-The forward was compared with the original code once (CHANGELOG, README); the numbers pinned here
+The forward was compared with the original code once (docs/guides/editors.md); the numbers pinned here
 keep it from drifting where that code is not at hand.
 """
 
