@@ -82,20 +82,19 @@ def put_back_part(edit: Tensor, part: Tensor, handed: Handed) -> Tensor:
     Raises:
         ValueError: parts or results of another size.
     """
-    touched, padding = handed.touched, handed.padding
+    touched = handed.touched
     _require("edit", edit, handed.size)
     _require("part", part, (touched.height, touched.width))
     if not handed.weights.size:
         return part
-    height, width = handed.scaled
-    edit = edit[..., padding.top : padding.top + height, padding.left : padding.left + width]
-    (rows, columns), (down, across) = handed.axes(), touched.slices
-    row_blocks = _back(rows, handed.back_by, down.start, down.stop, edit.device, edit.dtype)
-    column_blocks = _back(columns, handed.back_by, across.start, across.stop, edit.device, edit.dtype)
+    edit = edit[(..., *handed.result)]
+    (rows, columns), (down, across) = handed.back_axes(), touched.slices
+    row_blocks = _back(rows, down.start, down.stop, edit.device, edit.dtype)
+    column_blocks = _back(columns, across.start, across.stop, edit.device, edit.dtype)
     if row_blocks is None:
-        edit = edit[..., down.start - handed.box.top : down.stop - handed.box.top, :]
+        edit = edit[..., down.start - rows.start : down.stop - rows.start, :]
     if column_blocks is None:
-        edit = edit[..., across.start - handed.box.left : across.stop - handed.box.left]
+        edit = edit[..., across.start - columns.start : across.stop - columns.start]
     edit = _weighted(edit, row_blocks, column_blocks)
     weights = torch.from_numpy(handed.weights).to(part.device, part.dtype)
     return torch.where(weights > 0, weights * edit + (1 - weights) * part, part)
@@ -243,8 +242,6 @@ def _mapping(axis: Axis, start: int, stop: int, device: torch.device, dtype: tor
 
 
 @lru_cache(maxsize=64)
-def _back(
-    axis: Axis, filter_name: str, start: int, stop: int, device: torch.device, dtype: torch.dtype
-) -> _Blocks | None:
-    weights = axis.back(filter_name, slice(start, stop))
+def _back(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Blocks | None:
+    weights = axis.back(slice(start, stop))
     return None if weights is None else _Blocks.of(weights, device, dtype)

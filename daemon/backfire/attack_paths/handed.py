@@ -57,6 +57,8 @@ class Handed:
         mask_by: the filter that resizes the mask.
         padding: added after resizing, and taken off the result.
         outside: what the crop holds where it exceeds the picture.
+        back_box: where the whole result goes, its padding with it; None for a tool that takes the padding off
+            and puts the rest where the crop was.
         rule: what happens to the mask.
     """
 
@@ -68,6 +70,7 @@ class Handed:
     mask_by: str = "pil-lanczos"
     padding: Padding = field(default=Padding())
     outside: Beyond = Beyond.EDGE
+    back_box: Box | None = None
     rule: MaskRule = field(default=MaskRule())
 
     @property
@@ -97,6 +100,24 @@ class Handed:
             Axis(box.top, box.bottom, height, self.scaled[0], pad.top, pad.bottom, beyond, chosen),
             Axis(box.left, box.right, width, self.scaled[1], pad.left, pad.right, beyond, chosen),
         )
+
+    def back_axes(self) -> tuple[Axis, Axis]:
+        """Rows and columns for `Axis.back`: those of the picture that `result` is resized to."""
+        if self.back_box is None:
+            return self.axes(self.back_by)
+        (height, width), (down, across), box = self.edited.shape, self.size, self.back_box
+        return (
+            Axis(box.top, box.bottom, height, down, 0, 0, self.outside, self.back_by),
+            Axis(box.left, box.right, width, across, 0, 0, self.outside, self.back_by),
+        )
+
+    @property
+    def result(self) -> tuple[slice, slice]:
+        """The rows and columns of what the model returns that are resized back."""
+        if self.back_box is not None:
+            return slice(0, self.size[0]), slice(0, self.size[1])
+        (height, width), pad = self.scaled, self.padding
+        return slice(pad.top, pad.top + height), slice(pad.left, pad.left + width)
 
     @cached_property
     def mask(self) -> Mask:
@@ -142,11 +163,10 @@ class Handed:
         if rule.everything:
             return np.ones((part.height, part.width), np.float32), part
         if rule.blend_scaled:
-            plane, pad = self._soft, self.padding
+            plane = self._soft
             for step in rule.blend:
                 plane = step(plane)
-            plane = plane[pad.top : pad.top + self.scaled[0], pad.left : pad.left + self.scaled[1]]
-            plane, at = self._returned(plane)
+            plane, at = self._returned(plane[self.result])
             plane[plane < 0.5 / 255] = 0  # in the tools' 8 bits it is nothing
         else:
             plane, at = softened(self.edited, rule.blend)
@@ -160,11 +180,11 @@ class Handed:
         return np.ascontiguousarray(plane[_within(at, touched)]), touched
 
     def _returned(self, plane: Plane) -> tuple[Plane, Box]:
-        """A plane of the size `scaled` on the picture's pixels, in [0,1], and the part that it reaches."""
-        rows, columns = self.axes()
-        plane, top = _spread(plane, rows.back(self.back_by, rows.inside))
-        plane, left = _spread(plane.T, columns.back(self.back_by, columns.inside))
-        left, top = left + self.inside.left, top + self.inside.top
+        """A plane of `result` on the picture's pixels, in [0,1], and the part that it reaches."""
+        rows, columns = self.back_axes()
+        plane, top = _spread(plane, rows.back(rows.inside))
+        plane, left = _spread(plane.T, columns.back(columns.inside))
+        left, top = left + columns.inside.start, top + rows.inside.start
         plane = np.clip(plane.T, 0, 1)
         return plane, Box(left, top, left + plane.shape[1], top + plane.shape[0])
 

@@ -176,11 +176,10 @@ class Axis:
         high = 1.125 * weights[-1:] - 0.125 * weights[-2:-1] if self.scaled > 1 else weights[:1]
         return np.concatenate([low.repeat(self.before, 0), weights, high.repeat(self.after, 0)])
 
-    def back(self, filter_name: str, part: slice) -> Weights | None:
+    def back(self, part: slice) -> Weights | None:
         """The weights with which the model's result, its padding taken off, makes pixels of the stretch.
 
         Args:
-            filter_name: a name of `FILTERS`.
             part: the pixels of the picture that are asked for, inside the stretch.
 
         Returns:
@@ -189,7 +188,7 @@ class Axis:
         length = self.stop - self.start
         if length == self.scaled:
             return None
-        weights = weights_of(filter_name, self.scaled, length)
+        weights = weights_of(self.filter, self.scaled, length)
         return weights[part.start - self.start : part.stop - self.start]
 
     @property

@@ -89,12 +89,12 @@ def test_nothing_is_done_where_nothing_is_asked_for() -> None:
     axis = Axis(3, 9, 20, 6, 0, 0, Beyond.MIRROR, "pil-lanczos")
     assert axis.index() is None
     assert axis.matrix() is None
-    assert axis.back("pil-lanczos", slice(4, 6)) is None
+    assert axis.back(slice(4, 6)) is None
 
 
 def test_back_gives_the_asked_part_alone() -> None:
-    axis = Axis(-2, 20, 18, 11, 0, 0, Beyond.EDGE, "pil-lanczos")
+    axis = Axis(-2, 20, 18, 11, 0, 0, Beyond.EDGE, "pil-bicubic")
     row = _row(11)
-    weights: Weights | None = axis.back("pil-bicubic", slice(5, 9))
+    weights: Weights | None = axis.back(slice(5, 9))
     assert weights is not None
     np.testing.assert_allclose(weights @ row, _library("pil-bicubic", row, 22)[7:11], atol=1e-5)

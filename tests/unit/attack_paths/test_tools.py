@@ -21,6 +21,7 @@ from backfire.attack_paths.hand_over import hand_over, put_back
 from backfire.attack_paths.handed import Handed
 from backfire.errors import ConfigError
 from backfire.types import Mask
+from PIL import Image
 
 Boxes = list[tuple[int, int, int, int]]
 Size = tuple[int, int]
@@ -238,6 +239,48 @@ def test_megapixel(picture: str) -> None:
     (handed,) = _handed("megapixel-qwen", picture)
     assert (handed.box.width, handed.box.height) == PICTURES[picture][0]
     assert handed.size == qwen
+
+
+@pytest.mark.parametrize(
+    ("path", "there", "back"),
+    [
+        ("comfyui-stitch-512", "BICUBIC", "BILINEAR"),
+        ("forge-masked", "LANCZOS", "LANCZOS"),
+        ("fooocus", "LANCZOS", "LANCZOS"),
+        ("megapixel-kontext", "LANCZOS", "LANCZOS"),
+    ],
+)
+def test_pictures_are_resized_as_pillow_does_it(path: str, there: str, back: str) -> None:
+    (handed,) = _handed(path, "odd")
+    channel = np.random.default_rng(1).random(handed.edited.shape, dtype=np.float32)
+    image = torch.from_numpy(channel).expand(1, 3, -1, -1)
+    resized = Image.fromarray(channel).crop(handed.box).resize(handed.size[::-1], Image.Resampling[there])
+    given = hand_over(image, handed)
+    np.testing.assert_allclose(given[0, 1].numpy(), np.asarray(resized), atol=1e-4)
+
+    returned = resized.resize((handed.box.width, handed.box.height), Image.Resampling[back])
+    whole = Image.fromarray(channel)
+    whole.paste(returned, handed.box[:2])
+    weights = np.zeros_like(channel)
+    weights[handed.touched.slices] = handed.weights
+    blended = weights * np.asarray(whole) + (1 - weights) * channel
+    np.testing.assert_allclose(put_back(given, image, handed)[0, 1].numpy(), blended, atol=1e-4)
+
+
+@pytest.mark.parametrize("picture", ["inside", "in the corner", "one pixel"])
+def test_blends_are_blurred_as_opencv_does_it(picture: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    mask = _mask(picture)
+    levels = (255 * mask).astype(np.uint8)
+    for path, blurred in (
+        ("iopaint-sd", cv2.GaussianBlur(levels, (25, 25), 0)),
+        ("forge-masked", cv2.GaussianBlur(cv2.GaussianBlur(levels, (21, 1), 4), (1, 21), 4)),
+    ):
+        (handed,) = attack_paths.get(path).handed(mask)
+        ours = np.zeros(mask.shape)
+        ours[handed.touched.slices] = 255 * handed.weights
+        # OpenCV's kernel for 8 bits has 8 bits itself.
+        assert np.abs(ours - blurred).max() < 1.5
 
 
 def test_every_family_has_a_path_and_every_path_a_source() -> None:

@@ -7,7 +7,7 @@ from backfire.attack_paths.resampling import Beyond
 from backfire.attack_paths.softening import Doubled, Gaussian
 from backfire.attack_paths.tools import common
 from backfire.attack_paths.tools.common import moved_inside, reached
-from backfire.types import Mask
+from backfire.types import Box, Mask
 
 BLUR = Gaussian(sigma=4, radius=10, eight_bit=True)
 """`Mask blur` 4: OpenCV's kernel of 21 pixels, columns after rows in 8 bits."""
@@ -36,4 +36,8 @@ def masked(mask: Mask, *, side: int = 512, margin: int = 32) -> list[Handed]:
     left, top = side // 2 - across // 2, side // 2 - down // 2
     padding = Padding(left, top, side - left - across, side - top - down, Beyond.EXTRAPOLATED)
     rule = MaskRule(picture=(BLUR,), blend=(BLUR,))
-    return [Handed(mask, box, (down, across), padding=padding, rule=rule)]
+    # The result is enlarged to a square over the crop's longer side, of which the crop's middle is pasted.
+    left = box.left + box.width // 2 - longer // 2
+    top = box.top + box.height // 2 - longer // 2
+    back = Box(left, top, left + longer, top + longer)
+    return [Handed(mask, box, (down, across), padding=padding, back_box=back, rule=rule)]
