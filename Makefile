@@ -17,7 +17,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Backfire needs Python 3.11 or newer; set PYTHON="'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, so that the build asked for satisfies everything that follows
+# torch is installed first, so that the build named by TORCH satisfies the packages that need torch.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -45,7 +45,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
 
-# Dead links and missing anchors are errors; nothing is fetched. To read it: python -m http.server -d site
+# Dead links and missing anchors are errors; it works offline. To read the site: python -m http.server -d site
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m docs.generate
 	$(BIN)/zensical build --clean --strict

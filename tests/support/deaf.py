@@ -1,4 +1,4 @@
-"""A fault double: the pass-through daemon to which no file event is ever delivered."""
+"""A fault double: the pass-through daemon, which receives no file events."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A fault double: the pass-through daemon whose child waits as long as a file `gate` stands beside the inbox.
+"""A fault double: the pass-through daemon whose worker waits as long as there is a file `gate` by the inbox.
 
-The word in it says how: `open` waits and reports, `silent` waits without a word, as a hang does. In `begun`
-stands the process that has begun a picture.
+If the file says `silent`, the worker sends no heartbeat, like one that hangs; with any other text, such as
+`open`, it does. The worker writes its process id to `begun` when it starts on a picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service in this process, with a clock that is moved by hand and a child that is a function call."""
+"""Runs the service inside the test process, with a clock set by the test and a function as its worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks import passthrough
 
 
 class Deaf(Hints):
-    """No events; what is there is found by scans."""
+    """Delivers no file events, so that files are found by scans alone."""
 
     def __init__(self) -> None:
         self.mode, self.trouble = "polling", ""
@@ -39,7 +39,7 @@ class Deaf(Hints):
 
 
 class Call:
-    """Stands in for `worker.Child`: works orders at once, in this process, and tells when asked."""
+    """Stands in for the worker process: carries out orders at once, in this process; reports when asked."""
 
     def __init__(self, memory_mb: int = 0) -> None:
         self.jobs = dict[int, int]()
@@ -48,12 +48,12 @@ class Call:
         self.waitables: list[Any] = []
         self._told: deque[Progress | Outcome] = deque()
 
-    # What the child's end of the pipe needs.
+    # Called by the worker's code in place of its end of the pipe.
 
     def poll(self) -> bool:
         return False
 
-    # What the daemon's end does.
+    # Called by the daemon.
 
     def send(self, message: Any) -> None:
         if isinstance(message[0], Order):
@@ -72,18 +72,18 @@ class Call:
 
 
 def lasting(outcome: Outcome, seconds: float) -> Outcome:
-    """The outcome as of a worker that had the job for so long."""
+    """The same outcome, from a worker that took that many seconds."""
     assert not isinstance(outcome, GivenBack | Interrupted)
     return replace(outcome, seconds=seconds)
 
 
 class House:
-    """A service over folders below `base`; `again` starts it anew as after a crash."""
+    """A service with its folders below `base`; `again` starts it anew, as after a crash."""
 
     def __init__(self, base: Path, **sections: Any) -> None:
         self.base, self.clock, self.wall = base, 1000.0, 1e9
         self.tick = 0.0
-        """By which the clock moves whenever it is read."""
+        """Seconds by which the clock advances whenever it is read."""
         self.settings: Settings = config.parse(
             {
                 "folders": {"inbox": "inbox"},
@@ -106,25 +106,25 @@ class House:
         return self.service.pool.workers[0]
 
     def again(self) -> None:
-        """Start, on whatever lies there; a new process knows of no folder that it is on the disk."""
+        """Start a service on the folders as they are; like a new process, it knows none of them as synced."""
         folders._durable.clear()
         self.service = Service(self.settings, monotonic=self.monotonic, now=lambda: self.wall)
         self.service.jobs.load()
         self.service.dispatcher.resume(crashed=True)
 
     def crash(self) -> None:
-        """End without a word, as SIGKILL does; locks and database handles go with the process."""
+        """End as SIGKILL does, without any clean-up but that of locks and database handles."""
         self.service.close()
 
     def turn(self, seconds: float = 1.0, times: int = 1) -> None:
-        """So many rounds of the loop, so far apart."""
+        """Run rounds of the loop, advancing the clock by `seconds` before each; a fault fails the test."""
         for _ in range(times):
             self.clock += seconds
             self.wall += seconds
             self.service._step(self.hints)
 
     def live(self, seconds: float = 1.0, times: int = 1) -> None:
-        """As `turn`, but faults are borne as the running daemon bears them."""
+        """Like `turn`, but faults are handled as the running daemon handles them."""
         for _ in range(times):
             self.clock += seconds
             self.wall += seconds
@@ -148,16 +148,16 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., House]:
-    """Makes houses."""
+    """A function that makes a `House` with the given configuration sections."""
     furnish(monkeypatch)
     return lambda **sections: House(tmp_path, **sections)
 
 
 def furnish(patch: pytest.MonkeyPatch) -> None:
-    """No child process, no waiting."""
+    """Replace worker processes by `Call`, and remove all waiting."""
     patch.setattr(pool, "Child", Call)
     patch.setattr(local, "_process", passthrough.process)
-    # In one thread a crash comes at the same call each time.
+    # With a single thread, an injected crash always happens at the same call.
     patch.setattr(parallel, "THREADS", 1)
     patch.setattr(loop, "TICK_S", 0)
     patch.setattr(loop, "BURST_S", 0)

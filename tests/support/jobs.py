@@ -1,4 +1,4 @@
-"""What the job database of a sandbox says, and pictures that cost nothing."""
+"""Queries of a sandbox's job database and processes, and pictures that are quick to process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.pictures import encoded, photo
 from tests.support.sandbox import Sandbox, wait_for
 
 PASS: dict[str, Any] = {"regions": {"detectors": ["sidecar"], "none_found": "pass"}}
-"""The real daemon, decoder and all, that publishes pictures without a mask unchanged: no model is run."""
+"""Settings with which the real daemon publishes pictures without a mask unchanged, and so runs no model."""
 
 
 def _rows(sandbox: Sandbox, query: str) -> list[Any]:
@@ -33,12 +33,12 @@ def _rows(sandbox: Sandbox, query: str) -> list[Any]:
 
 
 def states(sandbox: Sandbox) -> list[str]:
-    """Of all jobs, oldest first."""
+    """The state of each job, oldest first."""
     return _rows(sandbox, "select state from jobs order by id")
 
 
 def published_until(sandbox: Sandbox, *names: str) -> int:
-    """How many results were out when the last of these was."""
+    """How many pictures had been published when the last of these was."""
     order = (
         "select j.path from events e join jobs j on j.id = e.job_id where e.state = 'published' order by e.id"
     )
@@ -47,26 +47,26 @@ def published_until(sandbox: Sandbox, *names: str) -> int:
 
 
 def events(sandbox: Sandbox) -> list[str]:
-    """Of all jobs, in the order of writing."""
+    """The state in each event of all jobs, in the order in which they were recorded."""
     return _rows(sandbox, "select state from events order by id")
 
 
 def reasons(sandbox: Sandbox) -> str:
-    """All that was noted with the events."""
+    """The details of all events as one text."""
     return "\n".join(_rows(sandbox, "select detail from events order by id"))
 
 
 def trouble(sandbox: Sandbox) -> str:
-    """What the daemon last said is wrong, as `backfire status` shows it."""
+    """The problem that the daemon last reported, as `backfire status` shows it."""
     (fact,) = _rows(sandbox, "select value from facts where key = 'daemon'") or ["{}"]
     return str(json.loads(fact).get("trouble"))
 
 
 def wait_until_idle(sandbox: Sandbox, count: int | None = None) -> None:
-    """Until the inbox is empty, every job (at least `count`) has come to rest and its spool is gone.
+    """Wait until the inbox is empty, all jobs (at least `count`) have ended, and their spools are removed.
 
-    A spool goes a moment after its job's end is recorded: who walks the folders before then may meet it half
-    removed.
+    A spool is removed just after the end of its job is recorded; a test that walks the folders before that
+    may find it half removed.
     """
     ends = {"archived", "failed", "quarantined", "skipped"}
 
@@ -75,7 +75,7 @@ def wait_until_idle(sandbox: Sandbox, count: int | None = None) -> None:
         rested = not sandbox.files("inbox") and set(found) <= ends and len(found) >= (count or 1)
         return rested and not any((sandbox.state / "spool").iterdir())
 
-    wait_for(idle, because="the inbox to be worked")
+    wait_for(idle, because="all jobs to end")
 
 
 def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (64, 48)) -> bytes:
@@ -87,17 +87,17 @@ def kill(process_id: int) -> None:
 
 
 def children_of(process_id: int) -> list[int]:
-    """The workers: child processes that run `multiprocessing.spawn`'s main."""
+    """Process ids of the workers: child processes that run `multiprocessing.spawn`'s main."""
     found = []
     for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split():
-        with suppress(FileNotFoundError, ProcessLookupError):  # gone since
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended in the meantime
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found
 
 
 def child_of(process_id: int) -> int | None:
-    """The worker; None while there is none."""
+    """The worker's process id; None while there is none."""
     return next(iter(children_of(process_id)), None)
 
 
@@ -110,7 +110,7 @@ def running(process_id: int) -> bool:
 
 
 def assert_published(sandbox: Sandbox, originals: dict[str, bytes]) -> None:
-    """Each original published and archived once, byte by byte (the doubles publish what came in)."""
+    """Check that each original was published and archived once, unchanged, as the doubles publish it."""
     assert sandbox.files("outbox") == set(originals)
     assert sandbox.files("failed") == set()
     for name, data in originals.items():
@@ -121,6 +121,6 @@ def assert_published(sandbox: Sandbox, originals: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def gated(sandbox: Sandbox) -> Sandbox:
-    """The daemon with the double of `gated.py`; write `open` into its file `gate` to hold the child."""
+    """The daemon with the double of `gated.py`: write `open` into its file `gate` to make the worker wait."""
     sandbox.module = "tests.support.gated"
     return sandbox

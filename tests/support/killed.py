@@ -1,4 +1,4 @@
-"""A fault double: `backfire once` in this process, killed by SIGKILL at the step its argument names."""
+"""A fault double: `backfire once` that kills itself with SIGKILL at the step that its argument names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main() -> None:
     if what == "record":
         Store.update = around(Store.update, before=before, when=published)  # type: ignore[method-assign]
     elif what == "unlink":
-        # Inside `remove`: the original stands aside under a hidden name at this moment.
+        # At this point of `remove`, the original has been renamed to a hidden name.
         os.unlink = around(os.unlink, before=before, when=is_aside)
     else:
         module = manifest if what == "append" else outbox

@@ -1,4 +1,4 @@
-"""Small photographs and masks, and pictures as bytes of a format."""
+"""Small photographs and masks, and their encoding as files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLES = Path(skimage.__file__).parent / "data"
 
 
 def photo(size: tuple[int, int] = (160, 128), *, seed: int = 0) -> Image.Image:
-    """A crop of a real photograph, another one for each seed; size is (width, height)."""
+    """A crop of a real photograph, a different one for each seed; size is (width, height)."""
     with Image.open(SAMPLES / "coffee.png") as picture:
         rng = np.random.default_rng(seed)
         left = int(rng.integers(0, picture.width - size[0]))
@@ -37,7 +37,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 
 def differences(a: bytes, b: bytes) -> np.ndarray:
-    """How far each sample of two pictures lies apart, in levels of 255."""
+    """The absolute difference of each sample of two encoded pictures, in levels of 255."""
     first, second = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (a, b))
     apart: np.ndarray = np.abs(first - second)
     return apart

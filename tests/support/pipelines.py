@@ -1,6 +1,7 @@
-"""Tiny Stable Diffusion pipelines with random weights, of diffusers' and transformers' own classes.
+"""Tiny Stable Diffusion pipelines with random weights, made of diffusers' and transformers' own classes.
 
-Made to be saved and loaded through our door: the real folder layout, the real code, a few hundred kilobytes.
+They are saved in the real folder layout, a few hundred kilobytes each, so that tests load them with the same
+code as real pipelines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ END = "<|endoftext|>"
 
 
 def library(name: str) -> Any:
-    """diffusers or transformers, silent; untyped, as they are."""
+    """The module diffusers or transformers without its log and progress bars; untyped, as both are."""
     module = importlib.import_module(name)
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()
@@ -34,9 +35,13 @@ def save(
     scheduler: str = "DDIMScheduler",
     **options: Any,
 ) -> Path:
-    """Write a pipeline to a folder, which is returned; UNet of 9 or 4 channels, scheduler options follow.
+    """Write a pipeline to a folder, which is returned.
 
-    `tiny` has TAESD's class for an autoencoder, as people swap it in.
+    Args:
+        xl: Stable Diffusion XL.
+        channels: input channels of the UNet, 9 (made for inpainting) or 4.
+        tiny: an autoencoder of TAESD's class, which people often use in place of the original.
+        scheduler, options: class name of the scheduler, and its options.
     """
     torch.manual_seed(0)
     parts: dict[str, Any] = {
@@ -59,7 +64,7 @@ def save(
 
 
 def _unet(xl: bool, channels: int) -> Any:
-    # XL's is told the pooled prompt and six sizes of 8 numbers each.
+    # The UNet of XL also takes the pooled prompt and six sizes, embedded in 8 numbers each.
     extra = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
@@ -88,7 +93,7 @@ def _vae() -> Any:
         latent_channels=4,
         norm_num_groups=4,
     )
-    with torch.no_grad():  # sure of its latents, as trained ones are
+    with torch.no_grad():  # almost no variance in its latents, as with trained weights
         vae.quant_conv.weight[4:] = 0
         vae.quant_conv.bias[4:] = -30
     return vae
@@ -101,13 +106,12 @@ def _tiny() -> Any:
         num_encoder_blocks=(0, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 0),
     )
-    with torch.no_grad():  # grey in the middle, where nothing is cut off
+    with torch.no_grad():  # outputs are around grey, so that none is clipped
         vae.decoder.layers[-1].bias.fill_(0.5)
     return vae
 
 
 def _scheduler(name: str, options: dict[str, Any]) -> Any:
-    # Stable Diffusion's own schedule.
     usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     kept = {"clip_sample": False} if name == "DDIMScheduler" else {}
     return getattr(library("diffusers"), name)(**usual, **kept, **options)

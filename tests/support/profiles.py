@@ -1,4 +1,4 @@
-"""Colour profiles made in code: wide-gamut RGB, grey, and CMYK by table."""
+"""Colour profiles for tests: wide-gamut RGB, grey, and table-based CMYK."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _gamma(value: float) -> bytes:
 
 
 def rgb(gamma: float = 2.2, primaries: tuple[tuple[float, float, float], ...] = ADOBE) -> bytes:
-    """A matrix profile; the default is Adobe RGB (1998)."""
+    """A matrix-based RGB profile; the default is Adobe RGB (1998)."""
     tags: dict[bytes, bytes] = {}
     for name, xyz in zip("rgb", primaries, strict=True):
         tags |= {f"{name}XYZ".encode(): _xyz(xyz), f"{name}TRC".encode(): _gamma(gamma)}
@@ -54,7 +54,7 @@ def grey(gamma: float = 1.6) -> bytes:
 
 
 def cmyk(grid: int = 9) -> bytes:
-    """Inks that absorb a little less than all of their colour, as a table to Lab and no way back."""
+    """A CMYK profile of not quite opaque inks, as a table to Lab without an inverse."""
     axis = np.linspace(0, 1, grid)
     inks = np.stack(np.meshgrid(axis, axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 4)
     colours = (1 - 0.9 * inks[:, :3]) * (1 - 0.9 * inks[:, 3:])
@@ -63,7 +63,7 @@ def cmyk(grid: int = 9) -> bytes:
         ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
     )
     lab = np.array(ImageCms.applyTransform(srgb, to_lab))[0]
-    lab[:, 1:] ^= 0x80  # Pillow's a and b are signed, the table's are not
+    lab[:, 1:] ^= 0x80  # Pillow's a and b are signed bytes, the table's are offset by 128
     straight = bytes(range(256))
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     table = b"mft1\0\0\0\0" + bytes((4, 3, grid, 0)) + matrix + straight * 4 + lab.tobytes() + straight * 3

@@ -1,4 +1,4 @@
-"""What the tests of the detectors share: annotation packets, a network in a file, programs, logos."""
+"""Test data for detectors: XMP annotations, an ONNX network, external programs, lettering and logos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def xmp(inner: str) -> bytes:
 
 
 def mwg(*areas: str, applied: str = "", kind: str = "Face") -> str:
-    """Regions as Lightroom writes them: attributes and Descriptions."""
+    """XMP regions of the MWG in the form that Lightroom writes."""
     items = "".join(
         f'<rdf:li><rdf:Description mwg-rs:Name="A. Person" mwg-rs:Type="{kind}"><mwg-rs:Area {area}/>'
         "</rdf:Description></rdf:li>"
@@ -44,14 +44,14 @@ def area(x: float, y: float, w: float, h: float) -> str:
 
 
 def program(folder: Path, code: str) -> tuple[str, ...]:
-    """A Python program as an argument list."""
+    """The command line that runs `code` as a Python program."""
     path = folder / "program.py"
     path.write_text(code)
     return (sys.executable, "-I", str(path))
 
 
 def network(path: Path, rows: np.ndarray, *, side: int = 64, output: str = "boxes") -> Path:
-    """An ONNX file that takes 1,3,side,side and gives `rows` whatever it sees, in protobuf by hand."""
+    """An ONNX network that takes 1,3,side,side and always returns `rows`; its protobuf is written by hand."""
 
     def field(number: int, content: bytes | int) -> bytes:
         if isinstance(content, int):
@@ -81,7 +81,7 @@ def _varint(number: int) -> bytes:
 
 
 def lettered(image: np.ndarray, text: str, at: tuple[int, int], size: int) -> np.ndarray:
-    """The picture with a line of text on a plate of its own."""
+    """The picture with a line of text on a light rectangle."""
     picture = Image.fromarray(image)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
     left, top, right, bottom = draw.textbbox(at, text, font=font)
@@ -91,5 +91,5 @@ def lettered(image: np.ndarray, text: str, at: tuple[int, int], size: int) -> np
 
 
 def logo(side: int = 320) -> Image.Image:
-    """The made-up firm's logo of the benchmarks, with a transparent ground."""
+    """The benchmarks' logo of a fictitious firm, on a transparent background."""
     return marks.logo().resize((side * 3 // 2, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""A temporary installation of the daemon, which tests drive through its commands, and waiting."""
+"""A temporary installation of the daemon that tests drive through its commands, and `wait_for`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def wait_for(what: Callable[[], T], *, seconds: float = 120, because: str = "") 
 
 
 BRISK: dict[str, Any] = {"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 0.3, "incomplete_wait_s": 0.5}
-"""How the tests watch, unless they say otherwise."""
+"""Short waiting times for `watch`, which tests use unless they set their own."""
 
 
 @dataclass
 class Sandbox:
-    """The daemon's folders and configuration below a temporary folder, and ways to drive it."""
+    """The daemon's folders and configuration below a temporary folder, with methods to run it."""
 
     base: Path
     module: str = "backfire.cli"
-    """What is run: a fault double may stand in."""
+    """The module that is run; a fault double can take the command line's place."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def configure(self, **sections: Any) -> Path:
@@ -65,7 +65,7 @@ class Sandbox:
         raise AttributeError(name)
 
     def backfire(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end."""
+        """Run a command and wait for its end."""
         return subprocess.run(
             [sys.executable, "-m", self.module, *arguments],
             cwd=self.base, capture_output=True, text=True, timeout=timeout, check=False, env=_environment(),
@@ -79,7 +79,7 @@ class Sandbox:
         )  # fmt: skip
 
     def start(self, *prefix: str) -> subprocess.Popen[str]:
-        """Start `backfire run`, behind a prefix such as `unshare`, and wait until it is ready."""
+        """Start `backfire run`, with a prefix such as `unshare`, and wait until it is ready."""
         log = (self.base / "backfire.log").open("a+")
         offset = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
@@ -100,7 +100,7 @@ class Sandbox:
         return (self.base / "backfire.log").read_text()
 
     def files(self, folder: str) -> set[str]:
-        """Paths below a folder, but for hidden ones; a subfolder that vanishes meanwhile is passed over."""
+        """Paths of the files below a folder, without hidden ones; folders may vanish meanwhile."""
         top = self.base / folder
         return {
             str((Path(parent) / name).relative_to(top))
@@ -118,7 +118,7 @@ class Sandbox:
         return document
 
     def drop(self, source: Path | bytes, name: str) -> Path:
-        """Put a file into the inbox under a name of its own."""
+        """Put a file into the inbox under the given name."""
         target = self.base / "inbox" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
@@ -132,7 +132,7 @@ class Sandbox:
 
 
 def _environment() -> dict[str, str]:
-    # Two spinning thread pools on two cores slow both; waiting threads must sleep.
+    # Waiting threads should sleep: several processes whose threads wait by spinning slow each other down.
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"}
 
 
@@ -145,6 +145,6 @@ LENIENT: dict[str, Any] = {
     "far_ssim_min": 0.0,
     "control_factor": 0.0,
 }
-"""Thresholds that let any change pass, for tests of everything but the effect."""
+"""Thresholds that any result meets, for tests of everything but the effect on edits."""
 
 QUICK: dict[str, Any] = {"protect": {"iterations": 2, "margin_px": 32, "whole_px": 0}, "verify": LENIENT}

@@ -1,4 +1,4 @@
-"""Tiny networks written as TorchScript or as exported programs."""
+"""Tiny networks saved as TorchScript or as exported programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Tiny(nn.Module):
-    """Picture and mask in, picture out; any size."""
+    """An editor of any size: takes a picture and a mask, returns a picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Tiny(nn.Module):
 
 
 class Boxes(nn.Module):
-    """Takes 1,3,64,64 and gives the same rows whatever it sees, as a detector gives boxes."""
+    """A detector that takes 1,3,64,64 and always returns the same rows of boxes."""
 
     def __init__(self, rows: np.ndarray) -> None:
         super().__init__()
@@ -43,7 +43,13 @@ def save(
     module: nn.Module | None = None,
     example: tuple[Tensor, ...] | None = None,
 ) -> tuple[Path, str]:
-    """Write it; returns the path and the file's SHA-256. With an `example` it is for that size alone."""
+    """Write a network to a file; returns the path and the file's SHA-256.
+
+    Args:
+        exported: write an exported program instead of TorchScript.
+        module: the network; `Tiny` if not given.
+        example: inputs to export with; the program then accepts their sizes only.
+    """
     torch.manual_seed(0)
     module = (module or Tiny()).eval()
     if exported:
@@ -55,7 +61,7 @@ def save(
         torch.export.save(program, path)
     else:
         path = path.with_suffix(".pt")
-        with warnings.catch_warnings():  # deprecated, and still what people have
+        with warnings.catch_warnings():  # TorchScript is deprecated, but users still have such files
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             script = torch.jit.script(module)
             torch.jit.save(script, path)
