@@ -222,7 +222,7 @@ def _runs(index: NDArray[np.intp]) -> tuple[tuple[int, int, int], ...]:
     return tuple(runs)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _mapping(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Mapping:
     """How the stretch [start, stop) of a picture's axis is mapped, the rest of the picture being zero."""
     first, last = axis.inside.start, axis.inside.stop
@@ -241,7 +241,7 @@ def _mapping(axis: Axis, start: int, stop: int, device: torch.device, dtype: tor
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _back(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Blocks | None:
     weights = axis.back(slice(start, stop))
     return None if weights is None else _Blocks.of(weights, device, dtype)

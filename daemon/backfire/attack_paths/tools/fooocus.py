@@ -13,7 +13,7 @@ FIELD = 0.618
 
 
 def grown(mask: Mask, *, side: int = 1024) -> list[Handed]:
-    """A square around the mask, grown until it covers 61.8 % of either side, at about 1024 squared pixels."""
+    """A square around the mask, grown until it covers 61.8 % of each side, at about `side` squared pixels."""
     height, width = mask.shape
     found = Box.around(mask)
     down, across = found.height - 1, found.width - 1

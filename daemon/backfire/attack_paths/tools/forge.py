@@ -10,7 +10,7 @@ from backfire.attack_paths.tools.common import moved_inside, reached
 from backfire.types import Box, Mask
 
 BLUR = Gaussian(sigma=4, radius=10, eight_bit=True)
-"""`Mask blur` 4: OpenCV's kernel of 21 pixels, columns after rows in 8 bits."""
+"""`Mask blur` 4: OpenCV's kernel of 21 pixels, along rows and then along columns, each in 8 bits."""
 
 
 def whole(mask: Mask, *, side: int = 512) -> list[Handed]:

@@ -33,11 +33,12 @@ def context(mask: Mask, *, architecture: str) -> list[Handed]:
     height, width = mask.shape
     found = Box.around(mask)
     diagonal = math.sqrt(found.width**2 + found.height**2)
-    feather = min(max(int(0.10 * diagonal), 32), 499)
+    feather = max(int(0.10 * diagonal), 32)
     around = _padded(found, mask, feather + 4 + int(0.06 * diagonal), least=256, multiple=16)
     around_it = max(max(height, width) // 16, (around.width + around.height) // 2 // 2)
     box = _padded(around, mask, around_it, least=512, multiple=8, square=True)
-    soft = Grown(4 + feather // 2), Linear(feather // 2)
+    # Of a very large selection the mask is softened no further.
+    soft = Grown(min(4 + feather // 2, 499)), Linear(min(feather, 499) // 2)
     last = Gaussian(sigma=0.3 * (25 - 1) + 0.8, radius=12)
     rule = MaskRule(picture=soft, blend=(*soft, Positive(), Shrunk(12), last))
     size = _size(box.height, box.width, CHECKPOINTS[architecture])
