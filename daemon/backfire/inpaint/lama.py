@@ -2,6 +2,7 @@
 
 Written after "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (Suvorov et
 al., WACV 2022, arXiv 2109.07161) and "Fast Fourier Convolution" (Chi et al., NeurIPS 2020).
+
 The masked picture and the mask pass through a stem, downsamplings, residual blocks, upsamplings and a
 sigmoid. Deep layers have two groups of channels: a local one with 3x3 convolutions, and a global one that is
 also mixed frequency by frequency, so that one layer sees the whole picture.

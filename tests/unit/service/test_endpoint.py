@@ -194,7 +194,7 @@ def test_closing_does_not_wait_for_a_page_that_hangs(endpoint: Endpoint, hanging
         wait_for(lambda: hanging.calls == 1, seconds=10)
         began = time.monotonic()
         endpoint.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
     with pytest.raises(ConnectionRefusedError):
         connect(endpoint)
 

@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 from backfire import inpaint, weights
 from backfire.errors import ModelError
-from backfire.weights import File, Model
-from backfire.weights import download as fetching
+from backfire.weights import File, Model, transfer
 from backfire.weights.download import fetch
 
 from training import __main__ as training
@@ -273,7 +272,7 @@ def test_redirects_stay_on_the_web(site: Site, tmp_path: Path, location: str) ->
 def test_redirects_never_leave_https() -> None:
     request = urllib.request.Request("https://example.org/weights.bin")
     with pytest.raises(ModelError, match=r"redirects to http://example\.org/x, which is refused"):
-        fetching._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/x")
+        transfer._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/x")
 
 
 def test_an_answer_without_end_is_cut_off(site: Site, tmp_path: Path) -> None:
@@ -319,7 +318,7 @@ def test_a_full_disk_keeps_what_came_and_goes_on_later(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(fetching, "_append", lambda path: FullDisk(path, "ab"))
+        patched.setattr(transfer, "_append", lambda path: FullDisk(path, "ab"))
         with pytest.raises(ModelError, match=r"No space left.*resumes where it stopped") as caught:
             fetch(model(site.url), tmp_path)
     assert caught.value.retryable
