@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks COMMAND`. See README.md beside this file."""
+"""Benchmarks: `python -m benchmarks COMMAND`. See README.md beside this file."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND …`; each command is a module with a `main(argv)`."""
+"""The command line `python -m benchmarks COMMAND …`; each command is a module with a `main(argv)`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 COMMANDS = {
     "detect": "recall and false alarms of the detectors on real pictures",
-    "ingest": "files taken in a second, memory, the time to READY with a backlog",
-    "soak": "thousands of files, six writers, killed daemons: nothing lost, nothing twice",
-    "formats": "reading and writing every format against bare Pillow",
-    "protection": "what a protection does to edits, and what is left of it after the web",
-    "speed": "the published baseline against ours to the same effect; time and memory as pictures grow",
-    "figures": "every run behind docs/evaluation.md, and what they show against what was asked",
+    "ingest": "files taken in per second, memory, and the time until READY with a backlog",
+    "soak": "thousands of files, six writers, killed daemons: nothing is lost or published twice",
+    "formats": "time and memory of reading and writing every format, compared with Pillow alone",
+    "protection": "how a protection affects edits, and what remains of it after JPEG, resizing and so on",
+    "speed": "time to the same effect as the published baseline; time and memory by picture size",
+    "figures": "all runs behind docs/evaluation.md, and whether their results meet the targets",
 }
 
 

@@ -1,8 +1,8 @@
-"""What happens to a published picture before somebody edits it.
+"""Treatments: what may happen to a published picture before somebody edits it.
 
-Each treatment takes a picture (uint8 H,W,3) and a plane that marks places in it (H,W bool) and
-gives both as they look afterwards, or None where it changes nothing. The original goes through
-the same treatment, so that only the protection's effect is compared.
+A treatment takes a picture (uint8 H,W,3) and an edit mask (H,W bool) and returns both as they are afterwards,
+or None if it would not change the picture. The original gets the same treatment, so that only the
+protection's effect is compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Treated = tuple[Rgb, Mask]
 Treatment = Callable[[Rgb, Mask], Treated | None]
 LONG_EDGE = 1080
 SIGMA = 6.0
-"""Noise added, in levels: as large as the default budget."""
+"""Standard deviation of the noise, in levels: as large as the default budget."""
 
 
 def jpeg(rgb: Rgb, mask: Mask, *, quality: int) -> Treated:
@@ -38,13 +38,13 @@ def scaled(rgb: Rgb, mask: Mask, *, scale: float) -> Treated:
 
 
 def long_edge(rgb: Rgb, mask: Mask, *, most: int = LONG_EDGE) -> Treated | None:
-    """1080 px as social sites make it; a smaller picture stays as it is."""
+    """Scaled down to 1080 px as by social networks; None for a picture that is not larger."""
     longer = max(rgb.shape[:2])
     return scaled(rgb, mask, scale=most / longer) if longer > most else None
 
 
 def cropped(rgb: Rgb, mask: Mask) -> Treated:
-    """A tenth off, a twentieth on each side."""
+    """Cropped by a twentieth on each side, a tenth in all."""
     y, x = rgb.shape[0] // 20, rgb.shape[1] // 20
     inner = (slice(y, rgb.shape[0] - y), slice(x, rgb.shape[1] - x))
     return rgb[inner].copy(), mask[inner]
@@ -61,7 +61,7 @@ def noisy(rgb: Rgb, mask: Mask) -> Treated:
 
 
 def noisy_upscaled(rgb: Rgb, mask: Mask) -> Treated:
-    """Noise, then down and up again: the cheapest purifier."""
+    """Noise, then scaling down and up again: the simplest purification."""
     rough, _ = noisy(rgb, mask)
     small, _ = scaled(rough, mask, scale=0.5)
     back = Image.fromarray(small).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)
@@ -69,7 +69,7 @@ def noisy_upscaled(rgb: Rgb, mask: Mask) -> Treated:
 
 
 def purified(rgb: Rgb, mask: Mask, *, editor: Editor) -> Treated:
-    """Through a latent editor's autoencoder, which keeps the picture and drops fine noise."""
+    """Encoded and decoded by a latent editor's autoencoder, which removes fine noise from the picture."""
     encoder, decoder = editor.encoder, editor.decoder  # type: ignore[attr-defined]
     height, width = rgb.shape[:2]
     beyond = ((0, -height % editor.multiple), (0, -width % editor.multiple), (0, 0))
@@ -94,6 +94,6 @@ BATTERY: dict[str, Treatment] = {
 
 
 def treatments(judges: Sequence[Editor]) -> dict[str, Treatment]:
-    """The battery, and the autoencoder of each judge that has one, as a purifier."""
+    """The battery, and purification by the autoencoder of each judge that has one."""
     latent = [judge for judge in judges if hasattr(judge, "encoder") and hasattr(judge, "decoder")]
     return BATTERY | {f"autoencoder {judge.name}": partial(purified, editor=judge) for judge in latent}

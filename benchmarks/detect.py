@@ -1,8 +1,9 @@
-"""Recall and false alarms of the detectors; `python -m benchmarks detect [faces|text|signatures|logos] …`.
+"""Recall and false alarms of the detectors: `python -m benchmarks detect [faces|text|signatures|logos] …`.
 
-faces: the pictures of `data/dev50.json`. text: these and those of `data/dev-text.json`. signatures: scrawls,
-real handwriting and credit lines pasted into corners of the former. logos: a drawn logo pasted into the
-same by seeded homographies, by size and opacity.
+* faces: on the pictures of `data/dev50.json`.
+* text: on these, and on those of `data/dev-text.json`.
+* signatures: drawn scrawls, real handwriting and credit lines, pasted into corners of the first list.
+* logos: a drawn logo, pasted into the first list by seeded homographies at several sizes and opacities.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 PHOTOS = SHARED / "photos" / "dev"
 DATA, LISTS = Path(__file__).parent / "data", ("dev50.json", "dev-text.json")
 FOUND_MIN = 0.5
-"""A true box is found where regions cover half of it; a region is a false alarm where no true box has
-its centre, nor it theirs."""
+"""The share of a true box that regions must cover for it to count as found.
+
+A region is a false alarm if its centre is in no true box and no true box has its centre in it.
+"""
 
 SIZES, OPACITIES = (32, 48, 64, 96, 160, 300), (1.0, 0.5, 0.25)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the figures of the named detectors, of all without a name."""
+    """Print the figures of the named detectors, or of all if none is named."""
     known = {"faces": faces, "text": text, "signatures": signatures, "logos": logos}
     parser = argparse.ArgumentParser(prog="benchmarks detect", description=__doc__)
     parser.add_argument("what", nargs="*", default=list(known), help=", ".join(known))
-    parser.add_argument("--pictures", type=int, default=200, help="at most so many")
+    parser.add_argument("--pictures", type=int, default=200, help="the most pictures to use")
     options = parser.parse_args(arguments)
     for name in options.what:
         began = time.perf_counter()
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def faces(most: int) -> None:
-    """On the list, for some settings; and on the portraits."""
+    """Faces in the list, for several settings, and the number found in each portrait."""
     for min_px, score_min in ((16, 0.9), (20, 0.9), (12, 0.9), (16, 0.8)):
         settings = Regions(faces=Faces(min_px=min_px, score_min=score_min))
         began = time.perf_counter()
@@ -67,7 +70,7 @@ def faces(most: int) -> None:
 
 
 def text(most: int) -> None:
-    """On the lists, for some settings: lettering in type and by hand."""
+    """Printed and handwritten lettering in the lists, for several settings."""
     for score_min, long_px in ((0.76, 1536), (0.7, 1536), (0.82, 1536), (0.76, 3072)):
         detector = detectors.get("text", Regions(text=Text(score_min=score_min, long_px=long_px)))
         began = time.perf_counter()
@@ -76,7 +79,7 @@ def text(most: int) -> None:
 
 
 def signatures(most: int) -> None:
-    """Marks in corners, drawn and real, and what is found without, in pictures without lettering."""
+    """Marks pasted into corners of pictures without lettering, and false alarms in the same pictures."""
     detector = detectors.get("signatures")
     blank = [name for name, truth in _list("faces", most) if not {"text", "hand"} & set(truth)]
     images = {name: _opened(PHOTOS / name) for name in blank}
@@ -91,7 +94,7 @@ def signatures(most: int) -> None:
 
 
 def logos(most: int) -> None:
-    """Recall by size and opacity, as a logo and as a watermark, and false alarms."""
+    """Recall of a logo and of a watermark by size and opacity, and false alarms."""
     with tempfile.TemporaryDirectory() as folder:
         logo = marks.logo()
         logo.save(Path(folder) / "acme.png")
@@ -116,7 +119,7 @@ def logos(most: int) -> None:
 
 
 def _list(kind: str, most: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pictures and what is in them: lettering was listed in more of them than faces."""
+    """The names of pictures with the boxes annotated in them; more pictures are annotated for text."""
     listed: dict[str, dict[str, Any]] = {}
     for name in LISTS if kind == "text" else LISTS[:1]:
         listed |= json.loads((DATA / name).read_text())["pictures"]
@@ -143,7 +146,7 @@ def _listed(kind: str, detector: Detector, title: str, most: int) -> None:
 
 
 def _covered(regions: Sequence[Region], box: Box) -> bool:
-    """Whether regions' shapes cover half of a box; those of more than eight times its area do not count."""
+    """Whether regions cover half of a box; regions of more than eight times its area do not count."""
     plane = np.zeros((box.bottom, box.right), dtype=np.bool_)
     for region in regions:
         area = region.box.width * region.box.height if region.mask is None else region.mask.sum()
@@ -154,7 +157,10 @@ def _covered(regions: Sequence[Region], box: Box) -> bool:
 
 
 def _framed(regions: Sequence[Region], box: Box) -> bool:
-    """Whether a region's box has half of its union with the true one in common: logos are not level."""
+    """Whether a region's box and the true box have an intersection over union of at least a half.
+
+    Boxes are compared instead of shapes, because pasted logos are rotated.
+    """
 
     def shared(other: Box) -> float:
         width = min(box.right, other.right) - max(box.left, other.left)

@@ -1,9 +1,9 @@
-"""Every run behind docs/evaluation.md, one after the other, and what they show against what was asked.
+"""Runs all benchmarks behind docs/evaluation.md in turn, and tells whether their results meet the targets.
 
     python -m benchmarks figures                     # all of them: hours on two cores
     python -m benchmarks figures --only dev,sweep --count 4 --side 160
 
-Each run is resumable by itself; `shows.md` is written from the rows that are there.
+Each run can be interrupted and resumed; `shows.md` is written from the rows that exist.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.protection import listed
 from benchmarks.rows import Row, read
 
 OURS, FAINT, BASELINE = "implant", ("implant@4", "implant@3"), "baseline"
-"""Ours by default, ours at 38 dB and more, and the published baseline."""
+"""Our default, ours at budgets with a PSNR of 38 dB and more, and the published baseline."""
 RUNS: dict[str, tuple[int, list[str]]] = {
     "dev": (20, ["--set", "dev", "--side", "224", "--methods", f"{OURS},{FAINT[1]},encoder,{BASELINE}"]),
     "people": (9, ["--set", "pairs,faces", "--side", "256", "--methods", f"{OURS},{BASELINE}", "--verdicts"]),
@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
             *("--methods", f"{OURS},{FAINT[0]},encoder,first-step,{BASELINE}"),
         ],
     ),
-    "flux2": (  # at the budget that its near edits allow
+    "flux2": (  # with the largest budget at which edits near the region are spared
         8,
         [
             *("--set", "dev", "--side", "224", "--plain", "--editors", "latent-taef2"),
@@ -57,7 +57,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
         ],
     ),
 }
-"""Pictures of each set, and arguments of `protection`."""
+"""By name of the run: the most pictures of each set, and the arguments of `benchmarks protection`."""
 OUT = Path("benchmarks/results/protection")
 
 
@@ -67,32 +67,32 @@ CUTS = ("cut otherwise", "whole at 512")
 
 
 def shows(rows: dict[str, list[Row]]) -> str:
-    """The seven things asked of a protection, each with its figures and whether it is met; Markdown."""
+    """The seven targets of a protection, each with its figures and whether it is met, as Markdown."""
     runs = [grouped(of) for name, of in rows.items() if name != "speed"]
     groups = [group for run in runs for group in run]
     own = [g for g in groups if g.against == g.judge and g.how in (OURS, *FAINT)]
     asked: list[tuple[str, Iterable[tuple[str, bool]]]] = [
         ("edit SSIM at most 0.167 on one editor, below the baseline's on each, at 38 dB", _broken(runs)),
         ("edits 32 px away keep SSIM 0.97, near ones no less than the baseline's", _spared(runs)),
-        ("80 % kept by edits painted and cut otherwise", _kept(own, _is_other, 0.8, CUTS)),
+        ("80 % kept by edits with other masks and crops", _kept(own, _is_other, 0.8, CUTS)),
         (
             "70 % kept after JPEG 75 and 1080 px",
             _kept(own, WEB.__contains__, 0.7, WEB),
         ),
         ("an ensemble keeps 85 % of each editor's own effect", _ensemble(runs)),
         ("5 times the baseline's speed at 512x512, 30 times at 12 MP", _faster(rows.get("speed", []))),
-        ("nothing that does not protect passes", _no_comfort(groups)),
+        ("pictures without protection are failed", _no_comfort(groups)),
     ]
     lines = []
     for number, (what, figures) in enumerate(asked, 1):
         found = list(figures)
         told = "<br>".join(f"{text}: {'met' if met else 'missed'}" for text, met in found)
         lines.append([str(number), what, told or "not measured"])
-    return summary.table(("", "asked", "found"), lines)
+    return summary.table(("", "target", "found"), lines)
 
 
 def _against_baseline(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[Group, Group]]:
-    """Ours, and the baseline on the same pictures against the same editor in one run; each judges itself."""
+    """Pairs of ours and the baseline from one run, on the same pictures, optimised against their judge."""
     for run in runs:
         baselines = {
             (g.of, g.judge, g.pictures): g for g in run if g.how == BASELINE and g.against == g.judge
@@ -127,7 +127,7 @@ def _is_other(edit: str) -> bool:
 def _kept(
     groups: Sequence[Group], wanted: Callable[[str], bool], least: float, all_of: Sequence[str] = ()
 ) -> Iterable[tuple[str, bool]]:
-    """What is kept of each wanted edit; met only if all that must be there was measured."""
+    """The share of the effect that each wanted edit keeps; missed if an edit of `all_of` was not measured."""
     for group in groups:
         shares = {name: share[0] for name in group.edits() if wanted(name) and (share := kept(group, name))}
         if shares:
@@ -149,14 +149,14 @@ def _ensemble(runs: Sequence[Sequence[Group]]) -> Iterable[tuple[str, bool]]:
 
 
 def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, bool]]:
-    # Of a picture's rows the last: the newest code's.
+    # If a picture has several rows, the last counts, which the newest code made.
     equal = {
         (tuple(row["size"]), row["method"], row.get("picture")): row for row in rows if row["kind"] == "equal"
     }
     for size, method in dict.fromkeys(one[:2] for one in equal):
         runs = [row for one, row in equal.items() if one[:2] == (size, method)]
         ratios = [row["ratio"] for row in runs if not row["short"]]
-        least = RATIOS.get(size, np.inf)  # of other sizes nothing is asked, so none can be met
+        least = RATIOS.get(size, np.inf)  # other sizes have no target, so they are never met
         figure = (
             f"{np.mean(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})"
             if ratios
@@ -172,7 +172,7 @@ def _no_comfort(groups: Sequence[Group]) -> Iterable[tuple[str, bool]]:
         both = [verdict[what] for verdict in judged.values() for what in ("unchanged", "noise")]
         failed = both.count("failed")
         yield (
-            f"{failed} of {len(both)} pictures without the change, or with noise instead, are failed",
+            f"{failed} of {len(both)} pictures without a perturbation, or with noise instead, are failed",
             failed == len(both),
         )
 
@@ -192,11 +192,11 @@ def main(argv: Sequence[str]) -> int:
     )
     names = [*RUNS, "speed"]
     parser.add_argument(
-        "--only", type=listed, default=names, help=f"some of {', '.join(names)}; none: shows.md alone"
+        "--only", type=listed, default=names, help=f"some of {', '.join(names)}; empty: write shows.md only"
     )
-    parser.add_argument("--count", type=int, help="pictures of each set, and runs of speed, at most")
+    parser.add_argument("--count", type=int, help="the most pictures of each set, and the most runs of speed")
     parser.add_argument("--side", type=int, help="scale pictures down to this longer side instead")
-    parser.add_argument("--out", type=Path, default=OUT, help="where every run has a folder")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder for the runs' folders")
     given = parser.parse_args(argv)
     for name in given.only:
         if name not in names:

@@ -1,9 +1,9 @@
-"""What decoding, detecting and encoding cost per megapixel and format, against bare Pillow in one run.
+"""The cost of decoding, detecting and encoding per megapixel and format, compared with Pillow alone.
 
-Each format is measured in a process of its own, so that its peak of memory is its own too. Bare
-Pillow decodes the same file, and writes the same pixels with the same settings, less everything
-that this package does beside: metadata, completeness, the bound, the profile. Detection is the
-default detectors', which has no counterpart. Ratios mean something on a busy machine, times do not.
+Each format is measured in a process of its own, so that its peak memory is its own too. Pillow decodes the
+same file and writes the same pixels with the same settings, but without what this package does besides:
+metadata, the check for completeness, the bound on decoded pixels, the profile. Detection is by the default
+detectors and has no counterpart in Pillow. On a busy machine the ratios are meaningful, but not the times.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SAVED: dict[str, dict[str, Any]] = {
     "jpeg2000": {"format": "JPEG2000"},
     "bmp": {"format": "BMP"},
 }
-"""What is measured, and how bare Pillow writes it; it writes no colour of more than 8 bits."""
+"""What is measured, and Pillow's options to write the same; none for more than 8 bits, which it cannot."""
 
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "heic": {"enc_params": {"preset": "ultrafast"}},
     "avif": {"speed": 10},
 }
-"""How the files to be read are written sooner; they are lossless all the same."""
+"""Options that speed up writing the files to be read; these are still lossless."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,15 +68,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks formats", description=__doc__)
     parser.add_argument("--megapixels", type=float, default=4.0, help="size of the picture (4)")
     heif.heif_ready()
-    parser.add_argument("--only", choices=SAVED, action="append", help="measure this alone; may be repeated")
-    parser.add_argument("--alone", action="store_true", help="decode and encode: no Pillow, no detectors")
+    parser.add_argument("--only", choices=SAVED, action="append", help="measure this only; may be repeated")
+    parser.add_argument(
+        "--alone", action="store_true", help="decode and encode only: no Pillow, no detectors"
+    )
     parser.add_argument("--child", choices=SAVED, help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.child:
         print(json.dumps(_measured(given.child, Path(given.file).read_bytes(), given.alone)))
         return 0
-    print(f"{given.megapixels:g} megapixels, a change of {CROP}x{CROP}; ms per megapixel, ours / Pillow's\n")
+    print(f"{given.megapixels:g} megapixels, {CROP}x{CROP} perturbed; ms per megapixel, ours / Pillow's\n")
     print("| format | decode | detect | encode | peak MB | bytes a pixel |\n|---|---|---|---|---|---|")
     height = round((given.megapixels * 1e6 / 1.5) ** 0.5)
     pixels = _scene(height, round(given.megapixels * 1e6 / height))
@@ -112,7 +114,7 @@ def _measured(name: str, data: bytes, alone: bool) -> dict[str, float]:
     rgb[middle] = np.clip(rgb[middle] + noise, 0, 255)
     small = "small" if name == "jpeg small" else "strong"
     _, encode_s = _timed(lambda: encode(picture, rgb, levels=LEVELS, jpeg=small))
-    peak = _peak()  # before the detectors' libraries are there
+    peak = _peak()  # before the detectors' libraries are loaded
     found = {
         "decode": decode_s * 1000 / pixels,
         "encode": encode_s * 1000 / pixels,
@@ -148,7 +150,7 @@ def _timed(what: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _peak() -> float:
-    """MB this process has held at most; what `getrusage` says begins at its parent's, the file's writer."""
+    """The peak memory of this process in MB; that of `getrusage` would start from its parent's memory."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1.024e-3
 
@@ -158,7 +160,7 @@ def _image(picture: Picture, rgb: NDArray[np.uint8]) -> Image.Image:
 
 
 def _scene(height: int, width: int) -> NDArray[np.uint8]:
-    """Gradients with grain: compresses about as a photograph does."""
+    """Gradients with grain, which compress about as a photograph does."""
     random = np.random.default_rng(0)
     tile = random.normal(0, 4, (256, 256, 3))
     pixels = np.empty((height, width, 3), np.uint8)
@@ -205,7 +207,7 @@ def _deep(name: str, pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _other_profile() -> bytes:
-    """sRGB's primaries with their red moved: any matrix profile that is not sRGB costs the same."""
+    """The sRGB profile with another red primary; any matrix profile other than sRGB costs the same."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     at = profile.index(b"rXYZ") + 4
     offset = int.from_bytes(profile[at : at + 4], "big") + 8

@@ -1,7 +1,8 @@
-"""Rows of a protection benchmark by set, method and judge.
+"""Groups the rows of a protection benchmark by set, method and judge.
 
-Effect is 1 - SSIM of an edit to the clean edit. What a changed edit or a treatment keeps of it is the
-mean effect after it over the mean effect of the plain edit.
+The effect is 1 - SSIM between an edit and the same edit of the original (the clean edit). The share of it
+that another mask, crop or treatment keeps is its mean effect over the mean effect of the plain edit, which
+repaints the full region.
 """
 
 from __future__ import annotations
@@ -15,14 +16,22 @@ import numpy as np
 from benchmarks.rows import Row
 
 FIGURES = ("ssim", "l1")
-"""What a row has of an edit, in this order."""
+"""The figures of an edit in a row, in this order."""
 LEAST = 0.05
-"""Effects below this are no base for a share: of such a picture nothing is there to be kept."""
+"""Effects below this are too small to compute a share of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The rows of one set, protected in one way against some editors and judged by one."""
+    """The rows of one set under one method, optimised against some editors and judged by one.
+
+    Attributes:
+        of: the set.
+        how: the method's name.
+        against: the editors that were optimised against, joined by `+`.
+        judge: the editor whose edits were measured.
+        rows: one for each picture.
+    """
 
     of: str
     how: str
@@ -32,28 +41,28 @@ class Group:
 
     @property
     def label(self) -> str:
-        """For a plot's legend."""
+        """The group's name in the legend of a plot."""
         return f"{self.of}: {self.how} {edited(self.against, self.judge)}"
 
     @property
     def pictures(self) -> frozenset[str]:
-        """Their names."""
+        """The names of the pictures."""
         return frozenset(row["picture"] for row in self.rows)
 
     def values(self, edit: str, what: str = "ssim") -> list[float]:
-        """That figure (`ssim`, `l1`) of that edit, one a region; empty where it was not measured."""
+        """A figure (`ssim` or `l1`) of an edit for each region; empty if it was not measured."""
         return [figures[FIGURES.index(what)] for figures in self._figures(edit).values()]
 
     def effects(self, edit: str) -> dict[tuple[str, int], float]:
-        """1 - SSIM by (picture, region)."""
+        """The effect (1 - SSIM) of an edit by (picture, region)."""
         return {key: 1.0 - figures[0] for key, figures in self._figures(edit).items()}
 
     def of_full(self, what: str) -> list[Any]:
-        """What else was measured of the full regions (`lpips`, `clip`), one a region."""
+        """Another figure of the edits of full regions (`lpips` or `clip`), for each region."""
         return [one for row in self.rows for one in row[what].get(self.judge, ())]
 
     def edits(self, prefix: str = "") -> list[str]:
-        """The names of the edits that begin so, in the order they were made."""
+        """The names of the edits that begin with a prefix, in the order in which they were made."""
         names = dict.fromkeys(name for row in self.rows for name in row["edits"][self.judge])
         return [name for name in names if name.startswith(prefix)]
 
@@ -66,7 +75,7 @@ class Group:
         }
 
     def worst(self) -> list[float]:
-        """Each region's SSIM after the treatment that leaves its edit least broken."""
+        """Each region's SSIM after the treatment that weakens its protection the most."""
         after = [self.effects(name) for name in self.edits("after ")]
         return [
             1.0 - min(one[key] for one in after if key in one)
@@ -75,12 +84,12 @@ class Group:
 
 
 def edited(against: str, judge: str) -> str:
-    """Optimised against whom, and judged by whom if by another."""
+    """The editors that were optimised against, and the judge if it is another, as text."""
     return f"on {against}" + ("" if against == judge else f" → {judge}")
 
 
 def grouped(rows: Iterable[Row]) -> list[Group]:
-    """The rows by set, way to protect and judge; of a picture's rows the last, which the newest code made."""
+    """The rows by set, method and judge; if a picture has several rows, the last, made by the newest code."""
     found: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
         against = "+".join(name.partition("@")[0] for name in row["surrogates"])
@@ -91,7 +100,10 @@ def grouped(rows: Iterable[Row]) -> list[Group]:
 
 
 def kept(group: Group, edit: str) -> tuple[float, float] | None:
-    """What an edit keeps of the plain one's effect: the mean's share and the worst picture's."""
+    """The share of the plain edit's effect that an edit keeps: in the mean, and for the worst region.
+
+    None if there is no such edit, or the plain effect is below `LEAST`.
+    """
     plain, got = group.effects("full"), group.effects(edit)
     pairs = [(plain[key], effect) for key, effect in got.items()]
     if not pairs or np.mean([base for base, _ in pairs]) < LEAST:

@@ -1,6 +1,7 @@
-"""Ingest alone: files per second against `scandir` + SHA-256 of the same files, memory, READY, database size.
+"""Ingest alone: files per second, memory, time until READY, and size of the database.
 
-The method is a pass-through; everything else is the daemon's: copy, hash, sync, record, publish, archive.
+The daemon runs with a method that changes nothing; all the rest is as usual: copy, hash, sync, record,
+publish, archive. Files per second are compared with `scandir` and SHA-256 of the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.soak import Daemon, png
 
 
 class Sample(NamedTuple):
-    """How far a daemon was, and what it had taken until then."""
+    """The progress of a daemon at one moment, and the resources it had used until then."""
 
     archived: int
     processor_s: float
@@ -30,7 +31,7 @@ class Sample(NamedTuple):
 
 
 def configure(base: Path, settle_s: float) -> None:
-    """The pass-through daemon's folders and settings."""
+    """Write the configuration of the pass-through daemon, and make its inbox."""
     settings = {
         "folders": {"inbox": "inbox"},
         "watch": {"settle_s": settle_s, "mask_wait_s": 0, "rescan_s": 1},
@@ -42,7 +43,7 @@ def configure(base: Path, settle_s: float) -> None:
 
 
 def plain(folder: Path) -> tuple[float, float]:
-    """Seconds, and those of the processor, that `scandir`, reading and SHA-256 take: no ingest needs less."""
+    """Elapsed and processor seconds of `scandir`, reading and SHA-256: the least that any ingest needs."""
     began, processor = time.perf_counter(), time.process_time()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -52,7 +53,7 @@ def plain(folder: Path) -> tuple[float, float]:
 
 
 def processor_s(daemon: Daemon) -> float:
-    """Processor seconds of a daemon and its child so far."""
+    """Processor seconds that a daemon and its workers have used so far."""
     main = daemon.process.pid
     fields = [Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
               for process in (main, *daemon.children())]  # fmt: skip
@@ -60,7 +61,7 @@ def processor_s(daemon: Daemon) -> float:
 
 
 def memory_mb(process: int) -> int:
-    """Resident memory of a process."""
+    """Resident memory of a process in MiB."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) >> 10
@@ -68,7 +69,7 @@ def memory_mb(process: int) -> int:
 
 
 def ready_s(daemon: Daemon, offset: int, began: float) -> float:
-    """Seconds until the log says ready."""
+    """Seconds from `began` until the log, read from `offset` on, says that the daemon is ready."""
     while '"ready"' not in (daemon.base / "backfire.log").read_text()[offset:]:
         daemon.alive()
         time.sleep(0.01)
@@ -76,12 +77,12 @@ def ready_s(daemon: Daemon, offset: int, began: float) -> float:
 
 
 def database_mb(base: Path) -> float:
-    """The database and its write-ahead log."""
+    """The size of the database and its write-ahead log in MiB."""
     return sum(path.stat().st_size for path in (base / "state").glob("backfire.sqlite*")) / 2**20
 
 
 def throughput(files: int, kilobytes: int) -> dict[str, Any]:
-    """Files per second, beside what reading and hashing them takes."""
+    """Files that the daemon takes in per second, compared with reading and hashing them."""
     with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
         base = Path(folder)
         configure(base, settle_s=0.1)
@@ -102,7 +103,7 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
         seconds = worked_s(base / "state" / "backfire.sqlite")
         size = database_mb(base)
     half, first, last = samples[len(samples) // 2], samples[0], samples[-1]
-    # Between two samples: the start of the processes, one for any number of files, is not in it.
+    # The difference of two samples leaves out the start of the processes, which happens only once.
     processor = (last.processor_s - first.processor_s) / max(last.archived - first.archived, 1)
     print(
         f"{files} files of {kilobytes} KB: {files / seconds:.0f} a second; scandir + SHA-256 "
@@ -128,7 +129,7 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
 
 
 def worked_s(database: Path) -> float:
-    """Seconds from the first result of the worker, which has to start, to the last original archived."""
+    """Seconds from the worker's first result to the last archived original, without the worker's start."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     query = "select max(at) - min(at) from events where state in ('publishing', 'archived')"
     (seconds,) = connection.execute(query).fetchone()
@@ -137,7 +138,7 @@ def worked_s(database: Path) -> float:
 
 
 def sync_s(base: Path, times: int = 40) -> float:
-    """Median seconds that a new small file takes to become durable: the unit of what a promise costs here."""
+    """Median seconds until a new small file is durable: the unit in which durability costs on this disk."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
@@ -151,7 +152,7 @@ def sync_s(base: Path, times: int = 40) -> float:
 
 
 def backlog(files: int) -> dict[str, Any]:
-    """READY with so many files waiting: at the first start, and with all of them in the database."""
+    """Time until READY with a backlog: at the first start, and again with all files in the database."""
     with tempfile.TemporaryDirectory(prefix="backfire-ingest-") as folder:
         base = Path(folder)
         configure(base, settle_s=3600)
@@ -193,14 +194,16 @@ def backlog(files: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Small, middling and large files, a backlog."""
+    """Measure small, medium and large files, then a backlog."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks ingest", description=__doc__)
-    parser.add_argument("--small", type=int, default=2000, help="how many files of 1 KB")
-    parser.add_argument("--medium", type=int, default=500, help="how many files of 100 KB")
-    parser.add_argument("--large", type=int, default=200, help="how many files of 8 MB")
-    parser.add_argument("--times", type=int, default=1, help="how often each is measured")
-    parser.add_argument("--backlog", type=int, default=100_000)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--small", type=int, default=2000, help="number of files of 1 KB")
+    parser.add_argument("--medium", type=int, default=500, help="number of files of 100 KB")
+    parser.add_argument("--large", type=int, default=200, help="number of files of 8 MB")
+    parser.add_argument("--times", type=int, default=1, help="how often to measure each size")
+    parser.add_argument(
+        "--backlog", type=int, default=100_000, help="number of files in the backlog; 0: none"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     machine = {"python": sys.version.split()[0], "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     print(f"Python {machine['python']}, {machine['cores']} cores, load {machine['load']:.1f}")

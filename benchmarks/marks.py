@@ -1,7 +1,7 @@
-"""What the detectors are judged by besides photographs: marks, handwriting and a logo, pasted into them.
+"""Pastes marks into photographs for the detectors to find: scrawls, handwriting, credit lines and a logo.
 
-Handwriting is real: ink taken from lettering by hand in other photographs, script, capitals, brush and
-pen. Sizes, places and colours are drawn from the generator that is given.
+The handwriting is real: its ink is extracted from lettering by hand (script and capitals, brush and pen) in
+other photographs. Sizes, places and colours are drawn from the given generator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 Ink = NDArray[np.float64]
-"""H,W in [0,1]: how much of the mark's colour covers a pixel."""
+"""H,W in [0,1]: the opacity of the mark in each pixel."""
 
 HANDS = (
     ("242078.jpg", (120, 280, 157, 303)),
@@ -30,7 +30,7 @@ HANDS = (
     ("65019.jpg", (71, 87, 103, 188)),
     ("65074.jpg", (88, 364, 146, 375)),
 )
-"""Lettering by hand, dark on light: photographs and boxes."""
+"""Photographs with dark handwritten lettering on a light ground, and its boxes."""
 
 CREDITS = ("© J. Doe 2024", "Photo: A. Berg", "M. Ito", "K. L. 98")
 
@@ -40,7 +40,7 @@ def signed(image: Rgb, kind: str, photos: Path, rng: np.random.Generator) -> tup
 
     Args:
         kind: one of `KINDS`.
-        photos: where the photographs of `HANDS` lie.
+        photos: the folder of the photographs in `HANDS`.
     """
     ink = KINDS[kind](photos, rng) * rng.uniform(0.75, 1)
     (height, width), (right, bottom) = ink.shape, rng.random(2) < 0.5
@@ -56,7 +56,7 @@ def signed(image: Rgb, kind: str, photos: Path, rng: np.random.Generator) -> tup
 
 
 def _scrawl(photos: Path, rng: np.random.Generator) -> Ink:
-    """Slanted loops as by a pen."""
+    """Slanted loops, as drawn with a pen."""
     width = int(rng.integers(80, 150))
     height = int(0.4 * width)
     loops = int(rng.integers(7, 12))
@@ -73,7 +73,7 @@ def _scrawl(photos: Path, rng: np.random.Generator) -> Ink:
 
 
 def _hand(photos: Path, rng: np.random.Generator) -> Ink:
-    """Real handwriting, lines 16 to 35 pixels high, a column of signs up to twice that."""
+    """Real handwriting: a line 16 to 35 pixels high, or a column of signs up to twice as high."""
     name, box = HANDS[int(rng.integers(len(HANDS)))]
     ink = _ink(photos / name, box)
     height = int(rng.integers(16, 36)) * (2 if ink.shape[0] > 60 else 1)
@@ -85,7 +85,7 @@ def _hand(photos: Path, rng: np.random.Generator) -> Ink:
 
 @cache
 def _ink(path: Path, box: tuple[int, int, int, int]) -> Ink:
-    """How much darker than its ground each pixel is."""
+    """The ink of lettering in a photograph, by how much darker than its ground each pixel is."""
     with Image.open(path) as picture:
         green = np.array(picture.convert("RGB").crop(box))[..., 1].astype(np.float64)
     darker = ndimage.gaussian_filter(ndimage.maximum_filter(green, 9), 4) - green
@@ -94,7 +94,7 @@ def _ink(path: Path, box: tuple[int, int, int, int]) -> Ink:
 
 
 def _credit(photos: Path, rng: np.random.Generator) -> Ink:
-    """A line of type, 11 to 18 pixels."""
+    """A printed credit line in a font of 11 to 18 pixels."""
     text = CREDITS[int(rng.integers(len(CREDITS)))]
     font = ImageFont.load_default(int(rng.integers(11, 19)))
     _, _, right, bottom = font.getbbox(text)
@@ -111,7 +111,7 @@ KINDS: dict[str, Callable[[Path, np.random.Generator], Ink]] = {
 
 
 def logo() -> Image.Image:
-    """A made-up firm's logo with a transparent ground."""
+    """The logo of a fictitious firm, on a transparent background."""
     image = Image.new("RGBA", (480, 320))
     draw = ImageDraw.Draw(image)
     draw.ellipse((10, 10, 300, 300), fill=(200, 30, 40, 255))
@@ -125,7 +125,10 @@ def logo() -> Image.Image:
 def pasted(
     image: Rgb, mark: Image.Image, size: int, opacity: float, rng: np.random.Generator
 ) -> tuple[Rgb, Box]:
-    """The picture with the logo at `size` pixels of its long side, turned up to 35 degrees and tilted."""
+    """The picture with a logo pasted in, and the logo's box.
+
+    The logo's long side is `size` pixels; it is rotated by up to 35 degrees and distorted in perspective.
+    """
     import cv2
 
     flat = np.array([[0, 0], [mark.width, 0], [mark.width, mark.height], [0, mark.height]], dtype=np.float64)

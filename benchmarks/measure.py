@@ -1,7 +1,7 @@
-"""One picture protected, written, decoded, and edited by every judge as an attacker edits it.
+"""Protects one picture, writes and decodes it, and lets every judge edit it as an attacker would.
 
-The commonest tool (IOPaint) crops pictures over 800 px to the mask's box and 128 px around it and
-edits smaller ones whole. Every edit is compared with the same edit of the original.
+The most common tool (IOPaint) crops pictures over 800 px to the mask's box with a margin of 128 px, and edits
+smaller ones whole. Every edit is compared with the same edit of the original.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from benchmarks.sets import Case
 CROP_OVER, MARGIN = 800, 128
 """The defaults of IOPaint, in pixels."""
 MOST_DB = 138.13
-"""PSNR that is written down for a picture that was not changed at all: JSON holds no infinity."""
+"""The PSNR recorded for a picture without any perturbation, since JSON has no infinity."""
 CPU = torch.device("cpu")
 View = Callable[[Rgb], Treated | None]
-"""What an attacker hands to the editor: picture -> (part of it, edit mask); None where there is none."""
+"""From a picture to what an attacker gives to the editor: part of it and an edit mask, or None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A protected picture as its file decodes, and what making it took.
+    """A protected picture, decoded from its file, and the cost of protecting it.
 
     Attributes:
         rgb: uint8 H,W,3.
-        crops: what was optimised.
-        seconds: of optimising alone, by the clock.
-        cpu_s: the same of the processors' time, which other work on the machine disturbs little.
-        peak_mb: MiB that optimising took beyond what the process held before.
+        crops: the crops that were optimised.
+        seconds: elapsed time of the optimisation alone.
+        cpu_s: processor time of the same, which depends little on other work on the machine.
+        peak_mb: peak memory of the optimisation in MiB, beyond what the process held before.
     """
 
     rgb: Rgb
@@ -72,7 +72,7 @@ def protected(
     whole: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
-    """Protects a picture; `whole` gives the method all of it at once instead of crops around the regions."""
+    """Protect a picture; if `whole`, the method optimises all of it instead of crops around the regions."""
     height, width = case.rgb.shape[:2]
     regions = case.regions()
     if whole:
@@ -98,7 +98,7 @@ def protected(
 
 
 def warm(surrogates: Sequence[Editor]) -> None:
-    """Protects a scrap once by ours and by the baseline: the first pass pays for kernels and imports."""
+    """Protect a tiny picture by ours and by the baseline, so that later timings exclude one-time costs."""
     mask = np.zeros((64, 64), dtype=np.bool_)
     mask[16:32, 16:32] = True
     scrap = Case("", "scrap", np.full((64, 64, 3), 127, np.uint8), (mask,))
@@ -107,7 +107,7 @@ def warm(surrogates: Sequence[Editor]) -> None:
 
 
 def handed(rgb: Rgb, mask: Mask) -> Treated:
-    """What the commonest tool hands to the editor of a picture and a mask."""
+    """The part of a picture and a mask that the most common tool gives to the editor."""
     return _cut(rgb, mask, _handed_box(mask))
 
 
@@ -128,7 +128,7 @@ def _after(rgb: Rgb, mask: Mask, treat: Treatment) -> Treated | None:
 
 
 def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
-    """The region painted otherwise than it was protected, by people who do not see its mask."""
+    """Masks as painted by users who want to edit a region but do not know the mask it was protected with."""
     turn = float(rng.uniform(0, 2 * np.pi))
     return {
         "dilated": masks.dilated(mask),
@@ -141,13 +141,15 @@ def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
 
 
 def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> dict[str, View]:
-    """The edits of one region by name; benign ones where there is room, paths that differ from the plain one.
+    """The edits of one region, by name.
+
+    Benign edits are left out if there is no room for them, and crops if they equal that of the full edit.
 
     Args:
         case: the picture.
         index: which of its regions.
-        judges: whose autoencoders may purify.
-        plain: the full region, `near` and `far` alone.
+        judges: the editors; the autoencoders of latent ones are used for purification.
+        plain: only the edits `full`, `near` and `far`.
     """
     rng = np.random.default_rng([*case.seed, index])
     mask, everything = case.masks[index], case.everything
@@ -180,14 +182,14 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
 
 
 class Trial:
-    """One picture before its judges. The edits of the original are made once and kept.
+    """Lets the judges edit versions of one picture. The edits of the original are made once and kept.
 
     Args:
         case: the picture.
         judges: the editors.
         plain: see `views`.
-        distance: LPIPS, if it is at hand.
-        features: CLIP's, if they are.
+        distance: LPIPS, or None if it is not available.
+        features: CLIP's image features, or None if they are not available.
     """
 
     def __init__(
@@ -205,11 +207,12 @@ class Trial:
         self._clean: dict[tuple[int, int, str], tuple[Picture, Mask] | None] = {}
 
     def edits(self, published: Rgb) -> Row:
-        """Every edit of a published picture against the same edit of the original.
+        """Compare every edit of a published picture with the same edit of the original.
 
         Returns:
-            `edits`: by judge and name of the edit, for each region [SSIM, L1] under the mask, or None where
-            there is no such edit; `lpips` and `clip`: of the full regions alike, empty without their weights.
+            `edits`: by judge and name of the edit, for each region [SSIM, L1] under the mask, or None if
+            there is no such edit. `lpips` and `clip`: by judge, the same for the full regions; empty without
+            their weights.
         """
         found: Row = {"edits": {}, "lpips": {}, "clip": {}}
         for which, judge in enumerate(self.judges):
@@ -230,7 +233,7 @@ class Trial:
         return found
 
     def effect(self, published: Rgb) -> float:
-        """How far the first judge's edit of the first region breaks: 1 - SSIM to the clean edit."""
+        """The effect on the first judge's edit of the first region: 1 - SSIM to the clean edit."""
         figures = self._figures(published, 0, 0, "full")
         assert figures is not None
         return 1.0 - figures[0]
@@ -258,7 +261,7 @@ class Trial:
     def _edited(self, rgb: Rgb, which: int, view: View) -> tuple[Picture, Mask] | None:
         seen = view(rgb)
         if seen is None or not seen[1].any() or seen[1].all():
-            return None  # of an edit that leaves no pixel nothing could break
+            return None  # an edit that repaints every pixel does not depend on the picture
         part, mask = seen
         generator = torch.Generator().manual_seed(0)  # both edits draw the same noise
         with torch.inference_mode():
@@ -267,9 +270,9 @@ class Trial:
             return to_picture(self.judges[which].inpaint(image, plane, generator=generator)[0]), mask
 
     def verdicts(self, made: Made, settings: Protect, surrogates: Sequence[Editor]) -> dict[str, str]:
-        """What the daemon says of the picture, of one without the change, and of noise as large instead.
+        """The daemon's verdicts on the picture, on the original, and on one with random noise as large.
 
-        The last two must be `failed`: a verdict is no comfort where nothing protects.
+        The last two must be `failed`: a verdict is worthless if an unprotected picture passes.
         """
         change = made.rgb.astype(np.int16) - self.case.rgb
         signs = np.random.default_rng([*self.case.seed, 1]).choice(
@@ -289,7 +292,7 @@ class Trial:
 
 
 def quality(original: Rgb, made: Made) -> dict[str, Any]:
-    """How visible the change is: PSNR in dB over what was optimised, SSIM of the picture, levels."""
+    """How visible the perturbation is: PSNR over the crops in dB, SSIM of the picture, largest change."""
     similarity = structural_similarity(original, made.rgb, channel_axis=2)  # type: ignore[no-untyped-call]
     return {
         "psnr": round(min(psnr_over(original, made.rgb, made.crops), MOST_DB), 2),

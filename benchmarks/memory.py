@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes (Linux)."""
+"""Measures the peak memory of a piece of work (Linux only)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 @dataclass
 class Peak:
-    """The most memory the work took beyond what the process held before it, in MiB."""
+    """Peak memory of the work in MiB, beyond what the process held before it."""
 
     mb: int = 0
 
 
 @contextmanager
 def peak() -> Iterator[Peak]:
-    """Measures the work inside; the figure stands when it is done."""
-    # What the allocator only hoards would hide as much of the work's own.
+    """Measure the work in the `with` block; the result is set at its end."""
+    # Free memory that the allocator keeps would be reused by the work, which would hide that part of it.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, proc_pid_clear_refs(5)
     before, found = _kib("VmRSS"), Peak()
@@ -28,7 +28,7 @@ def peak() -> Iterator[Peak]:
 
 
 def available_mb() -> int:
-    """What the machine could give without swapping, in MiB."""
+    """The memory that is available without swapping, in MiB."""
     return _field(Path("/proc/meminfo"), "MemAvailable") // 1024
 
 

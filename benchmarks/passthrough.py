@@ -1,7 +1,7 @@
-"""The daemon with a method that changes nothing, to load everything but the method.
+"""The daemon with a worker that publishes pictures unchanged, to test everything but the protection.
 
-`python -m benchmarks.passthrough run -c config.yaml` is `backfire run` whose child checks that the
-file is whole and returns its bytes. Only benchmarks and fault tests use it.
+`python -m benchmarks.passthrough run -c config.yaml` is `backfire run`, but its worker only checks that the
+file is complete and returns its bytes. Only benchmarks and fault tests use it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ real_serve = local.serve
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
-    """What `worker._process` does, without a model: output = input.
+    """Takes the place of the worker's `_process`, without any model: the output is the input.
 
     Raises:
-        InputError: not one of our formats, or cut short.
+        InputError: the file has no supported format, or is incomplete.
     """
     progress("decode", 0, 1)
     data = (order.folder / "input").read_bytes()
@@ -55,14 +55,14 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    """The child: the real one but for the step above."""
+    """The real worker, with `process` in place of its own."""
     local._process = process
     real_serve(connection, parent, memory_mb)
 
 
 def main() -> None:
-    """The commands of `backfire`, with that child."""
-    # By the module's own name: run as __main__, its `serve` could not be found by the child.
+    """The commands of `backfire`, with that worker."""
+    # Imported by its real name, since the worker process could not find a `serve` in `__main__`.
     local.serve = importlib.import_module("benchmarks.passthrough").serve
     cli.main()
 

@@ -1,9 +1,9 @@
-"""LPIPS and CLIP-FID of edits, where their weights are at hand; nothing is downloaded.
+"""LPIPS and CLIP-FID of edits, if their weights are available; nothing is downloaded.
 
-* LPIPS (arXiv 1801.03924): the package `lpips` with AlexNet's weights in torch's hub folder.
-* CLIP-FID (arXiv 2203.06026): a folder of transformers with a CLIP vision model. The distance of
-  two sets of edits is Fréchet's between Gaussians fitted to their features; of few pictures it
-  is large by itself, so it compares methods on the same pictures and nothing else.
+* LPIPS (arXiv 1801.03924) needs the package `lpips`, and AlexNet's weights in torch's hub folder.
+* CLIP-FID (arXiv 2203.06026) needs a folder with a CLIP vision model in transformers' layout. It is the
+  Fréchet distance between Gaussians fitted to the features of two sets of edits. For few pictures it is
+  always large, so it can only compare methods on the same pictures.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Distance = Callable[[Picture, Picture], float]
 Features = Callable[[Picture], list[float]]
 BACKBONE = "alexnet-owt-7be5be79.pth"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""What CLIP was trained with (its preprocessor_config.json)."""
+"""The normalisation of CLIP's inputs (from its preprocessor_config.json)."""
 
 
 def lpips() -> Distance | None:
-    """The distance of two pictures H,W,3 in [0,1]; None where package or weights are missing."""
+    """The LPIPS distance of two pictures H,W,3 in [0,1], as a function; None without package or weights."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
     if importlib.util.find_spec("lpips") is None or not weights.is_file():
         return None
@@ -41,7 +41,7 @@ def lpips() -> Distance | None:
 
 
 def clip(folder: Path | None) -> Features | None:
-    """The features of a picture H,W,3 in [0,1]; None where no folder is named.
+    """The CLIP features of a picture H,W,3 in [0,1], as a function; None if no folder is given.
 
     Raises:
         SystemExit: the folder has no CLIP vision model, or transformers is not installed.
@@ -69,10 +69,11 @@ def clip(folder: Path | None) -> Features | None:
 
 
 def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Fréchet's distance between the Gaussians fitted to two sets of features, n,d and m,d.
+    """The Fréchet distance between Gaussians fitted to two sets of features, n,d and m,d.
 
-    The root of the product of the covariances is taken as the singular values of a product of their
-    factors: exact, and sound with fewer samples than features, where a root of d,d matrices is not.
+    The trace of the root of the covariances' product is computed as the sum of the singular values of a
+    product of their factors. That is exact, and unlike the root of a d,d matrix also stable with fewer
+    samples than features.
     """
     centred = [(one - one.mean(axis=0)) / np.sqrt(max(len(one) - 1, 1)) for one in (a, b)]
     spread = sum(float((one**2).sum()) for one in centred)

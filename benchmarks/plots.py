@@ -13,17 +13,17 @@ from benchmarks.groups import Group, edited
 
 EFFECT = "effect: 1 - SSIM to the clean edit"
 Axes = Any
-"""matplotlib's, which is an optional extra."""
+"""Axes of matplotlib, which is an optional dependency."""
 
 
 def write(groups: Sequence[Group], folder: Path) -> None:
-    """Every plot that the groups allow.
+    """Write all plots for which the groups have data.
 
-    * `incomplete.png`, `robustness.png`: what other edits and treatments leave;
-    * `psnr.png`: effect against PSNR, one curve for each method, if budgets or methods differ, judged by
-      what was optimised against;
-    * `transfer.png`: the effect from editor to editor, of the first method, if there are several;
-    * `sweep.png`: effect against iterations, one line for each budget, of a sweep over both.
+    * `incomplete.png`, `robustness.png`: the effect with other masks and crops, and after treatments;
+    * `psnr.png`: effect against PSNR, a curve for each method, if budgets or methods differ; the judge is
+      the editor that was optimised against;
+    * `transfer.png`: the first method's effect from editor to editor, if there are several editors;
+    * `sweep.png`: effect against iterations, a line for each budget, if both were varied.
     """
     edits = list(dict.fromkeys(name for group in groups for name in group.edits()))
     after = [name for name in edits if name.startswith("after ")]
@@ -49,7 +49,7 @@ def write(groups: Sequence[Group], folder: Path) -> None:
 
 @contextmanager
 def axes(path: Path, size: tuple[float, float] = (7.5, 5.0), *, ylabel: str = EFFECT) -> Iterator[Axes]:
-    """Axes with a grid, saved when done."""
+    """Axes with a grid; the figure is saved to `path` at the end of the `with` block."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,7 +79,7 @@ def _bars(plot: Axes, groups: Sequence[Group], edits: Sequence[str]) -> None:
 def _curves(
     plot: Axes, groups: Sequence[Group], *, of: Callable[[Group], float], by: Callable[[Group], float]
 ) -> None:
-    """A line for each method and `of`, its points placed by `by`."""
+    """Draw the effect over `by`, with a line for each method and value of `of`."""
     lines: dict[tuple[str, str, str, str, float], list[Group]] = {}
     for group in groups:
         settings = group.rows[0]["settings"]
@@ -91,14 +91,14 @@ def _curves(
         unit = f"±{which:g}" if of is _epsilon else f"{which:g} iterations"
         plot.plot(
             *zip(*points, strict=True),
-            marker="osD^"[index // 10 % 4],  # the colours begin again after ten
+            marker="osD^"[index // 10 % 4],  # the colours repeat after ten lines
             label=f"{dataset}: {method}, {unit}, {edited(against, judge)}",
         )
     plot.set_ylim(bottom=0)
 
 
 def _matrix(plot: Axes, groups: Sequence[Group]) -> None:
-    """The effect of what was optimised against one editor (rows) on each (columns), in colour and number."""
+    """Draw the effect as a matrix: optimised against one editor (rows), judged by each (columns)."""
     against = list(dict.fromkeys(group.against for group in groups))
     judges = list(dict.fromkeys(group.judge for group in groups))
     effects = np.full((len(against), len(judges)), np.nan)

@@ -1,16 +1,16 @@
-"""What a protection does to edits, on files written and decoded again, as an attacker edits them.
+"""Measures how protections affect edits, on files that were written and decoded again.
 
     python -m benchmarks protection --set dev,faces --methods implant,subtle,baseline
 
-A method is a name (`implant`), a name with its own target, budget and iterations (`implant:flat@3x40`),
-or one of protect.strength's words (`subtle`). Each picture is protected by each method against each
-editor, and against all together with --ensemble, written as PNG and decoded; then every editor
-edits it, so that of several editors each one's picture is judged by all the others (transfer).
---epsilon and --iterations take several values and make a sweep.
+A method is a name (`implant`), a name with a target, budget and iterations (`implant:flat@3x40`), or a value
+of protect.strength (`subtle`). Each picture is protected by each method against each editor, and with
+--ensemble also against all together, then written as PNG and decoded. Every editor then edits it, so that
+with several editors the transfer from each to all others is measured. --epsilon and --iterations take several
+values, which makes a sweep.
 
-A JSON line a protected picture goes to OUT/rows.jsonl as soon as it is measured; a run goes on
-where it was stopped, and measures again what other code had measured. At the end OUT/table.md and
-OUT/*.png are written from this run's rows.
+Each protected picture becomes a JSON line in OUT/rows.jsonl as soon as it is measured. An interrupted run is
+resumed; rows that other code measured are measured again. At the end OUT/table.md and OUT/*.png are written
+from the rows of this run.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row
 
 PAPER = ("epsilon", "iterations", "flat_share", "reach_px")
-"""What the published baseline has of its own, besides the method."""
+"""The settings that the published baseline defines, besides the method."""
 OUT = Path("benchmarks/results/protection/run")
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One way to protect: its name in the tables, its settings, and the editors it is optimised against."""
+    """One protection to measure: its name in the tables, its settings, and its surrogates."""
 
     name: str
     settings: Protect
@@ -54,11 +54,11 @@ def settings_of(name: str, **given: Any) -> Protect:
 
     Args:
         name: `implant`, `implant@3`, `implant:flat@3x40`, `subtle`; see the module's docstring.
-        given: settings where the name says nothing, None for the method's own; the published baseline takes
-            epsilon and iterations only.
+        given: settings for what the name leaves open; None stands for the method's default. The published
+            baseline takes epsilon and iterations only.
 
     Raises:
-        SystemExit: neither a method nor a strength.
+        SystemExit: the name is neither a method nor a strength.
     """
     if name in STRENGTHS:
         return Protect.model_validate({"strength": name})
@@ -77,7 +77,7 @@ def settings_of(name: str, **given: Any) -> Protect:
 
 
 def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
-    """Every way to protect that the command line asks for."""
+    """All protections that the command line asks for."""
     groups = [[judge] for judge in judges] + ([judges] if given.ensemble and len(judges) > 1 else [])
     sweep = len(given.epsilon) > 1 or len(given.iterations) > 1
     found: dict[str, Protect] = {}
@@ -97,7 +97,7 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
 
 
 def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.Namespace) -> Row:
-    """All that a row depends on, besides the code."""
+    """Everything that a row depends on, except for the code."""
     return {
         "set": case.of,
         "picture": case.name,
@@ -113,7 +113,7 @@ def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.
 
 
 def measured(plan: Plan, trial: Trial, *, verdicts: bool) -> Row:
-    """Protects one picture and lets every judge edit the decoded file."""
+    """Protect one picture, let every judge edit the decoded file, and return the figures."""
     made = measure.protected(trial.case, plan.settings, plan.surrogates)
     regions = sum(len(crop.regions) for crop in made.crops)
     return {
@@ -139,8 +139,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks protection", description=__doc__, formatter_class=about
     )
-    parser.add_argument("--set", type=listed, default=["dev"], help=f"several of {', '.join(sets.NAMES)}")
-    parser.add_argument("--count", type=int, default=20, help="pictures of each set at most")
+    parser.add_argument("--set", type=listed, default=["dev"], help=f"some of {', '.join(sets.NAMES)}")
+    parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
     parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
     parser.add_argument("--methods", type=listed, default=["implant", "baseline"])
@@ -157,13 +157,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
     parser.add_argument("--robust_to", type=listed, default=list(Protect().robust_to))
-    parser.add_argument(
-        "--plain", action="store_true", help="the full region, near and far alone: for sweeps"
-    )
+    parser.add_argument("--plain", action="store_true", help="only the edits full, near and far: for sweeps")
     parser.add_argument(
         "--verdicts",
         action="store_true",
-        help="the daemon's verdict too, and that on pictures nothing protects",
+        help="also the daemon's verdicts, on these and on unprotected pictures",
     )
     parser.add_argument("--clip", type=Path, help="a folder with a CLIP vision model, for CLIP-FID")
     parser.add_argument("--out", type=Path, default=OUT)

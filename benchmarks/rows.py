@@ -1,7 +1,7 @@
-"""Rows of a benchmark: a JSON line for each thing measured, kept as soon as it is known.
+"""The rows of a benchmark: a JSON line for each measurement, written as soon as it is made.
 
-A row's key is made of all it depends on, the code that made it included, so that a run goes on
-where it was stopped and never takes a row of another method for its own.
+A row's key is a digest of everything it depends on, including the code that made it. So an interrupted run
+can be resumed, and rows of other settings or other code are never reused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CODE = (
     "benchmarks/measure.py",
     "benchmarks/sets.py",
 )
-"""What rows of a protection come from, besides weights and settings."""
+"""The code that rows of a protection depend on, besides weights and settings."""
 
 
 def read(log: Path) -> list[Row]:
-    """The rows written so far; a torn last line, from a kill, is left out."""
+    """The rows written so far, without an incomplete last line that a killed run may leave."""
     rows = []
     for line in log.read_text().splitlines() if log.exists() else []:
         try:
@@ -43,16 +43,16 @@ def read(log: Path) -> list[Row]:
 
 @cache
 def code() -> str:
-    """A digest of the code that rows come from."""
+    """A digest of the code that rows depend on."""
     files = sorted(path for pattern in CODE for path in ROOT.glob(pattern))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 class Journal:
-    """The rows of one file.
+    """The rows in one file.
 
     Args:
-        log: the file; made if it is not there.
+        log: the file; it is made if it does not exist.
     """
 
     def __init__(self, log: Path) -> None:
@@ -60,14 +60,14 @@ class Journal:
         self._log = log
         self._known = {row["key"]: row for row in read(log)}
         if log.exists() and not log.read_bytes().endswith(b"\n"):
-            with log.open("a") as lines:  # what follows a torn line stands on its own
+            with log.open("a") as lines:  # so that the next row does not continue an incomplete line
                 lines.write("\n")
 
     def row(self, what: Row, measure: Callable[[], Row]) -> Row:
-        """The row of `what`, measured and written only if it is not known yet.
+        """The row of `what`, which is measured and written only if it is not known yet.
 
         Args:
-            what: all that the row depends on, besides the code.
+            what: everything that the row depends on, except for the code.
             measure: makes the rest of the row.
         """
         key = self.key(what)
@@ -79,5 +79,5 @@ class Journal:
 
     @staticmethod
     def key(what: Row) -> str:
-        """A digest of what a row depends on."""
+        """A digest of everything that a row depends on."""
         return hashlib.sha256(json.dumps([code(), what], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The pictures a protection is measured on: real photographs, their regions known, found or seeded."""
+"""The pictures for measuring protections: photographs with given, detected or random regions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Case:
 
     @property
     def seed(self) -> list[int]:
-        """Made of its name, so that a picture draws the same in every run."""
+        """A seed made from the picture's name, so that every run draws the same random numbers for it."""
         return list(f"{self.of}/{self.name}".encode())
 
     def regions(self) -> list[Region]:
-        """The regions as a detector would give them."""
+        """The regions in the form in which detectors return them."""
         boxes = [(Box.around(mask), mask) for mask in self.masks]
         return [Region(box, "mask", 1.0, "bench", mask[box.slices]) for box, mask in boxes]
 
@@ -46,16 +46,16 @@ class Case:
 def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterator[Case]:
     """The first `count` pictures of a set, scaled so that the longer side is at most `side`.
 
-    * pairs: the picture-and-mask pairs;
-    * faces: the face pictures, regions from the face detector at full size;
-    * dev: photographs with one seeded region each, an ellipse or a box a sixth to a third wide.
+    * pairs: pictures with a mask file each;
+    * faces: pictures of faces; the regions are those of the face detector at full size;
+    * dev: photographs with one random region each, an ellipse or a box a sixth to a third wide.
 
     Raises:
-        SystemExit: the folder is not there.
+        SystemExit: the folder does not exist.
     """
     where = folder / FOLDERS[name]
     if not where.is_dir():
-        raise SystemExit(f"{where}: no such folder; name one with pairs/, faces/ and photos/dev/ by --data")
+        raise SystemExit(f"{where}: no such folder; give --data a folder with pairs/, faces/ and photos/dev/")
     paths = sorted(p for p in where.iterdir() if p.suffix in {".jpg", ".png"} and ".mask" not in p.name)
     for path in paths[:count]:
         whole: Rgb = np.asarray(Image.open(path).convert("RGB")).copy()
@@ -89,7 +89,7 @@ def _nearest(mask: Mask, width: int, height: int) -> Mask:
 
 
 def seeded(height: int, width: int, rng: np.random.Generator) -> Mask:
-    """An ellipse or a box inside the picture, off its border, a sixth to a third of the shorter side."""
+    """A random ellipse or box away from the picture's border, a sixth to a third of the shorter side wide."""
     h, w = (int(min(height, width) * share) for share in rng.uniform(1 / 6, 1 / 3, 2))
     top = int(rng.integers(height // 8, height - h - height // 8))
     left = int(rng.integers(width // 8, width - w - width // 8))

@@ -1,7 +1,8 @@
-"""Six writers with stalls, renames, replacements; `kill -9` of daemon and child; each original accounted for.
+"""A stress test: writers that stall, rename and replace files, while daemon and workers are killed.
 
-Each round has folders of its own and a seed that is printed: `--seed` repeats it. Every file has
-content of its own, so that originals and outputs are told apart by their SHA-256 alone.
+At the end of each round every original must be accounted for, and every output published exactly once. Each
+round has folders of its own and prints its seed, with which `--seed` repeats it. Every file has unique
+content, so that originals and outputs are identified by their SHA-256 alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ENDS = {"archived", "failed", "quarantined", "skipped"}
 
 
 def png(text: str) -> bytes:
-    """A whole PNG of a few hundred bytes whose content is its own; cut short anywhere, it is no PNG."""
+    """A small PNG with unique content made from `text`; any truncation of it is recognised as incomplete."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -47,9 +48,10 @@ def png(text: str) -> bytes:
 
 
 def write(inbox: Path, who: int, count: int, seed: int, told: Path) -> None:
-    """One writer: drops `count` pictures as people and programs do, and tells what it dropped.
+    """One writer: drops `count` pictures as people and programs do, and records them in the file `told`.
 
-    A line each: the final content's SHA-256, then those it replaced, and whether it was renamed.
+    Each is a JSON line with the SHA-256 of the final content, those of the contents that it replaced, and
+    whether the file was renamed.
     """
     rng = random.Random(seed * 1000 + who)
     own = inbox / f"writer-{who}"
@@ -82,14 +84,14 @@ def write(inbox: Path, who: int, count: int, seed: int, told: Path) -> None:
             else:
                 target.write_bytes(data)
                 time.sleep(rng.choice([0, 0.3]))
-                with suppress(FileNotFoundError):  # it was taken already
+                with suppress(FileNotFoundError):  # the daemon has archived it already
                     target.rename(own / f"{number}-renamed.png")
             sha = hashlib.sha256(data).hexdigest()
             lines.write(json.dumps({"sha": sha, "before": before, "renamed": way == "rename"}) + "\n")
 
 
 class Daemon:
-    """The pass-through daemon on a folder, started again whenever it was killed."""
+    """The pass-through daemon on a folder; it is restarted whenever it has been killed."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.kills = base, Counter[str]()
@@ -103,7 +105,7 @@ class Daemon:
             )  # fmt: skip
 
     def kill(self, what: str, rng: random.Random) -> None:
-        """SIGKILL the daemon or one of its children, whatever they are doing."""
+        """Kill the daemon, or one of its workers, with SIGKILL at whatever moment."""
         if what == "daemon":
             self.process.kill()
             self.process.wait()
@@ -116,7 +118,7 @@ class Daemon:
                 self.kills[what] += 1
 
     def children(self) -> list[int]:
-        """Its workers, as far as it has started them."""
+        """The process ids of the workers it has started so far."""
         main = self.process.pid
         with suppress(OSError):
             found = Path(f"/proc/{main}/task/{main}/children").read_text().split()
@@ -124,7 +126,7 @@ class Daemon:
         return []
 
     def states(self) -> Counter[str]:
-        """How many jobs are in each state; empty while nobody can tell."""
+        """The number of jobs in each state; empty while the database cannot be read."""
         try:
             connection = sqlite3.connect(f"file:{self.base}/state/backfire.sqlite?mode=ro", uri=True)
             try:
@@ -135,18 +137,18 @@ class Daemon:
             return Counter()
 
     def alive(self) -> None:
-        """Fail loudly if it ended by itself."""
+        """Exit with an error if the daemon has ended by itself."""
         if self.process.poll() is not None:
             raise SystemExit(f"the daemon ended with {self.process.returncode}: {self.base}/backfire.log")
 
     def stop(self) -> None:
-        """End it as systemd would."""
+        """Stop the daemon as systemd would."""
         self.process.terminate()
         self.process.wait(90)
 
 
 def contents(folder: Path) -> Counter[str]:
-    """How often each content lies below a folder; its manifest is none of them."""
+    """How often each content (by SHA-256) occurs below a folder, without its manifest."""
     files = (path for path in folder.rglob("*") if path.is_file() and not _is_manifest(path))
     return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
 
@@ -156,7 +158,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
-    """What is not as promised, in words."""
+    """Descriptions of all violations of what the daemon guarantees."""
     outbox, archive = contents(base / "outbox"), contents(base / "archive")
     final = {line["sha"] for line in told}
     former = {sha for line in told for sha in line["before"]}
@@ -170,7 +172,7 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
         listed = {entry.sha256 for entry in manifest.read(base / name).entries}
         if unlisted := folder.keys() - listed:
             found.append(f"{len(unlisted)} contents in the {name} are not in its manifest")
-        # A file renamed in the very moment of publishing is one file under either name.
+        # A file that is renamed just while it is published may appear under both names.
         if twice := {sha for sha, count in folder.items() if count > 1 + (sha in renamed)}:
             found.append(f"{len(twice)} contents lie in the {name} more than once")
     for name in ("inbox", "failed"):
@@ -185,15 +187,15 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
 
 
 def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
-    """One round: its figures, and under `faults` what was not as promised."""
+    """Run one round; returns its figures, with all violations under `faults`."""
     rng = random.Random(seed)
-    # Every other round with two workers; the pass-through asks neither for its device.
+    # Every other round has two workers; the pass-through worker does not use its device.
     devices = ["cpu", "cuda:0"] if seed % 2 else []
     settings = {
         "folders": {"inbox": "inbox"},
         "watch": {"settle_s": 0.3, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 60},
         "regions": {"detectors": ["faces"]},
-        # A kill is nobody's fault here: nothing may be set aside for it.
+        # No picture may be set aside as the cause of the kills, so many attempts are allowed.
         "protect": {"attempts": 20},
         "limits": {"free_mb": 0, "devices": devices},
     }
@@ -213,7 +215,7 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
     try:
         done = 0
         while any(writer.is_alive() for writer in writers) or done < files * 0.9:
-            # Mostly once it got somewhere, or a slow machine never would; now and then while it still starts.
+            # Mostly kill after some progress, or a slow machine would never finish; now and then earlier.
             goal = min(done + rng.randint(1, max(files // 40, 2)), files)
             while daemon.states()["archived"] < goal and rng.random() > 0.003:
                 daemon.alive()
@@ -244,17 +246,17 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Play the rounds; 0 if all went as promised."""
+    """Run the rounds; the exit status is 0 if there was no violation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description=__doc__)
-    parser.add_argument("--files", type=int, default=10_000, help="a round")
+    parser.add_argument("--files", type=int, default=10_000, help="number of files per round")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, help="of the first round; the next ones count up")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds at most from progress to a kill")
+    parser.add_argument("--seed", type=int, help="seed of the first round; later rounds count up from it")
+    parser.add_argument("--every", type=float, default=1.0, help="the most seconds from progress to a kill")
     parser.add_argument("--keep", action="store_true", help="keep the folders of a round that failed")
     parser.add_argument(
         "--json",
         type=Path,
-        help="write the figures there, after each round; a run goes on where the file ends",
+        help="write the figures to this file after each round; a run resumes after the rounds in it",
     )
     options = parser.parse_args(arguments)
     rounds: list[dict[str, Any]] = []

@@ -1,20 +1,19 @@
-"""The published baseline on the whole picture against ours to the same verified effect; and how costs grow.
+"""Compares the time to the same effect of the published baseline and ours, and measures how costs grow.
 
     python -m benchmarks speed --runs 5
 
-Equal effect: `baseline` works the whole picture for its 20 iterations, ours what the daemon works of
-it, with the fewest iterations of a ladder with which the decoded file's edit breaks as far as the
-baseline's. Both are warm, in one process, one after the other; the ratio is of processor seconds of
-optimising alone, ours of the rung that reaches it: neither pays for the edits that look whether it
-does, nor for the rungs below.
-A picture counts as `short` where the whole ladder does not reach the baseline, and its ratio as a
-lower bound is left out of the mean.
+Equal effect: the baseline optimises the whole picture for its 20 iterations. Ours optimises the crops that
+the daemon would, with the fewest iterations (in steps, see `LADDER`) whose effect on edits of the decoded
+file equals the baseline's. Both run one after the other in one process, after a warm-up. The ratio compares
+processor seconds of the optimisation alone: the edits that measure the effect and the runs with fewer
+iterations do not count. If even the most iterations do not reach the baseline, the picture counts as `short`
+and is left out of the mean.
 
-A picture larger than --most million pixels is more than the baseline fits into memory: it is timed
-for --few iterations on one of that size and scaled by pixels and iterations, which flatters it
-(attention grows faster). What ours must then reach is the baseline's effect on the crop.
+The baseline does not fit into memory for pictures larger than --most million pixels. It is then timed for
+--few iterations on a picture of that size, and the time is scaled by pixels and iterations, which favours it
+because attention grows faster. The effect to reach is then the baseline's on the crop.
 
-Growth: time and peak memory of each point, in a process of its own.
+Growth: time and peak memory by picture size and number of regions, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ OUT = Path("benchmarks/results/protection/speed")
 
 
 def settings(method: str, iterations: int, reach: int | None = None) -> Protect:
-    """A method's own settings at that many iterations; `reach` in place of its `reach_px`."""
+    """A method's default settings with that many iterations and, if given, `reach` as `reach_px`."""
     share = None if reach is None else 0.0
     return protection.settings_of(f"{method}x{iterations}", reach_px=reach, reach_share=share)
 
 
 def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:
-    """Photographs of the pairs, cut and scaled to that size, with a seeded region of 100 to 200 px each."""
+    """Photographs of the set `pairs`, scaled and cropped to a size, with a random region of 100 to 200 px."""
     for case in sets.cases("pairs", count=count, side=1 << 16, folder=folder):
         yield Case("speed", case.name, _filled(case.rgb, width, height), (_region(case, width, height, 0),))
 
@@ -67,7 +66,7 @@ def _filled(rgb: Rgb, width: int, height: int) -> Rgb:
 
 
 def _region(case: Case, width: int, height: int, number: int, most: int = 600) -> Mask:
-    """A region in a random part of the picture of at most 600 px: a face does not grow with the sensor."""
+    """A region in a random part of the picture of at most `most` pixels, so that it does not grow with it."""
     rng = np.random.default_rng([*case.seed, number])
     h, w = min(height, most), min(width, most)
     top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
@@ -79,9 +78,10 @@ def _region(case: Case, width: int, height: int, number: int, most: int = 600) -
 def ours(
     trial: Trial, editor: Editor, method: str, wanted: float, reach: int | None = None
 ) -> tuple[int, Made, float]:
-    """The fewest iterations of the ladder that reach an effect, what they made, and that effect.
+    """The fewest iterations of `LADDER` that reach an effect, their result, and its effect.
 
-    By halving, since more iterations break more; the whole ladder where none reaches it.
+    Found by binary search, since the effect grows with the iterations. If none reaches it, the most
+    iterations are returned.
     """
     low, high, reached = 0, len(LADDER) - 1, None
     while low <= high:
@@ -96,12 +96,12 @@ def ours(
 
 
 def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, reach: int | None = None) -> Row:
-    """One run: both methods to the baseline's effect."""
+    """Measure both methods on one picture, ours until it has the baseline's effect."""
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
     fits = width * height <= most * 1e6
     measure.warm([editor])
-    trial.effect(case.rgb)  # the clean edit, which neither pays for
+    trial.effect(case.rgb)  # makes the clean edit beforehand
     if fits:
         published = measure.protected(case, settings("baseline", BASELINE), [editor], whole=True)
         cost = published.cpu_s
@@ -135,7 +135,7 @@ def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, rea
 
 
 def point(what: Row) -> Row:
-    """Time and memory of one point of the growth, in this process."""
+    """Measure time and memory of one point of the growth, in this process."""
     width, height = what["size"]
     case = next(pictures(1, width, height, Path(what["data"])))
     masks = tuple(_region(case, width, height, number) for number in range(what["regions"]))
@@ -148,7 +148,7 @@ def point(what: Row) -> Row:
 
 
 def _apart(what: Row) -> Row:
-    """A point in a process of its own, so that its peak memory is its own."""
+    """Measure a point in a new process, so that its peak memory is its own."""
     command = [sys.executable, "-m", "benchmarks", "speed", "--point", json.dumps(what)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -162,7 +162,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def growth(given: argparse.Namespace) -> list[Row]:
-    """The points: each size with one region, the largest with more, the baseline where it fits."""
+    """The points to measure: each size with one region, the largest with more, the baseline where it fits."""
     sizes = [_size(text) for text in given.sizes]
     base = {"editor": given.editor, "iterations": given.few}
     points = [{**base, "method": given.method, "size": list(size), "regions": 1} for size in sizes]
@@ -174,7 +174,7 @@ def growth(given: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Both parts as Markdown."""
+    """The tables of both parts as Markdown."""
     parts = []
     runs = [row for row in rows if row["kind"] == "equal"]
     lines = []
@@ -231,13 +231,13 @@ def _mean(rows: Sequence[Row], who: str, what: str, digits: int) -> str:
 
 
 def plot(rows: Sequence[Row], folder: Path) -> None:
-    """`growth.png`: seconds an iteration and region against million pixels."""
+    """Write `growth.png`: processor seconds per iteration against million pixels, for one region."""
     from benchmarks import plots
 
     points = [row for row in rows if row["kind"] == "growth" and row["regions"] == 1]
     if not points:
         return
-    with plots.axes(folder / "growth.png", ylabel="CPU seconds an iteration") as axes:
+    with plots.axes(folder / "growth.png", ylabel="CPU seconds per iteration") as axes:
         for method in dict.fromkeys(row["method"] for row in points):
             here = [row for row in points if row["method"] == method]
             line = sorted(
@@ -256,16 +256,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--editor", default="latent-mini")
     parser.add_argument("--method", default="implant")
     parser.add_argument(
-        "--reach-px", type=int, help="ours with this protect.reach_px; the baseline changes all"
+        "--reach-px", type=int, help="protect.reach_px for ours; the baseline perturbs the whole picture"
     )
-    parser.add_argument("--runs", type=int, default=5, help="pictures, at most five")
+    parser.add_argument("--runs", type=int, default=5, help="number of pictures, at most five")
     parser.add_argument("--equal", type=listed, default=["512", "4000x3000"], help="sizes for equal effect")
     parser.add_argument("--sizes", type=listed, default=["512", "1024", "2048", "4000x3000"])
     parser.add_argument("--regions", type=listed, default=["2", "4", "8"])
     parser.add_argument(
-        "--most", type=float, default=0.3, help="million pixels that the baseline is run on at most"
+        "--most", type=float, default=0.3, help="the most million pixels on which the baseline is run"
     )
-    parser.add_argument("--few", type=int, default=2, help="iterations where only time is measured")
+    parser.add_argument("--few", type=int, default=2, help="iterations if only the time is measured")
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with pairs/")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)

@@ -1,8 +1,7 @@
 """Rows of a protection benchmark as tables for the documentation.
 
-Every cell is the mean over the pictures' regions, the worst of them in brackets. Effect is
-1 - SSIM of an edit to the clean edit; what a changed edit or a treatment keeps of it is the mean
-effect after it over the mean effect of the plain edit.
+Every cell is the mean over the pictures' regions, with the worst region in brackets. Effects, and the shares
+of them that other edits and treatments keep, are explained in `groups`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from benchmarks.rows import Row
 
 
 def clip_fid(group: Group) -> float | None:
-    """Fréchet's distance between CLIP's features of the clean edits and of the broken ones."""
+    """The Fréchet distance between CLIP features of the edits of originals and of protected pictures."""
     pairs = group.of_full("clip")
     if len(pairs) < 2:
         return None
@@ -28,7 +27,7 @@ def clip_fid(group: Group) -> float | None:
 
 
 def write(rows: Sequence[Row], folder: Path) -> str:
-    """Writes `table.md` and the plots into a folder, and gives the table."""
+    """Write `table.md` and the plots into a folder, and return the table."""
     groups = grouped(rows)
     text = tables(groups)
     (folder / "table.md").write_text(text + "\n")
@@ -37,7 +36,7 @@ def write(rows: Sequence[Row], folder: Path) -> str:
 
 
 def tables(groups: Sequence[Group]) -> str:
-    """All tables that the rows allow, as Markdown."""
+    """All tables for which the rows have data, as Markdown."""
     parts = [
         effect(groups),
         incomplete(groups),
@@ -50,7 +49,7 @@ def tables(groups: Sequence[Group]) -> str:
 
 
 def effect(groups: Sequence[Group]) -> str:
-    """What is broken, what is spared, what it costs."""
+    """The effect on trigger and benign edits, and the cost."""
     head = (
         "set", "protected by", "on", "judged by", "n", "edit SSIM ↓", "edit L1 ↑", "LPIPS ↑", "CLIP-FID ↑",
         "near SSIM ↑", "far SSIM ↑", "PSNR dB", "SSIM", "largest change", "iterations", "CPU s", "MB",
@@ -80,12 +79,12 @@ def effect(groups: Sequence[Group]) -> str:
 
 
 def incomplete(groups: Sequence[Group]) -> str:
-    """The region painted otherwise, or handed to the editor otherwise."""
+    """The effect with other masks of the region and with other crops."""
     return _shares("## Other edits of the region", groups, lambda name: not name.startswith("after "))
 
 
 def robustness(groups: Sequence[Group]) -> str:
-    """What the web leaves of the effect, and each picture's worst treatment."""
+    """The effect after each treatment, and after the worst one for each region."""
     return _shares("## After treatments", groups, lambda name: name.startswith("after "), worst=True)
 
 
@@ -118,7 +117,7 @@ def _shares(
 
 
 def transfer(groups: Sequence[Group]) -> str:
-    """Optimised on one editor, judged on another; and what all together keep of each one's own."""
+    """The effect of each surrogate, and of all together, on each judge."""
     against = list(dict.fromkeys(group.against for group in groups))
     judges = list(dict.fromkeys(group.judge for group in groups))
     if len(judges) < 2:
@@ -138,13 +137,13 @@ def transfer(groups: Sequence[Group]) -> str:
                 share = f", {mine / base:.0%}" if own and own is not group and base >= LEAST else ""
                 cells.append(f"{mine:.3f}{share}")
             lines.append(cells)
-    note = "Mean effect ↑, and its share of what optimising on the judge alone reaches."
+    note = "Mean effect ↑, and its share of the effect of optimising against the judge itself."
     head = ("set", "protected by", "on", *(f"judged by {judge}" for judge in judges))
     return f"## Transfer and ensemble\n\n{table(head, lines)}\n\n{note}"
 
 
 def verdicts(groups: Sequence[Group]) -> str:
-    """What the daemon says of the pictures, and of pictures that nothing protects."""
+    """The daemon's verdicts on the pictures, and on pictures without protection."""
     lines, seen = [], set[tuple[str, str, str]]()
     for group in groups:
         if (name := (group.of, group.how, group.against)) in seen or not all(
@@ -157,7 +156,7 @@ def verdicts(groups: Sequence[Group]) -> str:
             for what in ("published", "unchanged", "noise")
         ]
         lines.append([*name, *(", ".join(f"{n} {v}" for v, n in sorted(count.items())) for count in counts)])
-    head = ("set", "protected by", "on", "published", "without the change", "noise instead")
+    head = ("set", "protected by", "on", "published", "without perturbation", "noise instead")
     return "## Verdicts\n\n" + table(head, lines) if lines else ""
 
 
@@ -165,8 +164,8 @@ def state(groups: Sequence[Group]) -> str:
     """How busy the machine was."""
     loads = [row["load"] for group in groups for row in group.rows]
     return (
-        "Means, the worst region or picture in brackets; SSIM and L1 under the edit's mask, on decoded PNGs. "
-        f"The machine's load was {min(loads):g} to {max(loads):g}; CPU seconds are the processors' own."
+        "Means, with the worst region or picture in brackets; SSIM and L1 under the edit's mask, of decoded "
+        f"PNGs. The machine's load was {min(loads):g} to {max(loads):g}; CPU seconds are processor time."
     )
 
 
@@ -175,7 +174,7 @@ def _names(group: Group) -> list[str]:
 
 
 def _cell(found: Sequence[float], worst: Callable[[Sequence[float]], float], *, digits: int = 3) -> str:
-    """Mean and worst; `worst` says which end that is."""
+    """Mean and worst value as text; `worst` is `min` or `max`."""
     return f"{np.mean(found):.{digits}f} ({worst(found):.{max(digits - 1, 1)}f})" if found else ""
 
 

@@ -467,4 +467,4 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
         "implant, 512x512, 2 of 2 pictures reached: 6.0 times (6.0 to 6.0): met<br>"
         "wide, 4000x3000, 0 of 1 pictures reached: not reached: missed"
     )
-    assert found[6] == "6 of 6 pictures without the change, or with noise instead, are failed: met"
+    assert found[6] == "6 of 6 pictures without a perturbation, or with noise instead, are failed: met"
