@@ -1,7 +1,7 @@
 """The pages that are made from the code: `python -m docs.generate` writes them, a test compares them.
 
-Most are written as a whole; of the receipt's page and that of the attack paths only what stands between
-`<!-- generated: NAME -->` and `<!-- end -->`.
+Some are written as a whole; of the others only what stands between `<!-- generated: NAME -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from backfire.attack_paths import PATHS, Family
 from backfire.cli.common import app
 from backfire.config import describe
 
-from docs import packages
+from docs import figures, packages
 
 DOCS = Path(__file__).parent
-PLOTS = DOCS.parent / "benchmarks" / "results" / "protection"
 
 COPIES = {
-    "images/effect-against-psnr.png": PLOTS / "sweep" / "psnr.png",
-    "images/editor-to-editor.png": PLOTS / "transfer" / "transfer.png",
-    "images/after-the-web.png": PLOTS / "dev" / "robustness.png",
+    "images/effect-against-psnr.png": figures.RESULTS / "sweep" / "psnr.png",
+    "images/editor-to-editor.png": figures.RESULTS / "transfer" / "transfer.png",
+    "images/after-the-web.png": figures.RESULTS / "dev" / "robustness.png",
 }
 """Plots of the benchmarks that pages show; a site holds only what lies in its own folder."""
 
@@ -54,12 +53,23 @@ def generated() -> dict[Path, bytes]:
     pages = {
         "reference/cli.md": commands(),
         "reference/settings.md": settings(),
-        "reference/receipt.md": _filled("reference/receipt.md", "fields", receipt()),
-        "concepts/attack-paths.md": _filled("concepts/attack-paths.md", "paths", attack_paths()),
         "images/packages.svg": packages.drawing(),
     }
+    parts = {
+        "../README.md": {"summary": figures.summary()},
+        "concepts/attack-paths.md": {"paths": attack_paths()},
+        "evaluation.md": {
+            "effect": figures.effect(),
+            "budgets": figures.budgets(),
+            "editors": figures.editors(),
+            "latent-taef2": figures.against("transfer", "latent-taef2"),
+            "ldm-mini": figures.against("diffusion", "ldm-mini"),
+        },
+        "reference/receipt.md": {"fields": receipt()},
+    }
+    pages |= {name: _filled((DOCS / name).read_text(), bodies) for name, bodies in parts.items()}
     copies = {DOCS / name: source.read_bytes() for name, source in COPIES.items()}
-    return {DOCS / name: text.encode() for name, text in pages.items()} | copies
+    return {(DOCS / name).resolve(): text.encode() for name, text in pages.items()} | copies
 
 
 def commands() -> str:
@@ -157,11 +167,13 @@ def _type(field: Mapping[str, Any]) -> str:
     return " or ".join(kinds) if isinstance(kinds, list) else kinds
 
 
-def _filled(name: str, part: str, body: str) -> str:
-    """A page with one generated part put anew between its marks."""
-    before, mark, rest = (DOCS / name).read_text().partition(f"<!-- generated: {part} -->\n")
-    assert mark, f"{name}: expected the mark <!-- generated: {part} -->"
-    return f"{before}{mark}{body}\n{rest[rest.index('<!-- end -->') :]}"
+def _filled(page: str, bodies: Mapping[str, str]) -> str:
+    """A page with its generated parts put anew between their marks."""
+    for name, body in bodies.items():
+        before, mark, rest = page.partition(f"<!-- generated: {name} -->\n")
+        assert mark, f"expected the mark <!-- generated: {name} -->"
+        page = f"{before}{mark}{body}\n{rest[rest.index('<!-- end -->') :]}"
+    return page
 
 
 def _cell(text: str) -> str:
