@@ -23,7 +23,7 @@ real_serve = local.serve
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
-    """Takes the place of the worker's `_process`, without any model: the output is the input.
+    """Takes the place of the worker's `process`, without any model: the output is the input.
 
     Raises:
         InputError: the file has no supported format, or is incomplete.
@@ -56,7 +56,7 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
     """The real worker, with `process` in place of its own."""
-    local._process = process
+    local.process = process
     real_serve(connection, parent, memory_mb)
 
 

@@ -52,13 +52,13 @@ def begun(home: House) -> None:
     home.clock += 1
     home.worker.pace = 8
     home.service.intake.step(ahead=8)
-    home.service.dispatcher._begin()
+    home.service.dispatcher.begin()
 
 
 def taking(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have each picture take so long by the child's word, whatever the machine is up to."""
-    worked = local._worked
-    patch.setattr(local, "_worked", lambda *given: lasting(worked(*given), seconds))
+    worked = local.worked
+    patch.setattr(local, "worked", lambda *given: lasting(worked(*given), seconds))
 
 
 def test_twice_as_many_each_time_as_long_as_they_are_quick(

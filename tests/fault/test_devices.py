@@ -129,7 +129,7 @@ def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Finis
 
 
 def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_process", broken_gpu)
+    monkeypatch.setattr(local, "process", broken_gpu)
     names = [f"{number}.png" for number in range(12)]
     with capture_logs():
         home = settled(house, *names)
@@ -152,9 +152,9 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
             tried.append(order.name)
         return broken_gpu(order, progress)
 
-    worked = local._worked
-    monkeypatch.setattr(local, "_process", process)
-    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 1.0))
+    worked = local.worked
+    monkeypatch.setattr(local, "process", process)
+    monkeypatch.setattr(local, "worked", lambda *given: lasting(worked(*given), 1.0))
     with capture_logs():
         # The broken one first: it is asked before the other, each time.
         home = settled(house, limits={"devices": ["cuda:0", "cpu"], "free_mb": 0})
@@ -210,7 +210,7 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
         children.append(self)
         began(self, memory_mb)
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     monkeypatch.setattr(Call, "__init__", begin)
     with capture_logs():
         home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})

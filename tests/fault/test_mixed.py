@@ -65,7 +65,7 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
         base=home.base,
     )
     assert new.sha256 != home.settings.sha256
-    home.service._load = lambda: new
+    home.service.load = lambda: new
     home.service._reconfigure(home.hints)
     home.service.dispatcher.listen(0)
     monkeypatch.setattr(local, "BATCH_S", 1.0)
@@ -117,7 +117,7 @@ def test_an_error_that_looks_like_the_pipes_does_not_end_the_child(
     def process(*_: Any) -> Outcome:
         raise error
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     (outcome,) = local.work([Order(1, 1, tmp_path, "p.png", (), settings)], Told())  # type: ignore[arg-type]
     assert isinstance(outcome, Failed | Hindered)
@@ -165,7 +165,7 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
         home.worker.running = {}  # whatever fault led there
         home.service.dispatcher.resume(crashed=False)
         home.clock += 60
-        home.service.dispatcher._begin()
+        home.service.dispatcher.begin()
     assert set(attempts(home).values()) == {1}
 
 
@@ -174,9 +174,9 @@ def test_a_child_that_is_still_at_work_gets_no_further_orders(
 
 def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     home = settled(house, 16)
-    worked = local._worked
+    worked = local.worked
     monkeypatch.setattr(local, "BATCH_S", -1.0)
-    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 0.2))
+    monkeypatch.setattr(local, "worked", lambda *given: lasting(worked(*given), 0.2))
     begun(home)
     home.worker.pace = 8
     home.service.dispatcher.listen(0)
@@ -206,14 +206,14 @@ def test_a_result_that_cannot_be_published_holds_up_neither_duplicates_nor_stran
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    create = writing._create
+    create = writing.create
 
     def refusing(path: bytes) -> Any:
         if b"/outbox/sub/" in path:
             raise PermissionError(errno.EACCES, "Permission denied")
         return create(path)
 
-    monkeypatch.setattr(writing, "_create", refusing)
+    monkeypatch.setattr(writing, "create", refusing)
     drop(home, *(f"sub/{number}.png" for number in range(20)), content="the same")
     home.turn(5, 3)
     drop(home, "duplicate.png", content="the same")
@@ -350,14 +350,14 @@ def test_a_fault_of_ours_in_mid_batch_costs_one_job(
     home = settled(house, 6)
     failing(monkeypatch, place, method, when=lambda self, job, *_: job.name == "3.png")
     if method == "_hindered":
-        process = local._process
+        process = local.process
 
         def refused(order: Order, progress: Any) -> Outcome:
             if order.name == "3.png":
                 raise OSError(errno.EIO, "Input/output error")
             return process(order, progress)
 
-        monkeypatch.setattr(local, "_process", refused)
+        monkeypatch.setattr(local, "process", refused)
     home.worker.pace = 8
     home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]

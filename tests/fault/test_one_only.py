@@ -150,10 +150,10 @@ def test_many_that_wait_for_another_try_leave_the_worker_to_others(
             raise ModelError(Code.OUT_OF_MEMORY, "no memory now", retryable=True)
         return passthrough.process(order, progress)
 
-    worked = local._worked
-    monkeypatch.setattr(local, "_process", without_memory)
+    worked = local.worked
+    monkeypatch.setattr(local, "process", without_memory)
     # Slow ones: a quick worker would have more copied ahead.
-    monkeypatch.setattr(local, "_worked", lambda *given: lasting(worked(*given), 1.0))
+    monkeypatch.setattr(local, "worked", lambda *given: lasting(worked(*given), 1.0))
     home = house(watch=SOON, protect={"attempts": 20})
     drop(home, *(f"a{number}.png" for number in range(40)), "z, the largest.png")
     home.turn(1, 6)
@@ -180,7 +180,7 @@ def test_a_running_job_is_resumed_after_a_fault_elsewhere(
 
 def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *names: str) -> list[str]:
     """The child meets an error with some pictures; returns the names of those that it was given."""
-    good, given = local._process, []
+    good, given = local.process, []
 
     def process(order: Order, progress: Any) -> Finished:
         given.append(order.name)
@@ -188,7 +188,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *names: str) -> 
             raise error
         return good(order, progress)
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     return given
 
 
@@ -273,7 +273,7 @@ def test_a_private_copy_that_somebody_cleared_away_is_made_anew(
     home = house(watch=SOON)
     drop(home, "a.png")
     with monkeypatch.context() as patch:
-        patch.setattr(Dispatcher, "_begin", lambda self: 0)
+        patch.setattr(Dispatcher, "begin", lambda self: 0)
         home.turn(5, times=3)
     (job,) = home.service.jobs.active.values()
     assert job.state == JobState.READY
@@ -523,12 +523,12 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
     house: Make, monkeypatch: pytest.MonkeyPatch, before: str, after: str, restart: bool
 ) -> None:
     home = house(watch=SOON, verify={"on_weak": before})
-    good = local._process
+    good = local.process
 
     def weak(order: Order, progress: Any) -> Finished:
         return replace(good(order, progress), verdict=Verdict.WEAK)
 
-    monkeypatch.setattr(local, "_process", weak)
+    monkeypatch.setattr(local, "process", weak)
     drop(home, "p.png")
     with monkeypatch.context() as patch:
         patch.setattr(RetryPolicy, "conclude", lambda *_: None)  # it is at work
@@ -541,7 +541,7 @@ def test_a_weak_result_is_judged_under_the_settings_it_was_worked_under(
         home.crash()
         home.again()
     else:
-        home.service._load = lambda: other
+        home.service.load = lambda: other
         home.service.reload()
         home.turn(1)
         home.service.dispatcher.resume(crashed=False)  # it tells now

@@ -59,7 +59,7 @@ def test_fault_05_what_is_not_synced_may_vanish_so_nothing_unsynced_gets_a_final
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os, "rename", renaming)
     if not links:
-        monkeypatch.setattr("backfire.files.safe_paths._rename_noreplace", renaming_refused)
+        monkeypatch.setattr("backfire.files.safe_paths.rename_noreplace", renaming_refused)
     outbox.place(b"result", tmp_path / "outbox", b"p.png", key=KEY)
     assert order[-3:] == ["file", "name", "folder"]
     monkeypatch.setattr(os, "replace", renaming)
@@ -195,7 +195,7 @@ def test_fault_25_an_outbox_without_write_access_is_waited_for(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "_create", refusing)
+        patch.setattr(writing, "create", refusing)
         home.turn(times=30)
         assert home.states() == ["publishing"]
         assert f"give uid {os.geteuid()} write access" in home.reasons()

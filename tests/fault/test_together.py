@@ -68,7 +68,7 @@ def test_one_that_cannot_be_placed_holds_up_no_other(
     house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch={"settle_s": 2, "rescan_s": 1})
-    create = writing._create
+    create = writing.create
 
     def refusing(path: bytes) -> Any:
         if b"/outbox/sub/" in path:
@@ -76,7 +76,7 @@ def test_one_that_cannot_be_placed_holds_up_no_other(
         return create(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "_create", refusing)
+        patch.setattr(writing, "create", refusing)
         drop(home, "a.png", "sub/b.png", "c.png")
         home.turn(1, 8)
     assert set(home.files("archive")) == {"a.png", "c.png"}

@@ -56,14 +56,14 @@ def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    good = local._process
+    good = local.process
 
     def process(order: Order, progress: Any) -> Finished:
         if order.name == "a.png":
             raise OSError("encoder error -2 when writing image file")  # as Pillow raises it, without errno
         return good(order, progress)
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     drop(home, "a.png", picture(1))
     drop(home, "b.png", picture(2))
     home.turn(5, times=8)
@@ -97,7 +97,7 @@ def test_a_rule_decides_how_often_its_pictures_are_tried(
     def process(order: Order, progress: Any) -> Finished:
         raise ModelError(Code.DETECTOR, "no luck")
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     drop(home, "once/a.png", picture(1))
     home.turn(5, times=6)
     assert home.states() == ["failed"]
@@ -167,7 +167,7 @@ def test_no_configuration_however_broken_ends_the_daemon_at_reload(
     home = house(watch=SOON)
     file = tmp_path / "config.yaml"
     file.write_text(f"folders: {{inbox: inbox}}\n{broken}\n")
-    home.service._load = lambda: config.load(file)
+    home.service.load = lambda: config.load(file)
     home.service.reload()
     before = home.service.settings
     home.turn()
@@ -191,7 +191,7 @@ def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
     longer = home.settings.model_copy(
         update={"limits": home.settings.limits.model_copy(update={"silence_s": 5000})}
     )
-    home.service._load = lambda: longer
+    home.service.load = lambda: longer
     home.service.reload()
     home.turn()
     pulse = home.service.operations.pulse
@@ -203,8 +203,8 @@ def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
-    good = local._process
-    monkeypatch.setattr(local, "_process", lambda *given: replace(good(*given), extension=".webp"))
+    good = local.process
+    monkeypatch.setattr(local, "process", lambda *given: replace(good(*given), extension=".webp"))
     drop(home, "x" * 251 + ".png", picture(1))
     home.turn(5, times=5)
     assert (home.states(), list(home.files("outbox"))) == (["archived"], ["x" * 250 + ".webp"])
@@ -285,13 +285,13 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
 ) -> None:
     home = house(watch=SOON, regions=regions)
     orders: list[str] = []
-    good = local._process
+    good = local.process
 
     def process(order: Order, progress: Any) -> Finished:
         orders.append(order.name)
         return good(order, progress)
 
-    monkeypatch.setattr(local, "_process", process)
+    monkeypatch.setattr(local, "process", process)
     for name, data in masks.items():
         drop(home, name, data)
     for name in ("a.png", "b.png"):

@@ -33,7 +33,7 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
 
 
 def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    local._process = process
+    local.process = process
     passthrough.real_serve(connection, parent, memory_mb)
 
 

@@ -107,7 +107,7 @@ class House:
 
     def again(self) -> None:
         """Start a service on the folders as they are; like a new process, it knows none of them as synced."""
-        folders._durable.clear()
+        folders.forget()
         self.service = Service(self.settings, monotonic=self.monotonic, now=lambda: self.wall)
         self.service.jobs.load()
         self.service.dispatcher.resume(crashed=True)
@@ -121,7 +121,7 @@ class House:
         for _ in range(times):
             self.clock += seconds
             self.wall += seconds
-            self.service._step(self.hints)
+            self.service.step(self.hints)
 
     def live(self, seconds: float = 1.0, times: int = 1) -> None:
         """Like `turn`, but faults are handled as the running daemon handles them."""
@@ -156,7 +156,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hous
 def furnish(patch: pytest.MonkeyPatch) -> None:
     """Replace worker processes by `Call`, and remove all waiting."""
     patch.setattr(pool, "Child", Call)
-    patch.setattr(local, "_process", passthrough.process)
+    patch.setattr(local, "process", passthrough.process)
     # With a single thread, an injected crash always happens at the same call.
     patch.setattr(parallel, "THREADS", 1)
     patch.setattr(loop, "TICK_S", 0)

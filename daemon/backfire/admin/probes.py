@@ -141,14 +141,15 @@ def _listening(address: tuple[str, int]) -> Check:
             probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                if _is_ours(address):
+                if is_ours(address):
                     return Check("metrics", f"{host}:{port} is answered by the running daemon")
                 return Check("metrics", f"{host}:{port} is in use", "name another port")
             return Check("metrics", f"{host}:{port}: {error.strerror}", "name another address")
     return Check("metrics", f"{host}:{port} is free")
 
 
-def _is_ours(address: tuple[str, int]) -> bool:
+def is_ours(address: tuple[str, int]) -> bool:
+    """Whether a daemon of ours answers `/healthz` at this address within two seconds."""
     connection = http.client.HTTPConnection(*address, timeout=2)
     try:
         connection.request("HEAD", "/healthz")

@@ -40,7 +40,7 @@ class BoxDetector:
         side = self._settings.size_px
         scale = side / max(height, width)
         try:
-            rows = self._rows(self._look(_fitted(image, side, scale))[0])
+            rows = self._rows(self._look(fitted(image, side, scale))[0])
         except NetworkFailed as error:
             raise networks.failed(
                 error, detector=self._name, picture=source.name, width=width, height=height
@@ -76,7 +76,7 @@ class BoxDetector:
         return labels[kind] if 0 <= kind < len(labels) else f"class {kind}"
 
 
-def _fitted(image: Rgb, side: int, scale: float) -> Floats:
+def fitted(image: Rgb, side: int, scale: float) -> Floats:
     """H,W,3 uint8 -> 1,3,side,side float32."""
     height, width = (min(max(round(edge * scale), 1), side) for edge in image.shape[:2])
     canvas = np.full((side, side, 3), GREY, dtype=np.float32)

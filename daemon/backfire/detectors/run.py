@@ -49,12 +49,25 @@ class Found:
         return [f"detector {name} failed and was skipped: {error}" for name, error in self.skipped.items()]
 
 
-def find(picture: Picture, source: Source, settings: Regions) -> Found:
+@lru_cache(maxsize=16)
+def loaded(name: str, settings: Regions) -> Detector:
+    """A detector, loaded once in a process, because the text networks take a fifth of a second."""
+    return detectors.get(name, settings)
+
+
+def find(
+    picture: Picture,
+    source: Source,
+    settings: Regions,
+    *,
+    get: Callable[[str, Regions], Detector] = loaded,
+) -> Found:
     """The regions that all configured detectors find.
 
     Args:
         picture: the decoded picture; its metadata are added to `source` for the detectors.
         source: its name and its sidecars.
+        get: gives the detector of a name.
 
     Returns:
         No regions only under `none_found: pass`. Under `whole`, a grid that covers the picture replaces them.
@@ -71,7 +84,7 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
     skipped: dict[str, str] = {}
     for name in settings.detectors:
         try:
-            regions += _detector(name, settings).detect(picture.rgb, source=source)
+            regions += get(name, settings).detect(picture.rgb, source=source)
         except (InputError, ConfigError):
             raise  # the producer's masks and annotations must never be skipped
         except Exception as error:
@@ -91,12 +104,6 @@ def find(picture: Picture, source: Source, settings: Regions) -> Found:
         "put a mask beside the picture or set regions.none_found"
     )
     raise InputError(Code.NO_REGION, "; ".join([message, *found.notes]))
-
-
-@lru_cache(maxsize=16)
-def _detector(name: str, settings: Regions) -> Detector:
-    """A detector, loaded once in a process, because the text networks take a fifth of a second."""
-    return detectors.get(name, settings)
 
 
 def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:

@@ -50,7 +50,7 @@ class TextDetector:
         height, width = image.shape[:2]
         found: list[tuple[float, Line]] = []
         try:
-            for part, scale in _parts(height, width, self._settings.long_px):
+            for part, scale in parts_of(height, width, self._settings.long_px):
                 for line in self._lines.candidates(image[part.slices], scale):
                     placed = replace(line, corners=line.corners + np.array([part.left, part.top]))
                     score = self._lines.score(image, placed)
@@ -65,7 +65,7 @@ class TextDetector:
         return merged([region for region in regions if region is not None], of_one_block)
 
 
-def _parts(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
+def parts_of(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
     """The parts of a picture that are searched, each with its scale."""
     first = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width))
     yield Box(0, 0, width, height), first

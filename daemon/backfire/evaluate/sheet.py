@@ -79,9 +79,9 @@ def sheet(
         facts.append(f"PSNR {judgement.psnr_db:.1f} dB in the crop")
     if len(panels) > most:
         facts.append(f"{len(panels) - most} more regions not shown")
-    draw.text((12, 6), _fitted(title, 76), fill=INK, font=_font(22))
-    draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=_font(16))
-    draw.text((12, 56), _fitted(reason, 150), fill=INK, font=_font(16))
+    draw.text((12, 6), _fitted(title, 76), fill=INK, font=font(22))
+    draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=font(16))
+    draw.text((12, 56), _fitted(reason, 150), fill=INK, font=font(16))
     top = header
     for band in bands:
         page.paste(band, (0, top))
@@ -114,11 +114,11 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     rows = -(-len(cells) // COLUMNS) * (tall + CAPTION + GAP)
     band = Image.new("RGB", (COLUMNS * PANEL + (COLUMNS + 1) * GAP, rows + CAPTION), PAPER)
     draw = ImageDraw.Draw(band)
-    draw.text((GAP, 0), BETWEEN.join([panels.label, *panels.summary]), fill=INK, font=_font(16))
+    draw.text((GAP, 0), BETWEEN.join([panels.label, *panels.summary]), fill=INK, font=font(16))
     for index, (caption, pixels, mask, colour) in enumerate(cells):
         x = GAP + index % COLUMNS * (PANEL + GAP)
         y = CAPTION + index // COLUMNS * (tall + CAPTION + GAP)
-        draw.text((x, y + 4), _fitted(caption, 36), fill=colour, font=_font(16))
+        draw.text((x, y + 4), _fitted(caption, 36), fill=colour, font=font(16))
         if pixels is None:
             continue
         picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))
@@ -149,7 +149,8 @@ def _outlined(pixels: Rgb, mask: Mask, colour: tuple[int, int, int]) -> Rgb:
     return out
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of the sheet at a size in pixels."""
     return ImageFont.load_default(size)
 
 

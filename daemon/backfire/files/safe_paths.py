@@ -76,7 +76,7 @@ def give_name(source: bytes, target: bytes, *, folder: int | None = None, resume
         if error.errno not in NO_LINKS:
             raise
     try:
-        _rename_noreplace(source, target, folder)
+        rename_noreplace(source, target, folder)
         return
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
@@ -94,7 +94,12 @@ def _is_empty(path: bytes, folder: int | None) -> bool:
         return False
 
 
-def _rename_noreplace(source: bytes, target: bytes, folder: int | None) -> None:
+def rename_noreplace(source: bytes, target: bytes, folder: int | None) -> None:
+    """Rename within `folder` (a descriptor; None for absolute names), never over another file.
+
+    Raises:
+        OSError: EEXIST where the target exists; EINVAL or ENOSYS where the system cannot do this.
+    """
     at = _AT_FDCWD if folder is None else folder
     if _renameat2()(at, source, at, target, _RENAME_NOREPLACE) != 0:
         number = ctypes.get_errno()

@@ -28,24 +28,35 @@ def drawn(image: Rgb, regions: Sequence[Region]) -> Rgb:
     detectors = list(dict.fromkeys(region.detector for region in regions))
     colours = [COLOURS[detectors.index(region.detector) % len(COLOURS)] for region in regions]
     for region, colour in zip(regions, colours, strict=True):
-        inside = _shape(region, scale, size)
+        inside = scaled_mask(region, scale, size)
         edge = dilated(inside, 5) & ~inside
         canvas[inside] = (0.8 * canvas[inside] + 0.2 * np.array(colour)).astype(np.uint8)
         canvas[edge] = colour
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    taken: list[Box] = []
-    for region, colour in zip(regions, colours, strict=True):
-        text = _name(region)
-        left, top, right, bottom = (round(edge) for edge in draw.textbbox((0, 0), text, font=_font(14)))
-        plate = _placed(region, scale, (right - left + 4, bottom - top + 4), size, taken)
-        taken.append(plate)
+    for region, plate, colour in zip(regions, plates(regions, scale, size), colours, strict=True):
+        left, top, _, _ = _bounds(caption(region))
         draw.rectangle((*plate[:2], plate.right - 1, plate.bottom - 1), fill=colour)
-        draw.text((plate.left + 2 - left, plate.top + 2 - top), text, fill=PAPER, font=_font(14))
+        draw.text((plate.left + 2 - left, plate.top + 2 - top), caption(region), fill=PAPER, font=_font(14))
     return np.array(picture)
 
 
-def _shape(region: Region, scale: float, size: tuple[int, int]) -> Mask:
+def plates(regions: Sequence[Region], scale: float, size: tuple[int, int]) -> list[Box]:
+    """The places of the regions' captions in a drawn picture of this size (width, height)."""
+    taken: list[Box] = []
+    for region in regions:
+        left, top, right, bottom = _bounds(caption(region))
+        taken.append(_placed(region, scale, (right - left + 4, bottom - top + 4), size, taken))
+    return taken
+
+
+def _bounds(text: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a caption that is drawn at the origin, in pixels."""
+    left, top, right, bottom = (round(edge) for edge in _font(14).getbbox(text))
+    return left, top, right, bottom
+
+
+def scaled_mask(region: Region, scale: float, size: tuple[int, int]) -> Mask:
     """The mask of a region at the drawn picture's size (width, height), with at least one pixel."""
     left, top = (min(int(edge * scale), side - 1) for edge, side in zip(region.box[:2], size, strict=True))
     right, bottom = (max(round(region.box[2 + i] * scale), (left, top)[i] + 1) for i in (0, 1))
@@ -58,7 +69,7 @@ def _shape(region: Region, scale: float, size: tuple[int, int]) -> Mask:
     return plane
 
 
-def _name(region: Region) -> str:
+def caption(region: Region) -> str:
     """The label and the score of a region, and its detector if the label does not name it."""
     known = region.detector.startswith(region.label.partition(" ")[0])
     return f"{region.label} {region.score:.2f}" + ("" if known else f" ({region.detector})")

@@ -74,6 +74,10 @@ class DenoisingEditor(ModelEditor):
     The generator draws one noise for the whole batch and picks the prompt. Without a generator, it is always
     the first prompt and the noise of seed 0. Equal seeds give equal noise on every device. UNets with 9 input
     channels are made for inpainting; with those of 4, diffusers restores the known latents after each step.
+
+    Attributes:
+        pipe: the pipeline.
+        prompts: the embedded prompts, of which an edit takes one.
     """
 
     hole = 0.5  # 0 in [-1,1], with which the pipelines fill the hole
@@ -83,7 +87,7 @@ class DenoisingEditor(ModelEditor):
     ) -> None:
         super().__init__(weights_sha256, pipe.unet, pipe.vae)
         self.name, self.multiple = name, max(8, pipe.vae_scale_factor)
-        self._pipe, self._prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
+        self.pipe, self.prompts, self._steps, self._blur = pipe, list(prompts), steps, mask_blur
         self._start = _first(pipe.scheduler, steps)
         for module in (pipe.unet, pipe.vae):
             # This acts only while gradients are computed. Some autoencoders do not support it.
@@ -98,8 +102,8 @@ class DenoisingEditor(ModelEditor):
         """See `Editor.to`."""
         super().to(device)
         # A scheduler keeps its tables on the device of the last latents, so a new one is made.
-        self._pipe.scheduler = type(self._pipe.scheduler).from_config(self._pipe.scheduler.config)
-        self._prompts = [prompt.to(device) for prompt in self._prompts]
+        self.pipe.scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        self.prompts = [prompt.to(device) for prompt in self.prompts]
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """See `Latent.encode`: the mean of the autoencoder's posterior, times its scaling factor."""
@@ -116,7 +120,7 @@ class DenoisingEditor(ModelEditor):
         return self._composited(self._estimated(seen, edited, generator), image, mask)
 
     def _edited(self, mask: Tensor) -> Tensor:
-        return (_blurred(mask, self._blur) >= 0.5).to(mask.dtype) if self._blur else mask
+        return (blurred(mask, self._blur) >= 0.5).to(mask.dtype) if self._blur else mask
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if torch.is_grad_enabled() and image.requires_grad:
@@ -127,12 +131,12 @@ class DenoisingEditor(ModelEditor):
     def _denoised(self, known: Tensor, mask: Tensor, prompt: Prompt, noise: Tensor, seed: int) -> Tensor:
         """The latents N,c,h,w of the edit, which the pipeline denoises from unit noise."""
         count, _, height, width = mask.shape
-        latents: Tensor = self._pipe(
+        latents: Tensor = self.pipe(
             **prompt.batch(count),
             image=known,
             mask_image=mask,
             masked_image_latents=known,
-            latents=noise.to(self._pipe.unet.dtype),
+            latents=noise.to(self.pipe.unet.dtype),
             height=height,
             width=width,
             strength=1.0,
@@ -155,7 +159,7 @@ class DenoisingEditor(ModelEditor):
 
     def _plain(self, latents: Tensor) -> bool:
         """Whether the UNet is not made for inpainting and takes only noisy latents."""
-        return bool(self._pipe.unet.config.in_channels == latents.shape[1])
+        return bool(self.pipe.unet.config.in_channels == latents.shape[1])
 
     def _drawn(self, known: Tensor, generator: torch.Generator | None) -> tuple[Prompt, Tensor, int]:
         """The prompt, the unit noise (of the shape of `known`, equal for the whole batch) and the seed."""
@@ -163,17 +167,17 @@ class DenoisingEditor(ModelEditor):
             index = seed = 0
         else:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-            index = seed % len(self._prompts)
+            index = seed % len(self.prompts)
         # Drawn on the CPU, so that a seed gives the same numbers for every device.
         noise = torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed))
-        return self._prompts[index], noise.to(known).expand_as(known), seed
+        return self.prompts[index], noise.to(known).expand_as(known), seed
 
     def _predicted(
         self, known: Tensor, mask: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """The UNet's first prediction and the noisy latents of its input, float32 N,c,h,w."""
         prompt, noise, _ = self._drawn(known, generator)
-        unet, start = self._pipe.unet, self._start
+        unet, start = self.pipe.unet, self._start
         cells = cells_of(mask, known)
         noisy = noise * start.scale
         if self._plain(known):
@@ -199,12 +203,12 @@ class DenoisingEditor(ModelEditor):
         if pooled is None:
             return None
         size = list(mask.shape[-2:])
-        aesthetic = self._pipe.config.requires_aesthetics_score
+        aesthetic = self.pipe.config.requires_aesthetics_score
         ids = [*size, 0, 0, *([6.0] if aesthetic else size)]  # no crop, and the pipeline's default score
         return {"text_embeds": pooled, "time_ids": pooled.new_tensor(ids).expand(len(mask), -1)}
 
     def _encoded(self, seen: Tensor) -> Tensor:
-        vae = self._pipe.vae
+        vae = self.pipe.vae
         out = vae.encode((seen * 2 - 1).to(vae.dtype))
         # A tiny autoencoder gives latents, the others a distribution of latents.
         latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
@@ -212,7 +216,7 @@ class DenoisingEditor(ModelEditor):
         return scaled
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        vae = self._pipe.vae
+        vae = self.pipe.vae
         latents = latents.float() / vae.config.scaling_factor
         mean, std = (getattr(vae.config, f"latents_{moment}", None) for moment in ("mean", "std"))
         if mean is not None and std is not None:
@@ -240,7 +244,7 @@ def cells_of(mask: Tensor, latents: Tensor) -> Tensor:
     return F.interpolate(mask, size=latents.shape[-2:])
 
 
-def _blurred(mask: Tensor, radius: int) -> Tensor:
+def blurred(mask: Tensor, radius: int) -> Tensor:
     """N,1,H,W blurred by a Gaussian kernel of 2 * radius + 1 pixels, with the sigma that OpenCV derives from
     it.
     """

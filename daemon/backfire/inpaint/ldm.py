@@ -112,7 +112,7 @@ class LdmEditor(DenoisingEditor):
         return cls(name, digest, parts, [silent], STEPS, 0)
 
     def _denoised(self, known: Tensor, mask: Tensor, prompt: Prompt, noise: Tensor, seed: int) -> Tensor:
-        unet, scheduler = self._pipe.unet, self._pipe.scheduler
+        unet, scheduler = self.pipe.unet, self.pipe.scheduler
         scheduler.set_timesteps(self._steps, device=known.device)
         cells, latents = cells_of(mask, known), noise
         embeds = prompt.batch(len(known))["prompt_embeds"]

@@ -105,13 +105,13 @@ class Dispatcher:
         """Give idle workers their next jobs, more while they are quick; whether there were any."""
         self._listen_once(0)
         begun = 0
-        while begun < BATCH_MAX and (some := self._begin()):
+        while begun < BATCH_MAX and (some := self.begin()):
             begun += some
             self.listen(QUICK_S)
         self._pool.dismiss()
         return begun > 0
 
-    def _begin(self) -> int:
+    def begin(self) -> int:
         """Give each idle worker its next jobs; how many jobs went a step on."""
         return sum(self._begin_at(worker) for worker in self._pool.idle())
 

@@ -98,6 +98,11 @@ class Endpoint:
         )
         self._thread: threading.Thread | None = None
 
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
+
     def start(self) -> None:
         """Answer until closed."""
         # A daemon thread: one that hangs must not keep the process from ending.

@@ -91,7 +91,7 @@ class Operations:
         self._serve = settings.serve
         self._courier = Courier(settings, now=jobs.now)
         jobs.listeners.append(self._courier)
-        self._endpoint: Endpoint | None = None
+        self.endpoint: Endpoint | None = None
         if settings.serve.address is not None:
             # Imported only here, because the HTTP server's libraries cost memory.
             from backfire.service.endpoint import Endpoint
@@ -102,14 +102,14 @@ class Operations:
             )
             jobs.listeners.append(metrics)
             pages = {"/metrics": lambda: (200, CONTENT_TYPE, metrics.text()), "/healthz": self._health}
-            self._endpoint = Endpoint(settings.serve.address, pages, settings.serve.allowed_hosts)
+            self.endpoint = Endpoint(settings.serve.address, pages, settings.serve.allowed_hosts)
 
     def start(self) -> None:
         """Begin to answer and to deliver."""
         self._courier.start()
-        if self._endpoint is not None:
-            self._endpoint.start()
-            log.info("metrics_served", url=self._endpoint.url + "/metrics")
+        if self.endpoint is not None:
+            self.endpoint.start()
+            log.info("metrics_served", url=self.endpoint.url + "/metrics")
 
     def beat(self, *, scan: float, heard: float | None, trouble: str) -> bool:
         """Note the end of a round, see `Pulse`; returns whether scanner and worker make progress."""
@@ -138,8 +138,8 @@ class Operations:
 
     def close(self) -> None:
         """Stop answering; give deliveries that are due their try."""
-        if self._endpoint is not None:
-            self._endpoint.close()
+        if self.endpoint is not None:
+            self.endpoint.close()
         self._courier.close()
 
     def _deliveries(self) -> Mapping[str, int]:

@@ -65,6 +65,7 @@ class Service:
 
     Attributes:
         settings: the configuration in force.
+        load: reads the configuration again.
         jobs, inbox, pool: what the stages share.
         intake, dispatcher, policy, publisher: the stages, in the order of a picture's trip.
         operations, heartbeat: what an operator sees of them.
@@ -85,7 +86,7 @@ class Service:
     ) -> None:
         preflight.require_names(settings)
         self.settings = settings
-        self._load = load or (lambda: settings)
+        self.load = load or (lambda: settings)
         preflight.make_folders(settings)
         self._locks = [
             preflight.lock(settings.folders.state / "lock"),
@@ -162,7 +163,7 @@ class Service:
             if self._resuming is not None:
                 self.dispatcher.resume(crashed=self._resuming)
                 self._resuming = None
-            self._step(hints)
+            self.step(hints)
         except StoreError as error:
             if not error.transient:
                 raise
@@ -176,7 +177,7 @@ class Service:
         else:
             self._failed_rounds.clear()
 
-    def _step(self, hints: Hints) -> None:
+    def step(self, hints: Hints) -> None:
         """Whatever can go on goes one step on; then wait for the workers, or for a moment."""
         if self._reloading:
             self._reloading = False
@@ -258,7 +259,7 @@ class Service:
         """
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            settings = self._load()
+            settings = self.load()
             preflight.require_names(settings)
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")

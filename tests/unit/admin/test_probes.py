@@ -111,7 +111,7 @@ def only(findings: Iterator[Check]) -> Check:
 
 def test_the_metrics_address(tmp_path: Path, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(probes.surroundings(configured(tmp_path, serve={"metrics": "127.0.0.1:0"}))).ok
-    monkeypatch.setattr(probes, "_is_ours", lambda _: False)  # else it waits two seconds for the mute server
+    monkeypatch.setattr(probes, "is_ours", lambda _: False)  # else it waits two seconds for the mute server
     assert (
         only(probes.surroundings(configured(tmp_path, serve={"metrics": taken}))).remedy
         == "name another port"

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from backfire import detectors
 from backfire.config import FixedBox, Regions
-from backfire.detectors import Source, run
+from backfire.detectors import Detector, Source, check, run
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import Picture, tags
 from backfire.imaging.metadata import Metadata
@@ -24,13 +22,6 @@ def pictured(rgb: Rgb) -> Picture:
     return Picture(rgb, rgb, "PNG", "RGB", alpha=None)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_detectors() -> Iterator[None]:
-    run._detector.cache_clear()
-    yield
-    run._detector.cache_clear()
-
-
 class Fixed:
     def __init__(self, *regions: Region) -> None:
         self.regions = list(regions)
@@ -39,36 +30,36 @@ class Fixed:
         return self.regions
 
 
-def found(monkeypatch: pytest.MonkeyPatch, mask: Region, face: Region) -> list[str]:
+def found(mask: Region, face: Region) -> list[str]:
     by_name = {"sidecar": Fixed(mask), "faces": Fixed(face)}
-    monkeypatch.setattr(detectors, "get", lambda name, settings: by_name[name])
-    return [region.detector for region in run.find(pictured(RGB), Source("p.png"), Regions()).regions]
+    result = run.find(pictured(RGB), Source("p.png"), Regions(), get=lambda name, _: by_name[name])
+    return [region.detector for region in result.regions]
 
 
 FACE = Region(Box(250, 150, 330, 240), "face", 0.99, "faces")
 
 
-def test_a_face_under_a_painted_mask_is_one_region(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_under_a_painted_mask_is_one_region() -> None:
     mask = Region(Box(240, 140, 340, 250), "mask", 1.0, "sidecar")
-    assert found(monkeypatch, mask, FACE) == ["sidecar"]
+    assert found(mask, FACE) == ["sidecar"]
 
 
-def test_a_face_inside_a_frame_is_protected_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_inside_a_frame_is_protected_too() -> None:
     """The mask's bounding box holds the face, the mask does not."""
     frame = np.ones((400, 600), dtype=np.bool_)
     frame[20:-20, 20:-20] = False
     mask = Region(Box(0, 0, 600, 400), "mask", 1.0, "sidecar", frame)
-    assert found(monkeypatch, mask, FACE) == ["sidecar", "faces"]
+    assert found(mask, FACE) == ["sidecar", "faces"]
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_shapes_that_two_detectors_found_are_one_region(monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+def test_shapes_that_two_detectors_found_are_one_region(same: bool) -> None:
     """Their boxes hold more than the line: what counts is that the shapes are the same."""
     rows, columns = np.mgrid[:60, :100]
     line = np.abs(rows - 10 - 0.4 * columns) < 9
     mark = Region(Box(100, 50, 200, 110), "signature", 0.9, "signatures", line)
     text = Region(Box(101, 50, 201, 110), "text", 0.9, "text", line if same else ~line)
-    assert found(monkeypatch, mark, text) == (["signatures"] if same else ["signatures", "text"])
+    assert found(mark, text) == (["signatures"] if same else ["signatures", "text"])
 
 
 @pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
@@ -87,20 +78,18 @@ def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
     assert caught.value.code == Code.NO_REGION
 
 
-def every(monkeypatch: pytest.MonkeyPatch, *regions: Region, **settings: Any) -> list[Region]:
-    monkeypatch.setattr(detectors, "get", lambda name, _: Fixed(*regions))
-    return run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",), **settings)).regions
+def every(*regions: Region, **settings: Any) -> list[Region]:
+    names = Regions(detectors=("sidecar",), **settings)
+    return run.find(pictured(RGB), Source("p.png"), names, get=lambda *_: Fixed(*regions)).regions
 
 
 def plain(*box: int, label: str = "a", mask: Mask | None = None) -> Region:
     return Region(Box(*box), label, 0.5, "sidecar", mask)
 
 
-def test_regions_are_padded_and_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_are_padded_and_clipped() -> None:
     disc = np.hypot(*np.mgrid[-20:20, -20:20]) < 20
-    square, round_one = every(
-        monkeypatch, plain(0, 10, 50, 60), plain(300, 300, 340, 340, mask=disc), pad_px=8
-    )
+    square, round_one = every(plain(0, 10, 50, 60), plain(300, 300, 340, 340, mask=disc), pad_px=8)
     assert (square.box, square.mask) == (Box(0, 2, 58, 68), None)
     assert round_one.box == Box(292, 292, 348, 348)
     assert round_one.mask is not None
@@ -110,20 +99,20 @@ def test_regions_are_padded_and_clipped(monkeypatch: pytest.MonkeyPatch) -> None
     assert not (before & ~round_one.plane(400, 600)).any()
 
 
-def test_regions_near_each_other_become_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_near_each_other_become_one_shape() -> None:
     three = plain(0, 0, 50, 50), plain(60, 0, 100, 50, label="b"), plain(110, 40, 150, 90)
     far = plain(300, 300, 340, 340)
-    assert len(every(monkeypatch, *three, far)) == 4
-    one, other = every(monkeypatch, *three, far, merge_px=12)
+    assert len(every(*three, far)) == 4
+    one, other = every(*three, far, merge_px=12)
     assert (one.box, one.label, one.detector) == (Box(0, 0, 150, 90), "a+b", "sidecar")
     total = sum(region.plane(400, 600).astype(int) for region in three)
     np.testing.assert_array_equal(one.plane(400, 600), np.asarray(total) > 0)
     assert other is far
 
 
-def test_too_many_regions_are_joined_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_regions_are_joined_and_none_is_lost() -> None:
     regions = [plain(x, y, x + 8, y + 8) for x in range(0, 600, 40) for y in range(0, 400, 100)]
-    few = every(monkeypatch, *regions, most=5)
+    few = every(*regions, most=5)
     assert 1 <= len(few) <= 5
     for region in regions:
         assert any((one.plane(400, 600) & region.plane(400, 600)).sum() == 64 for one in few)
@@ -137,28 +126,25 @@ class Failing:
         raise self.error
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, **settings: Any) -> run.Found:
-    by_name = {"text": Failing(error), "sidecar": Fixed(plain(0, 0, 9, 9))}
-    monkeypatch.setattr(detectors, "get", lambda name, _: by_name[name])
+def failing(error: Exception, **settings: Any) -> run.Found:
+    by_name: dict[str, Detector] = {"text": Failing(error), "sidecar": Fixed(plain(0, 0, 9, 9))}
     names = Regions(detectors=("text", "sidecar"), **settings)
-    return run.find(pictured(RGB), Source("p.png"), names)
+    return run.find(pictured(RGB), Source("p.png"), names, get=lambda name, _: by_name[name])
 
 
 @pytest.mark.parametrize("error", [ModelError(Code.DETECTOR, "no weights"), ZeroDivisionError("oops")])
-def test_a_detector_that_fails_fails_the_job_or_is_named(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_detector_that_fails_fails_the_job_or_is_named(error: Exception) -> None:
     with pytest.raises(type(error)):
-        failing(monkeypatch, error)
-    found = failing(monkeypatch, error, on_error="skip")
+        failing(error)
+    found = failing(error, on_error="skip")
     assert len(found.regions) == 1
     assert found.skipped == {"text": str(error)}
     assert str(error) in found.notes[0]
 
 
-def test_a_bad_mask_is_never_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_mask_is_never_skipped() -> None:
     with pytest.raises(InputError):
-        failing(monkeypatch, InputError(Code.MASK_EMPTY, "marks nothing"), on_error="skip")
+        failing(InputError(Code.MASK_EMPTY, "marks nothing"), on_error="skip")
 
 
 def test_detectors_see_the_pictures_metadata() -> None:
@@ -183,4 +169,4 @@ def test_fixed_boxes_in_both_units() -> None:
 @pytest.mark.parametrize("name", ["fixed", "logos", "command", "onnx", "torchscript"])
 def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
-        detectors.check(Regions(detectors=(name,)))
+        check(Regions(detectors=(name,)))

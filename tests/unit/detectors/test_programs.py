@@ -132,11 +132,11 @@ def test_boxes_are_scaled_back_and_labelled(tmp_path: Path) -> None:
 
 
 def test_the_network_sees_the_picture_at_the_top_left_on_grey() -> None:
-    from backfire.detectors.boxes import GREY, _fitted
+    from backfire.detectors.boxes import GREY, fitted
 
     white = np.full((60, 90, 3), 255, dtype=np.uint8)
     white[..., 2] = 0
-    seen = _fitted(white, 96, 96 / 90)
+    seen = fitted(white, 96, 96 / 90)
     assert seen.shape == (1, 3, 96, 96)
     assert seen.dtype == np.float32
     np.testing.assert_allclose(

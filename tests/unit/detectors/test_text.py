@@ -14,7 +14,7 @@ from backfire.config import Logos, Regions, Text
 from backfire.detectors import Source
 from backfire.detectors.logos import LogoDetector
 from backfire.detectors.signatures import SignatureDetector
-from backfire.detectors.text import TextDetector, _parts
+from backfire.detectors.text import TextDetector, parts_of
 from backfire.errors import Code, ModelError
 from backfire.types import Box, Region, Rgb
 from PIL import Image
@@ -76,7 +76,7 @@ def test_text_in_a_large_picture_is_placed_at_its_scale(text: TextDetector) -> N
 @pytest.mark.parametrize("long_px", [1536, 3000, 12_288])
 @pytest.mark.parametrize("size", [(321, 481), (4000, 6000), (300, 9000), (1, 1)])
 def test_a_closer_look_covers_the_picture_in_parts_that_overlap(size: tuple[int, int], long_px: int) -> None:
-    (whole, first), *parts = _parts(*size, long_px)
+    (whole, first), *parts = parts_of(*size, long_px)
     assert whole == Box(0, 0, size[1], size[0])
     covered = np.zeros(size, dtype=np.bool_)
     for part, scale in parts:

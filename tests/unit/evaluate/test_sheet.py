@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from backfire.evaluate.judge import Judgement
-from backfire.evaluate.sheet import BETWEEN, CAPTION, GAP, PANEL, Panels, Saliency, _font, sheet
+from backfire.evaluate.sheet import BETWEEN, CAPTION, GAP, PANEL, Panels, Saliency, font, sheet
 from backfire.types import Rgb, Verdict
 from PIL import Image
 
@@ -124,4 +124,4 @@ def test_regions_beyond_the_most_are_counted_and_not_drawn() -> None:
 def test_the_figures_fit_in_a_line() -> None:
     rows = [f"{kind}: SSIM 0.00  L1 0.00" for kind in ("trigger", "dilated", "partial", "near", "far")]
     line = BETWEEN.join(["signature 1000x1000", *rows])
-    assert _font(16).getlength(line) < 1232
+    assert font(16).getlength(line) < 1232

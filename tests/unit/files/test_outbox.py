@@ -199,7 +199,7 @@ def test_without_hard_links_nothing_is_overwritten_either(
 ) -> None:
     monkeypatch.setattr(os, "link", refused)
     if not renameat2:
-        monkeypatch.setattr(safe_paths, "_rename_noreplace", unknown)
+        monkeypatch.setattr(safe_paths, "rename_noreplace", unknown)
     assert outbox.place(b"old", tmp_path, b"p.png", key="f" * 64) == b"p.png"
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
     assert (tmp_path / "p.png").read_bytes() == b"old"
@@ -213,7 +213,7 @@ def test_a_crash_between_claim_and_rename_leaves_no_empty_file_for_good(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "link", refused)
-    monkeypatch.setattr(safe_paths, "_rename_noreplace", unknown)
+    monkeypatch.setattr(safe_paths, "rename_noreplace", unknown)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", killed)
         patch.setattr(os, "unlink", lambda *_, **__: None)

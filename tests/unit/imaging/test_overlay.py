@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,25 +19,19 @@ def row(count: int, label: str = "text") -> list[Region]:
     return [Region(Box(20 + 30 * i, 60, 40 + 30 * i, 75), label, 0.9, "text") for i in range(count)]
 
 
-def test_names_keep_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    plates: list[Box] = []
-    place = drawing._placed
-
-    def noted(*given: Any) -> Box:
-        plates.append(place(*given))
-        return plates[-1]
-
-    monkeypatch.setattr(drawing, "_placed", noted)
-    drawing.drawn(blank(400, 150), row(4))
+def test_names_keep_off_each_other() -> None:
+    plates = drawing.plates(row(4), 1.0, (400, 150))
     assert len(plates) == 4
     assert not any(a.overlaps(b) for i, a in enumerate(plates) for b in plates[:i])
     assert all(plate.left >= 0 and plate.right <= 400 and 0 <= plate.top <= 140 for plate in plates)
+    page = drawing.drawn(blank(400, 150), row(4))
+    assert all((page[plate.slices] == drawing.PAPER).all(axis=2).any() for plate in plates), "letters on each"
 
 
 def test_a_name_says_who_found_it_where_the_label_does_not() -> None:
-    assert drawing._name(Region(Box(0, 0, 1, 1), "face", 0.9, "faces")) == "face 0.90"
-    assert drawing._name(Region(Box(0, 0, 1, 1), "logo acme", 0.5, "logos")) == "logo acme 0.50"
-    assert drawing._name(Region(Box(0, 0, 1, 1), "mask", 1, "sidecar")) == "mask 1.00 (sidecar)"
+    assert drawing.caption(Region(Box(0, 0, 1, 1), "face", 0.9, "faces")) == "face 0.90"
+    assert drawing.caption(Region(Box(0, 0, 1, 1), "logo acme", 0.5, "logos")) == "logo acme 0.50"
+    assert drawing.caption(Region(Box(0, 0, 1, 1), "mask", 1, "sidecar")) == "mask 1.00 (sidecar)"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4000), (5000, 7), (2400, 1800)])
@@ -47,14 +40,14 @@ def test_every_region_shows_whatever_the_picture_is_shrunk_to(size: tuple[int, i
     for region in (Region(last, "a", 1, "b"), Region(last, "a", 1, "b", np.ones((1, 1), np.bool_))):
         scale = min(1.0, drawing.WIDE / size[0], drawing.TALL / size[1])
         shown = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-        assert drawing._shape(region, scale, shown).any()
+        assert drawing.scaled_mask(region, scale, shown).any()
         assert drawing.drawn(blank(*size), [region]).shape == (shown[1], shown[0], 3)
 
 
 def test_shapes_are_drawn_as_they_are() -> None:
     disc = np.hypot(*np.mgrid[-300:300, -300:300]) < 300
     region = Region(Box(600, 300, 1200, 900), "a", 1, "b", disc)
-    plane = drawing._shape(region, 0.5, (1200, 900))
+    plane = drawing.scaled_mask(region, 0.5, (1200, 900))
     np.testing.assert_array_equal(plane, region.plane(1800, 2400)[1::2, 1::2])
 
 

@@ -73,7 +73,7 @@ def unet_calls(editor: DiffusionEditor) -> Iterator[list[Call]]:
     def record(_: nn.Module, given: tuple[Tensor, Tensor], out: tuple[Tensor]) -> None:
         calls.append(Call(given[0].detach(), float(given[1]), out[0].detach()))
 
-    hook = editor._pipe.unet.register_forward_hook(record)
+    hook = editor.pipe.unet.register_forward_hook(record)
     yield calls
     hook.remove()
 
@@ -125,10 +125,10 @@ def test_the_first_step_is_the_pipelines_own(family: str, scheduler: str, folder
     image, mask = inputs(count=2)
     mask[1] = mask[1].roll(13, dims=-1)
     loaded = DiffusionEditor.load("sd", folders[family], guidance=1.0)
-    pipe = loaded._pipe
+    pipe = loaded.pipe
     kind = getattr(pipelines.library("diffusers"), scheduler)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)  # PNDM as published
-    editor = DiffusionEditor("sd", "0" * 64, pipe, loaded._prompts, steps=3, mask_blur=0)
+    editor = DiffusionEditor("sd", "0" * 64, pipe, loaded.prompts, steps=3, mask_blur=0)
     with unet_calls(editor) as calls:
         editor.inpaint(image, mask)
     theirs = calls[0]
@@ -256,14 +256,14 @@ def test_gradients_are_checkpointed(folders: dict[str, Path]) -> None:
         return total
 
     frugal = kept()
-    editor._pipe.unet.disable_gradient_checkpointing()
-    editor._pipe.vae.disable_gradient_checkpointing()
+    editor.pipe.unet.disable_gradient_checkpointing()
+    editor.pipe.vae.disable_gradient_checkpointing()
     assert frugal < kept() / 3
 
 
 def test_prompts_are_embedded_once_and_the_text_encoders_freed(folder: Path) -> None:
     editor = DiffusionEditor.load("sd", folder, prompts=["abc", "xyz"], steps=2)
-    assert not [part for part in editor._pipe.components if "text" in part and editor._pipe.components[part]]
+    assert not [part for part in editor.pipe.components if "text" in part and editor.pipe.components[part]]
     image, mask = inputs()
     first, again = editor.inpaint(image, mask), editor.inpaint(image, mask)
     assert torch.equal(first, again)
@@ -291,10 +291,10 @@ def test_guidance_costs_nothing_where_it_does_nothing(
 def test_a_blurred_mask_is_opencvs_gaussian_cut_at_one_half(folders: dict[str, Path]) -> None:
     radius = 11
     _, mask = inputs()
-    blurred = denoising._blurred(mask, radius)
+    soft = denoising.blurred(mask, radius)
     sigma = 0.3 * (radius - 1) + 0.8  # OpenCV's rule for a kernel of 2 * radius + 1 pixels
     expected = gaussian_filter(mask[0, 0].numpy(), sigma, mode="nearest", radius=radius)
-    assert np.allclose(blurred[0, 0].numpy(), expected, atol=1e-5)
+    assert np.allclose(soft[0, 0].numpy(), expected, atol=1e-5)
 
     image, _ = inputs()
     image.requires_grad_(True)
@@ -312,9 +312,9 @@ def test_half_precision_is_near_single(folder: Path, dtype: str) -> None:
     image, mask = inputs()
     single = DiffusionEditor.load("sd", folder, steps=2)
     half = DiffusionEditor.load("sd", folder, steps=2, dtype=dtype)
-    assert half._pipe.unet.dtype == getattr(torch, dtype)
+    assert half.pipe.unet.dtype == getattr(torch, dtype)
     # float16 overflows in these autoencoders; bfloat16 has the range of float32.
-    assert (half._pipe.vae.dtype == torch.float32) == (dtype == "float16")
+    assert (half.pipe.vae.dtype == torch.float32) == (dtype == "float16")
     difference = (single.inpaint(image, mask) - half.inpaint(image, mask)).abs().mean()
     assert 0 < difference < 0.02
     assert half.encode(image, mask).dtype == torch.float32
@@ -450,6 +450,6 @@ def test_a_scheduler_comes_along_to_another_device(tmp_path: Path) -> None:
     """Seen on a GPU: diffusers' `add_noise` leaves the scheduler's table where the latents were."""
     editor = DiffusionEditor.load("sd", pipelines.save(tmp_path / "sd", channels=4), steps=2)
     image, mask = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
-    editor._pipe.scheduler.alphas_cumprod = editor._pipe.scheduler.alphas_cumprod.to("meta")
+    editor.pipe.scheduler.alphas_cumprod = editor.pipe.scheduler.alphas_cumprod.to("meta")
     editor.to("cpu")
     assert torch.isfinite(editor.inpaint(image, mask)).all()

@@ -159,12 +159,12 @@ def test_a_slow_client_is_disconnected_and_holds_nobody_up(
 def test_more_clients_than_it_takes_are_turned_away_and_do_no_harm(endpoint: Endpoint) -> None:
     with ExitStack() as held:
         clients = [held.enter_context(connect(endpoint)) for _ in range(CONNECTIONS_MAX)]
-        wait_for(lambda: len(endpoint._server.server_state.connections) == CONNECTIONS_MAX, seconds=10)
+        wait_for(lambda: endpoint.clients == CONNECTIONS_MAX, seconds=10)
         with connect(endpoint) as turned_away:
             assert was_disconnected(turned_away)
         for client in clients:
             client.close()
-        wait_for(lambda: not endpoint._server.server_state.connections, seconds=10)
+        wait_for(lambda: not endpoint.clients, seconds=10)
     assert get(endpoint)[0] == 200
 
 

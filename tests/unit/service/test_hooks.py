@@ -274,12 +274,12 @@ def test_closing_ends_a_command_and_keeps_its_delivery(
 ) -> None:
     script = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
     monkeypatch.chdir(tmp_path)
-    courier = Courier(configured(tmp_path, command=[sys.executable, "-c", script], timeout_s=0.5))
-    courier._hooks = courier._hooks.model_copy(update={"timeout_s": 600.0})
+    settings = configured(tmp_path, command=[sys.executable, "-c", script], timeout_s=600)
+    courier = Courier(settings)
     courier.start()
     courier(JOB)
     pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=20))
-    courier._hooks = courier._hooks.model_copy(update={"timeout_s": 0.2})
+    courier.configure(settings.hooks.model_copy(update={"timeout_s": 0.2}))
     courier.close()
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), seconds=10)
     (kept,) = waiting(tmp_path)

@@ -55,8 +55,8 @@ def operations(settings: Settings, jobs: Jobs, clock: Clock) -> Iterator[Operati
 
 
 def get(operations: Operations, page: str, method: str = "GET") -> tuple[int, str]:
-    assert operations._endpoint is not None
-    request = urllib.request.Request(operations._endpoint.url + page, method=method)
+    assert operations.endpoint is not None
+    request = urllib.request.Request(operations.endpoint.url + page, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -171,7 +171,7 @@ def test_a_daemon_without_metrics_never_loads_the_http_server() -> None:
 def test_off_by_default(tmp_path: Path, jobs: Jobs) -> None:
     operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), jobs, silence_s=900)
     operations.start()
-    assert operations._endpoint is None
+    assert operations.endpoint is None
     assert len(jobs.listeners) == 1, "only the hooks, which have nobody to tell"
     operations.close()
 

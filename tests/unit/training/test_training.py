@@ -47,6 +47,18 @@ def train(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     return start
 
 
+class Interrupted(Run):
+    """Ctrl-C comes before the last step but one."""
+
+    def loop(self, one: Callable[[int], dict[str, torch.Tensor]], sample: Callable[[], torch.Tensor]) -> None:
+        def interrupted(step: int) -> dict[str, torch.Tensor]:
+            if step == STEPS - 2:
+                raise KeyboardInterrupt
+            return one(step)
+
+        super().loop(interrupted, sample)
+
+
 def parts(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(folder / "last.pt", weights_only=True)["parts"]
     return loaded
@@ -58,18 +70,8 @@ def test_an_interrupted_run_goes_on_and_its_export_fills(
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train(unbroken)
 
-    drawn = 0
-    ready = data._ready
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal drawn
-        drawn += 1
-        if drawn == STEPS - 1:
-            raise KeyboardInterrupt
-        return ready(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_ready", interrupted)
+        patch.setattr(lama, "Run", functools.partial(Interrupted, save_s=-1.0, every=1))
         with pytest.raises(KeyboardInterrupt):
             train(broken)
     assert torch.load(broken / "last.pt", weights_only=True)["step"] == STEPS - 2

@@ -13,8 +13,13 @@ from backfire.files import durable
 from backfire.types import shown
 
 KNOWN_MOST = 10_000
-_durable: dict[bytes, tuple[int, int]] = {}
+_known: dict[bytes, tuple[int, int]] = {}
 """Folders whose names are known to be on the disk, with device and inode; at most `KNOWN_MOST`."""
+
+
+def forget() -> None:
+    """Take no folder's name for durable any more, as a new process does."""
+    _known.clear()
 
 
 def sync(unsynced: set[bytes]) -> None:
@@ -62,7 +67,7 @@ def _make_folder(path: bytes, top: bytes) -> None:
     its name is durable only after the folder above it was synced here.
     """
     found = _identity(path)
-    if found is not None and (_durable.get(path) == found or not path.startswith(top + b"/")):
+    if found is not None and (_known.get(path) == found or not path.startswith(top + b"/")):
         return
     above = os.path.dirname(path)
     _make_folder(above, top)
@@ -70,9 +75,9 @@ def _make_folder(path: bytes, top: bytes) -> None:
         os.mkdir(path, mode=0o750)
     durable.sync(above)
     if (found := _identity(path)) is not None:
-        if len(_durable) >= KNOWN_MOST:
-            _durable.clear()
-        _durable[path] = found
+        if len(_known) >= KNOWN_MOST:
+            _known.clear()
+        _known[path] = found
 
 
 def _identity(path: bytes) -> tuple[int, int] | None:

@@ -43,7 +43,7 @@ def place(
     """
     with _hidden(folder, path, key) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-        with source, _create(temporary) as file:
+        with source, create(temporary) as file:
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
@@ -68,7 +68,7 @@ def put(
         except OSError as error:
             if error.errno not in (errno.EXDEV, *safe_paths.NO_LINKS):
                 raise
-            with open(source, "rb") as reader, _create(temporary) as writer:
+            with open(source, "rb") as reader, create(temporary) as writer:
                 durable.write(writer, durable.pieces(reader))
             shutil.copystat(source, temporary)
         return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
@@ -86,7 +86,7 @@ def replace(
         PublishError: no space or no permission.
     """
     with _hidden(folder, path, key) as (path, temporary, _):
-        with _create(temporary) as file:
+        with create(temporary) as file:
             durable.write(file, [data])
         target = prepared(folder, path)
         os.replace(temporary, target)
@@ -181,7 +181,8 @@ def _settle(
     raise PublishError(message)
 
 
-def _create(path: bytes) -> BinaryIO:
+def create(path: bytes) -> BinaryIO:
+    """A new temporary file, open for writing; what a crash left under its name is removed."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a crash; the name is ours alone
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640), "wb")

@@ -179,7 +179,7 @@ def work(orders: Sequence[Order], connection: Connection) -> list[Outcome]:
         if isinstance(last, GivenBack | Hindered) or (last and time.monotonic() > deadline):
             outcomes.append(GivenBack(order.job, order.lease))
         else:
-            outcomes.append(_worked(order, connection))
+            outcomes.append(worked(order, connection))
     return in_parallel(_written, [*zip(orders, outcomes, strict=True)])
 
 
@@ -195,7 +195,8 @@ def _written(ended: tuple[Order, Outcome]) -> Outcome:
     return outcome
 
 
-def _worked(order: Order, connection: Connection) -> Outcome:
+def worked(order: Order, connection: Connection) -> Outcome:
+    """How one order ended; nothing but an interrupt of this process is raised."""
     began, reported = time.monotonic(), 0.0
 
     def report(phase: str, done: int, total: int) -> None:
@@ -213,7 +214,7 @@ def _worked(order: Order, connection: Connection) -> Outcome:
     outcome: Finished | Failed | Hindered
     try:
         report("start", 0, 1)  # first: if this picture kills the process, the daemon knows which one it was
-        outcome = _process(order, report)
+        outcome = process(order, report)
     except Stopped:
         return GivenBack(order.job, order.lease)
     except JobError as error:
@@ -223,7 +224,13 @@ def _worked(order: Order, connection: Connection) -> Outcome:
     return replace(outcome, seconds=time.monotonic() - began)
 
 
-def _process(order: Order, progress: ReportProgress) -> Finished:
+def process(order: Order, progress: ReportProgress) -> Finished:
+    """Work one order: read the picture from its spool and leave the result there. Doubles replace this.
+
+    Raises:
+        JobError: the picture, or what it needs, is at fault.
+        Stopped: `progress` was told to give the job back.
+    """
     # Imported here and not above: the daemon imports this module too, and must stay free of torch.
     from backfire import api
     from backfire.detectors import Sidecar
