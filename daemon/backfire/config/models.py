@@ -21,10 +21,16 @@ from backfire.config.strengths import GROWING, STRENGTHS, resolved
 from backfire.types import composed
 
 IGNORE = (
-    ".*", "~*", "*.part", "*.filepart", "*.tmp", "*.crdownload",
-    "@eaDir", ".stfolder", "Thumbs.db", "desktop.ini",
+    ".*", "~*", "*.tmp", "*.part", "*.partial", "*.filepart", "*.crdownload", "*.opdownload", "*.download",
+    "*.aria2", "*.!qB", "*.!ut", "*.!bt",
+    "#recycle", "@Recycle", "$RECYCLE.BIN", "RECYCLER", "lost+found", "found.[0-9][0-9][0-9]",
+    "Network Trash Folder", "Temporary Items", "#snapshot", "@snapshot", "@Recently-Snapshot", "@GMT-*",
+    "System Volume Information", "@eaDir", "@__thumb", "@tmp", "__MACOSX", "Thumbs.db", "ehthumbs.db",
+    "desktop.ini",
 )  # fmt: skip
-"""Patterns (fnmatch) of the names of files and folders that hold no picture, or none yet."""
+"""Patterns (fnmatch) of the names of files and folders that hold no picture, or none yet: what is still being
+written or loaded, and waste baskets, snapshots and thumbnails of file servers. Hidden ones, such as .zfs,
+.snapshot, .Trash-1000 and .stfolder, are among those that begin with a dot."""
 
 
 class Folders(Section):
@@ -84,7 +90,8 @@ class Watch(Section):
     """Folders of the inbox that are served earlier or later than the others, which have 0; for example
     {urgent: 10, archive/2019: -5}."""
     ignore: tuple[str, ...] = IGNORE
-    """Patterns of the names of files and folders that hold no picture, or none yet."""
+    """Patterns of the names of files and folders that hold no picture, or none yet, in upper or lower case; a
+    list of your own takes the place of this one."""
 
     @field_validator("priorities")
     @classmethod

@@ -159,7 +159,7 @@ def folded(path: bytes) -> bytes:
 def _ignored_by(patterns: tuple[str, ...]) -> Callable[[bytes], re.Match[bytes] | None]:
     # One expression for all patterns and spellings, since a scan may meet a hundred thousand names.
     spelt = {unicodedata.normalize(form, pattern): None for pattern in patterns for form in ("NFC", "NFD")}
-    return re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)")).match
+    return re.compile(os.fsencode("|".join(map(fnmatch.translate, spelt)) or "(?!)"), re.IGNORECASE).match
 
 
 def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b"") -> list[bytes]:
