@@ -38,7 +38,10 @@ def load(path: Path) -> Settings:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date; brackets without end
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     try:
-        return parse(data, base=path.resolve().parent, source=str(path))
+        file = path.resolve()
+        settings = parse(data, base=file.parent, source=str(path))
+        _require_outside(settings.folders.inbox, path, file)
+        return settings
     except (OSError, RuntimeError) as error:  # `~nobody`, links in a circle, a name that is too long
         raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
 
@@ -61,6 +64,21 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
         lines = [f"{source}: {explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
     return settings.model_copy(update={"rules": rules_of(data.get("rules"), general, base, source)})
+
+
+def _require_outside(inbox: Path, path: Path, file: Path) -> None:
+    """Refuse a configuration that lies in its own inbox, where it would be taken for a picture.
+
+    Args:
+        inbox: the folder, absolute and without links.
+        path, file: the configuration's file as it was named, and with links resolved.
+    """
+    named = path.parent.resolve() / path.name
+    if any(inbox in place.parents for place in (named, file)):
+        raise ConfigError(
+            f"{path}: lies in its own inbox {inbox}, where it would be taken for a picture; "
+            "name a folder of its own in folders.inbox, such as inbox"
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,6 +107,9 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
     folders = data.get("folders")
     if not isinstance(folders, Mapping) or not isinstance(folders.get("inbox"), str | Path):
         return data  # the models' check words the error
+    for name, value in folders.items():
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"folders.{name}: is empty, expected the path of a folder; name one")
     inbox = _absolute(Path(folders["inbox"]), base)
     absolute: dict[str, Any] = dict(folders)
     for name, field in Folders.model_fields.items():

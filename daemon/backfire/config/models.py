@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,8 +96,21 @@ class Watch(Section):
 
     @field_validator("priorities")
     @classmethod
-    def _composed(cls, value: dict[str, int]) -> dict[str, int]:
-        return {composed(folder): rank for folder, rank in value.items()}
+    def _plain_folders(cls, value: dict[str, int]) -> dict[str, int]:
+        """The folders as pictures' paths have them: `./urgent/` is `urgent`, and `.` is the inbox itself."""
+        found: dict[str, int] = {}
+        for folder, rank in value.items():
+            plain = posixpath.normpath(composed(folder)) if folder else ""
+            if not plain or plain.startswith("/") or ".." in plain.split("/"):
+                raise ValueError(
+                    f"watch.priorities: got {folder!r}, expected a folder below the inbox, such as 'urgent'; "
+                    "write its path from the inbox on"
+                )
+            if found.setdefault(plain, rank) != rank:
+                raise ValueError(
+                    f"watch.priorities: {plain!r} is named twice, with {found[plain]} and {rank}; keep one"
+                )
+        return found
 
     @property
     def proof_ending(self) -> bytes:
@@ -384,6 +398,28 @@ class Rule(Section):
     protect: Protect
     verify: Verify
     output: Output
+
+    @field_validator("match")
+    @classmethod
+    def _can_fit(cls, value: str) -> str:
+        parts = value.split("/")
+        if set(parts) & {"", ".", ".."}:
+            plain = [part for part in parts if part not in ("", ".")]
+            remedy = "write what follows the inbox, such as 'portraits/**'"
+            if plain and parts[0] and ".." not in parts:
+                remedy = f"write {'/'.join(plain if parts[-1] else [*plain, '**'])!r}"
+            raise ValueError(
+                f"match: got {value!r}, which fits no path, as paths begin below the inbox; {remedy}"
+            )
+        return value
+
+    def covers(self, other: Rule) -> bool:
+        """Whether this rule fits every path that the other one fits, as far as the patterns tell."""
+        mine, theirs = composed(self.match), composed(other.match)
+        if mine in (theirs, "**", "**/*"):
+            return True
+        folder, everything, _ = mine.partition("/**")
+        return mine == folder + everything and not set("*?") & set(folder) and theirs.startswith(folder + "/")
 
     def matches(self, path: bytes) -> bool:
         """Whether the rule is for a path relative to the inbox."""

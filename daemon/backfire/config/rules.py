@@ -28,12 +28,19 @@ def rules_of(rules: object, general: Mapping[str, Any], base: Path, source: str)
     """
     if not isinstance(rules, list | tuple | None):
         raise ConfigError(f"{source}: 'rules': got {rules!r}, expected a list; {EXAMPLE}")
-    checked: list[Rule] = []
+    checked: dict[int, Rule] = {}
     lines: list[str] = []
     for index, rule in enumerate(rules or ()):
         try:
             merged = {"match": rule["match"], **_overlaid(rule, general)}
-            checked.append(Rule.model_validate(merged, context={"base": base}))
+            found = Rule.model_validate(merged, context={"base": base})
+            first = next((place for place, earlier in checked.items() if earlier.covers(found)), None)
+            if first is not None:
+                raise ConfigError(
+                    f"{found.match!r} can never count, because rules.{first} ({checked[first].match!r}) "
+                    "comes first and fits the same paths; put it before that one, or take it out"
+                )
+            checked[index] = found
         except (KeyError, TypeError):
             lines.append(f"{source}: rules.{index}: got {rule!r}, expected a mapping with the key 'match'")
         except ConfigError as error:
@@ -42,7 +49,7 @@ def rules_of(rules: object, general: Mapping[str, Any], base: Path, source: str)
             lines += [f"{source}: rules.{index}: {explain(problem)}" for problem in error.errors()]
     if lines:
         raise ConfigError("\n".join(lines))
-    return tuple(checked)
+    return tuple(checked.values())
 
 
 def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

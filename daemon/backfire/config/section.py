@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic import ValidationInfo as Info
 from pydantic_core import PydanticCustomError
 
@@ -20,7 +28,14 @@ def _from_file(path: Path, info: Info) -> Path:
     return (info.context["base"] / path.expanduser()).resolve() if info.context else path
 
 
-FromFile = Annotated[Path, AfterValidator(_from_file)]
+def _not_empty(value: object) -> object:
+    """Refuses an empty path, which would stand for the folder of the configuration file."""
+    if isinstance(value, str) and not value.strip():
+        raise PydanticCustomError("empty", "a path is expected, which must not be empty; null means none")
+    return value
+
+
+FromFile = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_from_file)]
 """A path that is relative to the folder of the configuration file unless it is absolute."""
 
 
