@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import backfire.cli  # noqa: F401 (adds the commands)
 import pytest
+import structlog
 from backfire import config
+from backfire.admin.check import _subfolders
+from backfire.cli.common import app
 from backfire.config import IGNORE
 from backfire.errors import ConfigError
 from backfire.files import inbox
 from backfire.service.queue import priority
+
+from benchmarks.soak import png
+from tests.support.house import House, house
+
+__all__ = ["house"]
 
 BASKETS = """
     #recycle, @Recycle, $RECYCLE.BIN, $Recycle.Bin, Recycler, #snapshot, @Recently-Snapshot, @__thumb, @eaDir,
@@ -126,3 +139,68 @@ def test_trade_fault_15_rules_behind_one_that_fits_more_are_refused(
             config.parse(sections, base=tmp_path)
     else:
         assert len(config.parse(sections, base=tmp_path).rules) == 2
+
+
+def _closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a folder `closed` of the inbox refuse to be read, as one of another user with mode 0700 does."""
+    (tmp_path / "inbox" / "desk" / "closed").mkdir(parents=True, mode=0o700)
+    (tmp_path / "inbox" / "desk" / "closed" / "a.png").write_bytes(png("a"))
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).rstrip("'").endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_trade_fault_4_a_folder_that_cannot_be_read_is_told_everywhere(
+    house: Callable[..., House],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _closed(tmp_path, monkeypatch)
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1})
+    (home.base / "inbox" / "b.png").write_bytes(png("b"))
+    with structlog.testing.capture_logs() as lines:
+        home.turn(times=8)
+    assert set(home.files("outbox")) == {"b.png"}, "the others go on"
+    told = [line for line in lines if line["event"] == "folder_unreadable"]
+    assert [line["path"] for line in told] == ["desk/closed"], "once"
+    assert f"owner is uid {os.geteuid()} and its mode 0700" in told[0]["error"]
+    document = json.loads(home.service.operations._health()[2])
+    assert document["status"] == "degraded"
+    assert "desk/closed" in document["warnings"][0]
+    fact = home.service.jobs.store.fact("daemon")
+    assert fact is not None
+    assert set(fact[0]["unreadable"]) == {"desk/closed"}
+    checks = {check.subject: check for check in _subfolders(home.settings)}
+    assert not checks["inbox/desk/closed"].ok
+    home.hints.close()
+    assert home.service.run(until_idle=True).unreadable == 1
+    home.crash()
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: inbox}")
+    for command in (["status"], ["explain", "desk/closed/a.png"]):
+        app([*command, "-c", str(file)], standalone_mode=False)
+        assert "mode 0700" in capsys.readouterr().out
+
+
+def test_trade_fault_4_a_path_that_is_too_long_is_told_and_hides_nothing(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=folder)
+        inner = os.open("d" * 200, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("far.png", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    (tmp_path / "near.png").touch()
+    found = inbox.scan(tmp_path, IGNORE)
+    assert set(found.files) == {b"near.png"}
+    ((path, why),) = found.unreadable.items()
+    assert "shorten" in why
+    assert not found.knows(path)
+    assert not found.knows(path + b"/x.png")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from backfire import detectors, inpaint
@@ -15,9 +17,12 @@ from backfire.config import Regions, Settings
 from backfire.errors import BackfireError
 from backfire.files import inbox
 from backfire.perturb import methods
+from backfire.types import shown
 
 LOW_SPACE = 2 << 30
 """Free bytes below which the check warns."""
+MOST_FOLDERS = 20
+"""The most subfolders of the inbox that are named because they cannot be read."""
 
 
 def check(settings: Settings) -> Iterator[Check]:
@@ -28,6 +33,7 @@ def check(settings: Settings) -> Iterator[Check]:
     yield Check("config", f"valid, digest {settings.sha256[:12]}…")
     for name, folder in settings.folders.named().items():
         yield _folder(name, folder)
+    yield from _subfolders(settings)
     yield from _spaces(settings)
     yield from _filesystems(settings)
     yield from probes.inotify()
@@ -86,6 +92,15 @@ def _folder(name: str, folder: Path) -> Check:
         found = f"{existing} (mode {mode:04o}): uid {os.geteuid()} cannot {trouble.found}"
         return Check(subject, found, trouble.remedy)
     return Check(subject, f"{folder}" if folder == existing else f"{folder} will be made")
+
+
+def _subfolders(settings: Settings) -> Iterator[Check]:
+    """A line for each folder below the inbox that this process cannot look into."""
+    with suppress(OSError):  # an inbox that cannot be read has its own line
+        unreadable = inbox.scan(settings.folders.inbox, settings.watch.ignore).unreadable
+        for path, why in islice(sorted(unreadable.items()), MOST_FOLDERS):
+            found, _, remedy = why.rpartition("; ")
+            yield Check(f"inbox/{shown(path)}", found, remedy)
 
 
 def _spaces(settings: Settings) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +52,8 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     else:
         seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fact[1])) if fact else "never"
         out.print(f"not running (last heartbeat: {seen})")
+    for path, why in (fact[0].get("unreadable") or {} if fact else {}).items():
+        out.print(Text(f"{path}: {why}", "yellow"), soft_wrap=True)
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
 
@@ -109,7 +111,8 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         fact = store.fact("daemon")
     alive = _is_alive(settings, fact)
     here = inbox.signature(settings.folders.inbox, relative) is not None
-    waits = _waits_for(relative, settings, found, here=here, alive=alive)
+    unreadable = fact[0].get("unreadable", {}) if fact else {}
+    waits = _waits_for(relative, settings, found, unreadable, here=here, alive=alive)
     rule = settings.rule_of(relative)
     told_rule = None if rule is None else f"rules.{rule} ({settings.rules[rule].match})"
     if as_json:
@@ -168,9 +171,22 @@ def _settling(settings: Settings, job: Job) -> str:
     return f"must not change for {watch.settle_s:g} s{more}, or waits to be copied"
 
 
-def _waits_for(path: bytes, settings: Settings, found: list[Job], *, here: bool, alive: bool) -> str:
+def _waits_for(
+    path: bytes,
+    settings: Settings,
+    found: list[Job],
+    unreadable: Mapping[str, str],
+    *,
+    here: bool,
+    alive: bool,
+) -> str:
     name = shown(path)
     if not found:
+        if folder := inbox.closed(settings.folders.inbox, path):
+            unreadable = {shown(folder[0]): folder[1], **unreadable}
+        for place, why in unreadable.items():
+            if name == place or name.startswith(f"{place}/"):
+                return f"{name}: {'' if name == place else f'lies in {place}, which '}{why}"
         if not here:
             return f"{name}: is not in {settings.folders.inbox} and was never a job; check the name"
         if inbox.is_mask(path):

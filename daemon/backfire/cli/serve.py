@@ -28,14 +28,16 @@ def run(config_file: Config = DEFAULT) -> None:
 
 @app.command()
 def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Protect everything that waits, then exit; exit code 3 if some pictures failed."""
+    """Protect everything that waits, then exit; exit code 3 if pictures failed or folders were unreadable."""
     log.setup()
     summary = serve(config.load(config_file), until_idle=True)
     if as_json:
         print(json.dumps(asdict(summary)))
     if summary.left:
         err.print(f"backfire: {summary.left} could not go on now; backfire explain says why", markup=False)
-    raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
+    if summary.unreadable:
+        err.print(f"backfire: folders not readable: {summary.unreadable}; backfire status names them")
+    raise typer.Exit(SOME_FAILED if summary.failed or summary.left or summary.unreadable else 0)
 
 
 def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] | None = None) -> Summary:

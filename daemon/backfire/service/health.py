@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class Pulse:
         scan: when the last scan was tried.
         heard: when the busy worker that is silent longest last reported; None while none is busy.
         trouble: why the inbox cannot be read; no reason to restart, because that does not mount a share.
+        warnings: what needs a person but stops nothing else, such as a subfolder that cannot be read.
     """
 
     rescan_s: float
@@ -45,6 +46,7 @@ class Pulse:
     scan: float
     heard: float | None = None
     trouble: str = ""
+    warnings: Sequence[str] = ()
 
     def moved(self, now: float) -> None:
         """Note that a long step of the loop makes progress; scans wait until it is over."""
@@ -111,11 +113,11 @@ class Operations:
             self.endpoint.start()
             log.info("metrics_served", url=self.endpoint.url + "/metrics")
 
-    def beat(self, *, scan: float, heard: float | None, trouble: str) -> bool:
+    def beat(self, *, scan: float, heard: float | None, trouble: str, warnings: Sequence[str] = ()) -> bool:
         """Note the end of a round, see `Pulse`; returns whether scanner and worker make progress."""
         now = self._monotonic()
         self.pulse.loop, self.pulse.scan = now, max(scan, self.pulse.scan)
-        self.pulse.heard, self.pulse.trouble = heard, trouble
+        self.pulse.heard, self.pulse.trouble, self.pulse.warnings = heard, trouble, warnings
         stuck = self.pulse.stuck(now)
         if stuck:
             log.error("heartbeat_missed", parts=stuck)
@@ -156,5 +158,7 @@ class Operations:
         if self.pulse.trouble:
             faults.append(f"inbox: {self.pulse.trouble}")
         ages = {part: round(age, 1) for part, age in self.pulse.ages(now).items()}
-        document = {"status": "failing" if faults else "ok", "faults": faults, "ages_s": ages}
+        warnings = [*self.pulse.warnings]
+        status = "failing" if faults else "degraded" if warnings else "ok"
+        document = {"status": status, "faults": faults, "warnings": warnings, "ages_s": ages}
         return 503 if faults else 200, "application/json", (json.dumps(document) + "\n").encode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from itertools import islice
+from typing import Any
 
 import structlog
 
@@ -24,6 +26,8 @@ EVERY_S = 2.0
 REPEATED_S = 0.5
 """How long a heartbeat may wait to be sent: another one follows it soon."""
 PRUNE_EVERY_S = 3600.0
+TOLD_MOST = 20
+"""The most folders that cannot be read that are named."""
 
 
 class Heartbeat:
@@ -72,17 +76,21 @@ class Heartbeat:
         waiting = len(self._jobs.active)
         working = ", ".join(job.name for job in self._pool.running) or None
         refused = self.refused_config and f"new configuration refused: {self.refused_config}"
-        fact = {
+        fact: dict[str, Any] = {
             "pid": os.getpid(),
             "working": working,
             "waiting": waiting,
             "trouble": "; ".join(filter(None, (self._inbox.trouble, self.disk_space, refused))),
+            "unreadable": dict(islice(self._inbox.unreadable.items(), TOLD_MOST)),
         }
         self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
         # After a scan that took long the next one is late on purpose.
         self._operations.pulse.rescan_s = max(self._settings.watch.rescan_s, self._intake.pause)
         alive = self._operations.beat(
-            scan=self._intake.last_scan, heard=self._pool.heard, trouble=self._inbox.trouble
+            scan=self._intake.last_scan,
+            heard=self._pool.heard,
+            trouble=self._inbox.trouble,
+            warnings=[f"{path}: {why}" for path, why in fact["unreadable"].items()],
         )
         status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
         notify(*["WATCHDOG=1"] * alive, status, patience_s=REPEATED_S)

@@ -8,7 +8,7 @@ alone takes files out of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,23 @@ class Inbox:
         if self.trouble:
             log.info("inbox_restored", inbox=str(self.root))
             self.trouble = ""
+        self._tell_unreadable(found.unreadable)
         self._scan = found
         self._tracker.observe(found.files, now)
         return True
+
+    def _tell_unreadable(self, found: Mapping[bytes, str]) -> None:
+        """Log each folder that cannot be read once, and once when it can be read again."""
+        known = self._scan.unreadable
+        for path in sorted(set(found) - set(known)):
+            log.warning("folder_unreadable", path=shown(path), error=found[path])
+        for path in sorted(set(known) - set(found)):
+            log.info("folder_restored", path=shown(path))
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """What the last scan could not look into, by path, with the reason and the remedy."""
+        return {shown(path): why for path, why in sorted(self._scan.unreadable.items())}
 
     @property
     def files(self) -> dict[bytes, Signature]:

@@ -46,11 +46,12 @@ FAILED_ROUNDS_MAX = 10
 
 @dataclass(frozen=True)
 class Summary:
-    """How many jobs were published and failed, and how many `once` left waiting."""
+    """How many jobs were published, failed and left waiting, and how many folders could not be read."""
 
     published: int = 0
     failed: int = 0
     left: int = 0
+    unreadable: int = 0
 
 
 class Service:
@@ -140,7 +141,8 @@ class Service:
             notify("STOPPING=1")
             self._end()
             stop_listening()
-        return Summary(self.jobs.published, self.jobs.failed, len(self.jobs.active))
+        jobs, unreadable = self.jobs, len(self.inbox.unreadable)
+        return Summary(jobs.published, jobs.failed, len(jobs.active), unreadable)
 
     def close(self) -> None:
         """Give up the store and the locks."""

@@ -11,6 +11,7 @@ from backfire.files.inbox.scan import (
     ANNOTATIONS,
     Scan,
     Signature,
+    closed,
     folded,
     in_masks_folder,
     is_mask,
@@ -25,7 +26,7 @@ from backfire.files.inbox.settle import Tracker
 from backfire.files.inbox.take import Taken, require_size, take
 
 __all__ = [
-    "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "filesystem",
+    "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "closed", "filesystem",
     "folded", "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "require_size",
     "rivals", "scan", "scan_beside", "signature", "take",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -11,6 +12,10 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from backfire.files.inbox import mounts
+
+# Folders that may not be read make watchdog print warnings to stderr, between the log's lines of JSON.
+# Each scan reports such folders itself.
+warnings.filterwarnings("ignore", module=r"watchdog\.")
 
 
 class Hints:

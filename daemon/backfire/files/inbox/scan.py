@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -47,13 +48,14 @@ class Scan:
 
     Attributes:
         files: every regular file but the ignored ones.
-        unreadable: folders that could not be read, so that what is in them is unknown and not gone.
+        unreadable: folders that could not be read, so that what is in them is unknown and not gone, and
+            files whose paths are too long for the system; with the reason and the remedy.
         proof: the ending of the files by which producers say that a picture is complete, such as `.done`;
             empty if none are used.
     """
 
     files: dict[bytes, Signature] = field(default_factory=dict)
-    unreadable: frozenset[bytes] = frozenset()
+    unreadable: Mapping[bytes, str] = field(default_factory=dict)
     proof: bytes = b""
 
     @cached_property
@@ -91,7 +93,9 @@ class Scan:
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
-        return not any(path.startswith(folder + b"/") for folder in self.unreadable)
+        return not any(path.startswith(folder + b"/") for folder in self.unreadable) and (
+            path not in self.unreadable
+        )
 
 
 def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
@@ -103,7 +107,7 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     ignored = _ignored_by(tuple(ignore))
     top = os.fsencode(root)
     files: dict[bytes, Signature] = {}
-    unreadable: set[bytes] = set()
+    unreadable: dict[bytes, str] = {}
     pending = [b""]
     while pending:
         folder = pending.pop()
@@ -117,7 +121,13 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
                     if not len(files) % HEARTBEAT_EACH:
                         durable.heartbeat()
                     with suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except OSError as error:
+                            if error.errno != errno.ENAMETOOLONG:
+                                raise
+                            unreadable[path] = _why_closed(top, path, error)
+                            continue
                         if stat.S_ISDIR(status.st_mode):
                             pending.append(path)
                         elif stat.S_ISREG(status.st_mode):
@@ -125,11 +135,41 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
         except FileNotFoundError:
             if not folder:
                 raise
-        except OSError:
+        except OSError as error:
             if not folder:
                 raise
-            unreadable.add(folder)
-    return Scan(files, frozenset(unreadable), proof)
+            unreadable[folder] = _why_closed(top, folder, error)
+    return Scan(files, unreadable, proof)
+
+
+def closed(root: Path, path: bytes) -> tuple[bytes, str] | None:
+    """The outermost folder above a path that this process cannot look into, and why; else None."""
+    top, folder = os.fsencode(root), b""
+    for part in os.path.dirname(path).split(b"/"):
+        folder = os.path.join(folder, part)
+        try:
+            os.scandir(os.path.join(top, folder)).close()
+            os.stat(os.path.join(top, folder, b"."))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return folder, _why_closed(top, folder, error)
+    return None
+
+
+def _why_closed(top: bytes, path: bytes, error: OSError) -> str:
+    """Why a folder cannot be read, with its owner and mode, and what to do."""
+    full = os.path.join(top, path)
+    if error.errno == errno.ENAMETOOLONG:
+        return (
+            f"has a path of {len(full)} bytes, more than the system opens; shorten the names of its folders"
+        )
+    rights = ""
+    with suppress(OSError):
+        status = os.lstat(full)
+        rights = f", its owner is uid {status.st_uid} and its mode {status.st_mode & 0o7777:04o}"
+    remedy = f"give uid {os.geteuid()} the right to read and enter it"
+    return f"cannot be read as uid {os.geteuid()}{rights} ({error.strerror}); {remedy}"
 
 
 def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Scan:
