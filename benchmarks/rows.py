@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,13 @@ from typing import Any
 Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process that imports this checkout, also where none is installed."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT / 'daemon'}{os.pathsep}{ROOT}"}
+
+
 CODE = (
     "daemon/backfire/perturb/*.py",
     "daemon/backfire/perturb/methods/*.py",

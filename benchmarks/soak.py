@@ -29,7 +29,8 @@ from typing import Any
 
 from backfire.files import manifest
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.rows import child_environment
+
 WRITERS = 6
 ENDS = {"archived", "failed", "quarantined", "skipped"}
 
@@ -101,7 +102,7 @@ class Daemon:
         with (self.base / "backfire.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.passthrough", "run"],
-                cwd=self.base, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                cwd=self.base, stdout=log, stderr=log, env=child_environment(),
             )  # fmt: skip
 
     def kill(self, what: str, rng: random.Random) -> None:

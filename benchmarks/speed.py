@@ -38,7 +38,7 @@ from rich.progress import Progress
 from benchmarks import measure, protection, sets, summary
 from benchmarks.measure import Made, Trial
 from benchmarks.protection import listed
-from benchmarks.rows import ROOT, Journal, Row
+from benchmarks.rows import Journal, Row, child_environment
 from benchmarks.sets import Case
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
@@ -150,9 +150,8 @@ def point(what: Row) -> Row:
 def _apart(what: Row) -> Row:
     """Measure a point in a new process, so that its peak memory is its own."""
     command = [sys.executable, "-m", "benchmarks", "speed", "--point", json.dumps(what)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    row: Row = json.loads(out.splitlines()[-1])
+    done = subprocess.run(command, env=child_environment(), check=True, stdout=subprocess.PIPE, text=True)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
     return row
 
 

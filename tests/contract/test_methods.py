@@ -444,7 +444,7 @@ def test_a_target_is_moved_towards(name: str, surrogate: Editor, target: str) ->
 
 
 def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
-    """Equal iterations with and without, on the embedded editor, summed over two seeds."""
+    """Equal iterations and seeds with and without them, on the embedded editor."""
     editor = inpaint.get("latent-mini")
     rgb: Rgb = np.asarray(photo((400, 300)).resize((640, 480)))
     (crop,) = cropping.plan([Region(Box(250, 200, 330, 280), "x", 1.0, "x")], 480, 640, margin=48, work=768)
@@ -456,18 +456,17 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
         with torch.inference_mode():
             return editor.inpaint(crop_tensor(picture, whole, CPU), mask)
 
-    def effect(robust_to: tuple[Literal["paths"], ...], seed: int) -> float:
+    def effect(robust_to: tuple[Literal["paths"], ...]) -> float:
         changed = (
-            Optimiser(Protect(iterations=12, margin_px=48, robust_to=robust_to), [editor], CPU)
+            Optimiser(Protect(iterations=8, margin_px=48, robust_to=robust_to), [editor], CPU)
             .optimise(
-                rgb, [crop], grey=False, rng=np.random.default_rng(seed), progress=lambda done, total: None
+                rgb, [crop], grey=False, rng=np.random.default_rng(0), progress=lambda done, total: None
             )
             .rgb
         )
         return float((((edited(changed) - edited(rgb)) ** 2) * mask).sum() / mask.sum())
 
-    with_paths, without = (sum(effect(way, seed) for seed in (0, 1)) for way in (("paths",), ()))
-    assert with_paths > 1.2 * without > 0
+    assert effect(("paths",)) > 1.5 * effect(()) > 0
 
 
 @pytest.mark.parametrize("work_px", [768, 256])

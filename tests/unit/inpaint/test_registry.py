@@ -267,6 +267,8 @@ def test_a_picture_that_was_escalated_says_so_and_is_verified_with_its_budget(sa
             "surrogates": ["toy"],
             "method": "encoder",
             "iterations": 1,
+            "margin_px": 16,
+            "whole_px": 0,
             "epsilon": 2,
             "escalate": ["subtle"],
         },
