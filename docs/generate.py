@@ -44,7 +44,7 @@ _SETTINGS = """\
 The configuration is a YAML file. Only `folders.inbox` must be set. Unknown keys are errors that name the
 nearest valid key; a renamed setting is an error that names the new one. Relative paths are relative to the
 file. `config.example.yaml` in the checkout shows all of this as YAML, and `backfire check` says whether a
-configuration will work.
+configuration will work. In the code `regions` is in `config/regions.py` and all else in `config/models.py`.
 """
 
 

@@ -38,7 +38,8 @@ PictureLike = bytes | PathLike
 """A picture: the bytes of its file, or the file's path."""
 MaskLike = bytes | PathLike | NDArray[np.bool_] | Sidecar
 """A mask or an annotation of the regions: the bytes of its file, the file's path, or an array H,W of the
-upright picture's size, True = protected. Paths that end in `.json` are annotations."""
+upright picture's size, True = protected. Paths that end in `.json` are annotations. Which paint of a file is
+protected says `regions.sidecar`; an array means the same under all settings."""
 SettingsLike = Settings | PathLike | Mapping[str, Any]
 """Settings: checked already, the path of a configuration file, or its sections as a mapping. Of a file or a
 mapping the rules for the picture's path are followed; its folders are not used."""
@@ -80,9 +81,9 @@ def protect(
 
     Args:
         picture: JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF, as a path or as bytes.
-        mask: what is to be protected, white or True; a sequence where there are several files. None: the
-            masks and annotations that lie beside the picture, if it is a path, as the daemon would find them.
-            The configured detectors are asked in any case.
+        mask: what is to be protected, see `MaskLike`; a sequence where there are several. None: the masks and
+            annotations that lie beside the picture, if it is a path, as the daemon would find them. The
+            configured detectors are asked in any case.
         settings: None for the defaults.
         name: the picture's name for messages, receipt and rules, where `picture` is bytes.
         progress: called as progress(phase, done, total); may raise, which stops the work.
@@ -101,8 +102,7 @@ def protect(
     """
     from backfire.pipeline import protect as pipeline
 
-    data, source = _opened(picture, mask, name)
-    used, _ = settings_for(_path(picture, source), settings)
+    data, source, used, _ = _opened(picture, mask, settings, name)
     return pipeline.protect(data, source, used, progress=progress, rung=rung, device=device)
 
 
@@ -135,8 +135,7 @@ def verify(
     """
     from backfire.pipeline import verify as pipeline
 
-    data, source = _opened(original, mask, name)
-    used, _ = settings_for(_path(original, source), settings)
+    data, source, used, _ = _opened(original, mask, settings, name)
     published = protected if isinstance(protected, bytes) else _read(Path(protected))
     return pipeline.verify(data, published, source, used, progress=progress)
 
@@ -164,8 +163,7 @@ def detect(
     """
     from backfire.detectors.run import find
 
-    data, source = _opened(picture, mask, name)
-    used, rule = settings_for(_path(picture, source), settings)
+    data, source, used, rule = _opened(picture, mask, settings, name)
     decoded = imaging.decode(
         data, name=source.name, max_pixels=used.output.max_pixels, frames=used.output.frames
     )
@@ -202,18 +200,23 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
 
 
 def _opened(
-    picture: PictureLike, mask: MaskLike | Sequence[MaskLike] | None, name: str | None
-) -> tuple[bytes, Source]:
-    """The picture's bytes, and its name with its masks and annotations."""
+    picture: PictureLike,
+    mask: MaskLike | Sequence[MaskLike] | None,
+    settings: SettingsLike | None,
+    name: str | None,
+) -> tuple[bytes, Source, Settings, str | None]:
+    """The picture's bytes, its name with its masks and annotations, and what `settings_for` says of it."""
     if isinstance(picture, bytes):
         data, beside, known_as = picture, [], name or "picture"
+        path = Path(known_as)
     else:
         path = Path(picture)
         data, known_as = _read(path), name or path.name
         names = (os.fsdecode(one) for one in inbox.mask_names(os.fsencode(path.name)))
         beside = [path.parent / one for one in names if (path.parent / one).is_file()]
     masks: Sequence[MaskLike] = beside if mask is None else _listed(mask)
-    return data, Source(known_as, tuple(_sidecar(one) for one in masks))
+    used, rule = settings_for(path, settings)
+    return data, Source(known_as, tuple(_sidecar(one, used) for one in masks)), used, rule
 
 
 def _listed(mask: MaskLike | Sequence[MaskLike]) -> Sequence[MaskLike]:
@@ -222,7 +225,7 @@ def _listed(mask: MaskLike | Sequence[MaskLike]) -> Sequence[MaskLike]:
     return list(mask)
 
 
-def _sidecar(mask: MaskLike) -> Sidecar:
+def _sidecar(mask: MaskLike, settings: Settings) -> Sidecar:
     if isinstance(mask, Sidecar):
         return mask
     if isinstance(mask, bytes):
@@ -231,12 +234,10 @@ def _sidecar(mask: MaskLike) -> Sidecar:
         if mask.dtype != np.bool_ or mask.ndim != 2:
             got = f"{mask.dtype} of shape {mask.shape}"
             raise ConfigError(f"mask: got {got}, expected a bool array H,W; True is what is protected")
-        return Sidecar("mask", drawing.mask_png(mask))
+        # As a file that these settings read as the array.
+        inverted = settings.regions.sidecar.protected == "black"
+        return Sidecar("mask", drawing.mask_png(~mask if inverted else mask))
     return Sidecar(Path(mask).name, _read(Path(mask)))
-
-
-def _path(picture: PictureLike, source: Source) -> Path:
-    return Path(source.name) if isinstance(picture, bytes) else Path(picture)
 
 
 def _read(path: Path) -> bytes:

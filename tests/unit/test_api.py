@@ -121,6 +121,13 @@ def test_a_mask_may_be_bytes_an_array_several_files_or_lie_beside(desk: Path, gi
     assert (found.name, found.image.shape, found.rule) == ("a.png", (128, 160, 3), None)
 
 
+@pytest.mark.parametrize("protected", ["white", "black"])
+def test_true_is_protected_in_an_array_whatever_paint_is_in_a_file(desk: Path, protected: str) -> None:
+    settings = {"regions": {"detectors": ["sidecar"], "sidecar": {"protected": protected}}}
+    (region,) = backfire.detect(desk / "a.png", mask=plane(), settings=settings).regions
+    np.testing.assert_array_equal(region.plane(128, 160), plane())
+
+
 def test_bytes_take_no_mask_from_the_working_directory(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     (desk / "a.mask.png").write_bytes((desk / "m.png").read_bytes())

@@ -39,6 +39,15 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration 
 OptionalConfig = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings; folders are not used.")
 ]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask",
+        "-m",
+        help="What to protect: a mask (white is protected, unless regions.sidecar.protected says black) or "
+        "an annotation file; without it, those that lie beside the picture.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

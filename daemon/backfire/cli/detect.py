@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from backfire.cli.common import SOME_FAILED, AsJson, OptionalConfig, app, bar, out
+from backfire.cli.common import SOME_FAILED, AsJson, Mask, OptionalConfig, app, bar, out
 from backfire.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def detect(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Draw the regions onto this picture (.jpg, .png).")
     ] = None,
-    mask: Annotated[
-        Path | None, typer.Option("--mask", "-m", help="A mask or annotation file; else what lies beside.")
-    ] = None,
+    mask: Mask = None,
     config_file: OptionalConfig = None,
     as_json: AsJson = False,
 ) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from backfire.cli.common import (
     SOME_FAILED,
     AsJson,
+    Mask,
     OptionalConfig,
     app,
     bar,
@@ -38,7 +39,7 @@ FORMATS = {ending: name for name, endings in EXTENSIONS.items() if name != "gif"
 def protect(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to protect.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file, or a folder for several pictures.")],
-    mask: Annotated[Path | None, typer.Option("--mask", "-m", help="White = protected.")] = None,
+    mask: Mask = None,
     config_file: OptionalConfig = None,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +130,7 @@ def verify(
         Path, typer.Argument(help="The protected picture, as published.", show_default=False)
     ],
     original: Annotated[Path, typer.Option("--original", help="The picture it was made of.")],
-    mask: Annotated[Path | None, typer.Option("--mask", "-m", help="White = protected.")] = None,
+    mask: Mask = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write the picture sheet here (JPEG).")
     ] = None,

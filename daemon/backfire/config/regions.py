@@ -14,9 +14,9 @@ class Sidecars(Section):
     """How the mask files beside a picture are read."""
 
     protected: Literal["white", "black"] = "white"
-    """Which paint of a mask marks what is protected."""
+    """Which paint of a mask file marks what is protected: bright or dark."""
     threshold: Annotated[int, Field(ge=1, le=255)] = 128
-    """The level, of 255, from which a pixel of a soft mask counts as marked."""
+    """The level, of 255, from which a pixel of a mask counts as white; below it, it counts as black."""
 
 
 class FixedBox(Section):

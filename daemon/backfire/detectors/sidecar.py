@@ -60,15 +60,21 @@ class SidecarDetector:
 def marked(painting: NDArray[np.uint8], settings: Sidecars) -> Mask:
     """The mask H,W bool, True = protected, of a painting H,W,4 RGBA.
 
-    The brightest channel counts, so that pure blue is the same as white. Transparency counts only if every
-    pixel has the same colour: then the opaque pixels are protected.
+    A pixel's level is that of the brightest of R, G and B, so that pure blue is the same as white. Under
+    `protected: white` a pixel is protected if its level is the threshold or more, under `black` if it is
+    less. Where every pixel has the same colour and only the transparency differs, it is protected under both
+    if its alpha is the threshold or more.
     """
-    colour, alpha = painting[..., :3], painting[..., 3]
-    if np.ptp(alpha) and (colour == colour[0, 0]).all():
-        opaque: Mask = alpha >= settings.threshold
+    if _painted_in_alpha(painting):
+        opaque: Mask = painting[..., 3] >= settings.threshold
         return opaque
-    bright: Mask = colour.max(axis=2) >= settings.threshold
+    bright: Mask = painting[..., :3].max(axis=2) >= settings.threshold
     return ~bright if settings.protected == "black" else bright
+
+
+def _painted_in_alpha(painting: NDArray[np.uint8]) -> bool:
+    colour, alpha = painting[..., :3], painting[..., 3]
+    return bool(np.ptp(alpha)) and bool((colour == colour[0, 0]).all())
 
 
 def _painted_regions(
@@ -79,14 +85,29 @@ def _painted_regions(
         painting = _painting(sidecar, source, shape)
         mask = marked(painting, settings)
         if not mask.any():
-            raise InputError(
-                Code.MASK_EMPTY,
-                f"mask {sidecar.name}: marks nothing, expected {settings.protected} where {source.name} is "
-                f"to be protected; paint the region {settings.protected}, or remove the mask",
-            )
+            raise InputError(Code.MASK_EMPTY, f"mask {sidecar.name}: {_nothing_in(painting, settings)}")
         for label, layer in _layers(painting, mask, settings).items():
             layers[label] = layers.get(label, np.zeros(shape, dtype=np.bool_)) | layer
     return [region for label, layer in layers.items() for region in _grouped(layer, label)]
+
+
+def _nothing_in(painting: NDArray[np.uint8], settings: Sidecars) -> str:
+    """Why a painting marks nothing, and what to do about it."""
+    threshold = f"{settings.threshold} (regions.sidecar.threshold)"
+    if _painted_in_alpha(painting):
+        got = (
+            f"its most opaque pixel has level {painting[..., 3].max()} of 255, expected at least {threshold}"
+        )
+        return f"marks nothing: {got}; make the region opaque, or remove the mask"
+    levels = painting[..., :3].max(axis=2)
+    if settings.protected == "black":
+        got = f"its darkest pixel has level {levels.min()} of 255, expected less than {threshold}"
+    else:
+        got = f"its brightest pixel has level {levels.max()} of 255, expected at least {threshold}"
+    return (
+        f"marks nothing: {got} for regions.sidecar.protected: {settings.protected}; "
+        f"paint the region {settings.protected}, or remove the mask"
+    )
 
 
 def _painting(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> NDArray[np.uint8]:

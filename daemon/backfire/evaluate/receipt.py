@@ -140,7 +140,7 @@ def in_words(document: Receipt) -> list[str]:
     """
     verdict, reasons = document["verdict"], document["reasons"]
     if verdict == Verdict.PROTECTED:
-        said = "protected: edits of the region break, edits elsewhere come out as they would have"
+        said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
     else:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         said = f"{verdict}: {reasons[0]}{more}" if reasons else str(verdict)
@@ -149,12 +149,14 @@ def in_words(document: Receipt) -> list[str]:
     elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]
     if not touching:
         return [said]
-    measured = f"measured: {len(touching)} edits of the region keep an SSIM of at most {max(touching):.2f}"
-    if elsewhere:
-        measured += f", {len(elsewhere)} elsewhere of at least {min(elsewhere):.2f},"
     names = ", ".join(dict.fromkeys(edit["editor"] for edit in edits))
-    measured += f" to the same edit of the original, by {names}"
+    measured = (
+        f"measured with {names} by comparing the same edits of original and copy (SSIM, 1 = no effect): "
+        f"{max(touching):.2f} or less for edits of the region ({len(touching)})"
+    )
+    if elsewhere:
+        measured += f", {min(elsewhere):.2f} or more for edits elsewhere ({len(elsewhere)})"
     if document.get("psnr_db") is not None:
-        measured += f"; changed by at most {document['max_change_levels']} of 255 levels"
-        measured += f", PSNR {document['psnr_db']:.1f} dB"
+        measured += f"; no pixel changed by more than {document['max_change_levels']} of 255 levels"
+        measured += f" (PSNR {document['psnr_db']:.1f} dB)"
     return [said, measured]

@@ -1,4 +1,7 @@
-"""Operations on masks: bool planes H,W with True = repainted or protected."""
+"""Operations on masks: bool planes H,W with True = repainted or protected.
+
+Which paint of a mask file is protected is decided in `detectors.sidecar`.
+"""
 
 from __future__ import annotations
 

@@ -291,6 +291,25 @@ def test_threshold_and_polarity_of_soft_masks() -> None:
     assert (default.box.top, low.box.top, black.box) == (128, 50, Box(0, 0, 300, 50))
 
 
-def test_a_mask_without_the_protected_paint_names_it() -> None:
-    with pytest.raises(InputError, match="paint the region black"):
-        found(png(np.full((200, 300), 255, np.uint8)), settings=Sidecars(protected="black"))
+@pytest.mark.parametrize(
+    ("painting", "settings", "message"),
+    [
+        ((120,), Sidecars(), "brightest pixel has level 120 of 255, expected at least 128 .*region white"),
+        ((200,), Sidecars(protected="black"), "darkest .* 200 of 255, expected less than 128 .*region black"),
+        ((9, 9, 9, 60), Sidecars(threshold=90), "most opaque .* 60 of 255, expected at least 90 .*opaque"),
+    ],
+)
+def test_a_mask_that_marks_nothing_says_what_it_holds_and_what_was_expected(
+    painting: tuple[int, ...], settings: Sidecars, message: str
+) -> None:
+    pixels = np.full((200, 300, len(painting)), painting, np.uint8)
+    pixels[0, 0, 3:] = 0
+    with pytest.raises(InputError, match=message):
+        found(png(pixels.squeeze()), settings=settings)
+
+
+def test_alpha_alone_marks_what_is_opaque_whatever_paint_is_protected() -> None:
+    painting = np.zeros((200, 300, 4), np.uint8)
+    painting[20:50, 30:80, 3] = 255
+    (region,) = found(png(painting), settings=Sidecars(protected="black"))
+    assert region.box == Box(30, 20, 80, 50)

@@ -48,6 +48,16 @@ def test_a_receipt_says_what_was_measured_in_rounded_figures() -> None:
     assert document(psnr_db=None)["psnr_db"] is None
 
 
+def test_a_receipt_in_words() -> None:
+    verdict, measured = receipt.in_words(document())
+    assert verdict == "weak: too alike"
+    assert measured == (
+        "measured with latent-mini by comparing the same edits of original and copy (SSIM, 1 = no effect): "
+        "0.12 or less for edits of the region (1); "
+        "no pixel changed by more than 6 of 255 levels (PSNR 34.6 dB)"
+    )
+
+
 def test_what_is_written_is_read_back_and_ends_with_a_newline() -> None:
     told = document()
     data = receipt.to_json(told)
