@@ -43,7 +43,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope --no-loadscope-reorder
 
 # Dead links and missing anchors are errors; it works offline. To read the site: python -m http.server -d site
 docs: $(VENV)/.installed-docs

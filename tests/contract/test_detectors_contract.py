@@ -16,8 +16,6 @@ from PIL import Image
 from tests.support import scripts
 from tests.support.regions import area, lettered, logo, mwg, network, program, xmp
 
-pytestmark = pytest.mark.xdist_group("detectors")  # what each finds is kept for its tests
-
 
 @pytest.fixture(scope="module")
 def astronaut() -> Rgb:

@@ -13,8 +13,6 @@ from PIL import Image
 from tests.support.pictures import SAMPLES
 from tests.support.sandbox import Sandbox
 
-pytestmark = pytest.mark.xdist_group("effect")  # one picture is protected for all of them
-
 REGION = (70, 60, 160, 140)
 SIZE = (224, 208)
 
