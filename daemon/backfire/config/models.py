@@ -237,6 +237,9 @@ class Output(Section):
     """What becomes of a file with several pages or frames; first publishes only the first of them."""
     metadata: Literal["keep", "strip-gps", "strip-all"] = "keep"
     """Which metadata the published file keeps."""
+    opaque: Literal["drop", "keep"] = "drop"
+    """Whether metadata of 2 kB or more that is of an unknown kind, such as most maker notes, is dropped,
+    because nobody can tell whether it holds the unprotected picture; the receipt names what was dropped."""
     max_pixels: Annotated[int, Field(ge=1)] = 120_000_000
     """The most pixels of a picture; larger ones are refused."""
 

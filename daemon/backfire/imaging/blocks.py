@@ -6,17 +6,28 @@ JPEG 2000 part 1 annex I.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from backfire.imaging import containers
-from backfire.imaging.metadata import EXTENDED_XMP, PNG_COLOUR, UUID_EXIF, UUID_XMP, Metadata, Part
+from backfire.imaging.metadata import (
+    EXTENDED_DIGEST,
+    EXTENDED_XMP,
+    PNG_COLOUR,
+    UUID_EXIF,
+    UUID_XMP,
+    Metadata,
+    Part,
+)
 
 SEGMENT = 65_533
 """The most bytes that the body of a JPEG segment can hold."""
 
 ICC_PIECE = SEGMENT - 14
+EXTENDED_PIECE = 65_400
+"""The most bytes of extended XMP in a segment (XMP Specification Part 3, 1.1.3.1)."""
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
 
@@ -36,8 +47,7 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
     segments: list[Part] = []
     if exif is not None:
         segments.append((b"\xe1", exif))
-    if about.xmp is not None:
-        segments.append((b"\xe1", XMP_HEAD + about.xmp))
+    segments += ((b"\xe1", body) for body in _packets(about.xmp, about.extended))
     resources = about.resources()
     if resources is not None:
         size = SEGMENT - len(PHOTOSHOP_HEAD)
@@ -50,13 +60,31 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
             heads = (b"ICC_PROFILE\0" + bytes((number, count)) for number in range(1, count + 1))
             segments += [(b"\xe2", head + part) for head, part in zip(heads, parts, strict=True)]
     if same:
-        lonely = about.xmp is None
-        segments += [part for part in about.parts if not (lonely and part[1].startswith(EXTENDED_XMP))]
+        segments += about.parts
     return b"".join(
         b"\xff" + marker + struct.pack(">H", len(body) + 2) + body
         for marker, body in segments
         if len(body) <= SEGMENT
     )
+
+
+def _packets(xmp: bytes | None, extended: bytes | None) -> Iterator[bytes]:
+    """The bodies of the segments of XMP: the main packet, and the pieces of the extended one.
+
+    The main packet names the digest of the extended one, which is made anew because a preview may have been
+    taken out of it.
+    """
+    if xmp is None:
+        return
+    named = EXTENDED_DIGEST.search(xmp)
+    if extended is None or named is None:
+        yield XMP_HEAD + xmp
+        return
+    digest = hashlib.md5(extended, usedforsecurity=False).hexdigest().upper().encode()
+    yield XMP_HEAD + xmp[: named.start(1)] + digest + xmp[named.end(1) :]
+    for at in range(0, len(extended), EXTENDED_PIECE):
+        place = struct.pack(">II", len(extended), at)
+        yield EXTENDED_XMP + digest + place + extended[at : at + EXTENDED_PIECE]
 
 
 def png(data: bytes, about: Metadata, *, same: bool) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backfire.imaging import colour, jpegs, writers
+from backfire.imaging import cleaning, colour, jpegs, writers
 from backfire.imaging.colour import Samples
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.intake import Picture, stored
@@ -39,11 +39,13 @@ class Encoded:
         data: its bytes.
         extension: with the dot, e.g. `.jpg`.
         how: how it was encoded, for the receipt, e.g. `JPEG quality 100 4:4:4 RGB`.
+        left_out: what of the original's metadata it does not hold although it was to be kept, and why.
     """
 
     data: bytes
     extension: str
     how: str
+    left_out: tuple[str, ...] = ()
 
 
 def encode(
@@ -53,6 +55,7 @@ def encode(
     levels: int,
     format: str = "same",  # noqa: A002  # the setting's own name
     metadata: str = "keep",
+    opaque: str = "drop",
     jpeg: str = "strong",
 ) -> Encoded:
     """Encode perturbed pixels as a file like the original.
@@ -70,6 +73,7 @@ def encode(
         levels: the bound on every sample and every colour, in levels of 255.
         format: `same`, `png`, `jpeg`, `tiff`, `webp`, `heic`, `avif`, `jpeg2000` or `bmp`.
         metadata: `keep`, `strip-gps` or `strip-all`.
+        opaque: `drop` large metadata of an unknown kind, which could hold the unprotected picture, or `keep`.
         jpeg: `strong`, or `small`: of a JPEG with 4:2:0 subsampling only luma is perturbed.
 
     Raises:
@@ -77,6 +81,8 @@ def encode(
     """
     if rgb.shape != picture.rgb.shape or rgb.dtype != np.uint8:
         raise ValueError(f"rgb: got {rgb.dtype} {rgb.shape}, expected uint8 {picture.rgb.shape}")
+    if opaque not in ("drop", "keep"):
+        raise ValueError(f"opaque: got {opaque!r}, expected drop or keep")
     if format not in ("same", *KINDS):
         raise ValueError(f"format: got {format!r}, expected same or one of {', '.join(KINDS)}")
     kind = picture.format if format == "same" else KINDS[format]
@@ -85,12 +91,14 @@ def encode(
         kind = "PNG"
     with pillow(None):
         about = picture.metadata.reduced(metadata)
+        about = about if opaque == "keep" else cleaning.without_opaque(about)
         data, how = _written(kind, picture, rgb, about, levels, small=jpeg == "small")
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
     (extension,) = (EXTENSIONS[name][0] for name, known in KINDS.items() if known == kind)
-    return Encoded(data, extension, f"{how} ({'; '.join(notes)})" if notes else how)
+    how = f"{how} ({'; '.join(notes)})" if notes else how
+    return Encoded(data, extension, how, about.left_out)
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002

@@ -8,16 +8,16 @@ match. Broken EXIF is dropped; the picture is not refused because of it.
 from __future__ import annotations
 
 import math
-import re
 import struct
 from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
-from backfire.imaging import containers, isobmff, photoshop, previews, tags
+from backfire.imaging import cleaning, containers, isobmff, tags
 from backfire.imaging.metadata import (
     ELSEWHERE,
+    EXTENDED_DIGEST,
     EXTENDED_XMP,
     ICC,
     ORIENTATION,
@@ -32,8 +32,6 @@ from backfire.imaging.metadata import (
     Part,
 )
 from backfire.imaging.tags import Directory
-
-_EXTENDED = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
@@ -84,22 +82,11 @@ def of_tiff(first: Directory) -> Metadata:
 
 
 def _clean(found: Metadata) -> Metadata:
-    xmp = None if found.xmp is None else previews.cut_from(found.xmp)
-    packets = found.packets if found.xmp is None else (found.xmp, *found.packets)
-    resources = found.photoshop and b"".join(
-        body
-        for kind, body in photoshop.resources(found.photoshop)
-        if kind not in photoshop.THUMBNAILS and not previews.shows(body)
-    )
-    parts = tuple(part for part in found.parts if not previews.shows(previews.unpacked(*part)))
-    return replace(
-        found,
-        exif=_quiet(found.exif),
-        xmp=xmp,
-        photoshop=resources or None,
-        parts=parts,
-        packets=packets,
-    )
+    packets = tuple(packet for packet in (found.xmp, found.extended) if packet is not None)
+    exif = found.exif
+    if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
+        exif = exif.without({ORIENTATION})
+    return cleaning.without_pictures(replace(found, exif=exif, packets=packets))
 
 
 def _exif(block: bytes | None) -> Directory:
@@ -112,17 +99,8 @@ def _exif(block: bytes | None) -> Directory:
         return Directory()
 
 
-def _quiet(exif: Directory) -> Directory:
-    """The tags without values that hold a JPEG, and without an invalid orientation."""
-    odd = {tag for tag, entry in exif.entries.items() if previews.shows(entry.data)}
-    if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
-        odd.add(ORIENTATION)
-    below = {tag: _quiet(directory) for tag, directory in exif.below.items()}
-    return replace(exif.without(odd), below={tag: one for tag, one in below.items() if one})
-
-
 def _with_segments(found: Metadata, data: bytes) -> Metadata:
-    resources, parts, extended = b"", [], []
+    resources, parts, extended = b"", [], list[bytes]()
     for marker, segment in containers.jpeg_segments(data):
         body = bytes(segment)
         if marker == b"\xed" and body.startswith(b"Photoshop 3.0\0"):
@@ -130,31 +108,28 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
         elif marker == b"\xfe":
             parts.append((marker, body))
         elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
-            extended.append((marker, body))
-    # A preview may be spread over several segments, so all of them are kept or none.
-    if not previews.shows(b"".join(body[len(EXTENDED_XMP) + 40 :] for _, body in extended)):
-        parts += extended
-    packets = _extended([body for _, body in extended], found.xmp or b"")
-    return replace(found, photoshop=resources or None, parts=tuple(parts), packets=packets)
+            extended.append(body)
+    packet = _extended(extended, found.xmp or b"")
+    return replace(found, photoshop=resources or None, parts=tuple(parts), extended=packet)
 
 
-def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes, ...]:
-    """The extended packet that the main packet names, assembled from its JPEG segments; () if there is none.
+def _extended(segments: list[bytes], xmp: bytes) -> bytes | None:
+    """The extended packet that the main packet names, assembled from its JPEG segments; None without one.
 
     A segment consists of a signature, the packet's digest (32 hexadecimal digits), its length, the offset
     of this piece in it, and the piece (XMP Specification Part 3, 1.1.3.1). Gaps are not checked for here:
     they leave invalid XML, which the parser reports.
     """
-    named = _EXTENDED.search(xmp)
+    named = EXTENDED_DIGEST.search(xmp)
     if named is None:
-        return ()
+        return None
     start = len(EXTENDED_XMP)
     pieces = {
         int.from_bytes(segment[start + 36 : start + 40], "big"): segment[start + 40 :]
         for segment in segments
         if segment[start : start + 32] == named[1]
     }
-    return (b"".join(piece for _, piece in sorted(pieces.items())),) if pieces else ()
+    return b"".join(piece for _, piece in sorted(pieces.items())) or None
 
 
 def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:

@@ -39,10 +39,14 @@ ELSEWHERE = (
 UUID_EXIF = b"JpgTiffExif->JP2"
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+EXTENDED_DIGEST = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
+"""Finds the MD5 digest of the extended packet in the main packet."""
 
-PLACES = frozenset({GPS, MAKER_NOTE, XMP, PHOTOSHOP, 33550, 33922, 34264, 34735, 34736, 34737})
-"""Tags that say, or may say, where a picture was taken. Maker notes can hold anything; from 33550 on the
-tags are GeoTIFF's."""
+GEOGRAPHY = frozenset({33550, 33922, 34264, 34735, 34736, 34737})
+"""GeoTIFF's tags."""
+
+PLACES = GEOGRAPHY | {GPS, MAKER_NOTE, XMP, PHOTOSHOP}
+"""Tags that say, or may say, where a picture was taken. Maker notes can hold anything."""
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
@@ -65,6 +69,8 @@ class Metadata:
             JPEG 2000 boxes.
         packets: all XMP of the file, including extended packets and parts that must not be published. It
             is read for the regions it names and never written.
+        extended: the extended XMP packet of a JPEG.
+        left_out: what of the file's metadata is not carried, and why, a phrase each, for the receipt.
         turned: the orientation of the stored pixels, 1..8 as in EXIF, if the reader has turned them upright
             already: regions in `packets` refer to the stored pixels. Otherwise None.
     """
@@ -78,6 +84,8 @@ class Metadata:
     parts: tuple[Part, ...] = ()
     packets: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
     turned: int | None = field(default=None, compare=False)
+    extended: bytes | None = None
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def orientation(self) -> int:
@@ -91,7 +99,8 @@ class Metadata:
             return self
         if policy == "strip-all":
             colour = tuple(part for part in self.parts if part[0] in PNG_COLOUR)
-            return replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
+            said = self.left_out
+            return replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour, left_out=said)
         if policy == "strip-gps":
             resources = b"".join(
                 body
@@ -102,6 +111,7 @@ class Metadata:
                 self,
                 exif=_placeless(self.exif),
                 xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
+                extended=None if previews.locates(self.extended or b"") else self.extended,
                 photoshop=resources or None,
                 parts=tuple(part for part in self.parts if not previews.locates(previews.unpacked(*part))),
             )

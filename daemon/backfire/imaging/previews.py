@@ -1,23 +1,92 @@
-"""Finds metadata that shows the *unprotected* picture or says where it was taken, in any encoding."""
+"""Finds metadata that shows the *unprotected* picture or says where it was taken, in any encoding.
+
+A picture is recognised by the signature of its format or by the tables inside it, since some cameras spoil
+the first byte of a preview on purpose. It is also found within base64, hexadecimal digits and UTF-16, one
+within the other. Samples without any format have no signature; they are among the data that `opaque` tells
+of.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
+import itertools
 import re
 import zlib
+from collections.abc import Callable, Iterator
 
-JPEG, JPEG_IN_BASE64 = b"\xff\xd8\xff", b"/9j/"
+from backfire.imaging import tags
+
 PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 RAW_PROFILE = b"Raw profile type "
 MOST_TEXT = 1 << 24
 """The most bytes of a compressed text that are searched; Pillow refuses longer ones."""
 
+LARGE = 2048
+"""The bytes from which unknown data could be a recognisable picture: 26 by 26 pixels of RGB."""
+
+SMALLEST = 256
+"""The pixels that a TIFF must have to count as a picture; GeoJP2 boxes hold a TIFF of a single pixel."""
+
+MOST_TIFFS = 64
+"""The most places in one piece of data that are tried as the beginning of a TIFF, to bound the time."""
+
+DEPTH = 3
+"""How many encodings within each other are undone."""
+
+UNBROKEN = 2 * LARGE
+"""Characters without a space or punctuation from which text counts as encoded data."""
+
+LONGEST_WORDS = 200
+"""The most letters that words have on average in what counts as text; CJK has no spaces, but punctuation."""
+
+_SIGNED = re.compile(
+    rb"\xff\xd8\xff"  # JPEG, and the tables in it
+    rb"|\xff\xdb\0[\x43\x84][\0-\x03]|\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08|\xff\xda\0(?:\x0c\x03|\x08\x01)"
+    rb"|\x89PNG|\0\0\0\rIHDR"
+    rb"|GIF8[79]a"
+    rb"|RIFF.{4}WEBP|WEBPVP8[ LX]"
+    rb"|\0\0.ftyp[0-9A-Za-z]{3}[0-9A-Za-z ]"  # HEIF, AVIF and videos
+    rb"|jP  \r\n\x87\n|\xff\x4f\xff\x51\0"  # JPEG 2000: file and codestream
+    rb"|\0\0\0\x0cJXL |\A\xff\x0a"
+    rb"|BM.{4}\0{4}.{2}\0\0[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"
+    # BMP without its header
+    rb"|[\x28\x6c\x7c]\0\0\0..\0\0..(?:\0\0|\xff\xff)\x01\0[\x08\x10\x18\x20]\0[\0-\x03]\0\0\0"
+    rb"|8BPS\0[\x01\x02]|v/1\x01|II\xbc\x01|qoif\0\0|\bP[1-7]\s+(?:#[^\n]*\n)*\d+\s+\d+\s",
+    re.DOTALL,
+)
+_SPOILT_JPEG = re.compile(rb"\xd8\xff[\xc4\xdb\xe0-\xef\xfe]")
+_TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
+
+_GAP = rb"(?:\s|&#x?[0-9A-Fa-f]{1,4};|\\[nrt])"
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-](?:" + _GAP + rb"*[A-Za-z0-9+/_-]){47,}")
+_HEX = re.compile(rb"(?:(?:\\x|0x|[%=])?[0-9A-Fa-f]{2}(?:[,:;-]|" + _GAP + rb")*){32,}")
+_HEX_MARKS = re.compile(rb"\\x|0x|[%=,:;-]|" + _GAP)
+_GAPS = re.compile(_GAP)
+
 _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
-_PICTURE = re.compile(rb"/9j/(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]{1,4};)*")
+_CHARSET = re.compile(rb"\A(?:ASCII\0\0\0|UNICODE\0|JIS\0{5}|\0{8})")
+_WORDS = re.compile(r"[^\s,.;:<>\"'()\[\]{}\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+")
 
 
 def shows(data: bytes) -> bool:
-    """Whether bytes hold a JPEG, plain or in base64, which may be UTF-16 text."""
-    return JPEG in data or JPEG_IN_BASE64 in data.replace(b"\0", b"")
+    """Whether bytes hold a picture of any known format, as it is or encoded as text."""
+    return any(_is_signed(layer) for layer in _layers(data))
+
+
+def opaque(data: bytes) -> bool:
+    """Whether bytes hold so much of what is neither text nor zeros that a picture could be in it.
+
+    Large data in base64 or hexadecimal digits within text count too.
+    """
+    if len(data) - data.count(0) < LARGE:
+        return False
+    text = _text(data)
+    if text is None or any(len(word) > UNBROKEN for word in _WORDS.findall(text)):
+        return True
+    single = data.replace(b"\0", b"")
+    return any(_hides(single[start:end]) for start, end in _coded(single))
 
 
 def locates(text: bytes) -> bool:
@@ -26,9 +95,9 @@ def locates(text: bytes) -> bool:
 
 
 def cut_from(xmp: bytes) -> bytes | None:
-    """An XMP packet without thumbnails and other JPEGs; all else stays, such as the regions of people.
+    """An XMP packet without thumbnails and other pictures; all else stays, such as the regions of people.
 
-    None for a packet in UTF-16 that holds a JPEG, because the search below works on single bytes.
+    None for a packet from which the picture cannot be taken out, such as one in UTF-16.
     """
     if b"\0" in xmp:
         return None if shows(xmp) else xmp
@@ -40,8 +109,17 @@ def cut_from(xmp: bytes) -> bytes | None:
         end = b"</" + start[1] + b":Thumbnails>"
         at = opened if xmp[opened - 2 : opened] == b"/>" else xmp.find(end, opened) + len(end)
         if not opened or at < opened:  # without a closing tag it is not valid XML, which its parser reports
-            return b"".join(kept)
-    return _PICTURE.sub(b"", b"".join([*kept, xmp[at:]]))
+            at = len(xmp)
+    tidy = _without_coded(b"".join([*kept, xmp[at:]]), shows)
+    return None if shows(tidy) else tidy
+
+
+def plain(xmp: bytes) -> bytes | None:
+    """An XMP packet without large encoded data that cannot be named; None if it holds such data otherwise."""
+    if not opaque(xmp):
+        return xmp
+    tidy = xmp if b"\0" in xmp else _without_coded(xmp, _hides)
+    return None if opaque(tidy) else tidy
 
 
 def unpacked(kind: bytes, body: bytes) -> bytes:
@@ -62,3 +140,103 @@ def unpacked(kind: bytes, body: bytes) -> bytes:
         except ValueError:
             return text
     return text
+
+
+def _is_signed(data: bytes) -> bool:
+    """Whether bytes hold the signature of a picture, or a TIFF or JPEG that shows by its structure."""
+    if _SIGNED.search(data):
+        return True
+    if any(_continues(data, found.start()) for found in _SPOILT_JPEG.finditer(data)):
+        return True
+    return any(
+        _is_tiff(data[found.start() :]) for found in itertools.islice(_TIFF.finditer(data), MOST_TIFFS)
+    )
+
+
+def _continues(data: bytes, at: int) -> bool:
+    """Whether the segment behind the start marker of a JPEG, of which `at` is the second byte, fits."""
+    after = at + 3 + int.from_bytes(data[at + 3 : at + 5], "big")
+    return data[after : after + 1] == b"\xff" and data[after + 1 : after + 2] > b"\xbf"
+
+
+def _is_tiff(data: bytes) -> bool:
+    """Whether bytes begin with a TIFF that stores samples; a maker note's own header does not."""
+    try:
+        pages = tags.chain(data, most=8)
+    except ValueError:
+        return False
+    return any(
+        page.number(256) * page.number(257) >= SMALLEST and (273 in page.entries or 324 in page.entries)
+        for page in pages
+    )
+
+
+def _layers(data: bytes, depth: int = DEPTH) -> Iterator[bytes]:
+    """Bytes as they are, and what text in them decodes to."""
+    yield data
+    if depth:
+        for inner in _decoded(data):
+            yield from _layers(inner, depth - 1)
+
+
+def _decoded(data: bytes) -> Iterator[bytes]:
+    """What bytes decode to: bytes in Latin-1 that were written as UTF-8, and encoded runs of text."""
+    text = data.replace(b"\0", b"")  # which turns UTF-16 into single bytes
+    if not text.isascii():
+        with contextlib.suppress(UnicodeError):
+            yield data.decode("utf-8").encode("latin-1")
+    for start, end in _coded(text):
+        yield from _readings(text[start:end])
+
+
+def _coded(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where text may be encoded data."""
+    for pattern in (_HEX, _BASE64):
+        for found in pattern.finditer(text):
+            yield found.span()
+
+
+def _readings(run: bytes) -> Iterator[bytes]:
+    """What an encoded run may mean; it may begin within a group, because words around it look the same."""
+    if _HEX.fullmatch(run):
+        digits = _HEX_MARKS.sub(b"", run)
+        for phase in range(2):
+            yield binascii.unhexlify(digits[phase : phase + (len(digits) - phase) // 2 * 2])
+        return
+    letters = _GAPS.sub(b"", run).translate(bytes.maketrans(b"-_", b"+/"))
+    for phase in range(4):
+        yield base64.b64decode(letters[phase : phase + (len(letters) - phase) // 4 * 4])
+
+
+def _hides(run: bytes) -> bool:
+    """Whether an encoded run holds large data that are no text.
+
+    Words between spaces look like base64 as well; encoded lines are longer.
+    """
+    if not _HEX.fullmatch(run) and len(run) < 40 * (1 + len(_GAPS.findall(run))):
+        return False
+    return all(opaque(reading) for reading in _readings(run))
+
+
+def _without_coded(text: bytes, unwanted: Callable[[bytes], bool]) -> bytes:
+    for pattern in (_HEX, _BASE64):
+        # A run of base64 ends in padding, which goes with it.
+        padded = re.compile(pattern.pattern + rb"(?:" + _GAP + rb"|=)*")
+        text = padded.sub(lambda found: b"" if unwanted(found[0].rstrip(b"=\r\n ")) else found[0], text)
+    return text
+
+
+def _text(data: bytes) -> str | None:
+    """Bytes as text, if that is what they are; None otherwise."""
+    body = _CHARSET.sub(b"", data)
+    wide = ("utf-16-le", "utf-16-be") if b"\0" in body or data.startswith(b"UNICODE") else ()
+    for encoding in (*wide, "utf-8", "latin-1"):
+        try:
+            text = body.decode(encoding).strip("\0")
+        except UnicodeDecodeError:
+            continue
+        readable = sum(letter.isprintable() or letter.isspace() for letter in text)
+        written = sum(map(len, words := _WORDS.findall(text)))
+        if readable >= 0.98 * len(text) and written <= LONGEST_WORDS * len(words):
+            return text
+    return None

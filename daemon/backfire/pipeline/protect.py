@@ -84,7 +84,7 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
         published = _decode_again(run, encoded.data, budget)
     judged = run.judge(published, crops, editors, budget)
     facts = {
-        **_facts(run, encoded.data, encoded.how, found),
+        **_facts(run, encoded.data, encoded.how, found, encoded.left_out),
         "method": asked.method,
         "epsilon": budget.epsilon,
         "iterations": asked.iterations,
@@ -104,16 +104,17 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
 def _pass_through(run: Run, found: Found) -> Result:
     """No region under `none_found: pass`: the very bytes that came in, where the output settings allow it."""
     settings, data, how, largest = run.settings, run.data, "unchanged", 0
+    left_out: Sequence[str] = ()
     extension = os.path.splitext(run.source.name)[1].lower()
     if (settings.output.format, settings.output.metadata) != ("same", "keep"):
         budget = Budget(settings.protect.epsilon)
         encoded = _encode(run, run.picture.rgb, budget)
-        data, extension, how = encoded.data, encoded.extension, encoded.how
+        data, extension, how, left_out = encoded.data, encoded.extension, encoded.how, encoded.left_out
         largest = _decode_again(run, data, budget).largest
     names = ", ".join(settings.regions.detectors)
     reasons = [f"no region found by {names}; published without protection", *found.notes]
     facts = {
-        **_facts(run, data, how, found),
+        **_facts(run, data, how, found, left_out),
         "method": None,
         "epsilon": 0,
         "iterations": 0,
@@ -124,9 +125,10 @@ def _pass_through(run: Run, found: Found) -> Result:
     return Result(Verdict.UNPROTECTED, data, extension, receipt, None)
 
 
-def _facts(run: Run, data: bytes, how: str, found: Found) -> dict[str, Any]:
+def _facts(run: Run, data: bytes, how: str, found: Found, left_out: Sequence[str]) -> dict[str, Any]:
     height, width = run.picture.rgb.shape[:2]
-    return {**run.facts(data, found), "written_as": how, "width": width, "height": height}
+    written = {"written_as": how, "left_out": list(left_out)}
+    return {**run.facts(data, found), **written, "width": width, "height": height}
 
 
 def _encode(run: Run, rgb: Rgb, budget: Budget) -> Encoded:
@@ -139,6 +141,7 @@ def _encode(run: Run, rgb: Rgb, budget: Budget) -> Encoded:
         format=output.format,
         metadata=output.metadata,
         jpeg=output.jpeg,
+        opaque=output.opaque,
     )
 
 
