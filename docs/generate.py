@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from backfire import cli
 from backfire.attack_paths import PATHS, Family
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.config import describe
 
 from docs import figures, packages
@@ -191,7 +190,6 @@ def _page(text: str) -> str:
 
 def main() -> None:
     """Write what is missing or stale."""
-    assert cli.main is not None  # the commands add themselves to the app when they are imported
     for path, data in generated().items():
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)

@@ -26,7 +26,7 @@ from backfire import config, imaging
 from backfire.config import Folders, Settings
 from backfire.detectors import Sidecar, Source
 from backfire.errors import ConfigError
-from backfire.files import inbox
+from backfire.files import inbox, safe_paths
 from backfire.imaging import drawing
 from backfire.pipeline.result import PhaseProgress, Result, no_progress
 from backfire.types import Region, Rgb
@@ -102,7 +102,7 @@ def protect(
     """
     from backfire.pipeline import protect as pipeline
 
-    data, source, used, _ = _opened(picture, mask, settings, name)
+    data, source, used, _ = _opened(picture, mask, name, settings)
     return pipeline.protect(data, source, used, progress=progress, rung=rung, device=device)
 
 
@@ -135,8 +135,8 @@ def verify(
     """
     from backfire.pipeline import verify as pipeline
 
-    data, source, used, _ = _opened(original, mask, settings, name)
-    published = protected if isinstance(protected, bytes) else _read(Path(protected))
+    data, source, used, _ = _opened(original, mask, name, settings)
+    published = protected if isinstance(protected, bytes) else _read(Path(protected), used.limits.max_bytes)
     return pipeline.verify(data, published, source, used, progress=progress)
 
 
@@ -163,7 +163,7 @@ def detect(
     """
     from backfire.detectors.run import find
 
-    data, source, used, rule = _opened(picture, mask, settings, name)
+    data, source, used, rule = _opened(picture, mask, name, settings)
     decoded = imaging.decode(
         data, name=source.name, max_pixels=used.output.max_pixels, frames=used.output.frames
     )
@@ -202,20 +202,22 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
 def _opened(
     picture: PictureLike,
     mask: MaskLike | Sequence[MaskLike] | None,
-    settings: SettingsLike | None,
     name: str | None,
+    settings: SettingsLike | None,
 ) -> tuple[bytes, Source, Settings, str | None]:
-    """The picture's bytes, its name with its masks and annotations, and what `settings_for` says of it."""
+    """The picture's bytes, its name with its masks and annotations, its settings, and its rule's pattern."""
+    path = Path(name or "picture") if isinstance(picture, bytes) else Path(picture)
+    used, rule = settings_for(path, settings)
+    most = used.limits.max_bytes
     if isinstance(picture, bytes):
         data, beside, known_as = picture, [], name or "picture"
-        path = Path(known_as)
     else:
-        path = Path(picture)
-        data, known_as = _read(path), name or path.name
-        names = (os.fsdecode(one) for one in inbox.mask_names(os.fsencode(path.name)))
-        beside = [path.parent / one for one in names if (path.parent / one).is_file()]
+        data, known_as = _read(path, most), name or path.name
+        own = os.fsencode(path.name)
+        beside = [
+            path.parent / os.fsdecode(one) for one in inbox.scan_beside(path.parent, [own]).masks_of(own)
+        ]
     masks: Sequence[MaskLike] = beside if mask is None else _listed(mask)
-    used, rule = settings_for(path, settings)
     return data, Source(known_as, tuple(_sidecar(one, used) for one in masks)), used, rule
 
 
@@ -237,11 +239,12 @@ def _sidecar(mask: MaskLike, settings: Settings) -> Sidecar:
         # As a file that these settings read as the array.
         inverted = settings.regions.sidecar.protected == "black"
         return Sidecar("mask", drawing.mask_png(~mask if inverted else mask))
-    return Sidecar(Path(mask).name, _read(Path(mask)))
+    return Sidecar(Path(mask).name, _read(Path(mask), settings.limits.max_bytes))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes."""
     try:
-        return path.read_bytes()
+        return safe_paths.read_regular(path, most)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error

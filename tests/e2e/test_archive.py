@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.errors import BackfireError, ConfigError
 from typer.testing import CliRunner, Result
 

@@ -12,7 +12,7 @@ from typing import Any
 import backfire
 import numpy as np
 import pytest
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.config import Folders, Protect, Settings, Verify
 from backfire.detectors import Sidecar
 from backfire.errors import ConfigError, InputError

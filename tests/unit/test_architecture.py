@@ -87,5 +87,5 @@ def test_single_doors(library: str) -> None:
 
 def test_the_daemon_process_never_imports_torch() -> None:
     """torch lives in the worker's child: half a gigabyte that a waiting daemon need not hold."""
-    code = "import sys, backfire.cli; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
+    code = "import sys, backfire.cli.commands; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, check=False).returncode == 0

@@ -5,20 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import backfire.cli  # noqa: F401 (adds the commands)
 import pytest
 import structlog
-from backfire import config
+from backfire import api, config
 from backfire.admin.check import _subfolders
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.config import IGNORE
 from backfire.errors import ConfigError
 from backfire.files import inbox
 from backfire.service.queue import priority
+from PIL import Image
 
 from benchmarks.soak import png
 from tests.support.house import House, house
@@ -204,3 +209,59 @@ def test_trade_fault_4_a_path_that_is_too_long_is_told_and_hides_nothing(tmp_pat
     assert "shorten" in why
     assert not found.knows(path)
     assert not found.knows(path + b"/x.png")
+
+
+def _backfire(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "backfire.cli", *map(str, arguments)]
+    # A process that reads a device without end is ended by the limit on its memory.
+    limits = lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # noqa: E731
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, preexec_fn=limits)
+
+
+def test_trade_fault_14_what_is_no_file_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png("a"))
+    (tmp_path / "b.png").write_bytes(png("b"))
+    (tmp_path / "config.yaml").write_text("folders: {inbox: inbox}")
+    os.mkfifo(tmp_path / "pipe")
+    for command, says in (
+        (["bag", "out"], "nothing was published yet"),
+        (["demo", "a.png"], "is a file, expected a folder"),
+        (["protect", "pipe", "-o", "o.png"], "no regular file"),
+        (["protect", "/dev/zero", "-o", "o.png"], "no regular file"),
+        (["protect", ".", "-o", "o.png"], "Is a directory"),
+        (["detect", "a.png", "--mask", "pipe"], "no regular file"),
+        (["verify", "pipe", "--original", "a.png"], "no regular file"),
+        (["protect", "a.png", "b.png", "-o", "o.jpg"], "expected a folder for 2 pictures"),
+        (["check", "-c", "/dev/zero"], "has more than"),
+    ):
+        told = _backfire(*command, cwd=tmp_path)
+        assert (told.returncode, says in told.stderr) == (2, True), (command, told)
+        assert "Traceback" not in told.stderr
+    assert not (tmp_path / "o.jpg").exists()
+
+
+@pytest.mark.parametrize("after", [0.15, 0.3, 0.5])
+def test_trade_fault_14_ctrl_c_while_it_starts_prints_no_traceback(tmp_path: Path, after: float) -> None:
+    started = "import sys; sys.stdout.write('on'); sys.stdout.flush(); from backfire.cli import main; main()"
+    command = [sys.executable, "-c", started, "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"on"
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert b"Traceback" not in told
+    assert process.returncode in (-signal.SIGINT, 130, 1, 0)
+
+
+@pytest.mark.parametrize("mask", ["f.MASK.PNG", "F.mask.png", "F.JPG.Mask.png", "Masks/f.PNG", "masks/F.png"])
+def test_trade_fault_17_commands_pair_masks_as_the_daemon_does(tmp_path: Path, mask: str) -> None:
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "F.JPG")
+    (tmp_path / mask).parent.mkdir(exist_ok=True)
+    painted = Image.new("L", (64, 48), 0)
+    painted.paste(255, (8, 8, 24, 24))
+    painted.save(tmp_path / mask)
+    assert inbox.scan(tmp_path, IGNORE).masks_of(b"F.JPG") == [os.fsencode(mask)]
+    assert inbox.scan_beside(tmp_path, [b"F.JPG"]).masks_of(b"F.JPG") == [os.fsencode(mask)]
+    found = api.detect(tmp_path / "F.JPG", settings={"regions": {"detectors": ["sidecar"]}})
+    assert [region.box for region in found.regions] == [(8, 8, 24, 24)]

@@ -114,6 +114,8 @@ def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tu
     absent: list[str] = []
     for name in ("archive", "outbox"):
         folder = settings.folders.named()[name]
+        if not folder.is_dir():
+            raise ConfigError(f"bag: {name} {folder} is not there; nothing was published yet: backfire run")
         if days:
             expected: dict[bytes, set[str]] = {}
             for entry in manifest.read(folder, days).entries:

@@ -24,7 +24,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
 
-BAD_CONFIG, SOME_FAILED, BAD_STORE = 2, 3, 4
+BAD_CONFIG, SOME_FAILED, BAD_STORE, INTERRUPTED = 2, 3, 4, 130
 DEFAULT = Path("config.yaml")
 
 app = typer.Typer(

@@ -51,6 +51,10 @@ def protect(
         raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
     if several and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file, expected a folder for {len(pictures)} pictures")
+    if several and output.suffix.lower() in FORMATS and not output.exists():
+        raise ConfigError(
+            f"--output {output}: has the name of a picture, expected a folder for {len(pictures)} pictures"
+        )
     receipts, failed = [], 0
     for picture in pictures:
         target = output / picture.name if several else output

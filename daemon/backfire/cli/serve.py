@@ -67,6 +67,8 @@ def demo(
     """Run the daemon over sample pictures and say where the results are."""
     from backfire.admin.demo import prepare
 
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, expected a folder that is new or empty; name another one")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
     log.setup()

@@ -14,6 +14,9 @@ from backfire.config.models import Folders, Settings
 from backfire.config.rules import rules_of
 from backfire.errors import ConfigError
 
+LONGEST = 4_000_000
+"""The most characters of a configuration."""
+
 
 def load(path: Path) -> Settings:
     """Read and check a configuration file.
@@ -23,10 +26,13 @@ def load(path: Path) -> Settings:
             unknown or invalid, of which all are named at once.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as opened:  # it may be a device without end
+            text = opened.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
+    if len(text) > LONGEST:
+        raise ConfigError(f"{path}: has more than {LONGEST} characters, which no configuration has; name one")
     try:
         data = yaml.load(text, _Loader)
     except ConfigError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -53,6 +54,25 @@ def folder_of(root: Path, path: bytes) -> Iterator[tuple[int, bytes]]:
         yield folder, name
     finally:
         os.close(folder)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file that a person named; links are followed.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, such as a pipe that nobody writes to or a device that
+            never ends, or has more than `most` bytes.
+    """
+    # NONBLOCK, because opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is a folder, a pipe or a device and no regular file", str(path))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"has more than the {most} bytes that limits.max_bytes allows", str(path))
+    return data
 
 
 def give_name(source: bytes, target: bytes, *, folder: int | None = None, resume: bool = False) -> None:

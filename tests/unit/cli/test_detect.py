@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.errors import ConfigError
 from PIL import Image
 from typer.testing import CliRunner

@@ -7,18 +7,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import backfire.cli  # adds the commands to the app
 import pytest
 import typer
 from backfire import config
 from backfire.admin.init import init
 from backfire.cli import manual
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.config.example import ESSENTIAL, starter
 from backfire.errors import ConfigError
 from typer.testing import CliRunner
-
-assert backfire.cli
 
 
 def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: Path) -> None:

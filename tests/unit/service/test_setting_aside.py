@@ -9,7 +9,7 @@ import alembic.command
 import pytest
 import sqlalchemy as sa
 import yaml
-from backfire.cli.common import app
+from backfire.cli.commands import app
 from backfire.service.store.schema import alembic_config
 from backfire.service.store.store import Store
 from backfire.types import JobState

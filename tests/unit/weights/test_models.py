@@ -304,8 +304,7 @@ class FullDisk(io.FileIO):
 def test_the_licence_is_said_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    import backfire.cli.models  # noqa: F401  (adds the commands to the app)
-    from backfire.cli.common import app
+    from backfire.cli.commands import app
 
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
     monkeypatch.chdir(tmp_path)
@@ -407,8 +406,7 @@ Command = Callable[..., tuple[int, Any]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
     """`backfire models …`: its exit code, and what it printed or, with --json, said."""
-    import backfire.cli.models  # noqa: F401  (adds the commands to the app)
-    from backfire.cli.common import app
+    from backfire.cli.commands import app
 
     def command(*arguments: str) -> tuple[int, Any]:
         with pytest.raises(SystemExit) as caught:

@@ -173,16 +173,21 @@ def _why_closed(top: bytes, path: bytes, error: OSError) -> str:
 
 
 def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Scan:
-    """Some pictures, and all masks and proofs in their folders and in `masks` below these."""
+    """Some pictures, and all masks and proofs in their folders and in `masks` (`Masks`) below these."""
     top, wanted = os.fsencode(root), set(pictures)
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
-    for place in {place for folder in folders for place in (folder, os.path.join(folder, b"masks"))}:
+    pending = list(folders)
+    while pending:
+        place = pending.pop()
         durable.heartbeat()
         with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
             for entry in entries:
                 path = os.path.join(place, entry.name)
-                if path in wanted or is_mask(path) or (proof and path.lower().endswith(proof)):
+                if place in folders and path not in folders and entry.name.lower() == b"masks":
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(path)
+                elif path in wanted or is_mask(path) or (proof and path.lower().endswith(proof)):
                     with suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):
