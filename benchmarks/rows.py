@@ -29,6 +29,7 @@ CODE = (
     "daemon/backfire/perturb/methods/*.py",
     "daemon/backfire/inpaint/*.py",
     "daemon/backfire/attack_paths/*.py",
+    "daemon/backfire/attack_paths/tools/*.py",
     "daemon/backfire/imaging/masks.py",
     "daemon/backfire/evaluate/*.py",
     "benchmarks/battery.py",

@@ -145,7 +145,7 @@ def attack_paths() -> str:
     lines = ["| path | tool | what its model gets | editors | read in |", "|---|---|---|---|---|"]
     for name, path in PATHS.items():
         families = ", ".join(family for family in Family if family in path.suits)
-        source = f"[{path.source.repository}](https://github.com/{path.source.repository}/tree/{path.source.commit})"
+        source = f"[{path.source.name}]({path.source.link})"
         hands = f"{path.hands}. {path.note}" if path.note else path.hands
         lines.append(f"| `{name}` | {path.tool} | {_cell(hands)} | {families} | {source} |")
     return "\n".join(lines)

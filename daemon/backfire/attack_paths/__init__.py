@@ -4,16 +4,17 @@
 and `hand_over.put_back` puts the result back.
 
 The numbers are facts from the tools' own sources, of the versions named; the code is ours. Every entry holds
-the settings that its tool starts with. To add one: a function in `tools/`, one entry here, and rows of
-numbers from the tool's own code in the tests. The contract tests take every entry by themselves.
+the settings that its tool starts with. docs/develop/extending.md says how to add one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -49,6 +50,36 @@ class Source:
     commit: str
     places: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.repository
+
+    @property
+    def link(self) -> str:
+        """The version that was read."""
+        return f"https://github.com/{self.repository}/tree/{self.commit}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where the facts of a path were read, for a tool whose source is closed: its manual, or a measurement.
+
+    Attributes:
+        link: the page.
+        read: the day on which it was read, as such a page changes.
+        places: sections of the page.
+    """
+
+    link: str
+    read: date
+    places: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{urlsplit(self.link).hostname}, read on {self.read}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackPath(Entry):
@@ -58,11 +89,13 @@ class AttackPath(Entry):
         tool: for people.
         hands: what the tool hands over, for people.
         suits: the families of editors that people run in it.
-        multiple: heights and widths that the model gets are multiples of it.
+        multiple: divides the height and the width of all that the tool hands over, padding included. It only
+            says so, for the tests: the function is what rounds.
         source: where the facts were read.
         options: arguments of the function besides the mask.
         resizes_back: whether the tool returns a picture of the original's size. Others return the model's
             size; `put_back` resizes their result, so that it can be compared.
+        squeezes: whether the tool resizes crops without regard to their aspect.
         note: what else a reader of a verdict should know.
     """
 
@@ -70,9 +103,10 @@ class AttackPath(Entry):
     hands: str
     suits: frozenset[Family]
     multiple: int
-    source: Source
+    source: Source | Page
     options: Mapping[str, Any] = field(default_factory=dict)
     resizes_back: bool = True
+    squeezes: bool = False
     note: str = ""
 
     def handed(self, mask: Mask) -> list[Handed]:
@@ -203,6 +237,7 @@ PATHS = Registry(
             multiple=512,
             source=_FORGE,
             resizes_back=False,
+            squeezes=True,
         ),
         "forge-masked": AttackPath(
             target=f"{_IN}.forge:masked",
@@ -213,7 +248,7 @@ PATHS = Registry(
             source=_FORGE,
         ),
         "fooocus": AttackPath(
-            target=f"{_IN}.fooocus:grown",
+            target=f"{_IN}.fooocus:respective_field",
             tool="Fooocus",
             hands="a square around the mask, grown to 61.8 % of each side of the picture; a million pixels",
             suits=_MASKED,

@@ -28,20 +28,40 @@ class MaskRule:
     """What a tool does to the mask.
 
     Attributes:
-        picture: steps on the picture's own pixels, before the crop is taken.
-        blend: steps to the weights with which the result is blended in.
-        blend_scaled: whether `blend` goes on from the mask at the model's size; else from the original mask
-            on the picture's pixels.
+        on_picture_grid: steps to the mask that the model gets, at the picture's own scale, before the crop.
+        blend: steps to the weights with which the result is blended in. They begin with the mask as it was
+            drawn, so that a growth that the pasted result shows too is repeated here.
+        blend_scaled: whether `blend` goes on from the mask that the model got, at the model's size, instead.
         everything: whether the model gets no mask, that is one full of 1, and its whole result is taken.
-        beyond: whether what a crop holds beyond the picture counts as masked; else the mask is continued
-            there as the picture is.
+        outside_masked: whether what a crop holds outside the picture counts as masked; else the mask is
+            continued there as the picture is.
     """
 
-    picture: tuple[Step, ...] = ()
+    on_picture_grid: tuple[Step, ...] = ()
     blend: tuple[Step, ...] = ()
     blend_scaled: bool = False
     everything: bool = False
-    beyond: bool = False
+    outside_masked: bool = False
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters with which a tool resizes, names of `resampling.FILTERS`.
+
+    Attributes:
+        picture: for the crop, on its way to the model.
+        result: for what the model returns, on its way back.
+        mask: for the mask.
+    """
+
+    picture: str
+    result: str
+    mask: str
+
+    @classmethod
+    def all(cls, name: str) -> Filters:
+        """The same one for all three."""
+        return cls(name, name, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +72,7 @@ class Handed:
         edited: the whole picture's mask of the edit, H,W bool, True = repainted.
         box: the crop, in pixels of the picture; it exceeds the picture where the tool pads before it resizes.
         scaled: (height, width) to which the crop is resized.
-        given_by: the filter that resizes it, a name of `resampling.FILTERS`; of no meaning where nothing is.
-        back_by: the filter that resizes the result back to the crop.
-        mask_by: the filter that resizes the mask.
+        filters: what it is resized with; None for a tool that hands over crops at their own scale.
         padding: added after resizing, and taken off the result.
         outside: what the crop holds where it exceeds the picture.
         back_box: where the whole result goes, its padding with it; None for a tool that takes the padding off
@@ -65,13 +83,16 @@ class Handed:
     edited: Mask
     box: Box
     scaled: tuple[int, int]
-    given_by: str = "pil-lanczos"
-    back_by: str = "pil-lanczos"
-    mask_by: str = "pil-lanczos"
+    filters: Filters | None
     padding: Padding = field(default=Padding())
     outside: Beyond = Beyond.EDGE
     back_box: Box | None = None
     rule: MaskRule = field(default=MaskRule())
+
+    def __post_init__(self) -> None:
+        resized = self.scaled != (self.box.height, self.box.width) or self.back_box is not None
+        if resized and self.filters is None:
+            raise ValueError(f"filters: got None, expected those that resize {self.box} to {self.scaled}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,10 +112,12 @@ class Handed:
         """Pixels of the model per pixel of the picture, down and across; below 1 detail is lost."""
         return self.scaled[0] / self.box.height, self.scaled[1] / self.box.width
 
-    def axes(self, filter_name: str = "") -> tuple[Axis, Axis]:
-        """Rows and columns as they reach the model; the filter is `given_by` unless another is asked for."""
+    def axes(self) -> tuple[Axis, Axis]:
+        """Rows and columns of the picture as they reach the model."""
+        return self._axes(self.filters.picture if self.filters else "")
+
+    def _axes(self, chosen: str) -> tuple[Axis, Axis]:
         (height, width), pad, box = self.edited.shape, self.padding, self.box
-        chosen = filter_name or self.given_by
         beyond = pad.holds if pad.left or pad.top or pad.right or pad.bottom else self.outside
         return (
             Axis(box.top, box.bottom, height, self.scaled[0], pad.top, pad.bottom, beyond, chosen),
@@ -103,12 +126,13 @@ class Handed:
 
     def back_axes(self) -> tuple[Axis, Axis]:
         """Rows and columns for `Axis.back`: those of the picture that `result` is resized to."""
+        chosen = self.filters.result if self.filters else ""
         if self.back_box is None:
-            return self.axes(self.back_by)
+            return self._axes(chosen)
         (height, width), (down, across), box = self.edited.shape, self.size, self.back_box
         return (
-            Axis(box.top, box.bottom, height, down, 0, 0, self.outside, self.back_by),
-            Axis(box.left, box.right, width, across, 0, 0, self.outside, self.back_by),
+            Axis(box.top, box.bottom, height, down, 0, 0, self.outside, chosen),
+            Axis(box.left, box.right, width, across, 0, 0, self.outside, chosen),
         )
 
     @property
@@ -144,9 +168,9 @@ class Handed:
     @cached_property
     def _soft(self) -> Plane:
         """The mask at the model's size before it is made one of two values."""
-        plane, at = softened(self.edited, self.rule.picture)
-        rows, columns = self.axes(self.mask_by)
-        if self.rule.beyond and self.box != self.inside:
+        plane, at = softened(self.edited, self.rule.on_picture_grid)
+        rows, columns = self._axes(self.filters.mask if self.filters else "")
+        if self.rule.outside_masked and self.box != self.inside:
             whole = np.ones((self.box.height, self.box.width), np.float32)
             whole[_within(self.box, self.inside)] = 0
             both = _common(self.inside, at)

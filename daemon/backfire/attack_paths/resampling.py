@@ -135,7 +135,7 @@ class Axis:
         scaled: pixels to which the stretch is resized.
         before, after: pixels of padding after resizing.
         beyond: what the stretch holds outside the picture, and what the padding holds.
-        filter: a name of `FILTERS`.
+        filter: a name of `FILTERS`; empty where nothing is resized.
     """
 
     start: int

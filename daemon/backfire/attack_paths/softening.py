@@ -43,7 +43,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Grown:
-    """The mask grows by `px` each way, corners included."""
+    """The mask grows by `px` each way, corners included: a dilation by a square, not by a disc."""
 
     px: int
 
@@ -73,14 +73,14 @@ class Gaussian:
     """A Gaussian blur that is cut off at `radius` pixels.
 
     Attributes:
-        beyond: `mirror` (OpenCV, kornia) or `constant` for zeros (torch's convolution).
+        border: `mirror` (OpenCV, kornia) or `constant` for zeros (torch's convolution).
         eight_bit: whether rows and columns are blurred one after the other in 8 bits, so that values below
             half a level vanish.
     """
 
     sigma: float
     radius: int
-    beyond: str = "mirror"
+    border: str = "mirror"
     eight_bit: bool = False
 
     @property
@@ -89,7 +89,7 @@ class Gaussian:
 
     def __call__(self, plane: Plane) -> Plane:
         kernel = np.exp(-0.5 * (np.arange(-self.radius, self.radius + 1) / self.sigma) ** 2)
-        return _blurred(plane, kernel, self.beyond, self.eight_bit)
+        return _blurred(plane, kernel, self.border, self.eight_bit)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Ramp:
-    """Outside the mask the plane falls by 8 of 255 levels a pixel, as the king moves, from 256."""
+    """Outside the mask the plane falls from 256 by 8 of 255 levels for each pixel of Chebyshev distance.
+
+    That is the larger of the distances down and across.
+    """
 
     reach: int = 31
 
@@ -177,10 +180,10 @@ def softened(mask: Mask, steps: Sequence[Step]) -> tuple[Plane, Box]:
     return plane, box
 
 
-def _blurred(plane: Plane, kernel: NDArray[np.float64], beyond: str, eight_bit: bool) -> Plane:
+def _blurred(plane: Plane, kernel: NDArray[np.float64], border: str, eight_bit: bool) -> Plane:
     kernel = kernel / kernel.sum()
     for axis in (1, 0):
-        plane = ndimage.correlate1d(plane, kernel, axis=axis, mode=beyond)
+        plane = ndimage.correlate1d(plane, kernel, axis=axis, mode=border)
         if eight_bit:
             plane = (np.rint(plane * 255) / 255).astype(np.float32)
     return plane

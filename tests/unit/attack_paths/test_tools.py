@@ -10,17 +10,18 @@ import re
 import sys
 import types
 import warnings
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from backfire import attack_paths
-from backfire.attack_paths import Family
+from backfire.attack_paths import Family, Page, Source
 from backfire.attack_paths.hand_over import hand_over, put_back
-from backfire.attack_paths.handed import Handed
+from backfire.attack_paths.handed import Filters, Handed
 from backfire.errors import ConfigError
-from backfire.types import Mask
+from backfire.types import Box, Mask
 from PIL import Image
 
 Boxes = list[tuple[int, int, int, int]]
@@ -283,13 +284,79 @@ def test_blends_are_blurred_as_opencv_does_it(picture: str) -> None:
         assert np.abs(ours - blurred).max() < 1.5
 
 
+LANCZOS, STITCHED = Filters.all("pil-lanczos"), Filters("pil-bicubic", "pil-bilinear", "pil-bicubic")
+KRITA_FILTERS = Filters(picture="pil-lanczos", result="pil-lanczos", mask="torch-bilinear")
+EVERYTHING = 900
+
+SPREAD: dict[str, tuple[int, int, Filters | None]] = {
+    "iopaint": (0, 0, None),
+    "iopaint-mat": (0, 0, None),
+    "iopaint-migan": (0, 0, Filters.all("cv2-cubic")),
+    "iopaint-sd": (0, 12, None),
+    "comfyui-stitch-512": (6, 14, STITCHED),
+    "comfyui-stitch-1024": (6, 13, STITCHED),
+    "forge-whole": (0, 11, LANCZOS),
+    "forge-masked": (0, 10, LANCZOS),
+    "fooocus": (0, 31, LANCZOS),
+    "krita-sd15": (20, 36, KRITA_FILTERS),
+    "krita-sdxl": (20, 36, KRITA_FILTERS),
+    "krita-flux": (20, 36, KRITA_FILTERS),
+    "megapixel-kontext": (EVERYTHING, EVERYTHING, LANCZOS),
+    "megapixel-qwen": (EVERYTHING, EVERYTHING, Filters("torch-area", "pil-lanczos", "pil-lanczos")),
+}
+"""For a square of 100 px in the middle of 1200 x 900: by how many pixels of the picture the model's mask
+exceeds it on each side, by how many the blended result does, and the filters. The first and the third are
+what the tool's source says; the second follows from it."""
+
+
+@pytest.mark.parametrize("path", attack_paths.PATHS)
+def test_growth_and_filters_are_those_that_the_tool_states(path: str) -> None:
+    assert path in SPREAD, f"add {path} to SPREAD"
+    growth, reach, filters = SPREAD[path]
+    square = Box(550, 400, 650, 500)
+    mask = np.zeros((900, 1200), np.bool_)
+    mask[square.slices] = True
+    (handed,) = attack_paths.get(path).handed(mask)
+    assert handed.filters == filters
+    if growth == EVERYTHING:
+        assert handed.mask.all()
+        assert handed.touched == handed.box
+        return
+    (down, across), pad = handed.scale, handed.padding
+    inside = Box.around(
+        handed.mask[pad.top : pad.top + handed.scaled[0], pad.left : pad.left + handed.scaled[1]]
+    )
+    grown = (
+        square.left - handed.box.left - inside.left / across,
+        square.top - handed.box.top - inside.top / down,
+        inside.right / across + handed.box.left - square.right,
+        inside.bottom / down + handed.box.top - square.bottom,
+    )
+    assert grown == pytest.approx((growth,) * 4, abs=0.5 / min(down, across))  # half a pixel of the model
+    touched = handed.touched
+    assert reach == max(square.left - touched.left, touched.right - square.right)
+    assert reach - 1 <= max(square.top - touched.top, touched.bottom - square.bottom) <= reach
+
+
 def test_every_family_has_a_path_and_every_path_a_source() -> None:
     for family in Family:
         assert attack_paths.suiting(family)
     for path in attack_paths.PATHS.values():
         assert path.suits
-        assert re.fullmatch("[0-9a-f]{40}", path.source.commit)
+        assert path.source.link.startswith("https://")
+        if isinstance(path.source, Source):
+            assert re.fullmatch("[0-9a-f]{40}", path.source.commit)
         assert path.source.places
+
+
+def test_a_closed_tool_states_a_page_and_the_day_on_which_it_was_read() -> None:
+    page = Page("https://example.com/manual/fill", date(2026, 11, 28), ("Resolution",))
+    assert page.name == "example.com, read on 2026-11-28"
+
+
+def test_crops_that_are_resized_need_filters() -> None:
+    with pytest.raises(ValueError, match="filters: got None"):
+        Handed(np.ones((9, 9), np.bool_), Box(0, 0, 9, 9), (18, 18), None)
 
 
 def test_an_unknown_path_names_the_nearest() -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from backfire.attack_paths.handed import Handed, MaskRule
+from backfire.attack_paths.handed import Filters, Handed, MaskRule
 from backfire.attack_paths.softening import AtLeast, Filled, Gaussian, Grown
 from backfire.attack_paths.tools.common import moved_inside, reached, whole
 from backfire.types import Box, Mask
@@ -15,9 +15,10 @@ from backfire.types import Box, Mask
 def stitch(mask: Mask, *, side: int) -> list[Handed]:
     """The box of the mask, filled, grown and blurred; a tenth larger on each side, then a square."""
     height, width = mask.shape
-    blur = Gaussian(sigma=4, radius=16, beyond="constant")
-    rule = MaskRule((Filled(), Grown(6), blur, AtLeast(0.1)), (blur,), blend_scaled=True, beyond=True)
-    box = reached(mask, rule.picture)
+    blur = Gaussian(sigma=4, radius=16, border="constant")
+    grown = Filled(), Grown(6), blur, AtLeast(0.1)
+    rule = MaskRule(on_picture_grid=grown, blend=(blur,), blend_scaled=True, outside_masked=True)
+    box = reached(mask, grown)
     # Single precision, halves to even: the node computes the growth with torch.
     down, across = (
         int(np.rint(np.float32(length) * np.float32(0.2) / 2)) for length in (box.height, box.width)
@@ -32,7 +33,7 @@ def stitch(mask: Mask, *, side: int) -> list[Handed]:
     smaller, larger = "pil-bilinear", "pil-bicubic"
     given = larger if side > box.width or side > box.height else smaller
     back = larger if box.width > side or box.height > side else smaller
-    return [Handed(mask, box, (side, side), given, back, given, rule=rule)]
+    return [Handed(mask, box, (side, side), Filters(given, back, given), rule=rule)]
 
 
 def _squared(start: int, length: int, wanted: int, size: int) -> tuple[int, int]:
@@ -66,7 +67,7 @@ def kontext(mask: Mask) -> list[Handed]:
     column = round((width - width * (want / have)) / 2) if have > want else 0
     row = round((height - height * (have / want)) / 2) if have < want else 0
     box = Box(column, row, width - column, height - row)
-    return [Handed(mask, box, (down, across), rule=MaskRule(everything=True))]
+    return [Handed(mask, box, (down, across), Filters.all("pil-lanczos"), rule=MaskRule(everything=True))]
 
 
 def qwen_edit(mask: Mask) -> list[Handed]:
@@ -74,4 +75,5 @@ def qwen_edit(mask: Mask) -> list[Handed]:
     height, width = mask.shape
     scale = math.sqrt(1024 * 1024 / (height * width))
     size = max(round(height * scale / 8), 1) * 8, max(round(width * scale / 8), 1) * 8
-    return [Handed(mask, whole(mask), size, "torch-area", rule=MaskRule(everything=True))]
+    filters = Filters("torch-area", "pil-lanczos", "pil-lanczos")
+    return [Handed(mask, whole(mask), size, filters, rule=MaskRule(everything=True))]

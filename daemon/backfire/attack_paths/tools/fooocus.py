@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from backfire.attack_paths.handed import Handed, MaskRule
+from backfire.attack_paths.handed import Filters, Handed, MaskRule
 from backfire.attack_paths.softening import Ramp
 from backfire.types import Box, Mask
 
@@ -12,7 +12,7 @@ FIELD = 0.618
 """`Inpaint Respective Field`: the share of the picture's height and of its width that a crop has at least."""
 
 
-def grown(mask: Mask, *, side: int = 1024) -> list[Handed]:
+def respective_field(mask: Mask, *, side: int = 1024) -> list[Handed]:
     """A square around the mask, grown until it covers 61.8 % of each side, at about `side` squared pixels."""
     height, width = mask.shape
     found = Box.around(mask)
@@ -31,7 +31,8 @@ def grown(mask: Mask, *, side: int = 1024) -> list[Handed]:
         if grows_across:
             left, right = max(left - 1, 0), min(right + 1, width)
     box = Box(left, top, right, bottom)
-    return [Handed(mask, box, _size(box.height, box.width, side), rule=MaskRule(blend=(Ramp(),)))]
+    size, filters = _size(box.height, box.width, side), Filters.all("pil-lanczos")
+    return [Handed(mask, box, size, filters, rule=MaskRule(blend=(Ramp(),)))]
 
 
 def _size(height: int, width: int, side: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from backfire.attack_paths.handed import Handed, MaskRule, Padding
+from backfire.attack_paths.handed import Filters, Handed, MaskRule, Padding
 from backfire.attack_paths.softening import Gaussian, filled
 from backfire.attack_paths.tools.common import moved_inside, up, whole
 from backfire.types import Box, Mask
@@ -48,7 +48,7 @@ def _padded(mask: Mask, box: Box, multiple: int, least: int, square: bool, rule:
     if square:
         height = width = max(height, width)
     padding = Padding(right=width - box.width, bottom=height - box.height)
-    return Handed(mask, box, (box.height, box.width), padding=padding, rule=rule)
+    return Handed(mask, box, (box.height, box.width), None, padding, rule=rule)
 
 
 def crops(mask: Mask, *, multiple: int = 8, least: int = 0, square: bool = False) -> list[Handed]:
@@ -68,7 +68,7 @@ def migan(mask: Mask, *, side: int = 512) -> list[Handed]:
         ratio = min(side / max(box.height, box.width), 1)
         scaled = int(box.height * ratio + 0.5), int(box.width * ratio + 0.5)
         padding = Padding(right=side - scaled[1], bottom=side - scaled[0])
-        handed.append(Handed(mask, box, scaled, "cv2-cubic", "cv2-cubic", "cv2-cubic", padding))
+        handed.append(Handed(mask, box, scaled, Filters.all("cv2-cubic"), padding))
     return handed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backfire.attack_paths.handed import Handed, MaskRule
+from backfire.attack_paths.handed import Filters, Handed, MaskRule
 from backfire.attack_paths.softening import Gaussian, Grown, Linear, Positive, Shrunk
 from backfire.attack_paths.tools.common import moved_inside, up
 from backfire.types import Box, Mask
@@ -40,10 +40,11 @@ def context(mask: Mask, *, architecture: str) -> list[Handed]:
     # Of a very large selection the mask is softened no further.
     soft = Grown(min(4 + feather // 2, 499)), Linear(min(feather, 499) // 2)
     last = Gaussian(sigma=0.3 * (25 - 1) + 0.8, radius=12)
-    rule = MaskRule(picture=soft, blend=(*soft, Positive(), Shrunk(12), last))
+    rule = MaskRule(on_picture_grid=soft, blend=(*soft, Positive(), Shrunk(12), last))
     size = _size(box.height, box.width, CHECKPOINTS[architecture])
     given = "area" if size[0] * size[1] < box.height * box.width else "pil-lanczos"
-    return [Handed(mask, box, size, given, mask_by="torch-bilinear", rule=rule)]
+    filters = Filters(picture=given, result="pil-lanczos", mask="torch-bilinear")
+    return [Handed(mask, box, size, filters, rule=rule)]
 
 
 def _padded(box: Box, mask: Mask, margin: int, *, least: int, multiple: int, square: bool = False) -> Box:
