@@ -62,19 +62,21 @@ def marked(painting: NDArray[np.uint8], settings: Sidecars) -> Mask:
 
     A pixel's level is that of the brightest of R, G and B, so that pure blue is the same as white. Under
     `protected: white` a pixel is protected if its level is the threshold or more, under `black` if it is
-    less. Where every pixel has the same colour and only the transparency differs, it is protected under both
-    if its alpha is the threshold or more.
+    less. A fully transparent pixel is never protected, because its colour cannot be seen and depends on the
+    editor. Where all other pixels have the same colour and only the transparency differs, a pixel is
+    protected under both if its alpha is the threshold or more.
     """
     if _painted_in_alpha(painting):
         opaque: Mask = painting[..., 3] >= settings.threshold
         return opaque
     bright: Mask = painting[..., :3].max(axis=2) >= settings.threshold
-    return ~bright if settings.protected == "black" else bright
+    return (painting[..., 3] > 0) & (~bright if settings.protected == "black" else bright)
 
 
 def _painted_in_alpha(painting: NDArray[np.uint8]) -> bool:
-    colour, alpha = painting[..., :3], painting[..., 3]
-    return bool(np.ptp(alpha)) and bool((colour == colour[0, 0]).all())
+    alpha = painting[..., 3]
+    shown = painting[alpha > 0][:, :3]
+    return bool(np.ptp(alpha)) and bool((shown == shown[:1]).all())
 
 
 def _painted_regions(
@@ -99,7 +101,9 @@ def _nothing_in(painting: NDArray[np.uint8], settings: Sidecars) -> str:
             f"its most opaque pixel has level {painting[..., 3].max()} of 255, expected at least {threshold}"
         )
         return f"marks nothing: {got}; make the region opaque, or remove the mask"
-    levels = painting[..., :3].max(axis=2)
+    levels = painting[painting[..., 3] > 0][:, :3].max(axis=1)
+    if not levels.size:
+        return "marks nothing: all its pixels are fully transparent; paint the region, or remove the mask"
     if settings.protected == "black":
         got = f"its darkest pixel has level {levels.min()} of 255, expected less than {threshold}"
     else:

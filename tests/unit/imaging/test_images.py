@@ -10,7 +10,7 @@ import zlib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -833,6 +833,27 @@ def test_the_masks_alpha_counts_only_where_it_is_all_there_is() -> None:
     assert np.array_equal(masked(file(two_colours.astype(np.uint8), "PNG")), SHAPE >= 128)
     black = np.dstack([np.zeros_like(SHAPE)] * 3 + [np.full_like(SHAPE, 255)])
     assert not masked(file(black, "PNG")).any()
+
+
+@pytest.mark.parametrize("protected", ["white", "black"])
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (12, 200, 3)])
+@pytest.mark.parametrize("paint", [[(255, 0, 0)], [(255, 255, 255)], [(250, 0, 0), (0, 0, 250), (0, 0, 0)]])
+def test_fault_5_fully_transparent_pixels_are_no_paint(
+    paint: list[tuple[int, int, int]], hidden: tuple[int, int, int], protected: Literal["white", "black"]
+) -> None:
+    painted = np.empty((20, 30, 4), np.uint8)
+    painted[:] = (*hidden, 0)
+    for number, colour in enumerate(paint):
+        painted[3 + 5 * number : 7 + 5 * number, 8:25] = (*colour, 255)
+    expected = painted[..., 3] > 0
+    if len(paint) > 1:  # several colours: those count that are light or dark enough
+        expected &= (painted[..., :3].max(axis=2) < 128) == (protected == "black")
+    decoded = decode_painting(file(painted, "PNG"), name="a.mask.png", max_pixels=LIMIT)
+    assert np.array_equal(marked(decoded, Sidecars(protected=protected)), expected)
+
+
+def test_fault_5_a_mask_that_is_transparent_throughout_marks_nothing() -> None:
+    assert not masked(file(np.full((20, 30, 4), (255, 255, 255, 0), np.uint8), "PNG")).any()
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
