@@ -4,14 +4,17 @@ Three vocabularies are read: IPTC Image Region (Iptc4xmpExt), `mwg-rs:Regions` o
 and Microsoft's people tags (`MP:RegionInfo`). All refer to the stored pixels before the EXIF orientation is
 applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary). Only regions whose
 `AppliedToDimensions` have the aspect ratio of the upright picture, and not that of the stored one, are taken
-as upright. The packet is not trusted: defusedxml reads it and refuses document types.
+as upright. Decimal commas and other names of units are read. A region whose place cannot be told is an error,
+because somebody marked it. The packet is not trusted: defusedxml reads it and refuses document types.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError
 
@@ -24,6 +27,9 @@ from backfire.detectors import Source
 from backfire.detectors.shapes import Points, ellipse, region_of
 from backfire.errors import Code, InputError
 from backfire.types import Region, Rgb
+
+Size = tuple[float, float]
+"""Width and height."""
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -81,14 +87,23 @@ class MetadataDetector:
         """One region for each that reaches into the picture; see `Detector.detect`.
 
         Raises:
-            InputError: `UNREADABLE`, the packet is not XML or declares a document type.
+            InputError: `UNREADABLE`, the packet is not XML or declares a document type, or it has a region
+                whose place cannot be told.
         """
         height, width = image.shape[:2]
         swapped = source.orientation >= 5
         stored = (height, width) if swapped else (width, height)
         found: list[Region] = []
-        shapes = (s for packet in source.packets for s in _shapes(_parsed(packet, source.name), stored))
-        for shape in itertools.islice(shapes, MOST):
+        try:
+            packets = (_parsed(packet, source.name) for packet in source.packets)
+            shapes = [*itertools.islice((s for packet in packets for s in _shapes(packet, stored)), MOST)]
+        except ValueError as error:
+            raise InputError(
+                Code.UNREADABLE,
+                f"{source.name}: a region in its XMP cannot be placed ({error}), expected x, y and a size as "
+                "numbers; tag it again, or take 'metadata' out of regions.detectors",
+            ) from error
+        for shape in shapes:
             turned = shape.points if shape.upright else _turned(shape.points, source.orientation)
             region = region_of(turned * (width, height), shape.label, "metadata", width, height)
             if region is not None and not any(_same(region, other) for other in found):
@@ -135,74 +150,131 @@ def _same(a: Region, b: Region) -> bool:
     return shared >= 0.9 * max(a.box.width * a.box.height, b.box.width * b.box.height)
 
 
-def _shapes(root: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
-    """Every region of every vocabulary, without those whose numbers cannot be read."""
+def _shapes(root: Element, stored: Size) -> Iterator[_Shape]:
+    """Every region of every vocabulary.
+
+    Raises:
+        ValueError: the place of a region cannot be told.
+    """
     readers = ((IPTC + "ImageRegion", _iptc), (MWG + "Regions", _mwg), (PHOTO + "RegionInfo", _people))
     for tag, reader in readers:
         for element in root.iter(tag):
             for shape in reader(element, stored):
-                if len(shape.points) and np.isfinite(shape.points).all():
-                    yield shape
+                if not np.ptp(shape.points, axis=0).all():
+                    raise ValueError("it has no size")
+                yield shape
 
 
-def _iptc(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
+def _iptc(element: Element, stored: Size) -> Iterator[_Shape]:
     for item in _items(element):
         boundary = _property(item, IPTC + "RegionBoundary")
         if boundary is None:
             continue
-        unit = (1, 1) if _text(boundary, IPTC + "rbUnit") == "relative" else stored
-        kind = _text(boundary, IPTC + "rbShape")
-        x, y, w, h = (_number(boundary, IPTC + name) for name in ("rbX", "rbY", "rbW", "rbH"))
+        unit = _unit(_text(boundary, IPTC + "rbUnit"), stored)
+        kind = (_text(boundary, IPTC + "rbShape") or "none").lower()
         if kind == "polygon":
             vertices = _property(boundary, IPTC + "rbVertices")
             corners = [] if vertices is None else _items(vertices)
-            points = np.array([[_number(c, IPTC + "rbX"), _number(c, IPTC + "rbY")] for c in corners])
+            if len(corners) < 3:
+                raise ValueError(f"a polygon of {len(corners)} corners")
+            points = np.array([_numbers(corner, IPTC, ("rbX", "rbY")) for corner in corners]) / unit
         elif kind == "circle":
-            radius = _number(boundary, IPTC + "rbRx")  # a share of the width if it is relative
-            points = ellipse(x, y, radius, radius * (stored[0] / stored[1] if unit == (1, 1) else 1))
+            x, y, radius = _numbers(boundary, IPTC, ("rbX", "rbY", "rbRx"), sizes=1)
+            across = radius / unit[0]  # a radius that is relative is a share of the width
+            points = ellipse(x / unit[0], y / unit[1], across, across * stored[0] / stored[1])
+        elif kind == "rectangle":
+            x, y, w, h = _numbers(boundary, IPTC, ("rbX", "rbY", "rbW", "rbH"), sizes=2)
+            points = _rectangle(x, y, x + w, y + h) / unit
         else:
-            points = _rectangle(x, y, x + w, y + h)
-        yield _Shape(points.reshape(-1, 2) / unit, "region")
+            raise ValueError(f"its shape is {kind!r}, not rectangle, circle or polygon")
+        yield _Shape(points, "region")
 
 
-def _mwg(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
-    applied = _property(element, MWG + "AppliedToDimensions")
-    upright = applied is not None and _is_upright(applied, stored)
+def _mwg(element: Element, stored: Size) -> Iterator[_Shape]:
+    applied = _applied(_property(element, MWG + "AppliedToDimensions"))
+    turned = stored[1], stored[0]
+    fits_stored, fits_turned = (applied is not None and _alike(applied, one) for one in (stored, turned))
+    upright = fits_turned and not fits_stored
+    frame = turned if upright else stored
+    # Pixels count on the grid that was tagged, which may have been resized since, but not cropped.
+    pixels = frame if applied is None else applied if fits_stored or fits_turned else None
     regions = _property(element, MWG + "RegionList")
     for item in [] if regions is None else _items(regions):
         area = _property(item, MWG + "Area")
         kind = (_text(item, MWG + "Type") or "region").lower()
         if area is None or kind in NOT_PEOPLE:
             continue
-        unit = stored if _text(area, AREA + "unit") == "pixel" else (1, 1)
-        x, y, w, h = (_number(area, AREA + name) for name in "xywh")
-        diameter = _number(area, AREA + "d")
-        if math.isfinite(diameter):  # a share of the shorter side
-            shorter = min(stored)
-            points = ellipse(x, y, diameter * shorter / stored[0] / 2, diameter * shorter / stored[1] / 2)
+        unit = _unit(_text(area, AREA + "unit") or "normalized", pixels)
+        if _text(area, AREA + "d") is not None:
+            x, y, diameter = _numbers(area, AREA, "xyd", sizes=1)
+            # A diameter that is relative is a share of the shorter side.
+            sides = (1, 1) if unit == pixels else (frame[0] / min(frame), frame[1] / min(frame))
+            across, down = (diameter / 2 / one / side for one, side in zip(unit, sides, strict=True))
+            points = ellipse(x / unit[0], y / unit[1], across, down)
         else:
-            points = _rectangle(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        yield _Shape(points / unit, kind, upright)
+            x, y, w, h = _numbers(area, AREA, "xywh", sizes=2)
+            points = _rectangle(x - w / 2, y - h / 2, x + w / 2, y + h / 2) / unit
+        yield _Shape(points, kind, upright)
 
 
-def _is_upright(applied: Element, stored: tuple[int, int]) -> bool:
-    """Whether the dimensions that the regions refer to have the aspect ratio of the upright picture only."""
-    width, height = _number(applied, DIMENSIONS + "w"), _number(applied, DIMENSIONS + "h")
-    if not (width > 0 and height > 0):
-        return False
-    shape, as_stored = width / height, stored[0] / stored[1]
-    fits_stored = abs(shape / as_stored - 1) <= SAME_SHAPE
-    fits_turned = abs(shape * as_stored - 1) <= SAME_SHAPE
-    return fits_turned and not fits_stored
+def _applied(dimensions: Element | None) -> Size | None:
+    """The size of the picture that was tagged; None if it is not given, or not given as numbers."""
+    if dimensions is None:
+        return None
+    try:
+        width, height = _numbers(dimensions, DIMENSIONS, "wh", sizes=2)
+    except ValueError:
+        return None
+    return (width, height) if width and height else None
 
 
-def _people(element: Element, stored: tuple[int, int]) -> Iterator[_Shape]:
+def _alike(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same aspect ratio."""
+    return abs(one[0] / one[1] * other[1] / other[0] - 1) <= SAME_SHAPE
+
+
+def _unit(name: str | None, pixels: Size | None) -> Size:
+    """What the coordinates of a unit are divided by to become shares of the picture's sides.
+
+    Raises:
+        ValueError: the unit is unknown, or it is pixels and their grid is.
+    """
+    unit = (name or "none").lower()
+    if unit in ("normalized", "normalised", "relative"):
+        return 1, 1
+    if unit in ("percent", "%"):
+        return 100, 100
+    if unit not in ("pixel", "pixels", "px"):
+        raise ValueError(f"its unit is {unit!r}, not pixel or a share of the sides")
+    if pixels is None:
+        raise ValueError("it is in pixels of a picture of another aspect ratio")
+    return pixels
+
+
+def _people(element: Element, stored: Size) -> Iterator[_Shape]:
     regions = _property(element, INFO + "Regions")
     for item in [] if regions is None else _items(regions):
-        numbers = (_text(item, PERSON + "Rectangle") or "").replace(",", " ").split()
-        if len(numbers) == 4:  # a person may be tagged without a rectangle
-            x, y, w, h = (_float(number) for number in numbers)
+        rectangle = _text(item, PERSON + "Rectangle")
+        if rectangle is not None:  # a person may be tagged without one
+            x, y, w, h = _four(rectangle)
+            if min(w, h) < 0:
+                raise ValueError(f"its size is {w} by {h}")
             yield _Shape(_rectangle(x, y, x + w, y + h), "face")
+
+
+def _four(text: str) -> list[float]:
+    """Four numbers between commas, semicolons or spaces, whose decimal sign may be a comma too.
+
+    Raises:
+        ValueError: there are not four.
+    """
+    spaced = re.split(r"\s*;\s*|\s*,?\s+", text)
+    parts = spaced if len(spaced) == 4 else text.split(",")
+    if len(parts) == 8:  # `0,6,0,6,0,2,0,2`
+        parts = [f"{whole}.{rest}" for whole, rest in zip(parts[::2], parts[1::2], strict=True)]
+    if len(parts) != 4:
+        raise ValueError(f"its rectangle is {text[:60]!r}, not four numbers")
+    return [_float(part, "its rectangle") for part in parts]
 
 
 def _rectangle(left: float, top: float, right: float, bottom: float) -> NDArray[np.float64]:
@@ -234,13 +306,29 @@ def _text(element: Element, name: str) -> str | None:
     return value.strip() if value else None
 
 
-def _number(element: Element, name: str) -> float:
-    """A simple property as a number; NaN if it is missing or not a number."""
-    return _float(_text(element, name) or "")
+def _numbers(element: Element, space: str, names: Sequence[str], *, sizes: int = 0) -> list[float]:
+    """Simple properties as numbers, the last `sizes` of which must not be negative.
+
+    Raises:
+        ValueError: one is missing or no such number.
+    """
+    values = [_float(_text(element, space + name) or "", name) for name in names]
+    for name, value in zip(names[len(names) - sizes :], values[len(names) - sizes :], strict=True):
+        if value < 0:
+            raise ValueError(f"{name} is {value:g}")
+    return values
 
 
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _float(text: str, name: str) -> float:
+    """A finite number; raises ValueError.
+
+    Its decimal sign may be a comma, except where that could part thousands.
+    """
+    value = math.nan
+    text = text.strip()
+    with contextlib.suppress(ValueError):
+        if not re.fullmatch(r"[+-]?[1-9]\d*,\d{3}", text):
+            value = float(re.sub(r"^([+-]?\d*),(\d+)$", r"\1.\2", text))
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {text[:60]!r}, not a number" if text else f"{name} is missing")
+    return value

@@ -147,14 +147,98 @@ def test_what_the_camera_focused_on_is_no_content() -> None:
     assert boxes(mwg(area(0.5, 0.5, 0.1, 0.1), kind="Focus")) == []
 
 
-def test_regions_are_clipped_and_nonsense_is_left_out() -> None:
-    written = [
-        area(0, 0, 0.2, 0.2),
-        area(3, 3, 0.2, 0.2),
-        area(0.5, 0.5, -1, 0),
-        'stArea:x="nan" stArea:y="1"',
-    ]
+def test_regions_are_clipped_and_those_outside_are_left_out() -> None:
+    written = [area(0, 0, 0.2, 0.2), area(3, 3, 0.2, 0.2)]
     assert boxes(mwg(*written, area(1e300, 0.5, 1e301, 0.1))) == [Box(0, 0, 40, 20), Box(0, 90, 400, 110)]
+
+
+def in_area(**values: str) -> str:
+    """A region of the MWG whose numbers are given as text."""
+    return mwg(" ".join(f'stArea:{name}="{value}"' for name, value in values.items()))
+
+
+def in_rectangle(text: str) -> str:
+    return PEOPLE.replace("0.2, 0.4, 0.1, 0.2", text)
+
+
+def in_boundary(**values: float | str) -> str:
+    rectangle: dict[str, float | str] = {
+        "rbShape": "rectangle",
+        "rbUnit": "relative",
+        "rbX": 0.2,
+        "rbY": 0.4,
+        "rbW": 0.1,
+        "rbH": 0.2,
+    }
+    return iptc(numbers(**{name: value for name, value in (rectangle | values).items() if value != ""}))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        in_area(x="0,25", y="0,5", w="0,1", h=",2"),
+        in_area(x="25", y="50", w="10", h="20", unit="percent"),
+        in_area(x="100", y="100", w="40", h="40", unit="pixels"),
+        in_area(x="100", y="100", w="40", h="40", unit="Pixel"),
+        in_area(x="0.25", y="0.5", w="0.1", h="0.2", unit="Normalised"),
+        in_area(x="0.25", y="0.5", w="0.1", h="0.2", unit="relative"),
+        in_rectangle("0,2, 0,4, 0,1, 0,2"),
+        in_rectangle("0,2;0,4;0,1;0,2"),
+        in_rectangle("0,2 0,4 0,1 0,2"),
+        in_rectangle("0,2,0,4,0,1,0,2"),
+        in_rectangle("0.2,0.4,0.1,0.2"),
+        in_boundary(rbX="0,2", rbY="0,4", rbW="0,1", rbH="0,2"),
+        in_boundary(rbX=80, rbY=80, rbW=40, rbH=40, rbUnit="px", rbShape="Rectangle"),
+    ],
+)
+def test_fault_6_what_is_plain_is_read(written: str) -> None:
+    assert boxes(written) == [Box(80, 80, 120, 120)]
+
+
+@pytest.mark.parametrize(("scale", "orientation"), [(1, 1), (10, 1), (0.5, 1), (10, 6)])
+def test_fault_6_pixels_are_those_of_the_picture_that_was_tagged(scale: float, orientation: int) -> None:
+    applied = f'stDim:w="{400 * scale}" stDim:h="{200 * scale}" stDim:unit="pixel"'
+    values = {"x": 100 * scale, "y": 100 * scale, "w": 40 * scale, "h": 40 * scale}
+    pixels = " ".join(f'stArea:{name}="{value}"' for name, value in values.items()) + ' stArea:unit="pixel"'
+    (face,) = found(mwg(pixels, applied=applied), orientation)
+    assert face.box == Box(80, 80, 120, 120)
+    (circle,) = found(mwg(pixels.replace("stArea:w", "stArea:d"), applied=applied), orientation)
+    assert circle.box == Box(80, 80, 120, 120)
+    assert circle.mask is not None
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (in_area(x="0.7", y="0.7"), "w is missing"),
+        (in_area(y="0.7", w="0.1", h="0.1"), "x is missing"),
+        (in_area(x="nan", y="0.7", w="0.1", h="0.1"), "x is 'nan', not a number"),
+        (in_area(x="1.000,5", y="0.7", w="0.1", h="0.1"), "x is '1.000,5', not a number"),
+        (in_area(x="1,024", y="75", w="30", h="30", unit="pixel"), "x is '1,024', not a number"),
+        (in_area(x="0.5", y="0.5", w="-1", h="0.1"), "w is -1"),
+        (in_area(x="0.5", y="0.5", w="0", h="0"), "it has no size"),
+        (in_area(x="0.5", y="0.5", w="0.1", h="0.1", unit="inch"), "its unit is 'inch'"),
+        (
+            mwg(
+                'stArea:x="9" stArea:y="9" stArea:w="9" stArea:h="9" stArea:unit="pixel"',
+                applied='stDim:w="300" stDim:h="200"',
+            ),
+            "another aspect ratio",
+        ),
+        (in_rectangle("0.2, 0.4, 0.1"), "not four numbers"),
+        (in_rectangle("left"), "not four numbers"),
+        (in_boundary(rbUnit=""), "its unit is 'none'"),
+        (in_boundary(rbShape="ellipse"), "its shape is 'ellipse'"),
+        (in_boundary(rbH=""), "rbH is missing"),
+        (in_boundary(rbShape="polygon"), "a polygon of 0 corners"),
+    ],
+)
+def test_fault_6_a_region_that_cannot_be_placed_fails_the_picture(written: str, why: str) -> None:
+    readable = mwg(area(0.25, 0.5, 0.1, 0.2))
+    with pytest.raises(InputError, match=why) as caught:
+        found(readable + written)
+    assert caught.value.code is Code.UNREADABLE
+    assert caught.value.message.startswith("a.jpg: a region in its XMP cannot be placed")
 
 
 @pytest.mark.parametrize(
