@@ -15,7 +15,8 @@ from typing import Any
 import typer
 from backfire.attack_paths import PATHS, Family
 from backfire.cli.commands import app
-from backfire.config import describe
+from backfire.config import Verify, describe
+from backfire.imaging import masks
 
 from docs import figures, packages
 
@@ -57,6 +58,7 @@ def generated() -> dict[Path, bytes]:
     parts = {
         "../README.md": {"summary": figures.summary()},
         "concepts/attack-paths.md": {"paths": attack_paths()},
+        "concepts/verdicts.md": {"thresholds": thresholds()},
         "evaluation.md": {
             "effect": figures.effect(),
             "budgets": figures.budgets(),
@@ -138,6 +140,28 @@ def receipt() -> str:
         when = "" if required else " *Not always there.*"
         lines.append(f"| `{path}` | {_type(field)} | {_cell(field.get('description', ''))}{when} |")
     return "\n".join(lines)
+
+
+def thresholds() -> str:
+    """The table of replayed edits with what is asked of each by default."""
+
+    def asked(setting: str) -> str:
+        return f"**{getattr(Verify(), setting):g}** (`{setting}`)"
+
+    broken = "break: SSIM at most {}, L1 at least {}"
+    kept = "keep working: SSIM at least {}"
+    width = f"{masks.DILATION // 2} px"
+    whole = broken.format(asked("trigger_ssim_max"), asked("trigger_l1_min"))
+    part = broken.format(asked("incomplete_ssim_max"), asked("incomplete_l1_min"))
+    rows = {
+        "`trigger`": f"the region | {whole}, and at least {asked('control_factor')} times as much as noise",
+        "`dilated`": f"the region and {width} around it | {part}",
+        "`partial`": f"half of the region, on one side of a line that is drawn at random | {part}",
+        "`near`": f"a ring of {width} around the region | {kept.format(asked('near_ssim_min'))}",
+        "`far`": f"a square {masks.FAR} px or more away | {kept.format(asked('far_ssim_min'))}",
+    }
+    lines = ["| edit (`mask_kind`) | what is repainted | by default it must |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {text} |" for kind, text in rows.items())])
 
 
 def attack_paths() -> str:

@@ -175,7 +175,8 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
     """The settings of one picture.
 
     Args:
-        picture: its path; rules see it as it lies below `folders.inbox`, or else as it is given.
+        picture: its path; rules see it as it lies below the inbox, or as an original below the archive or the
+            folder of failed pictures, or else as it is given.
         settings: checked ones are returned as they stand.
 
     Returns:
@@ -193,8 +194,9 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
     else:
         checked = config.load(Path(settings))
     path = picture.absolute()
-    inside = checked.folders.inbox in path.parents
-    relative = os.fsencode(path.relative_to(checked.folders.inbox) if inside else picture)
+    folders = (checked.folders.inbox, checked.folders.archive, checked.folders.failed)
+    above = next((folder for folder in folders if folder in path.parents), None)
+    relative = os.fsencode(picture if above is None else path.relative_to(above))
     index = checked.rule_of(relative)
     return checked.for_path(relative), None if index is None else checked.rules[index].match
 

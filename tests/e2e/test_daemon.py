@@ -139,6 +139,19 @@ def test_the_same_job_gives_the_same_bytes(sandbox: Sandbox, tmp_path: Path) -> 
     assert (sandbox.outbox / "p.png").read_bytes() == (other.outbox / "p.png").read_bytes()
 
 
+def test_protect_repeats_what_the_daemon_did(sandbox: Sandbox) -> None:
+    """Naming the file that is to be written does not count as another configuration."""
+    sandbox.configure(**QUICK, rules=[{"match": "desk/*", "protect": {"iterations": 3}}])
+    sandbox.drop(encoded(photo(), "JPEG"), "desk/p.jpg")
+    sandbox.drop(encoded(mask_picture()), "desk/p.mask.png")
+    assert sandbox.backfire("once").returncode == 0
+    for name in ("x.jpg", "x.png"):
+        told = sandbox.backfire("protect", "archive/desk/p.jpg", "-c", "config.yaml", "-o", name, "--json")
+        (receipt,) = json.loads(told.stdout)
+        assert (receipt["key"] == sandbox.receipt("desk/p.jpg")["key"]) == (name == "x.jpg")
+    assert (sandbox.base / "x.jpg").read_bytes() == (sandbox.outbox / "desk" / "p.jpg").read_bytes()
+
+
 def test_names_from_hell(sandbox: Sandbox) -> None:
     sandbox.configure(**QUICK)
     names = [b"caf\xe9.png", b"new\nline.png", b"  spaces .png", "日本.png".encode(), b"n" * 240 + b".png"]

@@ -21,6 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from backfire.config import Verify
+from backfire.evaluate.judge import EditResult, asked_in_words, misses
+
 if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
 
@@ -91,8 +94,12 @@ def colour_of(verdict: str) -> str:
     return {"protected": "green", "weak": "yellow"}.get(verdict, "red")
 
 
-def print_receipt(receipt: dict[str, Any]) -> None:
-    """Verdict, reasons and, where there are any, the replayed edits as a table."""
+def print_receipt(receipt: dict[str, Any], asked: Verify) -> None:
+    """Verdict, reasons and, where there are any, the replayed edits as a table.
+
+    Args:
+        asked: the thresholds that the verdict rests on.
+    """
     line = Text.assemble((receipt["verdict"], colour_of(receipt["verdict"])), f"  {receipt['file']}")
     if receipt.get("output"):
         line.append(f" -> {receipt['output']}")
@@ -103,10 +110,15 @@ def print_receipt(receipt: dict[str, Any]) -> None:
         out.print(Text(f"  {reason}"), soft_wrap=True)
     if not receipt.get("edits"):
         return
-    table = Table("region", "edit", "editor", "SSIM to clean edit", "L1", "SSIM under plain noise")
+    table = Table(
+        "region", "edit", "editor", "SSIM to clean edit", "L1", "asked", "", "SSIM under plain noise"
+    )
     for edit in receipt["edits"]:
         control = "" if edit["control_ssim"] is None else f"{edit['control_ssim']:.3f}"
-        numbers = f"{edit['ssim']:.3f}", f"{edit['l1']:.3f}", control
+        result = EditResult(**edit)
+        mark = Text("missed", "red") if misses(result, asked) else Text("met", "green")
+        limits = asked_in_words(result, asked)
+        numbers = f"{edit['ssim']:.3f}", f"{edit['l1']:.3f}", limits, mark, control
         kind = edit["mask_kind"] if edit["path"] == "crop" else f"{edit['mask_kind']}, {edit['path']}"
         table.add_row(str(edit["region"]), kind, edit["editor"], *numbers)
     out.print(table)

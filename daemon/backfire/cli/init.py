@@ -31,7 +31,8 @@ def init(
     option = "" if file == DEFAULT else f" -c {shlex.quote(str(file))}"
     out.print(Text(f"wrote {file} and made the folders; edit it, and then run"), soft_wrap=True)
     out.print(Text(f"  backfire check{option}"), soft_wrap=True)
-    out.print(Text(f"  backfire run{option}"), soft_wrap=True)
+    out.print(Text(f"  backfire once{option}  # protects what lies in the inbox, then ends"), soft_wrap=True)
+    out.print(Text(f"  backfire run{option}  # watches the inbox until it is stopped"), soft_wrap=True)
 
 
 @app.command()

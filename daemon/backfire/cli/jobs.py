@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +19,16 @@ from rich.text import Text
 from backfire import config
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 from backfire.config import Settings
+from backfire.errors import PublishError
 from backfire.files import durable, inbox, outbox
-from backfire.service import preflight
+from backfire.service import preflight, reports
 from backfire.service.store.store import Store
-from backfire.types import Job, JobState, mask_digest, shown
+from backfire.types import Job, JobState, Verdict, mask_digest, shown
+
+ADVICE = "docs/concepts/verdicts.md, section What to do about a weak verdict"
+WAITING = "; the daemon is not running: backfire run, or backfire once"
+NEAR_AMONG = 5000
+"""How many former paths, the newest ones, are looked at for names like one that is not known."""
 
 
 @contextmanager
@@ -35,9 +43,10 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     """Show whether the daemon runs, what it does and how much waits."""
     with _store(config_file) as (settings, store):
         counts = {state.value: count for state, count in store.counts().items() if count}
+        verdicts = {verdict.value: count for verdict, count in store.verdicts().items()}
         fact = store.fact("daemon")
     alive = _is_alive(settings, fact)
-    document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts}
+    document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts, "verdicts": verdicts}
     if as_json:
         print(json.dumps(document))
         return
@@ -49,13 +58,22 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         )
         if fact[0].get("trouble"):
             out.print(Text(fact[0]["trouble"], "yellow"), soft_wrap=True)
+    elif fact is not None:
+        out.print(f"not running; last worked {_local(fact[1])}")
     else:
-        seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fact[1])) if fact else "never"
-        out.print(f"not running (last heartbeat: {seen})")
+        out.print("not running; nothing was worked yet")
     for path, why in (fact[0].get("unreadable") or {} if fact else {}).items():
         out.print(Text(f"{path}: {why}", "yellow"), soft_wrap=True)
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
+    if verdicts:
+        hint = "; backfire jobs --verdict weak says why" if Verdict.WEAK in verdicts else ""
+        out.print("verdicts: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) + hint)
+
+
+def _local(at: float) -> str:
+    """A Unix time as the clock on the wall shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
@@ -64,16 +82,33 @@ def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
     return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
 
+def _state(text: str) -> JobState:
+    """The state of that name.
+
+    Raises:
+        typer.BadParameter: there is none; says so, too, where it is a verdict.
+    """
+    if text in [*JobState]:
+        return JobState(text)
+    if text in [*Verdict] and text != JobState.FAILED:
+        raise typer.BadParameter(f"{text!r} is a verdict and no state; ask with --verdict {text}")
+    raise typer.BadParameter(f"got {text!r}, expected one of {', '.join(JobState)}")
+
+
 @app.command()
 def jobs(
-    state: Annotated[JobState | None, typer.Option("--state", help="Only jobs in this state.")] = None,
+    state: Annotated[
+        JobState | None,
+        typer.Option("--state", parser=_state, help=f"Only jobs in this state: {', '.join(JobState)}."),
+    ] = None,
+    verdict: Annotated[Verdict | None, typer.Option("--verdict", help="Only jobs with this verdict.")] = None,
     limit: Annotated[int, typer.Option(help="How many jobs are listed, newest first.")] = 50,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first, and why they failed or are weak."""
     with _store(config_file) as (_, store):
-        listed = store.jobs(state, limit)
+        listed = store.jobs(state, limit, verdict=verdict)
     if as_json:
         print(json.dumps([_job_document(job) for job in listed], indent=2))
         return
@@ -103,59 +138,100 @@ def _job_document(job: Job) -> dict[str, Any]:
 
 @app.command()
 def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Show the history of a file and what it waits for."""
+    """Show the history of a file and what it waits for; exit code 3 if no such file is known."""
     with _store(config_file) as (settings, store):
-        relative = _relative(path, settings)
+        meant = _meant(path, settings, config_file)
+        root = settings.folders.inbox
+        known = (one for one in meant if store.by_path(one) or inbox.signature(root, one) is not None)
+        relative = next(known, meant[0])
         found = store.by_path(relative)
         histories = [(job, store.history(job.id)) for job in found]
+        paths = [] if found else store.paths(NEAR_AMONG)
         fact = store.fact("daemon")
     alive = _is_alive(settings, fact)
     here = inbox.signature(settings.folders.inbox, relative) is not None
-    unreadable = fact[0].get("unreadable", {}) if fact else {}
-    waits = _waits_for(relative, settings, found, unreadable, here=here, alive=alive)
+    closed = _closed(relative, settings, fact[0].get("unreadable", {}) if fact else {})
+    unknown = not (found or here or closed)
+    near = _near(relative, paths, settings) if unknown else []
+    waits = _waits_for(relative, settings, found, closed, here=here, alive=alive)
     rule = settings.rule_of(relative)
     told_rule = None if rule is None else f"rules.{rule} ({settings.rules[rule].match})"
     if as_json:
         told = [
-            {**_job_document(job), "events": [{"at": e.at, "state": e.state, **e.detail} for e in events]}
+            {
+                **_job_document(job),
+                "reports": [str(file) for file in _reports(job, settings)],
+                "events": [{"at": e.at, "state": e.state, **e.detail} for e in events],
+            }
             for job, events in histories
         ]
-        print(
-            json.dumps(
-                {
-                    "path": shown(relative),
-                    "in_inbox": here,
-                    "waits_for": waits,
-                    "rule": told_rule,
-                    "jobs": told,
-                },
-                indent=2,
-            )
-        )
-        return
+        document = {"path": shown(relative), "in_inbox": here, "waits_for": waits, "rule": told_rule}
+        print(json.dumps({**document, "jobs": told, "near": near}, indent=2))
+        raise typer.Exit(SOME_FAILED if unknown else 0)
     out.print(Text(waits), soft_wrap=True)
+    if near:
+        out.print(Text(f"near names: {', '.join(near)}"), soft_wrap=True)
+    if unknown:
+        raise typer.Exit(SOME_FAILED)
     if settings.rules:
         out.print(Text(f"settings: {told_rule or 'the general ones, no rule matches'}"), soft_wrap=True)
     for job, events in histories:
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
             detail = ", ".join(f"{key} {_words(value)}" for key, value in event.detail.items())
-            out.print(Text(f"  {at}  {event.state.value:<13} {detail}"), soft_wrap=True)
+            out.print(Text(f"  {_local(event.at)}  {event.state.value:<13} {detail}"), soft_wrap=True)
         if job.message:
             out.print(Text(f"  {job.message}"), soft_wrap=True)
+        for file in _reports(job, settings):
+            out.print(Text(f"  {file}"), soft_wrap=True)
+        if job.verdict == Verdict.WEAK:
+            out.print(Text(f"  what to do: {ADVICE}"), soft_wrap=True)
+
+
+def _reports(job: Job, settings: Settings) -> list[Path]:
+    """Receipt and sheet of a job, as far as there are any."""
+    with suppress(OSError, PublishError):
+        return reports.find(settings.folders.reports, job)
+    return []
+
+
+def _near(path: bytes, paths: list[bytes], settings: Settings) -> list[str]:
+    """Up to three known paths that are like one that is not: those of its file name come first."""
+    with suppress(OSError):
+        paths = [*inbox.scan(settings.folders.inbox, settings.watch.ignore).files, *paths]
+    names = list(dict.fromkeys(map(shown, paths)))
+    of_its_name = [name for name in names if Path(name).name == Path(shown(path)).name]
+    return list(dict.fromkeys([*of_its_name, *get_close_matches(shown(path), names)]))[:3]
 
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _relative(path: Path, settings: Settings) -> bytes:
-    for folder in settings.folders.named().values():
-        absolute = path if path.is_absolute() else Path.cwd() / path
-        if folder in absolute.parents:
-            return os.fsencode(absolute.relative_to(folder))
-    return os.fsencode(path)
+def _meant(path: Path, settings: Settings, config_file: Path) -> list[bytes]:
+    """What a path may mean, relative to the inbox; the likeliest first.
+
+    It may be seen from the working folder, from that of the configuration, or from the inbox, and may lead
+    into the inbox or to a file of the same name in another of the folders.
+    """
+    meant = []
+    for base in (Path.cwd(), config_file.absolute().parent):
+        absolute = Path(os.path.normpath(base / path))
+        for folder in settings.folders.named().values():
+            if folder in absolute.parents:
+                meant.append(os.fsencode(absolute.relative_to(folder)))
+    return list(dict.fromkeys([*meant, os.fsencode(path)]))
+
+
+def _closed(path: bytes, settings: Settings, unreadable: Mapping[str, str]) -> str | None:
+    """Why the folder that a path lies in cannot be read; None where it can."""
+    name = shown(path)
+    if folder := inbox.closed(settings.folders.inbox, path):
+        unreadable = {shown(folder[0]): folder[1], **unreadable}
+    for place, why in unreadable.items():
+        if name == place or name.startswith(f"{place}/"):
+            return f"{'' if name == place else f'lies in {place}, which '}{why}"
+    return None
 
 
 def _settling(settings: Settings, job: Job) -> str:
@@ -175,25 +251,23 @@ def _waits_for(
     path: bytes,
     settings: Settings,
     found: list[Job],
-    unreadable: Mapping[str, str],
+    closed: str | None,
     *,
     here: bool,
     alive: bool,
 ) -> str:
     name = shown(path)
     if not found:
-        if folder := inbox.closed(settings.folders.inbox, path):
-            unreadable = {shown(folder[0]): folder[1], **unreadable}
-        for place, why in unreadable.items():
-            if name == place or name.startswith(f"{place}/"):
-                return f"{name}: {'' if name == place else f'lies in {place}, which '}{why}"
+        if closed:
+            return f"{name}: {closed}"
         if not here:
             return f"{name}: is not in {settings.folders.inbox} and was never a job; check the name"
         if inbox.is_mask(path):
             return f"{name}: is a mask; it is used with its picture"
-        return f"{name}: not seen yet" + ("" if alive else "; the daemon is not running: backfire run")
+        return f"{name}: not seen yet" + ("" if alive else WAITING)
     job, watch = found[0], settings.watch
     result = settings.folders.outbox / shown(job.output_path or b"")
+    weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
     sentences = {
         JobState.SETTLING: _settling(settings, job),
         JobState.WAITING_MASK: f"waits up to {watch.mask_wait_s:g} s for a mask",
@@ -202,12 +276,12 @@ def _waits_for(
         JobState.PUBLISHING: "is done and waits for the outbox",
         JobState.SETTING_ASIDE: f"cannot be protected and is being moved to {settings.folders.failed}",
         JobState.PUBLISHED: "is published; its original waits for the archive",
-        JobState.ARCHIVED: f"is done; the result is {result}",
+        JobState.ARCHIVED: f"is done{weak}; the result is {result}",
         JobState.FAILED: f"failed; the original is in {settings.folders.failed}: backfire retry {job.id}",
         JobState.QUARANTINED: f"was set aside in {settings.folders.failed}: backfire retry {job.id}",
     }
     sentence = sentences.get(job.state, job.state.value)
-    return f"{name}: {sentence}" + ("" if alive or not here else "; the daemon is not running: backfire run")
+    return f"{name}: {sentence}" + ("" if alive or not here else WAITING)
 
 
 @app.command()
@@ -221,7 +295,7 @@ def retry(
     if not ids and not failed:
         raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
-    missing: list[str] = []
+    missing: list[tuple[str, str]] = []
     with _store(config_file) as (settings, store):
         chosen = [job for i in ids or () if (job := store.get(i)) is not None]
         unknown = sorted(set(ids or ()) - {job.id for job in chosen})
@@ -230,19 +304,37 @@ def retry(
             held = [job for state in ends for job in store.jobs(state, 100_000)]
             chosen += [job for job in held if _held(job, settings)]
     for job in chosen:
-        (moved if _put_back(job, settings) else missing).append(job.name)
+        if (why := _is_no_failure(job, settings, config_file)) is not None:
+            missing.append((job.name, why))
+        elif _put_back(job, settings):
+            moved.append(job.name)
+        else:
+            why = "it or its mask is gone from failed, or the inbox has a file of its name"
+            missing.append((job.name, why))
     if as_json:
-        print(json.dumps({"retried": moved, "not_moved": missing, "unknown": unknown}))
+        names = [name for name, _ in missing]
+        told = {"retried": moved, "not_moved": names, "why": dict(missing), "unknown": unknown}
+        print(json.dumps(told))
     else:
         out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
-        for name in missing:
-            out.print(
-                f"{name}: not moved: it or its mask is gone from failed, or the inbox has a file of its name",
-                markup=False,
-            )
+        for name, why in missing:
+            out.print(Text(f"{name}: not moved: {why}"), soft_wrap=True)
         for number in unknown:
             out.print(f"no job {number}")
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)
+
+
+def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | None:
+    """What a job is that neither failed nor was set aside, and what to do instead; None of one that did."""
+    if job.state in (JobState.FAILED, JobState.QUARANTINED):
+        return None
+    if job.state not in (JobState.PUBLISHED, JobState.ARCHIVED):
+        return f"job {job.id} is {job.state.value} and did not fail: backfire explain {shlex.quote(job.name)}"
+    kept = outbox.find(settings.folders.archive, job.path, key=job.key or "", sha256=job.input_sha256 or "")
+    original = settings.folders.archive / shown(kept or job.path)
+    new = f"NEW{os.path.splitext(shown(job.output_path or job.path))[1]}"
+    command = shlex.join(["backfire", "protect", str(original), "-c", str(config_file), "-o", new])
+    return f"job {job.id} was published as {job.verdict or 'done'}; to protect it anew: {command}"
 
 
 def _held(job: Job, settings: Settings) -> bytes | None:

@@ -23,9 +23,9 @@ from backfire.cli.common import (
     print_receipt,
 )  # fmt: skip
 from backfire.config import Settings
-from backfire.errors import BackfireError, ConfigError, JobError
+from backfire.errors import BackfireError, ConfigError, InputError, JobError
 from backfire.evaluate import receipt
-from backfire.files import outbox
+from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def protect(
             if target.exists():
                 raise ConfigError(f"{target}: exists already; nothing is overwritten; name another --output")
             settings, _ = api.settings_for(picture, config_file)
-            settings = settings if several else _writing_as(output, settings)
+            settings = settings if several else _writing_as(output, picture, settings)
             with bar() as advance:
                 result = api.protect(
                     picture, mask=mask, settings=settings, progress=named(advance, picture.name)
@@ -83,14 +83,31 @@ def protect(
     raise typer.Exit(SOME_FAILED if failed else 0)
 
 
-def _writing_as(output: Path, settings: Settings) -> Settings:
-    """The settings with the format that the output's own extension names."""
+def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
+    """The settings with the format that the output's own extension names.
+
+    They are returned as they are if that is the format which they would give the picture anyway: another
+    value of `output.format` is another configuration, whose perturbation would not be the daemon's.
+    """
     wanted = FORMATS.get(output.suffix.lower())
     if wanted is None:
         raise ConfigError(
             f"--output {output}: got {output.suffix or 'no extension'}, expected {', '.join(FORMATS)}"
         )
+    if settings.output.format == "same" and wanted == _format_of(picture, settings):
+        return settings
     return settings.model_copy(update={"output": settings.output.model_copy(update={"format": wanted})})
+
+
+def _format_of(picture: Path, settings: Settings) -> str | None:
+    """The name of a picture's format in `output.format`; None if it has none, or the file cannot be read."""
+    from backfire.imaging import containers, encoding
+
+    try:
+        kind = containers.sniff(safe_paths.read_regular(picture, settings.limits.max_bytes), picture.name)
+    except (OSError, InputError):
+        return None  # protecting it will say what is wrong with it
+    return next((name for name, known in encoding.KINDS.items() if known == kind), None)
 
 
 def _write(target: Path, result: Result, settings: Settings) -> tuple[dict[str, Any], list[str]]:
@@ -144,12 +161,13 @@ def verify(
     """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed."""
     from backfire import api
 
+    settings, _ = api.settings_for(original, config_file)
     with bar() as advance:
-        result = api.verify(protected, original, mask=mask, settings=config_file, progress=advance)
+        result = api.verify(protected, original, mask=mask, settings=settings, progress=advance)
     if sheet is not None and result.sheet is not None:
         sheet.write_bytes(result.sheet)
     if as_json:
         print(json.dumps(result.receipt, indent=2))
     else:
-        print_receipt(result.receipt)
+        print_receipt(result.receipt, settings.verify)
     raise typer.Exit(0 if result.verdict == "protected" else SOME_FAILED)

@@ -80,7 +80,7 @@ def demo(
         print(json.dumps(receipts, indent=2))
         raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
     for receipt in receipts:
-        print_receipt({**receipt, "edits": None})
+        print_receipt({**receipt, "edits": None}, settings.verify)
     for name in ("outbox", "archive", "failed", "reports"):
         files = sorted(
             p for p in settings.folders.named()[name].rglob("*") if p.is_file() and p.name[0] != "."

@@ -68,7 +68,7 @@ class Judgement:
 def judge(
     edits: Sequence[EditResult], largest: int, budget: Budget, settings: Verify
 ) -> tuple[Verdict, list[str]]:
-    """The verdict and its reasons, the gravest first.
+    """The verdict and its reasons, the gravest first; thresholds by the factor by which they are missed.
 
     * `failed`: the budget is exceeded, a number is not finite, or of some region the trigger edit through a
       surrogate is missing, breaks by less than an eighth of what is asked, or no more than plain noise
@@ -80,7 +80,7 @@ def judge(
         largest: the largest change of a sample as the file stores it, in levels of 255.
     """
     failed: list[str] = []
-    weak: list[str] = []
+    missed: list[tuple[float, str]] = []
     if largest > budget.levels:
         failed.append(f"largest change is {largest} levels, the budget {budget.levels}")
     for edit in edits:
@@ -89,32 +89,58 @@ def judge(
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
         else:
-            weak += [f"{name} {miss}" for miss in misses(edit, settings)]
+            missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings)]
             if _decides(edit):
                 failed += _not_broken(edit, name, settings)
     for region in sorted({edit.region for edit in edits}):
         if not any(edit.region == region and _decides(edit) for edit in edits):
             failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
         if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
-            weak.append(f"region {region}: no room in its crop for an edit 32 px away; not measured")
+            missed.append((0.0, f"region {region}: no room in its crop for an edit 32 px away; not measured"))
     if not edits:
         failed.append("no edit was replayed")
+    weak = [reason for _, reason in sorted(missed, key=lambda one: -one[0])]
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
 
 
 def misses(edit: EditResult, settings: Verify) -> list[str]:
     """The thresholds that an edit misses, in words."""
+    return [miss for _, miss in _missed(edit, settings)]
+
+
+def asked_in_words(edit: EditResult, settings: Verify) -> str:
+    """The thresholds that are asked of an edit, for a table."""
     if edit.mask_kind not in BREAKING:
-        floor = settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
-        return [] if edit.ssim >= floor else [f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"]
+        return f"SSIM >= {_floor(edit, settings):g}"
+    most, least = _asked(edit, settings)
+    return f"SSIM <= {most:g}, L1 >= {least:g}"
+
+
+def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
+    """The thresholds that an edit misses: by which factor, and in words."""
+    if edit.mask_kind not in BREAKING:
+        floor = _floor(edit, settings)
+        miss = f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"
+        return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
     most, least = _asked(edit, settings)
     found = []
     if not edit.ssim <= most:
-        found.append(f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked")
+        miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
+        found.append((_factor(1 - most, 1 - edit.ssim), miss))
     if not edit.l1 >= least:
-        found.append(f"moves by L1 {edit.l1:.3f}, at least {least:g} asked")
+        miss = f"moves by L1 {edit.l1:.3f}, at least {least:g} asked"
+        found.append((_factor(least, edit.l1), miss))
     return found
+
+
+def _factor(larger: float, smaller: float) -> float:
+    return larger / smaller if smaller > 0 else float("inf")
+
+
+def _floor(edit: EditResult, settings: Verify) -> float:
+    """The least SSIM that a benign edit must keep."""
+    return settings.near_ssim_min if edit.mask_kind == MaskKind.NEAR else settings.far_ssim_min
 
 
 def stricter(settings: Verify) -> Verify:

@@ -133,6 +133,12 @@ def with_output(document: Receipt, output: str | None) -> Receipt:
     return {**document, "output": output}
 
 
+def in_short(reasons: Sequence[str]) -> str | None:
+    """The first of a verdict's reasons and how many more there are; None where there are none."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else None
+
+
 def in_words(document: Receipt) -> list[str]:
     """The verdict and what was measured, a sentence each, for a person.
 
@@ -142,8 +148,7 @@ def in_words(document: Receipt) -> list[str]:
     if verdict == Verdict.PROTECTED:
         said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
     else:
-        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        said = f"{verdict}: {reasons[0]}{more}" if reasons else str(verdict)
+        said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
     edits = document.get("edits") or []
     touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
     elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]

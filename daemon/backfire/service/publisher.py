@@ -162,7 +162,7 @@ class Publisher:
             told["output"] = shown(entry.path)
         self._reports.discard_unfinished(job)
         self._unrecorded.pop((job.id, job.lease), None)
-        self._jobs.update(job, JobState.SETTLING, detail=told)
+        self._jobs.update(job, JobState.SETTLING, message=None, detail=told)
         return None
 
     def _placed(self, job: Job, wanted: bytes, sha256: str) -> Entry | None:
@@ -181,7 +181,7 @@ class Publisher:
     def _work_again(self, job: Job) -> None:
         self._reports.discard_unfinished(job)
         detail = {"reason": "the result in the spool is gone or damaged"}
-        self._jobs.update(job, JobState.READY, detail=detail)
+        self._jobs.update(job, JobState.READY, message=None, detail=detail)
 
     # Into the archive
 

@@ -63,11 +63,23 @@ class Reports:
             outbox.discard(folder, job.path, key=job.key or "")
 
     def _path(self, job: Job, path: bytes) -> bytes:
-        """Where the job's reports stand: under another path than its output's where that is taken."""
-        reports, key = self._folders.reports, job.key or ""
-        path = outbox.around(reports, path)
-        taken = _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key)
-        return outbox.keyed(path, key) if taken else path
+        return _path(self._folders.reports, job, path)
+
+
+def find(reports: Path, job: Job) -> list[Path]:
+    """The files that the reports folder holds of a job: receipt and sheet, as far as there are any."""
+    key, path = job.key or "", _path(reports, job, job.output_path or job.path)
+    receipt, sheet = (outbox.beside(path, suffix, key) for suffix in (b".json", b".sheet.jpg"))
+    if _key_of(reports, receipt) != key:
+        return []  # the place is another job's, or nobody's
+    return [file for name in (receipt, sheet) if (file := reports / os.fsdecode(name)).exists()]
+
+
+def _path(reports: Path, job: Job, path: bytes) -> bytes:
+    """Where the job's reports stand: under another path than its output's where that is taken."""
+    key, path = job.key or "", outbox.around(reports, path)
+    taken = _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key)
+    return outbox.keyed(path, key) if taken else path
 
 
 def _key_of(reports: Path, path: bytes) -> str | None:

@@ -13,6 +13,7 @@ import structlog
 
 from backfire.config import Settings
 from backfire.errors import Code
+from backfire.evaluate.receipt import in_short
 from backfire.service.inbox import Inbox
 from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, Jobs
 from backfire.service.pool import Pool, Worker
@@ -93,7 +94,9 @@ class RetryPolicy:
             self._set_aside(job, Code.WEAK, message, verdict)
         else:
             detail = {"worked_as": outcome.worked_as} if outcome.worked_as is not None else None
-            self._jobs.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict)
+            # Kept of a weak result too, so that nobody has to open receipts to learn what was missed.
+            missed = in_short(outcome.reasons) if verdict == Verdict.WEAK else None
+            self._jobs.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict, message=missed)
 
     def _failed(self, job: Job, outcome: Failed) -> None:
         """Wait for the rest of the file, try again later, or give up."""

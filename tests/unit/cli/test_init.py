@@ -24,8 +24,9 @@ def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: 
     settings = config.load(home / "config.yaml")
     assert settings == config.parse({"folders": {"inbox": "inbox"}}, base=home)
     assert [folder for folder in settings.folders.named().values() if not folder.is_dir()] == []
-    assert [line.strip() for line in told.stdout.splitlines()[-2:]] == [
+    assert [line.partition("#")[0].strip() for line in told.stdout.splitlines()[-3:]] == [
         f"backfire check -c '{home}/config.yaml'",
+        f"backfire once -c '{home}/config.yaml'",
         f"backfire run -c '{home}/config.yaml'",
     ]
 
@@ -33,7 +34,8 @@ def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: 
 def test_init_here_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told = CliRunner().invoke(app, ["init"], catch_exceptions=False)
-    assert [line.strip() for line in told.stdout.splitlines()[-2:]] == ["backfire check", "backfire run"]
+    commands = [line.partition("#")[0].strip() for line in told.stdout.splitlines()[-3:]]
+    assert commands == ["backfire check", "backfire once", "backfire run"]
     assert (tmp_path / "inbox").is_dir()
 
 

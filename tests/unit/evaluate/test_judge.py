@@ -82,6 +82,12 @@ def test_a_missed_threshold_is_weak_and_says_which(change: dict[str, float]) -> 
     assert reasons
 
 
+def test_what_is_missed_most_comes_first() -> None:
+    """An edit beside the region that changes five times as much as it may, before one that nearly breaks."""
+    _, reasons = judge(edits(partial=0.86, near=0.5)[:-1], 6, BUDGET, Verify())
+    assert [reason.split()[2] for reason in reasons] == ["near", "partial", "no"]
+
+
 def test_an_edit_that_works_is_failed() -> None:
     assert verdict(edits(trigger=0.99)) == Verdict.FAILED
 

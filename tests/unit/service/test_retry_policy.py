@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ def test_what_an_outcome_means(
     job = desk.start()
     after = desk.conclude(job, outcome(job))
     assert (after.state, after.code, after.attempts) == (state, code, attempts)
+
+
+def test_why_a_result_is_weak_is_kept_until_a_better_one(desk: Desk) -> None:
+    job = desk.start()
+    reasons = ("region 0: far edit changes to SSIM 0.900, at least 0.92 asked", "another", "a third")
+    weak = desk.conclude(job, replace(finished(job, Verdict.WEAK), reasons=reasons))
+    assert weak.message == f"{reasons[0]} (and 2 more)"
+    job = desk.start()  # as after its result was lost
+    assert desk.conclude(job, finished(job)).message is None
 
 
 def test_another_attempt_waits_and_the_last_one_is_final(desk: Desk) -> None:

@@ -345,7 +345,8 @@ def test_read_only_works_while_no_daemon_runs(path: Path) -> None:
 
 
 def test_read_only_creates_nothing(path: Path) -> None:
-    with pytest.raises(StoreError, match=r"is not there; start the daemon once .* with -c"):
+    remedy = r"is not there, .* waits for `backfire once`, or .*`backfire run`.* with -c"
+    with pytest.raises(StoreError, match=remedy):
         Store.read_only(path)
     assert not path.parent.exists()
     path.parent.mkdir()

@@ -78,8 +78,9 @@ class Store:
             _make_room(path)
         elif not path.exists():
             raise StoreError(
-                f"job database {path}: is not there; start the daemon once (`backfire run`), "
-                "or name the configuration whose state folder holds it with -c"
+                f"job database {path}: is not there, as nothing has run yet; what lies in the inbox waits "
+                "for `backfire once`, or for the daemon (`backfire run`); or name the configuration "
+                "whose state folder holds the database with -c"
             )
         self._engine = sa.create_engine(
             "sqlite://",
@@ -252,10 +253,20 @@ class Store:
         """All jobs there ever were for a path relative to the inbox, newest first."""
         return self._select(sa.select(_jobs).where(_jobs.c.path == path).order_by(_jobs.c.id.desc()))
 
-    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[Job]:
-        """The newest jobs, of one state or of all, newest first."""
-        query = sa.select(_jobs) if state is None else sa.select(_jobs).where(_jobs.c.state == state)
+    def jobs(
+        self, state: JobState | None = None, limit: int = 100, *, verdict: Verdict | None = None
+    ) -> list[Job]:
+        """The newest jobs, newest first; only those of a state and of a verdict where they are given."""
+        query = sa.select(_jobs)
+        query = query if state is None else query.where(_jobs.c.state == state)
+        query = query if verdict is None else query.where(_jobs.c.verdict == verdict)
         return self._select(query.order_by(_jobs.c.id.desc()).limit(limit))
+
+    def paths(self, limit: int) -> list[bytes]:
+        """The paths of the newest jobs, each once, newest first."""
+        query = sa.select(_jobs.c.path).group_by(_jobs.c.path).order_by(sa.func.max(_jobs.c.id).desc())
+        with self._transaction(_READ) as connection:
+            return [row[0] for row in connection.execute(query.limit(limit))]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs there are in each state; every state is a key."""
@@ -263,6 +274,13 @@ class Store:
         with self._transaction(_READ) as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
+
+    def verdicts(self) -> dict[Verdict, int]:
+        """How many jobs there are with each verdict; those without one are not counted."""
+        query = sa.select(_jobs.c.verdict, sa.func.count()).group_by(_jobs.c.verdict)
+        with self._transaction(_READ) as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {verdict: found[verdict] for verdict in Verdict if verdict in found}
 
     def history(self, job_id: int) -> list[Event]:
         """A job's events in the order in which they were written."""
