@@ -302,12 +302,12 @@ def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
     # Beside what the interpreter takes to start on a machine as busy as this one.
     assert ready_s() < 5 + empty_s
     gated.start()
-    wait_for(lambda: len(states(gated)) == backlog, seconds=300, because="the backlog to be sighted")
+    wait_for(lambda: len(states(gated)) == backlog, seconds=300, because="the backlog to be found")
     wait_for(lambda: "running" in states(gated), seconds=300, because="the backlog to be worked")
     small, urgent = picture(1, size=(16, 12)), picture(2, size=(120, 90))
     gated.drop(small, "small.png")
     gated.drop(urgent, "urgent/p.png")
-    wait_for(lambda: len(states(gated)) == backlog + 2, because="the newcomers to be sighted")
+    wait_for(lambda: len(states(gated)) == backlog + 2, because="the newcomers to be found")
     # The urgent one is taken beside the eight that are ready already.
     wait_for(lambda: "ready" in states(gated)[-2:], because="the urgent one to be ready")
     (gated.base / "gate").unlink()

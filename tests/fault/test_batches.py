@@ -159,7 +159,7 @@ def test_a_drain_gives_all_of_them_back(house: Make, monkeypatch: pytest.MonkeyP
 
 def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sent: list[list[str]]) -> None:
     home = settled(house, 2)
-    publish = home.service.publisher._publish
+    publish = home.service.publisher.publish
 
     def damaging(jobs: list[Job]) -> None:
         for job in jobs:
@@ -167,9 +167,9 @@ def test_a_result_that_was_damaged_in_the_spool_is_worked_again(house: Make, sen
                 (home.service.jobs.spool(job).folder / "output").write_bytes(b"")
         publish(jobs)
 
-    home.service.publisher._publish = damaging  # type: ignore[method-assign,assignment]
+    home.service.publisher.publish = damaging  # type: ignore[method-assign,assignment]
     home.turn(1, 1)
-    home.service.publisher._publish = publish  # type: ignore[method-assign]
+    home.service.publisher.publish = publish  # type: ignore[method-assign]
     assert sorted(home.states()) == ["archived", "ready"]
     home.turn(1, 4)
     assert home.files("outbox") == {name: png(name[0]) for name in ("0.png", "1.png")}

@@ -317,7 +317,7 @@ def test_a_mask_without_its_private_copy_stays_in_the_inbox(
     home = house(watch=SOON)
     drop(home, "p.png", "p.mask.png")
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "_archive", lambda *_: None)
+        patch.setattr(Publisher, "archive", lambda *_: None)
         home.turn(5, times=3)
     (job,) = home.service.jobs.active.values()
     home.service.jobs.spool(job).mask(0).unlink()

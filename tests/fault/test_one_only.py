@@ -130,7 +130,7 @@ def test_a_fault_of_the_loop_is_outlasted_for_a_while(house: Make, monkeypatch: 
         home.live(10, times=loop.FAILED_ROUNDS_MAX + 1)
 
 
-def test_a_fault_whose_books_have_one_too_costs_no_other(
+def test_a_fault_met_while_another_is_recorded_costs_no_other(
     house: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = house(watch=SOON)
@@ -442,7 +442,7 @@ def test_an_original_without_its_private_copy_is_archived_as_it_was_or_not_at_al
     drop(home, "p.png")
     source = home.base / "inbox" / "p.png"
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "_archive", lambda *_: None)
+        patch.setattr(Publisher, "archive", lambda *_: None)
         home.turn(5, times=3)
     (job,) = home.service.jobs.active.values()
     home.service.jobs.spool(job).drop()
@@ -480,14 +480,14 @@ def test_a_mask_stays_for_another_picture_that_needs_it(house: Make, seen: bool)
     home.turn(1, times=2)
     if seen:
         drop(home, "p.jpg")
-    publish = home.service.publisher._archive
+    publish = home.service.publisher.archive
 
     def dropping(jobs: Any) -> None:
         if jobs and not seen:
             drop(home, "p.jpg")  # no scan has seen it
         publish(jobs)
 
-    home.service.publisher._archive = dropping  # type: ignore[method-assign]
+    home.service.publisher.archive = dropping  # type: ignore[method-assign]
     while "archived" not in home.states():
         home.turn(1)
     assert set(home.files("inbox")) == {"p.jpg", "p.mask.png"}
@@ -501,14 +501,14 @@ def test_a_mask_stays_for_another_picture_that_needs_it(house: Make, seen: bool)
 def test_a_mask_stays_for_a_newer_picture_of_the_same_name(house: Make) -> None:
     home = house(watch=SOON)
     drop(home, "p.png", "p.mask.png")
-    publish = home.service.publisher._archive
+    publish = home.service.publisher.archive
 
     def replacing(jobs: Any) -> None:
         if jobs:
             (home.base / "inbox" / "p.png").write_bytes(png("newer"))
         publish(jobs)
 
-    home.service.publisher._archive = replacing  # type: ignore[method-assign]
+    home.service.publisher.archive = replacing  # type: ignore[method-assign]
     while "archived" not in home.states():
         home.turn(1)
     assert set(home.files("inbox")) == {"p.png", "p.mask.png"}

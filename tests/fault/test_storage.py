@@ -94,7 +94,7 @@ def test_fault_08_no_space_pauses_and_resumes_by_itself(gated: Sandbox, folder: 
     inside(process, f"dd if=/dev/zero of={place}/.filler bs=1k 2>/dev/null || true")
     data = picture(size=(120, 90))
     gated.drop(data, "p.png")
-    wait_for(lambda: "free some space" in reasons(gated), because="the job to be put off")
+    wait_for(lambda: "free some space" in reasons(gated), because="the job to wait for a retry")
     assert states(gated)[0] in ("publishing", "published")
     inside(process, f"rm {place}/.filler")
     wait_until_idle(gated)

@@ -124,7 +124,7 @@ def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytes
 def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
     home = house(watch=SOON)
     drop(home, "a.png", picture(1))
-    home.service.publisher._archive = lambda jobs: None  # type: ignore[method-assign]
+    home.service.publisher.archive = lambda jobs: None  # type: ignore[method-assign]
     home.turn(5, times=4)
     assert home.states() == ["published"]
     (taken,) = (home.base / "state/spool").rglob("taken.json")
@@ -215,8 +215,8 @@ def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
 ) -> None:
     home = house(watch=SOON)
     drop(home, "a.png", picture(1))
-    archive = home.service.publisher._archive
-    monkeypatch.setattr(home.service.publisher, "_archive", lambda jobs: None)
+    archive = home.service.publisher.archive
+    monkeypatch.setattr(home.service.publisher, "archive", lambda jobs: None)
     home.turn(5, times=3)
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
@@ -300,7 +300,7 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
     assert (home.states(), len(orders)) == (["archived", "archived"], worked)
 
 
-def test_a_hook_put_off_under_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
+def test_a_hook_that_waits_by_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
     home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
     job = home.service.jobs.store.add([b"a.png"], at=home.wall)[0]
     courier = Courier(home.settings, now=lambda: home.wall)

@@ -66,8 +66,8 @@ class Publisher:
             if job.state == JobState.SETTING_ASIDE:
                 with isolated(job):
                     self._failed.step(job)
-        self._publish([job for job in ended if job.state == JobState.PUBLISHING])
-        self._archive(self._due(JobState.PUBLISHED))
+        self.publish([job for job in ended if job.state == JobState.PUBLISHING])
+        self.archive(self._due(JobState.PUBLISHED))
         return bool(ended or published)
 
     def _due(self, *states: JobState) -> list[Job]:
@@ -81,7 +81,7 @@ class Publisher:
 
     # Into the outbox
 
-    def _publish(self, jobs: Sequence[Job]) -> None:
+    def publish(self, jobs: Sequence[Job]) -> None:
         """Receipts, then results, then the record: no result stands in the outbox without a receipt."""
         folder, results = self._folders.outbox, self._results(jobs)
 
@@ -185,7 +185,7 @@ class Publisher:
 
     # Into the archive
 
-    def _archive(self, jobs: Sequence[Job]) -> None:
+    def archive(self, jobs: Sequence[Job]) -> None:
         """Originals and masks into the archive, then out of the inbox, then the receipts and the record."""
         folder = self._folders.archive
         copies = each(self._jobs, jobs, lambda job, unsynced: self._originals.copy(job, folder, unsynced))

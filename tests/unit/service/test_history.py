@@ -75,7 +75,7 @@ def test_nor_over_restarts(store: Store, clocks: Clocks) -> None:
         assert history.prune(365) == 0
 
 
-def test_nor_where_an_older_version_kept_the_books(store: Store, clocks: Clocks) -> None:
+def test_nor_where_an_older_version_kept_the_database(store: Store, clocks: Clocks) -> None:
     store.set_fact("daemon", {}, at=clocks.wall)
     clocks.wall += 10 * YEAR
     assert started(store, clocks).prune(365) == 0

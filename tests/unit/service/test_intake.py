@@ -79,7 +79,7 @@ def test_a_picture_in_a_folder_named_masks_is_one_once_no_picture_claims_it(
     assert set(home.files("inbox")) == {"lone.mask.png"}, "a mask by its name stays one"
 
 
-def test_a_backlog_is_sighted_a_part_at_a_time(house: Callable[..., House]) -> None:
+def test_a_backlog_is_taken_in_a_part_at_a_time(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 3600})
     for number in range(2500):
         (home.base / "inbox" / f"{number}.png").touch()

@@ -84,7 +84,7 @@ def test_any_bytes_are_a_path(store: Store) -> None:
     assert store.update(jobs[2].id, S.PUBLISHED, at=2.0, output_path=b"\xff.png").output_path == b"\xff.png"
 
 
-def test_a_hundred_thousand_sightings_are_one_call(store: Store) -> None:
+def test_a_hundred_thousand_files_are_one_call(store: Store) -> None:
     names = [b"folder/%d.png" % number for number in range(100_000)]
     assert len(store.add(names[:10_000], at=1.0)) == 10_000
     assert [job.path for job in store.add(names, at=2.0)] == names[10_000:]
