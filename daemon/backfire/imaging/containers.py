@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -56,6 +57,9 @@ BRANDS = {
     b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF", b"msf1": "HEIF",
     b"hevc": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
 }  # fmt: skip
+ISO_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid", b"idat"})
+"""The boxes that the top level of a HEIF or AVIF may have."""
+
 FORMATS = "JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF"
 HEAD = 4096
 
@@ -99,13 +103,13 @@ def is_complete(data: bytes, kind: str) -> bool:
         case "WEBP":
             return _webp_ends(data)
         case "HEIF" | "AVIF":
-            return all(kind != b"" for kind, _ in boxes(data)) and _holds(data, b"mdat") and _tail(data)
+            return _isobmff_ends(data) and _tail(data)
         case "JPEG2000":
-            return b"\xff\xd9" in data[-HEAD:] and (data[:1] == b"\xff" or _holds(data, b"jp2c"))
+            return _jpeg2000_ends(data)
         case "BMP":
             return _bmp_ends(data)
         case "GIF":
-            return data.rstrip(b"\0").endswith(b";")
+            return _gif_ends(data)
     return True
 
 
@@ -118,6 +122,25 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             return
         yield kind, view[at + 8 : at + 8 + size]
         at += 12 + size
+
+
+def sound_png(data: bytes) -> tuple[bytes, list[str]]:
+    """A PNG without the ancillary chunks whose checksum is wrong, and the names of these.
+
+    Readers ignore such chunks, as PNG (3rd edition, 13.2) allows.
+    """
+    kept, broken, at = [data[:8]], [], 8
+    for kind, body in png_chunks(data):
+        end = at + 12 + len(body)
+        if (
+            kind[:1].islower()
+            and zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]
+        ):
+            broken.append(kind.decode())
+        else:
+            kept.append(data[at:end])
+        at = end
+    return (b"".join([*kept, data[at:]]), broken) if broken else (data, [])
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -174,13 +197,67 @@ def _brand(data: bytes) -> str | None:
     return "AVIF" if "AVIF" in kinds else "HEIF"
 
 
-def _holds(data: bytes, kind: bytes) -> bool:
-    return any(name == kind for name, _ in boxes(data))
+def _isobmff_ends(data: bytes) -> bool:
+    """Whether a HEIF or AVIF has all of its boxes; bytes behind them that are no box do not count."""
+    kinds = []
+    for kind, body in boxes(data):
+        if not kind:
+            return b"mdat" in kinds and bytes(body[4:8]) not in ISO_BOXES
+        kinds.append(kind)
+    return b"mdat" in kinds
+
+
+def _jpeg2000_ends(data: bytes) -> bool:
+    """Whether the codestream has its end marker, and no box is incomplete; metadata may follow it."""
+    if data[:1] == b"\xff":
+        return b"\xff\xd9" in data[-HEAD:]
+    found = list(boxes(data))
+    whole = all(kind for kind, _ in found)
+    return whole and any(kind == b"jp2c" and b"\xff\xd9" in bytes(body[-HEAD:]) for kind, body in found)
+
+
+def _gif_ends(data: bytes) -> bool:
+    """Whether the blocks of a GIF lead to its trailer; what follows it does not count."""
+    at = 13 + _gif_colours(data, 10)
+    while at < len(data):
+        introducer = data[at]
+        at += 1
+        if introducer == 0x3B:
+            return True
+        if introducer == 0:  # some programs write one too many
+            continue
+        if introducer == 0x21:
+            at += 1
+        elif introducer == 0x2C:
+            at += 10 + _gif_colours(data, at + 8)
+        else:
+            return False
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return False
+
+
+def _gif_colours(data: bytes, at: int) -> int:
+    """The bytes of the colour table that the flags at an offset announce."""
+    flags = data[at] if at < len(data) else 0
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bmp_ends(data: bytes) -> bool:
-    """Whether a BMP is as long as its header says; where the header says 0, the decoder finds out."""
-    return len(data) >= 26 and int.from_bytes(data[2:6], "little") <= len(data)
+    """Whether a BMP is as long as its header says, or has all its rows although that length is wrong.
+
+    Where the length is right but the rows are not all there, the decoder finds out.
+    """
+    if len(data) < 26 or int.from_bytes(data[2:6], "little") <= len(data):
+        return len(data) >= 26
+    start, head = (int.from_bytes(data[at : at + 4], "little") for at in (10, 14))
+    side = 2 if head == 12 else 4
+    width = int.from_bytes(data[18 : 18 + side], "little")
+    height = abs(int.from_bytes(data[18 + side : 18 + 2 * side], "little", signed=side == 4))
+    bits = int.from_bytes(data[20 + 2 * side : 22 + 2 * side], "little")
+    plain = head == 12 or data[30:34] in (bytes(4), b"\3\0\0\0")  # not compressed, or with bit masks
+    return plain and start + (width * bits + 31) // 32 * 4 * height <= len(data)
 
 
 def _webp_ends(data: bytes) -> bool:

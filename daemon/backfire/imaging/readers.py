@@ -10,15 +10,15 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from backfire.errors import JobError
-from backfire.imaging import colour, containers, gathering, heif, isobmff, refusals, tags, tiff
+from backfire.imaging import colour, containers, gathering, heif, isobmff, previews, refusals, tags, tiff
 from backfire.imaging.colour import Samples
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import Metadata
@@ -92,16 +92,19 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
 
 @contextmanager
 def pillow(max_pixels: int | None) -> Iterator[None]:
-    """Pillow without its warnings, and with the configured size limit in place of its own."""
-    limit = Image.MAX_IMAGE_PIXELS
+    """Pillow without its warnings, with the configured size limit in place of its own, for longer texts."""
+    limit, text = Image.MAX_IMAGE_PIXELS, (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.MAX_IMAGE_PIXELS = max_pixels
+        PngImagePlugin.MAX_TEXT_CHUNK = previews.MOST_TEXT
+        PngImagePlugin.MAX_TEXT_MEMORY = max(text[1], 4 * previews.MOST_TEXT)
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+            PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = text
 
 
 @contextmanager
@@ -121,6 +124,11 @@ def _refusing(name: str, kind: str, max_pixels: int) -> Iterator[None]:
 
 
 def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
+    broken: list[str] = []
+    if kind == "PNG":
+        data, broken = containers.sound_png(data)
+    if kind == "JPEG":
+        _check_jpeg(data, name)
     depth = _depth(data, kind, name)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         deep = depth > 8
@@ -129,6 +137,8 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         image.load()
         about = gathering.read(image, data, kind)
+        left_out = [f"the PNG chunk {chunk}: its checksum is wrong" for chunk in broken]
+        about = replace(about, left_out=(*left_out, *about.left_out))
         stream = ("j2k" if data[:1] == b"\xff" else "jp2") if kind == "JPEG2000" else None
         if kind == "JPEG" and image.info.get("progressive"):
             stream = "progressive"
@@ -266,11 +276,34 @@ def _depth(data: bytes, kind: str, name: str) -> int:
         if len(depths) != 1 or not 8 <= max(depths) <= 16:
             raise refusals.odd_depth(name, max(depths, default=0))
         return max(depths)
+    if kind == "PNG" and data[12:16] == b"CgBI":
+        what, remedy = (
+            "is a PNG that Xcode has rewritten for iOS (CgBI)",
+            "save the PNG that it was made from",
+        )
+        raise refusals.unsupported(name, what, remedy, expected="a PNG that conforms to the standard")
     if kind != "PNG" or data[24:25] != b"\x10":
         return 8
     if any(one == b"tRNS" for one, _ in containers.png_chunks(data)):
         raise refusals.unsupported(name, "has 16 bits and a colour key", "save it with an alpha channel")
     return 16
+
+
+def _check_jpeg(data: bytes, name: str) -> None:
+    """Refuse the kinds of JPEG that Pillow takes for damaged ones."""
+    for marker, body in containers.jpeg_segments(data):
+        process = marker[0] - 0xC0
+        if not 0 <= process < 16 or process in (4, 8, 12):  # DHT, JPG and DAC, which are no frames
+            continue
+        if process not in (0, 1, 2, 9, 10):
+            what = "is a lossless or hierarchical JPEG"
+            raise refusals.unsupported(name, what, "save it as PNG, or as JPEG", expected="a usual JPEG")
+        if body[0] != 8:
+            raise refusals.odd_depth(name, body[0])
+        if not any(body[1:3]):
+            what = "has its height behind its pixels (DNL)"
+            raise refusals.unsupported(name, what, "save it again in an editor", expected="a usual JPEG")
+        return
 
 
 def _component_depths(data: bytes) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from backfire.errors import Code, InputError
 
 
@@ -30,7 +32,8 @@ def odd_depth(name: str, depth: int) -> InputError:
 
 
 def damaged(name: str, kind: str, how: object) -> InputError:
-    """The error for a file that contradicts itself."""
+    """The error for a file that contradicts itself; `how` may be the error of a library."""
+    how = re.sub(r"\s*<_io\.BytesIO[^>]*>", "", str(how))  # libraries name the object that they read
     return InputError(
         Code.UNREADABLE,
         f"{name}: is a damaged {kind} ({how}), expected a whole one; save it again in an editor",

@@ -38,6 +38,8 @@ CAMERA, GPS, INTEROP, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 POINTERS = frozenset({CAMERA, GPS, INTEROP})
 MOST_ENTRIES = 4096
 DEPTH = 3
+SLACK = 16
+"""Bytes of padding that may lie behind the last page of a TIFF."""
 
 
 @dataclass(frozen=True)
@@ -142,15 +144,21 @@ def parse(data: bytes) -> Directory:
 def chain(data: bytes, *, most: int) -> list[Directory]:
     """The chained directories, which are the pages of a TIFF, at most `most` of them.
 
+    Some writers leave any number where the offset of a next page would be. An offset that lies outside ends
+    the chain if the file ends where the last page does, since an incomplete file would end behind that.
+
     Raises:
         ValueError: as `parse`.
     """
     reader, seen = _Reader(data), set[int]()
     pages: list[Directory] = []
-    at = reader.first
+    at = last = reader.first
     while at and at not in seen and len(pages) < most:
+        if pages and at >= len(data) and reader.end_of(pages[-1], last) >= len(data) - SLACK:
+            break
         seen.add(at)
         pages.append(reader.directory(at))
+        last = at
         at = reader.following(at)
     return pages
 
@@ -183,6 +191,16 @@ class _Reader:
         if count > MOST_ENTRIES:
             raise ValueError(f"a directory of {count} tags")
         return count, at + struct.calcsize(self.count)
+
+    def end_of(self, page: Directory, at: int) -> int:
+        """The offset behind all that belongs to a page: its directory, its values and its pieces."""
+        count, start = self._table(at)
+        ends = [start + count * self.entry + struct.calcsize(self.offset)]
+        ends += [entry.at + len(entry.data) for entry in page.entries.values() if entry.at is not None]
+        for offsets, sizes in ((273, 279), (324, 325)):
+            pieces = zip(page.numbers(offsets), page.numbers(sizes), strict=False)
+            ends += [offset + size for offset, size in pieces]
+        return max(ends)
 
     def following(self, at: int) -> int:
         count, start = self._table(at)

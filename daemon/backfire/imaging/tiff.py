@@ -18,7 +18,7 @@ import tifffile
 from backfire.errors import Code, InputError
 from backfire.imaging import containers, refusals, tags
 from backfire.imaging.colour import Samples
-from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, XMP, Metadata
+from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, SUBFILES, XMP, Metadata
 from backfire.imaging.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
 
 # Everything that tifffile logs is raised as an error here.
@@ -115,11 +115,15 @@ def _bytes(strip: Samples, order: str, *, predicted: bool) -> bytes:
 def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
     """The bits per sample, 8 or 16, of a page; refuses camera raw files, too large and incomplete pages."""
     # Pillow would decode the small preview that comes first in a camera raw file.
-    if 50706 in first.entries or data[8:10] == b"CR" or first.number(254) & 1:
+    small = bool(first.number(254) & 1)
+    if 50706 in first.entries or data[8:10] == b"CR" or (small and SUBFILES in first.entries):
         raise InputError(
             Code.UNSUPPORTED,
             f"{name}: is {containers.RAW}, expected a picture; {containers.REMEDIES[containers.RAW]}",
         )
+    if small:
+        what, remedy = "has a thumbnail as its first page", "save it again with the picture first"
+        raise refusals.unsupported(name, what, remedy, expected="the picture")
     width, height = first.number(256), first.number(257)
     if width * height > max_pixels:
         raise refusals.too_large(name, f"image size ({width * height} pixels)", max_pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import time
@@ -705,7 +706,7 @@ def frames() -> list[Image.Image]:
         (file(frames()[0], "TIFF", save_all=True, append_images=frames()[1:]), "pages"),
         (file(frames()[0], "PNG", save_all=True, append_images=frames()[1:]), "frames"),
         (file(frames()[0], "WEBP", save_all=True, append_images=frames()[1:]), "frames"),
-        (file(scene(), "TIFF", tiffinfo={254: 1}), "camera raw"),
+        (file(scene(), "TIFF", tiffinfo={254: 1, 330: 8}), "camera raw"),
         (file(scene(), "TIFF", tiffinfo={50706: b"\1\4\0\0"}), "camera raw"),
     ],
 )
@@ -804,6 +805,114 @@ def test_a_damaged_png_is_unreadable() -> None:
     data = bytearray(file(scene(), "PNG"))
     data[29] ^= 1  # the header's checksum
     assert refusal(bytes(data)).code is Code.UNREADABLE
+
+
+# ---- files that are whole though something about them is odd
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body) + 8) + kind + body
+
+
+def chunk(kind: bytes, body: bytes, *, flaw: int = 0) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ flaw)
+
+
+def odd_next_page(at: int) -> bytes:
+    data = bytearray(file(scene(), "TIFF"))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * count, at)
+    return bytes(data)
+
+
+PLAIN = file(scene(), "PNG")
+BITMAP = file(scene(), "BMP")
+WHOLE: dict[str, bytes] = {
+    "PNG with a wrong checksum of text": PLAIN[:33] + chunk(b"tEXt", b"a\0b", flaw=1) + PLAIN[33:],
+    "PNG with a wrong checksum of its time": PLAIN[:33] + chunk(b"tIME", bytes(7), flaw=9) + PLAIN[33:],
+    "PNG with 3 MB of text": PLAIN[:33]
+    + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"word " * 600_000))
+    + PLAIN[33:],
+    "GIF with a line's end behind it": file(scene(), "GIF") + b"\r\n",
+    "GIF with bytes behind it": file(scene(), "GIF") + b"any bytes",
+    "AVIF with bytes behind it": file(scene(), "AVIF") + b"any bytes and more",
+    "AVIF with a line's end behind it": file(scene(), "AVIF") + b"\r\n",
+    "BMP that says it is longer": BITMAP[:2] + struct.pack("<I", len(BITMAP) + 2) + BITMAP[6:],
+    "BMP that says it is shorter": BITMAP[:2] + struct.pack("<I", len(BITMAP) - 2) + BITMAP[6:],
+    "TIFF whose next page lies outside": odd_next_page(0xDEADBE),
+    "JPEG 2000 with a box behind its pixels": file(scene(), "JPEG2000")
+    + box(b"xml ", b"<a>" + b"b " * 9000 + b"</a>"),
+    "JPEG 2000 with several boxes behind": file(scene(), "JPEG2000") + 9 * box(b"uuid", bytes(9000)),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_faults_2_and_10_whole_files_are_read(what: str) -> None:
+    picture = taken(WHOLE[what])
+    plain = taken(file(scene(), "JPEG2000" if "2000" in what else picture.format))
+    assert np.array_equal(picture.rgb, plain.rgb)
+    assert taken(encode(picture, picture.rgb, levels=LEVELS).data).rgb.shape == plain.rgb.shape
+    if "checksum" in what:
+        assert "its checksum is wrong" in picture.metadata.left_out[0]
+
+
+def test_fault_2_xmp_behind_the_codestream_is_kept() -> None:
+    uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+    picture = taken(file(scene(), "JPEG2000") + box(b"uuid", uuid + XMP + b" " * 9000))
+    assert XMP in encode(picture, picture.rgb, levels=LEVELS).data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        file(scene(), "GIF")[:-1],
+        file(scene(), "AVIF")[:-9],
+        BITMAP[:-1],
+        WHOLE["JPEG 2000 with a box behind its pixels"][:-1],
+        odd_next_page(0xDEADBE) + bytes(range(40)),
+    ],
+)
+def test_faults_2_and_10_incomplete_files_are_truncated_still(data: bytes) -> None:
+    assert refusal(data).code is Code.TRUNCATED
+
+
+def other_frame(marker: int, precision: int = 8, height: int | None = None) -> bytes:
+    data = bytearray(file(scene(), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4] = marker, precision
+    if height is not None:
+        data[at + 5 : at + 7] = height.to_bytes(2, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (other_frame(0xC1, 12), "has 12 bits per sample"),
+        (other_frame(0xC3), "is a lossless or hierarchical JPEG"),
+        (other_frame(0xC0, height=0), "has its height behind its pixels"),
+        (PLAIN[:8] + chunk(b"CgBI", bytes(4)) + PLAIN[8:], "is a PNG that Xcode has rewritten"),
+        (file(scene(), "TIFF", tiffinfo={254: 1}), "has a thumbnail as its first page"),
+    ],
+)
+def test_fault_10_what_is_not_read_is_refused_by_its_name(data: bytes, what: str) -> None:
+    error = refusal(data)
+    assert (error.code, what in error.message) == (Code.UNSUPPORTED, True)
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "GIF", "BMP", "AVIF", "JPEG2000"])
+def test_fault_10_no_message_names_an_object(kind: str) -> None:
+    data = file(scene(), kind)
+    for at in range(8, len(data), max(1, len(data) // 60)):
+        with contextlib.suppress(InputError):
+            taken(data[:at] + bytes(value ^ 0xA5 for value in data[at : at + 6]) + data[at + 6 :])
+            continue
+        message = refusal(
+            data[:at] + bytes(value ^ 0xA5 for value in data[at : at + 6]) + data[at + 6 :]
+        ).message
+        assert " object at 0x" not in message
+        assert "BytesIO" not in message
 
 
 # ---- masks
