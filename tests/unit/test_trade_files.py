@@ -24,6 +24,7 @@ from backfire.errors import ConfigError
 from backfire.files import inbox
 from backfire.service.queue import priority
 from PIL import Image
+from typer.testing import CliRunner
 
 from benchmarks.soak import png
 from tests.support.house import House, house
@@ -265,3 +266,99 @@ def test_trade_fault_17_commands_pair_masks_as_the_daemon_does(tmp_path: Path, m
     assert inbox.scan_beside(tmp_path, [b"F.JPG"]).masks_of(b"F.JPG") == [os.fsencode(mask)]
     found = api.detect(tmp_path / "F.JPG", settings={"regions": {"detectors": ["sidecar"]}})
     assert [region.box for region in found.regions] == [(8, 8, 24, 24)]
+
+
+NEARLY = ["d_mask.png", "d-mask.png", "d mask.PNG", "d.mask.jpg", "d.masks.png", "masks/d.jpg", "mask/d.png"]
+
+
+@pytest.mark.parametrize("name", [*NEARLY, "d.png_mask.png"])
+def test_trade_fault_11_what_is_nearly_called_a_mask_is_held_and_named(
+    house: Callable[..., House], name: str
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 5, "rescan_s": 1}, regions={"detectors": ["sidecar"]})
+    file = home.base / "inbox" / "desk" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(png("mask"))
+    home.turn(times=4)
+    assert home.states() == ["waiting_mask"], "its picture may still come"
+    (home.base / "inbox" / "desk" / "d.png").write_bytes(png("d"))
+    with structlog.testing.capture_logs() as lines:
+        home.turn(times=30)
+        home.crash()
+        home.again()
+        home.turn(times=100)
+    assert set(home.files("inbox")) == {f"desk/{name}"}, "held, also after a restart"
+    assert sorted(home.states()) == ["archived", "skipped"]
+    (told, _) = (line for line in lines if line["event"] == "mask_without_picture")
+    assert told["path"] == f"desk/{name}"
+    wanted = (
+        "desk/masks/d.png" if "/" in name else "desk/d.png.mask.png" if ".png_" in name else "desk/d.mask.png"
+    )
+    assert f"call it {wanted}" in told["reason"]
+    assert home.service.inbox.unused == {f"desk/{name}": told["reason"]}
+
+
+@pytest.mark.parametrize("name", ["carnival_mask.png", "masks/venice.jpg", "unmasked.png", "maskenball.png"])
+def test_trade_fault_11_a_picture_of_a_mask_without_another_of_its_name_is_a_picture(
+    house: Callable[..., House], name: str
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 5, "rescan_s": 1}, regions={"detectors": ["sidecar"]})
+    (home.base / "inbox" / name).parent.mkdir(exist_ok=True)
+    (home.base / "inbox" / name).write_bytes(png("mask"))
+    home.turn(times=80)
+    assert home.states() == ["archived"]
+
+
+def test_trade_fault_11_masks_without_a_picture_are_told_at_once_when_the_daemon_ends(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 5, "rescan_s": 1})
+    (home.base / "inbox" / "face.mask.png").write_bytes(png("mask"))
+    (home.base / "inbox" / "a.jpg.json").write_text("{}")
+    with structlog.testing.capture_logs() as lines:
+        home.service.run(until_idle=True)
+    told = {line["path"]: line["reason"] for line in lines if line["event"] == "mask_without_picture"}
+    assert set(told) == {"face.mask.png", "a.jpg.json"}
+    assert "waits for a picture face.jpg" in told["face.mask.png"]
+    fact = home.service.jobs.store.fact("daemon")
+    assert fact is not None
+    assert fact[0]["unused"] == told
+    home.crash()
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: inbox}")
+    for command in ("status", "explain"):
+        arguments = [command, *(["face.mask.png"] if command == "explain" else []), "-c", str(file)]
+        assert told["face.mask.png"] in CliRunner().invoke(app, arguments).output.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "instances_default.json"])
+def test_trade_fault_11_one_coco_file_serves_a_folder_and_stays(
+    house: Callable[..., House], name: str
+) -> None:
+    home = house(
+        watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1},
+        regions={"detectors": ["sidecar"], "none_found": "pass"},
+    )
+    folder = home.base / "inbox" / "set"
+    folder.mkdir()
+    boxes = {"a.png": [2, 3, 4, 5], "b.png": [6, 7, 8, 9]}
+    images = [{"id": i, "file_name": f"images/{one}"} for i, one in enumerate(boxes)]
+    marks = [{"image_id": i, "bbox": box} for i, box in enumerate(boxes.values())]
+    (folder / name).write_text(json.dumps({"images": images, "annotations": marks}))
+    for one in (*boxes, "unmentioned.png"):
+        Image.new("RGB", (32, 24), "gray").save(folder / one)
+        Image.new("RGB", (32, 24), "gray").save(home.base / one)
+    home.turn()
+    found = inbox.scan(home.base / "inbox", IGNORE)
+    assert found.orphans() == set()
+    for one, (x, y, w, h) in boxes.items():
+        assert found.masks_of(f"set/{one}".encode()) == [f"set/{name}".encode()]
+        regions = api.detect(folder / one, settings={"regions": {"detectors": ["sidecar"]}}).regions
+        assert [region.box for region in regions] == [(x, y, x + w, y + h)]
+    assert found.masks_of(b"other/a.png") == []
+    settings = {"regions": {"detectors": ["sidecar"], "none_found": "pass"}}
+    assert api.detect(folder / "unmentioned.png", settings=settings).regions == []
+    home.turn(times=20)
+    assert home.states() == ["archived"] * 3
+    assert set(home.files("inbox")) == {f"set/{name}"}, "pictures may still come"
+    assert set(home.files("archive")) == {f"set/{one}" for one in (*boxes, "unmentioned.png", name)}

@@ -62,7 +62,8 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         out.print(f"not running; last worked {_local(fact[1])}")
     else:
         out.print("not running; nothing was worked yet")
-    for path, why in (fact[0].get("unreadable") or {} if fact else {}).items():
+    told = fact[0] if fact else {}
+    for path, why in {**told.get("unreadable", {}), **told.get("unused", {})}.items():
         out.print(Text(f"{path}: {why}", "yellow"), soft_wrap=True)
     for state, count in counts.items():
         out.print(f"{count:8d} {state}")
@@ -262,10 +263,12 @@ def _waits_for(
             return f"{name}: {closed}"
         if not here:
             return f"{name}: is not in {settings.folders.inbox} and was never a job; check the name"
-        if inbox.is_mask(path):
-            return f"{name}: is a mask; it is used with its picture"
+        if inbox.is_mask(path) or inbox.near_miss(path):
+            return f"{name}: {_of_a_mask(path, settings)}"
         return f"{name}: not seen yet" + ("" if alive else WAITING)
     job, watch = found[0], settings.watch
+    if here and job.state == JobState.SKIPPED and inbox.near_miss(path):
+        return f"{name}: {_of_a_mask(path, settings)}"
     result = settings.folders.outbox / shown(job.output_path or b"")
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
     sentences = {
@@ -282,6 +285,16 @@ def _waits_for(
     }
     sentence = sentences.get(job.state, job.state.value)
     return f"{name}: {sentence}" + ("" if alive or not here else WAITING)
+
+
+def _of_a_mask(path: bytes, settings: Settings) -> str:
+    """Whether a mask or annotation in the inbox, or what is nearly called one, has a picture."""
+    watch = settings.watch
+    found = inbox.scan(settings.folders.inbox, watch.ignore, watch.proof_ending)
+    miss = found.near_misses().get(path)
+    if path in found.orphans() or (miss is not None and found.is_claimed(miss)):
+        return found.why_unused(path)
+    return "is a mask; it is used with its picture" if miss is None else "waits for a picture it may be of"
 
 
 @app.command()

@@ -126,7 +126,9 @@ class _Labelme(_Loose):
     imageHeight: int | None = None
 
 
-def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -> list[Region]:
+def read(
+    data: bytes, *, picture: str, width: int, height: int, detector: str, shared: bool = False
+) -> list[Region]:
     """The regions of an annotation file, without those outside the picture.
 
     Args:
@@ -134,6 +136,7 @@ def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -
         picture: the picture's file name, because a COCO file may annotate several pictures.
         width, height: the size of the upright picture.
         detector: the detector's name, for the regions.
+        shared: whether it is a COCO file for all pictures of a folder, which need not mention this one.
 
     Raises:
         WrongSize: the annotations are of a picture of another size.
@@ -144,6 +147,12 @@ def read(data: bytes, *, picture: str, width: int, height: int, detector: str) -
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from error
     keys = set(document) if isinstance(document, dict) else set()
+    if shared:
+        if not {"images", "annotations"} <= keys or not isinstance(document["images"], list):
+            raise ValueError("is no COCO file, which its name says; give it another name")
+        document = {**document, "images": [one for one in document["images"] if _is_named(one, picture)]}
+        if not document["images"]:
+            return []
     for known, reader in _READERS.items():
         if known in keys:
             try:
@@ -184,6 +193,12 @@ def own(document: Any, picture: str, width: int, height: int, detector: str) -> 
         placed = region_of(region.points() * scale, region.label, detector, width, height, region.score)
         if placed is not None:
             yield placed
+
+
+def _is_named(image: object, picture: str) -> bool:
+    """Whether an image of a COCO file is a picture, by its name without folders."""
+    name = image.get("file_name") if isinstance(image, dict) else None
+    return isinstance(name, str) and name.rpartition("/")[2] == picture.rpartition("/")[2]
 
 
 def _coco(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region]:

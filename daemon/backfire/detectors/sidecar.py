@@ -5,6 +5,7 @@ A file whose name ends in `.json` is an annotation (see `markup`); any other is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 from backfire.config import Sidecars
 from backfire.detectors import Sidecar, Source, markup
 from backfire.errors import Code, InputError
+from backfire.files import inbox
 from backfire.imaging import decode_painting
 from backfire.types import Box, Mask, Region, Rgb
 
@@ -152,9 +154,15 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
     height, width = shape
     subject = f"annotations {sidecar.name}"
     size = f"the {width}x{height} of the upright {source.name}"
+    shared = inbox.is_for_folder(os.fsencode(sidecar.name))
     try:
         regions = markup.read(
-            sidecar.data, picture=source.name, width=width, height=height, detector="sidecar"
+            sidecar.data,
+            picture=source.name,
+            width=width,
+            height=height,
+            detector="sidecar",
+            shared=shared,
         )
     except markup.WrongSize as error:
         message = f"{subject}: {error}, expected {size}; annotate this very picture"
@@ -162,7 +170,7 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
     except ValueError as error:
         message = f"{subject}: {error}; see docs/guides/regions.md for what is read, or remove the file"
         raise InputError(Code.MASK_UNREADABLE, message) from error
-    if not regions:
+    if not regions and not shared:
         message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"
         raise InputError(Code.MASK_EMPTY, message)
     return regions

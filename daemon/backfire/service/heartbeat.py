@@ -27,7 +27,7 @@ REPEATED_S = 0.5
 """How long a heartbeat may wait to be sent: another one follows it soon."""
 PRUNE_EVERY_S = 3600.0
 TOLD_MOST = 20
-"""The most folders that cannot be read that are named."""
+"""The most unreadable folders and unused masks that are named."""
 
 
 class Heartbeat:
@@ -73,17 +73,7 @@ class Heartbeat:
             pruned = self._history.prune(self._settings.limits.history_days)
             # A little at a time: the next heartbeat goes on where there is more.
             self._next_prune = now if pruned else now + PRUNE_EVERY_S
-        waiting = len(self._jobs.active)
-        working = ", ".join(job.name for job in self._pool.running) or None
-        refused = self.refused_config and f"new configuration refused: {self.refused_config}"
-        fact: dict[str, Any] = {
-            "pid": os.getpid(),
-            "working": working,
-            "waiting": waiting,
-            "trouble": "; ".join(filter(None, (self._inbox.trouble, self.disk_space, refused))),
-            "unreadable": dict(islice(self._inbox.unreadable.items(), TOLD_MOST)),
-        }
-        self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
+        fact = self.report()
         # After a scan that took long the next one is late on purpose.
         self._operations.pulse.rescan_s = max(self._settings.watch.rescan_s, self._intake.pause)
         alive = self._operations.beat(
@@ -92,8 +82,28 @@ class Heartbeat:
             trouble=self._inbox.trouble,
             warnings=[f"{path}: {why}" for path, why in fact["unreadable"].items()],
         )
+        working, waiting = fact["working"], fact["waiting"]
         status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
         notify(*["WATCHDOG=1"] * alive, status, patience_s=REPEATED_S)
+
+    def report(self) -> dict[str, Any]:
+        """Record for `status` and `explain` what the daemon does and what needs a person; returns the record.
+
+        Raises:
+            StoreError: it cannot be recorded.
+        """
+        working = ", ".join(job.name for job in self._pool.running) or None
+        refused = self.refused_config and f"new configuration refused: {self.refused_config}"
+        fact: dict[str, Any] = {
+            "pid": os.getpid(),
+            "working": working,
+            "waiting": len(self._jobs.active),
+            "trouble": "; ".join(filter(None, (self._inbox.trouble, self.disk_space, refused))),
+            "unreadable": dict(islice(self._inbox.unreadable.items(), TOLD_MOST)),
+            "unused": dict(islice(self._inbox.unused.items(), TOLD_MOST)),
+        }
+        self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
+        return fact
 
     def progress(self) -> None:
         """Note that a long step makes progress, perhaps in another thread, until the next heartbeat."""

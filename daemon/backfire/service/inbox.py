@@ -16,10 +16,10 @@ import structlog
 
 from backfire.config import Settings
 from backfire.files import inbox, outbox
-from backfire.files.inbox import Scan, Signature, Taken, Tracker
+from backfire.files.inbox import NearMiss, Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
 from backfire.service.spool import Copies
-from backfire.types import Job, JobState, shown
+from backfire.types import EXTENSIONS, Job, JobState, shown
 
 log = structlog.get_logger()
 
@@ -39,7 +39,11 @@ class Inbox:
         self._scan = Scan()
         self._tracker = Tracker(settings.watch.settle_s)
         self._incomplete: dict[int, dict[bytes, Signature]] = {}
-        self._lone_masks: set[bytes] = set()
+        self._told: set[bytes] = set()
+        self._held: set[bytes] = set()
+        """Files with nearly the name of a mask that were seen beside the picture that it must be of."""
+        self._free: set[bytes] = set()
+        """The names that such files would need, where the job database knows no picture for them."""
         self._mount: str | None = None
         self.trouble = ""
         self.configure(settings)
@@ -126,16 +130,58 @@ class Inbox:
     def pictures(self) -> list[bytes]:
         """The pictures that the last scan saw, and the files in folders `masks` that must be pictures.
 
-        The latter have had no picture of their own for long. Other masks without a picture are logged, once.
+        The latter have had no picture of their own for long. Files with nearly the name of a mask are held.
+        They and masks without a picture are logged, once.
         """
         patience = self._watch.settle_s + max(self._watch.mask_wait_s, STRAY_S)
         now = self._monotonic()
         lone = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > patience}
         strays = {path for path in lone if inbox.in_masks_folder(path)}
-        for path in sorted(lone - strays - self._lone_masks):
-            log.warning("mask_without_picture", path=shown(path))
-        self._lone_masks = lone
-        return [*self._scan.pictures, *strays]
+        misses = self._near_misses()
+        self._held = {path for path, miss in misses.items() if path in self._held or self._has_picture(miss)}
+        self._tell((lone - strays) | self._held)
+        return [*(path for path in self._scan.pictures if path not in self._held), *strays]
+
+    def _near_misses(self) -> dict[bytes, NearMiss]:
+        """The files with nearly the name of a mask, where masks are used at all."""
+        found = self._scan.near_misses()
+        self._free &= {miss.wanted for miss in found.values()}
+        return {
+            path: miss
+            for path, miss in found.items()
+            if "sidecar" in self._settings.for_path(miss.picture).regions.detectors
+        }
+
+    def _has_picture(self, miss: NearMiss) -> bool:
+        """Whether a picture that a mask may belong to lies in the inbox, or was there before."""
+        if self._scan.is_claimed(miss):
+            return True
+        if miss.wanted in self._free:
+            return False
+        spelt = (ending for endings in EXTENSIONS.values() for ending in endings)
+        names = [miss.picture + os.fsencode(one) for end in spelt for one in (end, end.upper())]
+        known = any(self._jobs.store.by_path(name) for name in (miss.picture, *names))
+        if not known:
+            self._free.add(miss.wanted)
+        return known
+
+    def tell_unused(self) -> None:
+        """Log all masks that no picture uses, also those whose picture may still come."""
+        self._tell(self._scan.orphans() | self._near_misses().keys())
+
+    def _tell(self, paths: set[bytes]) -> None:
+        for path in sorted(paths - self._told):
+            log.warning("mask_without_picture", path=shown(path), reason=self._scan.why_unused(path))
+        self._told = paths
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """The masks and annotations that no picture uses, by path, with what to do."""
+        return {shown(path): self._scan.why_unused(path) for path in sorted(self._told)}
+
+    def is_held(self, path: bytes) -> bool:
+        """Whether a file is no picture after all: it is nearly called a mask, and its picture has come."""
+        return path in self._held
 
     def is_gone(self, path: bytes) -> bool:
         """Whether the last scan shows that a file has left; False where its folder could not be read."""
@@ -250,14 +296,14 @@ class Inbox:
         """Names, `folded`, of masks and proofs that other pictures in the inbox need.
 
         It looks at the folder as it is now: pictures that no scan has seen count, and so does a newer one of
-        the job's own name.
+        the job's own name. Annotations for a whole folder stay for the pictures that are still to come.
         """
         return {
             inbox.folded(name)
             for path in inbox.rivals(self.root, job.path, self._watch.ignore, self._watch.proof_ending)
             if not self._has_its_copies(path)
             for name in (*inbox.mask_names(path), *inbox.proof_names(path, self._watch.proof_ending))
-        }
+        } | {inbox.folded(path) for path in self._jobs.spool(job).files() if inbox.is_for_folder(path)}
 
     def _has_its_copies(self, path: bytes) -> bool:
         """Whether the picture that lies in the inbox needs nothing from there any more."""

@@ -122,6 +122,10 @@ class Intake:
         for job in list(islice(gone, LEFT_JOBS)):
             with isolated(job):
                 self._end_missing(job)
+        for job in (job for job in (*uncopied, *ready) if inbox.is_held(job.path)):
+            with isolated(job):
+                jobs.end(job, JobState.SKIPPED, detail={"reason": "is nearly called a mask"})
+        uncopied, ready = jobs.of(*UNCOPIED), jobs.of(JobState.READY)
         for job in ready:
             with isolated(job):
                 if job.path in inbox.files and not inbox.is_unchanged(job):

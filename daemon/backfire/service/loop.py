@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -136,6 +137,10 @@ class Service:
         try:
             while not self._stopping and not (until_idle and self._is_idle()):
                 self.round(hints)
+            if until_idle:
+                self.inbox.tell_unused()
+                with suppress(StoreError):
+                    self.heartbeat.report()
         finally:
             hints.close()
             notify("STOPPING=1")

@@ -9,13 +9,16 @@ from backfire.files.inbox.hints import Hints
 from backfire.files.inbox.mounts import NETWORK, filesystem, mount_of
 from backfire.files.inbox.scan import (
     ANNOTATIONS,
+    NearMiss,
     Scan,
     Signature,
     closed,
     folded,
     in_masks_folder,
+    is_for_folder,
     is_mask,
     mask_names,
+    near_miss,
     proof_names,
     rivals,
     scan,
@@ -26,7 +29,7 @@ from backfire.files.inbox.settle import Tracker
 from backfire.files.inbox.take import Taken, require_size, take
 
 __all__ = [
-    "ANNOTATIONS", "NETWORK", "Hints", "Scan", "Signature", "Taken", "Tracker", "closed", "filesystem",
-    "folded", "in_masks_folder", "is_mask", "mask_names", "mount_of", "proof_names", "require_size",
-    "rivals", "scan", "scan_beside", "signature", "take",
+    "ANNOTATIONS", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker", "closed",
+    "filesystem", "folded", "in_masks_folder", "is_for_folder", "is_mask", "mask_names", "mount_of",
+    "near_miss", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
 ]  # fmt: skip

@@ -16,9 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backfire.files import durable
-from backfire.types import composed
+from backfire.types import EXTENSIONS, composed, shown
 
 MASK_ENDING = b".mask.png"
+FOR_A_FOLDER = re.compile(rb".*\.coco\.json|instances_.*\.json", re.DOTALL)
+"""Names, in lower case, of COCO files that hold the annotations of all pictures beside them, as Roboflow
+(`_annotations.coco.json`) and CVAT (`instances_default.json`) write them."""
+_PICTURE = b"(?:%b)" % b"|".join(re.escape(end.encode()) for ends in EXTENSIONS.values() for end in ends)
+_NEAR_MISS = re.compile(
+    rb"(?P<own>.+)[._ -](?:masks?|msk)%b|(?P<inner>.+)%b" % (_PICTURE, _PICTURE), re.DOTALL
+)
 ANNOTATIONS = b".json"
 HEARTBEAT_EACH = 1000
 """Files between two heartbeats of a scan."""
@@ -40,6 +47,18 @@ class Signature(NamedTuple):
     def same(self, status: os.stat_result) -> bool:
         """Whether a status is that of the same, unchanged file; a second hard link changes only the ctime."""
         return Signature.of(status)._replace(ctime_ns=self.ctime_ns) == self
+
+
+class NearMiss(NamedTuple):
+    """What a file whose name is nearly that of a mask is probably meant for.
+
+    Attributes:
+        picture: the path of the picture, perhaps without its extension.
+        wanted: the path that the mask must have.
+    """
+
+    picture: bytes
+    wanted: bytes
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,32 @@ class Scan:
             return []
         names = {folded(name): name for name in mask_names(picture)}
         # The exact spelling comes first, because p.jpg and P.jpg may each have a mask.
-        found = (name if name in self.files else self._masks.get(key) for key, name in names.items())
-        return [path for path in found if path is not None and path != picture]
+        found = [name if name in self.files else self._masks.get(key) for key, name in names.items()]
+        shared = self._for_folders.get(os.path.dirname(picture), []) if not _is_annotated(found) else []
+        return [path for path in (*found, *shared) if path is not None and path != picture]
+
+    @cached_property
+    def _for_folders(self) -> dict[bytes, list[bytes]]:
+        """The COCO files for all pictures of a folder, by folder."""
+        found: dict[bytes, list[bytes]] = {}
+        for path in sorted(self._masks.values()):
+            if is_for_folder(path):
+                found.setdefault(os.path.dirname(path), []).append(path)
+        return found
+
+    def near_misses(self) -> dict[bytes, NearMiss]:
+        """The files that are pictures by the rule, but whose names are nearly those of masks."""
+        found = ((path, near_miss(path)) for path in self.pictures)
+        return {path: miss for path, miss in found if miss is not None}
+
+    def is_claimed(self, miss: NearMiss) -> bool:
+        """Whether there is a picture whose mask a file of nearly the right name must be."""
+        return folded(miss.picture) in self._claims
+
+    @cached_property
+    def _claims(self) -> set[bytes]:
+        """The names of all pictures, `folded`, with and without their extensions."""
+        return {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
 
     def proof_of(self, picture: bytes) -> bytes | None:
         """The file that says that a picture is complete: NAME.EXT.done, else NAME.done."""
@@ -88,8 +131,28 @@ class Scan:
         """The masks that belong to no picture."""
         if not self._masks:
             return set()
-        claims = {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
-        return {path for name, path in self._masks.items() if not claims.intersection(_claimants(name))}
+        served = {os.path.dirname(picture) for picture in self.pictures}
+        return {
+            path
+            for name, path in self._masks.items()
+            if not self._claims.intersection(_claimants(name))
+            and not (is_for_folder(path) and os.path.dirname(path) in served)
+        }
+
+    def why_unused(self, path: bytes) -> str:
+        """What to do with a mask or annotation that no picture uses."""
+        if (miss := near_miss(path)) is not None:
+            return (
+                "looks like a mask, but has not the name of one, and is not taken for a picture beside "
+                f"{shown(miss.picture)}; call it {shown(miss.wanted)}, or give it a name without mask"
+            )
+        folder, name = os.path.split(path)
+        if is_for_folder(path):
+            return "holds the annotations of the pictures beside it, and there are none (any more)"
+        stem = name[: -len(MASK_ENDING)] if name.lower().endswith(MASK_ENDING) else os.path.splitext(name)[0]
+        place = os.path.dirname(folder) if os.path.basename(folder).lower() == b"masks" else folder
+        picture = shown(os.path.join(place, stem))
+        return f"is a mask or annotation by its name and waits for a picture {picture}.jpg, .png or the like"
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
@@ -233,6 +296,34 @@ def is_mask(path: bytes) -> bool:
     lower = path.lower()
     in_folder = os.path.basename(os.path.dirname(lower)) == b"masks"
     return lower.endswith((MASK_ENDING, ANNOTATIONS)) or (in_folder and lower.endswith(b".png"))
+
+
+def is_for_folder(path: bytes) -> bool:
+    """Whether a file is a COCO file with the annotations of all pictures beside it."""
+    return FOR_A_FOLDER.fullmatch(os.path.basename(path).lower()) is not None
+
+
+def near_miss(path: bytes) -> NearMiss | None:
+    """The mask that a file is probably meant to be, such as `d_mask.png`, `e.mask.jpg` and `masks/c.jpg`."""
+    folder, name = os.path.split(path)
+    above, inner = os.path.split(folder)
+    lower = path.lower()
+    if b"mask" not in lower and b"msk" not in lower:  # most names: the pattern is slower
+        return None
+    found = _NEAR_MISS.fullmatch(name.lower())
+    if found is None or is_mask(path):
+        return None
+    if found["own"]:
+        picture = os.path.join(folder, name[: found.end("own")])
+        return NearMiss(picture, picture + MASK_ENDING)
+    if inner.lower() in (b"mask", b"masks"):
+        stem = name[: found.end("inner")]
+        return NearMiss(os.path.join(above, stem), os.path.join(above, b"masks", stem + b".png"))
+    return None
+
+
+def _is_annotated(masks: Iterable[bytes | None]) -> bool:
+    return any(mask is not None and mask.lower().endswith(ANNOTATIONS) for mask in masks)
 
 
 def mask_names(picture: bytes) -> list[bytes]:
