@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from backfire.admin.check import _subfolders
 from backfire.cli.commands import app
 from backfire.config import IGNORE
 from backfire.errors import ConfigError
-from backfire.files import inbox
+from backfire.files import inbox, outbox
 from backfire.service.queue import priority
 from PIL import Image
 from typer.testing import CliRunner
@@ -362,3 +363,43 @@ def test_trade_fault_11_one_coco_file_serves_a_folder_and_stays(
     assert home.states() == ["archived"] * 3
     assert set(home.files("inbox")) == {f"set/{name}"}, "pictures may still come"
     assert set(home.files("archive")) == {f"set/{one}" for one in (*boxes, "unmentioned.png", name)}
+
+
+@pytest.mark.parametrize(
+    ("top", "folder_mode", "file_mode"),
+    [(0o2775, 0o2775, 0o664), (0o755, 0o755, 0o644), (0o2750, 0o2750, 0o640), (0o700, 0o700, 0o600)],
+)
+def test_trade_fault_18_what_is_published_has_the_rights_of_the_outbox(
+    tmp_path: Path, top: int, folder_mode: int, file_mode: int
+) -> None:
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox").chmod(top)
+    before = os.umask(0o027)  # as the program sets it
+    try:
+        path = outbox.place(b"1", tmp_path / "outbox", b"y/z/a.jpg", key="k" * 64)
+    finally:
+        os.umask(before)
+    assert path == b"y/z/a.jpg"
+    for name, mode in (("y", folder_mode), ("y/z", folder_mode), ("y/z/a.jpg", file_mode)):
+        assert stat.S_IMODE((tmp_path / "outbox" / name).stat().st_mode) == mode, name
+
+
+def test_trade_fault_12_a_path_that_is_too_long_for_the_outbox_is_told_and_not_tried(
+    house: Callable[..., House],
+) -> None:
+    home = house(
+        folders={"inbox": "in", "outbox": "o" * 200}, watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1}
+    )
+    place = home.base / "in"
+    while len(os.fsencode(place)) < 4096 - 300:
+        place = place / ("d" * 100)
+    place.mkdir(parents=True)
+    (place / ("n" * 100 + ".png")).write_bytes(png("far"))
+    (home.base / "in" / "near.png").write_bytes(png("near"))
+    with structlog.testing.capture_logs() as lines:
+        home.turn(times=20)
+    assert home.states() == ["archived"]
+    (told,) = (line for line in lines if line["event"] == "folder_unreadable")
+    assert "fit below outbox" in told["error"]
+    assert "shorten" in told["error"]
+    assert len(home.service.inbox.unreadable) == 1

@@ -23,6 +23,8 @@ from backfire.types import EXTENSIONS, Job, JobState, shown
 
 log = structlog.get_logger()
 
+PATH_MAX = 4096 - 64
+"""The most bytes of a result's path: what Linux takes, without what temporary names and endings need."""
 STRAY_S = 60.0
 """At least so long a file in a folder `masks` waits for its picture before it is taken for a picture."""
 
@@ -96,6 +98,7 @@ class Inbox:
             self.require_mount()
             found = inbox.scan(self.root, self._watch.ignore, self._watch.proof_ending)
             self.require_mount()  # the share may have gone during the scan
+            found = self._without_too_long(found)
         except OSError as error:
             if not self.trouble:
                 log.warning("inbox_unavailable", error=str(error))
@@ -108,6 +111,22 @@ class Inbox:
         self._scan = found
         self._tracker.observe(found.files, now)
         return True
+
+    def _without_too_long(self, found: Scan) -> Scan:
+        """A scan without the files whose paths are too long for results; they are told as unreadable ones."""
+        folders = self._settings.folders.named()
+        name, longest = max(folders.items(), key=lambda item: len(os.fsencode(item[1])))
+        most = PATH_MAX - len(os.fsencode(longest)) - 1
+        long = [path for path in found.files if len(path) > most]
+        if not long:
+            return found
+        why = {
+            path: f"has a path of {len(path)} bytes, at most {most} fit below {name} {longest}; "
+            "shorten the names of its folders"
+            for path in long
+        }
+        files = {path: signature for path, signature in found.files.items() if path not in why}
+        return Scan(files, {**found.unreadable, **why}, found.proof)
 
     def _tell_unreadable(self, found: Mapping[bytes, str]) -> None:
         """Log each folder that cannot be read once, and once when it can be read again."""

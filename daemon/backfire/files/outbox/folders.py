@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,12 +73,32 @@ def _make_folder(path: bytes, top: bytes) -> None:
     above = os.path.dirname(path)
     _make_folder(above, top)
     with suppress(FileExistsError):
-        os.mkdir(path, mode=0o750)
+        os.mkdir(path)
+        # Opened without following a link, which somebody may have put there in the meantime.
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            share_rights(made, above)
+        finally:
+            os.close(made)
     durable.sync(above)
     if (found := _identity(path)) is not None:
         if len(_known) >= KNOWN_MOST:
             _known.clear()
         _known[path] = found
+
+
+def share_rights(descriptor: int, folder: bytes) -> None:
+    """Give a new, open file or folder the rights of the folder that it lies in; a file gets none to execute.
+
+    The process's umask says nothing about a folder that several people work in. A setgid bit and a default
+    ACL of that folder had their effect when the file was made, and stay.
+    """
+    with suppress(OSError):  # file systems without such rights
+        above, mode = os.stat(folder).st_mode, os.fstat(descriptor).st_mode
+        allowed = 0o777 | stat.S_ISVTX if stat.S_ISDIR(mode) else 0o666
+        wanted = (stat.S_IMODE(mode) & ~0o777) | (above & allowed)
+        if stat.S_IMODE(mode) != wanted:
+            os.fchmod(descriptor, wanted)
 
 
 def _identity(path: bytes) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from backfire.errors import PublishError
 from backfire.files import durable, safe_paths
-from backfire.files.outbox.folders import explained, named, prepared
+from backfire.files.outbox.folders import explained, named, prepared, share_rights
 from backfire.files.outbox.names import around, hidden, names
 from backfire.types import shown
 
@@ -182,7 +182,12 @@ def _settle(
 
 
 def create(path: bytes) -> BinaryIO:
-    """A new temporary file, open for writing; what a crash left under its name is removed."""
+    """A new temporary file with the rights of its folder, open for writing.
+
+    What a crash left under its name is removed.
+    """
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a crash; the name is ours alone
-    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640), "wb")
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640)
+    share_rights(descriptor, os.path.dirname(path))
+    return os.fdopen(descriptor, "wb")
