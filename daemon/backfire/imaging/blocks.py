@@ -10,8 +10,9 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from backfire.imaging import containers
+from backfire.imaging import containers, xmp
 from backfire.imaging.metadata import (
     EXTENDED_DIGEST,
     EXTENDED_XMP,
@@ -21,9 +22,13 @@ from backfire.imaging.metadata import (
     Metadata,
     Part,
 )
+from backfire.imaging.tags import Directory
 
 SEGMENT = 65_533
 """The most bytes that the body of a JPEG segment can hold."""
+
+SPARE = 256
+"""Bytes of EXIF that are kept free for the resolution, which is added later."""
 
 ICC_PIECE = SEGMENT - 14
 EXTENDED_PIECE = 65_400
@@ -32,18 +37,54 @@ XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
 
 
+def fitting_jpeg(about: Metadata) -> Metadata:
+    """The metadata that a JPEG can hold, whose segments are short.
+
+    Of EXIF the largest tags are left out, and large properties of XMP are moved into an extended packet.
+    """
+    exif, said = about.exif, list(about.left_out)
+    while len(replace(about, exif=exif).exif_block() or b"") > SEGMENT - SPARE:
+        tag, size, exif = _without_largest(exif)
+        said.append(f"the tag {tag} ({size} bytes): EXIF in a JPEG holds {SEGMENT} bytes in all")
+    packet, extended = about.xmp, about.extended
+    if packet is not None and len(XMP_HEAD + packet) > SEGMENT:
+        halves = xmp.split(packet, SEGMENT - len(XMP_HEAD))
+        packet, extended = halves or (None, None)
+        if halves is None:
+            said.append(f"XMP ({len(about.xmp or b'')} bytes): it cannot be split for a JPEG")
+    return replace(about, exif=exif, xmp=packet, extended=extended, left_out=tuple(said))
+
+
+def without_extended(about: Metadata, kind: str) -> Metadata:
+    """The metadata without the extended XMP of a JPEG, which no other format has."""
+    if about.extended is None:
+        return about
+    said = f"extended XMP ({len(about.extended)} bytes): {kind} has no place for it"
+    packet = about.xmp and xmp.without(about.xmp, lambda one: one.namespace == xmp.NOTE)
+    return replace(about, xmp=packet, extended=None, left_out=(*about.left_out, said))
+
+
+def _without_largest(exif: Directory) -> tuple[int, int, Directory]:
+    """The number and the size of the largest tag of a tree, and the tree without it."""
+    candidates = [(len(entry.data), tag, None) for tag, entry in exif.entries.items()]
+    below = {tag: _without_largest(one) for tag, one in exif.below.items()}
+    size, tag, pointer = max(
+        [*candidates, *((size, one, at) for at, (one, size, _) in below.items())], key=lambda one: one[0]
+    )
+    if pointer is None:
+        return tag, size, exif.without({tag})
+    rest = {**exif.below, pointer: below[pointer][2]}
+    return tag, size, replace(exif, below={at: one for at, one in rest.items() if one})
+
+
 def jpeg(about: Metadata, *, same: bool) -> bytes:
     """The metadata segments for the start of a JPEG.
 
-    EXIF that is too long for one segment is reduced to the orientation; an XMP packet that is too long is
-    left out.
-
     Args:
+        about: what `fitting_jpeg` gave.
         same: whether `about.parts` come from a JPEG and so can be written to one.
     """
     exif = about.exif_block()
-    if exif is not None and len(exif) > SEGMENT:
-        exif = about.bare().exif_block()
     segments: list[Part] = []
     if exif is not None:
         segments.append((b"\xe1", exif))
@@ -68,20 +109,20 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
     )
 
 
-def _packets(xmp: bytes | None, extended: bytes | None) -> Iterator[bytes]:
+def _packets(packet: bytes | None, extended: bytes | None) -> Iterator[bytes]:
     """The bodies of the segments of XMP: the main packet, and the pieces of the extended one.
 
     The main packet names the digest of the extended one, which is made anew because a preview may have been
     taken out of it.
     """
-    if xmp is None:
+    if packet is None:
         return
-    named = EXTENDED_DIGEST.search(xmp)
+    named = EXTENDED_DIGEST.search(packet)
     if extended is None or named is None:
-        yield XMP_HEAD + xmp
+        yield XMP_HEAD + packet
         return
     digest = hashlib.md5(extended, usedforsecurity=False).hexdigest().upper().encode()
-    yield XMP_HEAD + xmp[: named.start(1)] + digest + xmp[named.end(1) :]
+    yield XMP_HEAD + packet[: named.start(1)] + digest + packet[named.end(1) :]
     for at in range(0, len(extended), EXTENDED_PIECE):
         place = struct.pack(">II", len(extended), at)
         yield EXTENDED_XMP + digest + place + extended[at : at + EXTENDED_PIECE]

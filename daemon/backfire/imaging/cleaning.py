@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from backfire.imaging import photoshop, previews
+from backfire.imaging import photoshop, previews, xmp
 from backfire.imaging.metadata import GEOGRAPHY, IPTC, Metadata, Part
 from backfire.imaging.tags import MAKER_NOTE, SIZES, Directory, Entry
 
@@ -18,6 +18,21 @@ NAMED = GEOGRAPHY | {TRANSFER_FUNCTION}
 
 NAMES = {MAKER_NOTE: "the maker note", 0x9286: "the user comment"}
 PARTS = {b"\xfe": "a JPEG comment", b"uuid": "a uuid box", b"xml ": "an XML box"}
+
+
+GOOGLE_CAMERA, MOTION = "http://ns.google.com/photos/1.0/camera/", ("MotionPhoto", "MicroVideo")
+PROMISES = frozenset(
+    {
+        "http://ns.google.com/photos/1.0/container/",
+        "http://ns.google.com/photos/1.0/depthmap/",
+        "http://ns.google.com/photos/1.0/image/",
+        "http://ns.google.com/photos/dd/1.0/device/",
+        "http://ns.adobe.com/hdr-gain-map/1.0/",
+        "http://ns.apple.com/HDRGainMap/1.0/",
+        "http://ns.apple.com/pixeldatainfo/1.0/",
+    }
+)
+"""The namespaces of XMP that describe videos, depth maps and gain maps behind the picture."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,26 @@ def without_pictures(found: Metadata) -> Metadata:
         if kind not in photoshop.THUMBNAILS
     )
     return _without(replace(found, photoshop=resources or None), PICTURES)
+
+
+def without_stale(found: Metadata) -> Metadata:
+    """The metadata without XMP that promises further data of the file, such as videos and gain maps.
+
+    Those are never carried, and a reader would look for them in the wrong bytes.
+    """
+    names: dict[str, None] = {}
+
+    def stale(one: xmp.Property) -> bool:
+        gone = one.namespace in PROMISES or (one.namespace == GOOGLE_CAMERA and one.name.startswith(MOTION))
+        gone = gone or (one.namespace == xmp.NOTE and found.extended is None)
+        if gone and one.namespace != xmp.NOTE:
+            names[one.name] = None
+        return gone
+
+    main, extended = (packet and xmp.without(packet, stale) for packet in (found.xmp, found.extended))
+    said = [f"the XMP properties {', '.join(names)}: they speak of data that are not published"]
+    left_out = (*found.left_out, *(said if names else ()))
+    return replace(found, xmp=main, extended=extended, left_out=left_out)
 
 
 def without_opaque(found: Metadata) -> Metadata:

@@ -60,6 +60,7 @@ BRANDS = {
 ISO_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid", b"idat"})
 """The boxes that the top level of a HEIF or AVIF may have."""
 
+C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 FORMATS = "JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF"
 HEAD = 4096
 
@@ -122,6 +123,35 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             return
         yield kind, view[at + 8 : at + 8 + size]
         at += 12 + size
+
+
+def has_c2pa(data: bytes, kind: str) -> bool:
+    """Whether a file embeds a C2PA manifest, in the place that its format has for it (C2PA 2.1, A.3).
+
+    Not for a TIFF, where it is a tag.
+    """
+    match kind:
+        case "JPEG":
+            segments = (bytes(body) for marker, body in jpeg_segments(data) if marker == b"\xeb")
+            return any(body.startswith(b"JP") and b"c2pa" in body for body in segments)
+        case "PNG":
+            return any(chunk == b"caBX" for chunk, _ in png_chunks(data))
+        case "HEIF" | "AVIF":
+            return any(name == b"uuid" and body[:16] == C2PA_UUID for name, body in boxes(data))
+        case "WEBP":
+            return any(chunk == b"C2PA" for chunk in _riff_chunks(data))
+        case "GIF":
+            return b"\x21\xff\x0bC2PA_GIF" in data
+    return False
+
+
+def _riff_chunks(data: bytes) -> Iterator[bytes]:
+    """The kinds of a WebP's chunks."""
+    at = 12
+    while at + 8 <= len(data):
+        yield data[at : at + 4]
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
 
 
 def sound_png(data: bytes) -> tuple[bytes, list[str]]:

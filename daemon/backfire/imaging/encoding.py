@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backfire.imaging import cleaning, colour, jpegs, writers
+from backfire.imaging import blocks, cleaning, colour, jpegs, writers
 from backfire.imaging.colour import Samples
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.intake import Picture, stored
@@ -92,7 +92,12 @@ def encode(
     with pillow(None):
         about = picture.metadata.reduced(metadata)
         about = about if opaque == "keep" else cleaning.without_opaque(about)
-        data, how = _written(kind, picture, rgb, about, levels, small=jpeg == "small")
+        sheet = _fitted(picture, rgb, kind, levels)
+        about = _fitting(about, sheet, kind)
+        if kind == "JPEG":
+            data, how = jpegs.written(sheet, picture, about, levels, small=jpeg == "small")
+        else:
+            data, how = writers.written(kind, sheet, picture, about)
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
@@ -114,18 +119,12 @@ def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") 
         return jpegs.is_halved(picture.jpeg)
 
 
-def _written(
-    kind: str, picture: Picture, rgb: Rgb, about: Metadata, levels: int, *, small: bool
-) -> tuple[bytes, str]:
-    sheet = _fitted(picture, rgb, kind, levels)
-    about = _fitting(about, sheet)
-    if kind == "JPEG":
-        return jpegs.written(sheet, picture, about, levels, small=small)
-    return writers.written(kind, sheet, picture, about)
+def _fitting(about: Metadata, sheet: Sheet, kind: str) -> Metadata:
+    """The metadata that the format can hold.
 
-
-def _fitting(about: Metadata, sheet: Sheet) -> Metadata:
-    """The metadata without a profile for other channels, such as an RGB profile of a grey picture."""
+    A profile for other channels is left out, such as an RGB profile of a grey picture.
+    """
+    about = blocks.fitting_jpeg(about) if kind == "JPEG" else blocks.without_extended(about, kind)
     misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
     if sheet.is_srgb:
         return replace(about, icc=None, cicp=None)

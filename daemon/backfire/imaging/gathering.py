@@ -33,6 +33,9 @@ from backfire.imaging.metadata import (
 )
 from backfire.imaging.tags import Directory
 
+C2PA_TAG = 52545
+C2PA = "the C2PA manifest: its signature does not fit the published file"
+
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
     """The metadata of a loaded picture in the file `data` that may be written again."""
@@ -43,6 +46,8 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
         exif=_exif(_bytes(info.get("exif"))),
         dpi=_dpi(info.get("dpi")),
     )
+    if containers.has_c2pa(data, kind):
+        found = replace(found, left_out=(C2PA,))
     match kind:
         case "JPEG":
             found = _with_segments(found, data)
@@ -66,7 +71,8 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
 
 def of_tiff(first: Directory) -> Metadata:
     """The metadata in the first directory of a TIFF file."""
-    exif = first.without(STORAGE | {XMP, PHOTOSHOP, ICC})
+    exif = first.without(STORAGE | {XMP, PHOTOSHOP, ICC, C2PA_TAG})
+    said = (C2PA,) if C2PA_TAG in first.entries else ()
     resolution = [first.raw(tag) for tag in RESOLUTION[:2]]
     dpi = None
     if (
@@ -76,9 +82,8 @@ def of_tiff(first: Directory) -> Metadata:
         pairs = [struct.unpack(f"{first.order}II", value) for value in resolution if value]
         scale = 2.54 if first.number(RESOLUTION[2], 2) == 3 else 1.0
         dpi = _dpi([above * scale / below if below else 0 for above, below in pairs])
-    return _clean(
-        Metadata(exif=exif, icc=first.raw(ICC), xmp=first.raw(XMP), photoshop=first.raw(PHOTOSHOP), dpi=dpi)
-    )
+    icc, packet, resources = (first.raw(tag) for tag in (ICC, XMP, PHOTOSHOP))
+    return _clean(Metadata(exif=exif, icc=icc, xmp=packet, photoshop=resources, dpi=dpi, left_out=said))
 
 
 def _clean(found: Metadata) -> Metadata:
@@ -86,7 +91,8 @@ def _clean(found: Metadata) -> Metadata:
     exif = found.exif
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         exif = exif.without({ORIENTATION})
-    return cleaning.without_pictures(replace(found, exif=exif, packets=packets))
+    found = cleaning.without_stale(replace(found, exif=exif, packets=packets))
+    return cleaning.without_pictures(found)
 
 
 def _exif(block: bytes | None) -> Directory:

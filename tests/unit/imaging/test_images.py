@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import struct
+import subprocess
 import time
 import zlib
 from dataclasses import replace
@@ -620,12 +622,144 @@ def test_tags_of_a_strange_type_do_not_cost_a_tiff() -> None:
     assert np.array_equal(again.rgb, picture.rgb)
 
 
-def test_exif_too_long_for_a_jpeg_leaves_the_orientation() -> None:
+@pytest.mark.parametrize("sizes", [{0x927C: 70_000}, {0x927C: 40_000, 0x9286: 30_000}])
+def test_fault_16_exif_too_long_for_a_jpeg_loses_its_largest_tags_only(sizes: dict[int, int]) -> None:
     exif = exif_with(6)
-    exif[0x8769] = {0x927C: bytes(70_000)}
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", **{tag: bytes(size) for tag, size in sizes.items()}}
     picture = taken(file(scene(), "PNG", exif=exif))
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format="jpeg")
+    about = taken(encoded.data).metadata
+    assert about.orientation == 6
+    assert about.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+    assert set(camera(taken(encoded.data))) == {0x9003, *sizes} - {0x927C}
+    size = sizes[0x927C]
+    assert encoded.left_out == (f"the tag 37500 ({size} bytes): EXIF in a JPEG holds 65533 bytes in all",)
+
+
+def described(inside: str, attributes: str = "", padding: int = 0) -> bytes:
+    """An XMP packet with properties as elements and attributes."""
+    spaces = "".join(
+        f' xmlns:{prefix}="{uri}"'
+        for prefix, uri in {
+            "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+            "dc": "http://purl.org/dc/elements/1.1/",
+            "photoshop": "http://ns.adobe.com/photoshop/1.0/",
+            "cam": "http://ns.google.com/photos/1.0/camera/",
+            "box": "http://ns.google.com/photos/1.0/container/",
+            "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
+        }.items()
+    )
+    packet = (
+        '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        f"<rdf:RDF{spaces}>"
+        f'<rdf:Description rdf:about=""{attributes}>{inside}</rdf:Description></rdf:RDF></x:xmpmeta>'
+    )
+    return f'{packet}{" " * padding}<?xpacket end="w"?>'.encode()
+
+
+def told(data: bytes, tmp_path: Path) -> dict[str, Any]:
+    """What exiftool finds in a JPEG."""
+    path = tmp_path / "told.jpg"
+    path.write_bytes(data)
+    done = subprocess.run(
+        ["exiftool", "-j", "-G1", "-api", "LargeFileSupport=1", path], stdout=-1, check=True
+    )
+    (found,) = json.loads(done.stdout)
+    return dict(found)
+
+
+@pytest.mark.parametrize("as_attribute", [False, True])
+def test_fault_16_xmp_too_long_for_a_jpeg_is_split(as_attribute: bool, tmp_path: Path) -> None:
+    keywords = "".join(f"<rdf:li>keyword {number}</rdf:li>" for number in range(900))
+    history = "a long story " * 8000
+    element = "" if as_attribute else f"<photoshop:History>{history}</photoshop:History>"
+    attribute = f' photoshop:History="{history}"' if as_attribute else ""
+    packet = described(
+        f"<dc:rights>Zoe</dc:rights>{element}<dc:subject><rdf:Bag>{keywords}</rdf:Bag></dc:subject>",
+        attribute,
+    )
+    picture = taken(file(scene(), "WEBP", xmp=packet))
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format="jpeg")
+    assert encoded.left_out == ()
+    found = told(encoded.data, tmp_path)
+    assert found["XMP-dc:Rights"] == "Zoe"
+    assert found["XMP-photoshop:History"].strip() == history.strip()
+    assert found["XMP-dc:Subject"][:2] == ["keyword 0", "keyword 1"]
+    assert "ExifTool:Warning" not in found
+    about = taken(encoded.data).metadata  # and once more, from a JPEG to a JPEG
+    assert about.extended is not None
+    again = encode(taken(encoded.data), picture.rgb, levels=LEVELS)
+    assert taken(again.data).metadata.extended == about.extended
+    other = encode(taken(encoded.data), picture.rgb, levels=LEVELS, format="png")
+    assert "extended XMP" in other.left_out[0]
+    assert b"HasExtendedXMP" not in other.data
+    assert b"Zoe" in other.data
+
+
+def test_fault_16_padding_of_xmp_is_what_goes_first() -> None:
+    picture = taken(file(scene(), "WEBP", xmp=described("<dc:rights>Zoe</dc:rights>", padding=70_000)))
     about = taken(encode(picture, picture.rgb, levels=LEVELS, format="jpeg").data).metadata
-    assert (about.orientation, set(about.exif.entries)) == (6, {0x0112})
+    assert b"<dc:rights>Zoe</dc:rights>" in (about.xmp or b"")
+
+
+def test_fault_16_xmp_that_cannot_be_split_is_named() -> None:
+    picture = taken(file(scene(), "WEBP", xmp=b"<no xml " + b"word " * 20_000))
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format="jpeg")
+    assert encoded.left_out == ("XMP (100008 bytes): it cannot be split for a JPEG",)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_fault_7_xmp_promises_nothing_that_was_taken_out(kind: str) -> None:
+    item = '<rdf:li rdf:parseType="Resource"><box:Item box:Mime="video/mp4" box:Length="1048"/></rdf:li>'
+    packet = described(
+        f"<dc:rights>Zoe</dc:rights><box:Directory><rdf:Seq>{item}</rdf:Seq></box:Directory>"
+        "<hdrgm:GainMapMax>3.5</hdrgm:GainMapMax><hdrgm:OffsetSDR/>",
+        ' cam:MotionPhoto="1" cam:MicroVideoOffset="1048" cam:BurstID="7" hdrgm:Version="1.0"',
+    )
+    options: dict[str, Any] = {"xmp": packet}
+    if kind == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet.decode())
+    elif kind == "TIFF":
+        options = {"tiffinfo": {700: packet}}
+    picture = taken(file(scene(), kind, **options))
+    encoded = encode(picture, picture.rgb, levels=LEVELS)
+    assert taken(encoded.data).metadata.xmp == described("<dc:rights>Zoe</dc:rights>", ' cam:BurstID="7"')
+    assert encoded.left_out == (
+        "the XMP properties MotionPhoto, MicroVideoOffset, Version, Directory, GainMapMax, OffsetSDR: "
+        "they speak of data that are not published",
+    )
+    assert picture.metadata.packets == (packet,)
+
+
+MANIFEST = struct.pack(">I", 60) + b"jumb" + struct.pack(">I", 40) + b"jumdc2pa" + bytes(40)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF"])
+def test_fault_19_a_c2pa_manifest_that_is_left_out_is_named(kind: str) -> None:
+    data = file(scene(), kind)
+    match kind:
+        case "JPEG":
+            body = b"JP\0\1\0\0\0\1" + MANIFEST
+            signed = data[:2] + b"\xff\xeb" + struct.pack(">H", len(body) + 2) + body + data[2:]
+        case "PNG":
+            signed = data[:33] + chunk(b"caBX", MANIFEST) + data[33:]
+        case "WEBP":
+            signed = data[:4] + struct.pack("<I", len(data) + len(MANIFEST)) + data[8:]
+            signed += b"C2PA" + struct.pack("<I", len(MANIFEST)) + MANIFEST
+        case "TIFF":
+            signed = file(scene(), kind, tiffinfo={52545: MANIFEST})
+        case "AVIF":
+            signed = data + box(
+                b"uuid", bytes.fromhex("d8fec3d61b0e483c92975828877ec481") + bytes(4) + MANIFEST
+            )
+        case _:
+            signed = data[:-1] + b"\x21\xff\x0bC2PA_GIF\1\0\0" + bytes([len(MANIFEST)]) + MANIFEST + b"\0;"
+    picture = taken(signed)
+    encoded = encode(picture, picture.rgb, levels=LEVELS)
+    assert MANIFEST not in encoded.data
+    assert encoded.left_out == ("the C2PA manifest: its signature does not fit the published file",)
+    assert encode(taken(data), picture.rgb, levels=LEVELS).left_out == ()
 
 
 def test_png_keeps_how_its_colours_are_meant() -> None:
