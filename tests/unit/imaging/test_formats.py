@@ -372,7 +372,7 @@ def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
         (tiff(scene().astype(np.uint32)), "32 bits per sample"),
         (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
         (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
-        (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "camera raw"),
+        (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "a thumbnail as its first page"),
     ],
 )
 def test_other_depths_and_makes_are_refused_by_name(data: bytes, what: str) -> None:
