@@ -110,12 +110,17 @@ class BudgetExceeded(JobError):
 
 
 class PublishError(JobError):
-    """The result could not be put into its place."""
+    """The result could not be put into its place.
+
+    Attributes:
+        lasting: whether trying again will not help, because the place does not take the name.
+    """
 
     retryable = True
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
         super().__init__(Code.PUBLISH, message)
+        self.lasting = lasting
 
 
 def require(name: str, valid: Collection[str], setting: str) -> None:

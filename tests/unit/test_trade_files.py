@@ -24,6 +24,7 @@ from backfire.config import IGNORE
 from backfire.errors import ConfigError
 from backfire.files import inbox, outbox
 from backfire.service.queue import priority
+from backfire.types import JobState
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -384,18 +385,24 @@ def test_trade_fault_18_what_is_published_has_the_rights_of_the_outbox(
         assert stat.S_IMODE((tmp_path / "outbox" / name).stat().st_mode) == mode, name
 
 
-def test_trade_fault_12_a_path_that_is_too_long_for_the_outbox_is_told_and_not_tried(
-    house: Callable[..., House],
-) -> None:
-    home = house(
-        folders={"inbox": "in", "outbox": "o" * 200}, watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1}
-    )
-    place = home.base / "in"
+def _far(base: Path) -> None:
+    """Drop a picture at a path that fits the inbox `in` and no outbox of 200 letters, and one beside it."""
+    place = base / "in"
     while len(os.fsencode(place)) < 4096 - 300:
         place = place / ("d" * 100)
     place.mkdir(parents=True)
     (place / ("n" * 100 + ".png")).write_bytes(png("far"))
-    (home.base / "in" / "near.png").write_bytes(png("near"))
+    (base / "in" / "near.png").write_bytes(png("near"))
+
+
+LONG_OUTBOX = {"inbox": "in", "outbox": "o" * 200}
+
+
+def test_trade_fault_12_a_path_that_is_too_long_for_the_outbox_is_told_and_not_tried(
+    house: Callable[..., House],
+) -> None:
+    home = house(folders=LONG_OUTBOX, watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1})
+    _far(home.base)
     with structlog.testing.capture_logs() as lines:
         home.turn(times=20)
     assert home.states() == ["archived"]
@@ -403,3 +410,17 @@ def test_trade_fault_12_a_path_that_is_too_long_for_the_outbox_is_told_and_not_t
     assert "fit below outbox" in told["error"]
     assert "shorten" in told["error"]
     assert len(home.service.inbox.unreadable) == 1
+
+
+def test_trade_fault_12_a_name_that_the_outbox_does_not_take_fails_after_some_tries(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backfire.service.inbox.PATH_MAX", 1 << 20)  # as if only the file system knew
+    home = house(folders=LONG_OUTBOX, watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1})
+    _far(home.base)
+    home.turn(times=60)
+    assert sorted(home.states()) == ["archived", "failed"]
+    (failed,) = (job for job in home.service.jobs.store.jobs() if job.state == JobState.FAILED)
+    assert failed.code == "publish"
+    assert "shorten the name and those of its folders" in (failed.message or "")
+    assert set(home.files("in")) == set()

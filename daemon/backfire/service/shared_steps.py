@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from backfire.errors import PublishError
+from backfire.errors import Code, PublishError
 from backfire.files import outbox
 from backfire.files.parallel import in_parallel
 from backfire.service.jobs import Jobs, isolated
-from backfire.types import Job
+from backfire.types import Job, JobState
 
+LASTING_TRIES = 2
+"""So many tries before the last one at a name that the outbox does not take."""
 T = TypeVar("T")
 
 
@@ -36,11 +38,20 @@ def each(jobs: Jobs, some: Iterable[Job], do: Callable[[Job, set[bytes]], T]) ->
 
     done: dict[Job, T] = {}
     for job, result in zip(some, in_parallel(attempt, some), strict=True):
-        if isinstance(result, PublishError | OSError):
+        if _is_hopeless(jobs, job, result):
+            with isolated(job):
+                jobs.update(job, JobState.SETTING_ASIDE, code=Code.PUBLISH.value, message=str(result))
+        elif isinstance(result, PublishError | OSError):
             jobs.retry_later(job, result)
         else:
             done[job] = result
     return done if for_all(jobs, done, lambda: outbox.sync(unsynced)) else {}
+
+
+def _is_hopeless(jobs: Jobs, job: Job, result: object) -> bool:
+    """Whether a result that is not published yet never can be, as some tries have shown."""
+    lasting = isinstance(result, PublishError) and result.lasting
+    return lasting and job.state == JobState.PUBLISHING and jobs.failed_tries.get(job.id, 0) >= LASTING_TRIES
 
 
 def for_all(jobs: Jobs, some: Iterable[Job], do: Callable[[], None]) -> bool:

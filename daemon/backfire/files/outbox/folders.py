@@ -44,13 +44,13 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space; it is tried again"
         elif error.errno == errno.ENAMETOOLONG:
-            remedy = "shorten the name"
+            remedy = "shorten the name and those of its folders"
         elif error.errno == errno.EXDEV:
             remedy = "it lies on another file system and is too much to copy; move it away yourself"
         else:
             remedy = f"give uid {os.geteuid()} write access"
         message = f"{shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"
-        raise PublishError(message) from error
+        raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
 
 
 def prepared(folder: Path, path: bytes) -> bytes:
