@@ -424,3 +424,26 @@ def test_trade_fault_12_a_name_that_the_outbox_does_not_take_fails_after_some_tr
     assert failed.code == "publish"
     assert "shorten the name and those of its folders" in (failed.message or "")
     assert set(home.files("in")) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["folders: {inbox: inbox}\nwatch: {settle: 1}", "folders: {inbox: inbox}\nwatch: {}\nwatch: {}", "a: [b"],
+)
+def test_trade_status_works_where_the_configuration_is_broken(
+    house: Callable[..., House], tmp_path: Path, text: str
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1})
+    (home.base / "inbox" / "a.png").write_bytes(png("a"))
+    home.turn(times=8)
+    file = tmp_path / "config.yaml"
+    for now, alive in (("goes on with the one that it read before", True), ("cannot start", False)):
+        file.write_text(text)
+        told = CliRunner().invoke(app, ["status", "-c", str(file)])
+        shown = told.output.replace("\n", " ")
+        assert told.exit_code == 2
+        assert f"the daemon {now}: " in shown
+        assert ("running as pid" in shown) is alive
+        assert "1 archived" in shown
+        if alive:
+            home.crash()

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from backfire import config
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+from backfire.cli.common import BAD_CONFIG, DEFAULT, SOME_FAILED, AsJson, Config, app, out
 from backfire.config import Settings
-from backfire.errors import PublishError
+from backfire.config.models import DATABASE
+from backfire.errors import ConfigError, PublishError
 from backfire.files import durable, inbox, outbox
 from backfire.service import preflight, reports
 from backfire.service.store.store import Store
@@ -40,16 +41,26 @@ def _store(config_file: Path) -> Iterator[tuple[Settings, Store]]:
 
 @app.command()
 def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Show whether the daemon runs, what it does and how much waits."""
-    with _store(config_file) as (settings, store):
+    """Show whether the daemon runs, what it does and how much waits; exit code 2 for a bad configuration."""
+    broken, state = "", config.state_of(config_file)
+    try:
+        state = config.load(config_file).folders.state
+    except ConfigError as error:
+        if state is None or not (state / DATABASE).exists():
+            raise
+        broken = str(error)
+    with Store.read_only(state / DATABASE) as store:
         counts = {state.value: count for state, count in store.counts().items() if count}
         verdicts = {verdict.value: count for verdict, count in store.verdicts().items()}
         fact = store.fact("daemon")
-    alive = _is_alive(settings, fact)
+    alive = _is_alive(state, fact)
     document = {"running": alive, "daemon": fact[0] if fact else None, "jobs": counts, "verdicts": verdicts}
     if as_json:
-        print(json.dumps(document))
-        return
+        print(json.dumps({**document, "configuration_error": broken or None}))
+        raise typer.Exit(BAD_CONFIG if broken else 0)
+    if broken:
+        now = "the daemon goes on with the one that it read before" if alive else "the daemon cannot start"
+        out.print(Text(f"the configuration cannot be used, and {now}: {broken}", "red"), soft_wrap=True)
     if alive and fact is not None:
         working = fact[0]["working"]
         out.print(
@@ -65,11 +76,12 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     told = fact[0] if fact else {}
     for path, why in {**told.get("unreadable", {}), **told.get("unused", {})}.items():
         out.print(Text(f"{path}: {why}", "yellow"), soft_wrap=True)
-    for state, count in counts.items():
-        out.print(f"{count:8d} {state}")
+    for name, count in counts.items():
+        out.print(f"{count:8d} {name}")
     if verdicts:
         hint = "; backfire jobs --verdict weak says why" if Verdict.WEAK in verdicts else ""
         out.print("verdicts: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) + hint)
+    raise typer.Exit(BAD_CONFIG if broken else 0)
 
 
 def _local(at: float) -> str:
@@ -77,9 +89,9 @@ def _local(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def _is_alive(settings: Settings, fact: tuple[Any, float] | None) -> bool:
+def _is_alive(state: Path, fact: tuple[Any, float] | None) -> bool:
     """Whether the daemon runs: it holds its lock or, without locks, had a heartbeat in the last 30 s."""
-    locked = preflight.locked(settings.folders.state / "lock")
+    locked = preflight.locked(state / "lock")
     return locked if locked is not None else fact is not None and time.time() - fact[1] < 30
 
 
@@ -149,7 +161,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         histories = [(job, store.history(job.id)) for job in found]
         paths = [] if found else store.paths(NEAR_AMONG)
         fact = store.fact("daemon")
-    alive = _is_alive(settings, fact)
+    alive = _is_alive(settings.folders.state, fact)
     here = inbox.signature(settings.folders.inbox, relative) is not None
     closed = _closed(relative, settings, fact[0].get("unreadable", {}) if fact else {})
     unknown = not (found or here or closed)

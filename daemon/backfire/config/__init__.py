@@ -6,7 +6,7 @@ valid one. Relative paths are relative to the file that holds them, and all fold
 default to siblings of it.
 """
 
-from backfire.config.load import load, parse
+from backfire.config.load import load, parse, state_of
 from backfire.config.models import (
     IGNORE,
     DeclaredEditor,
@@ -61,4 +61,5 @@ __all__ = [
     "Watch",
     "load",
     "parse",
+    "state_of",
 ]

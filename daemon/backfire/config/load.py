@@ -52,6 +52,20 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
 
 
+def state_of(path: Path) -> Path | None:
+    """The state folder that a configuration names, also where the rest of it cannot be used.
+
+    Where it is no YAML at all, the folder `state` beside it counts, if it is there. None if nobody can tell.
+    """
+    beside = path.absolute().parent / "state"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        folders = _with_folders({"folders": data["folders"]}, path.resolve().parent)["folders"]
+        return Folders.model_validate(folders).state
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError, ConfigError):
+        return beside if beside.is_dir() else None
+
+
 def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
     """Check settings that are already a mapping; relative paths are relative to `base`.
 

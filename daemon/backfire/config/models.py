@@ -34,6 +34,10 @@ written or loaded, and waste baskets, snapshots and thumbnails of file servers. 
 .snapshot, .Trash-1000 and .stfolder, are among those that begin with a dot."""
 
 
+DATABASE = "backfire.sqlite"
+"""The name of the job database in the state folder."""
+
+
 class Folders(Section):
     """Where pictures come from and go to; all folders but the inbox lie beside it unless set."""
 
@@ -53,7 +57,7 @@ class Folders(Section):
     @property
     def database(self) -> Path:
         """The file of the job database."""
-        return self.state / "backfire.sqlite"
+        return self.state / DATABASE
 
     def named(self) -> dict[str, Path]:
         """All folders by the names of their settings."""

@@ -18,13 +18,13 @@ def test_a_daemon_that_ended_is_not_said_to_run(tmp_path: Path) -> None:
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     settings.folders.state.mkdir()
     heard = ({"pid": 1}, time.time())
-    assert _is_alive(settings, heard), "no lock to ask: it was heard of just now"
+    assert _is_alive(settings.folders.state, heard), "no lock to ask: it was heard of just now"
     lock = preflight.lock(settings.folders.state / "lock")
     assert lock is not None
     long_ago = ({"pid": 1}, time.time() - 3600)
-    assert _is_alive(settings, long_ago), "a long copy keeps it from saying so"
+    assert _is_alive(settings.folders.state, long_ago), "a long copy keeps it from saying so"
     os.close(lock)
-    assert not _is_alive(settings, heard), "as after SIGKILL"
+    assert not _is_alive(settings.folders.state, heard), "as after SIGKILL"
 
 
 def test_to_look_whether_it_runs_keeps_no_daemon_from_starting(
