@@ -148,11 +148,13 @@ def thresholds() -> str:
     def asked(setting: str) -> str:
         return f"**{getattr(Verify(), setting):g}** (`{setting}`)"
 
-    broken = "break: SSIM at most {}, L1 at least {}"
+    broken = "break: SSIM at most {}, L1 at least {}, plainly seen over a share of at least {}"
     kept = "keep working: SSIM at least {}"
     width = f"{masks.DILATION // 2} px"
-    whole = broken.format(asked("trigger_ssim_max"), asked("trigger_l1_min"))
-    part = broken.format(asked("incomplete_ssim_max"), asked("incomplete_l1_min"))
+    whole = broken.format(asked("trigger_ssim_max"), asked("trigger_l1_min"), asked("trigger_visible_min"))
+    part = broken.format(
+        asked("incomplete_ssim_max"), asked("incomplete_l1_min"), asked("incomplete_visible_min")
+    )
     rows = {
         "`trigger`": f"the region | {whole}, and at least {asked('control_factor')} times as much as noise",
         "`dilated`": f"the region and {width} around it | {part}",

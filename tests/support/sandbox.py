@@ -141,6 +141,8 @@ LENIENT: dict[str, Any] = {
     "incomplete_ssim_max": 1.0,
     "trigger_l1_min": 0.0,
     "incomplete_l1_min": 0.0,
+    "trigger_visible_min": 0.0,
+    "incomplete_visible_min": 0.0,
     "near_ssim_min": 0.0,
     "far_ssim_min": 0.0,
     "control_factor": 0.0,

@@ -208,7 +208,7 @@ class Protect(Section):
 
 
 class Verify(Section):
-    """Which edits decide the verdict; SSIM and L1 (of 1) are taken under the mask of each edit."""
+    """Which edits decide the verdict; all figures (of 1) are taken under the mask of each edit."""
 
     held_out: tuple[str, ...] = ()
     """The held-out editors, which only judge."""
@@ -218,10 +218,14 @@ class Verify(Section):
     """The most SSIM to the clean edit that an edit of the region may keep."""
     trigger_l1_min: Share = 0.05
     """The least L1 difference from the clean edit that an edit of the region must have."""
+    trigger_visible_min: Share = 0.5
+    """The least share of the region over which a person must see plainly that its edit is another."""
     incomplete_ssim_max: Share = 0.85
     """The most SSIM for an edit of half the region, or of a little more than the region."""
     incomplete_l1_min: Share = 0.03
     """The least L1 difference for such an edit."""
+    incomplete_visible_min: Share = 0.25
+    """The least share of its area over which a person must see plainly that such an edit is another."""
     near_ssim_min: Share = 0.90
     """The least SSIM to the clean edit that an edit beside the region must keep."""
     far_ssim_min: Share = 0.92

@@ -27,7 +27,9 @@ class EditResult:
         region: index into the receipt's regions.
         ssim, l1: the edit of the published picture against the clean edit, means under the mask; SSIM in
             [-1,1], L1 in [0,1].
-        control_ssim: the same for random noise as large as the perturbation (trigger edits only).
+        visible: the share of the masked area over which a person sees plainly that the two edits differ, in
+            [0,1], see `visibility`; None for benign edits, which are not to differ.
+        control_ssim: the SSIM for random noise as large as the perturbation (trigger edits only).
         target_distance: L1 to the target picture (`target: flat` and `inverted` only).
         held_out: whether the editor took no part in the optimisation.
         path: the attack path; only trigger edits are replayed on others than `crop`.
@@ -42,6 +44,7 @@ class EditResult:
     control_ssim: float | None = None
     target_distance: float | None = None
     path: EditPath = EditPath.CROP
+    visible: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The edit for the receipt."""
@@ -113,8 +116,8 @@ def asked_in_words(edit: EditResult, settings: Verify) -> str:
     """The thresholds that are asked of an edit, for a table."""
     if edit.mask_kind not in BREAKING:
         return f"SSIM >= {_floor(edit, settings):g}"
-    most, least = _asked(edit, settings)
-    return f"SSIM <= {most:g}, L1 >= {least:g}"
+    most, least, seen = _asked(edit, settings)
+    return f"SSIM <= {most:g}, L1 >= {least:g}, seen >= {seen:.0%}"
 
 
 def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
@@ -123,7 +126,7 @@ def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
         floor = _floor(edit, settings)
         miss = f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"
         return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
-    most, least = _asked(edit, settings)
+    most, least, seen = _asked(edit, settings)
     found = []
     if not edit.ssim <= most:
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
@@ -131,6 +134,9 @@ def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
     if not edit.l1 >= least:
         miss = f"moves by L1 {edit.l1:.3f}, at least {least:g} asked"
         found.append((_factor(least, edit.l1), miss))
+    if edit.visible is not None and not edit.visible >= seen:
+        miss = f"is plainly broken over {edit.visible:.0%} of its area only, at least {seen:.0%} asked"
+        found.append((_factor(seen, edit.visible), miss))
     return found
 
 
@@ -153,6 +159,8 @@ def stricter(settings: Verify) -> Verify:
             "far_ssim_min": settings.far_ssim_min + MARGIN / 3,
             "trigger_l1_min": settings.trigger_l1_min * 1.1,
             "incomplete_l1_min": settings.incomplete_l1_min * 1.1,
+            "trigger_visible_min": min(settings.trigger_visible_min * 1.1, 1),
+            "incomplete_visible_min": min(settings.incomplete_visible_min * 1.1, 1),
         }
     )
 
@@ -162,16 +170,16 @@ def _decides(edit: EditResult) -> bool:
     return edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out
 
 
-def _asked(edit: EditResult, settings: Verify) -> tuple[float, float]:
-    """The largest SSIM and the smallest L1 that a broken edit may have."""
+def _asked(edit: EditResult, settings: Verify) -> tuple[float, float, float]:
+    """The largest SSIM, the smallest L1 and the smallest visible share that a broken edit may have."""
     if edit.mask_kind != MaskKind.TRIGGER or edit.path != EditPath.CROP:
-        return settings.incomplete_ssim_max, settings.incomplete_l1_min
-    return settings.trigger_ssim_max, settings.trigger_l1_min
+        return settings.incomplete_ssim_max, settings.incomplete_l1_min, settings.incomplete_visible_min
+    return settings.trigger_ssim_max, settings.trigger_l1_min, settings.trigger_visible_min
 
 
 def _not_broken(edit: EditResult, name: str, settings: Verify) -> list[str]:
     """Why a trigger edit counts as not broken at all; empty if it does not."""
-    most, least = _asked(edit, settings)
+    most, least, _ = _asked(edit, settings)
     effect, noise = 1 - edit.ssim, 1 - (1.0 if edit.control_ssim is None else edit.control_ssim)
     if effect < (1 - most) / HARDLY or edit.l1 < least / HARDLY:
         return [f"{name} hardly breaks (SSIM {edit.ssim:.2f}, L1 {edit.l1:.3f})"]

@@ -151,6 +151,7 @@ def in_words(document: Receipt) -> list[str]:
         said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
     edits = document.get("edits") or []
     touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
+    seen = [edit["visible"] for edit in edits if edit.get("visible") is not None]
     elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]
     if not touching:
         return [said]
@@ -159,6 +160,8 @@ def in_words(document: Receipt) -> list[str]:
         f"measured with {names} by comparing the same edits of original and copy (SSIM, 1 = no effect): "
         f"{max(touching):.2f} or less for edits of the region ({len(touching)})"
     )
+    if seen:
+        measured += f", plainly seen over {min(seen):.0%} of their area or more"
     if elsewhere:
         measured += f", {min(elsewhere):.2f} or more for edits elsewhere ({len(elsewhere)})"
     if document.get("psnr_db") is not None:

@@ -23,6 +23,7 @@ from backfire.config import Verify
 from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter
 from backfire.evaluate.metrics import Picture, masked_ssim
 from backfire.evaluate.sheet import Panels
+from backfire.evaluate.visibility import visible
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
@@ -243,6 +244,8 @@ class _Replayer:
                 "ssim": masked_ssim(clean, got, plane),
                 "l1": float(np.abs(clean - got)[plane].mean()),
             }
+            if kind in BREAKING:
+                row["visible"] = visible(clean, got, plane)
             if noise:
                 row["control_ssim"] = masked_ssim(clean, noise[0], plane)
             if towards is not None and kind in BREAKING:
@@ -273,8 +276,15 @@ def _panels(
         benign_original=_in_levels(benign_pictures[0]),
         benign_protected=_in_levels(benign_pictures[1]),
         benign_mask=kinds.get(benign, nothing),
-        summary=[f"{row['mask_kind']}: SSIM {row['ssim']:.2f}  L1 {row['l1']:.2f}" for row in rows],
+        summary=[_in_words(row) for row in rows],
     )
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """The figures of an edit in a few words, for the sheet."""
+    if row["mask_kind"] == MaskKind.TRIGGER:
+        return f"edit of the region: plainly broken over {row['visible']:.0%} of it, SSIM {row['ssim']:.2f}"
+    return f"{row['mask_kind']}: SSIM {row['ssim']:.2f}"
 
 
 def _in_levels(picture: Picture) -> Rgb:

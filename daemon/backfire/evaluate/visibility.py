@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2xyz, xyz2lab
 
-from backfire.types import Mask
+from backfire.types import Box, Mask
 
 PIXELS_PER_DEGREE = 40.0
 """Of visual angle: a screen of 96 pixels an inch seen from 60 cm, at 100 %."""
 PLAIN = 10.0
 """CIEDE2000 from which a person sees a difference at a glance. 1 is just noticeable side by side; from
 about 10 on, two colours count as different rather than as shades of one."""
+SURROUNDINGS = 1.0
+"""Degrees of visual angle around a mask that are looked at with it."""
+FINE = 4.0
+"""A blur wider than this many pixels is computed on a smaller plane: it leaves nothing finer."""
 
 # XYZ -> luminance, red-green and blue-yellow, as published.
 _OPPONENT = np.array(
@@ -58,7 +62,9 @@ def visible(a: NDArray[np.float32], b: NDArray[np.float32], mask: Mask) -> float
         a, b: H,W,3 float in [0,1], sRGB: an edit of the original, and the same edit of the protected copy.
         mask: H,W bool, True = edited; at least one pixel.
     """
-    return float((difference(a, b)[mask] > PLAIN).mean())
+    height, width = mask.shape
+    box = Box.around(mask).grown(round(SURROUNDINGS * PIXELS_PER_DEGREE), width, height).slices
+    return float((difference(a[box], b[box])[mask[box]] > PLAIN).mean())
 
 
 def _blurred(xyz: NDArray[np.float64], pixels_per_degree: float) -> NDArray[np.float64]:
@@ -68,8 +74,24 @@ def _blurred(xyz: NDArray[np.float64], pixels_per_degree: float) -> NDArray[np.f
         plane = opponent[..., channel].copy()
         total = sum(weight for weight, _ in blurs)
         opponent[..., channel] = sum(
-            weight / total * ndimage.gaussian_filter(plane, degrees * pixels_per_degree, mode="nearest")
-            for weight, degrees in blurs
+            weight / total * _gaussian(plane, degrees * pixels_per_degree) for weight, degrees in blurs
         )
     back: NDArray[np.float64] = np.clip(opponent @ np.linalg.inv(_OPPONENT).T, 0, None)
     return back
+
+
+def _gaussian(plane: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
+    """H,W blurred by a Gaussian of that standard deviation in pixels; its edge values go on beyond it."""
+    factor = max(int(deviation / FINE), 1)
+    if factor > 1:
+        height, width = plane.shape
+        padded = np.pad(plane, ((0, -height % factor), (0, -width % factor)), mode="edge")
+        cells = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor)
+        small = ndimage.gaussian_filter(cells.mean(axis=(1, 3)), deviation / factor, mode="nearest")
+        rows = (np.arange(height) + 0.5) / factor - 0.5
+        columns = (np.arange(width) + 0.5) / factor - 0.5
+        at = np.meshgrid(rows, columns, indexing="ij")
+        large: NDArray[np.float64] = ndimage.map_coordinates(small, at, order=1, mode="nearest")
+        return large
+    blurred: NDArray[np.float64] = ndimage.gaussian_filter(plane, deviation, mode="nearest")
+    return blurred

@@ -45,6 +45,17 @@ def test_a_fill_that_only_looks_different_to_ssim_is_no_protection() -> None:
     assert verdict(rows) == Verdict.FAILED
 
 
+def test_a_break_that_nobody_sees_is_weak() -> None:
+    """Fine grain that is replaced by other fine grain lowers SSIM, and looks the same."""
+    seen = [dataclasses.replace(row, visible=0.6) for row in edits()[:3]]
+    assert verdict([*seen, *edits()[3:]]) == Verdict.PROTECTED
+    unseen = [dataclasses.replace(row, visible=0.2) for row in seen]
+    outcome, reasons = judge([*unseen, *edits()[3:]], 6, BUDGET, Verify())
+    assert outcome == Verdict.WEAK
+    assert "plainly broken over 20% of its area only, at least 50% asked" in reasons[0]
+    assert "at least 25% asked" in reasons[2]
+
+
 def test_a_far_edit_that_could_not_be_measured_is_said() -> None:
     outcome, reasons = judge(edits()[:-1], 6, BUDGET, Verify())
     assert outcome == Verdict.WEAK
