@@ -1,7 +1,8 @@
 """`backfire demo`: sample pictures through the real daemon, in a folder of their own.
 
-The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds,
-and a cup of coffee and a cat (both CC0), whose sidecar masks are drawn here. Two are made smaller,
+The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds, and
+a rocket (NASA, public domain) and a cat (CC0), which get a credit line and a mask for it here. Taking a
+credit line off a picture is what most thieves do, and what editors do well. The pictures are made smaller,
 because without a GPU every pixel takes time.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import skimage
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 DATA = Path(skimage.__file__).parent / "data"
 CONFIG = """\
@@ -18,6 +19,8 @@ CONFIG = """\
 folders: {inbox: inbox}
 watch: {settle_s: 1, mask_wait_s: 1}
 """
+CREDIT = "© Jane Doe 2026"
+LETTERS_PX = 20
 
 
 def prepare(folder: Path) -> Path:
@@ -26,20 +29,26 @@ def prepare(folder: Path) -> Path:
     (inbox / "desk").mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    with Image.open(DATA / "astronaut.png") as astronaut:
-        astronaut.resize((400, 400), Image.Resampling.LANCZOS).save(inbox / "astronaut.png")
-    with Image.open(DATA / "coffee.png") as coffee:
-        small = coffee.convert("RGB").resize((450, 300), Image.Resampling.LANCZOS)
-        small.save(inbox / "desk" / "coffee.jpg", quality=92)
-        _mask(small.size, (142, 71, 311, 218)).save(inbox / "desk" / "coffee.mask.png")
-    with Image.open(DATA / "chelsea.png") as cat:
-        cat.save(inbox / "cat.png")
-        _mask(cat.size, (105, 75, 250, 215)).save(inbox / "cat.mask.png")
+    _sample("astronaut.png", (320, 320)).save(inbox / "astronaut.png")
+    rocket = _sample("rocket.jpg", (384, 256))
+    _credited(rocket, (20, 150)).save(inbox / "desk" / "rocket.mask.png")
+    rocket.save(inbox / "desk" / "rocket.jpg", quality=92)
+    cat = _sample("chelsea.png", (360, 240))
+    _credited(cat, (190, 204)).save(inbox / "cat.mask.png")
+    cat.save(inbox / "cat.png")
     return config
 
 
-def _mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """A mask with an ellipse; white = protected."""
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).ellipse(box, fill=255)
+def _sample(name: str, size: tuple[int, int]) -> Image.Image:
+    with Image.open(DATA / name) as picture:
+        return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _credited(picture: Image.Image, place: tuple[int, int]) -> Image.Image:
+    """Write a credit line into a picture; returns the mask of its box, white = protected."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(LETTERS_PX)
+    left, top, right, bottom = draw.textbbox(place, CREDIT, font=font)
+    draw.text(place, CREDIT, fill=(240, 240, 240), font=font)
+    mask = Image.new("L", picture.size, 0)
+    ImageDraw.Draw(mask).rectangle((left - 4, top - 4, right + 3, bottom + 3), fill=255)
     return mask

@@ -140,7 +140,7 @@ class Protect(Section):
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     reach_share: Share = 0.16
     """The same as a share of the region's shorter side; the larger of the two counts, up to margin_px."""
-    surrogates: tuple[str, ...] = Field(default=("latent-mini",), min_length=1)
+    surrogates: tuple[str, ...] = Field(default=("flux2-mini",), min_length=1)
     """The editors that the perturbation is optimised against."""
     whole_px: Annotated[int, Field(ge=0, le=2048)] = 800
     """The long side, in pixels, up to which a picture is optimised whole, as editors take it; 0 never does,

@@ -122,6 +122,14 @@ class BuiltIn(Entry):
 BUILT_IN = Registry(
     "editor",
     {
+        "flux2-mini": BuiltIn(
+            "backfire.inpaint.encoders:PairInpainter",
+            "flux2-mini",
+            "latent inpainting on FLUX.2's latents, one step, ours",
+            "4.1 M",
+            0.6,
+            ("encode",),
+        ),
         "latent-mini": BuiltIn(
             "backfire.inpaint.latent:ShiftMapEditor",
             "latent-mini",
