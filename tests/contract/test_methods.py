@@ -320,15 +320,15 @@ def test_a_further_round_goes_on_from_the_change_where_edits_do_not_break(
     )
     assert made.rounds == (rounds,)
     assert made.iterations == (80, 80 + 80, 80 + 80 + 120)[rounds - 1]
-    assert made.budget.epsilon == (6.4, 6.4, 10)[rounds - 1]
-    assert asked == [(101, 6.4), (102, 6.4)][: 1 if answer else 2], "after the last there is nothing to ask"
+    assert made.budget.epsilon == (5, 5, 8)[rounds - 1]
+    assert asked == [(101, 5), (102, 5)][: 1 if answer else 2], "after the last there is nothing to ask"
     assert [work.warm for work in works] == [False, True, True][:rounds]
     assert [None if work.start is None else round(float(work.start.max()) * 255) for work in works] == [
         None,
         1,
         2,
     ][:rounds]
-    assert [work.budget.epsilon for work in works] == [6.4, 6.4, 10][:rounds]
+    assert [work.budget.epsilon for work in works] == [5, 5, 8][:rounds]
     assert seen == ([(280, 280)] if answer else [])
 
 

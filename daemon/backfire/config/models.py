@@ -129,7 +129,7 @@ class Protect(Section):
     """A word that decides the next settings where they are null; paper is the published baseline."""
     method: str = "implant"
     """The method: implant, encoder, first-step, or baseline, which is the published one."""
-    epsilon: Annotated[float, Field(ge=1, le=64)] = 6.4
+    epsilon: Annotated[float, Field(ge=1, le=64)] = 5
     """The budget: how far a pixel may move, in levels of 255; files hold whole levels, so that 6.4 moves
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 80

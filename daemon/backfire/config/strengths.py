@@ -7,8 +7,8 @@ from typing import Any
 
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": {"method": "implant", "epsilon": 4, "flat_share": 0.6, "reach_px": 24, "iterations": 80},
-    "balanced": {"method": "implant", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
-    "strong": {"method": "implant", "epsilon": 10, "flat_share": 1.0, "reach_px": 40, "iterations": 120},
+    "balanced": {"method": "implant", "epsilon": 5, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
+    "strong": {"method": "implant", "epsilon": 8, "flat_share": 1.0, "reach_px": 40, "iterations": 120},
     "paper": {"method": "baseline", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 4096, "iterations": 20},
 }
 """The settings of `protect` that each strength stands for; keys that stand beside it win."""

@@ -39,7 +39,7 @@ def test_every_setting_is_described() -> None:
     assert told["hooks.timeout_s"].values == "more than 0, at most 600"
     assert told["verify.on_weak"].values == "one of publish, fail"
     assert told["protect.epsilon"].default == "null"
-    assert "balanced 6.4, strong 10" in told["protect.epsilon"].text
+    assert "balanced 5, strong 8" in told["protect.epsilon"].text
     assert told["regions.torchscript.model"].text == told["regions.onnx.model"].text
 
 
