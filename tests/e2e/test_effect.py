@@ -111,8 +111,8 @@ def test_a_resized_copy_cannot_be_verified_and_says_why(protected: tuple[Sandbox
 def test_check_names_each_thing_that_is_ready(sandbox: Sandbox) -> None:
     result = sandbox.backfire("check", "--json")
     found = {row["subject"]: row for row in json.loads(result.stdout)}
-    assert {"folder inbox", "device", "detector faces", "editor latent-mini", "inotify queue"} <= set(found)
-    assert found["editor latent-mini"]["ok"]
+    assert {"folder inbox", "device", "detector faces", "editor flux2-mini", "inotify queue"} <= set(found)
+    assert found["editor flux2-mini"]["ok"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
     assert {p.name for p in (top / "outbox").rglob("[!.]*") if p.is_file()} == {
         "astronaut.png",
         "cat.png",
-        "coffee.jpg",
+        "rocket.jpg",
     }
     assert "reports" in result.stdout
     if module == "backfire.cli":

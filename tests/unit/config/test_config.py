@@ -234,8 +234,8 @@ def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
 
 
 def test_a_further_round_has_never_less_than_the_one_before() -> None:
-    rounds = protect(epsilon=8, iterations=5, escalate=["subtle", "strong"]).rounds()
-    assert [(one.epsilon, one.iterations) for one in rounds] == [(8, 5), (8, 80), (10, 120)]
+    rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
+    assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (8, 120)]
     assert [one.flat_share for one in rounds] == [1, 1, 1]
     assert [one.reach_px for one in rounds] == [24, 24, 40]
     assert protect().rounds() == [protect()]
