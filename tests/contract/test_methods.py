@@ -353,7 +353,9 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(
             return Proposal(torch.full_like(work.image, 1.0), (work.image[0, 0],), iterations)
 
     monkeypatch.setattr(methods, "get", lambda *_: Grey())
-    made = Optimiser(Protect(margin_px=64, luma_share=0.5, reach_px=40), [surrogate], CPU).optimise(
+    made = Optimiser(
+        Protect(margin_px=64, luma_share=0.5, reach_px=40, epsilon=6.4), [surrogate], CPU
+    ).optimise(
         np.full((280, 440, 3), 100, np.uint8),
         crops,
         grey=False,
@@ -458,7 +460,7 @@ def test_paths_in_the_loop_break_the_whole_picture_at_512_px_more() -> None:
 
     def effect(robust_to: tuple[Literal["paths"], ...]) -> float:
         changed = (
-            Optimiser(Protect(iterations=8, margin_px=48, robust_to=robust_to), [editor], CPU)
+            Optimiser(Protect(iterations=8, margin_px=48, epsilon=6.4, robust_to=robust_to), [editor], CPU)
             .optimise(
                 rgb, [crop], grey=False, rng=np.random.default_rng(0), progress=lambda done, total: None
             )
@@ -524,7 +526,7 @@ def test_a_cheating_method_cannot_exceed_the_budget(
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
     changed = (
-        Optimiser(Protect(), [surrogate], CPU)
+        Optimiser(Protect(epsilon=6.4), [surrogate], CPU)
         .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
         .rgb
     )

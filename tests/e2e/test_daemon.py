@@ -70,7 +70,7 @@ def test_bad_input_costs_only_itself(sandbox: Sandbox) -> None:
     sandbox.drop(mask, "z-good.mask.png")
     result = sandbox.backfire("once", "--json")
     assert result.returncode == 3, result.stderr
-    assert json.loads(result.stdout) == {"published": 1, "failed": 6, "left": 0}
+    assert json.loads(result.stdout) == {"published": 1, "failed": 6, "left": 0, "unreadable": 0}
     assert sandbox.files("inbox") == set()
     assert sandbox.files("outbox") == {"z-good.png"}
     codes = {

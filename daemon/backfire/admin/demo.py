@@ -31,7 +31,7 @@ def prepare(folder: Path) -> Path:
     config.write_text(CONFIG)
     _sample("astronaut.png", (320, 320)).save(inbox / "astronaut.png")
     rocket = _sample("rocket.jpg", (384, 256))
-    _credited(rocket, (20, 150)).save(inbox / "desk" / "rocket.mask.png")
+    _credited(rocket, (150, 10)).save(inbox / "desk" / "rocket.mask.png")
     rocket.save(inbox / "desk" / "rocket.jpg", quality=92)
     cat = _sample("chelsea.png", (360, 240))
     _credited(cat, (190, 204)).save(inbox / "cat.mask.png")

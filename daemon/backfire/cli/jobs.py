@@ -173,7 +173,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         told = [
             {
                 **_job_document(job),
-                "reports": [str(file) for file in _reports(job, settings)],
+                "reports": _reports(job, settings),
                 "events": [{"at": e.at, "state": e.state, **e.detail} for e in events],
             }
             for job, events in histories
@@ -201,10 +201,10 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
             out.print(Text(f"  what to do: {ADVICE}"), soft_wrap=True)
 
 
-def _reports(job: Job, settings: Settings) -> list[Path]:
-    """Receipt and sheet of a job, as far as there are any."""
+def _reports(job: Job, settings: Settings) -> list[str]:
+    """The paths of a job's receipt and sheet, as far as there are any, for people and JSON."""
     with suppress(OSError, PublishError):
-        return reports.find(settings.folders.reports, job)
+        return [shown(os.fsencode(file)) for file in reports.find(settings.folders.reports, job)]
     return []
 
 
