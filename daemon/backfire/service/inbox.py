@@ -206,6 +206,11 @@ class Inbox:
         """Whether the last scan shows that a file has left; False where its folder could not be read."""
         return path not in self._scan.files and self._scan.knows(path)
 
+    def is_out_of_reach(self, job: Job) -> bool:
+        """Whether a job waits for a file whose folder could not be read, or whose path is too long."""
+        waits = job.state in (JobState.SETTLING, JobState.WAITING_MASK, JobState.READY)
+        return waits and job.path not in self._scan.files and not self._scan.knows(job.path)
+
     def masks_of(self, path: bytes) -> list[bytes]:
         """The masks of a picture that the last scan saw."""
         return self._scan.masks_of(path)

@@ -248,7 +248,9 @@ class Service:
             return False
         if self.inbox.trouble or self.heartbeat.disk_space or self.pool.pauses >= STUCK_AFTER:
             return True
-        stuck = all(self.jobs.is_stuck(job) for job in self.jobs.active.values())
+        stuck = all(
+            self.jobs.is_stuck(job) or self.inbox.is_out_of_reach(job) for job in self.jobs.active.values()
+        )
         return self.intake.scanned and stuck and not self._wake.is_set()
 
     def _end(self) -> None:
@@ -281,13 +283,14 @@ class Service:
             log.info("configuration_reloaded", sha256=settings.sha256[:12])
         self.heartbeat.configure(self.settings)
         notify("READY=1")
+        # Last, since the store may be busy: all parts have the new settings by then.
+        self.dispatcher.reconsider()
 
     def _configure(self, settings: Settings) -> None:
         self.settings = settings
         for part in (self.inbox, self.intake, self.pool, self.policy, self.dispatcher):
             part.configure(settings)
         self.operations.configure(settings)
-        self.dispatcher.reconsider()
 
     def _log_polling(self, hints: Hints) -> None:
         if hints.trouble:

@@ -93,8 +93,11 @@ class Publisher:
         def place(job: Job, unsynced: set[bytes]) -> Entry | None:
             (wanted, sha256), spooled = results[job], self._jobs.spool(job).folder
             before = self._unrecorded.get((job.id, job.lease))
-            if before is not None and not os.path.lexists(os.path.join(os.fsencode(folder), before.path)):
-                return before  # somebody took it already: they must not get it twice
+            if before is not None:  # it is out: whatever somebody did with it, they must not get it twice
+                target = os.path.join(os.fsencode(folder), before.path)
+                if os.path.lexists(target):
+                    unsynced.add(os.path.dirname(target))
+                return before
             try:
                 path = outbox.place(
                     spooled / "output", folder, wanted, key=job.key or "", sha256=sha256, unsynced=unsynced
@@ -162,7 +165,8 @@ class Publisher:
             told["output"] = shown(entry.path)
         self._reports.discard_unfinished(job)
         self._unrecorded.pop((job.id, job.lease), None)
-        self._jobs.update(job, JobState.SETTLING, message=None, detail=told)
+        # It was worked to its end, so that the attempt says nothing against the picture.
+        self._jobs.update(job, JobState.SETTLING, attempts=0, message=None, detail=told)
         return None
 
     def _placed(self, job: Job, wanted: bytes, sha256: str) -> Entry | None:
@@ -181,7 +185,8 @@ class Publisher:
     def _work_again(self, job: Job) -> None:
         self._reports.discard_unfinished(job)
         detail = {"reason": "the result in the spool is gone or damaged"}
-        self._jobs.update(job, JobState.READY, message=None, detail=detail)
+        # It was worked to its end, so that the attempt says nothing against the picture.
+        self._jobs.update(job, JobState.READY, attempts=0, message=None, detail=detail)
 
     # Into the archive
 

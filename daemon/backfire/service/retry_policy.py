@@ -132,7 +132,7 @@ class RetryPolicy:
         behind = alone or worker.pauses > STUCK_AFTER
         detail = {"code": outcome.code.value, "reason": outcome.message}
         job = self._jobs.give_back(job, JobState.SETTLING if behind else JobState.READY, detail=detail)
-        self._jobs.wait(job, min(2.0**count, RETRY_MAX_S if alone else HINDERED_S))
+        self._jobs.wait(job, min(2.0 ** min(count, 10), RETRY_MAX_S if alone else HINDERED_S))
         if behind:
             self._jobs.spool(job).drop()
         if not alone:

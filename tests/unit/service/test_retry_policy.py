@@ -137,6 +137,14 @@ def test_a_hindrance_of_all_pauses_the_worker_and_one_of_a_single_picture_fails_
     assert "others were worked while this one was refused 3 times" in str(bad.message)
 
 
+def test_an_outage_of_days_costs_no_picture(desk: Desk) -> None:
+    """The wait grows with each refusal, and stays finite however many there were."""
+    job = desk.start()
+    desk.jobs.hindered[job.id] = 5000, 0
+    job = desk.conclude(job, Hindered(job.id, job.lease, Code.MODEL, "weights do not load"))
+    assert (job.state, job.code) in [(S.READY, None), (S.SETTLING, None)]
+
+
 @pytest.mark.parametrize("is_out", [False, True])
 def test_a_bug_fails_the_job_after_some_tries_unless_its_result_is_out(desk: Desk, is_out: bool) -> None:
     job = desk.start()

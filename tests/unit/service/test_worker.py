@@ -51,7 +51,29 @@ def test_a_result_counts_only_for_the_start_it_is_of(tmp_path: Path) -> None:
 
 
 OLDER = {"job": 7, "lease": 2, "verdict": "protected", "extension": ".png", "output_sha256": "a" * 64}
-"""As a former version wrote it, which knew one type of outcome."""
+"""Less than a former version wrote, which knew one type of outcome."""
+
+
+def test_a_result_of_the_first_version_is_read_after_an_upgrade(tmp_path: Path) -> None:
+    """Else what stands in the outbox, unrecorded, would be worked again and published a second time."""
+    old = {
+        **OLDER, "reasons": ["one"], "timings_s": None, "seconds": 1.0, "code": None, "message": "",
+        "retryable": False, "transient": False, "doubtful": False, "spent": False, "stopped": False,
+        "on_weak": None,
+    }  # fmt: skip
+    (tmp_path / RESULT).write_text(json.dumps(old))
+    assert read_result(tmp_path, JOB) == Finished(
+        7, 2, Verdict.PROTECTED, ".png", "a" * 64, on_weak="fail", reasons=("one",), seconds=1.0
+    )
+    failed = {
+        **old,
+        "verdict": None,
+        "code": "unreadable",
+        "message": "p.png: is no picture",
+        "retryable": True,
+    }
+    (tmp_path / RESULT).write_text(json.dumps(failed))
+    assert read_result(tmp_path, JOB) == replace(FAILED, seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +86,14 @@ OLDER = {"job": 7, "lease": 2, "verdict": "protected", "extension": ".png", "out
         lambda known: {"type": "Finished"},
         lambda known: [known],
     ],
-    ids=["older version", "unknown type", "unknown verdict", "unknown field", "missing fields", "list"],
+    ids=[
+        "half of an older version",
+        "unknown type",
+        "unknown verdict",
+        "unknown field",
+        "missing fields",
+        "list",
+    ],
 )
 def test_a_result_of_another_version_counts_as_none(
     tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]

@@ -53,15 +53,19 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
         raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
 
 
-def prepared(folder: Path, path: bytes) -> bytes:
-    """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`."""
+def prepared(folder: Path, path: bytes, *, shared: bool = False) -> bytes:
+    """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`.
+
+    Args:
+        shared: folders that are made get the rights of `folder`; else only owner and group may see into them.
+    """
     top = os.fsencode(folder)
     target = os.path.join(top, path)
-    _make_folder(os.path.dirname(target), top)
+    _make_folder(os.path.dirname(target), top, shared=shared)
     return target
 
 
-def _make_folder(path: bytes, top: bytes) -> None:
+def _make_folder(path: bytes, top: bytes, *, shared: bool) -> None:
     """Make a folder and those above it, and make the names of those below `top` durable.
 
     A folder that exists may have been made just before a crash, or this moment by another thread, so that
@@ -71,15 +75,16 @@ def _make_folder(path: bytes, top: bytes) -> None:
     if found is not None and (_known.get(path) == found or not path.startswith(top + b"/")):
         return
     above = os.path.dirname(path)
-    _make_folder(above, top)
+    _make_folder(above, top, shared=shared)
     with suppress(FileExistsError):
-        os.mkdir(path)
-        # Opened without following a link, which somebody may have put there in the meantime.
-        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            share_rights(made, above)
-        finally:
-            os.close(made)
+        os.mkdir(path, 0o777 if shared else 0o750)
+        if shared:
+            # Opened without following a link, which somebody may have put there in the meantime.
+            made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                share_rights(made, above)
+            finally:
+                os.close(made)
     durable.sync(above)
     if (found := _identity(path)) is not None:
         if len(_known) >= KNOWN_MOST:
@@ -91,13 +96,17 @@ def share_rights(descriptor: int, folder: bytes) -> None:
     """Give a new, open file or folder the rights of the folder that it lies in; a file gets none to execute.
 
     The process's umask says nothing about a folder that several people work in. A setgid bit and a default
-    ACL of that folder had their effect when the file was made, and stay.
+    ACL of that folder had their effect when the file was made, and stay. Nobody outside owner and group may
+    write: what was verified must stay what it is.
     """
     with suppress(OSError):  # file systems without such rights
-        above, mode = os.stat(folder).st_mode, os.fstat(descriptor).st_mode
-        allowed = 0o777 | stat.S_ISVTX if stat.S_ISDIR(mode) else 0o666
-        wanted = (stat.S_IMODE(mode) & ~0o777) | (above & allowed)
-        if stat.S_IMODE(mode) != wanted:
+        above, status = os.stat(folder).st_mode, os.fstat(descriptor)
+        mode = stat.S_IMODE(status.st_mode)
+        allowed = 0o775 | stat.S_ISVTX if stat.S_ISDIR(status.st_mode) else 0o664
+        wanted = (mode & ~0o777) | (above & allowed)
+        # Of a group that is not ours the kernel would take the setgid bit away without a word.
+        ours = status.st_gid in (os.getegid(), *os.getgroups()) or os.geteuid() == 0
+        if mode != wanted and (ours or not mode & stat.S_ISGID):
             os.fchmod(descriptor, wanted)
 
 

@@ -41,9 +41,9 @@ def place(
     Raises:
         PublishError: no space, no permission, or what was read back differs.
     """
-    with _hidden(folder, path, key) as (path, temporary, begun):
+    with _hidden(folder, path, key, shared=True) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-        with source, create(temporary) as file:
+        with source, create(temporary, shared=True) as file:
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
@@ -94,7 +94,9 @@ def replace(
 
 
 @contextmanager
-def _hidden(folder: Path, path: bytes, key: str) -> Iterator[tuple[bytes, bytes, bool]]:
+def _hidden(
+    folder: Path, path: bytes, key: str, *, shared: bool = False
+) -> Iterator[tuple[bytes, bytes, bool]]:
     """A temporary name in the folder that a file is to be in, with nothing left under it afterwards.
 
     Returns:
@@ -106,7 +108,7 @@ def _hidden(folder: Path, path: bytes, key: str) -> Iterator[tuple[bytes, bytes,
     """
     with explained(folder, path):
         path = around(folder, path)
-        temporary = hidden(prepared(folder, path), key)
+        temporary = hidden(prepared(folder, path, shared=shared), key)
         try:
             yield path, temporary, os.path.lexists(temporary)
         finally:
@@ -181,13 +183,15 @@ def _settle(
     raise PublishError(message)
 
 
-def create(path: bytes) -> BinaryIO:
-    """A new temporary file with the rights of its folder, open for writing.
+def create(path: bytes, *, shared: bool = False) -> BinaryIO:
+    """A new temporary file, open for writing; what a crash left under its name is removed.
 
-    What a crash left under its name is removed.
+    Args:
+        shared: it gets the rights of its folder; else only its owner and their group may read it.
     """
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a crash; the name is ours alone
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640)
-    share_rights(descriptor, os.path.dirname(path))
+    if shared:
+        share_rights(descriptor, os.path.dirname(path))
     return os.fdopen(descriptor, "wb")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,11 +167,13 @@ def write_result(folder: Path, result: Result) -> None:
 def read_result(folder: Path, job: Job) -> Result | None:
     """The result that a worker left for the last start of a job.
 
-    None where it did not finish, and where another version of Backfire wrote the file: the picture is
-    worked again then.
+    None where it did not finish, and where a version of Backfire wrote the file that is not known here: the
+    picture is worked again then.
     """
     try:
         data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+        if "type" not in data:
+            data = _of_first_version(data)
         kind = data.pop("type")
         if kind == "Finished":
             data |= {"verdict": Verdict(data["verdict"]), "reasons": tuple(data["reasons"])}
@@ -183,3 +185,13 @@ def read_result(folder: Path, job: Job) -> Result | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return result if result.concerns(job) else None
+
+
+def _of_first_version(data: dict[str, Any]) -> dict[str, Any]:
+    """A result of the first version in today's form; without it an upgrade would publish a second time."""
+    kind = "Finished" if data["code"] is None else "Failed"
+    wanted = {field.name for field in fields(Finished if kind == "Finished" else Failed)}
+    known = {name: value for name, value in data.items() if name in wanted}
+    if kind == "Finished" and known["on_weak"] is None:
+        known["on_weak"] = "fail"
+    return {"type": kind, **known}
