@@ -20,8 +20,8 @@ SETS = {"photographs": ("dev", "dev"), "faces": ("people", "faces"), "pairs": ("
 Row = dict[str, str]
 
 
-def rows(run: str, title: str = "Effect and cost") -> list[Row]:
-    """The rows of a results table under a title, by column, where an editor is judged by itself."""
+def rows(run: str, title: str = "Effect and cost", *, own: bool = True) -> list[Row]:
+    """The rows of a results table under a title, by column; with `own` those that the surrogate judges."""
     text = (RESULTS / run / "table.md").read_text()
     section = re.search(rf"^## {title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert section, f"{run}/table.md: no table under {title!r}"
@@ -29,7 +29,7 @@ def rows(run: str, title: str = "Effect and cost") -> list[Row]:
         [cell.strip() for cell in line.strip("|").split("|")] for line in section[1].splitlines()
     )
     found = [dict(zip((name.rstrip(" ↑↓") for name in head), line, strict=True)) for line in lines]
-    return [row for row in found if row["on"] == row["judged by"]]
+    return [row for row in found if not own or row["on"] == row["judged by"]]
 
 
 def effect() -> str:
@@ -77,13 +77,23 @@ def against(run: str, editor: str) -> str:
     return "\n".join(lines)
 
 
+def today() -> str:
+    """What the default settings do, and how much of it carries over to a published autoencoder."""
+    lines = _head("pictures", "judged by", "regions", "edit (worst)", "beside the region", "far away", "PSNR")
+    for label, run in (("photographs of 224 px", "transfer"), ("face pictures at 256 px", "faces")):
+        for row in rows(f"flux2-mini/{run}", own=False):
+            if (row["on"], row["protected by"]) == ("flux2-mini", "implant"):
+                judge, kept = f"`{row['judged by']}`", (row["near SSIM"], row["far SSIM"])
+                lines.append(_line(label, judge, row["n"], row["edit SSIM"], *map(_mean, kept), _db(row)))
+    return "\n".join(lines)
+
+
 def summary() -> str:
     """The table of the README."""
     chosen = [
-        ("photographs of 224 px", "dev", "dev", MEASURED),
-        ("face pictures at 256 px", "people", "faces", MEASURED),
-        ("pictures with large free-form masks", "people", "pairs", MEASURED),
-        ("photographs of 160 px, `latent-taef2` as editor", "transfer", "dev", "latent-taef2"),
+        ("photographs of 224 px", "flux2-mini/dev", "dev", "flux2-mini"),
+        ("face pictures at 256 px", "flux2-mini/faces", "faces", "flux2-mini"),
+        ("photographs of 224 px, `latent-mini`, the former default", "dev", "dev", "latent-mini"),
     ]
     lines = _head("pictures", "regions", "edit (worst)", "beside the region", "far away", "PSNR", "baseline")
     for label, run, name, editor in chosen:

@@ -60,6 +60,7 @@ def generated() -> dict[Path, bytes]:
         "concepts/attack-paths.md": {"paths": attack_paths()},
         "concepts/verdicts.md": {"thresholds": thresholds()},
         "evaluation.md": {
+            "today": figures.today(),
             "effect": figures.effect(),
             "budgets": figures.budgets(),
             "editors": figures.editors(),

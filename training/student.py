@@ -22,17 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.encoders import TAEF2_NET, EncoderEditor
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import data
 from training.losses import Critics, duel, ema_update, pyramid_l1
 from training.run import Options, Run, adam, averaged, machine, prepared, set_rate
 
-LATENT = 32
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
 LEVELS = 1.5, 8.0
 """Range of the perturbations' random size, in levels of 255."""
@@ -42,12 +41,12 @@ PENALISED = 16
 """The critics' gradient penalty is applied once in so many steps."""
 
 
-def encoder_of(channels: int) -> Encoder:
-    return Encoder(channels, ENCODER_BLOCKS, LATENT, pooled=True)
-
-
-def decoder_of(channels: int) -> Decoder:
-    return Decoder(channels, DECODER_BLOCKS, LATENT, pooled=True)
+def student_of(teacher: EncoderEditor, channels: int) -> tuple[Encoder, Decoder]:
+    """Untrained encoder and decoder of so many channels for the teacher's latent space, 1/8 of the size."""
+    with torch.no_grad():
+        latent = teacher.encoder(torch.zeros(1, 3, 64, 64)).shape[1]
+    encoder = Encoder(channels, ENCODER_BLOCKS, latent, pooled=True)
+    return encoder, Decoder(channels, DECODER_BLOCKS, latent, pooled=True)
 
 
 def widened(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -146,9 +145,9 @@ def train_encoder(
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
-    taught.to(device)
     torch.manual_seed(seed)
-    encoder = encoder_of(channels)
+    encoder, _ = student_of(taught, channels)
+    taught.to(device)
     if start is not None:
         widened(encoder, torch.load(start, "cpu", weights_only=True)["E"])
     encoder = prepared(encoder)
@@ -219,10 +218,10 @@ def train_decoder(
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
-    taught.to(device)
     torch.manual_seed(seed)
-    decoder, critics = decoder_of(channels), prepared(Critics(2))
-    encoder = encoder_of(channels)
+    encoder, decoder = student_of(taught, channels)
+    critics = prepared(Critics(2))
+    taught.to(device)
     if start is not None:
         state = torch.load(start, "cpu", weights_only=True)
         widened(decoder, state["D"])
@@ -274,16 +273,19 @@ def train_decoder(
 
 
 def export(folder: Path, net: Path, target: Path) -> None:
-    """Write a student's encoder and decoder and an inpainting net as one safetensors file in half precision.
+    """One safetensors file in half precision: encoder and decoder of a student, and an inpainting net.
 
     Args:
-        folder: holds the runs of the student's encoder and decoder.
-        net: the folder of the run that trained the net on the same latents, see `latent_pair`.
-        target: the file to write.
+        folder: the runs of the student's encoder and decoder.
+        net: the run of a net that was trained on the same latents, see `latent_pair`; that of `latent-taef2`
+            is taken where there is none.
     """
     state: dict[str, Tensor] = {}
     for role, run in (("encoder", folder / "encoder"), ("decoder", folder / "decoder"), ("net", net)):
-        part = torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
+        if role == "net" and not (run / "last.pt").exists():
+            part = load_file(TAEF2_NET)
+        else:
+            part = torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
         state |= {f"{role}.{name}": value.half().contiguous() for name, value in part.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, target)

@@ -1,0 +1,61 @@
+"""A student of a published autoencoder: trains, resumes, starts from a narrower one, becomes an editor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backfire.inpaint.encoders import EncoderEditor, PairInpainter
+
+from tests.support.pictures import photo
+from tests.unit.inpaint.test_encoders import image, pair
+from training import latent_pair, student
+from training.run import Options
+
+
+def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "student"
+    photos.mkdir()
+    for seed in range(2):
+        photo(seed=seed).save(photos / f"{seed}.png")
+    teacher = pair(tmp_path / "pair")
+    for steps in (2, 4):  # the second run takes each kind of perturbation
+        student.train_encoder(photos, teacher, run, Options(steps, batch=2, size=64), 16, None)
+    assert "resumed at step 2" in capsys.readouterr().out
+    student.train_decoder(photos, teacher, run, Options(1, batch=2, size=64), 16, None)
+    latent_pair.inpainter(photos, teacher, tmp_path / "net", Options(1, batch=2, size=64), crops=2)
+    student.export(run, tmp_path / "net", tmp_path / "mini.safetensors")
+    editor = PairInpainter.from_file("mini", tmp_path / "mini.safetensors")
+    picture, mask = image()
+    edited = editor.inpaint(picture, mask)
+    assert torch.equal(edited[mask.expand_as(edited) == 0], picture[mask.expand_as(picture) == 0])
+    assert not torch.equal(edited, picture)
+
+
+def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> None:
+    """To rounding up to the pooled blocks, whose norms see the new channels; near it after them."""
+    teacher = EncoderEditor.load("teacher", pair(tmp_path / "pair"))
+    torch.manual_seed(1)
+    narrow, wide = (student.student_of(teacher, channels)[0] for channels in (16, 24))
+    pooled = next(i for i, layer in enumerate(narrow.layers) if getattr(layer, "pool", None) is not None)
+    picture, _ = image()
+    with torch.no_grad():
+        wanted, before = narrow(picture), wide(picture)
+        student.widened(wide, narrow.state_dict())
+        assert torch.allclose(
+            narrow.layers[:pooled](picture), wide.layers[:pooled](picture)[:, :16], atol=1e-5
+        )
+        after = wide(picture)
+    assert (after - wanted).abs().mean() < 0.25 * (before - wanted).abs().mean()
+
+
+def test_perturbations_keep_their_size_and_their_place() -> None:
+    picture = torch.full((2, 3, 32, 32), 0.5)
+    free = torch.zeros(2, 1, 32, 32)
+    free[:, :, :16] = 1
+    moved = student.perturbed(picture, free, None, torch.zeros(1), np.random.default_rng(0))
+    change = (moved - picture).abs()
+    assert change[:, :, 16:].max() == 0
+    assert student.LEVELS[0] / 255 <= change.max() <= student.LEVELS[1] / 255
