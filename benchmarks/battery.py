@@ -13,10 +13,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from backfire.inpaint.base import Editor
-from backfire.types import Mask, Rgb
 from PIL import Image
 from scipy import ndimage
+
+from backfire.inpaint.base import Editor
+from backfire.types import Mask, Rgb
 
 Treated = tuple[Rgb, Mask]
 Treatment = Callable[[Rgb, Mask], Treated | None]

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
 from backfire import detectors
 from backfire.config import Faces, Logos, Regions, Text
 from backfire.detectors import Detector, Source
 from backfire.types import Box, Region, Rgb
-from PIL import Image
-
 from benchmarks import marks
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

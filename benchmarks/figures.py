@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from backfire import inpaint
 
+from backfire import inpaint
 from benchmarks import protection, speed, summary
 from benchmarks.groups import LEAST, Group, grouped, kept
 from benchmarks.protection import listed

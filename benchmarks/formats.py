@@ -22,11 +22,12 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
+
 from backfire.config import Regions
 from backfire.detectors import Source, run
 from backfire.imaging import Picture, decode, encode, heif
-from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile
 
 LEVELS, CROP = 6, 512
 SAVED: dict[str, dict[str, Any]] = {

@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from backfire.types import Box, Rgb
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+
+from backfire.types import Box, Rgb
 
 Ink = NDArray[np.float64]
 """H,W in [0,1]: the opacity of the mark in each pixel."""

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+
 from backfire import imaging
 from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.cropping import Crop
@@ -27,9 +30,6 @@ from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.perturb.optimiser import Optimiser
 from backfire.types import Box, Budget, Mask, Rgb
-from PIL import Image
-from skimage.metrics import structural_similarity
-
 from benchmarks import battery, perceptual
 from benchmarks.battery import Treated, Treatment
 from benchmarks.memory import peak

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.evaluate.metrics import Picture
 from numpy.typing import NDArray
+
+from backfire.evaluate.metrics import Picture
 
 Distance = Callable[[Picture, Picture], float]
 Features = Callable[[Picture], list[float]]

@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from backfire import config, inpaint
 from backfire.config import STRENGTHS, Protect
 from backfire.errors import BackfireError
 from backfire.inpaint.base import Editor
 from backfire.perturb import methods
-from rich.progress import Progress
-
 from benchmarks import measure, perceptual, sets, summary
 from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from backfire import detectors
 from backfire.detectors import Source
 from backfire.types import Box, Mask, Region, Rgb
-from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDERS = {"pairs": "pairs", "faces": "faces", "dev": "photos/dev"}

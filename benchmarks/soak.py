@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from backfire.files import manifest
-
 from benchmarks.rows import child_environment
 
 WRITERS = 6

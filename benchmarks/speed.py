@@ -28,13 +28,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
 from backfire import inpaint
 from backfire.config import STRENGTHS, Protect
 from backfire.inpaint.base import Editor
 from backfire.types import Mask, Rgb
-from PIL import Image
-from rich.progress import Progress
-
 from benchmarks import measure, protection, sets, summary
 from benchmarks.measure import Made, Trial
 from benchmarks.protection import listed

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from backfire.attack_paths import PATHS, Family
 from backfire.cli.commands import app
 from backfire.config import Verify, describe
 from backfire.imaging import masks
-
 from docs import figures, packages
 
 DOCS = Path(__file__).parent

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+
 from backfire import weights
 from backfire.files import durable
-
 from training import lama, latent_mini, latent_pair, ldm_mini, student
 from training.run import Options
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from scipy import ndimage
+
 from backfire import inpaint
 from backfire.attack_paths.tensors import to_picture
 from backfire.errors import BackfireError
@@ -30,8 +32,6 @@ from backfire.inpaint.lama import LamaEditor
 from backfire.inpaint.latent import LatentEditor, ShiftMapEditor
 from backfire.inpaint.ldm import LdmEditor
 from backfire.types import Mask
-from scipy import ndimage
-
 from training import data
 from training.run import sheet
 

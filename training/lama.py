@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.inpaint.lama import MINI, Config, Generator
-from backfire.perturb.methods.base import mixed_precision
 from torch import Tensor, nn
 
+from backfire.inpaint.lama import MINI, Config, Generator
+from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
 from training.run import Options, Run, adam, averaged, machine, prepared, save_half, set_rate

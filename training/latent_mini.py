@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.inpaint.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
-from backfire.inpaint.texture import described
-from backfire.perturb.methods.base import mixed_precision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from backfire.inpaint.latent import DOWNSCALE, HOLE, Decoder, Draft, Encoder, ShiftMapNet
+from backfire.inpaint.texture import described
+from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, at, duel, ema_update, pyramid_l1, weighted
 from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.inpaint.base import Latent
-from backfire.inpaint.encoders import EncoderEditor
-from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
-from backfire.perturb.methods.base import mixed_precision
 from PIL.Image import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from backfire.inpaint.base import Latent
+from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
+from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import at, ema_update, weighted
 from training.run import Options, Run, adam, machine, prepared, set_rate

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from backfire import inpaint
 from backfire.inpaint import ldm
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
 from backfire.perturb.methods.base import mixed_precision
-from torch import Tensor, nn
-
 from training import data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from backfire.perturb.methods.base import mixed_precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from backfire.perturb.methods.base import mixed_precision
 
 GRAIN = 8.0
 """Amplification of the grain (the picture minus its blur over three pixels) that the critics are given."""

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from backfire.inpaint.encoders import TAEF2_NET, EncoderEditor
-from backfire.inpaint.latent import HOLE, Decoder, Encoder
-from backfire.perturb.methods.base import mixed_precision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backfire.inpaint.encoders import TAEF2_NET, EncoderEditor
+from backfire.inpaint.latent import HOLE, Decoder, Encoder
+from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, pyramid_l1
 from training.run import Options, Run, adam, averaged, machine, prepared, set_rate

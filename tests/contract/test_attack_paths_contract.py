@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch import Tensor
+
 from backfire.attack_paths import PATHS, AttackPath
 from backfire.attack_paths.hand_over import hand_over, mask_of, put_back
 from backfire.types import Box, Mask
-from scipy import ndimage
-from torch import Tensor
 
 MASKS: dict[str, tuple[tuple[int, int], list[Box]]] = {
     "inside": ((96, 130), [Box(50, 30, 81, 62)]),

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from backfire import config, inpaint
 from backfire.detectors import Sidecar, Source
 from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import mixed_precision
 from backfire.pipeline.protect import protect
 from backfire.pipeline.result import Result
-
 from tests.contract.test_editors import RANDOM, inputs
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import LENIENT

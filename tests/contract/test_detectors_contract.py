@@ -7,12 +7,12 @@ from importlib.resources import as_file, files
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from backfire import detectors
 from backfire.config import Command, FixedBox, Logos, Onnx, Regions, TorchScript
 from backfire.detectors import Detector, Sidecar, Source
 from backfire.types import Region, Rgb
-from PIL import Image
-
 from tests.support import scripts
 from tests.support.regions import area, lettered, logo, mwg, network, program, xmp
 

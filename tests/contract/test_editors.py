@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from backfire import inpaint
 from backfire.errors import ConfigError
 from backfire.inpaint import lama, mat
@@ -17,7 +18,6 @@ from backfire.inpaint.diffusion import DiffusionEditor
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from backfire.inpaint.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
 from backfire.inpaint.scripted import ScriptedEditor
-
 from tests.support import pipelines, scripts
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from backfire import inpaint
 from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.tensors import crop_tensor, to_tensor
@@ -26,7 +27,6 @@ from backfire.perturb.methods.iterative import IterativeMethod
 from backfire.perturb.optimiser import Optimiser
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, EditPath, Region, Rgb
-
 from tests.support.pictures import photo
 
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 
-from backfire.cli.commands import app
-from backfire.errors import BackfireError, ConfigError
 from typer.testing import CliRunner, Result
 
+from backfire.cli.commands import app
+from backfire.errors import BackfireError, ConfigError
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import QUICK, Sandbox
 from tests.unit.files.test_manifest import sha256sum

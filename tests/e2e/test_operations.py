@@ -13,12 +13,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire.config import parse
 from backfire.files.inbox import Hints
 from backfire.service import systemd
 from backfire.service.loop import Service
-from structlog.testing import capture_logs
-
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import QUICK, Sandbox, wait_for
 

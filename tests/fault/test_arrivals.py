@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from backfire.errors import Code, InputError
 from backfire.files import inbox
-
 from tests.support.jobs import (
     PASS,
     assert_published,

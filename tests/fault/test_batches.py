@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from backfire.files import parallel
 from backfire.files.parallel import in_parallel
 from backfire.service.worker import local
 from backfire.service.worker.protocol import Order, Outcome, Progress
 from backfire.types import Job
-
 from benchmarks.soak import png
 from tests.support.house import Call, House, lasting
 

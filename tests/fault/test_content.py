@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from backfire import config, inpaint
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ModelError
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
 from backfire.pipeline.protect import protect
-from torch import Tensor
-
 from tests.support.house import House
 from tests.support.jobs import PASS, assert_published, picture, reasons, states, trouble, wait_until_idle
 from tests.support.pictures import encoded, mask_picture

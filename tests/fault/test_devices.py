@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire import config
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, ConfigError, DeviceError, ModelError
@@ -17,8 +19,6 @@ from backfire.service.pool import Death, Worker
 from backfire.service.worker import local
 from backfire.service.worker.protocol import Finished, Order, Progress
 from backfire.types import JobState
-from structlog.testing import capture_logs
-
 from benchmarks import passthrough
 from benchmarks.soak import png
 from tests.support.house import Call, House, lasting

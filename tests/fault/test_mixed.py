@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire import config
 from backfire.errors import Code
 from backfire.files import manifest
@@ -22,8 +24,6 @@ from backfire.service.retry_policy import RetryPolicy
 from backfire.service.worker import local, protocol
 from backfire.service.worker.protocol import Failed, GivenBack, Hindered, Order, Outcome, Progress, Result
 from backfire.types import Job
-from structlog.testing import capture_logs
-
 from benchmarks.soak import png
 from tests.fault.test_batches import attempts, begun, settled
 from tests.fault.test_one_only import SOON, failing, is_bad

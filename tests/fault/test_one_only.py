@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire.cli import jobs
 from backfire.errors import Code, InputError, ModelError
 from backfire.files import durable, inbox
@@ -28,8 +30,6 @@ from backfire.service.set_aside import SetAside
 from backfire.service.worker import local, protocol
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Job, JobState, Verdict
-from structlog.testing import capture_logs
-
 from benchmarks import passthrough
 from benchmarks.soak import png
 from tests.support.house import House, lasting

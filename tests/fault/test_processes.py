@@ -10,9 +10,9 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from backfire import config
 from backfire.admin.audit import audit
-
 from tests.support.jobs import (
     assert_published,
     child_of,

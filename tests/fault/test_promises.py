@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backfire.files import manifest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from backfire.files import manifest
 from benchmarks.soak import png
 from tests.support.house import House, furnish
 

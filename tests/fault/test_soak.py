@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backfire.files import manifest, outbox
 
+from backfire.files import manifest, outbox
 from benchmarks.soak import faults, png
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backfire.files import outbox
 from backfire.files.outbox import writing
 from backfire.service.store import store
-
 from tests.support.house import House
 from tests.support.jobs import assert_published, picture, reasons, states, wait_until_idle
 from tests.support.sandbox import Sandbox, wait_for

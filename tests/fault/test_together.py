@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from backfire.files.outbox import writing
 from backfire.files.parallel import in_parallel
 from backfire.service.worker.protocol import Order
-
 from benchmarks.soak import png
 from tests.support.house import Call, House
 

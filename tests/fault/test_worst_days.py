@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backfire import config
 from backfire.cli import jobs
 from backfire.errors import Code, ConfigError, ModelError
@@ -20,7 +21,6 @@ from backfire.service.hooks.courier import Courier
 from backfire.service.worker import local, protocol
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
-
 from tests.support.house import House
 from tests.support.jobs import picture
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from backfire.files.inbox import hints
-
 from benchmarks import passthrough
 
 

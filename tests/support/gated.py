@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from backfire import cli
 from backfire.service.worker import local
 from backfire.service.worker.protocol import Finished, Order
-
 from benchmarks import passthrough
 
 

@@ -4,9 +4,9 @@ Two iterations break no edit, so any perturbation passes the thresholds: what is
 """
 
 import yaml
+
 from backfire import cli
 from backfire.admin import demo
-
 from tests.support.sandbox import QUICK
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backfire import config
 from backfire.config import Settings
 from backfire.files import parallel
@@ -18,7 +19,6 @@ from backfire.service import loop, pool
 from backfire.service.loop import Service
 from backfire.service.worker import local
 from backfire.service.worker.protocol import GivenBack, Interrupted, Order, Outcome, Progress
-
 from benchmarks import passthrough
 
 

@@ -13,7 +13,6 @@ from backfire.files import manifest, outbox
 from backfire.service.store.store import Store
 from backfire.service.worker import local
 from backfire.types import JobState
-
 from benchmarks import passthrough
 
 

@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import backfire
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import backfire
 from backfire.cli.commands import app
 from backfire.config import Folders, Protect, Settings, Verify
 from backfire.detectors import Sidecar
 from backfire.errors import ConfigError, InputError
-from PIL import Image
-from typer.testing import CliRunner
-
 from tests.support.pictures import mask_picture, photo
 from tests.support.receipts import require_documented
 from tests.support.sandbox import LENIENT, QUICK

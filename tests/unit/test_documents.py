@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import backfire
 import pytest
 import typer
 import yaml
+
+import backfire
 from backfire import config
 from backfire.cli.commands import app
 from backfire.config import Regions, Settings
@@ -24,7 +25,6 @@ from backfire.errors import Code
 from backfire.service.jobs import Jobs
 from backfire.service.metrics import Metrics
 from backfire.service.store.store import Store
-
 from docs import generate
 
 ROOT = Path(__file__).parents[2]

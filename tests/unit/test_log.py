@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import structlog
+
 from backfire.log import RateLimit
 
 

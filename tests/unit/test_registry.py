@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+
 from backfire import detectors, inpaint
 from backfire.errors import ConfigError
 from backfire.perturb import methods

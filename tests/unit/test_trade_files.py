@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 import structlog
+from PIL import Image
+from typer.testing import CliRunner
+
 from backfire import api, config
 from backfire.admin.check import _subfolders
 from backfire.cli.commands import app
@@ -25,9 +28,6 @@ from backfire.errors import ConfigError
 from backfire.files import inbox, outbox
 from backfire.service.queue import priority
 from backfire.types import JobState
-from PIL import Image
-from typer.testing import CliRunner
-
 from benchmarks.soak import png
 from tests.support.house import House, house
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from backfire.admin.audit import Audit, Kind, audit
 from backfire.config import Settings, parse
 from backfire.files import durable, manifest, outbox

@@ -11,13 +11,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+
 from backfire.admin.bag import Bagged, bag
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError
 from backfire.files import manifest, outbox
 from backfire.files.manifest import Entry
 from backfire.types import Job, JobState
-
 from tests.unit.admin.test_audit import KEY, fill, keep, settings
 from tests.unit.files.test_manifest import sha256sum
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from backfire.admin import probes
 from backfire.admin.probes import Check
 from backfire.config import Settings, parse

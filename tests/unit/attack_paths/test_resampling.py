@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backfire.attack_paths.resampling import FILTERS, Axis, Beyond, Weights
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
+
+from backfire.attack_paths.resampling import FILTERS, Axis, Beyond, Weights
 
 SIZES = [(37, 12), (12, 37), (64, 16), (100, 99), (5, 1), (1, 7), (16, 16), (3, 40), (200, 64)]
 

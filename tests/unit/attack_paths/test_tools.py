@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from backfire import attack_paths
 from backfire.attack_paths import Family, Page, Source
 from backfire.attack_paths.hand_over import hand_over, put_back
 from backfire.attack_paths.handed import Filters, Handed
 from backfire.errors import ConfigError
 from backfire.types import Box, Mask
-from PIL import Image
 
 Boxes = list[tuple[int, int, int, int]]
 Size = tuple[int, int]

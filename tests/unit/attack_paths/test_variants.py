@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+
 from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import crop_tensor
 from backfire.types import Box, Region, Rgb
-from scipy import ndimage
-
 from tests.support.pictures import photo
 
 CPU = torch.device("cpu")

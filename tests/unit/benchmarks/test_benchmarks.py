@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import skimage
 import torch
-from backfire import inpaint
-from backfire.config import Protect
 from PIL import Image
 
+from backfire import inpaint
+from backfire.config import Protect
 from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
 from benchmarks.groups import Group, grouped, kept
 from benchmarks.measure import Trial

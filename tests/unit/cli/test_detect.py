@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backfire.cli.commands import app
-from backfire.errors import ConfigError
 from PIL import Image
 from typer.testing import CliRunner
 
+from backfire.cli.commands import app
+from backfire.errors import ConfigError
 from tests.support.pictures import mask_picture, photo
 
 RULES = """

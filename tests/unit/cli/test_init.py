@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from backfire import config
 from backfire.admin.init import init
 from backfire.cli import manual
 from backfire.cli.commands import app
 from backfire.config.example import ESSENTIAL, starter
 from backfire.errors import ConfigError
-from typer.testing import CliRunner
 
 
 def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner, Result
+
 from backfire.cli import common
 from backfire.cli.commands import app
 from backfire.config import Verify
@@ -18,8 +20,6 @@ from backfire.evaluate.judge import EditResult
 from backfire.service.worker import local
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import MaskKind, Verdict
-from typer.testing import CliRunner, Result
-
 from benchmarks import passthrough
 from tests.support.house import House, house
 from tests.support.pictures import encoded, photo

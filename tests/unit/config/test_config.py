@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from backfire import config
 from backfire.config import STRENGTHS, Folders, Protect, Settings, renamed
 from backfire.config.describe import settings

@@ -12,6 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import ArrayLike
+from PIL import Image
+
 from backfire import detectors
 from backfire.config import Regions
 from backfire.detectors import Sidecar, Source, faces, run
@@ -21,8 +24,6 @@ from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import decode
 from backfire.imaging.intake import stored
 from backfire.types import Box, Mask, Region, Rgb
-from numpy.typing import ArrayLike
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from backfire.config import FixedBox, Regions
 from backfire.detectors import Detector, Source, check, run
 from backfire.errors import Code, ConfigError, InputError, ModelError
@@ -12,7 +13,6 @@ from backfire.imaging import Picture, tags
 from backfire.imaging.metadata import Metadata
 from backfire.imaging.tags import Directory
 from backfire.types import Box, Mask, Region, Rgb
-
 from tests.support.regions import area, mwg, xmp
 
 RGB: Rgb = np.zeros((400, 600, 3), dtype=np.uint8)

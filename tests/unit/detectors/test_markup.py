@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.draw import polygon2mask
+
 from backfire.config import Sidecars
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.shapes import merged, uncompressed
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
 from backfire.types import Box, Region, Rgb
-from numpy.typing import NDArray
-from PIL import Image
-from skimage.draw import polygon2mask
 
 PICTURE: Rgb = np.zeros((200, 300, 3), dtype=np.uint8)
 

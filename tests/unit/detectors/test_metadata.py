@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from backfire.config import Regions
 from backfire.detectors import Source, run
 from backfire.detectors.metadata import MetadataDetector
@@ -16,8 +18,6 @@ from backfire.imaging import decode
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.intake import stored
 from backfire.types import Box, Region, Rgb
-from PIL import Image
-
 from tests.support.regions import area, mwg, xmp
 
 PICTURE: Rgb = np.zeros((200, 400, 3), dtype=np.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from backfire import detectors
 from backfire.config import Command, Onnx, Regions, TorchScript
 from backfire.detectors import Source
@@ -17,7 +18,6 @@ from backfire.detectors.onnx import OnnxDetector
 from backfire.detectors.torchscript import TorchScriptDetector
 from backfire.errors import Code, ConfigError, ModelError
 from backfire.types import Box, Region, Rgb
-
 from tests.support import scripts
 from tests.support.regions import network, program
 from tests.support.sandbox import wait_for

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from backfire import detectors
 from backfire.config import Logos, Regions, Text
 from backfire.detectors import Source
@@ -17,8 +19,6 @@ from backfire.detectors.signatures import SignatureDetector
 from backfire.detectors.text import TextDetector, parts_of
 from backfire.errors import Code, ModelError
 from backfire.types import Box, Region, Rgb
-from PIL import Image
-
 from benchmarks.marks import signed
 from tests.support.regions import lettered, logo
 from tests.support.sandbox import SHARED

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from backfire.config import Verify
 from backfire.evaluate import replay
 from backfire.evaluate.judge import EditResult, judge

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from backfire.evaluate import premis
 
 RECEIPT: dict[str, Any] = {

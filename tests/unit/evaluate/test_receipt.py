@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from backfire.evaluate import premis, receipt
 from backfire.evaluate.judge import EditResult, Judgement
 from backfire.evaluate.receipt import EditorsUsed

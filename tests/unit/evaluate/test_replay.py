@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect, Verify
@@ -15,8 +17,6 @@ from backfire.evaluate.judge import EditResult, judge
 from backfire.evaluate.replay import Asked, Editors, Replayed, holds, replay
 from backfire.perturb.optimiser import Optimiser
 from backfire.types import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
-from torch import Tensor
-
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
 

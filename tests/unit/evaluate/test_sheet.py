@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from backfire.evaluate.judge import Judgement
 from backfire.evaluate.sheet import BETWEEN, CAPTION, GAP, PANEL, Panels, Saliency, font, sheet
 from backfire.types import Rgb, Verdict
-from PIL import Image
-
 from tests.support.pictures import photo
 
 HEIGHT, WIDTH = 90, 120

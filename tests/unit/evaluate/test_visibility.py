@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from backfire.evaluate.visibility import PLAIN, difference, visible
 
 GREY = np.full((96, 96, 3), 0.5, np.float32)

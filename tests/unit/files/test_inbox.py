@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from backfire.config import IGNORE
 from backfire.errors import Code, InputError
 from backfire.files import inbox
 from backfire.files.inbox import Hints, Scan, Signature, Tracker
-
 from tests.support.sandbox import wait_for
 
 

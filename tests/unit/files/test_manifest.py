@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from backfire.errors import PublishError
 from backfire.files import manifest
 from backfire.files.manifest import Entry

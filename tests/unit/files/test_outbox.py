@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backfire.errors import PublishError
 from backfire.files import durable, outbox, safe_paths
 from backfire.files.inbox import Signature

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
 from backfire.imaging import containers, decode, encode, tags
 from backfire.imaging.heif import heif_ready
-from PIL import Image
-
 from tests.support import profiles
 from tests.unit.imaging.test_formats import DEEP, NAMES, inked
 from tests.unit.imaging.test_images import exif_with, file, scene

@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 import pytest
+
 from backfire import imaging
 from backfire.types import Rgb
-
 from tests.support.pictures import photo
 
 REGION = np.zeros((128, 160), dtype=np.bool_)

@@ -15,6 +15,9 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
 from backfire.config import parse
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, InputError
@@ -23,9 +26,6 @@ from backfire.imaging.heif import heif_ready
 from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
 from backfire.types import Rgb
-from numpy.typing import NDArray
-from PIL import Image
-
 from tests.support import profiles
 from tests.support.pictures import mask_picture, photo
 from tests.support.sandbox import QUICK

@@ -17,6 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
 from backfire.config import Sidecars
 from backfire.detectors.sidecar import marked
 from backfire.errors import Code, InputError
@@ -32,10 +36,6 @@ from backfire.imaging import (
 )
 from backfire.imaging.intake import stored
 from backfire.types import Rgb
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
-from PIL.PngImagePlugin import PngInfo
-
 from tests.support.pictures import photo
 
 LIMIT = 1_000_000

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from backfire.attack_paths import cropping
 from backfire.imaging import masks
 from backfire.types import Box, Mask, Region

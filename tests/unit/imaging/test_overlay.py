@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from backfire.imaging import drawing
 from backfire.types import Box, Region, Rgb
-from PIL import Image
 
 
 def blank(width: int, height: int) -> Rgb:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backfire.imaging import containers, decode, encode, previews
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from backfire.imaging import containers, decode, encode, previews
 from tests.support.pictures import photo
 
 THUMBNAIL = photo((56, 40))

@@ -6,9 +6,9 @@ import struct
 from dataclasses import replace
 
 import pytest
+
 from backfire.imaging import tags
 from backfire.imaging.tags import CAMERA, GPS, MAKER_NOTE, Directory
-
 from tests.unit.imaging.test_images import exif_with
 
 ORDERS = ("<", ">")

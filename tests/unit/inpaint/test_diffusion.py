@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
 from backfire.errors import Code, ConfigError, ModelError
 from backfire.inpaint import denoising, diffusion
 from backfire.inpaint.diffusion import DiffusionEditor
@@ -27,9 +30,6 @@ from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.first_step import FirstStep
 from backfire.perturb.methods.implant import Implant
 from backfire.types import Budget
-from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
-
 from tests.support import pipelines
 
 FAMILIES = ("sd", "sdxl")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+
 from backfire.errors import Code, ModelError
 from backfire.inpaint import encoders
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from backfire.inpaint.latent import Decoder, Encoder, InpaintNet
-from PIL import Image
-from safetensors.torch import save_file
-
 from tests.support.pictures import SAMPLES
 
 

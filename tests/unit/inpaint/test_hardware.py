@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from backfire.errors import ConfigError
 from backfire.inpaint import hardware
 from backfire.inpaint.hardware import PeakMemory, dtype_named

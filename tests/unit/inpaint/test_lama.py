@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from backfire.errors import ModelError
 from backfire.inpaint import lama
 from backfire.inpaint.lama import BIG, MINI, Config, Generator, LamaEditor
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 PINNED = [  # three channels at each of three pixels
     [0.93047, 0.11919, 0.46098],

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
 from backfire.errors import ModelError
 from backfire.inpaint.base import ModelEditor, mirror
 from backfire.inpaint.mat import Config, MatEditor, MatNet, layers, network
-from safetensors.torch import save_file
-from torch import Tensor
 
 TINY = Config(64, channels=12, heads=2, grid=16, windows=(4,) * 5, latent=16, budget=512, most=16)
 NOISY = replace(TINY, noise=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from backfire import config, inpaint, weights
 from backfire.admin import check
 from backfire.config import Settings
 from backfire.errors import ConfigError, ModelError
 from backfire.inpaint.encoders import EncoderEditor
 from backfire.service import preflight
-
 from tests.support.pictures import mask_picture, photo
 from tests.support.sandbox import Sandbox
 from tests.unit.inpaint.test_encoders import pair

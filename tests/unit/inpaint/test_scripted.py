@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from backfire.errors import ConfigError, ModelError
-from backfire.inpaint.scripted import ScriptedEditor
 from torch import Tensor, nn
 
+from backfire.errors import ConfigError, ModelError
+from backfire.inpaint.scripted import ScriptedEditor
 from tests.support import scripts
 
 

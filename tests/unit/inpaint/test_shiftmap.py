@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from backfire.inpaint import shiftmap
 from backfire.inpaint.shiftmap import BREADTHS, filled
 from backfire.inpaint.texture import CELL, FEATURES, described
-from torch import Tensor
 
 RINGS = torch.tensor([0.01, 7e-4, 1.2e-5])
 FAINT = torch.tensor(1e-6)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
+
 from backfire import inpaint
 from backfire.attack_paths.tensors import to_picture
 from backfire.errors import Code, ModelError
@@ -17,9 +20,6 @@ from backfire.perturb.edit_masks import Edits, relative_error
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
 from backfire.perturb.transforms import Transform, jpeg, transforms
 from backfire.types import Budget, Rgb
-from PIL import Image
-from torch import Tensor
-
 from tests.support.pictures import photo
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from backfire import imaging
 from backfire.config import Folders, Output, Regions, Settings
 from backfire.detectors import Source
 from backfire.errors import BudgetExceeded
 from backfire.pipeline.protect import protect
 from backfire.types import Verdict
-
 from tests.support.receipts import require_documented
 from tests.unit.imaging.test_images import file, scene
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire.errors import ConfigError
 from backfire.service import endpoint as endpoints
 from backfire.service.endpoint import CONNECTIONS_MAX, LOOPBACK_HOSTS, Answer, Endpoint
-from structlog.testing import capture_logs
-
 from tests.support.sandbox import wait_for
 
 

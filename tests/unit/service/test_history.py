@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire.service.store.retention import DAY_S, History
 from backfire.service.store.store import Store
 from backfire.types import JobState
-from structlog.testing import capture_logs
 
 YEAR = 365 * DAY_S
 

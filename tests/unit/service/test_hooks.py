@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+
 from backfire.config import Settings, parse
 from backfire.errors import PublishError
 from backfire.files import outbox
@@ -22,8 +24,6 @@ from backfire.service.hooks import webhook
 from backfire.service.hooks.courier import LONGEST_S, Courier
 from backfire.service.hooks.webhook import DeliveryFailed, masked, post
 from backfire.types import Job, JobState, Verdict
-from structlog.testing import capture_logs
-
 from tests.support.sandbox import wait_for
 
 JOB = Job(

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backfire.files.inbox import Hints
 
+from backfire.files.inbox import Hints
 from benchmarks.soak import png
 from tests.support.house import House, house
 

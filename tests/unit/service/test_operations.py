@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
 from backfire.config import Settings, parse
 from backfire.service.health import Operations
 from backfire.service.jobs import Jobs
 from backfire.service.store.store import Store
 from backfire.types import JobState, Verdict
-from prometheus_client.parser import text_string_to_metric_families
-from structlog.testing import capture_logs
 
 
 class Clock:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from backfire.cli.jobs import _is_alive
 from backfire.config import parse
 from backfire.errors import ConfigError

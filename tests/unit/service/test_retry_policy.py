@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from backfire import config
 from backfire.errors import Code
 from backfire.service.inbox import Inbox

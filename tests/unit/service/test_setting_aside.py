@@ -9,12 +9,12 @@ import alembic.command
 import pytest
 import sqlalchemy as sa
 import yaml
+from typer.testing import CliRunner
+
 from backfire.cli.commands import app
 from backfire.service.store.schema import alembic_config
 from backfire.service.store.store import Store
 from backfire.types import JobState
-from typer.testing import CliRunner
-
 from tests.support.house import House, house
 
 __all__ = ["house"]

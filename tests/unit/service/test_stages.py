@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import backfire.service
 import pytest
+
+import backfire.service
 
 SERVICE = Path(backfire.service.__file__).parent
 STAGES = [

@@ -13,12 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import alembic.command
-import backfire
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+
+import backfire
 from backfire.errors import StoreError
 from backfire.service.store import store as store_module
 from backfire.service.store.schema import HEAD, alembic_config, metadata

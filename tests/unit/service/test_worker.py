@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backfire.errors import Code
 from backfire.service.worker.local import exit_reason
 from backfire.service.worker.protocol import RESULT, Failed, Finished, Result, read_result, write_result

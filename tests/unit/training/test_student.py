@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 
+from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from tests.support.pictures import photo
 from tests.unit.inpaint.test_encoders import image, pair
 from training import latent_pair, student

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from backfire.inpaint.lama import Config, Generator, LamaEditor
 from backfire.inpaint.latent import ShiftMapEditor
 from backfire.inpaint.ldm import LdmEditor
-from safetensors.torch import load_file
-
 from tests.support.pictures import photo
 from training import data, lama, latent_mini, ldm_mini
 from training.run import Options, Run, save_half

@@ -20,11 +20,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+
 from backfire import inpaint, weights
 from backfire.errors import ModelError
 from backfire.weights import File, Model, transfer
 from backfire.weights.download import fetch
-
 from training import __main__ as training
 from training import latent_mini
 
