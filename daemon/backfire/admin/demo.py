@@ -1,7 +1,7 @@
 """`backfire demo`: sample pictures through the real daemon, in a folder of their own.
 
-The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds, and
-a rocket (NASA, public domain) and a cat (CC0), which get a credit line and a mask for it here. Taking a
+The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds, and a
+rocket (SpaceX, public domain) and a cat (CC0), which get a credit line and a mask for it here. Taking a
 credit line off a picture is what most thieves do, and what editors do well. The pictures are made smaller,
 because without a GPU every pixel takes time.
 """
