@@ -208,10 +208,10 @@ def test_a_result_that_cannot_be_published_holds_up_neither_duplicates_nor_stran
     home = house(watch=SOON)
     create = writing.create
 
-    def refusing(path: bytes) -> Any:
+    def refusing(path: bytes, **rights: Any) -> Any:
         if b"/outbox/sub/" in path:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return create(path)
+        return create(path, **rights)
 
     monkeypatch.setattr(writing, "create", refusing)
     drop(home, *(f"sub/{number}.png" for number in range(20)), content="the same")

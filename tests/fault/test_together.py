@@ -70,10 +70,10 @@ def test_one_that_cannot_be_placed_holds_up_no_other(
     home = house(watch={"settle_s": 2, "rescan_s": 1})
     create = writing.create
 
-    def refusing(path: bytes) -> Any:
+    def refusing(path: bytes, **rights: Any) -> Any:
         if b"/outbox/sub/" in path:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return create(path)
+        return create(path, **rights)
 
     with monkeypatch.context() as patch:
         patch.setattr(writing, "create", refusing)
