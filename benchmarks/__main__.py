@@ -7,10 +7,14 @@ import sys
 
 COMMANDS = {
     "detect": "recall and false alarms of the detectors on real pictures",
+    "cluster": "pictures a second on a Ray cluster against its workers, and what the daemon costs for each",
+    "cluster_soak": "nodes, drivers and daemons killed while a cluster works: every picture once, same bytes",
     "ingest": "files taken in per second, memory, and the time until READY with a backlog",
+    "page": "the status page: time to the first byte and memory with 100,000 jobs, cost for the daemon",
     "soak": "thousands of files, six writers, killed daemons: nothing is lost or published twice",
     "formats": "time and memory of reading and writing every format, compared with Pillow alone",
     "protection": "how a protection affects edits, and what remains of it after JPEG, resizing and so on",
+    "paths": "in which tools edits break, by attack path and editor, and the verdicts",
     "speed": "time to the same effect as the published baseline; time and memory by picture size",
     "figures": "all runs behind docs/evaluation.md, and whether their results meet the targets",
 }

@@ -81,11 +81,17 @@ def purified(rgb: Rgb, mask: Mask, *, editor: Editor) -> Treated:
     return np.rint(out[:height, :width] * 255).astype(np.uint8), mask
 
 
+def chained(rgb: Rgb, mask: Mask) -> Treated:
+    """JPEG 75, half size, JPEG 75: a picture that went through two sites."""
+    return jpeg(*scaled(*jpeg(rgb, mask, quality=75), scale=0.5), quality=75)
+
+
 BATTERY: dict[str, Treatment] = {
     "jpeg 90": partial(jpeg, quality=90),
     "jpeg 75": partial(jpeg, quality=75),
     "jpeg 50": partial(jpeg, quality=50),
     "half size": partial(scaled, scale=0.5),
+    "chain": chained,
     "1080 px": long_edge,
     "crop 10%": cropped,
     "blur": blurred,

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import flip_evaluator
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from backfire import imaging
-from backfire.attack_paths import cropping, variants
+from backfire import attack_paths, imaging
+from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import to_picture, to_tensor
-from backfire.config import Output, Protect, Verify
+from backfire.config import Folders, Output, Protect, Settings, Verify
 from backfire.evaluate import judge as judging
+from backfire.evaluate.judge import EditResult
 from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
 from backfire.evaluate.replay import Editors, replay
 from backfire.imaging import masks
@@ -41,6 +45,11 @@ CROP_OVER, MARGIN = 800, 128
 MOST_DB = 138.13
 """The PSNR recorded for a picture without any perturbation, since JSON has no infinity."""
 CPU = torch.device("cpu")
+SHIFTS = (64, 200)
+"""The least and the largest margin that a tool may leave around a region, in pixels."""
+RESIZED = 512
+"""The long side at which many editors take a picture."""
+PathsOf = Mapping[str, tuple[str, ...]]
 View = Callable[[Rgb], Treated | None]
 """From a picture to what an attacker gives to the editor: part of it and an edit mask, or None."""
 
@@ -70,9 +79,15 @@ def protected(
     surrogates: Sequence[Editor],
     *,
     whole: bool = False,
+    through: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
-    """Protect a picture; if `whole`, the method optimises all of it instead of crops around the regions."""
+    """Protect a picture.
+
+    Args:
+        whole: whether the method optimises all of it instead of crops around the regions.
+        through: the attack paths to optimise through, where the settings say all of them.
+    """
     height, width = case.rgb.shape[:2]
     regions = case.regions()
     if whole:
@@ -83,7 +98,7 @@ def protected(
     with peak() as memory:
         began, worked = time.perf_counter(), time.process_time()
         changed = (
-            Optimiser(settings, surrogates, CPU)
+            Optimiser(settings, surrogates, CPU, through=through)
             .optimise(case.rgb, crops, grey=False, rng=np.random.default_rng(case.seed), progress=progress)
             .rgb
         )
@@ -137,6 +152,7 @@ def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
         "shift 16": masks.shifted(mask, int(16 * np.sin(turn)), int(16 * np.cos(turn))),
         "stroke": masks.stroke(mask, rng),
         **{f"cover {round(100 * share)}%": masks.covering(mask, share) for share in (0.5, 0.75, 1.25, 1.5)},
+        "uneven": masks.uneven(mask, rng),
     }
 
 
@@ -163,7 +179,7 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
     height, width = mask.shape
     plain_box = _handed_box(mask)
     around = Box.around(mask)
-    left, top, right, bottom = rng.integers(variants.SHIFTS[0], variants.SHIFTS[1] + 1, size=4).tolist()
+    left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
     cuts = {
         "crop path": around.grown(MARGIN, width, height),
         "cut otherwise": Box(
@@ -174,7 +190,7 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
         ),
     }
     found |= {name: partial(_cut, mask=mask, box=box) for name, box in cuts.items() if box != plain_box}
-    if (scale := variants.RESIZED / max(height, width)) < 1:
+    if (scale := RESIZED / max(height, width)) < 1:
         found["whole at 512"] = partial(battery.scaled, mask=mask, scale=scale)
     for name, treat in battery.treatments(judges).items():
         found[f"after {name}"] = partial(_after, mask=mask, treat=treat)
@@ -269,33 +285,67 @@ class Trial:
             plane = torch.from_numpy(mask.copy())[None, None].float()
             return to_picture(self.judges[which].inpaint(image, plane, generator=generator)[0]), mask
 
-    def verdicts(self, made: Made, settings: Protect, surrogates: Sequence[Editor]) -> dict[str, str]:
-        """The daemon's verdicts on the picture, on the original, and on one with random noise as large.
 
-        The last two must be `failed`: a verdict is worthless if an unprotected picture passes.
-        """
-        change = made.rgb.astype(np.int16) - self.case.rgb
-        signs = np.random.default_rng([*self.case.seed, 1]).choice(
-            np.array([-1, 1], np.int16), size=change.shape
-        )
-        noise = np.clip(self.case.rgb + np.abs(change) * signs, 0, 255).astype(np.uint8)
-        held_out = [one for one in self.judges if one not in surrogates]
-        editors = Editors(CPU, surrogates, held_out)
-        found = {}
-        for name, rgb in (("published", made.rgb), ("unchanged", self.case.rgb), ("noise", noise)):
-            rng = np.random.default_rng(self.case.seed)
-            replayed = replay(self.case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng)
-            largest = imaging.max_change(rgb, self.case.rgb)
-            verdict, _ = judging.judge(replayed.edits, largest, Budget(settings.epsilon), Verify())
-            found[name] = verdict.value
-        return found
+def verdicts(
+    case: Case,
+    made: Made,
+    settings: Protect,
+    surrogates: Sequence[Editor],
+    held_out: Sequence[Editor],
+    paths: PathsOf,
+) -> tuple[list[EditResult], dict[str, str]]:
+    """The replayed edits of a protected picture, and the daemon's verdicts on it and on two controls.
+
+    The controls are the original and one with random noise as large as the perturbation. Both must be
+    `failed` by the surrogates alone: a verdict is worthless if an unprotected picture passes.
+
+    Args:
+        paths: by editor, the attack paths on which it is replayed.
+    """
+    perturbation = made.rgb.astype(np.int16) - case.rgb
+    signs = np.random.default_rng([*case.seed, 1]).choice(
+        np.array([-1, 1], np.int16), size=perturbation.shape
+    )
+    noise = np.clip(case.rgb + np.abs(perturbation) * signs, 0, 255).astype(np.uint8)
+    edits, found = list[EditResult](), {}
+    for name, rgb in (("noise", noise), ("unchanged", case.rgb), ("published", made.rgb)):
+        rng = np.random.default_rng(case.seed)
+        editors = Editors(CPU, surrogates, held_out if rgb is made.rgb else (), paths)
+        edits = replay(case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng).edits
+        largest = imaging.max_change(rgb, case.rgb)
+        found[name] = judging.judge(edits, largest, Budget(settings.epsilon), Verify())[0].value
+    return edits, found
+
+
+def paths_of(names: Sequence[str], declared: Settings | None) -> PathsOf:
+    """By editor, the attack paths on which the daemon judges it by default."""
+    folders = Folders(inbox=Path("inbox"))
+    settings = declared or Settings(folders=folders)
+    chosen = settings.model_copy(update={"protect": Protect(surrogates=tuple(names))})
+    return attack_paths.of_editors(chosen)
 
 
 def quality(original: Rgb, made: Made) -> dict[str, Any]:
-    """How visible the perturbation is: PSNR over the crops in dB, SSIM of the picture, largest change."""
+    """How visible the perturbation is: PSNR over the crops in dB, SSIM of the picture, largest change, FLIP.
+
+    FLIP (https://research.nvidia.com/publication/2020-07_FLIP) says how much somebody sees who flips between
+    both pictures at 67 pixels a degree: 0 is nothing, 1 the most. `flip` is its mean over the crops, and
+    `flip_p99` what one pixel in a hundred exceeds.
+    """
+    seen = np.concatenate([_flip(original, made.rgb)[crop.box.slices].ravel() for crop in made.crops])
     similarity = structural_similarity(original, made.rgb, channel_axis=2)  # type: ignore[no-untyped-call]
     return {
         "psnr": round(min(psnr_over(original, made.rgb, made.crops), MOST_DB), 2),
         "ssim": round(float(similarity), 4),
         "max_change": imaging.max_change(made.rgb, original),
+        "flip": round(float(seen.mean()), 4),
+        "flip_p99": round(float(np.quantile(seen, 0.99)), 4),
     }
+
+
+def _flip(original: Rgb, published: Rgb) -> NDArray[np.float32]:
+    """FLIP's map of errors, H,W."""
+    pictures = (one.astype(np.float32) / 255 for one in (original, published))
+    errors, *_ = flip_evaluator.evaluate(*pictures, "LDR", applyMagma=False)
+    found: NDArray[np.float32] = errors[..., 0]
+    return found

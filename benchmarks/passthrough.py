@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from backfire import cli
-from backfire.imaging import containers, refusals
+from backfire.imaging import containers, formats, refusals
 from backfire.service.worker import local
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, job_key, mask_digest
@@ -30,7 +30,7 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     """
     progress("decode", 0, 1)
     data = (order.folder / "input").read_bytes()
-    kind = containers.sniff(data, order.name)
+    kind = formats.sniff(data, order.name)
     if not containers.is_complete(data, kind):
         raise refusals.cut_short(order.name, f"the {kind}")
     masks = [hashlib.sha256((order.folder / file).read_bytes()).hexdigest() for _, file in order.masks]
@@ -54,10 +54,9 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     )
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: local.Process = process) -> None:
     """The real worker, with `process` in place of its own."""
-    local.process = process
-    real_serve(connection, parent, memory_mb)
+    real_serve(connection, parent, memory_mb, process)
 
 
 def main() -> None:

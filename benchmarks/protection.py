@@ -27,7 +27,7 @@ from typing import Any
 from rich.progress import Progress
 
 from backfire import config, inpaint
-from backfire.config import STRENGTHS, Protect
+from backfire.config import STRENGTHS, Protect, Settings
 from backfire.errors import BackfireError
 from backfire.inpaint.base import Editor
 from backfire.perturb import methods
@@ -112,9 +112,15 @@ def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.
     }
 
 
-def measured(plan: Plan, trial: Trial, *, verdicts: bool) -> Row:
+def measured(plan: Plan, trial: Trial, *, verdicts: bool, declared: Settings | None = None) -> Row:
     """Protect one picture, let every judge edit the decoded file, and return the figures."""
-    made = measure.protected(trial.case, plan.settings, plan.surrogates)
+    paths = measure.paths_of([one.name for one in trial.judges], declared)
+    through = dict.fromkeys(path for one in plan.surrogates for path in paths[one.name])
+    made = measure.protected(trial.case, plan.settings, plan.surrogates, through=tuple(through))
+    held_out = [one for one in trial.judges if one not in plan.surrogates]
+    said: dict[str, str] = {}
+    if verdicts:
+        _, said = measure.verdicts(trial.case, made, plan.settings, plan.surrogates, held_out, paths)
     regions = sum(len(crop.regions) for crop in made.crops)
     return {
         **measure.quality(trial.case.rgb, made),
@@ -123,7 +129,7 @@ def measured(plan: Plan, trial: Trial, *, verdicts: bool) -> Row:
         "cpu_s": made.cpu_s,
         "peak_mb": made.peak_mb,
         "load": round(os.getloadavg()[0], 1),
-        "verdicts": trial.verdicts(made, plan.settings, plan.surrogates) if verdicts else {},
+        "verdicts": said,
         **trial.edits(made.rgb),
     }
 
@@ -144,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
     parser.add_argument("--methods", type=listed, default=["implant", "baseline"])
-    parser.add_argument("--editors", type=listed, default=["latent-mini"], help="each is surrogate and judge")
+    parser.add_argument("--editors", type=listed, default=["flux2-mini"], help="each is surrogate and judge")
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--ensemble", action="store_true", help="protect against all editors together too")
     numbers = partial(map, float)
@@ -197,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
                 rows.append(
                     journal.row(
                         what(plan, case, judges, given),
-                        partial(measured, plan, trial, verdicts=given.verdicts),
+                        partial(measured, plan, trial, verdicts=given.verdicts, declared=declared),
                     )
                 )
                 bar.advance(task)

@@ -62,9 +62,11 @@ class Journal:
 
     Args:
         log: the file; it is made if it does not exist.
+        version: a digest of the code that rows depend on; by default that of `CODE`.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, version: str | None = None) -> None:
+        self._version = version or code()
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         self._known = {row["key"]: row for row in read(log)}
@@ -86,7 +88,6 @@ class Journal:
                 lines.write(json.dumps(self._known[key]) + "\n")
         return self._known[key]
 
-    @staticmethod
-    def key(what: Row) -> str:
+    def key(self, what: Row) -> str:
         """A digest of everything that a row depends on."""
-        return hashlib.sha256(json.dumps([code(), what], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self._version, what], sort_keys=True).encode()).hexdigest()[:16]

@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +43,15 @@ from benchmarks.rows import Journal, Row, child_environment
 from benchmarks.sets import Case
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
-BASELINE = STRENGTHS["paper"]["iterations"]
 OUT = Path("benchmarks/results/protection/speed")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many iterations the baseline makes, and how many ours may make, in rising order."""
+
+    baseline: int = STRENGTHS["paper"]["iterations"]
+    ours: Sequence[int] = LADDER
 
 
 def settings(method: str, iterations: int, reach: int | None = None) -> Protect:
@@ -76,18 +84,23 @@ def _region(case: Case, width: int, height: int, number: int, most: int = 600) -
 
 
 def ours(
-    trial: Trial, editor: Editor, method: str, wanted: float, reach: int | None = None
+    trial: Trial,
+    editor: Editor,
+    method: str,
+    wanted: float,
+    reach: int | None = None,
+    ladder: Sequence[int] = LADDER,
 ) -> tuple[int, Made, float]:
-    """The fewest iterations of `LADDER` that reach an effect, their result, and its effect.
+    """The fewest iterations of `ladder` that reach an effect, their result, and its effect.
 
     Found by binary search, since the effect grows with the iterations. If none reaches it, the most
     iterations are returned.
     """
-    low, high, reached = 0, len(LADDER) - 1, None
+    low, high, reached = 0, len(ladder) - 1, None
     while low <= high:
         middle = (low + high) // 2
-        made = measure.protected(trial.case, settings(method, LADDER[middle], reach), [editor])
-        found = LADDER[middle], made, trial.effect(made.rgb)
+        made = measure.protected(trial.case, settings(method, ladder[middle], reach), [editor])
+        found = ladder[middle], made, trial.effect(made.rgb)
         if found[2] >= wanted:
             reached, high = found, middle - 1
         else:
@@ -95,7 +108,16 @@ def ours(
     return reached or found
 
 
-def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, reach: int | None = None) -> Row:
+def equal(
+    case: Case,
+    editor: Editor,
+    method: str,
+    *,
+    most: float,
+    few: int,
+    reach: int | None = None,
+    steps: Steps = Steps(),
+) -> Row:
     """Measure both methods on one picture, ours until it has the baseline's effect."""
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
@@ -103,16 +125,16 @@ def equal(case: Case, editor: Editor, method: str, *, most: float, few: int, rea
     measure.warm([editor])
     trial.effect(case.rgb)  # makes the clean edit beforehand
     if fits:
-        published = measure.protected(case, settings("baseline", BASELINE), [editor], whole=True)
+        published = measure.protected(case, settings("baseline", steps.baseline), [editor], whole=True)
         cost = published.cpu_s
     else:
         side = int(np.sqrt(most * 1e6))
         small = Case("speed", case.name, _filled(case.rgb, side, side), (_region(case, side, side, 0),))
         timed = measure.protected(small, settings("baseline", few), [editor], whole=True)
-        cost = timed.cpu_s * BASELINE / few * (width * height) / side**2
-        published = measure.protected(case, settings("baseline", BASELINE), [editor])
+        cost = timed.cpu_s * steps.baseline / few * (width * height) / side**2
+        published = measure.protected(case, settings("baseline", steps.baseline), [editor])
     wanted = trial.effect(published.rgb)
-    iterations, made, effect = ours(trial, editor, method, wanted, reach)
+    iterations, made, effect = ours(trial, editor, method, wanted, reach, steps.ours)
     return {
         "baseline": {
             "cpu_s": round(cost, 2),
@@ -252,7 +274,7 @@ def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m benchmarks speed", description=__doc__, formatter_class=about)
-    parser.add_argument("--editor", default="latent-mini")
+    parser.add_argument("--editor", default="flux2-mini")
     parser.add_argument("--method", default="implant")
     parser.add_argument(
         "--reach-px", type=int, help="protect.reach_px for ours; the baseline perturbs the whole picture"

@@ -1,0 +1,194 @@
+"""Measures in which tools edits break, on files that were written and decoded again.
+
+    python -m benchmarks paths --set dev,faces --strengths single-path,balanced --held-out latent-taef2
+
+Each picture is protected at each strength, written as PNG and decoded. Its edits are then replayed as the
+daemon replays them: on every attack path of `verify.paths`, by the surrogate and by the held-out editors. The
+same is done with an unchanged copy and with noise as large as the perturbation, which must both be failed.
+
+Each protected picture becomes a JSON line in OUT/rows.jsonl as soon as it is measured, and an interrupted run
+is resumed. At the end OUT/table.md and OUT/tools.png are written from the rows of this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+
+from backfire import config, inpaint
+from backfire.config import Protect
+from backfire.errors import BackfireError
+from backfire.inpaint.base import Editor
+from benchmarks import measure, plots, sets
+from benchmarks.measure import PathsOf
+from benchmarks.protection import listed
+from benchmarks.rows import Journal, Row
+
+OUT = Path("benchmarks/results/paths/run")
+HEAD = "set", "strength", "judged by", "edit", "path", "n", "SSIM (worst)", "L1", "visible", "broken"
+
+
+def measured(
+    case: sets.Case, settings: Protect, surrogate: Editor, held_out: Sequence[Editor], paths: PathsOf
+) -> Row:
+    """Protect one picture, replay its edits from the decoded file, and return the figures."""
+    made = measure.protected(case, settings, [surrogate], through=paths[surrogate.name])
+    edits, verdicts = measure.verdicts(case, made, settings, [surrogate], held_out, paths)
+    return {
+        **measure.quality(case.rgb, made),
+        "iterations": settings.iterations * sum(len(crop.regions) for crop in made.crops),
+        "seconds": made.seconds,
+        "cpu_s": made.cpu_s,
+        "peak_mb": made.peak_mb,
+        "load": round(os.getloadavg()[0], 1),
+        "verdicts": verdicts,
+        "edits": [edit.row() for edit in edits],
+    }
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """The edits by path and judge, and the verdicts and the cost by set and strength, as Markdown."""
+    titled = {"Edits by attack path": _edits(rows), "Verdicts and cost": _verdicts(rows)}
+    return "\n\n".join(f"## {title}\n\n" + "\n".join(_lines(table)) for title, table in titled.items())
+
+
+def _edits(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
+    yield HEAD
+    found: dict[tuple[str, str, str, str, str], list[Row]] = {}
+    for row in rows:
+        for edit in row["edits"]:
+            key = row["set"], row["strength"], edit["editor"], edit["mask_kind"], edit["path"]
+            found.setdefault(key, []).append(edit)
+    for key, edits in found.items():
+        ssim = [edit["ssim"] for edit in edits]
+        worst = min(ssim) if key[3] in ("near", "far") else max(ssim)
+        seen = [edit["visible"] for edit in edits if edit["visible"] is not None]
+        broken = f"{sum(one >= 0.5 for one in seen)} of {len(seen)}" if seen else ""
+        figures = f"{np.mean(ssim):.3f} ({worst:.3f})", f"{np.mean([e['l1'] for e in edits]):.3f}"
+        yield *key, len(edits), *figures, f"{np.mean(seen):.2f}" if seen else "", broken
+
+
+def _verdicts(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
+    yield "set", "strength", "n", "verdicts", "unchanged or noise", "PSNR dB", "FLIP", "CPU s", "MB"
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], row["strength"]), []).append(row)
+    for key, group in groups.items():
+        said = Counter(row["verdicts"]["published"] for row in group)
+        others = Counter(row["verdicts"][name] for row in group for name in ("unchanged", "noise"))
+        psnr, flip = ([row[key] for row in group] for key in ("psnr", "flip"))
+        yield (
+            *key,
+            len(group),
+            ", ".join(f"{count} {verdict}" for verdict, count in said.most_common()),
+            ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),
+            f"{np.mean(psnr):.1f} ({min(psnr):.1f})",
+            f"{np.mean(flip):.3f} ({max(flip):.3f})",
+            f"{np.mean([row['cpu_s'] for row in group]):.1f}",
+            max(row["peak_mb"] for row in group),
+        )
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bars of the share of the region over which its edit is plainly another, by tool, as a PNG.
+
+    A bar for each strength, judged by its surrogate, and one for the last strength by the last held-out
+    editor; the marks are single pictures.
+    """
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        for edit in row["edits"]:
+            if edit["mask_kind"] == "trigger":
+                by = found.setdefault((row["strength"], edit["editor"]), {})
+                by.setdefault(edit["path"], []).append(100 * edit["visible"])
+    strengths, judges = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    shown = dict.fromkeys([*((strength, judges[0]) for strength in strengths), (strengths[-1], judges[-1])])
+    found = {key: found[key] for key in shown}
+    tools = list(dict.fromkeys(tool for by in found.values() for tool in by))
+    wide = 0.8 / len(found)
+    with plots.axes(path, (9.0, 4.2), ylabel="share of the region plainly seen, %") as axes:
+        for number, ((strength, judge), by) in enumerate(found.items()):
+            at = [index + (number - (len(found) - 1) / 2) * wide for index in range(len(tools))]
+            label = f"{strength}, judged by {judge}"
+            bars = axes.bar(
+                at, [float(np.mean(by.get(tool, [0]))) for tool in tools], wide * 0.9, label=label
+            )
+            for x, tool in zip(at, tools, strict=True):
+                axes.plot([x] * len(by.get(tool, [])), by.get(tool, []), ".", color="black", markersize=3)
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, label_type="center")
+        axes.set_xticks(range(len(tools)), tools)
+        axes.set_ylim(0, 108)
+
+
+def _lines(table: Iterator[Sequence[object]]) -> Iterator[str]:
+    for number, cells in enumerate(table):
+        yield f"| {' | '.join(map(str, cells))} |"
+        if number == 0:
+            yield "|---" * len(cells) + "|"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks paths", description=__doc__, formatter_class=about)
+    parser.add_argument("--set", type=listed, default=["dev"], help=f"some of {', '.join(sets.NAMES)}")
+    parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
+    parser.add_argument("--side", type=int, default=480, help="scale pictures down to this longer side")
+    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
+    parser.add_argument("--strengths", type=listed, default=["single-path", "balanced"])
+    parser.add_argument("--iterations", type=int, help="instead of the strengths' own number")
+    parser.add_argument("--editor", default="flux2-mini", help="the surrogate")
+    parser.add_argument("--held-out", type=listed, default=[], help="editors that only judge")
+    parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """See the module's docstring."""
+    given = parser().parse_args(argv)
+    names = [given.editor, *given.held_out]
+    own = {} if given.iterations is None else {"iterations": given.iterations}
+    try:
+        declared = None if given.config is None else config.load(given.config)
+        editors = [inpaint.get(name, settings=declared) for name in names]
+        paths = measure.paths_of(names, declared)
+    except BackfireError as error:
+        raise SystemExit(str(error)) from error
+    surrogate, *held_out = editors
+    cases = [
+        case
+        for name in given.set
+        for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
+    ]
+    measure.warm([surrogate])
+    journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
+    with Progress() as bar:
+        task = bar.add_task("paths", total=len(given.strengths) * len(cases))
+        for case in cases:
+            for strength in given.strengths:
+                bar.update(task, description=f"{strength} {case.name}")
+                settings = Protect.model_validate({"strength": strength, **own})
+                what = {
+                    "set": case.of,
+                    "picture": case.name,
+                    "size": [case.rgb.shape[1], case.rgb.shape[0]],
+                    "strength": strength,
+                    "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in editors],
+                    "paths": paths,
+                    "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
+                }
+                rows.append(journal.row(what, partial(measured, case, settings, surrogate, held_out, paths)))
+                bar.advance(task)
+    text = tables(rows)
+    (given.out / "table.md").write_text(text + "\n")
+    plot(rows, given.out / "tools.png")
+    print(text)
+    return 0
