@@ -11,12 +11,14 @@ import torch
 
 from backfire import weights
 from backfire.files import durable
-from training import lama, latent_mini, latent_pair, ldm_mini, student
+from training import autoencoder, lama, latent_pair, ldm_mini, start, student
 from training.run import Options
 
 WEIGHTS = Path("daemon/backfire/inpaint/weights")
+STARTS = Path("daemon/backfire/perturb/starts")
 COMMANDS = [
-    "autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "student", "student-decoder", "export", "judge",
+    "autoencoder", "inpainter", "ldm", "ldm-decoder", "lama", "student", "student-decoder", "start",
+    "export", "judge",
 ]  # fmt: skip
 
 
@@ -25,13 +27,15 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
-    parser.add_argument("--editor", default="latent-mini", help="export, judge: name of the editor")
+    parser.add_argument(
+        "--editor",
+        default="flux2-mini",
+        help="export, judge: name of the editor; judge: of several, with commas between them",
+    )
     parser.add_argument(
         "--weights", type=Path, help="export: the file to write; judge: weights to load instead of --editor"
     )
-    parser.add_argument(
-        "--start", type=Path, help="inpainter, student: weights from which the training starts"
-    )
+    parser.add_argument("--start", type=Path, help="student: weights from which the training starts")
     parser.add_argument("--channels", type=int, default=64, help="student: channels of its convolutions")
     parser.add_argument(
         "--kind",
@@ -55,60 +59,59 @@ def main() -> None:
         "--latents",
         type=lambda text: [Path(part) for part in text.split(",")],
         metavar="ENCODER,DECODER",
-        help="inpainter, export, judge: use this autoencoder's latents instead of latent-mini's; student: "
+        help="inpainter, export, judge: the autoencoder on whose latents the net works; student: "
         "the autoencoder to learn from",
     )
-    parser.add_argument(
-        "--crops", type=int, default=4800, help="ldm, inpainter with --latents: crops encoded in advance"
-    )
+    parser.add_argument("--crops", type=int, default=4800, help="ldm, inpainter: crops encoded in advance")
     given = parser.parse_args()
     is_student = given.command.startswith("student")
-    if is_student and not given.latents:
+    if (is_student or given.command == "inpainter") and not given.latents:
         parser.error(f"{given.command} needs --latents, the encoder and the decoder that it learns from")
-    if given.start and ((given.latents and not is_student) or not given.start.is_file()):
-        parser.error(
-            f"--start {given.start}: it takes a file of latent-mini's exported weights, without --latents"
-        )
+    if given.start and not (is_student and given.start.is_file()):
+        parser.error(f"--start {given.start}: it takes a file of a student's weights, for a student")
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
     if given.threads:
         torch.set_num_threads(given.threads)
-    encoder, inpainter, small_lama = (given.runs / name for name in ("autoencoder", "inpainter", "lama"))
+    codec, small_lama = given.runs / "autoencoder", given.runs / "lama"
     common = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     if given.latents and given.command in ("inpainter", "export"):
         _on_latents(given, common)
+    elif given.command == "start":
+        folder = given.runs / f"start-{given.editor}"
+        start.train(given.data, given.editor, folder, common, given.count)
+        start.export(folder, STARTS / f"{given.editor}.safetensors")
     elif is_student:
         folder = given.runs / f"student-{given.channels}"
         train = student.train_encoder if given.command == "student" else student.train_decoder
         train(given.data, given.latents, folder, common, given.channels, given.start)
     elif given.command == "autoencoder":
-        latent_mini.autoencoder(given.data, encoder, common)
-    elif given.command == "inpainter":
-        latent_mini.inpainter(given.data, given.start or encoder, inpainter, common)
+        autoencoder.train(given.data, codec, common)
     elif given.command == "ldm":
-        ldm_mini.unet(given.data, given.runs / "ldm-unet", common, given.crops)
+        ldm_mini.unet(given.data, codec, given.runs / "ldm-unet", common, given.crops)
     elif given.command == "ldm-decoder":
-        ldm_mini.decoder(given.data, given.runs / "ldm-decoder", common)
+        ldm_mini.decoder(given.data, codec, given.runs / "ldm-decoder", common)
     elif given.command == "lama":
         lama.train(given.data, small_lama, common)
     elif given.command == "judge":
         from training import judge  # needs OpenCV, which training does not
 
-        editor = judge.editor(given.editor, given.weights, given.kind, given.latents or ())
-        judge.judge(given.data, editor, given.runs / "judge" / editor.name, given.count, given.seed)
+        editors = judge.editors(given.editor, given.weights, given.kind, given.latents or ())
+        folder = given.runs / "judge" / "-".join(editor.name for editor in editors)
+        judge.judge(given.data, editors, folder, given.count, given.seed)
     else:
         target = given.weights or WEIGHTS / f"{given.editor}.safetensors"
-        if given.editor == "latent-mini":
-            latent_mini.export(inpainter, target)
-        elif given.editor == "lama-mini":
+        if given.editor == "lama-mini":
             lama.export(small_lama, target)
         elif given.editor == "ldm-mini":
             ldm_mini.export(given.runs, target)
         elif given.editor == "flux2-mini":
             student.export(given.runs / f"student-{given.channels}", given.runs / "pair", target)
+        elif given.editor == "flux2-micro":
+            student.export_pair(given.runs / f"student-{given.channels}", target)
         else:
             parser.error(
-                f"--editor {given.editor}: export knows flux2-mini, latent-mini, ldm-mini and lama-mini"
+                f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"
             )
         state_sums(target.parent)
 

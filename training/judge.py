@@ -1,24 +1,32 @@
-"""Measures how good an editor's fills are, on photographs held out of training and with seeded masks.
+"""Measures how good editors' fills are, on photographs held out of training and with seeded masks.
 
-For the editor, and for OpenCV's Telea and Navier-Stokes fills as a comparison, it reports:
+For each editor, and for OpenCV's Telea and Navier-Stokes fills as a comparison, it reports:
 
 * SSIM and L1 under the mask;
 * sharpness: the energy above a Gaussian blur of sigma 1 in the hole, relative to that of the true pixels (a
   blurred fill scores under 0.3);
 * seam: the difference across the hole's border, relative to that in the true picture (1 is invisible).
 
-For a latent editor also the PSNR and sharpness of its autoencoder's reconstruction.
+For a latent editor also the PSNR and sharpness of its autoencoder's reconstruction. All of them are shown the
+same holes in the same pictures, so figures of one run, and of runs with one seed, can be compared.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Callable, Sequence
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from backfire import inpaint
@@ -29,35 +37,45 @@ from backfire.imaging.masks import dilated
 from backfire.inpaint.base import Editor
 from backfire.inpaint.encoders import PairInpainter
 from backfire.inpaint.lama import LamaEditor
-from backfire.inpaint.latent import LatentEditor, ShiftMapEditor
+from backfire.inpaint.latent import LatentEditor
 from backfire.inpaint.ldm import LdmEditor
 from backfire.types import Mask
 from training import data
 from training.run import sheet
 
 SIDE = 256
+MEASURES = ("ssim", "l1", "sharpness", "seam")
+CLASSICAL = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}
 KINDS: dict[str, Callable[[str, Path], Editor]] = {
-    "latent": ShiftMapEditor.from_file,
+    "latent": PairInpainter.from_file,
     "ldm": LdmEditor.from_file,
     "lama": LamaEditor.load,
 }
 
 
-def editor(name: str, weights: Path | None, kind: str, latents: Sequence[Path] = ()) -> Editor:
-    """The editor to judge: the registered one of that name, or one loaded from a weights file.
+def editors(names: str, weights: Path | None, kind: str, latents: Sequence[Path] = ()) -> list[Editor]:
+    """The editors to judge.
 
     Args:
-        name: of the registered editor.
+        names: of registered editors, with commas between them.
         weights: a file to load instead; the editor is then named after it.
         kind: a key of `KINDS`: what the weights are of.
-        latents: encoder and decoder of a published autoencoder. The editor then consists of them and of the
-            inpainting net in `weights`, or of the net that ships with the package.
+        latents: encoder and decoder of a published autoencoder. They make one more editor, with the net in
+            `weights`, or with that of flux2-mini.
+
+    Raises:
+        SystemExit: an editor is not known or cannot be loaded.
     """
     try:
+        if latents and weights:
+            return [PairInpainter.load(weights.stem, [*latents, weights])]
+        if weights:
+            return [KINDS[kind](weights.stem, weights)]
+        found = [inpaint.get(name) for name in names.split(",")]
         if latents:
-            net = [weights] if weights else []
-            return PairInpainter.load(weights.stem if weights else "latent-taef2", [*latents, *net])
-        return KINDS[kind](weights.stem, weights) if weights else inpaint.get(name)
+            published = latents[0].stem.removesuffix("_encoder")
+            found.append(PairInpainter.load(f"latent-{published}", latents))
+        return found
     except BackfireError as error:
         raise SystemExit(str(error)) from error
 
@@ -87,56 +105,116 @@ def opencv(picture: Picture, mask: Mask, method: int) -> Picture:
     return out
 
 
-def judge(photos: Path, editor: Editor, target: Path, count: int, seed: int) -> None:
-    """Writes `judge.json` and `fills.jpg` (16 fills: masked, filled, true) to `target`."""
+@dataclass(frozen=True)
+class _Case:
+    """A crop 1,3,S,S in [0,1], the plane of its hole S,S in {0,1}, 1 = to fill, and its number in the run."""
+
+    number: int
+    image: torch.Tensor
+    plane: NDArray[np.float32]
+
+    @property
+    def mask(self) -> Mask:
+        """The hole, bool S,S."""
+        found: Mask = self.plane > 0.5
+        return found
+
+    @property
+    def truth(self) -> Picture:
+        """The crop, S,S,3."""
+        return to_picture(self.image[0])
+
+
+def _cases(photos: Path, count: int, seed: int) -> Iterator[_Case]:
+    """Seeded crops of seeded photographs, each with a hole; the same ones for every editor."""
     pictures = data.load(photos)
     rng = np.random.default_rng(seed)
-    noise = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[list[float]]] = {editor.name: [], "telea": [], "navier-stokes": []}
-    codec: list[list[float]] = []
-    shown: list[torch.Tensor] = []
-    for index in rng.permutation(len(pictures))[:count]:
-        image = (
-            torch.from_numpy(data.crop(pictures[index], SIDE, rng).copy()).permute(2, 0, 1)[None].float()
-            / 255
-        )
-        plane = data.hole(SIDE, rng)
-        mask = plane > 0.5
-        if not mask.any():
-            continue
-        truth = to_picture(image[0])
-        with torch.inference_mode():
-            fill = editor.inpaint(image, torch.from_numpy(plane)[None, None], generator=noise)
-            if isinstance(editor, LatentEditor):
-                decoded = to_picture(editor.decoder(editor.encoder(image))[0].clamp(0, 1))
-                error = float(((decoded - truth) ** 2).mean())
-                everywhere = np.ones_like(mask)
-                codec.append([10 * np.log10(1 / max(error, 1e-9)), sharpness(decoded, truth, everywhere)])
-        fills = {
-            editor.name: to_picture(fill[0]),
-            "telea": opencv(truth, mask, cv2.INPAINT_TELEA),
-            "navier-stokes": opencv(truth, mask, cv2.INPAINT_NS),
-        }
-        for name, got in fills.items():
-            l1 = float(np.abs(got - truth)[mask].mean())
-            rows[name].append(
-                [masked_ssim(got, truth, mask), l1, sharpness(got, truth, mask), seam(got, truth, mask)]
-            )
-        if len(shown) < 16:
-            hidden = torch.where(torch.from_numpy(mask), 0.5, image[0])
-            shown.append(torch.stack([hidden, fill[0], image[0]]))
-    target.mkdir(parents=True, exist_ok=True)
-    columns = ("ssim", "l1", "sharpness", "seam")
-    # Medians, since the ratio for a single flat patch can be huge.
-    result = {
-        name: dict(zip(columns, np.median(values, axis=0).round(3).tolist(), strict=True))
-        for name, values in rows.items()
+    for number, index in enumerate(rng.permutation(len(pictures))[:count]):
+        piece = torch.from_numpy(data.crop(pictures[index], SIDE, rng).copy())
+        case = _Case(number, piece.permute(2, 0, 1)[None].float() / 255, data.hole(SIDE, rng))
+        if case.mask.any():
+            yield case
+
+
+def judge(photos: Path, editors: Sequence[Editor], target: Path, count: int, seed: int) -> None:
+    """Writes `judge.json` and, for each editor, `fills-NAME.jpg` (16 fills: masked, filled, true).
+
+    Args:
+        photos: a folder of photographs that none of the editors was trained on.
+        editors: each under a name of its own.
+        target: the folder of these; it is made if it is missing.
+        count: the number of photographs, of which each gives one crop.
+        seed: of crops, holes and the editors' noise.
+    """
+    fills: dict[str, list[list[float]]] = {
+        name: [] for name in (*(editor.name for editor in editors), *CLASSICAL)
     }
-    if codec:
-        figures = np.median(codec, axis=0).round(3).tolist()
-        result["autoencoder"] = dict(zip(("psnr_db", "sharpness"), figures, strict=True))
+    codecs: dict[str, list[list[float]]] = {}
+    shown: dict[str, list[torch.Tensor]] = {editor.name: [] for editor in editors}
+    for case in _cases(photos, count, seed):
+        for editor in editors:
+            fill = _filled(editor, case, seed)
+            fills[editor.name].append(_measured(to_picture(fill), case))
+            if isinstance(editor, LatentEditor):
+                codecs.setdefault(editor.name, []).append(_coded(editor, case))
+            hidden = torch.where(torch.from_numpy(case.mask), 0.5, case.image[0])
+            shown[editor.name].append(torch.stack([hidden, fill, case.image[0]]))
+        for name, method in CLASSICAL.items():
+            fills[name].append(_measured(opencv(case.truth, case.mask, method), case))
+    target.mkdir(parents=True, exist_ok=True)
+    result = {
+        "run": _run(editors, count, seed),
+        "fills": {name: _medians(MEASURES, rows) for name, rows in fills.items()},
+        "autoencoders": {name: _medians(("psnr_db", "sharpness"), rows) for name, rows in codecs.items()},
+    }
     (target / "judge.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    half = max(1, len(shown) // 2)
-    page = torch.stack([torch.cat(shown[i::half][:2]) for i in range(half)])
-    sheet(page).save(target / "fills.jpg", quality=90)
+    for name, rows in shown.items():
+        _page(rows[:16]).save(target / f"fills-{name}.jpg", quality=90)
+
+
+def _filled(editor: Editor, case: _Case, seed: int) -> torch.Tensor:
+    """The editor's fill of a case, 3,S,S; its noise depends on the seed and the case alone."""
+    noise = torch.Generator().manual_seed((seed << 32) + case.number)
+    with torch.inference_mode():
+        return editor.inpaint(case.image, torch.from_numpy(case.plane)[None, None], generator=noise)[0]
+
+
+def _coded(editor: LatentEditor, case: _Case) -> list[float]:
+    """The PSNR and sharpness of the crop, encoded and decoded."""
+    with torch.inference_mode():
+        decoded = to_picture(editor.decoder(editor.encoder(case.image))[0].clamp(0, 1))
+    error = float(((decoded - case.truth) ** 2).mean())
+    everywhere = np.ones_like(case.mask)
+    return [10 * np.log10(1 / max(error, 1e-9)), sharpness(decoded, case.truth, everywhere)]
+
+
+def _measured(got: Picture, case: _Case) -> list[float]:
+    """The figures of a fill, in the order of `MEASURES`."""
+    truth, mask = case.truth, case.mask
+    l1 = float(np.abs(got - truth)[mask].mean())
+    return [masked_ssim(got, truth, mask), l1, sharpness(got, truth, mask), seam(got, truth, mask)]
+
+
+def _medians(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    # Medians, since the ratio for a single flat patch can be huge.
+    return dict(zip(names, np.median(rows, axis=0).round(3).tolist(), strict=True))
+
+
+def _run(editors: Sequence[Editor], count: int, seed: int) -> dict[str, Any]:
+    """What the figures are of, and where and when they were taken."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "photographs": count,
+        "side_px": SIDE,
+        "seed": seed,
+        "weights_sha256": {editor.name: editor.weights_sha256 for editor in editors},
+    }
+
+
+def _page(rows: Sequence[torch.Tensor]) -> Image.Image:
+    """Two cases in a row of the page."""
+    half = max(1, len(rows) // 2)
+    return sheet(torch.stack([torch.cat(list(rows[i::half][:2])) for i in range(half)]))

@@ -2,13 +2,14 @@
 
 The L1 loss covers the known pixels only; inside the hole the critics and feature matching decide. Three
 things differ from the published training. LaMa's perceptual loss needs a segmentation network, in whose
-place the hole's means over 8x8 pixels get a small L1 loss. The critics are latent-mini's. And they judge the
-composite of fill and known pixels, so that a visible seam counts.
+place the hole's means over 8x8 pixels get a small L1 loss. The critics are those of `losses`. And they judge
+the composite of fill and known pixels, so that a visible seam counts.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,16 @@ from training.losses import Critics, duel, ema_update, weighted
 from training.run import Options, Run, adam, averaged, machine, prepared, save_half, set_rate
 
 
-def train(photos: Path, folder: Path, options: Options, config: Config = MINI) -> None:
-    """Train in `folder`, or resume an interrupted run there."""
+def train(
+    photos: Path, folder: Path, options: Options, config: Config = MINI, start: Callable[..., Run] = Run
+) -> None:
+    """Train in `folder`, or resume an interrupted run there; `start` makes the run."""
     pictures, device, seed = data.load(photos), machine(), options.seed
     torch.manual_seed(seed)
     net, critics = prepared(Generator(config)), prepared(Critics())
     ema = copy.deepcopy(net).eval()
     opt_g, opt_d = adam([net]), adam([critics])
-    run = Run(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = start(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
     run.resume()
 
     def seen(step: int) -> tuple[int, int]:

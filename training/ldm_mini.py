@@ -1,6 +1,7 @@
-"""Trains ldm-mini: a small latent diffusion inpainter on latent-mini's latents, and a sharper decoder.
+"""Trains ldm-mini: a small latent diffusion inpainter on the latents of an autoencoder of our own.
 
-The encoder is latent-mini's and stays fixed, so that `unet` and `decoder` can be trained at the same time.
+The encoder is that of a run of `autoencoder` and stays fixed, so that `unet` and `decoder` can be trained at
+the same time.
 
 `unet` encodes crops once, whole and with a hole, and learns the velocity (v-prediction) at the noise levels
 that edits use, mainly in the hole. `decoder` is trained with pyramid L1, and critics and feature matching at
@@ -18,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backfire import inpaint
 from backfire.inpaint import ldm
-from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, LatentEditor
+from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
-from training import data
+from training import autoencoder, data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
 from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
@@ -32,14 +33,15 @@ KNOWN_WEIGHT = 0.1
 STATISTICS_CROPS = 64
 
 
-def _base() -> LatentEditor:
-    base = inpaint.get("latent-mini", machine())
-    assert isinstance(base, LatentEditor)
+def _base(folder: Path) -> EncoderEditor:
+    """The autoencoder of a run, on the machine's device."""
+    base = autoencoder.load(folder)
+    base.to(machine())
     return base
 
 
 @torch.inference_mode()
-def statistics(photos: list[Any], base: LatentEditor, seed: int) -> tuple[Tensor, Tensor]:
+def statistics(photos: list[Any], base: EncoderEditor, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel on seeded crops; 16 each."""
     image, mask = data.draw(photos, STATISTICS_CROPS, 192, np.random.default_rng(seed), machine())
     latents = base.encode(image, torch.zeros_like(mask))
@@ -47,8 +49,8 @@ def statistics(photos: list[Any], base: LatentEditor, seed: int) -> tuple[Tensor
 
 
 @torch.no_grad()
-def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]:
-    """Latent-mini's encoder and decoder, adapted to latents of zero mean and a deviation of `ldm.SPREAD`.
+def normalised(base: EncoderEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]:
+    """The autoencoder's encoder and decoder, adapted to latents of zero mean and a deviation of `ldm.SPREAD`.
 
     The encoder is exactly the original, scaled and shifted. The decoder differs from the original only in
     that its soft clamp applies to the scaled latents.
@@ -64,9 +66,17 @@ def normalised(base: LatentEditor, mean: Tensor, std: Tensor) -> tuple[Any, Any]
     return encoder, decoder
 
 
-def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
-    """Train the denoising network in `folder`, or resume an interrupted run there."""
-    pictures, base = data.load(photos), _base()
+def unet(photos: Path, source: Path, folder: Path, options: Options, crops: int) -> None:
+    """Train the denoising network in `folder`, or resume an interrupted run there.
+
+    Args:
+        photos: the folder of photographs.
+        source: the folder of a run of `autoencoder`.
+        folder: the folder of this run.
+        options: its length, seed and batch.
+        crops: how many crops to encode in advance.
+    """
+    pictures, base = data.load(photos), _base(source)
     device, seed, batch = machine(), options.seed, options.batch
     mean, std = (each[:, None, None] for each in statistics(pictures, base, seed))
     file = folder / f"latents-{options.size}-{crops}.safetensors"
@@ -129,9 +139,12 @@ def unet(photos: Path, folder: Path, options: Options, crops: int) -> None:
     run.loop(one, sample)
 
 
-def decoder(photos: Path, folder: Path, options: Options) -> None:
-    """Train the decoder of normalised latents in `folder`, starting from latent-mini's, or resume there."""
-    pictures, base, device, seed = data.load(photos), _base(), machine(), options.seed
+def decoder(photos: Path, source: Path, folder: Path, options: Options) -> None:
+    """Train the decoder of normalised latents in `folder`, or resume there; arguments as of `unet`.
+
+    It starts from the autoencoder's own decoder.
+    """
+    pictures, base, device, seed = data.load(photos), _base(source), machine(), options.seed
     encoder, net = normalised(base, *statistics(pictures, base, seed))
     torch.manual_seed(seed)
     net, critic = prepared(net.requires_grad_(True)), prepared(Critics(2))

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backfire.inpaint.encoders import TAEF2_NET, EncoderEditor
+from backfire.inpaint.encoders import NET_FILE, EncoderEditor
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
@@ -277,15 +277,32 @@ def export(folder: Path, net: Path, target: Path) -> None:
 
     Args:
         folder: the runs of the student's encoder and decoder.
-        net: the run of a net that was trained on the same latents, see `latent_pair`; that of `latent-taef2`
-            is taken where there is none.
+        net: the run of a net that was trained on the same latents, see `latent_pair`; where there is none,
+            the net that ships is taken.
+        target: the file.
     """
-    state: dict[str, Tensor] = {}
-    for role, run in (("encoder", folder / "encoder"), ("decoder", folder / "decoder"), ("net", net)):
-        if role == "net" and not (run / "last.pt").exists():
-            part = load_file(TAEF2_NET)
-        else:
-            part = torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
-        state |= {f"{role}.{name}": value.half().contiguous() for name, value in part.items()}
+    state = _averages(encoder=folder / "encoder", decoder=folder / "decoder")
+    if (net / "last.pt").exists():
+        state |= _averages(net=net)
+    else:
+        state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
+    _save(state, target)
+
+
+def export_pair(folder: Path, target: Path) -> None:
+    """The same without a net, for a student that is used with the net of the default editor."""
+    _save(_averages(encoder=folder / "encoder", decoder=folder / "decoder"), target)
+
+
+def _averages(**runs: Path) -> dict[str, Tensor]:
+    """The averaged weights of runs in half precision, each below its name."""
+    return {
+        f"{role}.{name}": value.half().contiguous()
+        for role, run in runs.items()
+        for name, value in torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"].items()
+    }
+
+
+def _save(state: dict[str, Tensor], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, target)
