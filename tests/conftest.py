@@ -14,6 +14,8 @@ from tests.support.sandbox import SHARED, Sandbox
 # threads beyond that only wait for each other. One thread also adds up in the same order every time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+# Hundreds of child processes would each compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,28 @@ this package loads neither of them, nor anything heavy: they come when they are 
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backfire.api import Detection, Result, detect, protect, verify
 
+    __version__: str
+
 __all__ = ["Detection", "Result", "__version__", "detect", "protect", "verify"]
 
-try:
-    __version__ = version("backfire")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # it takes as long as all else here
+
+    try:
+        return version("backfire")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in __all__:
         return getattr(import_module("backfire.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,8 +38,8 @@ PictureLike = bytes | PathLike
 """A picture: the bytes of its file, or the file's path."""
 MaskLike = bytes | PathLike | NDArray[np.bool_] | Sidecar
 """A mask or an annotation of the regions: the bytes of its file, the file's path, or an array H,W of the
-upright picture's size, True = protected. Paths that end in `.json` are annotations. Which paint of a file is
-protected says `regions.sidecar`; an array means the same under all settings."""
+upright picture's size, True = protected. Paths that end in `.json` are annotations. `regions.sidecar` says
+which paint of a file is protected; an array means the same under all settings."""
 SettingsLike = Settings | PathLike | Mapping[str, Any]
 """Settings: checked already, the path of a configuration file, or its sections as a mapping. Of a file or a
 mapping the rules for the picture's path are followed; its folders are not used."""
@@ -64,6 +64,22 @@ class Detection:
     rule: str | None = None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What the daemon knows of an attempt at a picture beyond its settings.
+
+    Attributes:
+        rung: how many rungs of the memory ladder to skip, because they are known to need too much memory.
+        device: `cpu` or `cuda:0`, in place of `protect.device` where that is `auto`.
+        reviewed: whether the caller holds pictures without a region until a person decides; otherwise
+            `regions.none_found: review`, the default, is an error like `fail`.
+    """
+
+    rung: int = 0
+    device: str | None = None
+    reviewed: bool = False
+
+
 def protect(
     picture: PictureLike,
     *,
@@ -71,13 +87,12 @@ def protect(
     settings: SettingsLike | None = None,
     name: str | None = None,
     progress: PhaseProgress = no_progress,
-    rung: int = 0,
-    device: str | None = None,
+    attempt: Attempt = Attempt(),
 ) -> Result:
     """Protect a picture: find its regions, add the perturbation, and judge the result from its own bytes.
 
     Takes seconds to minutes, by picture and settings. The same picture, mask and settings give the same bytes
-    on the same machine and versions.
+    on the same machine and versions, but for a signature (`provenance`).
 
     Args:
         picture: JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF, as a path or as bytes.
@@ -87,8 +102,7 @@ def protect(
         settings: None for the defaults.
         name: the picture's name for messages, receipt and rules, where `picture` is bytes.
         progress: called as progress(phase, done, total); may raise, which stops the work.
-        rung: how many rungs of the memory ladder to skip, because they are known to need too much memory.
-        device: `cpu` or `cuda:0`, in place of `protect.device` where that is `auto`.
+        attempt: what the daemon adds; other callers leave it out.
 
     Returns:
         The bytes to publish, receipt, verdict and sheet. A verdict of `weak` or `failed` is no exception:
@@ -99,11 +113,12 @@ def protect(
         InputError: the picture or a mask cannot be used, or no region was found.
         ModelError: a detector or an editor failed, or memory is too small even at the lowest rung.
         BudgetExceeded: the output format would change the picture by more than the budget.
+        SigningError: certificate, key, signer or timestamp authority failed, where `provenance` is set.
     """
     from backfire.pipeline import protect as pipeline
 
     data, source, used, _ = _opened(picture, mask, name, settings)
-    return pipeline.protect(data, source, used, progress=progress, rung=rung, device=device)
+    return pipeline.protect(data, source, used, progress=progress, **vars(attempt))
 
 
 def verify(
@@ -113,17 +128,21 @@ def verify(
     mask: MaskLike | Sequence[MaskLike] | None = None,
     settings: SettingsLike | None = None,
     name: str | None = None,
+    as_published: bool = False,
     progress: PhaseProgress = no_progress,
 ) -> Result:
     """Judge a published file: replay on it the edits that decided its verdict when it was made.
 
     Args:
-        protected: the file as it was published; not a copy that was scaled or recompressed.
+        protected: the file as it was published or, with `as_published`, a copy of it.
         original: the picture it was made from.
         mask: see `protect`; of the original. Mask and settings must be those with which the file was made, or
             other regions or thresholds are asked about.
         settings: see `protect`.
         name: the original's name, see `protect`.
+        as_published: whether `protected` is a copy that a site has saved again, in another size or format:
+            it must show all of the picture. Its edits are compared with those of the original saved likewise,
+            and the receipt says in `as_published` how it lies on the picture.
         progress: see `protect`.
 
     Returns:
@@ -131,12 +150,16 @@ def verify(
 
     Raises:
         ConfigError, InputError, ModelError: as `protect` does; an InputError, too, where the two pictures
-            differ in size.
+            differ in size or, with `as_published`, do not show the same picture at the same place.
     """
+    from backfire.pipeline import as_published as copies
     from backfire.pipeline import verify as pipeline
 
     data, source, used, _ = _opened(original, mask, name, settings)
     published = protected if isinstance(protected, bytes) else _read(Path(protected), used.limits.max_bytes)
+    if as_published:
+        called = "the copy" if isinstance(protected, bytes) else os.fspath(protected)
+        return copies.verify_copy(data, published, source, used, name=called, progress=progress)
     return pipeline.verify(data, published, source, used, progress=progress)
 
 
@@ -176,7 +199,7 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
 
     Args:
         picture: its path; rules see it as it lies below the inbox, or as an original below the archive or the
-            folder of failed pictures, or else as it is given.
+            folders of failed and of held pictures, or else as it is given.
         settings: checked ones are returned as they stand.
 
     Returns:
@@ -194,7 +217,8 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
     else:
         checked = config.load(Path(settings))
     path = picture.absolute()
-    folders = (checked.folders.inbox, checked.folders.archive, checked.folders.failed)
+    lie_in = checked.folders
+    folders = (lie_in.inbox, lie_in.archive, lie_in.failed, lie_in.review)
     above = next((folder for folder in folders if folder in path.parents), None)
     relative = os.fsencode(picture if above is None else path.relative_to(above))
     index = checked.rule_of(relative)

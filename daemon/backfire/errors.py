@@ -7,6 +7,7 @@
         ├── InputError             the picture or its mask is not usable: failed at once
         ├── ModelError             a detector or an editor failed: tried again, then failed
         │   └── DeviceError            the GPU failed during the work: tried again in a new process
+        ├── SigningError           certificate, key or signer failed, for every picture alike: waits
         ├── BudgetExceeded         pixels of the written file moved by more than they may: failed
         └── PublishError           the result could not be put in its place: tried again
 
@@ -41,6 +42,7 @@ class Code(StrEnum):
     BUDGET = "budget"
     NOT_PROTECTED = "not_protected"
     WEAK = "weak"
+    SIGNING = "signing"
     PUBLISH = "publish"
     WORKER_DIED = "worker_died"
     INTERNAL = "internal"
@@ -100,6 +102,13 @@ class DeviceError(ModelError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Code.MODEL, message)
+
+
+class SigningError(JobError):
+    """What signs the published files cannot be used, which concerns every picture alike."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.SIGNING, message)
 
 
 class BudgetExceeded(JobError):

@@ -8,16 +8,29 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Rgb = NDArray[np.uint8]
-"""H,W,3 uint8, RGB, upright (EXIF orientation applied)."""
+    Rgb = NDArray[np.uint8]
+    """H,W,3 uint8, RGB, upright (EXIF orientation applied)."""
 
-Mask = NDArray[np.bool_]
-"""H,W bool, True = protected / repainted."""
+    Mask = NDArray[np.bool_]
+    """H,W bool, True = protected / repainted."""
+
+
+def __getattr__(name: str) -> Any:
+    # NumPy is loaded when a picture's type is first asked for: who only reads jobs need not hold it in
+    # memory.
+    if name in ("Rgb", "Mask"):
+        import numpy as np
+        from numpy.typing import NDArray
+
+        return NDArray[np.uint8] if name == "Rgb" else NDArray[np.bool_]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 EXTENSIONS = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -93,6 +106,8 @@ class Box(NamedTuple):
     @classmethod
     def around(cls, mask: Mask) -> Box:
         """The bounding box of a mask that has at least one True pixel."""
+        import numpy as np
+
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         return cls(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
@@ -123,6 +138,8 @@ class Region:
 
     def plane(self, height: int, width: int) -> Mask:
         """The region as a mask of the whole picture's size."""
+        import numpy as np
+
         plane = np.zeros((height, width), dtype=np.bool_)
         plane[self.box.slices] = True if self.mask is None else self.mask
         return plane
@@ -152,7 +169,7 @@ class Verdict(StrEnum):
     WEAK = "weak"
     FAILED = "failed"
     UNPROTECTED = "unprotected"
-    """No region was found, and the picture was published unchanged because of `none_found: pass`."""
+    """No region was found, and the picture was published unchanged: by a person, or by `none_found: pass`."""
 
 
 class MaskKind(StrEnum):
@@ -165,12 +182,17 @@ class MaskKind(StrEnum):
     FAR = "far"
 
 
-class EditPath(StrEnum):
-    """What the editor is given: the crop that was optimised, a shifted crop, or the whole picture resized."""
+class Family(StrEnum):
+    """Kinds of editors, by what a person would use them in."""
 
-    CROP = "crop"
-    SHIFTED = "shifted"
-    RESIZED = "resized"
+    LATENT = "latent"
+    """Inpaints an autoencoder's latents in one step."""
+    ERASE = "erase"
+    """Fills from the surroundings in one step without a prompt: LaMa, MAT, MI-GAN."""
+    DIFFUSION = "diffusion"
+    """Stable Diffusion 1, 2 and XL with a mask."""
+    FLOW = "flow"
+    """Transformers trained by flow matching: FLUX, Stable Diffusion 3, Qwen-Image, Z-Image."""
 
 
 class JobState(StrEnum):
@@ -182,11 +204,28 @@ class JobState(StrEnum):
     RUNNING = "running"
     PUBLISHING = "publishing"
     SETTING_ASIDE = "setting_aside"
+    HOLDING = "holding"
+    """Its original is being moved to the review folder."""
+    RELEASING = "releasing"
+    """A person has decided what becomes of it, and its original is being moved back to the inbox."""
     PUBLISHED = "published"
     ARCHIVED = "archived"
     FAILED = "failed"
     QUARANTINED = "quarantined"
+    REVIEW = "review"
+    """It lies in the review folder until a person decides."""
     SKIPPED = "skipped"
+
+
+class Choice(StrEnum):
+    """What a person decided about a picture that was held for review."""
+
+    RELEASE = "release"
+    """Publish it as it is."""
+    WHOLE = "whole"
+    """Protect the whole of it."""
+    AGAIN = "again"
+    """Work it again, with the masks that lie beside it and under the settings of today."""
 
 
 ACTIVE = frozenset(
@@ -197,6 +236,8 @@ ACTIVE = frozenset(
         JobState.RUNNING,
         JobState.PUBLISHING,
         JobState.SETTING_ASIDE,
+        JobState.HOLDING,
+        JobState.RELEASING,
         JobState.PUBLISHED,
     }
 )
@@ -210,6 +251,7 @@ class Job:
     Paths are bytes relative to their folder (inbox, outbox): file names need not be UTF-8.
     Digests are lower-case hex SHA-256, None until the content has been read. Times are Unix seconds.
     `lease` grows by one whenever an attempt starts; a worker's reports under an older lease are ignored.
+    `choice` is what a person decided about this content after it was held for review.
     """
 
     id: int
@@ -229,6 +271,7 @@ class Job:
     created: float = 0.0
     updated: float = 0.0
     lease: int = 0
+    choice: Choice | None = None
 
     @property
     def name(self) -> str:

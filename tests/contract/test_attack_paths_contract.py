@@ -45,7 +45,7 @@ def _pictures(mask: Mask, count: int = 1) -> Tensor:
 
 
 def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
-    """Everything that is masked lies in a crop, sizes are multiples, aspects are kept, and planes fit."""
+    """Each masked pixel lies in a crop; sizes are multiples, aspects are kept, and planes have their size."""
     kept = mask.copy()
     covered = np.zeros_like(mask)
     handed = path.handed(mask)
@@ -68,8 +68,10 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
     np.testing.assert_array_equal(mask, kept)
 
 
-def test_a_picture_that_comes_back_as_it_went_is_what_it_was(path: AttackPath, mask: Mask) -> None:
-    """Bit for bit where nothing is blended in; elsewhere as resizing gives a smooth picture back."""
+def test_handing_a_picture_over_and_putting_it_back_unedited_changes_nothing(
+    path: AttackPath, mask: Mask
+) -> None:
+    """Exactly so where nothing is blended in; elsewhere up to what resizing does to a smooth picture."""
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
     smooth = 0.5 + 0.3 * np.sin(rows / 40) * np.cos(columns / 50)
     image = torch.from_numpy(smooth).float().expand(1, 3, -1, -1)
@@ -86,14 +88,14 @@ def test_a_picture_that_comes_back_as_it_went_is_what_it_was(path: AttackPath, m
 
 
 def test_all_that_the_model_repaints_in_the_mask_is_blended_in(path: AttackPath, mask: Mask) -> None:
-    """What grows the model's mask must be in `blend` too, or a border of the edit is never pasted."""
+    """A step that grows the model's mask must be in `blend` too, or a border of the edit is never pasted."""
     handed = path.handed(mask)
     weights = np.zeros(mask.shape, np.float32)
     for one in handed:
         part = weights[one.touched.slices]
         np.maximum(part, one.weights, out=part)
     for one in handed:
-        # Half a pixel of the model may reach into the next one of the picture: its outline does not count.
+        # A pixel at the outline may reach half into the next pixel of the picture, so it does not count.
         repainted = ndimage.minimum_filter(one.mask, 3)
         inside, (down, across) = one.inside, one.scale
         rows = ((np.arange(inside.top, inside.bottom) + 0.5 - one.box.top) * down).astype(int)
@@ -105,7 +107,7 @@ def test_all_that_the_model_repaints_in_the_mask_is_blended_in(path: AttackPath,
 
 
 def test_an_edit_stays_near_the_mask(path: AttackPath, mask: Mask) -> None:
-    """What is blended in reaches no further beyond the mask than what was done to the mask."""
+    """What is blended in reaches no further beyond the mask than the steps that were applied to the mask."""
     image = _pictures(mask, 2)
     result, farthest = image, 0
     handed = path.handed(mask)
@@ -114,7 +116,7 @@ def test_an_edit_stays_near_the_mask(path: AttackPath, mask: Mask) -> None:
     for one in handed:
         result = put_back(torch.full((2, 3, *one.size), 9.0), result, one)
         reach = sum(step.reach for step in one.rule.blend)
-        if one.rule.blend_scaled:  # resizing there and back reaches a few pixels more, of the larger kind
+        if one.rule.blend_scaled:  # resizing there and back reaches a few of the larger pixels further
             reach = math.ceil((reach + 3) / min(one.scale)) + 3
             reach += sum(step.reach for step in one.rule.on_picture_grid)
         farthest = max(farthest, reach)
@@ -142,7 +144,7 @@ def test_a_perturbation_of_a_part_adds_to_what_is_handed_over(path: AttackPath) 
 
 
 def test_gradients(path: AttackPath) -> None:
-    """Of what is handed over by the picture, and of what comes back by the result and by the picture."""
+    """`hand_over` is differentiated by the picture, `put_back` by the edit and by the picture."""
     mask = np.zeros((20, 28), np.bool_)
     mask[6:14, 9:20] = True
     (one,) = path.handed(mask)
@@ -172,7 +174,7 @@ def test_gradients(path: AttackPath) -> None:
     torch.testing.assert_close(total, slope, rtol=1e-6, atol=1e-6)
 
 
-def test_arguments_are_left_alone_and_wrong_sizes_refused(path: AttackPath) -> None:
+def test_arguments_are_not_mutated_and_wrong_sizes_refused(path: AttackPath) -> None:
     mask = np.zeros((40, 50), np.bool_)
     mask[10:20, 10:30] = True
     (one,) = path.handed(mask)

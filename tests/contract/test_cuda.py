@@ -1,9 +1,9 @@
-"""What a CUDA device must give: the edits of a CPU, the same bytes twice, a way down when memory ends."""
+"""A CUDA device must give the edits of a CPU, the same bytes each time, and a fallback if it lacks memory."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import mixed_precision
 from backfire.pipeline.protect import protect
 from backfire.pipeline.result import Result
-from tests.contract.test_editors import RANDOM, inputs
+from tests.contract.test_editors import RANDOM, inputs, random_editor
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import LENIENT
+
+__all__ = ["random_editor"]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,13 +31,11 @@ GPU = torch.device("cuda:0")
 
 
 @pytest.fixture(scope="module", params=[*inpaint.NAMES, *RANDOM])
-def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
-    if request.param in RANDOM:
-        yield RANDOM[request.param](tmp_path_factory.mktemp(request.param))
-        return
-    shared = inpaint.get(request.param)
+def editor(request: pytest.FixtureRequest, random_editor: Callable[[str], Editor]) -> Iterator[Editor]:
+    name = request.param
+    shared = random_editor(name) if name in RANDOM else inpaint.get(name)
     yield shared
-    shared.to("cpu")  # where whoever asks for it next expects it
+    shared.to("cpu")  # where other tests expect it
 
 
 @pytest.fixture
@@ -73,16 +73,16 @@ def test_gradients_are_finite_and_reach_the_known_pixels(editor: Editor) -> None
     image, mask = (plane.to(GPU) for plane in inputs(128, 96))
     editor.to(GPU)
     image.requires_grad_(True)
-    door = getattr(editor, "one_step", editor.inpaint)
+    differentiable = getattr(editor, "one_step", editor.inpaint)
     with mixed_precision(GPU):
-        out = door(image, mask)
+        out = differentiable(image, mask)
     (gradient,) = torch.autograd.grad((out * mask).float().sum(), image)
     assert torch.isfinite(gradient).all()
     assert (gradient * (1 - mask)).abs().max() > 0
 
 
 def protected(side: tuple[int, int] = (320, 240), **changed: Any) -> Result:
-    """A photograph of that size with half of it, each way, to be protected."""
+    """The result for a photograph of that size with a region of half its width and height."""
     settings = config.parse(
         {
             "folders": {"inbox": "inbox"},
@@ -123,13 +123,13 @@ def cramped() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cramped")
-def test_a_card_too_small_for_the_crop_goes_down_the_ladder() -> None:
+def test_on_a_card_too_small_for_the_crop_a_frugal_rung_is_used() -> None:
     receipt = protected((1400, 1200), iterations=1, work_px=1400, margin_px=300).receipt
     assert receipt["memory_rung"] in ("one_at_a_time", "smaller", "cpu")
 
 
 @pytest.mark.usefixtures("cramped")
-def test_a_card_too_small_for_anything_leaves_it_to_the_cpu() -> None:
+def test_with_a_card_too_small_for_anything_the_cpu_is_used() -> None:
     torch.cuda.set_per_process_memory_fraction(1e-4, GPU)
     receipt = protected(iterations=1).receipt
     assert receipt["memory_rung"] == "cpu"

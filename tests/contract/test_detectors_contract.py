@@ -1,4 +1,4 @@
-"""What every detector promises, whatever it finds."""
+"""What every detector must do, whatever it finds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.support.regions import area, lettered, logo, mwg, network, program, x
 @pytest.fixture(scope="module")
 def astronaut() -> Rgb:
     with as_file(files("skimage").joinpath("data", "astronaut.png")) as path, Image.open(path) as picture:
-        image = np.asarray(picture.convert("RGB")).copy()
-    image[300:400, 20:170] = np.asarray(logo(100).convert("RGB"))
-    image = lettered(image, "BACKFIRE PRESS", (24, 470), 22)
+        image = np.asarray(picture.convert("RGB").crop((100, 20, 356, 276))).copy()
+    image[150:214, 8:104] = np.asarray(logo(64).convert("RGB"))
+    image = lettered(image, "BACKFIRE PRESS", (12, 226), 18)
     image.flags.writeable = False
     return image
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Regions:
-    """What the detectors that look for nothing by themselves are given to find."""
+    """The settings of the detectors that find nothing by themselves."""
     folder = tmp_path_factory.mktemp("detectors")
     (folder / "logos").mkdir()
     logo().save(folder / "logos" / "acme.png")
@@ -72,7 +72,7 @@ def as_tuple(region: Region) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def found(detector: Detector, astronaut: Rgb) -> list[Region]:
-    """What it finds, in a picture that it leaves alone though nobody may write to it."""
+    """The regions that the detector finds in a picture that is write-protected, and is not changed."""
     before = astronaut.copy()
     regions = detector.detect(astronaut, source=source_for(astronaut))
     np.testing.assert_array_equal(astronaut, before)

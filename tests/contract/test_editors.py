@@ -1,9 +1,9 @@
-"""What every editor promises, on every registered one and on random weights."""
+"""What every editor must do, tested on each registered editor and on each kind with random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,19 @@ import torch
 from backfire import inpaint
 from backfire.errors import ConfigError
 from backfire.inpaint import lama, mat
-from backfire.inpaint.base import Denoiser, Editor, Latent
+from backfire.inpaint.base import Attentive, Denoiser, Editor, Latent
 from backfire.inpaint.diffusion import DiffusionEditor
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
-from backfire.inpaint.latent import Decoder, Encoder, InpaintNet, LatentEditor, ShiftMapEditor, ShiftMapNet
+from backfire.inpaint.flow import FlowEditor
+from backfire.inpaint.latent import Decoder, Encoder, InpaintNet, LatentEditor
+from backfire.inpaint.options import DiffusionOptions, FlowOptions, ScriptedOptions
 from backfire.inpaint.scripted import ScriptedEditor
-from tests.support import pipelines, scripts
+from tests.support import flows, pipelines, scripts
 
 
 def random_latent(folder: Path) -> Editor:
     torch.manual_seed(0)
     return LatentEditor("random", "0" * 64, Encoder(), InpaintNet(), Decoder())
-
-
-def random_shift_map(folder: Path) -> Editor:
-    torch.manual_seed(0)
-    return ShiftMapEditor("random", "0" * 64, Encoder(), ShiftMapNet(), Decoder())
 
 
 def random_encoder(folder: Path) -> Editor:
@@ -60,17 +57,21 @@ def random_mat(folder: Path) -> Editor:
 
 
 def random_diffusion(folder: Path, **options: Any) -> Editor:
-    return DiffusionEditor.load("random", pipelines.save(folder / "sd", **options), steps=2)
+    return DiffusionEditor.load("random", pipelines.save(folder / "sd", **options), DiffusionOptions(steps=2))
+
+
+def random_flow(folder: Path, kind: str, **options: Any) -> Editor:
+    path = flows.save(folder / kind, kind)
+    return FlowEditor.load("random", path, FlowOptions(steps=2, dtype="float32", **options))
 
 
 def random_script(folder: Path, exported: bool) -> Editor:
     path, sha256 = scripts.save(folder / "model", exported=exported)
-    return ScriptedEditor.load("random", path, sha256=sha256, trust=True)
+    return ScriptedEditor.load("random", path, ScriptedOptions(sha256=sha256, trust=True))
 
 
 RANDOM: dict[str, Callable[[Path], Editor]] = {
     "random-latent": random_latent,
-    "random-shift-map": random_shift_map,
     "random-encoder": random_encoder,
     "random-pair": random_pair,
     "random-lama": random_lama,
@@ -79,32 +80,35 @@ RANDOM: dict[str, Callable[[Path], Editor]] = {
     "random-sd-plain": partial(random_diffusion, channels=4),
     "random-sd-tiny": partial(random_diffusion, tiny=True),
     "random-sdxl": partial(random_diffusion, xl=True),
+    **{f"random-{kind}": partial(random_flow, kind=kind) for kind in flows.KINDS},
+    "random-flux-from-noise": partial(random_flow, kind="flux", strength=1.0),
     "random-torchscript": partial(random_script, exported=False),
     "random-exported": partial(random_script, exported=True),
 }
-"""Editors on random weights, written to the folder and loaded from it where they come from files."""
+"""Make editors of random weights; those of a kind that is loaded from files are saved in the folder first."""
+
+
+@pytest.fixture(scope="session")
+def random_editor(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Editor]:
+    """Gives the editors of `RANDOM` by name, each of which is made once in a session."""
+    return cache(lambda name: RANDOM[name](tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module", params=[*inpaint.NAMES, *RANDOM])
-def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Editor:
-    if request.param in RANDOM:
-        return RANDOM[request.param](tmp_path_factory.mktemp(request.param))
-    return inpaint.get(request.param)
+def editor(request: pytest.FixtureRequest, random_editor: Callable[[str], Editor]) -> Editor:
+    return random_editor(request.param) if request.param in RANDOM else inpaint.get(request.param)
 
 
-def test_every_kind_has_an_editor_here(tmp_path: Path) -> None:
-    made = set()
-    for name, make in RANDOM.items():
-        (folder := tmp_path / name).mkdir()
-        made.add(type(make(folder)))
+def test_every_kind_has_an_editor_here(random_editor: Callable[[str], Editor]) -> None:
+    made = {type(random_editor(name)) for name in RANDOM}
     for name, kind in inpaint.KINDS.items():
         assert kind.resolve() in made, f"kind {name}: add an editor of it to RANDOM"
 
 
-@pytest.mark.parametrize("size", [(128, 128), (1024, 1024), (136, 1000)])
-def test_the_default_takes_all_sizes_that_are_worked_whole(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(128, 128), (800, 800), (136, 800)])
+def test_the_default_editor_takes_pictures_of_all_sizes_that_are_worked_whole(size: tuple[int, int]) -> None:
     image, mask = inputs(*size)
-    default = inpaint.get("latent-mini")  # others get gradients from it: not to be loaded in inference mode
+    default = inpaint.get("flux2-mini")  # others get gradients from it: not to be loaded in inference mode
     with torch.inference_mode():
         out = default.inpaint(image, mask)
     hole = mask.expand_as(image) > 0
@@ -143,16 +147,16 @@ def test_shape_range_and_known_pixels(editor: Editor, size: tuple[int, int]) -> 
     assert out.dtype == image.dtype
     assert 0 <= float(out.min()) <= float(out.max()) <= 1
     known = (mask == 0).expand_as(image)
-    assert torch.equal(out[known], image[known]), "known pixels come back bit for bit"
+    assert torch.equal(out[known], image[known]), "known pixels are returned unchanged"
 
 
-def test_polarity_one_is_repainted(editor: Editor) -> None:
+def test_the_mask_is_one_where_the_picture_is_repainted(editor: Editor) -> None:
     image, mask = inputs()
     assert not torch.equal(editor.inpaint(image, mask)[:, :, 16:32, 16:32], image[:, :, 16:32, 16:32])
     assert torch.equal(editor.inpaint(image, torch.zeros_like(mask)), image)
 
 
-def test_pixels_under_the_mask_are_seen_only_by_who_says_so(editor: Editor) -> None:
+def test_only_editors_that_say_so_look_at_pixels_under_the_mask(editor: Editor) -> None:
     image, mask = inputs()
     other = torch.where(mask > 0, 1 - image, image)
     assert torch.equal(editor.inpaint(image, mask), editor.inpaint(other, mask)) == editor.blind
@@ -200,7 +204,7 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def differentiated(editor: Editor, mask: torch.Tensor) -> dict[str, Answer]:
-    """Everything of the editor that methods take gradients of, from the picture on, under one noise."""
+    """By name, each function of the picture that methods take gradients of, always with the same noise."""
 
     def seeded() -> torch.Generator:
         return torch.Generator().manual_seed(3)
@@ -211,13 +215,15 @@ def differentiated(editor: Editor, mask: torch.Tensor) -> dict[str, Answer]:
         answers["first_step"] = lambda image: editor.first_step(image, mask, generator=seeded())
     else:
         answers["inpaint"] = lambda image: editor.inpaint(image, mask, generator=seeded())
+    if isinstance(editor, Attentive):
+        answers["attention_entropy"] = lambda image: editor.attention_entropy(image, mask, generator=seeded())
     if isinstance(editor, Latent):
         answers["encode"] = lambda image: editor.encode(image, mask)
     return answers
 
 
 def test_answers_are_the_same_with_gradients_and_without(editor: Editor) -> None:
-    """Diffusers has an encoder that computes something else where gradients are on and it is checkpointed."""
+    """An encoder of diffusers computes something else where gradients are on and it is checkpointed."""
     image, mask = inputs()
     for name, answer in differentiated(editor, mask).items():
         with torch.no_grad():
@@ -225,8 +231,8 @@ def test_answers_are_the_same_with_gradients_and_without(editor: Editor) -> None
         assert torch.allclose(answer(image.clone().requires_grad_(True)), plain, atol=1e-4), name
 
 
-def test_along_their_gradients_answers_rise_as_steeply_as_those_say(editor: Editor) -> None:
-    """In float32, over a step of norm 0.02 in the picture; of pictures only what is painted counts."""
+def test_gradients_agree_with_finite_differences(editor: Editor) -> None:
+    """In float32, for a step of norm 0.02 along the gradient; of an edit only the painted pixels count."""
     image, mask = inputs()
     for name, answer in differentiated(editor, mask).items():
         variable = image.clone().requires_grad_(True)
@@ -242,7 +248,7 @@ def test_along_their_gradients_answers_rise_as_steeply_as_those_say(editor: Edit
         assert float(rise) == pytest.approx(steepness, rel=0.1), name
 
 
-def test_mixed_precision_as_the_methods_use_it(editor: Editor) -> None:
+def test_under_mixed_precision_edits_are_float32_and_gradients_finite(editor: Editor) -> None:
     image, mask = inputs()
     image.requires_grad_(True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -295,6 +301,16 @@ def test_one_step_is_what_gradients_flow_through(denoiser: Denoiser) -> None:
     assert torch.equal(foreseen[:, :, :16], image[:, :, :16])
 
 
+def test_the_entropy_of_attention_is_a_share_of_the_largest(editor: Editor) -> None:
+    if not isinstance(editor, Attentive):
+        pytest.skip("is no transformer")
+    image, mask = inputs(61, 83, count=2)
+    entropy = editor.attention_entropy(image, mask)
+    assert entropy.shape == (2, 1, *editor.encode(image, mask).shape[2:])
+    assert entropy.dtype == torch.float32
+    assert 0 < float(entropy.min()) < float(entropy.max()) <= 1
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64)])
 def test_wrong_shapes_are_named(editor: Editor, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected N,3,H,W"):
@@ -307,12 +323,12 @@ def test_a_mask_of_another_size_is_named(editor: Editor) -> None:
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'latent-mini'"):
-        inpaint.get("latent-mni")
+    with pytest.raises(ConfigError, match="did you mean 'flux2-mini'"):
+        inpaint.get("flux2-mni")
 
 
 def test_our_autoencoder_is_diffusers_tiny_one() -> None:
-    """Same names, same arithmetic: weights move between the two classes."""
+    """Weights of either class can be loaded into the other, which then computes the same."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderTiny(
@@ -330,3 +346,25 @@ def test_our_autoencoder_is_diffusers_tiny_one() -> None:
         latents = encoder(image)
         assert torch.allclose(latents, theirs.encode(image * 2 - 1).latents, atol=1e-5)
         assert torch.allclose(decoder(latents) * 2 - 1, theirs.decode(latents).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("hole", [(48, 64, 112, 120), (0, 0, 40, 32), (136, 200, 160, 208), (0, 0, 160, 208)])
+def test_what_is_decoded_under_a_mask_is_what_the_whole_decoder_makes_there(
+    hole: tuple[int, int, int, int],
+) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(8, (1, 2, 1, 0), 4, pooled=True).requires_grad_(False)
+    latents = torch.randn(2, 4, 20, 26, requires_grad=True)
+    top, left, bottom, right = hole
+    mask = torch.zeros(2, 1, 160, 208)
+    mask[1, :, top:bottom, left:right] = 1
+    whole, part = decoder(latents) * mask, decoder.under(latents, mask) * mask
+    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+    of_whole, of_part = (torch.autograd.grad(one.square().sum(), latents)[0] for one in (whole, part))
+    torch.testing.assert_close(of_part, of_whole, rtol=1e-4, atol=1e-6)
+    assert part.abs().max() > 0.01
+
+
+def test_nothing_is_asked_of_a_decoder_under_an_empty_mask() -> None:
+    decoder = Decoder(8, latent=4)
+    assert decoder.under(torch.zeros(1, 4, 8, 8), torch.zeros(1, 1, 64, 64)).shape == (1, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""Manifests, audit and receipts of the real daemon; sha256sum itself judges."""
+"""Manifests, audit and receipts of the real daemon, checked by sha256sum."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_audit_of_what_the_daemon_kept(sandbox: Sandbox) -> None:
     passed = [event["eventType"] for event in sandbox.receipt("desk/new\nline.png")["events"]]
     assert passed[1] == "replication"
 
-    # The commands in this process: each new one would load a hundred modules again.
+    # The commands run in this process, since a new one would import everything again.
     def command(*arguments: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "-c", str(sandbox.base / "config.yaml")])
 

@@ -1,4 +1,4 @@
-"""The daemon as systemd and an operator see it: a real notify socket, real HTTP, a real command."""
+"""The daemon under a service manager: a real notify socket, real HTTP, a real command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from tests.support.sandbox import QUICK, Sandbox, wait_for
 
 
 class Manager:
-    """What systemd does with `Type=notify`: receives datagrams, keeps what they said in order."""
+    """Receives datagrams as systemd does for `Type=notify`, and keeps their lines in order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +44,7 @@ class Manager:
         return any(said.startswith(line) for said in self.hear())
 
     def meanwhile(self, what: Callable[[], object], because: str) -> None:
-        """Wait for something and listen on: a queue of datagrams that is full holds up the sender."""
+        """Wait for something, and receive meanwhile, since a full queue of datagrams blocks the sender."""
         wait_for(lambda: self.hear() and what(), because=because)
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ def test_systemd_and_operator(sandbox: Sandbox, manager: Manager) -> None:
     sandbox.drop(b"", "empty.png")
     process = sandbox.start()
 
-    # READY comes before the backlog is worked, then heartbeats.
+    # READY comes before the backlog is worked, and then come heartbeats.
     wait_for(lambda: manager.heard("WATCHDOG=1"), seconds=30, because="a heartbeat")
     assert manager.said[:2] == ["READY=1", "STATUS=watching"]
     assert '"event": "job"' not in sandbox.log().partition('"ready"')[0]
@@ -118,12 +119,12 @@ def test_a_manager_that_does_not_listen_is_not_waited_for(manager: Manager) -> N
         systemd.notify(f"STATUS={number}", patience_s=0.02)
     began = time.process_time()
     systemd.notify("WATCHDOG=1", patience_s=1)
-    assert time.process_time() - began < 0.5, "it waits and does not spin"
+    assert time.process_time() - began < 0.5, "the loop waits instead of spinning"
     heard = manager.hear()
-    assert heard == [f"STATUS={number}" for number in range(len(heard))], "what there was room for"
+    assert heard == [f"STATUS={number}" for number in range(len(heard))], "those that fitted into the queue"
     assert 0 < len(heard) <= room
     systemd.notify("READY=1")
-    assert manager.hear()[-1] == "READY=1", "and it is told again once it listens"
+    assert manager.hear()[-1] == "READY=1", "later messages arrive once it listens again"
 
 
 def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, manager: Manager) -> None:
@@ -131,7 +132,7 @@ def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, 
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     with (
         closing(Service(settings, monotonic=lambda: now)) as service,
-        closing(Hints(settings.folders.inbox, "polling", service._wake)) as hints,
+        closing(Hints(settings.folders.inbox, "polling", threading.Event())) as hints,
     ):
 
         def fed() -> bool:
@@ -143,7 +144,7 @@ def test_the_watchdog_is_fed_only_while_scanner_and_worker_move(tmp_path: Path, 
 
         service.intake.step()
         assert fed()
-        now += 2 * settings.watch.rescan_s + 61  # the loop beats, but nobody scanned meanwhile
+        now += 2 * settings.watch.rescan_s + 61  # the loop has a heartbeat, but there was no scan
         with capture_logs() as lines:
             assert not fed()
         assert lines[0]["event"] == "heartbeat_missed"

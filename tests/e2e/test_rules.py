@@ -1,4 +1,4 @@
-"""A folder with settings of its own, through the real daemon."""
+"""Rules for the pictures of a folder, in the real daemon."""
 
 from __future__ import annotations
 

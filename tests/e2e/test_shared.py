@@ -1,4 +1,7 @@
-"""The shared picture-and-mask pairs through the running daemon; one iteration: all but the effect."""
+"""The daemon on the shared pairs of pictures and masks, with two iterations: all but the effect is tested.
+
+At half their size, since their masks cover nearly all of them, and edits take most of the time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import differences
-from tests.support.sandbox import LENIENT, Sandbox, wait_for
+from tests.support.sandbox import QUICK, Sandbox, wait_for
 
 ORDERS = {
     "celeba-hq-1.png": ("", "picture first"),
@@ -19,27 +22,28 @@ ORDERS = {
 
 
 @pytest.mark.shared
-def test_pairs_come_out_whole(sandbox: Sandbox, shared: Path) -> None:
+def test_pairs_are_published_and_archived(sandbox: Sandbox, shared: Path, tmp_path: Path) -> None:
     sandbox.configure(
         watch={"settle_s": 0.3, "rescan_s": 1, "mask_wait_s": 60},
         regions={"detectors": ["sidecar"]},
-        protect={"iterations": 1},
-        verify=LENIENT,
+        **QUICK,
     )
     sandbox.start()
     for name, (folder, order) in ORDERS.items():
         mask = f"{name.rpartition('.')[0]}.mask.png"
-        places = [(shared / "pairs" / name, folder + name), (shared / "pairs" / mask, folder + mask)]
-        for source, place in places if order == "picture first" else reversed(places):
-            sandbox.drop(source, place)
+        for one in (name, mask):
+            with Image.open(shared / "pairs" / one) as picture:
+                picture.resize((256, 256)).save(tmp_path / one)
+        for one in (name, mask) if order == "picture first" else (mask, name):
+            sandbox.drop(tmp_path / one, folder + one)
     wait_for(lambda: not sandbox.files("inbox"), seconds=400, because="the inbox to be empty")
     for name, (folder, _) in ORDERS.items():
-        original = (shared / "pairs" / name).read_bytes()
+        original = (tmp_path / name).read_bytes()
         published = (sandbox.outbox / (folder + name)).read_bytes()
         assert (sandbox.archive / (folder + name)).read_bytes() == original
         with Image.open(io.BytesIO(original)) as before, Image.open(io.BytesIO(published)) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
         assert (
-            sandbox.receipt(folder + name)["max_change_levels"] == differences(original, published).max() <= 6
+            sandbox.receipt(folder + name)["max_change_levels"] == differences(original, published).max() <= 8
         )
         assert (sandbox.reports / f"{folder}{name}.sheet.jpg").is_file()

@@ -1,4 +1,5 @@
 from tests.support.house import house
 from tests.support.jobs import gated
+from tests.support.notified import notified
 
-__all__ = ["gated", "house"]
+__all__ = ["gated", "house", "notified"]

@@ -1,4 +1,4 @@
-"""Faults 9-15, 17-20, 29, 31, 32: files come slowly, twice, by the thousand, unseen, or out of order."""
+"""Faults 9-15, 17-20, 29, 32: files come slowly, twice, by the thousand, without events, or out of order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of_every_format() -> dict[str, bytes]:
 
 
 def test_fault_09_slow_copy_with_stalls(sandbox: Sandbox) -> None:
-    """Each stall is longer than settling and mask wait together; each copy stalls twice."""
+    """Each copy stalls twice, each time for longer than `settle_s` and `mask_wait_s` together."""
     sandbox.configure(**PASS, watch={"incomplete_wait_s": 3600})
     pictures = of_every_format()
     sandbox.start()
@@ -61,9 +61,9 @@ def test_fault_09_a_copy_that_never_ends_fails_with_its_reason_and_may_come_agai
     data = picture(kind="JPEG")
     sandbox.drop(data[: len(data) // 2], "p.jpg")
     sandbox.start()
-    wait_for(lambda: states(sandbox) == ["failed"], because="patience to end")
+    wait_for(lambda: states(sandbox) == ["failed"], because="incomplete_wait_s to pass")
     assert sandbox.error("p.jpg")["code"] == "truncated"
-    assert sandbox.error("p.jpg")["attempts"] == 1, "waiting burned none"
+    assert sandbox.error("p.jpg")["attempts"] == 1, "waiting cost no attempt"
     sandbox.drop(data, "p.jpg")
     wait_until_idle(sandbox, count=2)
     assert (sandbox.outbox / "p.jpg").read_bytes() == data
@@ -78,14 +78,16 @@ def test_fault_09_a_file_open_for_writing_is_not_taken(tmp_path: Path) -> None:
     assert inbox.take(tmp_path, b"p.jpg", tmp_path / "copy").zeros == 0
 
 
-def test_fault_10_preallocated_tail_of_zeros_in_every_format(sandbox: Sandbox) -> None:
+def test_fault_10_a_file_whose_preallocated_end_is_still_zeros_is_waited_for(sandbox: Sandbox) -> None:
     sandbox.configure(**PASS, watch={"incomplete_wait_s": 3600})
     pictures = of_every_format()
     for name, data in pictures.items():
         half = len(data) // 2
         sandbox.drop(data[:half] + bytes(len(data) - half), name)
     sandbox.start()
-    wait_for(lambda: reasons(sandbox).count("waits for the rest") >= 4, because="all four to be doubted")
+    wait_for(
+        lambda: reasons(sandbox).count("waits for the rest") >= 4, because="all four to be found incomplete"
+    )
     assert sandbox.files("failed") == sandbox.files("outbox") == set()
     for name, data in pictures.items():
         with (sandbox.inbox / name).open("r+b") as file:
@@ -94,7 +96,7 @@ def test_fault_10_preallocated_tail_of_zeros_in_every_format(sandbox: Sandbox) -
     assert_published(sandbox, pictures)
 
 
-def test_fault_10_a_file_that_rightly_ends_in_zeros_only_waits(sandbox: Sandbox) -> None:
+def test_fault_10_a_whole_file_that_ends_in_zeros_is_taken_after_a_wait(sandbox: Sandbox) -> None:
     from PIL import Image
 
     sandbox.configure(**PASS, watch={"incomplete_wait_s": 8})
@@ -215,7 +217,7 @@ def test_fault_17_ten_thousand_files_by_six_writers(gated: Sandbox) -> None:
 
 
 def test_fault_18_lost_events_are_found_by_the_rescan(gated: Sandbox) -> None:
-    """Not one event is delivered, as after an overflow of the queue; see `deaf.py`."""
+    """No event is delivered, as after an overflow of the queue; see tests/support/deaf.py."""
     gated.module = "tests.support.deaf"
     gated.start()
     originals = {f"sub/{number}.png": picture(number) for number in range(20)}
@@ -251,7 +253,9 @@ def test_fault_20_moved_in_folder_mv_and_hard_link(gated: Sandbox) -> None:
     os.link(outside / "linked.png", gated.inbox / "linked.png")
     wait_until_idle(gated, count=3)
     assert_published(gated, originals)
-    assert (outside / "linked.png").read_bytes() == originals["linked.png"], "the other name is not ours"
+    assert (outside / "linked.png").read_bytes() == originals["linked.png"], (
+        "a hard link outside the inbox is left alone"
+    )
 
 
 def test_fault_29_same_content_under_two_names_is_worked_once(gated: Sandbox) -> None:
@@ -262,8 +266,11 @@ def test_fault_29_same_content_under_two_names_is_worked_once(gated: Sandbox) ->
     wait_until_idle(gated, count=3)
     assert_published(gated, dict.fromkeys(("a.png", "b.png", "sub/c.png"), data))
     assert events(gated).count("running") == 1
-    assert gated.receipt("b.png")["worked_as"] == "a.png"
-    assert gated.receipt("b.png")["file"] == "b.png"
+    receipts = {name: gated.receipt(name) for name in ("a.png", "b.png", "sub/c.png")}
+    assert {name: receipt["file"] for name, receipt in receipts.items()} == {name: name for name in receipts}
+    others = {name: receipt["worked_as"] for name, receipt in receipts.items() if "worked_as" in receipt}
+    assert len(others) == 2
+    assert all(source in receipts and source != name for name, source in others.items())
 
 
 def test_fault_29_where_the_first_result_was_taken_away_it_is_worked_again(gated: Sandbox) -> None:
@@ -278,11 +285,11 @@ def test_fault_29_where_the_first_result_was_taken_away_it_is_worked_again(gated
 
 @pytest.mark.parametrize("backlog", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
-    """READY within five seconds; what is urgent, and what is small, does not wait for the backlog."""
+    """READY comes within five seconds, and urgent and small pictures do not wait for the backlog."""
     gated.configure(watch={"priorities": {"urgent": 10}}, limits={"free_mb": 0})
 
     def ready_s() -> float:
-        shutil.rmtree(gated.state, ignore_errors=True)  # each time is the first
+        shutil.rmtree(gated.state, ignore_errors=True)  # each start is the first
         began = time.monotonic()
         process = gated.start()
         took = time.monotonic() - began
@@ -297,9 +304,9 @@ def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
         folder = gated.inbox / "backlog" / str(number % 50)
         if number < 50:
             folder.mkdir(parents=True)
-        # Content of its own each, or all but the first would cost no work.
+        # Each has content of its own, or all but the first would be duplicates, which cost no work.
         (folder / f"{number}.png").write_bytes(large + str(number).encode())
-    # Beside what the interpreter takes to start on a machine as busy as this one.
+    # In addition to the time that the interpreter takes to start on this machine.
     assert ready_s() < 5 + empty_s
     gated.start()
     wait_for(lambda: len(states(gated)) == backlog, seconds=300, because="the backlog to be found")
@@ -308,7 +315,7 @@ def test_fault_32_backlog_at_the_start(gated: Sandbox, backlog: int) -> None:
     gated.drop(small, "small.png")
     gated.drop(urgent, "urgent/p.png")
     wait_for(lambda: len(states(gated)) == backlog + 2, because="the newcomers to be found")
-    # The urgent one is taken beside the eight that are ready already.
+    # The urgent one becomes ready although eight others are ready already.
     wait_for(lambda: "ready" in states(gated)[-2:], because="the urgent one to be ready")
     (gated.base / "gate").unlink()
     wait_for(lambda: {"small.png", "urgent/p.png"} <= gated.files("outbox"), because="both newcomers")

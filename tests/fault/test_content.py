@@ -1,4 +1,4 @@
-"""Faults 16, 22-24, 27, 30, 31: hostile content and names, too little memory, bad settings, clocks."""
+"""Faults 16, 22-24, 27, 30, 31: hostile content and names, too little memory, bad settings, clock jumps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_fault_16_mask_of_wrong_size_or_empty_or_broken_is_a_named_error(sandbox
 
 
 def bomb() -> bytes:
-    """A PNG of a few kilobytes that says it has 900 million pixels, and nearly keeps its word."""
+    """A PNG of a few kilobytes whose header says 900 million pixels, with data that begin to decode."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -96,7 +96,7 @@ def test_fault_22_a_file_of_terabytes_is_not_read(gated: Sandbox) -> None:
     assert gated.files("inbox") == set()
 
 
-def test_fault_23_links_pipes_and_swaps_lead_nowhere(gated: Sandbox) -> None:
+def test_fault_23_links_pipes_and_replaced_folders_lead_nowhere_outside_the_inbox(gated: Sandbox) -> None:
     secrets = gated.base / "secrets"
     secrets.mkdir()
     secret = picture(9)
@@ -115,14 +115,14 @@ def test_fault_23_links_pipes_and_swaps_lead_nowhere(gated: Sandbox) -> None:
     (gated.inbox / "sub").rename(gated.base / "away")
     (gated.inbox / "sub").symlink_to(secrets)
     (gated.base / "gate").unlink()
-    wait_for(lambda: "changed while it was worked" in reasons(gated), because="the swap to be seen")
+    wait_for(lambda: "changed while it was worked" in reasons(gated), because="the daemon to notice the link")
     wait_for(lambda: states(gated) == ["skipped"], because="the file to be missed")
     assert (secrets / "s.png").read_bytes() == swapped, "outside the roots nothing is touched"
     assert gated.files("outbox") == gated.files("failed") == gated.files("archive") == set()
     assert (gated.inbox / "link.png").is_symlink()
 
 
-def test_fault_24_names_from_hell(gated: Sandbox) -> None:
+def test_fault_24_names_with_any_bytes(gated: Sandbox) -> None:
     accented = "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"
     names = [
         b"latin-\xe9.png", b"new\nline.png", b"  spaces .png", "日本.png".encode(), b"n" * 251 + b".png",
@@ -141,7 +141,7 @@ def test_fault_24_names_from_hell(gated: Sandbox) -> None:
 
 
 class Greedy:
-    """An editor that runs out of memory beyond so many edits at once, or pixels a side with gradients."""
+    """An editor that runs out of memory with more edits at once, or with gradients of more pixels a side."""
 
     def __init__(self, editor: Editor, *, batch: int, side: int) -> None:
         self._editor, self._batch, self._side = editor, batch, side
@@ -159,7 +159,7 @@ class Greedy:
 
 def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: int = 0) -> dict[str, Any]:
     """The receipt of a 320 px picture protected whole, with an editor of so much memory."""
-    real = inpaint.get("latent-mini", "cpu")
+    real = inpaint.get("flux2-mini", "cpu")
     monkeypatch.setattr(inpaint, "get", lambda name, *_: Greedy(real, batch=batch, side=side))
     settings = config.parse(
         {
@@ -190,7 +190,7 @@ def test_fault_27_below_the_last_rung_the_job_fails_with_its_reason(monkeypatch:
 
 
 @pytest.mark.parametrize(("skipped", "rung"), [(1, "one_at_a_time"), (9, "smaller")])
-def test_fault_27_a_worker_that_was_killed_starts_lower(
+def test_fault_27_after_a_worker_was_killed_the_next_attempt_skips_the_first_rungs(
     monkeypatch: pytest.MonkeyPatch, skipped: int, rung: str
 ) -> None:
     assert protected(monkeypatch, batch=9, side=999, rung=skipped)["memory_rung"] == rung
@@ -207,10 +207,10 @@ def test_fault_27_the_cpu_is_the_last_rung_of_a_gpu_where_that_is_allowed() -> N
     assert hardware.pick_device(memory.rungs(settings, gpu)[-1].protect.device).type == "cpu"
 
 
-def test_fault_27_frugal_edits_and_gradients_are_the_same() -> None:
+def test_fault_27_edits_and_gradients_on_the_one_at_a_time_rung_are_the_same() -> None:
     from backfire.pipeline.memory import Frugal
 
-    editor = inpaint.get("latent-mini")
+    editor = inpaint.get("flux2-mini")
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 3, 64, 64, generator=generator)
     mask = torch.zeros(2, 1, 64, 64)
@@ -231,7 +231,9 @@ def test_fault_27_frugal_edits_and_gradients_are_the_same() -> None:
         torch.testing.assert_close(whole, frugal, rtol=1e-5, atol=1e-6)
 
 
-def test_fault_27_a_real_child_without_host_memory_fails_the_job_and_goes_on(sandbox: Sandbox) -> None:
+def test_fault_27_a_real_worker_that_runs_out_of_host_memory_fails_the_job_and_goes_on(
+    sandbox: Sandbox,
+) -> None:
     """9000 x 9000 pixels of a flat colour take more than the limit; the small picture after it does not."""
     from PIL import Image
 
@@ -261,7 +263,7 @@ def test_fault_30_reload_with_a_bad_configuration_keeps_the_old_one_and_says_so(
     moved.unlink()
     gated.configure(output={"metadata": "strip-gps"})
     process.send_signal(signal.SIGHUP)
-    wait_for(lambda: '"configuration_reloaded"' in gated.log(), because="the good one to be taken")
+    wait_for(lambda: '"configuration_reloaded"' in gated.log(), because="the good one to be used")
     wait_for(lambda: trouble(gated) == "", because="the trouble to be over")
     second = picture(2)
     gated.drop(second, "b.png")
@@ -273,7 +275,9 @@ def test_fault_30_reload_with_a_bad_configuration_keeps_the_old_one_and_says_so(
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
-def test_fault_31_clock_jumps_leave_settling_alone(house: Callable[..., House], jump: float) -> None:
+def test_fault_31_clock_jumps_do_not_change_how_long_a_file_settles(
+    house: Callable[..., House], jump: float
+) -> None:
     home = house(watch={"settle_s": 10, "mask_wait_s": 0})
     (home.base / "inbox" / "p.png").write_bytes(picture())
     home.turn(times=5)
@@ -284,7 +288,7 @@ def test_fault_31_clock_jumps_leave_settling_alone(house: Callable[..., House], 
     assert home.states() == ["archived"], "and not after it"
 
 
-def test_fault_31_a_clock_set_back_does_not_put_a_retry_off_for_an_hour(house: Callable[..., House]) -> None:
+def test_fault_31_a_clock_set_back_does_not_delay_a_retry_by_an_hour(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 0})
     (home.base / "inbox" / "p.png").write_bytes(picture())
     jobs = home.service.jobs

@@ -1,8 +1,7 @@
-"""A worker for each of `limits.devices`: at work at the same time, and no trouble of one is another's."""
+"""A worker for each of `limits.devices`: they work at the same time, and trouble of one spares the others."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from backfire.errors import Code, ConfigError, DeviceError, ModelError
 from backfire.pipeline import memory
 from backfire.pipeline.protect import protect
 from backfire.service.pool import Death, Worker
-from backfire.service.worker import local
 from backfire.service.worker.protocol import Finished, Order, Progress
 from backfire.types import JobState
 from benchmarks import passthrough
-from benchmarks.soak import png
-from tests.support.house import Call, House, lasting
+from tests.support.house import House
 from tests.support.jobs import (
     assert_published,
     children_of,
@@ -38,12 +35,9 @@ TWO: dict[str, Any] = {"devices": ["cpu", "cuda:0"], "free_mb": 0}
 
 
 def settled(make: Make, *names: str, **sections: Any) -> House:
-    """A house of two devices with such pictures, ready to be worked."""
+    """A house of two devices with pictures of these names, ready to be worked."""
     home = make(**{"watch": {"settle_s": 2, "rescan_s": 1}, "limits": TWO, **sections})
-    for name in names:
-        file = home.base / "inbox" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(png(name))
+    home.drop(*names)
     home.turn(1, 2)
     home.clock += 1
     home.service.intake.step()
@@ -51,7 +45,7 @@ def settled(make: Make, *names: str, **sections: Any) -> House:
 
 
 def killed(worker: Worker) -> Death:
-    """Its process was ended, as somebody may do."""
+    """End a worker's process; returns what the pool reports of that."""
     worker.end()
     return Death("killed")
 
@@ -61,20 +55,9 @@ def at_work(home: House) -> dict[str | None, list[str]]:
     return {one.device: [job.name for job in one.running.values()] for one in workers}
 
 
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Children that take their orders and say nothing."""
-
-    def send(self: Call, orders: list[Order]) -> None:
-        self.heard = time.monotonic()
-        self.jobs = {order.job: order.lease for order in orders}
-
-    monkeypatch.setattr(Call, "send", send)
-
-
-@pytest.mark.usefixtures("held")
-def test_each_gets_a_picture_and_a_drain_gives_both_back(house: Make) -> None:
+def test_each_gets_a_picture_and_gives_it_back_when_the_daemon_ends(house: Make) -> None:
     home = settled(house, "a.png", "b.png", "c.png")
+    home.stuck = True
     home.service.dispatcher.step()
     assert at_work(home) == {"cpu": ["a.png"], "cuda:0": ["b.png"]}
     assert [job.name for job in home.service.pool.running] == ["a.png", "b.png"]
@@ -83,25 +66,13 @@ def test_each_gets_a_picture_and_a_drain_gives_both_back(house: Make) -> None:
     assert [(job.state, job.attempts) for job in jobs] == [(JobState.READY, 0)] * 3
 
 
-def test_a_child_that_dies_leaves_the_other_at_work(
-    house: Make, held: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_dies_leaves_the_other_at_work(house: Make) -> None:
     home = settled(house, "a.png", "b.png")
+    home.stuck = True
     dispatcher = home.service.dispatcher
     dispatcher.step()
-    worker = home.worker
-    dying: object = worker.child
-    (job,) = worker.running.values()
-    told = [[Progress(job.id, job.lease, "start", 0, 1)]]
-
-    def receive(self: Call, timeout: float) -> list[Progress]:
-        if self is not dying:
-            return []
-        if not told:
-            raise EOFError
-        return told.pop()
-
-    monkeypatch.setattr(Call, "receive", receive)
+    (job,) = home.worker.running.values()
+    home.children[0].report_and_die([Progress(job.id, job.lease, "start", 0, 1)])
     dispatcher.listen(0)
     dispatcher.listen(0)
     assert at_work(home) == {"cpu": [], "cuda:0": ["b.png"]}
@@ -111,13 +82,13 @@ def test_a_child_that_dies_leaves_the_other_at_work(
     }
 
 
-@pytest.mark.usefixtures("held")
 def test_a_picture_with_a_device_of_its_own_goes_there_and_one_without_anywhere(house: Make) -> None:
     rules = [
         {"match": "gpu/*", "protect": {"device": "cuda"}},
         {"match": "far/*", "protect": {"device": "cuda:7"}},
     ]
     home = settled(house, "gpu/1.png", "gpu/2.png", "far/1.png", "far/2.png", rules=rules)
+    home.stuck = True
     home.service.dispatcher.step()
     assert at_work(home) == {"cpu": ["far/1.png"], "cuda:0": ["gpu/1.png"]}
 
@@ -128,11 +99,11 @@ def broken_gpu(order: Order, progress: Callable[[str, int, int], None]) -> Finis
     return passthrough.process(order, progress)
 
 
-def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "process", broken_gpu)
+def test_a_broken_device_pauses_alone(house: Make) -> None:
     names = [f"{number}.png" for number in range(12)]
     with capture_logs():
         home = settled(house, *names)
+        home.process = broken_gpu
         home.turn(3, 10)
     assert home.states() == ["archived"] * len(names)
     assert {job.attempts for job in home.service.jobs.store.jobs()} == {1}
@@ -141,10 +112,8 @@ def test_a_broken_device_pauses_alone(house: Make, monkeypatch: pytest.MonkeyPat
     assert pool.pauses == 0, "there is one that can work"
 
 
-def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_other(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Others are worked meanwhile, but not by this device: it pauses, whatever picture it has."""
+def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_other(house: Make) -> None:
+    """Other pictures are worked meanwhile, but by the other device, so that this one must pause."""
     tried: list[str] = []
 
     def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
@@ -152,18 +121,15 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
             tried.append(order.name)
         return broken_gpu(order, progress)
 
-    worked = local.worked
-    monkeypatch.setattr(local, "process", process)
-    monkeypatch.setattr(local, "worked", lambda *given: lasting(worked(*given), 1.0))
     with capture_logs():
-        # The broken one first: it is asked before the other, each time.
+        # The broken one is named first, so that each picture is offered to it first.
         home = settled(house, limits={"devices": ["cuda:0", "cpu"], "free_mb": 0})
+        home.process, home.seconds = process, 1.0
         for wave in range(4):
-            for number in range(6):
-                (home.base / "inbox" / f"{wave}-{number}.png").write_bytes(png(f"{wave} {number}"))
+            home.drop(*(f"{wave}-{number}.png" for number in range(6)))
             home.turn(1, 10)
     assert home.states() == ["archived"] * 24
-    assert len(tried) <= 10, "once in a pause, of some 40 seconds"
+    assert len(tried) <= 10, "once after each pause, in some 40 seconds"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +149,7 @@ def test_a_broken_device_that_is_always_free_does_not_keep_pictures_from_the_oth
         ("mat1 and mat2 shapes cannot be multiplied", None, False),
     ],
 )
-def test_what_torch_says_of_a_failing_device_is_told_from_want_of_memory(
+def test_torchs_error_for_a_failed_device_is_told_apart_from_that_for_too_little_memory(
     said: str, code: Code | None, spent: bool
 ) -> None:
     with pytest.raises((ModelError, RuntimeError)) as caught, memory.memory_errors("a.png"):
@@ -192,13 +158,9 @@ def test_what_torch_says_of_a_failing_device_is_told_from_want_of_memory(
     assert isinstance(caught.value, DeviceError) is spent
 
 
-def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One picture fails it each time: the others are worked by new children, and at last it is set aside."""
+def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_loses_no_attempt(house: Make) -> None:
+    """One picture makes it fail each time: new processes work the others, and at last it is set aside."""
     failures: list[str] = []
-    children: list[Any] = []
-    began = Call.__init__
 
     def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
         if order.name == "bad.png" or not failures:
@@ -206,22 +168,17 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
             raise DeviceError(f"{order.name}: the GPU failed at work (CUDA error: unspecified)")
         return passthrough.process(order, progress)
 
-    def begin(self: Call, memory_mb: int = 0) -> None:
-        children.append(self)
-        began(self, memory_mb)
-
-    monkeypatch.setattr(local, "process", process)
-    monkeypatch.setattr(Call, "__init__", begin)
     with capture_logs():
         home = settled(house, "a.png", "b.png", "bad.png", limits={"free_mb": 0})
+        home.process = process
         home.turn(60, 10)
     jobs = {job.name: job for job in home.service.jobs.store.jobs()}
     assert (jobs["a.png"].state, jobs["b.png"].state) == (JobState.ARCHIVED, JobState.ARCHIVED)
     assert (jobs["a.png"].attempts, jobs["b.png"].attempts) == (1, 1)
-    assert len(children) - len(failures) in (0, 1), "each failure ends one"
+    assert len(home.children) - len(failures) in (0, 1), "each failure ends one process"
     assert failures.count("bad.png") > 1
     for number in range(8):
-        (home.base / "inbox" / f"{number}.png").write_bytes(png(str(number)))
+        home.drop(f"{number}.png")
         with capture_logs():
             home.turn(12, 10)
     bad = next(job for job in home.service.jobs.store.jobs() if job.name == "bad.png")
@@ -229,10 +186,10 @@ def test_a_gpu_that_fails_at_work_gets_a_new_process_and_the_picture_no_blame(
     assert "others were worked while this one was refused" in str(bad.message)
 
 
-@pytest.mark.usefixtures("held")
 def test_the_last_attempt_is_made_alone(house: Make) -> None:
-    """Else one on its first might end the daemon, and the other be set aside for it."""
+    """If another picture ended the daemon meanwhile, the one on its last attempt would be set aside."""
     home = settled(house, "a.png", "b.png", "c.png", protect={"attempts": 2})
+    home.stuck = True
     home.service.dispatcher.step()
     home.crash()
     home.again()
@@ -248,9 +205,9 @@ def test_the_last_attempt_is_made_alone(house: Make) -> None:
     assert [job.code for job in jobs.of(JobState.SETTING_ASIDE)] == ["worker_died"]
 
 
-@pytest.mark.usefixtures("held")
 def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> None:
     home = settled(house, "a.png", "b.png")
+    home.stuck = True
     dispatcher, pool, one = home.service.dispatcher, home.service.pool, home.settings
     dispatcher.step()
     for devices in (["cpu"], ["cpu", "cuda:1"]):
@@ -267,9 +224,9 @@ def test_a_reload_takes_a_device_away_once_its_picture_is_done(house: Make) -> N
     assert at_work(home) == {"cpu": ["a.png"], "cuda:1": ["b.png"]}
 
 
-@pytest.mark.usefixtures("held")
 def test_a_reload_without_devices_goes_on_with_one_worker(house: Make) -> None:
     home = settled(house, "a.png", "b.png", limits={"free_mb": 0})
+    home.stuck = True
     dispatcher = home.service.dispatcher
     dispatcher.step()
     assert at_work(home) == {None: ["a.png"]}
@@ -277,7 +234,7 @@ def test_a_reload_without_devices_goes_on_with_one_worker(house: Make) -> None:
     assert at_work(home) == {None: ["a.png"]}
 
 
-def test_two_real_children_work_at_once_and_one_may_be_killed(gated: Sandbox) -> None:
+def test_two_real_workers_work_at_once_and_one_may_be_killed(gated: Sandbox) -> None:
     gated.configure(limits=TWO)
     (gated.base / "gate").write_text("open")
     daemon = gated.start()
@@ -286,17 +243,17 @@ def test_two_real_children_work_at_once_and_one_may_be_killed(gated: Sandbox) ->
         gated.drop(data, name)
     wait_for(lambda: states(gated) == ["running"] * 2, because="both to be at work")
     first, second = children_of(daemon.pid)
-    # It must have begun, or nobody would bear the attempt.
-    wait_for(lambda: (gated.base / "begun").exists(), because="a child to have begun")
+    # A worker that dies before it has begun a picture costs no attempt.
+    wait_for(lambda: (gated.base / "begun").exists(), because="a worker to have begun")
     kill(first)
-    wait_for(lambda: len({first, *children_of(daemon.pid)}) == 3, because="its heir")
+    wait_for(lambda: len({first, *children_of(daemon.pid)}) == 3, because="a new process in its place")
     assert second in children_of(daemon.pid), "the other goes on"
     (gated.base / "gate").unlink()
     wait_until_idle(gated)
     assert_published(gated, originals)
 
 
-def test_a_device_that_is_not_there_is_told_and_one_of_the_pictures_own_wins(tmp_path: Path) -> None:
+def test_a_missing_device_is_named_in_the_error_and_a_device_in_the_settings_wins(tmp_path: Path) -> None:
     section = {"iterations": 1, "margin_px": 16}
     document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": section}
     data = encoded(photo((96, 96)))

@@ -1,4 +1,4 @@
-"""Batches meet the worst days: whatever happens in mid-batch costs the job it happens to, once."""
+"""Faults in the middle of a batch: each costs the job that it happens to, once, and no other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from structlog.testing import capture_logs
 
 from backfire import config
 from backfire.errors import Code
-from backfire.files import manifest
-from backfire.files.outbox import writing
+from backfire.files import manifest, outbox
+from backfire.pipeline.result import PhaseProgress
 from backfire.service.dispatcher import Dispatcher
-from backfire.service.publisher import Publisher
+from backfire.service.jobs import Jobs
 from backfire.service.retry_policy import RetryPolicy
 from backfire.service.worker import local, protocol
-from backfire.service.worker.protocol import Failed, GivenBack, Hindered, Order, Outcome, Progress, Result
-from backfire.types import Job
+from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Order, Outcome, Progress
+from backfire.types import Job, JobState
+from benchmarks import passthrough
 from benchmarks.soak import png
-from tests.fault.test_batches import attempts, begun, settled
-from tests.fault.test_one_only import SOON, failing, is_bad
-from tests.support.house import Call, House, lasting
+from tests.fault.test_batches import attempts, begin, settled
+from tests.support.bugs import about, bug
+from tests.support.house import SOON, Call, House
+from tests.support.system import below, failing, full, named
 
 Make = Callable[..., House]
 
@@ -38,22 +40,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def drop(house: House, *names: str, content: str = "") -> None:
-    for name in names:
-        file = house.base / "inbox" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png(content or name))
-
-
 # Reload
 
 
 def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configuration(
-    house: Make, monkeypatch: pytest.MonkeyPatch
+    house: Make,
 ) -> None:
     home = settled(house, 4)
-    monkeypatch.setattr(local, "BATCH_S", -1.0)
-    begun(home)
+    home.batch_s = -1.0
+    begin(home)
     new = config.parse(
         {
             "folders": {"inbox": "inbox"},
@@ -68,7 +63,7 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     home.service.load = lambda: new
     home.service._reconfigure(home.hints)
     home.service.dispatcher.listen(0)
-    monkeypatch.setattr(local, "BATCH_S", 1.0)
+    home.batch_s = 1.0
     home.turn(1, 8)
     assert home.states() == ["archived"] * 4
     jobs = home.service.jobs.store.jobs()
@@ -76,56 +71,62 @@ def test_what_is_handed_back_after_a_reload_is_taken_in_under_the_new_configurat
     assert [keys[f"{number}.png"] for number in range(4)] == [home.settings.sha256] + [new.sha256] * 3
 
 
-# The child
+# The worker's process
 
 
-def test_a_child_that_died_before_it_began_costs_nobody_an_attempt(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Broken(Call):
+    """A process that has died before it gets its orders."""
+
+    def send(self, message: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+class Hung(Call):
+    """A process that takes orders and was last heard of long ago."""
+
+    def send(self, message: Any) -> None:
+        self.heard = time.monotonic() - 5
+
+
+def test_a_worker_that_died_before_it_began_costs_no_picture_an_attempt(house: Make) -> None:
     home = house(watch=SOON, protect={"attempts": 1})
-    drop(home, "a.png", "b.png")
-    with monkeypatch.context() as patch:
-
-        def broken(self: Call, orders: list[Order]) -> None:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-        patch.setattr(Call, "send", broken)
-        home.turn(5, 6)
-        assert set(attempts(home).values()) == {0}
-        assert home.worker.pauses > 0, "no loop of children that cannot live"
+    home.drop("a.png", "b.png")
+    home.hire = Broken
+    home.turn(5, 6)
+    assert set(attempts(home).values()) == {0}
+    assert home.worker.pauses > 0, "it does not start processes that cannot live in a loop"
+    home.hire = Call
     home.turn(40, 6)
     assert home.states() == ["archived"] * 2
 
 
-def test_a_child_that_hangs_at_its_start_costs_nobody_an_attempt(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_hangs_at_its_start_costs_no_picture_an_attempt(house: Make) -> None:
     home = house(watch=SOON, protect={"attempts": 1}, limits={"silence_s": 1, "free_mb": 0})
-    drop(home, "a.png")
-    with monkeypatch.context() as patch:
-        patch.setattr(Call, "send", lambda self, orders: setattr(self, "heard", time.monotonic() - 5))
-        home.turn(5, 6)
-        assert set(attempts(home).values()) == {0}
+    home.drop("a.png")
+    home.hire = Hung
+    home.turn(5, 6)
+    assert set(attempts(home).values()) == {0}
+    home.hire = Call
     home.turn(40, 6)
     assert home.states() == ["archived"]
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), EOFError()])
-def test_an_error_that_looks_like_the_pipes_does_not_end_the_child(
-    house: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+def test_an_error_that_looks_like_that_of_a_closed_pipe_does_not_end_the_worker(
+    tmp_path: Path, error: Exception
 ) -> None:
-    def process(*_: Any) -> Outcome:
+    def process(*_: Any) -> Finished:
         raise error
 
-    monkeypatch.setattr(local, "process", process)
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    (outcome,) = local.work([Order(1, 1, tmp_path, "p.png", (), settings)], Told())  # type: ignore[arg-type]
+    orders = [Order(1, 1, tmp_path, "p.png", (), settings)]
+    (outcome,) = local.work(orders, Told(), process)  # type: ignore[arg-type]
     assert isinstance(outcome, Failed | Hindered)
     assert outcome.code == "internal"
 
 
 class Told:
-    """The child's end of a pipe, whose other end is there and silent, or gone."""
+    """The worker's end of a pipe, whose other end is silent, or closed."""
 
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
@@ -140,58 +141,49 @@ class Told:
         pass
 
 
-def test_a_child_whose_daemon_is_gone_stops(house: Make, tmp_path: Path) -> None:
+def test_a_worker_whose_daemon_is_gone_stops(tmp_path: Path) -> None:
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     orders = [Order(number, 1, tmp_path, "p.png", (), settings) for number in (1, 2)]
     outcomes = local.work(orders, Told(gone=True))  # type: ignore[arg-type]
     assert [type(outcome) for outcome in outcomes] == [GivenBack, GivenBack]
 
 
-def test_a_child_that_is_still_at_work_gets_no_further_orders(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would take them for a request to stop, and nobody would work them."""
+class Busy(Call):
+    """A process that never ends what it was given first."""
+
+    def send(self, message: Any) -> None:
+        assert not self.jobs, "it is still at work"
+        self.jobs = {order.job: order.lease for order in message}
+
+
+def test_a_worker_that_is_still_at_work_gets_no_further_orders(house: Make) -> None:
+    """It would take them for a request to stop, and nobody would work on them."""
     home = settled(house, 8)
-    busy: list[Call] = []
-    with monkeypatch.context() as patch:
-
-        def send(self: Call, orders: list[Order]) -> None:
-            assert self not in busy, "it has not ended"
-            busy.append(self)
-            self.jobs = {order.job: order.lease for order in orders}
-
-        patch.setattr(Call, "send", send)
-        begun(home)
-        home.worker.running = {}  # whatever fault led there
-        home.service.dispatcher.resume(crashed=False)
-        home.clock += 60
-        home.service.dispatcher.begin()
+    home.hire = Busy
+    begin(home)
+    home.worker.running = {}  # as an internal error may leave it
+    home.service.dispatcher.resume(crashed=False)
+    home.clock += 60
+    home.service.dispatcher.begin()
     assert set(attempts(home).values()) == {1}
 
 
 # Pace and pauses
 
 
-def test_what_was_handed_back_does_not_count_as_quick(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_handed_back_does_not_count_as_quick(house: Make) -> None:
     home = settled(house, 16)
-    worked = local.worked
-    monkeypatch.setattr(local, "BATCH_S", -1.0)
-    monkeypatch.setattr(local, "worked", lambda *given: lasting(worked(*given), 0.2))
-    begun(home)
+    home.batch_s, home.seconds = -1.0, 0.2
+    begin(home)
     home.worker.pace = 8
     home.service.dispatcher.listen(0)
     assert home.worker.pace == 1, "the one that it began took 0.2 s"
 
 
-def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cause_that_hinders_many_jobs_at_once_is_one_pause(house: Make) -> None:
     home = settled(house, 8)
-
-    def full(folder: Path, result: Result) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(protocol, "write_result", full)
-        begun(home)
+    with failing("fsync", number=errno.ENOSPC, when=named("result.json.part")):
+        begin(home)
         home.service.dispatcher.listen(0)
     assert home.worker.pauses == 1
     assert set(attempts(home).values()) == {0}
@@ -202,31 +194,22 @@ def test_many_hindered_at_once_are_one_pause(house: Make, monkeypatch: pytest.Mo
 # Duplicates
 
 
-def test_a_result_that_cannot_be_published_holds_up_neither_duplicates_nor_strangers(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_cannot_be_published_delays_neither_duplicates_nor_others(house: Make) -> None:
     home = house(watch=SOON)
-    create = writing.create
-
-    def refusing(path: bytes, **rights: Any) -> Any:
-        if b"/outbox/sub/" in path:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return create(path, **rights)
-
-    monkeypatch.setattr(writing, "create", refusing)
-    drop(home, *(f"sub/{number}.png" for number in range(20)), content="the same")
-    home.turn(5, 3)
-    drop(home, "duplicate.png", content="the same")
-    drop(home, "stranger.png")
-    home.turn(5, 40)
-    assert set(home.files("archive")) == {"duplicate.png", "stranger.png"}
+    with failing("open", number=errno.EACCES, when=below(home.base / "outbox" / "sub")):
+        home.drop(*(f"sub/{number}.png" for number in range(20)), content="the same")
+        home.turn(5, 3)
+        home.drop("duplicate.png", content="the same")
+        home.drop("other.png")
+        home.turn(5, 40)
+    assert set(home.files("archive")) == {"duplicate.png", "other.png"}
 
 
 # Publishing
 
 
 def taken(home: House) -> list[str]:
-    """Results that somebody takes out of the outbox."""
+    """Take all results out of the outbox, as a user may do; returns their names."""
     found = [*home.files("outbox")]
     for name in found:
         (home.base / "outbox" / name).unlink()
@@ -238,7 +221,7 @@ def test_a_result_taken_before_it_was_recorded_is_not_published_again(
 ) -> None:
     home = house(watch=SOON)
     monkeypatch.setattr(manifest, "LOCK_S", 0)
-    drop(home, "a.png", "b.png")
+    home.drop("a.png", "b.png")
     lock = os.open(home.base / "outbox" / os.fsdecode(manifest.name(home.wall)), os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
     home.turn(5, 4)
@@ -251,147 +234,108 @@ def test_a_result_taken_before_it_was_recorded_is_not_published_again(
 
 @pytest.mark.parametrize("crashed", [False, True])
 def test_a_result_that_was_out_when_its_picture_was_replaced_is_in_the_manifest(
-    house: Make, monkeypatch: pytest.MonkeyPatch, crashed: bool
+    house: Make, crashed: bool
 ) -> None:
     home = house(watch=SOON)
-    drop(home, "a.png", content="former")
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest, "_write", _no_space)
+    home.drop("a.png", content="former")
+    with failing("write", number=errno.ENOSPC, when=named(".sha256")):
         home.turn(5, 4)
     assert set(home.files("outbox")) == {"a.png"}
-    drop(home, "a.png", content="later")
+    home.drop("a.png", content="later")
     if crashed:
         home.crash()
         home.again()
     home.turn(100, 6)
     listed = {entry.sha256 for entry in manifest.read(home.base / "outbox").entries}
     assert listed == {hashlib.sha256(png(content)).hexdigest() for content in ("former", "later")}
-    assert len(home.files("outbox")) == 2, "the former one was published: it stays"
+    assert len(home.files("outbox")) == 2, "the former one was published and stays"
     assert [*home.files("archive").values()] == [png("later")]
 
 
-def _no_space(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_fault_of_ours_publishes_the_others_once(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_while_publishing_leaves_the_others_published_once(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "a.png", "bad.png", "c.png")
-    place, got = writing.place, list[str]()
-
-    def buggy(content: Any, folder: Path, path: bytes, **more: Any) -> bytes:
-        if path == b"bad.png":
-            raise ZeroDivisionError("a bug")
-        return place(content, folder, path, **more)
-
-    monkeypatch.setattr("backfire.files.outbox.place", buggy)
-    for _ in range(12):
-        home.live(10)
-        got += taken(home)
+    home.drop("a.png", "bad.png", "c.png")
+    got = list[str]()
+    with bug(outbox, "place", when=lambda content, folder, path: path == b"bad.png"):
+        for _ in range(12):
+            home.live(10)
+            got += taken(home)
     assert sorted(got) == ["a.png", "c.png"]
     assert "bad.png" in home.files("failed")
 
 
-def test_a_fault_of_ours_after_a_result_is_out_does_not_set_its_original_aside(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_after_a_result_is_out_does_not_set_its_original_aside(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "bad.png")
-    update = home.service.jobs.update
-
-    def buggy(job: Job, state: Any, **more: Any) -> Job:
-        if is_bad(job) and state == "published":
-            raise ZeroDivisionError("a bug")
-        return update(job, state, **more)
-
-    monkeypatch.setattr(home.service.jobs, "update", buggy)
-    home.live(10, times=12)
+    home.drop("bad.png")
+    with bug(Jobs, "update", when=lambda self, job, state: job.name == "bad.png" and state == "published"):
+        home.live(10, times=12)
     assert set(home.files("outbox")) == {"bad.png"}
     assert home.files("failed") == {}
-    monkeypatch.undo()
 
 
-def test_a_mask_without_its_private_copy_stays_in_the_inbox(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mask_without_its_private_copy_stays_in_the_inbox(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "p.png", "p.mask.png")
-    with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "archive", lambda *_: None)
+    home.drop("p.png", "p.mask.png")
+    with full(home.base / "archive"):
         home.turn(5, times=3)
     (job,) = home.service.jobs.active.values()
+    assert job.state == JobState.PUBLISHED
     home.service.jobs.spool(job).mask(0).unlink()
     home.turn(5, times=4)
     kept = {**home.files("inbox"), **home.files("archive")}
     assert set(kept) == {"p.png", "p.mask.png"}
 
 
-# The drain, and faults of ours with several jobs running
+# The end of the daemon, and internal errors while several jobs run
 
 
-def test_a_fault_of_ours_while_draining_costs_no_other_an_attempt(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_when_the_daemon_ends_costs_no_other_job_an_attempt(house: Make) -> None:
     home = settled(house, 4)
-    monkeypatch.setattr(Call, "send", lambda self, orders: None)
-    begun(home)
+    home.stuck = True
+    begin(home)
     bad = next(iter(home.worker.running.values()))
-    failing(monkeypatch, RetryPolicy, "conclude", when=lambda self, job, outcome: job.id == bad.id)
-    home.service.dispatcher.drain()
+    with bug(RetryPolicy, "conclude", when=about(bad.name)):
+        home.service.dispatcher.drain()
     states = {job.name: (job.state.value, job.attempts) for job in home.service.jobs.store.jobs()}
     assert states.pop(bad.name) == ("running", 1)
     assert set(states.values()) == {("ready", 0)}
 
 
 @pytest.mark.parametrize(("place", "method"), [(Dispatcher, "_order"), (RetryPolicy, "_hindered")])
-def test_a_fault_of_ours_in_mid_batch_costs_one_job(
-    house: Make, monkeypatch: pytest.MonkeyPatch, place: type, method: str
+def test_an_internal_error_in_the_middle_of_a_batch_costs_one_job(
+    house: Make, place: type, method: str
 ) -> None:
     home = settled(house, 6)
-    failing(monkeypatch, place, method, when=lambda self, job, *_: job.name == "3.png")
-    if method == "_hindered":
-        process = local.process
 
-        def refused(order: Order, progress: Any) -> Outcome:
-            if order.name == "3.png":
-                raise OSError(errno.EIO, "Input/output error")
-            return process(order, progress)
+    def process(order: Order, progress: PhaseProgress) -> Finished:
+        if order.name == "3.png" and method == "_hindered":
+            raise OSError(errno.EIO, "Input/output error")
+        return passthrough.process(order, progress)
 
-        monkeypatch.setattr(local, "process", refused)
+    home.process = process
     home.worker.pace = 8
-    home.live(10, times=14)
+    with bug(place, method, when=about("3.png")):
+        home.live(10, times=14)
     assert sorted(home.states()) == ["archived"] * 5 + ["failed"]
     assert [job.attempts for job in home.service.jobs.store.jobs() if job.state == "archived"] == [1] * 5
 
 
-def test_a_fault_of_ours_when_the_child_dies_leaves_the_attempt_with_the_culprit(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_when_a_worker_dies_leaves_the_attempt_with_the_culprit(house: Make) -> None:
     home = settled(house, 4)
-    monkeypatch.setattr(Call, "send", lambda self, orders: None)
-    begun(home)
+    home.stuck = True
+    begin(home)
     running = [*home.worker.running.values()]
-    told = [[Progress(job.id, job.lease, "start", 0, 1)] for job in running[:2]]
     first, culprit = running[:2]
+    home.children[-1].report_and_die(Progress(job.id, job.lease, "start", 0, 1) for job in running[:2])
     spool = home.service.jobs.spool(first)
     protocol.write_result(spool.folder, Failed(first.id, first.lease, Code.UNREADABLE, "m"))
 
-    def receive(self: Call, timeout: float) -> list[Progress]:
-        if not told:
-            raise EOFError
-        self.heard = time.monotonic()
-        return told.pop(0)
+    def unreadable(self: RetryPolicy, job: Job, outcome: Outcome) -> bool:
+        return isinstance(outcome, Failed) and outcome.code == Code.UNREADABLE
 
-    monkeypatch.setattr(Call, "receive", receive)
-    failing(
-        monkeypatch,
-        RetryPolicy,
-        "conclude",
-        when=lambda self, job, outcome: getattr(outcome, "code", None) == Code.UNREADABLE,
-    )
-    home.service._resuming = None
     home.worker.paused_until = 1e12
-    home.live(10, times=6)
+    with bug(RetryPolicy, "conclude", when=unreadable):
+        home.live(10, times=6)
     found = attempts(home)
     assert found[culprit.name] == 1
     assert all(found[job.name] == 0 for job in running[2:])

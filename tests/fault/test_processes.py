@@ -1,4 +1,4 @@
-"""Faults 1-4, 6, 7, 28: daemon or child dies, hangs or is stopped, at any moment."""
+"""Faults 1-4, 6, 7, 28: the daemon or a worker dies, hangs or is stopped, at any moment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.support.jobs import (
     states,
     wait_until_idle,
 )
+from tests.support.notified import Notified
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import Sandbox, wait_for
 
@@ -59,7 +59,7 @@ STEPS = {
 
 
 def killed_at(sandbox: Sandbox, step: str) -> None:
-    """The daemon kills itself at the named step; a plain restart finishes the job, without new work."""
+    """Kill the daemon at the named step; a plain restart finishes the job and does not work it again."""
     told = sandbox.base / "told"
     config_file = sandbox.configure(hooks={"command": ["sh", "-c", "cat >> told && echo >> told"]})
     original = picture()
@@ -72,13 +72,13 @@ def killed_at(sandbox: Sandbox, step: str) -> None:
     assert sandbox.files("inbox") == set()
     assert sandbox.files("archive") == {"p.png", "p.mask.png"}
     assert_published(sandbox, {"p.png": original})
-    assert events(sandbox).count("running") == 1, "the finished result is adopted"
+    assert events(sandbox).count("running") == 1, "the finished result is used"
     assert json.loads(sandbox.backfire("status", "--json").stdout)["jobs"] == {"archived": 1}
     kept = audit(config.load(config_file), list)
-    assert (kept.files, kept.findings) == (3, ()), "the manifests alone know all that was put away"
+    assert (kept.files, kept.findings) == (3, ()), "the manifests alone list all files that were archived"
     payloads = [json.loads(line) for line in told.read_text().splitlines()]
     assert {(payload["event"], payload["file"]) for payload in payloads} == {("published", "p.png")}
-    assert len({payload["id"] for payload in payloads}) == 1, "a repetition bears the same id"
+    assert len({payload["id"] for payload in payloads}) == 1, "a repeated message has the same id"
     assert list((sandbox.state / "hooks").iterdir()) == []
 
 
@@ -98,7 +98,7 @@ def test_fault_03_killed_between_record_and_archive(sandbox: Sandbox, step: str)
 
 
 def begun(gated: Sandbox) -> int | None:
-    """The worker that has begun a picture: one that dies before costs no attempt."""
+    """The process id of the worker, once it has begun a picture; if it dies before, that costs no attempt."""
     told = gated.base / "begun"
     return int(told.read_text() or 0) or None if told.exists() else None
 
@@ -128,7 +128,9 @@ def test_fault_04_a_picture_that_kills_the_worker_is_set_aside_and_others_go_on(
     assert process.poll() is None
 
 
-def test_fault_04_a_worker_killed_once_costs_one_attempt_and_goes_a_rung_down(gated: Sandbox) -> None:
+def test_fault_04_a_worker_killed_once_costs_one_attempt_and_the_next_needs_less_memory(
+    gated: Sandbox,
+) -> None:
     (gated.base / "gate").write_text("open")
     original = picture()
     gated.drop(original, "p.png")
@@ -140,10 +142,10 @@ def test_fault_04_a_worker_killed_once_costs_one_attempt_and_goes_a_rung_down(ga
     wait_until_idle(gated)
     assert_published(gated, {"p.png": original})
     assert "killed by SIGKILL" in reasons(gated)
-    assert gated.receipt("p.png")["rung"] == 1, "it may have been the kernel, for want of memory"
+    assert gated.receipt("p.png")["rung"] == 1, "the kernel may have killed it because memory ran out"
 
 
-def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) -> None:
+def test_fault_06_sigterm_in_the_middle_of_an_iteration_costs_no_attempt(sandbox: Sandbox) -> None:
     sandbox.configure(protect={"iterations": 100_00, "margin_px": 32, "whole_px": 0})
     sandbox.drop(encoded(photo()), "p.png")
     sandbox.drop(encoded(mask_picture()), "p.mask.png")
@@ -157,7 +159,7 @@ def test_fault_06_sigterm_in_mid_iteration_burns_no_attempt(sandbox: Sandbox) ->
 
 
 def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(gated: Sandbox) -> None:
-    gated.configure(limits={"silence_s": 15})  # longer than a child takes to start: that is no hang
+    gated.configure(limits={"silence_s": 15})  # longer than a worker takes to start, which is no hang
     (gated.base / "gate").write_text("silent")
     original = picture()
     gated.drop(original, "p.png")
@@ -166,33 +168,20 @@ def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(gated: Sandb
     (gated.base / "gate").unlink()
     wait_until_idle(gated)
     assert_published(gated, {"p.png": original})
-    assert gated.receipt("p.png")["rung"] == 0, "a hang is no want of memory"
+    assert gated.receipt("p.png")["rung"] == 0, "a worker that hangs does not lack memory"
 
 
-def test_fault_07_a_daemon_that_hangs_stops_telling_systemd(
-    gated: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-
-        def told() -> str:
-            try:
-                return notified.recv(4096).decode()
-            except BlockingIOError:
-                return ""
-
-        process = gated.start()
-        wait_for(lambda: "READY=1" in told(), because="the daemon to be ready")
-        wait_for(lambda: "WATCHDOG=1" in told(), because="a heartbeat")
-        os.kill(process.pid, signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)  # until it stands: a signal is not yet a stop
-        while told():
-            pass
-        assert select.select([notified], [], [], 3) == ([], [], []), "no heartbeat but from the loop"
-        os.kill(process.pid, signal.SIGCONT)
-        wait_for(lambda: "WATCHDOG=1" in told(), because="the heartbeat to go on")
+def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(gated: Sandbox, notified: Notified) -> None:
+    process = gated.start()
+    wait_for(lambda: "READY=1" in notified.read(), because="the daemon to be ready")
+    wait_for(lambda: "WATCHDOG=1" in notified.read(), because="a heartbeat")
+    os.kill(process.pid, signal.SIGSTOP)
+    state = Path(f"/proc/{process.pid}/stat")
+    wait_for(lambda: ") T " in state.read_text(), because="the daemon to be stopped")
+    notified.read()
+    assert select.select([notified.socket], [], [], 3) == ([], [], []), "only the loop sends heartbeats"
+    os.kill(process.pid, signal.SIGCONT)
+    wait_for(lambda: "WATCHDOG=1" in notified.read(), because="the heartbeat to go on")
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["same folders", "own state folder"])

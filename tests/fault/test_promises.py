@@ -1,13 +1,14 @@
-"""Random interleavings of people, programs, crashes and clocks, against what the documentation promises.
+"""Random sequences of users' actions, crashes and clock jumps, against what the documentation promises.
 
-The house is the real one, in this process, with a child that is a function call. A crash is an
-exception at a random system call, after which no further call of the dying process succeeds; a power
-cut takes with it the names, those of folders too, whose folders had not been synced.
+The service is the real one, in this process; a function call stands in for its worker. A crash is an
+exception at a random system call, after which no further call of the dying process succeeds. A power cut also
+removes every name of a file or folder whose own folder had not been synced.
 
-Promises broken by hand, and who saw it. This test: a result recorded before it is published, or published
-before its receipt; an original removed before its copy stands. Others: the same content not adopted, a name
-written over, a folder that a crash left unsynced (`test_outbox`); a lease not fenced (`test_worker`); change
-while copying not noticed, an attempt not counted before the work (`test_one_only`, fault 04).
+To see that the tests notice broken promises, the daemon was changed by hand. This test noticed: a result
+recorded before it is published, or published before its receipt; an original removed before its copy is in
+place. Others noticed: content that is there already and is published again, a name written over, a folder
+that a crash left unsynced (`test_outbox`); an outcome of an earlier start of a job (`test_worker`); a change
+while copying, an attempt not counted before the work (`test_one_only`, fault 04).
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ class Crash(BaseException):
 
 
 class Fate:
-    """What happens after so many more system calls: somebody does something, or the process dies.
+    """After `left` more system calls, `act` is called, or the process dies where there is no `act`.
 
     A dead process makes no further call until it is started anew.
     """
 
-    CALLS = ("fsync", "link", "rename", "replace", "unlink", "open", "mkdir")
+    CALLS = ("fsync", "link", "rename", "replace", "unlink", "open", "mkdir", "rmdir")
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
         self.act: Callable[[], None] | None = None
         self.dead = False
         self._unsynced: list[tuple[str, Callable[[], Any]]] = []
-        """Folders, and how to take back the name that was given in them last."""
+        """For each name that a power cut would take: its folder, and what undoes the naming; oldest first."""
         for name in self.CALLS:
             patch.setattr(os, name, self._mortal(getattr(os, name)))
         for name in ("link", "rename", "replace"):
@@ -65,8 +66,9 @@ class Fate:
             path = Path(os.fsdecode(target))
             former = path.read_bytes() if path.is_absolute() and path.exists() else None
             result = call(source, target, **options)
-            if path.is_absolute() and "inbox" not in path.parts:  # what people do there is not undone
-                undo = path.unlink if former is None else lambda: path.write_bytes(former)
+            if path.is_absolute() and "inbox" not in path.parts:  # what users do there is not undone
+                new = (lambda: shutil.rmtree(path)) if path.is_dir() else path.unlink
+                undo = new if former is None else lambda: path.write_bytes(former)
                 self._unsynced.append((str(path.parent), undo))
             return result
 
@@ -90,7 +92,7 @@ class Fate:
         return wrapped
 
     def cut_power(self) -> None:
-        """Take every name that was not durable."""
+        """Undo every naming that was not durable."""
         while self._unsynced:
             with suppress(FileNotFoundError):
                 self._unsynced.pop()[1]()
@@ -117,7 +119,7 @@ class Fate:
 
 
 class Promises(RuleBasedStateMachine):
-    """A small inbox, and what must be true of it at any time."""
+    """Actions on a small inbox, and what must be true after each of them."""
 
     @initialize()
     def move_in(self) -> None:
@@ -127,20 +129,20 @@ class Promises(RuleBasedStateMachine):
         self.house = House(
             self.base,
             watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 10_000},
-            # More than one run can crash: a picture that the daemon dies of is set aside, as fault 04 says.
+            # More than a sequence has crashes: a picture on which the daemon died too often is set aside.
             protect={"attempts": STEPS},
         )
         self.fate = Fate(self.patch)
         self.lying: dict[str, bytes] = {}
-        """What people believe to lie in the inbox, whole, under which name."""
+        """By name, the whole pictures that the users left in the inbox."""
         self.partial: dict[str, bytes] = {}
         self.dropped: set[bytes] = set()
         self.renamed: Counter[bytes] = Counter()
         self.kept: set[tuple[str, bytes]] = set()
-        """What lay in outbox and archive at a quiet moment, its name on the disk."""
+        """Folder and content of each file whose name was durable in outbox or archive after some work."""
         self.number = 0
 
-    # What people and programs do
+    # What users and their programs do
 
     @rule(name=NAMES)
     def drop(self, name: str) -> None:
@@ -219,7 +221,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(name=NAMES, calls=st.integers(0, 60))
     def drop_meanwhile(self, name: str, calls: int) -> None:
-        """Somebody drops a picture, perhaps over another, while the daemon is in the midst of something."""
+        """A user drops a picture, perhaps over another, at a random system call of the daemon."""
         self.fate.left, self.fate.act = calls, lambda: self.drop(name)
         try:
             self.house.turn(1, 6)
@@ -241,7 +243,7 @@ class Promises(RuleBasedStateMachine):
     def nothing_is_published_that_was_not_dropped_whole_and_nothing_twice(self) -> None:
         published = Counter(self.house.files("outbox").values())
         assert published.keys() <= self.dropped
-        # A file that was renamed once it was published is one more file.
+        # A picture that was renamed in the inbox after it was published is published under the new name, too.
         assert all(count <= 1 + self.renamed[data] for data, count in published.items())
 
     @invariant()
@@ -261,7 +263,7 @@ class Promises(RuleBasedStateMachine):
         assert self.house.files("failed") == {}
 
     def everything_in(self, folder: str) -> list[bytes]:
-        """Even what stands aside under a hidden name for a moment."""
+        """The content of all files, also of those that have a hidden name for a moment."""
         return [path.read_bytes() for path in (self.base / folder).rglob("*") if path.is_file()]
 
     def hashed(self, folder: str) -> set[tuple[bytes, str]]:
@@ -294,5 +296,5 @@ TestPromises.settings = settings(
     stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    derandomize=True,  # the soak is for chance; here a failure must be everybody's
+    derandomize=True,  # the same sequences everywhere; benchmarks/soak.py tries random ones
 )

@@ -1,4 +1,4 @@
-"""The soak's own judgement: it accepts what the daemon leaves, and nothing less."""
+"""What the soak test checks after each round: it accepts what the daemon should leave, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.soak import faults, png
 
 @pytest.fixture
 def left(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """Folders as a good round leaves them, and what its writers told."""
+    """Folders as a good round leaves them, and what its writers recorded."""
     told = []
     for name in ("inbox", "failed", "reports"):
         (tmp_path / name).mkdir()
@@ -44,7 +44,7 @@ def test_a_good_round_has_no_faults(left: tuple[Path, list[dict[str, Any]]]) -> 
         ("outbox", ".backfire-k.part", b"", "1 temporary files are left"),
     ],
 )
-def test_each_broken_promise_is_one(
+def test_each_broken_promise_is_a_fault(
     left: tuple[Path, list[dict[str, Any]]], folder: str, name: str, data: bytes, said: str
 ) -> None:
     base, told = left

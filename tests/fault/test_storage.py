@@ -1,4 +1,4 @@
-"""Faults 5, 8, 21, 25, 26: disks that are full, gone, shut or broken, and what a power cut takes."""
+"""Faults 5, 8, 21, 25, 26: full disks, missing mounts, missing rights, bad databases, power cuts."""
 
 from __future__ import annotations
 
@@ -9,70 +9,55 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from backfire.files import outbox
-from backfire.files.outbox import writing
-from backfire.service.store import store
+from backfire.service.store import database
 from tests.support.house import House
 from tests.support.jobs import assert_published, picture, reasons, states, wait_until_idle
-from tests.support.sandbox import Sandbox, wait_for
+from tests.support.sandbox import Process, Sandbox, wait_for
+from tests.support.system import below, calling, failing, without_links
 
 KEY = "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
 def test_fault_05_what_is_not_synced_may_vanish_so_nothing_unsynced_gets_a_final_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    tmp_path: Path, links: bool
 ) -> None:
-    """Whenever a final name appears its content must have been synced, and its folder is synced next."""
+    """Before a file gets its final name its content is synced, and after that its folder."""
     synced: set[tuple[int, int]] = set()
-    fsync, real_link, rename = os.fsync, os.link, os.rename
     order: list[str] = []
 
-    def recorded(descriptor: int) -> None:
+    def recorded(real: Callable[[int], None], descriptor: int) -> None:
         status = os.fstat(descriptor)
         synced.add((status.st_ino, status.st_size))
         order.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
-        fsync(descriptor)
+        real(descriptor)
 
-    def named(source: Any, target: Any, **options: Any) -> None:
-        if b".backfire-" not in os.path.basename(os.fsencode(target)):
+    def naming(real: Callable[..., None], source: Any, target: Any, **options: Any) -> None:
+        if b".backfire-" not in os.path.basename(os.fsencode(target)) and not os.path.isdir(source):
             status = os.stat(source)
             assert (status.st_ino, status.st_size) in synced, "named before it was synced"
             order.append("name")
+        real(source, target, **options)
 
-    def link(source: Any, target: Any, **options: Any) -> None:
-        if not links:
-            raise OSError(errno.EPERM, "no links here")
-        named(source, target)
-        real_link(source, target, **options)
-
-    def renaming(source: Any, target: Any, **options: Any) -> None:
-        named(source, target)
-        rename(source, target, **options)
-
-    monkeypatch.setattr(os, "fsync", recorded)
-    monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr(os, "rename", renaming)
-    if not links:
-        monkeypatch.setattr("backfire.files.safe_paths.rename_noreplace", renaming_refused)
-    outbox.place(b"result", tmp_path / "outbox", b"p.png", key=KEY)
-    assert order[-3:] == ["file", "name", "folder"]
-    monkeypatch.setattr(os, "replace", renaming)
-    outbox.replace(b"{}", tmp_path / "reports", b"p.json")
-    assert order[-3:] == ["file", "name", "folder"]
+    named = [calling(name, naming) for name in ("link", "rename", "replace")]
+    with calling("fsync", recorded), named[0], named[1], named[2]:
+        with nullcontext() if links else without_links():
+            outbox.place(b"result", tmp_path / "outbox", b"p.png", key=KEY)
+        assert order[-3:] == ["file", "name", "folder"]
+        outbox.replace(b"{}", tmp_path / "reports", b"p.json")
+        assert order[-3:] == ["file", "name", "folder"]
 
 
-def renaming_refused(*_: object) -> None:
-    raise OSError(errno.EINVAL, "Invalid argument")
-
-
-def apart(sandbox: Sandbox, *folders: str, size: str = "2m") -> subprocess.Popen[str]:
-    """The daemon in a mount namespace of its own, with small file systems on some of its folders."""
+def apart(sandbox: Sandbox, *folders: str, size: str = "2m") -> Process:
+    """Start the daemon in a mount namespace of its own, with small file systems on some of its folders."""
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs unprivileged user namespaces")
     mounts = " && ".join(f"mount -t tmpfs -o size={size} tmpfs {sandbox.base / name}" for name in folders)
@@ -80,7 +65,7 @@ def apart(sandbox: Sandbox, *folders: str, size: str = "2m") -> subprocess.Popen
     return sandbox.start("unshare", "-Urm", "sh", "-c", f'{mounts} && exec "$@"', "sh")
 
 
-def inside(process: subprocess.Popen[str], command: str) -> None:
+def inside(process: Process, command: str) -> None:
     """Run a shell command where the daemon sees its file systems."""
     enter = ["nsenter", "--preserve-credentials", "-U", "-m", "-t", str(process.pid), "sh", "-c", command]
     subprocess.run(enter, check=True, capture_output=True)
@@ -113,20 +98,24 @@ def test_fault_08_no_space_in_the_spool_and_the_database(gated: Sandbox) -> None
         gated.drop(content, name)
     wait_for(
         lambda: '"database_unavailable"' in gated.log() or '"postponed"' in gated.log(),
-        because="it to be felt",
+        because="the daemon to notice",
     )
     assert process.poll() is None
     inside(process, f"rm {place}/filler")
     wait_for(lambda: gated.files("outbox") == set(data), because="it to go on by itself")
     wait_for(lambda: gated.files("inbox") == set(), because="the originals to be archived")
-    # Job states lie where only the daemon sees them; the last thing it does for a job is to add this.
-    wait_for(lambda: all("from the archive" in str(gated.receipt(name)) for name in data), because="the end")
+    # Only the daemon can see the database, which lies on its own mount. The last step of a job adds this to
+    # its receipt.
+    wait_for(
+        lambda: all("from the archive" in str(gated.receipt(name)) for name in data),
+        because="the jobs to end",
+    )
     process.terminate()
     assert process.wait(60) == 0
     assert_published(gated, data)
 
 
-def test_fault_08_a_floor_of_free_space_pauses_work_before_it_fails(gated: Sandbox) -> None:
+def test_fault_08_too_little_free_space_pauses_the_work_before_anything_fails(gated: Sandbox) -> None:
     gated.configure(limits={"free_mb": 10**9})
     process = gated.start()
     data = picture()
@@ -141,16 +130,16 @@ def test_fault_08_a_floor_of_free_space_pauses_work_before_it_fails(gated: Sandb
     assert_published(gated, {"p.png": data})
 
 
-def test_fault_21_a_share_that_goes_is_missed_and_comes_back_without_a_restart(gated: Sandbox) -> None:
+def test_fault_21_a_share_that_is_unmounted_is_waited_for_without_a_restart(gated: Sandbox) -> None:
     process = apart(gated, "inbox", size="4m")
     data = picture()
     (gated.base / "p.png").write_bytes(data)
     (gated.base / "gate").write_text("open")
     inside(process, f"cp {gated.base}/p.png {gated.inbox}/p.png")
     wait_for(lambda: states(gated) == ["running"], because="the job to run")
-    # The share goes, files and all: what shows is the empty folder below it.
+    # Without the share, its files are gone too: there is only the empty folder that it was mounted on.
     inside(process, f"mount -t tmpfs keep /mnt && cp {gated.inbox}/p.png /mnt && umount -l {gated.inbox}")
-    wait_for(lambda: "is not mounted now" in gated.backfire("status").stdout, because="it to be missed")
+    wait_for(lambda: "is not mounted now" in gated.backfire("status").stdout, because="the daemon to miss it")
     (gated.base / "gate").unlink()
     wait_for(lambda: "is not mounted now" in reasons(gated), because="publishing to wait for it")
     assert gated.files("outbox") == set()
@@ -161,21 +150,15 @@ def test_fault_21_a_share_that_goes_is_missed_and_comes_back_without_a_restart(g
     assert_published(gated, {"p.png": data})
 
 
-def test_fault_25_unreadable_input_names_uid_and_mode_and_is_tried_again(
-    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_25_unreadable_input_names_uid_and_mode_and_is_tried_again(house: Callable[..., House]) -> None:
     home = house()
-    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.drop("p.png", content=picture())
     (home.base / "inbox" / "p.png").chmod(0o200)
-    real = os.open
 
-    def refusing(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
-        if path == b"p.png" and flags & os.O_NONBLOCK:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path, flags, *arguments, **options)
+    def reads_it(path: Any, flags: int, *_: Any) -> bool:
+        return path == b"p.png" and bool(flags & os.O_NONBLOCK)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refusing)
+    with failing("open", number=errno.EACCES, when=reads_it):  # root may read what nobody else may
         home.turn(times=30)
         assert f"as uid {os.geteuid()}" in home.reasons()
         assert "mode 0200" in home.reasons()
@@ -185,17 +168,10 @@ def test_fault_25_unreadable_input_names_uid_and_mode_and_is_tried_again(
     assert home.states() == ["archived"]
 
 
-def test_fault_25_an_outbox_without_write_access_is_waited_for(
-    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_25_an_outbox_without_write_access_is_waited_for(house: Callable[..., House]) -> None:
     home = house()
-    (home.base / "inbox" / "p.png").write_bytes(picture())
-
-    def refusing(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "create", refusing)
+    home.drop("p.png", content=picture())
+    with failing("open", number=errno.EACCES, when=below(home.base / "outbox")):
         home.turn(times=30)
         assert home.states() == ["publishing"]
         assert f"give uid {os.geteuid()} write access" in home.reasons()
@@ -207,34 +183,32 @@ def test_fault_25_an_outbox_without_write_access_is_waited_for(
 def test_fault_26_a_locked_database_is_waited_for(
     house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon's own patience with a lock, 30 s, is cut short; then it must wait and go on."""
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
+    """The daemon waits for a lock for 30 s, here for less; then it pauses and tries again."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
     home = house(watch={"settle_s": 0, "rescan_s": 0.01})
-    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.drop("p.png", content=picture())
     holder = sqlite3.connect(
         home.base / "state" / "backfire.sqlite", isolation_level=None, check_same_thread=False
     )
     holder.execute("BEGIN IMMEDIATE")
-    outlasted = threading.Event()
-    real = home.service._await_database
-
-    def noticed(error: Any) -> None:
-        outlasted.set()
-        real(error)
-
-    monkeypatch.setattr(home.service, "_await_database", noticed)
-
-    def release() -> None:
-        outlasted.wait(30)
-        holder.execute("COMMIT")
-
-    releasing = threading.Thread(target=release)
-    releasing.start()
     home.tick = 0.05
-    home.service.run(until_idle=True)
-    releasing.join()
+    with capture_logs() as lines:
+
+        def was_noticed() -> bool:
+            return any(line["event"] == "database_unavailable" for line in lines)
+
+        def release() -> None:
+            try:
+                wait_for(was_noticed, seconds=30, because="the daemon to notice the lock")
+            finally:
+                holder.execute("COMMIT")
+
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        home.service.run(until_idle=True)
+        releasing.join()
     holder.close()
-    assert outlasted.is_set()
+    assert was_noticed()
     assert home.states() == ["archived"]
 
 
@@ -250,7 +224,7 @@ def test_fault_26_a_corrupt_database_is_refused_with_restore_steps(gated: Sandbo
     assert gated.backfire("once").returncode == 0
 
 
-def test_fault_26_a_database_that_is_replaced_by_nothing_takes_the_inbox_in_again(gated: Sandbox) -> None:
+def test_fault_26_after_the_database_was_deleted_the_inbox_is_taken_in_again(gated: Sandbox) -> None:
     data = picture()
     gated.drop(data, "p.png")
     assert gated.backfire("once").returncode == 0

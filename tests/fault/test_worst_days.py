@@ -1,4 +1,4 @@
-"""Several troubles at once, and what one of them must not do to the others."""
+"""Several faults at once, and what one of them must not do to the others."""
 
 from __future__ import annotations
 
@@ -13,38 +13,34 @@ from typing import Any
 import pytest
 
 from backfire import config
-from backfire.cli import jobs
+from backfire.admin import retry
 from backfire.errors import Code, ConfigError, ModelError
 from backfire.files import inbox
 from backfire.files.outbox.names import hidden
+from backfire.pipeline.result import PhaseProgress
 from backfire.service.hooks.courier import Courier
-from backfire.service.worker import local, protocol
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
-from tests.support.house import House
+from benchmarks import passthrough
+from tests.support.house import SOON, House
 from tests.support.jobs import picture
+from tests.support.notified import Notified
+from tests.support.system import below, calling, failing, full, named
 
 Make = Callable[..., House]
-SOON: dict[str, Any] = {"settle_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
-
-
-def drop(house: House, name: str, data: bytes) -> None:
-    file = house.base / "inbox" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
 
 
 def test_an_outcome_that_waited_out_a_database_failure_is_not_taken_for_the_next_job(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "a.png", picture(1)[:-20])
-    drop(home, "b.png", picture(2))
+    home.drop("a.png", content=picture(1)[:-20])
+    home.drop("b.png", content=picture(2))
     dispatcher, jobs_ = home.service.dispatcher, home.service.jobs
     home.service.intake.step()
     home.clock += 5
     home.service.intake.step()
     home.clock += 5
     home.service.intake.step()
-    assert dispatcher.step(), "the child works a.png and tells, while the database fails"
+    assert dispatcher.step(), "the worker reports a.png, which is not recorded, as if the database failed"
     jobs_.load()
     dispatcher.resume(crashed=False)
     home.turn(5, times=5)
@@ -52,80 +48,60 @@ def test_an_outcome_that_waited_out_a_database_failure_is_not_taken_for_the_next
     assert set(home.files("failed")) == {"a.png", "a.png.error.json"}
 
 
-def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_library_about_one_picture_does_not_hold_up_the_others(house: Make) -> None:
     home = house(watch=SOON)
-    good = local.process
 
-    def process(order: Order, progress: Any) -> Finished:
+    def process(order: Order, progress: PhaseProgress) -> Finished:
         if order.name == "a.png":
             raise OSError("encoder error -2 when writing image file")  # as Pillow raises it, without errno
-        return good(order, progress)
+        return passthrough.process(order, progress)
 
-    monkeypatch.setattr(local, "process", process)
-    drop(home, "a.png", picture(1))
-    drop(home, "b.png", picture(2))
+    home.process = process
+    home.drop("a.png", content=picture(1))
+    home.drop("b.png", content=picture(2))
     home.turn(5, times=8)
     assert (list(home.files("outbox")), home.states()) == (["b.png"], ["failed", "archived"])
 
 
-def test_a_result_that_cannot_be_written_down_burns_no_attempt(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_cannot_be_written_to_the_spool_costs_no_attempt(house: Make) -> None:
     home = house(watch=SOON)
-    write = protocol.write_result
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(protocol, "write_result", full)
-    drop(home, "a.png", picture(1))
-    home.turn(5, times=6)
+    home.drop("a.png", content=picture(1))
+    with failing("fsync", number=errno.ENOSPC, when=named("result.json.part")):
+        home.turn(5, times=6)
     (job,) = home.service.jobs.active.values()
     assert (job.state, job.attempts) == ("ready", 0)
-    monkeypatch.setattr(protocol, "write_result", write)
     home.turn(40, times=4)
     assert home.states() == ["archived"]
 
 
-def test_a_rule_decides_how_often_its_pictures_are_tried(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rule_decides_how_often_its_pictures_are_tried(house: Make) -> None:
     home = house(watch=SOON, rules=[{"match": "once/**", "attempts": 1}])
 
-    def process(order: Order, progress: Any) -> Finished:
+    def process(order: Order, progress: PhaseProgress) -> Finished:
         raise ModelError(Code.DETECTOR, "no luck")
 
-    monkeypatch.setattr(local, "process", process)
-    drop(home, "once/a.png", picture(1))
+    home.process = process
+    home.drop("once/a.png", content=picture(1))
     home.turn(5, times=6)
     assert home.states() == ["failed"]
 
 
-def test_half_a_copy_does_not_keep_the_disk_full(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_copy_does_not_keep_the_disk_full(house: Make) -> None:
     home = house(watch=SOON)
-    take = inbox.take
-
-    def full(root: Path, path: bytes, copy: Path, *rest: Any, **more: Any) -> inbox.Taken:
-        copy.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(inbox, "take", full)
-    drop(home, "a.png", picture(1))
-    home.turn(5, times=4)
-    assert "No space" in home.reasons()
-    assert home.files("state/spool") == {}
-    monkeypatch.setattr(inbox, "take", take)
+    home.drop("a.png", content=picture(1))
+    with failing("fsync", number=errno.ENOSPC, when=below(home.base / "state" / "spool")):
+        home.turn(5, times=4)
+        assert "No space" in home.reasons()
+        assert home.files("state/spool") == {}
     home.turn(60, times=4)
     assert home.states() == ["archived"]
 
 
-def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
+def test_a_copy_noted_by_an_older_version_is_archived(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "a.png", picture(1))
-    home.service.publisher.archive = lambda jobs: None  # type: ignore[method-assign]
-    home.turn(5, times=4)
+    home.drop("a.png", content=picture(1))
+    with full(home.base / "archive"):
+        home.turn(5, times=4)
     assert home.states() == ["published"]
     (taken,) = (home.base / "state/spool").rglob("taken.json")
     document = json.loads(taken.read_text())
@@ -137,7 +113,7 @@ def test_a_copy_noted_by_an_older_version_is_put_away(house: Make) -> None:
     assert home.states() == ["archived"]
 
 
-def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mounts_of_any_name_are_understood(tmp_path: Path) -> None:
     lines = [
         b"22 1 8:1 / / rw - ext4 /dev/sda1 rw",
         "23 22 0:40 / /mnt/B\u00fccher\\040neu rw - cifs //server/b rw".encode(),
@@ -145,10 +121,12 @@ def test_mounts_of_any_name_are_understood(tmp_path: Path, monkeypatch: pytest.M
     ]
     table = tmp_path / "mountinfo"
     table.write_bytes(b"\n".join(lines) + b"\n")
-    monkeypatch.setattr("backfire.files.inbox.mounts.MOUNTS", table)
     inside = Path("/mnt/B\u00fccher neu/in")
-    assert (inbox.mount_of(inside), inbox.filesystem(inside)) == ("/mnt/B\u00fccher neu", "cifs")
-    assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in"))) == "vfat"
+    assert (inbox.mount_of(inside, table), inbox.filesystem(inside, table)) == (
+        "/mnt/B\u00fccher neu",
+        "cifs",
+    )
+    assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in")), table) == "vfat"
 
 
 @pytest.mark.parametrize(
@@ -199,72 +177,63 @@ def test_a_longer_silence_is_allowed_from_the_reload_on(house: Make) -> None:
     assert pulse.stuck(home.clock) == []
 
 
-def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_of_a_longer_extension_than_its_name_has_room_for_is_published(house: Make) -> None:
     home = house(watch=SOON)
-    good = local.process
-    monkeypatch.setattr(local, "process", lambda *given: replace(good(*given), extension=".webp"))
-    drop(home, "x" * 251 + ".png", picture(1))
+    home.process = lambda *given: replace(passthrough.process(*given), extension=".webp")
+    home.drop("x" * 251 + ".png", content=picture(1))
     home.turn(5, times=5)
     assert (home.states(), list(home.files("outbox"))) == (["archived"], ["x" * 250 + ".webp"])
 
 
-def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_receipt_that_a_power_cut_emptied_does_not_end_the_daemon(house: Make) -> None:
     home = house(watch=SOON)
-    drop(home, "a.png", picture(1))
-    archive = home.service.publisher.archive
-    monkeypatch.setattr(home.service.publisher, "archive", lambda jobs: None)
-    home.turn(5, times=3)
+    home.drop("a.png", content=picture(1))
+    with full(home.base / "archive"):
+        home.turn(5, times=3)
     assert home.states() == ["published"]
     (spooled,) = (home.base / "state/spool").rglob("receipt.json")
     spooled.write_bytes(b"")
     (job,) = home.service.jobs.active.values()
     begun = home.base / "reports" / os.fsdecode(hidden(b"a.png.json", job.key or ""))
     begun.write_bytes(b"{")
-    archive(list(home.service.jobs.active.values()))
+    home.turn(60, times=2)
     assert home.states() == ["archived"]
-    assert not begun.exists(), "nobody writes it to its end"
+    assert not begun.exists(), "nothing would finish writing it"
     assert json.loads(home.files("reports")["a.png.json"])["key"], "what was published keeps its receipt"
 
 
-def test_many_files_that_cannot_be_read_leave_the_loop_its_turn(
-    house: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_files_that_cannot_be_read_do_not_hold_up_the_loop(house: Make) -> None:
     home = house(watch=SOON)
     tried: list[bytes] = []
 
-    def slow(root: Path, path: bytes, copy: Path, *rest: Any, **more: Any) -> inbox.Taken:
-        tried.append(path)
-        home.clock += 0.4
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def slow(real: Callable[..., int], path: Any, flags: int, *given: Any, **more: Any) -> int:
+        if flags & os.O_NONBLOCK and path.endswith(b".png"):
+            tried.append(path)
+            home.clock += 0.4
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, flags, *given, **more)
 
-    monkeypatch.setattr(inbox, "take", slow)
     for number in range(20):
-        drop(home, f"{number:02}.png", picture(1))
-    home.turn(5, times=2)
-    assert 1 <= len(tried) <= 16, "one batch a turn"
-    home.turn(0.1, times=9)
-    assert len(set(tried)) == 20, "the next turns go on where this one stopped"
+        home.drop(f"{number:02}.png", content=picture(1))
+    with calling("open", slow):
+        home.turn(5, times=2)
+        assert 1 <= len(tried) <= 16, "one batch in each round"
+        home.turn(0.1, times=9)
+    assert len(set(tried)) == 20, "the next rounds go on where this one stopped"
 
 
-def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, notified: Notified) -> None:
     home = house()
-    scan = inbox.scan
 
-    def slow(*given: Any) -> inbox.Scan:
+    def slow(real: Callable[..., Any], *given: Any) -> Any:
         home.clock += 30
-        return scan(*given)
+        return real(*given)
 
-    monkeypatch.setattr(inbox, "scan", slow)
-    words: list[str] = []
-    monkeypatch.setattr("backfire.service.heartbeat.notify", lambda *lines, **_: words.extend(lines))
-    for _ in range(40):
-        words.clear()
-        home.turn(5)
-        assert "WATCHDOG=1" in words
+    with calling("scandir", slow):
+        for _ in range(40):
+            notified.read()
+            home.turn(5)
+            assert "WATCHDOG=1" in notified.read()
 
 
 @pytest.mark.parametrize(
@@ -278,29 +247,22 @@ def test_a_slow_scan_may_be_followed_by_a_long_pause(house: Make, monkeypatch: p
 )
 def test_a_result_is_taken_over_only_where_its_key_decides_all(
     house: Make,
-    monkeypatch: pytest.MonkeyPatch,
     regions: dict[str, Any],
     masks: dict[str, bytes],
     worked: int,
 ) -> None:
     home = house(watch=SOON, regions=regions)
-    orders: list[str] = []
-    good = local.process
-
-    def process(order: Order, progress: Any) -> Finished:
-        orders.append(order.name)
-        return good(order, progress)
-
-    monkeypatch.setattr(local, "process", process)
     for name, data in masks.items():
-        drop(home, name, data)
+        home.drop(name, content=data)
     for name in ("a.png", "b.png"):
-        drop(home, name, picture(1))
+        home.drop(name, content=picture(1))
         home.turn(20, times=4)
-    assert (home.states(), len(orders)) == (["archived", "archived"], worked)
+    assert (home.states(), sum(map(len, home.sent))) == (["archived", "archived"], worked)
 
 
-def test_a_hook_that_waits_by_a_clock_that_was_ahead_is_tried_now(house: Make, tmp_path: Path) -> None:
+def test_a_hook_whose_retry_was_planned_by_a_clock_that_was_ahead_is_tried_now(
+    house: Make, tmp_path: Path
+) -> None:
     home = house(hooks={"command": ["sh", "-c", f"cat > {tmp_path}/told"]})
     job = home.service.jobs.store.add([b"a.png"], at=home.wall)[0]
     courier = Courier(home.settings, now=lambda: home.wall)
@@ -316,15 +278,15 @@ def test_a_hook_that_waits_by_a_clock_that_was_ahead_is_tried_now(house: Make, t
 
 def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
     home = house(watch=SOON, regions={"detectors": ["sidecar"]})
-    drop(home, "a.png", picture(1)[:-20])
-    drop(home, "A.MASK.PNG", picture(2))
+    home.drop("a.png", content=picture(1)[:-20])
+    home.drop("A.MASK.PNG", content=picture(2))
     home.turn(5, times=5)
     (job,) = home.service.jobs.store.jobs()
     mask = home.base / "failed/A.MASK.PNG"
     kept = mask.read_bytes()
     mask.unlink()
-    assert not jobs._put_back(job, home.settings)
+    assert not retry.put_back(job, home.settings)
     assert home.files("inbox") == {}
     mask.write_bytes(kept)
-    assert jobs._put_back(job, home.settings)
+    assert retry.put_back(job, home.settings)
     assert set(home.files("inbox")) == {"a.png", "A.MASK.PNG"}

@@ -31,9 +31,8 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     return outcome
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    local.process = process
-    passthrough.real_serve(connection, parent, memory_mb)
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: local.Process = process) -> None:
+    passthrough.real_serve(connection, parent, memory_mb, process)
 
 
 if __name__ == "__main__":

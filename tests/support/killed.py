@@ -1,7 +1,12 @@
-"""A fault double: `backfire once` that kills itself with SIGKILL at the step that its argument names."""
+"""A fault double: `backfire once` that kills itself with SIGKILL at the step that its argument names.
+
+A step is a function of `outbox` or `manifest`, `record STATE`, or `unlink`; with `after` before it, the kill
+comes when it is done. A second argument names the module of another worker than that of `passthrough`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -13,7 +18,6 @@ from backfire.files import manifest, outbox
 from backfire.service.store.store import Store
 from backfire.service.worker import local
 from backfire.types import JobState
-from benchmarks import passthrough
 
 
 def die() -> None:
@@ -36,8 +40,11 @@ def always(*_: Any, **__: Any) -> bool:
     return True
 
 
-def published(store: Store, job_id: int, state: JobState, **_: Any) -> bool:
-    return state == JobState.PUBLISHED
+def records(wanted: JobState) -> Callable[..., bool]:
+    def when(store: Store, job_id: int, state: JobState, **_: Any) -> bool:
+        return state == wanted
+
+    return when
 
 
 def is_aside(path: bytes | str, *_: Any, dir_fd: int | None = None, **__: Any) -> bool:
@@ -45,18 +52,21 @@ def is_aside(path: bytes | str, *_: Any, dir_fd: int | None = None, **__: Any) -
 
 
 def main() -> None:
-    step = sys.argv.pop()
+    step, worker = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "benchmarks.passthrough"
     before = not step.startswith("after ")
     what = step.removeprefix("after ")
-    if what == "record":
-        Store.update = around(Store.update, before=before, when=published)  # type: ignore[method-assign]
+    if what.startswith("record"):
+        state = JobState(what.removeprefix("record").strip() or "published")
+        Store.update = around(  # type: ignore[method-assign]
+            Store.update, before=before, when=records(state)
+        )
     elif what == "unlink":
         # At this point of `remove`, the original has been renamed to a hidden name.
         os.unlink = around(os.unlink, before=before, when=is_aside)
     else:
         module = manifest if what == "append" else outbox
         setattr(module, what, around(getattr(module, what), before=before, when=always))
-    local.serve = passthrough.serve
+    local.serve = importlib.import_module(worker).serve
     sys.argv[1:] = ["once"]
     cli.main()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -11,12 +13,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import pytest
 import yaml
 
+from tests.support.forks import Forked, Forks
+
 T = TypeVar("T")
+Process = subprocess.Popen[str] | Forked
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 """Data that the repository does not hold; tests that need it are marked `shared`."""
@@ -45,7 +51,7 @@ class Sandbox:
     base: Path
     module: str = "backfire.cli"
     """The module that is run; a fault double can take the command line's place."""
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
     def configure(self, **sections: Any) -> Path:
         settings: dict[str, Any] = {
@@ -55,37 +61,50 @@ class Sandbox:
         }
         path = self.base / "config.yaml"
         path.write_text(yaml.safe_dump(settings))
-        for name in ("inbox", "outbox", "archive", "failed", "reports"):
+        for name in ("inbox", "outbox", "archive", "failed", "review", "reports"):
             (self.base / name).mkdir(exist_ok=True)
         return path
 
     def __getattr__(self, name: str) -> Path:
-        if name in ("inbox", "outbox", "archive", "failed", "reports", "state"):
+        if name in ("inbox", "outbox", "archive", "failed", "review", "reports", "state"):
             return self.base / name
         raise AttributeError(name)
 
     def backfire(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command and wait for its end."""
-        return subprocess.run(
-            [sys.executable, "-m", self.module, *arguments],
-            cwd=self.base, capture_output=True, text=True, timeout=timeout, check=False, env=_environment(),
-        )  # fmt: skip
+        return self._run(self.module, *arguments, timeout=timeout)
 
-    def killed_once(self, step: str) -> subprocess.CompletedProcess[str]:
+    def killed_once(self, step: str, *worker: str) -> subprocess.CompletedProcess[str]:
         """`backfire once` that SIGKILLs itself at a step of publishing; see tests/support/killed.py."""
-        return subprocess.run(
-            [sys.executable, "-m", "tests.support.killed", step],
-            cwd=self.base, capture_output=True, text=True, timeout=300, check=False, env=_environment(),
-        )  # fmt: skip
+        return self._run("tests.support.killed", step, *worker)
 
-    def start(self, *prefix: str) -> subprocess.Popen[str]:
+    def _run(self, module: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+            files = output.fileno(), errors.fileno()
+            process = forks().start(module, arguments, self.base, environment(), *files)
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            output.seek(0)
+            errors.seek(0)
+            return subprocess.CompletedProcess([module, *arguments], code, output.read(), errors.read())
+
+    def start(self, *prefix: str) -> Process:
         """Start `backfire run`, with a prefix such as `unshare`, and wait until it is ready."""
         log = (self.base / "backfire.log").open("a+")
         offset = log.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", self.module, "run"],
-            cwd=self.base, stdout=log, stderr=log, text=True, env=_environment(), start_new_session=True,
-        )  # fmt: skip
+        process: Process
+        if prefix:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", self.module, "run"],
+                cwd=self.base, stdout=log, stderr=log, text=True, env=environment(), start_new_session=True,
+            )  # fmt: skip
+        else:
+            process = forks().start(
+                self.module, ["run"], self.base, environment(), log.fileno(), log.fileno()
+            )
         log.close()
         self.processes.append(process)
 
@@ -131,12 +150,23 @@ class Sandbox:
             process.wait()
 
 
-def _environment() -> dict[str, str]:
+@functools.cache
+def forks() -> Forks:
+    """The process that forks commands for this process of tests, started when it is first needed."""
+    made = Forks(environment())
+    atexit.register(made.close)
+    return made
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process that finds the package and the doubles, wherever it is started."""
     # Waiting threads should sleep: several processes whose threads wait by spinning slow each other down.
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"}
 
 
 LENIENT: dict[str, Any] = {
+    "held_out": [],
+    "paths": ["iopaint"],
     "trigger_ssim_max": 1.0,
     "incomplete_ssim_max": 1.0,
     "trigger_l1_min": 0.0,

@@ -1,4 +1,4 @@
-"""The Python API on real pictures: what a stranger's script relies on."""
+"""The public Python API on real pictures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import backfire
+from backfire import imaging
+from backfire.admin.published import at_size_of, how_made
 from backfire.cli.commands import app
 from backfire.config import Folders, Protect, Settings, Verify
 from backfire.detectors import Sidecar
 from backfire.errors import ConfigError, InputError
-from tests.support.pictures import mask_picture, photo
+from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.receipts import require_documented
 from tests.support.sandbox import LENIENT, QUICK
 
@@ -53,7 +55,7 @@ def test_importing_backfire_loads_nothing_heavy_and_detect_no_torch(desk: Path) 
     assert result.returncode == 0, result.stderr
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="protetc"):
         backfire.protetc  # noqa: B018  # type: ignore[attr-defined]
 
@@ -70,7 +72,7 @@ def test_a_picture_is_protected_and_verified_from_its_own_bytes(desk: Path) -> N
         np.asarray(Image.open(source).convert("RGB")).astype(int)
         for source in (desk / "a.png", io.BytesIO(result.data))
     )
-    assert 0 < np.abs(after - before).max() <= 6
+    assert 0 < np.abs(after - before).max() <= 8
     assert result.receipt["max_change_levels"] == np.abs(after - before).max()
     assert (result.extension, result.receipt["file"], result.receipt["verdict"]) == (
         ".png",
@@ -86,13 +88,15 @@ def test_a_picture_is_protected_and_verified_from_its_own_bytes(desk: Path) -> N
     again = backfire.verify(result.data, desk / "a.png", mask=desk / "m.png", settings=QUICK)
     assert again.data == result.data
     assert again.verdict == result.verdict
-    assert again.receipt["edits"] == result.receipt["edits"], "the very edits that decided the verdict"
-    unprotected = backfire.verify(desk / "a.png", desk / "a.png", mask=plane())
-    assert unprotected.verdict == "failed"
+    assert again.receipt["edits"] == result.receipt["edits"], (
+        "the edits that decided the verdict are replayed"
+    )
+    unprotected = backfire.verify(desk / "a.png", desk / "a.png", mask=plane(), settings=QUICK)
+    assert unprotected.verdict == "failed", "whatever the thresholds"
     require_documented(again.receipt)
 
 
-def test_the_same_input_gives_the_same_bytes_however_it_is_handed_over(desk: Path) -> None:
+def test_paths_and_objects_of_the_same_content_give_the_same_bytes(desk: Path) -> None:
     checked = Settings(
         folders=Folders(inbox=Path("inbox")),
         protect=Protect(**QUICK["protect"]),
@@ -122,7 +126,7 @@ def test_a_mask_may_be_bytes_an_array_several_files_or_lie_beside(desk: Path, gi
 
 
 @pytest.mark.parametrize("protected", ["white", "black"])
-def test_true_is_protected_in_an_array_whatever_paint_is_in_a_file(desk: Path, protected: str) -> None:
+def test_true_is_protected_in_an_array_whatever_colour_is_in_a_file(desk: Path, protected: str) -> None:
     settings = {"regions": {"detectors": ["sidecar"], "sidecar": {"protected": protected}}}
     (region,) = backfire.detect(desk / "a.png", mask=plane(), settings=settings).regions
     np.testing.assert_array_equal(region.plane(128, 160), plane())
@@ -144,7 +148,7 @@ def test_rules_of_a_mapping_are_followed(desk: Path) -> None:
     assert ([region.label for region in found.regions], found.rule) == (["logo"], "*.png")
 
 
-def test_what_cannot_be_used_says_why(desk: Path) -> None:
+def test_errors_say_why_an_argument_cannot_be_used(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.png: cannot be read .*; name a readable file"):
         backfire.protect(desk / "missing.png")
     with pytest.raises(ConfigError, match="expected a bool array H,W"):
@@ -156,6 +160,89 @@ def test_what_cannot_be_used_says_why(desk: Path) -> None:
     only_masks = {"regions": {"detectors": ["sidecar"]}}
     with pytest.raises(InputError, match="picture: no region found"):
         backfire.protect((desk / "a.png").read_bytes(), settings=only_masks)
+
+
+def test_a_picture_is_scaled_and_then_protected(desk: Path) -> None:
+    """Masks are of the original's size; receipt and budget speak of the published one."""
+    settings = {**QUICK, "output": {"long_px": 120}}
+    result = backfire.protect(desk / "a.png", mask=desk / "m.png", settings=settings)
+    receipt = result.receipt
+    assert (receipt["width"], receipt["height"], receipt["scaled_from"]) == (120, 96, [160, 128])
+    assert [one["box"] for one in receipt["regions"]] == [[45, 33, 75, 63]]
+    require_documented(receipt)
+    plain = imaging.decode((desk / "a.png").read_bytes(), name="a", max_pixels=1 << 20)
+    small, came_out = imaging.scaled(plain, 120).rgb, np.asarray(Image.open(io.BytesIO(result.data)))
+    assert came_out.shape == (96, 120, 3)
+    largest = np.abs(came_out.astype(int) - small).max()
+    assert 0 < largest == receipt["max_change_levels"] <= 8
+    (desk / "out.png").write_bytes(result.data)
+    again = backfire.verify(desk / "out.png", desk / "a.png", mask=desk / "m.png", settings=settings)
+    assert again.receipt["edits"] == receipt["edits"]
+    with pytest.raises(InputError, match=r"is 120x96, the original 160x128 under these settings"):
+        backfire.verify(desk / "out.png", desk / "a.png", mask=desk / "m.png", settings=QUICK)
+
+
+def test_a_small_picture_is_never_scaled_up(desk: Path) -> None:
+    settings = {"regions": {"detectors": ["sidecar"], "none_found": "pass"}, "output": {"long_px": 2000}}
+    result = backfire.protect(desk / "a.png", settings=settings)
+    assert result.data == (desk / "a.png").read_bytes()
+    assert "scaled_from" not in result.receipt
+
+
+def test_what_passes_without_a_region_has_the_published_size_too(desk: Path) -> None:
+    settings = {"regions": {"detectors": ["sidecar"], "none_found": "pass"}, "output": {"long_px": 80}}
+    result = backfire.protect(desk / "a.png", settings=settings)
+    assert (result.verdict, result.receipt["scaled_from"]) == ("unprotected", [160, 128])
+    assert Image.open(io.BytesIO(result.data)).size == (80, 64)
+
+
+def test_verify_takes_the_size_from_the_receipt_beside_the_picture(desk: Path) -> None:
+    named = {"folders": {"inbox": "inbox"}, "output": {"long_px": 120}}
+    (desk / "c.yaml").write_text(json.dumps({**named, **QUICK}))
+    out = str(desk / "out.png")
+    arguments = [str(desk / "a.png"), "-o", out, "-m", str(desk / "m.png"), "-c", str(desk / "c.yaml")]
+    done = CliRunner().invoke(app, ["protect", *arguments])
+    assert "scaled down from 160x128 pixels before it was protected" in done.stdout
+    (desk / "a.mask.png").write_bytes((desk / "m.png").read_bytes())
+    receipt = json.loads((desk / "out.png.receipt.json").read_bytes())
+    made = how_made(desk / "out.png", None)
+    assert at_size_of(made.receipt, Settings(folders=Folders(inbox=Path("i")))).output.long_px == 120
+    (desk / "other.yaml").write_text(json.dumps({"folders": {"inbox": "inbox"}, **QUICK}))
+    changed = how_made(desk / "out.png", desk / "other.yaml")
+    assert changed.settings is not None
+    assert (changed.changed, changed.settings.output.long_px) == (True, 120)
+    assert receipt["scaled_from"] == [160, 128]
+
+
+def cut_out(alpha: int) -> bytes:
+    """The photograph with an alpha channel that is that low in and around the region, opaque elsewhere."""
+    plane = np.full((128, 160), 255, np.uint8)
+    plane[8:120, 24:136] = alpha  # all that may be changed
+    rgba = np.dstack([np.asarray(photo()), plane])
+    return encoded(Image.fromarray(rgba))
+
+
+def test_what_nobody_sees_of_a_region_protects_nothing(desk: Path) -> None:
+    """Edits of the stored colours may break; on white, as other tools show it, nothing has changed."""
+    result = backfire.protect(cut_out(0), mask=desk / "m.png", settings=QUICK)
+    assert result.verdict == "failed"
+    assert "trigger edit in iopaint by flux2-mini of the picture on white" in result.receipt["reasons"][0]
+    seen = {one["flattened"]: one for one in result.receipt["edits"] if one["mask_kind"] == "trigger"}
+    assert seen[False]["l1"] > 0
+    assert (seen[True]["l1"], seen[True]["ssim"]) == (0.0, 1.0)
+    require_documented(result.receipt)
+
+
+def test_what_is_half_transparent_is_judged_twice_and_what_is_opaque_once(desk: Path) -> None:
+    half = backfire.protect(cut_out(128), mask=desk / "m.png", settings=QUICK)
+    kinds = [(one["mask_kind"], one["flattened"]) for one in half.receipt["edits"]]
+    assert kinds == [(kind, flat) for flat in (False, True) for kind, _ in kinds[: len(kinds) // 2]]
+    stored, seen = (one for one in half.receipt["edits"] if one["mask_kind"] == "trigger")
+    assert 0 < seen["l1"] < stored["l1"], "half of the perturbation is seen"
+    again = backfire.verify(half.data, cut_out(128), mask=desk / "m.png", settings=QUICK)
+    assert again.receipt["edits"] == half.receipt["edits"]
+    opaque = backfire.protect(cut_out(255), mask=desk / "m.png", settings=QUICK)
+    assert not any(one["flattened"] for one in opaque.receipt["edits"])
 
 
 class Interrupted(Exception):
@@ -171,7 +258,7 @@ def test_progress_may_stop_the_work(desk: Path) -> None:
         backfire.protect(desk / "a.png", mask=plane(), settings=QUICK, progress=stop)
 
 
-def test_the_command_says_in_three_lines_what_came_of_it(desk: Path) -> None:
+def test_the_command_prints_verdict_measurements_and_files_in_three_lines(desk: Path) -> None:
     named = {"folders": {"inbox": "inbox"}, "output": {"format": "png"}}  # as the output's extension says
     (desk / "c.yaml").write_text(json.dumps({**named, **QUICK}))
     out = desk / "out.png"
@@ -188,4 +275,4 @@ def test_the_command_says_in_three_lines_what_came_of_it(desk: Path) -> None:
     require_documented(receipt)
     assert (desk / "out.png.sheet.jpg").is_file()
     same = backfire.protect(desk / "a.png", mask=desk / "m.png", settings=desk / "c.yaml")
-    assert same.data == out.read_bytes(), "the command and the function are one"
+    assert same.data == out.read_bytes(), "the command gives the bytes of the function"

@@ -1,4 +1,4 @@
-"""The house: packages import only from those below them, and heavy libraries have one door each."""
+"""Packages import only from those below them, and each heavy library is imported by one module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ SOURCE = Path(__file__).parents[2] / "daemon"
 PACKAGE = SOURCE / "backfire"
 
 PACKAGES = [
-    "types", "errors", "registry", "log", "config", "files", "imaging", "weights", "detectors", "inpaint",
-    "attack_paths", "perturb", "evaluate", "pipeline", "api", "service", "admin", "cli",
+    "types", "errors", "advice", "registry", "log", "config", "files", "imaging", "provenance", "weights",
+    "detectors", "inpaint", "attack_paths", "perturb", "evaluate", "pipeline", "api", "service", "admin",
+    "web", "cli",
 ]  # fmt: skip
-"""From the ground up: a package imports only from those that stand before it."""
+"""In the order of imports: a package imports only from those before it."""
 
 
 def _modules() -> list[Path]:
@@ -56,27 +57,53 @@ def test_imports_point_downward(path: Path) -> None:
 
 
 DOORS = {
-    "sqlalchemy": {f"service/store/{one}.py" for one in ("schema", "statements", "store")},
+    "sqlalchemy": {
+        f"service/store/{one}.py" for one in ("database", "reader", "schema", "statements", "store")
+    },
     "yaml": {"config/load.py"},
     "watchdog": {"files/inbox/hints.py"},
     "PIL": {
-        *(f"imaging/{one}.py" for one in ("readers", "colour", "drawing", "gathering", "jpegs", "writers")),
+        *(
+            f"imaging/{one}.py"
+            for one in (
+                "readers",
+                "colour",
+                "contact_sheet",
+                "drawing",
+                "gathering",
+                "jpegs",
+                "scaling",
+                "writers",
+            )
+        ),
         "evaluate/sheet.py",
         "admin/demo.py",
+        "web/paint.py",
     },
     "imagecodecs": {"imaging/readers.py", "imaging/tiff.py", "imaging/writers.py"},
     "tifffile": {"imaging/tiff.py"},
     "pillow_heif": {"imaging/heif.py"},
-    "diffusers": {"inpaint/diffusion.py", "inpaint/encoders.py", "inpaint/ldm.py"},
+    "diffusers": {"inpaint/pipelines.py", "inpaint/ldm.py"},
     "prometheus_client": {"service/metrics.py"},
-    "starlette": {"service/endpoint.py"},
-    "uvicorn": {"service/endpoint.py"},
+    "jinja2": {"web/application.py"},
+    "starlette": {
+        "service/endpoint.py",
+        "web/application.py",
+        "web/documents.py",
+        "web/guard.py",
+        "web/live.py",
+        "web/parameters.py",
+    },
+    "uvicorn": {"service/endpoint.py", "web/server.py"},
     "bagit": {"admin/bag.py"},
+    "c2pa": {"provenance/signing.py"},
+    "ray": {f"service/worker/{one}.py" for one in ("actors", "node", "survey")},
+    "cryptography": {"provenance/credentials.py"},
 }
 
 
 @pytest.mark.parametrize("library", DOORS)
-def test_single_doors(library: str) -> None:
+def test_a_heavy_library_is_imported_by_one_module(library: str) -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in _modules()
@@ -86,6 +113,13 @@ def test_single_doors(library: str) -> None:
 
 
 def test_the_daemon_process_never_imports_torch() -> None:
-    """torch lives in the worker's child: half a gigabyte that a waiting daemon need not hold."""
+    """Only workers need torch, which takes half a gigabyte of memory."""
     code = "import sys, backfire.cli.commands; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, check=False).returncode == 0
+
+
+def test_the_page_loads_neither_configuration_nor_decoders() -> None:
+    """They would double the memory of a process that only reads the database and fills templates."""
+    heavy = {"pydantic", "sqlalchemy", "numpy", "PIL", "torch"}
+    code = f"import sys, backfire.web.server; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, check=False).returncode == 0

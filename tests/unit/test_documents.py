@@ -1,4 +1,4 @@
-"""What the documents point to is there, their examples work, and what is made from the code is current."""
+"""Links of the documents exist, their examples work, and generated parts are current."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import time
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -33,14 +34,17 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")), *SITE, ROOT / "benchmarks/README.md", ROOT / "training/README.md",
 ]  # fmt: skip
 HISTORY = {ROOT / "CHANGELOG.md"}
-"""May name what is no more."""
+"""Documents that may name former commands and settings."""
 
 OLD_WORDS = [
     r"withstand", r"\brecipes?\b", r"\btwins?\b", r"\bledger\b", r"\bpremises\b", r"\bput off\b",
     r"\bsigns? of life\b", r"\bsights?\b", r"\bcuts\b", r"\bcut otherwise\b", r"\bthe books\b",
     r"\babreast\b", r"\bdescent\b", r"\brooms?\b",
 ]  # fmt: skip
-"""Words of our own for what the field calls robust, baseline, duplicate, heartbeat, attack path."""
+"""Former words of this project for robust, baseline, duplicate, heartbeat and attack path."""
+
+ELSEWHERE = [r"\brooms?\b"]
+"""Those of `OLD_WORDS` that code needs in their usual sense."""
 
 
 def name_of(path: Path) -> str:
@@ -82,7 +86,7 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
         reached.add(document)
         found = {(document.parent / link.partition("#")[0]).resolve() for link in links(document)}
         ahead += [path for path in found - reached if path.suffix == ".md" and path not in ahead]
-    # The site's own first page stands in the README's stead.
+    # The first page of the site takes the place of the README.
     assert set(DOCUMENTS) - reached <= {ROOT / "docs/index.md"}
 
 
@@ -133,8 +137,8 @@ def commands() -> dict[str, set[str]]:
     return dict(walk(typer.main.get_command(app), ""))
 
 
-AS_ANOTHER = re.compile(r"^\s*sudo (-u \w+ )?(\w+=\S+ )*")
-"""What may stand before a program."""
+AS_ANOTHER = re.compile(r"^\s*(sudo (-u \w+ )?(\w+=\S+ )*|docker compose exec \w+ )")
+"""Words that may come before the program."""
 
 
 def told(document: Path) -> Iterator[list[str]]:
@@ -154,7 +158,7 @@ def told(document: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - HISTORY), ids=name_of)
-def test_commands_that_are_told_exist_with_their_options(document: Path) -> None:
+def test_commands_in_documents_exist_with_their_options(document: Path) -> None:
     wrong = []
     for words in told(document):
         path = max((p for p in commands() if words[: len(p.split())] == p.split()), key=len)
@@ -165,7 +169,7 @@ def test_commands_that_are_told_exist_with_their_options(document: Path) -> None
     assert not wrong
 
 
-def test_examples_in_python_call_what_is_there() -> None:
+def test_examples_in_python_call_existing_functions() -> None:
     called = set()
     for document in set(DOCUMENTS) - HISTORY:
         for example in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
@@ -198,7 +202,7 @@ def test_every_error_code_is_explained(code: Code) -> None:
     assert f"codes.md#{code.value}" in (ROOT / "docs/reference/errors.md").read_text()
 
 
-def test_the_metrics_that_are_listed_are_those_there_are(tmp_path: Path) -> None:
+def test_the_documents_list_all_metrics(tmp_path: Path) -> None:
     with Store(tmp_path / "jobs.sqlite") as store:
         jobs = Jobs(store, tmp_path / "spool", time.time)
         metrics = Metrics(jobs, {"outbox": tmp_path}, lambda: {"loop": 0}, lambda: {"sent": 0})
@@ -208,7 +212,7 @@ def test_the_metrics_that_are_listed_are_those_there_are(tmp_path: Path) -> None
     assert listed == {(name, kind) for name, kind in there if not name.endswith("_created")}
 
 
-def test_the_log_events_that_are_listed_are_those_there_are() -> None:
+def test_the_documents_list_all_log_events() -> None:
     package = Path(backfire.__file__).parent
     sources = "\n".join(path.read_text() for path in package.rglob("*.py"))
     there = re.findall(r"log\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", sources)
@@ -219,13 +223,29 @@ def test_the_log_events_that_are_listed_are_those_there_are() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(generate.generated()), ids=name_of)
-def test_what_is_made_from_the_code_is_current(path: Path) -> None:
+def test_generated_documents_are_current(path: Path) -> None:
     assert path.read_bytes() == generate.generated()[path], "run: python -m docs.generate"
 
 
-def test_the_schema_of_the_receipt_is_one() -> None:
+def test_the_schema_of_the_receipt_is_valid() -> None:
     from jsonschema import Draft202012Validator
 
     schema = json.loads((ROOT / "docs/reference/receipt.schema.json").read_text())
     Draft202012Validator.check_schema(schema)
     assert set(schema["required"]) <= set(schema["properties"])
+
+
+def test_docstrings_comments_and_messages_use_the_words_of_the_field() -> None:
+    words = re.compile("|".join(word for word in OLD_WORDS if word not in ELSEWHERE), re.IGNORECASE)
+    found, looked_at = [], 0
+    for path in Path(backfire.__file__).parent.rglob("*.py"):
+        if path.name == "renamed.py":  # holds the old names of settings
+            continue
+        with path.open("rb") as file:
+            tokens = list(tokenize.tokenize(file.readline))
+        told = [token.string for token in tokens if token.type in (tokenize.COMMENT, tokenize.STRING)]
+        text = " ".join(" ".join(told).split()).replace("graph cuts", "")  # an algorithm's name
+        found += [f"{path.name}: {word}" for word in words.findall(text)]
+        looked_at += len(told)
+    assert not found
+    assert looked_at > 5000

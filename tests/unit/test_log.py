@@ -23,7 +23,7 @@ def passed(limit: RateLimit, event: str, method: str = "warning", **fields: Any)
 
 
 @pytest.mark.parametrize("method", ["warning", "error", "exception"])
-def test_a_storm_is_held_back_and_counted(method: str) -> None:
+def test_repeated_events_are_suppressed_and_counted(method: str) -> None:
     clock = Clock()
     limit = RateLimit(burst=3, window_s=60, monotonic=clock)
     assert [passed(limit, "postponed", method) is not None for _ in range(10)] == [True] * 3 + [False] * 7
@@ -33,7 +33,7 @@ def test_a_storm_is_held_back_and_counted(method: str) -> None:
     assert passed(limit, "postponed", method) == {"event": "postponed"}
 
 
-def test_other_events_and_jobs_are_untouched() -> None:
+def test_other_events_and_the_lines_of_jobs_are_not_suppressed() -> None:
     limit = RateLimit(burst=1, window_s=60, monotonic=Clock())
     passed(limit, "postponed")
     assert passed(limit, "postponed") is None
@@ -41,7 +41,7 @@ def test_other_events_and_jobs_are_untouched() -> None:
     assert all(passed(limit, "job", "info") for _ in range(50))
 
 
-def test_the_line_is_not_changed_in_place() -> None:
+def test_the_line_is_not_mutated() -> None:
     clock = Clock()
     limit = RateLimit(burst=1, window_s=60, monotonic=clock)
     passed(limit, "postponed")

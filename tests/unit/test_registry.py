@@ -38,7 +38,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("registry", [detectors.DETECTORS, inpaint.KINDS, inpaint.BUILT_IN, methods.METHODS])
-def test_every_line_names_a_class_that_is_there(registry: Registry[Entry]) -> None:
+def test_every_entry_names_an_existing_class(registry: Registry[Entry]) -> None:
     assert len(registry) >= 2
     for entry in registry.values():
         if entry.target.split(":")[0] != "backfire.detectors.logos":  # needs OpenCV, an extra

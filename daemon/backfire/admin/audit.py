@@ -18,7 +18,7 @@ from typing import Any
 from backfire.config import Settings
 from backfire.files import durable, manifest, outbox
 from backfire.files.manifest import Entry
-from backfire.pipeline.result import PhaseProgress
+from backfire.pipeline.result import PhaseProgress, no_progress
 from backfire.types import Job, JobState, shown
 
 FOLDERS = ("outbox", "archive")
@@ -69,7 +69,7 @@ def audit(
     jobs: Callable[[], Iterable[Job]],
     *,
     folders: Iterable[str] = FOLDERS,
-    progress: PhaseProgress = lambda text, done, total: None,
+    progress: PhaseProgress = no_progress,
 ) -> Audit:
     """Read everything again and compare it with the records.
 
@@ -136,7 +136,7 @@ def _from_jobs(name: str, folder: Path, jobs: Iterable[Job], listed: set[Entry])
             if job.output_path and job.output_sha256 and job.state in (JobState.PUBLISHED, JobState.ARCHIVED):
                 yield Entry(job.output_path, job.output_sha256)
         elif job.state == JobState.ARCHIVED and job.input_sha256:
-            places = (job.path, outbox.keyed(job.path, job.key or ""))
+            places = (job.path, outbox.keyed(folder, job.path, job.key or ""))
             if not any(Entry(place, job.input_sha256) in listed for place in places):
                 held = [place for place in places if (folder / os.fsdecode(place)).exists()]
                 yield Entry(held[-1] if held else job.path, job.input_sha256)

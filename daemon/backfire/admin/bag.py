@@ -20,8 +20,8 @@ from backfire import __version__
 from backfire.admin.audit import expected_in
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError
-from backfire.files import manifest, outbox
-from backfire.pipeline.result import PhaseProgress
+from backfire.files import durable, manifest, outbox
+from backfire.pipeline.result import PhaseProgress, no_progress
 from backfire.types import Job, shown
 
 SPARE = 64 << 20
@@ -54,7 +54,7 @@ def bag(
     *,
     days: Collection[str] = (),
     info: Mapping[str, str] | None = None,
-    progress: PhaseProgress = lambda text, done, total: None,
+    progress: PhaseProgress = no_progress,
 ) -> Bagged:
     """Make a bag.
 
@@ -146,9 +146,9 @@ def _receipts(reports: Path, published: Iterable[bytes], jobs: Iterable[Job]) ->
     items = []
     for path in published:
         key = keys.get(path, "")
-        for name in dict.fromkeys((path, outbox.keyed(path, key))):
+        for name in dict.fromkeys((path, outbox.keyed(reports, path, key))):
             for suffix in (b".json", b".sheet.jpg"):
-                file = outbox.beside(name, suffix, key)
+                file = outbox.beside(reports, name, suffix, key)
                 source = os.path.join(os.fsencode(reports), file)
                 if os.path.isfile(source) and not os.path.islink(source):
                     items.append(_Item(source, f"reports/{_text(file)}", frozenset()))
@@ -164,9 +164,9 @@ def _copy(item: _Item, target: Path) -> str:
     except OSError as error:
         raise BackfireError(f"{shown(item.source)}: cannot be read ({error.strerror})") from error
     with os.fdopen(descriptor, "rb") as reader, target.open("xb") as writer:
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
+        for piece in durable.pieces(reader):
+            digest.update(piece)
+            writer.write(piece)
     shutil.copystat(item.source, target)
     found = digest.hexdigest()
     if item.digests and found not in item.digests:
@@ -202,11 +202,7 @@ def _info(info: Mapping[str, str] | None) -> dict[str, str]:
 def _synced(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for path in (*(os.path.join(parent, name) for name in names), parent):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            durable.sync(Path(path))
 
 
 def _library() -> Any:

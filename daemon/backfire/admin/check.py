@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
-import shutil
+import shlex
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from backfire import detectors, inpaint
-from backfire.admin import probes
+from backfire import attack_paths, detectors, inpaint
+from backfire.admin import cluster, probes
 from backfire.admin.probes import Check
-from backfire.config import Regions, Settings
+from backfire.admin.today import space
+from backfire.attack_paths import cropping
+from backfire.config import Regions, Settings, Verify
 from backfire.errors import BackfireError
+from backfire.evaluate import judge
 from backfire.files import inbox
 from backfire.perturb import methods
-from backfire.types import shown
+from backfire.provenance import credentials, signing
+from backfire.types import Box, Region, shown
 
 LOW_SPACE = 2 << 30
 """Free bytes below which the check warns."""
+PROBE = 384, 512
+"""Height and width of the picture on which iterations are timed."""
+TIMED = 2
 MOST_FOLDERS = 20
 """The most subfolders of the inbox that are named because they cannot be read."""
 
@@ -39,25 +47,59 @@ def check(settings: Settings) -> Iterator[Check]:
     yield from probes.inotify()
     yield probes.clock(settings.folders.database)
     yield from probes.surroundings(settings)
+    if settings.provenance.on:
+        yield from _signer(settings)
+    if settings.cluster.address is not None:
+        yield from cluster.reachable(settings)
     devices = dict.fromkeys((*settings.limits.devices, settings.protect.device))
     # If devices are named, `auto` is one of them.
     yield from map(_device, [one for one in devices if one != "auto" or not settings.limits.devices])
+    yield from thresholds(settings)
     if settings.editors:
         yield _loads("declared editors", partial(_declared, settings))
-    seen: set[tuple[str, object]] = set()
+    seen: set[tuple[object, object]] = set()
+    broken: set[str] = set()
     for where, variant in settings.variants():
         for name in variant.regions.detectors:
             if (name, variant.regions) not in seen:
                 yield _loads(f"{where}detector {name}", partial(_detector, name, variant.regions))
             seen.add((name, variant.regions))
-        method, surrogates = variant.protect.method, variant.protect.surrogates
-        if (method, surrogates) not in seen:
+        method, said = variant.protect.method, variant.protect.surrogates
+        if (method, said) not in seen:
             yield _loads(f"{where}method {method}", partial(_method, variant))
-        seen.add((method, surrogates))
-        for name in dict.fromkeys((*variant.protect.surrogates, *variant.verify.held_out)):
+        try:
+            variant = methods.with_surrogates(variant)
+        except BackfireError:  # the line of the method says why
+            continue
+        surrogates = variant.protect.surrogates
+        if said == "auto" and (method, said) not in seen:
+            yield Check(f"{where}surrogates", ", ".join(surrogates))
+        seen.add((method, said))
+        if (method, variant.verify.paths) not in seen:
+            yield _loads(f"{where}attack paths", partial(_paths, variant))
+        seen.add((method, variant.verify.paths))
+        for name in dict.fromkeys((*surrogates, *variant.verify.held_out)):
             if (name, "editor") not in seen:
-                yield _loads(f"{where}editor {name}", partial(_editor, name, variant))
+                found = _loads(f"{where}editor {name}", partial(_editor, name, variant))
+                broken |= set() if found.ok else {name}
+                yield found
             seen.add((name, "editor"))
+        if (variant.protect, "pace") not in seen and not broken.intersection(surrogates):
+            yield _loads(f"{where}time for a picture", partial(_pace, variant))
+        seen.add((variant.protect, "pace"))
+
+
+def thresholds(settings: Settings) -> Iterator[Check]:
+    """Whether each threshold of the verdict asks something, a line for each `verify` of the rules."""
+    seen = set[Verify]()
+    for where, variant in settings.variants():
+        if variant.verify in seen:
+            continue
+        seen.add(variant.verify)
+        idle = ", ".join(f"{name} {value:g}" for name, value in judge.asking_nothing(variant.verify).items())
+        found = f"verify: {idle}: which every picture meets" if idle else "each asks something"
+        remedy = "take them out of verify: pictures whose edits hardly break could be called protected"
+        yield Check(f"{where}thresholds", found, remedy if idle else "")
 
 
 def _detector(name: str, regions: Regions) -> str:
@@ -65,11 +107,20 @@ def _detector(name: str, regions: Regions) -> str:
 
 
 def _method(settings: Settings) -> str:
-    # An unknown editor gets a line of its own.
-    known = {*inpaint.NAMES, *settings.editors}
-    if known.issuperset(settings.protect.surrogates):
+    # An unknown editor is reported in a line of its own.
+    surrogates = settings.protect.surrogates
+    if surrogates == "auto" or set(inpaint.known(settings)).issuperset(surrogates):
         methods.require_fit(settings)
     return type(methods.get(settings.protect.method)).__name__
+
+
+def _paths(settings: Settings) -> str:
+    settings = methods.with_surrogates(settings)
+    known = {*inpaint.known(settings)}
+    if not known.issuperset((*settings.protect.surrogates, *settings.verify.held_out)):
+        return "not known for an unknown editor"
+    every = attack_paths.of_editors(settings).values()
+    return ", ".join(dict.fromkeys(path for paths in every for path in paths))
 
 
 def _declared(settings: Settings) -> str:
@@ -79,6 +130,69 @@ def _declared(settings: Settings) -> str:
 
 def _editor(name: str, settings: Settings) -> str:
     return f"weights {inpaint.get(name, settings=settings).weights_sha256[:12]}…"
+
+
+def _pace(settings: Settings) -> str:
+    """How long the optimisation takes, from two timed iterations on a picture of noise."""
+    import numpy as np
+
+    from backfire.inpaint.hardware import pick_device
+    from backfire.perturb.optimiser import Optimiser
+
+    # Choosing a stored start comes before the iterations that are timed, and takes longer than they.
+    protect = settings.protect.model_copy(update={"stored_start": False})
+    device = pick_device(protect.device)
+    editors = [inpaint.get(name, device, settings) for name in protect.surrogates]
+    rng, (height, width) = np.random.default_rng(0), PROBE
+    region = Region(Box(width // 3, height // 3, 2 * width // 3, 2 * height // 3), "mask", 1.0, "check")
+    crops = cropping.plan(
+        [region], height, width, margin=protect.margin_px, work=protect.work_px, whole=protect.whole_px
+    )
+    paths = attack_paths.of_editors(settings)
+    through = dict.fromkeys(path for name in protect.surrogates for path in paths[name])
+    ends: list[float] = []
+
+    def progress(done: int, total: int) -> None:
+        ends.append(time.monotonic())
+        if len(ends) > TIMED:  # the first one also warms up, and is not counted
+            raise _TimedError
+
+    with suppress(_TimedError):
+        Optimiser(protect, editors, device, through=tuple(through)).optimise(
+            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            crops,
+            grey=False,
+            rng=rng,
+            progress=progress,
+        )
+    seconds = (ends[-1] - ends[0]) / max(len(ends) - 1, 1) * protect.iterations
+    surrogates = ", ".join(protect.surrogates)
+    what = (
+        f"about {seconds:,.0f} s to optimise for one region of a picture of {width}x{height} px on {device}"
+    )
+    return (
+        f"{what} with {surrogates}; larger crops take more, up to protect.work_px, and judging comes on top"
+    )
+
+
+class _TimedError(Exception):
+    """Ends an optimisation once enough of its iterations are timed."""
+
+
+def _signer(settings: Settings) -> Iterator[Check]:
+    """What signs the published files, tried on a picture of one pixel."""
+    try:
+        found = signing.probe(settings.provenance)
+    except BackfireError as error:
+        yield Check("signer", "not usable", str(error))
+        return
+    end = time.strftime("%Y-%m-%d", time.gmtime(found.until))
+    days = (found.until - time.time()) / credentials.DAY_S
+    soon = f"get a new certificate: it expires in {days:.0f} days" if days < credentials.SOON_DAYS else ""
+    yield Check("signer", f"{found.subject}, {found.algorithm}, until {end}; signed a trial", soon)
+    if credentials.exposed(settings.provenance):
+        key = settings.provenance.key
+        yield Check("signer's key", f"everybody may read {key}", f"chmod o-r {shlex.quote(str(key))}")
 
 
 def _folder(name: str, folder: Path) -> Check:
@@ -91,6 +205,10 @@ def _folder(name: str, folder: Path) -> Check:
         mode = existing.stat().st_mode & 0o7777
         found = f"{existing} (mode {mode:04o}): uid {os.geteuid()} cannot {trouble.found}"
         return Check(subject, found, trouble.remedy)
+    if name == "inbox" and not folder.parent.exists():
+        # Nobody drops pictures there yet: a typing error, or a share that is not mounted.
+        remedy = f"check the spelling, mount the share, or make it: mkdir -p {shlex.quote(str(folder))}"
+        return Check(subject, f"{folder}: its parent {folder.parent} does not exist", remedy)
     return Check(subject, f"{folder}" if folder == existing else f"{folder} will be made")
 
 
@@ -105,16 +223,16 @@ def _subfolders(settings: Settings) -> Iterator[Check]:
 
 def _spaces(settings: Settings) -> Iterator[Check]:
     """One line for each disk, with all the folders on it."""
-    disks: dict[int, list[str]] = {}
-    free: dict[int, int] = {}
-    for name, folder in settings.folders.named().items():
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        disk = existing.stat().st_dev
-        disks.setdefault(disk, []).append(name)
-        free[disk] = shutil.disk_usage(existing).free
-    for disk, names in disks.items():
-        remedy = "free some space: results and private copies need it" if free[disk] < LOW_SPACE else ""
-        yield Check(f"space for {', '.join(names)}", f"{free[disk] / 2**30:.1f} GiB free", remedy)
+    for names, free in space(settings.folders.named()):
+        subject = f"space for {', '.join(names)}"
+        if free is None:
+            yield Check(subject, "cannot be asked", "mount the disk again, or name another folder")
+            continue
+        floor = settings.limits.free_mb
+        remedy = "free some space: results and private copies need it" if free < LOW_SPACE else ""
+        if names != ["inbox"] and free >> 20 < floor:  # nothing is written to the inbox
+            remedy = f"free some space: limits.free_mb asks for {floor} MB, and with less nothing is begun"
+        yield Check(subject, f"{free / 2**30:.1f} GiB free", remedy)
 
 
 def _filesystems(settings: Settings) -> Iterator[Check]:

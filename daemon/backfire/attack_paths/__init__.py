@@ -9,31 +9,20 @@ the settings that its tool starts with. docs/develop/extending.md says how to ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from backfire import inpaint
 from backfire.attack_paths.handed import Handed
+from backfire.config import Settings
+from backfire.errors import ConfigError
 from backfire.registry import Entry, Registry
-from backfire.types import Mask
-
-
-class Family(StrEnum):
-    """Kinds of editors, by what a person would use them in."""
-
-    LATENT = "latent"
-    """Inpaints an autoencoder's latents in one step."""
-    ERASE = "erase"
-    """Fills from the surroundings in one step without a prompt: LaMa, MAT, MI-GAN."""
-    DIFFUSION = "diffusion"
-    """Stable Diffusion 1, 2 and XL with a mask."""
-    FLOW = "flow"
-    """Transformers trained by flow matching: FLUX, Stable Diffusion 3, Qwen-Image, Z-Image."""
+from backfire.types import Family, Mask
 
 
 @dataclass(frozen=True)
@@ -167,7 +156,7 @@ _KRITA = Source(
 def _stitch(side: int, suits: frozenset[Family]) -> AttackPath:
     return AttackPath(
         target=f"{_IN}.comfyui:stitch",
-        tool=f"ComfyUI with Inpaint Crop and Stitch, {side} px",
+        tool=f"ComfyUI with Inpaint Crop and Stitch ({side} px)",
         hands=f"the box of the grown and blurred mask, a tenth larger on each side and square, at {side} px",
         suits=suits,
         multiple=32,
@@ -194,8 +183,9 @@ PATHS = Registry(
     {
         "iopaint": AttackPath(
             target=f"{_IN}.iopaint:crops",
-            tool="IOPaint with LaMa",
-            hands="at its own scale: above 800 px a crop for each contour with 128 px around it, else all",
+            tool="IOPaint",
+            hands="for LaMa, LDM and others, at its own scale: above 800 px a crop for each contour with "
+            "128 px around it, else all",
             suits=_ERASE | {Family.LATENT},
             multiple=8,
             source=_iopaint("iopaint/model/lama.py: LaMa"),
@@ -231,7 +221,7 @@ PATHS = Registry(
         "comfyui-stitch-1024": _stitch(1024, frozenset({Family.DIFFUSION, Family.FLOW})),
         "forge-whole": AttackPath(
             target=f"{_IN}.forge:whole",
-            tool="Forge or A1111, whole picture",
+            tool="Forge or A1111 (whole picture)",
             hands="the whole picture squeezed into 512 x 512",
             suits=_MASKED,
             multiple=512,
@@ -241,7 +231,7 @@ PATHS = Registry(
         ),
         "forge-masked": AttackPath(
             target=f"{_IN}.forge:masked",
-            tool="Forge or A1111, only masked",
+            tool="Forge or A1111 (only masked)",
             hands="the box of the blurred mask with 32 px around it, made a square, at 512 px",
             suits=_MASKED,
             multiple=512,
@@ -314,3 +304,43 @@ def get(name: str, setting: str | None = None) -> AttackPath:
 def suiting(family: Family) -> list[str]:
     """The names of the tools in which people run editors of that family, in the order of the table."""
     return [name for name, path in PATHS.items() if family in path.suits]
+
+
+USUAL = {
+    Family.LATENT: ("iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"),
+    Family.ERASE: ("iopaint",),
+    Family.DIFFUSION: ("forge-masked", "forge-whole", "comfyui-stitch-512"),
+    Family.FLOW: ("comfyui-stitch-1024",),
+}
+"""By family, the tools in which a person with such an editor edits by default, the most used one first."""
+
+
+def of_editors(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """By name of each surrogate and held-out editor, the attack paths on which it is judged, see `chosen`.
+
+    Raises:
+        ConfigError: as `chosen` does.
+    """
+    named = None if settings.verify.paths == "auto" else settings.verify.paths
+    editors = *settings.protect.surrogates, *settings.verify.held_out
+    return {editor: chosen(named, inpaint.family(editor, settings), editor) for editor in editors}
+
+
+def chosen(paths: Sequence[str] | None, family: Family, editor: str) -> tuple[str, ...]:
+    """The attack paths on which an editor is judged, the most important one first.
+
+    Args:
+        paths: the names in `verify.paths`; None stands for `auto`.
+        family: the editor's.
+        editor: its name, for the message.
+
+    Raises:
+        ConfigError: there is no path of such a name, or none of them suits the editor.
+    """
+    if paths is None:
+        return USUAL[family]
+    found = tuple(name for name in paths if family in get(name, "verify.paths").suits)
+    if not found:
+        remedy = f"add one of {', '.join(suiting(family))}, or say auto"
+        raise ConfigError(f"verify.paths: got {', '.join(paths)}, none of which suits {editor}; {remedy}")
+    return found

@@ -94,6 +94,17 @@ class Handed:
         if resized and self.filters is None:
             raise ValueError(f"filters: got None, expected those that resize {self.box} to {self.scaled}")
 
+    def at_most(self, most: int) -> Handed:
+        """Scaled down where a tool that keeps the picture's scale hands over more than `most` pixels a side.
+
+        Those that resize have sizes of their own.
+        """
+        if self.filters is not None or max(self.size) <= most:
+            return self
+        ratio = min(most / max(self.box.height, self.box.width), 1)
+        scaled = max(int(self.box.height * ratio) // 8 * 8, 8), max(int(self.box.width * ratio) // 8 * 8, 8)
+        return replace(self, scaled=scaled, padding=Padding(), filters=Filters.all("pil-lanczos"))
+
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the picture that the model gets."""

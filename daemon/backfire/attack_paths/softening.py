@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import scipy  # it loads `ndimage`, which takes longest, when that is first used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from backfire.types import Box, Mask
 
@@ -37,7 +37,7 @@ class Filled:
     reach: int = 2
 
     def __call__(self, plane: Plane) -> Plane:
-        closed = ndimage.binary_closing(plane > 0, np.ones((3, 3)), border_value=1)
+        closed = scipy.ndimage.binary_closing(plane > 0, np.ones((3, 3)), border_value=1)
         return np.maximum(plane, filled(closed)).astype(np.float32)
 
 
@@ -52,7 +52,7 @@ class Grown:
         return self.px
 
     def __call__(self, plane: Plane) -> Plane:
-        grown: Plane = ndimage.maximum_filter(plane, 2 * self.px + 1, mode="constant")
+        grown: Plane = scipy.ndimage.maximum_filter(plane, 2 * self.px + 1, mode="constant")
         return grown
 
 
@@ -64,7 +64,7 @@ class Shrunk:
     reach: int = 0
 
     def __call__(self, plane: Plane) -> Plane:
-        shrunk: Plane = ndimage.minimum_filter(plane, 2 * self.px + 1, mode="constant", cval=1)
+        shrunk: Plane = scipy.ndimage.minimum_filter(plane, 2 * self.px + 1, mode="constant", cval=1)
         return shrunk
 
 
@@ -119,7 +119,7 @@ class Ramp:
     def __call__(self, plane: Plane) -> Plane:
         if not (plane > 0.5).any():
             return np.zeros_like(plane)
-        away = ndimage.distance_transform_cdt(plane <= 0.5, metric="chessboard")
+        away = scipy.ndimage.distance_transform_cdt(plane <= 0.5, metric="chessboard")
         ramp: Plane = np.clip((256 - 8 * away) / 255, 0, 1).astype(np.float32)
         return ramp
 
@@ -157,7 +157,7 @@ class Positive:
 
 def filled(mask: Mask) -> Mask:
     """The mask without holes: all that no path of neighbours leads to from beyond the plane's border."""
-    labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    labels, _ = scipy.ndimage.label(np.pad(~mask, 1, constant_values=True))
     reached: Mask = labels[1:-1, 1:-1] != labels[0, 0]
     return reached
 
@@ -183,7 +183,7 @@ def softened(mask: Mask, steps: Sequence[Step]) -> tuple[Plane, Box]:
 def _blurred(plane: Plane, kernel: NDArray[np.float64], border: str, eight_bit: bool) -> Plane:
     kernel = kernel / kernel.sum()
     for axis in (1, 0):
-        plane = ndimage.correlate1d(plane, kernel, axis=axis, mode=border)
+        plane = scipy.ndimage.correlate1d(plane, kernel, axis=axis, mode=border)
         if eight_bit:
             plane = (np.rint(plane * 255) / 255).astype(np.float32)
     return plane

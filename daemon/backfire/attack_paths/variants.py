@@ -1,65 +1,25 @@
-"""Variants of a crop: other attack paths on which a region may reach an editor.
+"""Variants of a crop: the region in the picture at other sizes, since somebody may resize it before editing.
 
-Nobody knows how an attacker's tool crops and resizes. A perturbation that is optimised for one crop alone is
-tuned to that crop's place on the editor's grid of 8 pixels and to its size, and breaks few other edits. So
-the optimiser takes variants into account (`protect.robust_to`), and the verdict replays trigger edits on
-them.
+Which part of a picture a tool hands over, and at which size, is a matter of attack paths; these are what
+`protect.robust_to: [resize]` optimises through besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backfire.attack_paths.cropping import Crop, working_size
-from backfire.types import Box, EditPath, Region
+from backfire.attack_paths.cropping import Crop
+from backfire.types import Box, Region
 
-SHIFTS = (64, 200)
-"""The least and the largest margin that a tool may leave around a region, in pixels."""
-RESIZED, LEAST = 512, 16
-"""The long side at which many editors take a picture, and the least side of a region that is edited in it."""
-SHIFTED = 3
-"""How many variants with other margins the optimiser draws."""
 MARGIN = 128
 """What the commonest tool (IOPaint) leaves around a region, in pixels of the picture that it was given."""
 SCALES = ((0.5, 0.5), (0.55, 0.9), (1.1, 1.5))
 """Ranges of the scales at which somebody may resize the picture before editing it."""
 LARGEST = 768
 """Variants that are scaled up are left out where their long side would be larger than this."""
-
-
-def for_replay(
-    region: Region, crop: Crop, height: int, width: int, rng: np.random.Generator
-) -> dict[EditPath, Crop]:
-    """The other attack paths on which the verdict replays a region's trigger edit.
-
-    * `shifted`: cropped with margins of 64 to 200 px, drawn for each side, at the crop's scale;
-    * `resized`: the whole picture at a long side of 512 px at most, where the region is left at least 16 px
-      wide and high: nobody edits less.
-
-    A path that comes to the same as the crop itself is left out.
-
-    Args:
-        height, width: of the picture.
-    """
-    found: dict[EditPath, Crop] = {}
-    left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
-    box = Box(
-        max(region.box.left - left, 0),
-        max(region.box.top - top, 0),
-        min(region.box.right + right, width),
-        min(region.box.bottom + bottom, height),
-    )
-    down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
-    size = max(round(box.height * down), 8), max(round(box.width * across), 8)
-    found[EditPath.SHIFTED] = Crop(box, (region,), size)
-    whole, scale = Box(0, 0, width, height), min(RESIZED / max(height, width), 1)
-    if min(region.box.height, region.box.width) * scale >= LEAST:
-        found[EditPath.RESIZED] = Crop(whole, (region,), working_size(whole, RESIZED))
-    return {path: one for path, one in found.items() if (one.box, one.size) != (crop.box, crop.size)}
 
 
 def for_optimiser(
@@ -70,38 +30,38 @@ def for_optimiser(
     width: int,
     robust_to: Sequence[str],
     rng: np.random.Generator,
-) -> list[list[Crop]]:
+) -> list[Crop]:
     """Variants of a crop for one of its regions, that the optimiser takes into account.
 
     Args:
         everything: all regions of the picture; benign edits keep away from them.
         height, width: of the picture.
-        robust_to: `paths` for margins of 64 to 200 px and the whole picture at 512 px, `resize` for 128 px
-            around the region in the picture at 0.5 to 1.5 of its size.
+        robust_to: with `resize`, 128 px around the region in the picture at 0.5 to 1.5 of its size.
 
     Returns:
-        Those at the crop's own scale, then those at other scales; empty groups are left out.
+        Each once.
     """
-    moved: dict[Box, Crop] = {}
     scaled: dict[tuple[Box, tuple[int, int]], Crop] = {}
-    for _ in range(SHIFTED if "paths" in robust_to else 0):
-        found = for_replay(region, crop, height, width, rng)
-        if shifted := found.get(EditPath.SHIFTED):
-            moved[shifted.box] = shifted
-        if whole := found.get(EditPath.RESIZED):
-            scaled[whole.box, whole.size] = whole
+    others = tuple(one for one in everything if one is not region)
     for low, high in SCALES if "resize" in robust_to else ():
         scale = float(rng.uniform(low, high))
         box = region.box.grown(round(MARGIN / scale), width, height)
         down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
         size = max(round(box.height * scale * down), 8), max(round(box.width * scale * across), 8)
         if scale < 1 or max(size) <= LARGEST:
-            scaled[box, size] = Crop(box, (region,), size)
-    others = tuple(one for one in everything if one is not region)
-    groups = [
-        [replace(variant, neighbours=others) for variant in group.values()] for group in (moved, scaled)
-    ]
-    return [group for group in groups if group]
+            scaled[box, size] = Crop(box, (region,), size, others)
+    return [*scaled.values()]
+
+
+def surroundings(region: Region, crop: Crop, everything: Sequence[Region], height: int, width: int) -> Crop:
+    """The part of the picture of which somebody gets a region with its margin after halving the picture.
+
+    At the scale at which the crop is worked; the arguments are those of `for_optimiser`.
+    """
+    box = region.box.grown(2 * MARGIN, width, height)
+    down, across = crop.size[0] / crop.box.height, crop.size[1] / crop.box.width
+    size = max(round(box.height * down), 16), max(round(box.width * across), 16)
+    return Crop(box, (region,), size, tuple(one for one in everything if one is not region))
 
 
 def resampling(start: float, stop: float, count: int, length: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from backfire import config
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, out
 from backfire.config import Settings
 from backfire.errors import ConfigError
-from backfire.service.store.store import Store
+from backfire.service.store.reader import Reader
 from backfire.types import Job
 
 ALL = 1 << 31
@@ -27,7 +27,7 @@ def _jobs(settings: Settings) -> Callable[[], Iterable[Job]]:
     def read() -> Iterable[Job]:
         if not database.exists():
             return []
-        with Store.read_only(database) as store:
+        with Reader(database) as store:
             return store.jobs(limit=ALL)
 
     return read

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.text import Text
@@ -10,14 +12,21 @@ from rich.text import Text
 from backfire import config
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
 
+if TYPE_CHECKING:
+    from backfire.admin.probes import Check
+
 
 @app.command()
 def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     """Say whether the daemon can work here: folders, space, file systems, devices, detectors, weights."""
     from backfire.admin.check import check as findings
 
-    settings = config.load(config_file)
-    found = list(findings(settings))
+    report(findings(config.load(config_file)), as_json=as_json)
+
+
+def report(findings: Iterable[Check], *, as_json: bool) -> NoReturn:
+    """Print the lines of a check and exit, with a code that says whether all of them are good."""
+    found = [*findings]
     if as_json:
         rows = [{"subject": f.subject, "ok": f.ok, "found": f.found, "remedy": f.remedy} for f in found]
         print(json.dumps(rows, indent=2))

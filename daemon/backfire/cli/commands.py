@@ -9,11 +9,41 @@ import typer
 from rich.text import Text
 
 from backfire import __version__
-from backfire.cli import archive, check, detect, init, jobs, models, pictures, serve
+from backfire.cli import (
+    archive,
+    check,
+    cluster,
+    detect,
+    init,
+    jobs,
+    models,
+    page,
+    pictures,
+    review,
+    serve,
+    sheet,
+    today,
+)
 from backfire.cli.common import BAD_CONFIG, BAD_STORE, INTERRUPTED, SOME_FAILED, app, err
 from backfire.errors import BackfireError, ConfigError, StoreError
 
-__all__ = ["app", "archive", "check", "detect", "init", "jobs", "models", "pictures", "run", "serve"]
+__all__ = [
+    "app",
+    "archive",
+    "check",
+    "cluster",
+    "detect",
+    "init",
+    "jobs",
+    "models",
+    "page",
+    "pictures",
+    "review",
+    "run",
+    "serve",
+    "sheet",
+    "today",
+]
 
 
 def run() -> None:

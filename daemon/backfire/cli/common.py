@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +24,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from backfire.admin.outcomes import midnight
 from backfire.config import Verify
-from backfire.evaluate.judge import EditResult, asked_in_words, misses
+from backfire.evaluate.judge import EditResult, asked_in_words, first_paths, misses
 
 if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
 
-BAD_CONFIG, SOME_FAILED, BAD_STORE, INTERRUPTED = 2, 3, 4, 130
+BAD_CONFIG, SOME_FAILED, BAD_STORE, UNKNOWN_FILE, INTERRUPTED = 2, 3, 4, 5, 130
 DEFAULT = Path("config.yaml")
 
 app = typer.Typer(
@@ -89,15 +93,46 @@ def named(advance: PhaseProgress, name: str) -> PhaseProgress:
     return lambda phase, done, total: advance(f"{name}: {phase}", done, total)
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: what could move its cursor or colour it becomes a backslash escape."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """The lines of a text that fit the terminal behind an indent; off a terminal 80 columns."""
+    return textwrap.wrap(text, max(out.width - indent, 40), break_on_hyphens=False) or [""]
+
+
+def moment(text: str) -> float:
+    """A time in the past as somebody writes it, by the clock on the wall, in Unix seconds.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    now = time.time()
+    if text in ("today", "yesterday"):
+        return midnight(now if text == "today" else midnight(now) - 43200)
+    if found := re.fullmatch(r"(\d+)([mhd])", text):
+        return now - int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+    for pattern in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S"):
+        with suppress(ValueError, OverflowError):
+            return time.mktime(time.strptime(text, pattern))
+    with suppress(ValueError):
+        hour = time.strptime(text, "%H:%M")
+        return midnight(now) + hour.tm_hour * 3600 + hour.tm_min * 60
+    raise typer.BadParameter(f"got {text!r}, expected today, yesterday, 2h, 3d, 14:00 or 2026-11-28")
+
+
 def colour_of(verdict: str) -> str:
     """In which colour a verdict is shown."""
     return {"protected": "green", "weak": "yellow"}.get(verdict, "red")
 
 
-def print_receipt(receipt: dict[str, Any], asked: Verify) -> None:
+def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> None:
     """Verdict, reasons and, where there are any, the replayed edits as a table.
 
     Args:
+        to: where it is printed.
         asked: the thresholds that the verdict rests on.
     """
     line = Text.assemble((receipt["verdict"], colour_of(receipt["verdict"])), f"  {receipt['file']}")
@@ -105,20 +140,22 @@ def print_receipt(receipt: dict[str, Any], asked: Verify) -> None:
         line.append(f" -> {receipt['output']}")
     if receipt.get("psnr_db"):
         line.append(f"  (PSNR {receipt['psnr_db']:.1f} dB, at most {receipt['max_change_levels']} levels)")
-    out.print(line, soft_wrap=True)
+    to.print(line, soft_wrap=True)
     for reason in receipt["reasons"]:
-        out.print(Text(f"  {reason}"), soft_wrap=True)
+        to.print(Text(f"  {reason}"), soft_wrap=True)
     if not receipt.get("edits"):
         return
     table = Table(
-        "region", "edit", "editor", "SSIM to clean edit", "L1", "asked", "", "SSIM under plain noise"
+        "region", "edit", "in", "editor", "SSIM to clean edit", "L1", "asked", "", "SSIM under plain noise"
     )
-    for edit in receipt["edits"]:
-        control = "" if edit["control_ssim"] is None else f"{edit['control_ssim']:.3f}"
-        result = EditResult(**edit)
-        mark = Text("missed", "red") if misses(result, asked) else Text("met", "green")
-        limits = asked_in_words(result, asked)
-        numbers = f"{edit['ssim']:.3f}", f"{edit['l1']:.3f}", limits, mark, control
-        kind = edit["mask_kind"] if edit["path"] == "crop" else f"{edit['mask_kind']}, {edit['path']}"
-        table.add_row(str(edit["region"]), kind, edit["editor"], *numbers)
-    out.print(table)
+    results = [EditResult.of(edit) for edit in receipt["edits"]]
+    first = first_paths(results)
+    for one in results:
+        is_first = one.path == first[one.editor, one.region]
+        control = "" if one.control_ssim is None else f"{one.control_ssim:.3f}"
+        mark = Text("missed", "red") if misses(one, asked, first=is_first) else Text("met", "green")
+        limits = asked_in_words(one, asked, first=is_first)
+        numbers = f"{one.ssim:.3f}", f"{one.l1:.3f}", limits, mark, control
+        place = f"{one.path}, on white" if one.flattened else one.path
+        table.add_row(str(one.region), one.mask_kind, place, one.editor, *numbers)
+    to.print(table)

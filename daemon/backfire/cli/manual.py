@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from backfire import __version__
-from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED
+from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, UNKNOWN_FILE
 
 EXIT_STATUS = {
     0: "All is well.",
     BAD_CONFIG: "The configuration or the arguments cannot be used.",
     SOME_FAILED: "Some pictures failed, or something is missing or changed.",
     BAD_STORE: "The job database cannot be used.",
+    UNKNOWN_FILE: "`backfire explain` knows no such file, or several.",
 }
 
 FILES = {

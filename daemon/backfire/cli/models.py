@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +17,10 @@ from rich.text import Text
 
 from backfire import config, inpaint, weights
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
-from backfire.errors import require
-from backfire.weights.download import Progress as Advance
+from backfire.errors import ConfigError, require
+from backfire.weights.download import FileProgress
 from backfire.weights.download import fetch as bring
+from backfire.weights.pipelines import Pipeline, pipelines
 
 commands = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True)
 app.add_typer(commands, name="models")
@@ -42,7 +44,8 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
     rows = [_built_in(name) for name in inpaint.NAMES]
     rows += [_row(model, folder) for model in weights.catalogue().values()]
     if as_json:
-        print(json.dumps({"folder": str(folder), "models": rows}, indent=2))
+        others = [_pipeline(one, folder) for one in pipelines()]
+        print(json.dumps({"folder": str(folder), "models": rows, "pipelines": others}, indent=2))
         return
     whole = partial(Column, no_wrap=True)  # names are shown in full, since users type them
     table = Table(*map(whole, ("name", "kind", "size", "here", "edit")), "what", box=None, pad_edge=False)
@@ -58,6 +61,41 @@ def list_models(config_file: ModelsConfig = None, as_json: AsJson = False) -> No
     out.print("edit: the seconds that an edit of 512x512 pixels takes on one CPU core in float32")
     out.print("SHA-256: files whose digest is published; for the others that of the first copy is recorded")
     out.print(Text(f"folder: {folder}"), soft_wrap=True)
+    _print_pipelines(folder)
+
+
+def _print_pipelines(folder: Path) -> None:
+    """The pipelines that are named by their hub name, for people."""
+    whole = partial(Column, no_wrap=True)
+    head = "weights of an editor of kind flow", "here", "gradient"
+    table = Table(*map(whole, head), "what", box=None, pad_edge=False)
+    for row in (_pipeline(one, folder) for one in pipelines()):
+        gated = ", gated" if row["gated"] else ""
+        what = f"{row['pipeline']}\n{row['licence']}{gated}"
+        table.add_row(row["weights"], row["here"], f"{row['gradient_gb']:.0f} GB", what)
+    out.print()
+    out.print(table)
+    out.print("gradient: memory of a GPU for one gradient at 1 megapixel in bfloat16, reckoned, not measured")
+    out.print("Such weights are not pinned: the Hugging Face hub is asked when they are first used.")
+    for one in pipelines():
+        if one.catalogue:
+            out.print(Text(f"{one.hub}: models fetch {one.catalogue} fetches it pinned"))
+
+
+def _pipeline(one: Pipeline, folder: Path) -> dict[str, Any]:
+    there = weights.is_cached(one.hub) or (one.catalogue and weights.is_there(one.catalogue, folder))
+    return {
+        "weights": one.hub,
+        "kind": "flow",
+        "pipeline": one.pipeline,
+        "parameters": one.parameters,
+        "licence": one.licence,
+        "licence_read_in": one.source,
+        "gated": one.gated,
+        "gradient_gb": round(one.gradient_gb, 1),
+        "pinned_as": one.catalogue,
+        "here": "yes" if there else "no",
+    }
 
 
 def _built_in(name: str) -> dict[str, Any]:
@@ -99,7 +137,14 @@ def _row(model: weights.Model, folder: Path) -> dict[str, Any]:
 
 @commands.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A name that `models list` shows.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Argument(help="A name that `models list` shows.", show_default=False)
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--set", help="light, recommended, gpu or all: what attackers of today use, by size."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a set is fetched.")] = False,
     source: Annotated[
         str | None,
         typer.Option("--from", help="A file, a folder or an http(s) URL to fetch from instead."),
@@ -107,20 +152,50 @@ def fetch(
     config_file: ModelsConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a model's files. An interrupted fetch is resumed."""
-    require(name, weights.catalogue(), "model")
-    model, folder = weights.catalogue()[name], _folder(config_file)
-    err.print(Text(f"{name}: licence {model.licence}; {model.home}"), soft_wrap=True)
+    """Fetch a model's files, or those of a set. An interrupted fetch is resumed.
+
+    Sizes and licences are said first. With `protect.surrogates: auto`, what is here takes part from then on.
+    """
+    folder = _folder(config_file)
+    if (name is None) == (group is None) or (group is not None and source is not None):
+        raise ConfigError("models fetch: expected a name (with --from, if you like) or --set, not both")
+    if name is not None:
+        require(name, weights.catalogue(), "model")
+        models = [weights.catalogue()[name]]
+    else:
+        require(str(group), weights.SETS, "--set")
+        models = weights.members(str(group))
+    for model in models:
+        err.print(
+            Text(f"{model.name}: {_size(model)}, licence {model.licence}; {model.home}"), soft_wrap=True
+        )
+    if group is not None and not yes and sys.stdin.isatty():
+        typer.confirm(f"fetch these into {folder}?", abort=True, err=True)
+    rows = [row for model in models for row in _fetched(model, folder, source)]
+    if as_json:
+        print(json.dumps([{"file": str(path), "sha256": digest} for path, digest, _ in rows], indent=2))
+        return
+    for path, digest, published in rows:
+        word = "as published" if published else "recorded, because none is published"
+        out.print(Text(f"{path}  SHA-256 {digest} ({word})"), soft_wrap=True)
+
+
+def _fetched(
+    model: weights.Model, folder: Path, source: str | None
+) -> Iterator[tuple[Path, str | None, bool]]:
+    """Each file of a model once it is here, its SHA-256, and whether that is the published one."""
     with _bar() as advance:
         files = bring(model, folder, source=source, progress=advance)
-    found = list(weights.verify(folder, name))
-    if as_json:
-        rows = [{"file": str(path), "sha256": one.got} for path, one in zip(files, found, strict=True)]
-        print(json.dumps(rows, indent=2))
-        return
-    for path, known, file in zip(files, found, model.files, strict=True):
-        word = "as published" if file.sha256 else "recorded, because none is published"
-        out.print(Text(f"{path}  SHA-256 {known.got} ({word})"), soft_wrap=True)
+    for path, found, file in zip(files, weights.verify(folder, model.name), model.files, strict=True):
+        yield path, found.got, file.sha256 is not None
+
+
+def _size(model: weights.Model) -> str:
+    """What is known of how much is to be fetched."""
+    unknown = sum(file.size is None for file in model.files)
+    known = f"{model.known_size / 1e6:,.0f} MB" if model.known_size else ""
+    rest = f"{unknown} {'file' if unknown == 1 else 'files'} of unknown size" if unknown else ""
+    return " and ".join(filter(None, (known, rest)))
 
 
 @commands.command()
@@ -147,7 +222,7 @@ def verify(config_file: ModelsConfig = None, as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Advance]:
+def _bar() -> Iterator[FileProgress]:
     """A progress bar with bytes and the remaining time on a terminal, and nothing elsewhere."""
     if not err.is_terminal:
         yield lambda path, done, total: None

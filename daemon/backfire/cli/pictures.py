@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from backfire.admin.published import at_size_of, how_made
 from backfire.cli.common import (
     SOME_FAILED,
     AsJson,
@@ -18,13 +19,14 @@ from backfire.cli.common import (
     app,
     bar,
     colour_of,
+    err,
     named,
     out,
     print_receipt,
 )  # fmt: skip
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, InputError, JobError
-from backfire.evaluate import receipt
+from backfire.evaluate import left, receipt
 from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
 
@@ -101,10 +103,10 @@ def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
 
 def _format_of(picture: Path, settings: Settings) -> str | None:
     """The name of a picture's format in `output.format`; None if it has none, or the file cannot be read."""
-    from backfire.imaging import containers, encoding
+    from backfire.imaging import encoding, formats
 
     try:
-        kind = containers.sniff(safe_paths.read_regular(picture, settings.limits.max_bytes), picture.name)
+        kind = formats.sniff(safe_paths.read_regular(picture, settings.limits.max_bytes), picture.name)
     except (OSError, InputError):
         return None  # protecting it will say what is wrong with it
     return next((name for name, known in encoding.KINDS.items() if known == kind), None)
@@ -120,15 +122,16 @@ def _write(target: Path, result: Result, settings: Settings) -> tuple[dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
-        name = outbox.renamed(os.fsencode(target.name), result.extension)
+        name = outbox.renamed(folder, os.fsencode(target.name), result.extension)
         placed = outbox.place(result.data, folder, name, key=result.receipt["key"])
         output = str(folder / os.fsdecode(placed))
-    document = receipt.with_output(result.receipt, output)
-    reports = {".receipt.json": receipt.to_json(document), ".sheet.jpg": result.sheet}
-    written = {f"{target}{suffix}": data for suffix, data in reports.items() if data is not None}
-    for path, data in written.items():
-        outbox.replace(data, folder, os.fsencode(Path(path).name))
-    return document, list(written)
+    document, written = receipt.with_output(result.receipt, output), []
+    for suffix, data in ((b".receipt.json", receipt.to_json(document)), (b".sheet.jpg", result.sheet)):
+        if data is not None:
+            report = outbox.beside(folder, os.fsencode(target.name), suffix, result.receipt["key"])
+            outbox.replace(data, folder, report)
+            written.append(str(folder / os.fsdecode(report)))
+    return document, written
 
 
 def _print(document: dict[str, Any], written: list[str]) -> None:
@@ -148,26 +151,75 @@ def _print(document: dict[str, Any], written: list[str]) -> None:
 @app.command()
 def verify(
     protected: Annotated[
-        Path, typer.Argument(help="The protected picture, as published.", show_default=False)
-    ],
-    original: Annotated[Path, typer.Option("--original", help="The picture it was made of.")],
+        Path | None, typer.Argument(help="The protected picture, as published.", show_default=False)
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original",
+            help="The picture it was made of; without it, the one that its receipt names, with its masks.",
+        ),
+    ] = None,
     mask: Mask = None,
+    as_published: Annotated[
+        Path | None,
+        typer.Option(
+            "--as-published",
+            help="Judge this copy, which a site saved again in another size or format: what is left?",
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write the picture sheet here (JPEG).")
     ] = None,
     config_file: OptionalConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed."""
+    """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed.
+
+    The receipt is looked for beside the picture and, with its configuration, among the reports of its job. A
+    copy is named with --as-published, beside the protected picture or, where there is none, the --original.
+    """
     from backfire import api
 
-    settings, _ = api.settings_for(original, config_file)
+    masks: Path | list[Path] | None = mask
+    known: dict[str, Any] | None = None
+    if protected is None and (original is None or as_published is None):
+        raise ConfigError("verify: got no picture; name the protected one, or --as-published with --original")
+    if original is None and protected is not None:
+        made = how_made(protected, config_file)
+        known, original, name = made.receipt, made.original, str(made.receipt["file"])
+        masks = [*made.masks] if mask is None else mask
+        settings = made.settings or at_size_of(made.receipt, api.settings_for(original, None)[0])
+        if made.changed:
+            told = "the settings have changed since it was made; its thresholds are today's"
+            err.print(Text(f"{protected}: {told}", "yellow"), soft_wrap=True)
+    else:
+        assert original is not None
+        settings, _ = api.settings_for(original, config_file)
+        name = original.name
+    judged = as_published or protected
+    assert judged is not None
     with bar() as advance:
-        result = api.verify(protected, original, mask=mask, settings=settings, progress=advance)
+        result = api.verify(
+            judged,
+            original,
+            mask=masks,
+            settings=settings,
+            name=name,
+            as_published=as_published is not None,
+            progress=advance,
+        )
     if sheet is not None and result.sheet is not None:
         sheet.write_bytes(result.sheet)
     if as_json:
         print(json.dumps(result.receipt, indent=2))
+    elif as_published is not None:
+        said = Text.assemble(
+            (result.verdict, colour_of(result.verdict)), f"  {as_published}, a copy of {name}"
+        )
+        out.print(said, soft_wrap=True)
+        for line in left.in_words(result.receipt, known):
+            out.print(Text(f"  {line}"), soft_wrap=True)
     else:
         print_receipt(result.receipt, settings.verify)
     raise typer.Exit(0 if result.verdict == "protected" else SOME_FAILED)

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 
-from backfire import config, log
+from backfire import config, log, weights
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
 from backfire.config import Settings
 from backfire.errors import ConfigError
 from backfire.service.loop import Service, Summary
+from backfire.weights.download import fetch as bring
 
 
 @app.command()
@@ -33,6 +34,8 @@ def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     summary = serve(config.load(config_file), until_idle=True)
     if as_json:
         print(json.dumps(asdict(summary)))
+    if summary.held:
+        err.print(f"backfire: {summary.held} held for review; backfire release lists them", markup=False)
     if summary.left:
         err.print(f"backfire: {summary.left} could not go on now; backfire explain says why", markup=False)
     if summary.unreadable:
@@ -62,6 +65,12 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(help="Where inbox, outbox and the other folders are to be.")
     ] = Path("demo"),
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="First fetch the light models, so that they are protected against, too."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the daemon over sample pictures and say where the results are."""
@@ -73,6 +82,10 @@ def demo(
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
     log.setup()
     settings = config.load(prepare(folder))
+    if fetch:
+        for model in weights.members("light"):
+            err.print(f"fetching {model.name}: licence {model.licence}; {model.home}", markup=False)
+            bring(model, settings.models.folder)
     err.print(f"the sample pictures are in {settings.folders.inbox}; protecting them", markup=False)
     summary = serve(settings, until_idle=True)
     receipts = [json.loads(path.read_bytes()) for path in sorted(settings.folders.reports.rglob("*.json"))]
@@ -81,7 +94,7 @@ def demo(
         raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
     for receipt in receipts:
         print_receipt({**receipt, "edits": None}, settings.verify)
-    for name in ("outbox", "archive", "failed", "reports"):
+    for name in ("outbox", "archive", "failed", "review", "reports"):
         files = sorted(
             p for p in settings.folders.named()[name].rglob("*") if p.is_file() and p.name[0] != "."
         )

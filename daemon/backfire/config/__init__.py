@@ -6,22 +6,14 @@ valid one. Relative paths are relative to the file that holds them, and all fold
 default to siblings of it.
 """
 
+from backfire.config.editors import DeclaredEditor, Models
+from backfire.config.folders import Folders
+from backfire.config.hooks import Hooks
+from backfire.config.limits import Limits
 from backfire.config.load import load, parse, state_of
-from backfire.config.models import (
-    IGNORE,
-    DeclaredEditor,
-    Folders,
-    Hooks,
-    Limits,
-    Models,
-    Output,
-    Protect,
-    Rule,
-    Serve,
-    Settings,
-    Verify,
-    Watch,
-)
+from backfire.config.output import Output
+from backfire.config.protect import STRENGTHS, Protect
+from backfire.config.provenance import Provenance
 from backfire.config.regions import (
     Command,
     Faces,
@@ -33,7 +25,10 @@ from backfire.config.regions import (
     Text,
     TorchScript,
 )
-from backfire.config.strengths import STRENGTHS
+from backfire.config.serve import Serve
+from backfire.config.settings import Rule, Settings
+from backfire.config.verify import Verify
+from backfire.config.watch import IGNORE, Watch
 
 __all__ = [
     "IGNORE",
@@ -50,6 +45,7 @@ __all__ = [
     "Onnx",
     "Output",
     "Protect",
+    "Provenance",
     "Regions",
     "Rule",
     "Serve",

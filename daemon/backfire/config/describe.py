@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from backfire.config.models import Models, Protect, Settings
+from backfire.config.editors import Models
+from backfire.config.protect import STRENGTHS, Protect
 from backfire.config.section import Section, plain_types, section_in
-from backfire.config.strengths import STRENGTHS
+from backfire.config.settings import Settings
 
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 _WORDS_OF_YAML = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}

@@ -28,6 +28,7 @@ ESSENTIAL = (
     "regions.none_found",
     "protect.strength",
     "verify.on_weak",
+    "output.long_px",
 )
 """The settings that a new configuration holds; all others are there as comments."""
 

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from backfire.config.folders import Folders
 from backfire.config.messages import EXAMPLE, explain
-from backfire.config.models import Folders, Settings
 from backfire.config.rules import rules_of
+from backfire.config.settings import Settings
 from backfire.errors import ConfigError
 
 LONGEST = 4_000_000

@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from backfire.config.models import Settings
 from backfire.config.renamed import SETTINGS
 from backfire.config.section import Section, sections_below
+from backfire.config.settings import Settings
 
 EXAMPLE = "`backfire init` writes an example"
 """The remedy where a configuration lacks what it needs."""

@@ -108,9 +108,9 @@ class Regions(Section):
     detectors: tuple[str, ...] = Field(default=("sidecar", "faces"), min_length=1)
     """The detectors that are asked; those that exist are sidecar, metadata, faces, text, signatures, logos,
     fixed, whole, command, onnx and torchscript."""
-    none_found: Literal["fail", "pass", "whole"] = "fail"
-    """What becomes of a picture without a region: it fails, it is published unchanged and its receipt says
-    so, or the whole of it is protected."""
+    none_found: Literal["review", "fail", "pass", "whole"] = "review"
+    """What becomes of a picture without a region: it is held in the review folder until a person decides, it
+    fails, it is published unchanged and its receipt says so, or the whole of it is protected."""
     on_error: Literal["fail", "skip"] = "fail"
     """What becomes of a picture when a detector fails: it fails, or it goes on without that detector and its
     receipt says so."""

@@ -2,6 +2,8 @@
 
 SETTINGS = {
     "protect.withstand": "protect.robust_to",
+    "verify.partial_l1_min": "verify.incomplete_l1_min",
+    "verify.partial_ssim_max": "verify.incomplete_ssim_max",
 }
 """Settings that have another name now."""
 
@@ -9,3 +11,8 @@ METHODS = {
     "recipe": "baseline",
 }
 """Values of `protect.method` that have another name now."""
+
+EDITORS = {
+    "latent-mini": "flux2-mini",
+}
+"""Built-in editors that are gone, with those that took their place."""

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from backfire.config.messages import EXAMPLE, explain, unknown_key
-from backfire.config.models import RULED, Rule, Settings
-from backfire.config.strengths import resolved
+from backfire.config.protect import resolved
+from backfire.config.settings import RULED, Rule, Settings
 from backfire.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from backfire.config import Onnx
 from backfire.detectors import Source, networks
-from backfire.detectors.networks import Floats, Network, NetworkFailed
+from backfire.detectors.networks import Floats, Network
 from backfire.detectors.scaling import resized
 from backfire.detectors.shapes import region_of
 from backfire.errors import Code, ModelError
@@ -39,12 +39,8 @@ class BoxDetector:
         height, width = image.shape[:2]
         side = self._settings.size_px
         scale = side / max(height, width)
-        try:
+        with networks.reported(self._name, source.name, image):
             rows = self._rows(self._look(fitted(image, side, scale))[0])
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector=self._name, picture=source.name, width=width, height=height
-            ) from error
         regions = []
         for left, top, right, bottom, score, kind in rows:
             corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from backfire.config import Faces
 from backfire.detectors import Source, networks
-from backfire.detectors.networks import Floats, NetworkFailed
+from backfire.detectors.networks import Floats
 from backfire.detectors.scaling import halved
 from backfire.types import Box, Region, Rgb
 
@@ -64,8 +64,6 @@ SHRINK = 0.709
 LEVEL_PIXELS = 4_000_000
 """The pixels of the largest level, which bounds time and memory for pictures of any size."""
 
-STRIP_PIXELS = 120_000
-"""P-Net takes a level in strips of this size, which need little memory and stay in the processor's cache."""
 
 BATCH = 128
 """The squares that R-Net and O-Net take at a time, which need some 50 MB."""
@@ -74,9 +72,15 @@ BATCH = 128
 class FaceDetector:
     """Finds faces from `min_px` pixels to the whole frame; in 12 megapixels, from some 21 pixels at least.
 
+    Attributes:
+        strip_pixels: P-Net takes a level in strips of this size, which need little memory and stay in the
+            processor's cache.
+
     Raises:
         ModelError: `Code.DETECTOR`, a network's file is missing or not the one expected.
     """
+
+    strip_pixels = 120_000
 
     def __init__(self, settings: Faces = Faces()) -> None:  # noqa: B008 (frozen)
         self._settings = settings
@@ -89,12 +93,8 @@ class FaceDetector:
             ModelError: `Code.DETECTOR`, a network failed on this picture.
         """
         height, width = image.shape[:2]
-        try:
+        with networks.reported("faces", source.name, image):
             boxes, scores = self._faces(image)
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector="faces", picture=source.name, width=width, height=height
-            ) from error
         heads = [_head(box, width, height) for box in boxes]
         return [
             Region(head, label="face", score=float(score), detector="faces")
@@ -133,7 +133,7 @@ class FaceDetector:
 
     def _scan(self, octaves: list[Rgb], scale: float, columns: int, rows: int) -> tuple[Floats, Floats]:
         """P-Net's offsets X,Y,4 and scores X,Y of one level, computed strip by strip with the same result."""
-        step = max(STRIP_PIXELS // rows // STRIDE, 1) * STRIDE
+        step = max(self.strip_pixels // rows // STRIDE, 1) * STRIDE
         seen = []
         for start in range(0, columns - CELL + STRIDE, step):
             stop = min(start + step + CELL - STRIDE, columns)

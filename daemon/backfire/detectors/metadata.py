@@ -5,25 +5,21 @@ and Microsoft's people tags (`MP:RegionInfo`). All refer to the stored pixels be
 applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary). Only regions whose
 `AppliedToDimensions` have the aspect ratio of the upright picture, and not that of the stored one, are taken
 as upright. Decimal commas and other names of units are read. A region whose place cannot be told is an error,
-because somebody marked it. The packet is not trusted: defusedxml reads it and refuses document types.
+because somebody marked it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
 
-from backfire.detectors import Source
+from backfire.detectors import Source, rdf
 from backfire.detectors.shapes import Points, ellipse, region_of
 from backfire.errors import Code, InputError
 from backfire.types import Region, Rgb
@@ -31,7 +27,6 @@ from backfire.types import Region, Rgb
 Size = tuple[float, float]
 """Width and height."""
 
-RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 MWG = "{http://www.metadataworkinggroup.com/schemas/regions/}"
 AREA = "{http://ns.adobe.com/xmp/sType/Area#}"
@@ -57,12 +52,6 @@ NOT_PEOPLE = frozenset({"focus"})
 
 SAME_SHAPE = 0.02
 """The relative difference up to which aspect ratios count as equal, because editors round dimensions."""
-
-ENCODINGS = {
-    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"<\0\0\0": "utf-32-le", b"\0\0\0<": "utf-32-be",
-    b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be",
-}  # fmt: skip
-"""By the first bytes of a packet that is not UTF-8: its encoding (XMP Specification Part 1, 7.1)."""
 
 MOST = 1000
 """The most regions that are read; nobody tags more faces by hand."""
@@ -95,7 +84,7 @@ class MetadataDetector:
         stored = (height, width) if swapped else (width, height)
         found: list[Region] = []
         try:
-            packets = (_parsed(packet, source.name) for packet in source.packets)
+            packets = (rdf.parsed(packet, source.name) for packet in source.packets)
             shapes = [*itertools.islice((s for packet in packets for s in _shapes(packet, stored)), MOST)]
         except ValueError as error:
             raise InputError(
@@ -109,30 +98,6 @@ class MetadataDetector:
             if region is not None and not any(_same(region, other) for other in found):
                 found.append(region)
         return found
-
-
-def _parsed(packet: bytes, name: str) -> Element:
-    try:
-        root: Element = fromstring(_decoded(packet), forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise InputError(
-            Code.UNREADABLE,
-            f"{name}: its XMP cannot be read ({error}), expected plain XML; save the metadata "
-            "again, or take 'metadata' out of regions.detectors",
-        ) from error
-    return root
-
-
-def _decoded(packet: bytes) -> str | bytes:
-    """A packet as text if it is UTF-16 or UTF-32, which expat reads only in part; otherwise its bytes.
-
-    Raises:
-        UnicodeDecodeError: it is not in the encoding that its first bytes announce.
-    """
-    for start, encoding in ENCODINGS.items():
-        if packet.startswith(start):
-            return packet.decode(encoding).strip("\ufeff\0 \r\n\t")
-    return packet.strip(b"\0 \r\n\t")
 
 
 def _turned(points: Points, orientation: int) -> Points:
@@ -166,24 +131,23 @@ def _shapes(root: Element, stored: Size) -> Iterator[_Shape]:
 
 
 def _iptc(element: Element, stored: Size) -> Iterator[_Shape]:
-    for item in _items(element):
-        boundary = _property(item, IPTC + "RegionBoundary")
+    for item in rdf.items(element):
+        boundary = rdf.member(item, IPTC + "RegionBoundary")
         if boundary is None:
             continue
-        unit = _unit(_text(boundary, IPTC + "rbUnit"), stored)
-        kind = (_text(boundary, IPTC + "rbShape") or "none").lower()
+        unit = _unit(rdf.text(boundary, IPTC + "rbUnit"), stored)
+        kind = (rdf.text(boundary, IPTC + "rbShape") or "none").lower()
         if kind == "polygon":
-            vertices = _property(boundary, IPTC + "rbVertices")
-            corners = [] if vertices is None else _items(vertices)
+            corners = rdf.items(rdf.member(boundary, IPTC + "rbVertices"))
             if len(corners) < 3:
                 raise ValueError(f"a polygon of {len(corners)} corners")
-            points = np.array([_numbers(corner, IPTC, ("rbX", "rbY")) for corner in corners]) / unit
+            points = np.array([rdf.numbers(corner, IPTC, ("rbX", "rbY")) for corner in corners]) / unit
         elif kind == "circle":
-            x, y, radius = _numbers(boundary, IPTC, ("rbX", "rbY", "rbRx"), sizes=1)
+            x, y, radius = rdf.numbers(boundary, IPTC, ("rbX", "rbY", "rbRx"), sizes=1)
             across = radius / unit[0]  # a radius that is relative is a share of the width
             points = ellipse(x / unit[0], y / unit[1], across, across * stored[0] / stored[1])
         elif kind == "rectangle":
-            x, y, w, h = _numbers(boundary, IPTC, ("rbX", "rbY", "rbW", "rbH"), sizes=2)
+            x, y, w, h = rdf.numbers(boundary, IPTC, ("rbX", "rbY", "rbW", "rbH"), sizes=2)
             points = _rectangle(x, y, x + w, y + h) / unit
         else:
             raise ValueError(f"its shape is {kind!r}, not rectangle, circle or polygon")
@@ -191,28 +155,27 @@ def _iptc(element: Element, stored: Size) -> Iterator[_Shape]:
 
 
 def _mwg(element: Element, stored: Size) -> Iterator[_Shape]:
-    applied = _applied(_property(element, MWG + "AppliedToDimensions"))
+    applied = _applied(rdf.member(element, MWG + "AppliedToDimensions"))
     turned = stored[1], stored[0]
     fits_stored, fits_turned = (applied is not None and _alike(applied, one) for one in (stored, turned))
     upright = fits_turned and not fits_stored
     frame = turned if upright else stored
     # Pixels count on the grid that was tagged, which may have been resized since, but not cropped.
     pixels = frame if applied is None else applied if fits_stored or fits_turned else None
-    regions = _property(element, MWG + "RegionList")
-    for item in [] if regions is None else _items(regions):
-        area = _property(item, MWG + "Area")
-        kind = (_text(item, MWG + "Type") or "region").lower()
+    for item in rdf.items(rdf.member(element, MWG + "RegionList")):
+        area = rdf.member(item, MWG + "Area")
+        kind = (rdf.text(item, MWG + "Type") or "region").lower()
         if area is None or kind in NOT_PEOPLE:
             continue
-        unit = _unit(_text(area, AREA + "unit") or "normalized", pixels)
-        if _text(area, AREA + "d") is not None:
-            x, y, diameter = _numbers(area, AREA, "xyd", sizes=1)
+        unit = _unit(rdf.text(area, AREA + "unit") or "normalized", pixels)
+        if rdf.text(area, AREA + "d") is not None:
+            x, y, diameter = rdf.numbers(area, AREA, "xyd", sizes=1)
             # A diameter that is relative is a share of the shorter side.
             sides = (1, 1) if unit == pixels else (frame[0] / min(frame), frame[1] / min(frame))
             across, down = (diameter / 2 / one / side for one, side in zip(unit, sides, strict=True))
             points = ellipse(x / unit[0], y / unit[1], across, down)
         else:
-            x, y, w, h = _numbers(area, AREA, "xywh", sizes=2)
+            x, y, w, h = rdf.numbers(area, AREA, "xywh", sizes=2)
             points = _rectangle(x - w / 2, y - h / 2, x + w / 2, y + h / 2) / unit
         yield _Shape(points, kind, upright)
 
@@ -222,7 +185,7 @@ def _applied(dimensions: Element | None) -> Size | None:
     if dimensions is None:
         return None
     try:
-        width, height = _numbers(dimensions, DIMENSIONS, "wh", sizes=2)
+        width, height = rdf.numbers(dimensions, DIMENSIONS, "wh", sizes=2)
     except ValueError:
         return None
     return (width, height) if width and height else None
@@ -252,9 +215,8 @@ def _unit(name: str | None, pixels: Size | None) -> Size:
 
 
 def _people(element: Element, stored: Size) -> Iterator[_Shape]:
-    regions = _property(element, INFO + "Regions")
-    for item in [] if regions is None else _items(regions):
-        rectangle = _text(item, PERSON + "Rectangle")
+    for item in rdf.items(rdf.member(element, INFO + "Regions")):
+        rectangle = rdf.text(item, PERSON + "Rectangle")
         if rectangle is not None:  # a person may be tagged without one
             x, y, w, h = _four(rectangle)
             if min(w, h) < 0:
@@ -274,61 +236,8 @@ def _four(text: str) -> list[float]:
         parts = [f"{whole}.{rest}" for whole, rest in zip(parts[::2], parts[1::2], strict=True)]
     if len(parts) != 4:
         raise ValueError(f"its rectangle is {text[:60]!r}, not four numbers")
-    return [_float(part, "its rectangle") for part in parts]
+    return [rdf.number(part, "its rectangle") for part in parts]
 
 
 def _rectangle(left: float, top: float, right: float, bottom: float) -> NDArray[np.float64]:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-
-
-# RDF allows several forms for the same struct: attributes, elements with parseType Resource, and elements
-# that contain a Description.
-
-
-def _items(element: Element) -> list[Element]:
-    """The members of an array property."""
-    return [item for array in element for item in array if item.tag == RDF + "li"]
-
-
-def _struct(element: Element) -> Element:
-    inner = element.find(RDF + "Description")
-    return element if inner is None else inner
-
-
-def _property(element: Element, name: str) -> Element | None:
-    return _struct(element).find(name)
-
-
-def _text(element: Element, name: str) -> str | None:
-    """The text of a simple property; None if it is missing or empty."""
-    struct = _struct(element)
-    value = struct.get(name) or struct.findtext(name)
-    return value.strip() if value else None
-
-
-def _numbers(element: Element, space: str, names: Sequence[str], *, sizes: int = 0) -> list[float]:
-    """Simple properties as numbers, the last `sizes` of which must not be negative.
-
-    Raises:
-        ValueError: one is missing or no such number.
-    """
-    values = [_float(_text(element, space + name) or "", name) for name in names]
-    for name, value in zip(names[len(names) - sizes :], values[len(names) - sizes :], strict=True):
-        if value < 0:
-            raise ValueError(f"{name} is {value:g}")
-    return values
-
-
-def _float(text: str, name: str) -> float:
-    """A finite number; raises ValueError.
-
-    Its decimal sign may be a comma, except where that could part thousands.
-    """
-    value = math.nan
-    text = text.strip()
-    with contextlib.suppress(ValueError):
-        if not re.fullmatch(r"[+-]?[1-9]\d*,\d{3}", text):
-            value = float(re.sub(r"^([+-]?\d*),(\d+)$", r"\1.\2", text))
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {text[:60]!r}, not a number" if text else f"{name} is missing")
-    return value

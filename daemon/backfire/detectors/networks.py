@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from backfire.errors import Code, ModelError
+from backfire.types import Rgb
 
 Floats = NDArray[np.float32]
 Network = Callable[[Floats], list[Floats]]
@@ -84,10 +86,15 @@ def loaded(path: Path, sha256: str | None, *, detector: str, remedy: str) -> Net
     return look
 
 
-def failed(error: NetworkFailed, *, detector: str, picture: str, width: int, height: int) -> ModelError:
-    """The error for a network that failed on one picture."""
-    return ModelError(
-        Code.DETECTOR,
-        f"detector {detector}: {error} failed on {picture} of {width}x{height} ({error.__cause__}); "
-        f"free memory and try again, or take '{detector}' out of regions.detectors",
-    )
+@contextmanager
+def reported(detector: str, picture: str, image: Rgb) -> Iterator[None]:
+    """Turns a `NetworkFailed` into a ModelError that names the detector, the picture and its size."""
+    try:
+        yield
+    except NetworkFailed as error:
+        height, width = image.shape[:2]
+        raise ModelError(
+            Code.DETECTOR,
+            f"detector {detector}: {error} failed on {picture} of {width}x{height} ({error.__cause__}); "
+            f"free memory and try again, or take '{detector}' out of regions.detectors",
+        ) from error

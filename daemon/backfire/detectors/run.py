@@ -60,6 +60,7 @@ def find(
     source: Source,
     settings: Regions,
     *,
+    reviewed: bool = False,
     get: Callable[[str, Regions], Detector] = loaded,
 ) -> Found:
     """The regions that all configured detectors find.
@@ -67,13 +68,16 @@ def find(
     Args:
         picture: the decoded picture; its metadata are added to `source` for the detectors.
         source: its name and its sidecars.
+        reviewed: somebody holds pictures without a region for review, as the daemon does; otherwise
+            `none_found: review` is an error like `fail`.
         get: gives the detector of a name.
 
     Returns:
-        No regions only under `none_found: pass`. Under `whole`, a grid that covers the picture replaces them.
+        No regions only under `none_found: pass`, or `review` if `reviewed`. Under `whole`, a grid that
+        covers the picture replaces them.
 
     Raises:
-        InputError: a sidecar or the metadata cannot be used, or nothing was found under `none_found: fail`.
+        InputError: a sidecar or the metadata cannot be used, or nothing was found under another policy.
         ModelError: a detector failed under `on_error: fail`.
         ConfigError: no detector has a name that is configured, or it lacks a setting.
     """
@@ -94,7 +98,7 @@ def find(
             log.warning("detector_skipped", path=source.name, detector=name, error=str(error))
     height, width = picture.rgb.shape[:2]
     found = Found(_arranged(regions, height, width, settings), skipped)
-    if found.regions or settings.none_found == "pass":
+    if found.regions or settings.none_found == "pass" or (reviewed and settings.none_found == "review"):
         return found
     if settings.none_found == "whole":
         return replace(found, regions=WholeDetector().detect(picture.rgb, source=source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -147,6 +148,41 @@ def within(region: Region, box: Box) -> Mask:
         part = True if region.mask is None else region.mask[_slices(left, top, right, bottom, region.box)]
         plane[_slices(left, top, right, bottom, box)] = part
     return plane
+
+
+def scaled(region: Region, before: tuple[int, int], after: tuple[int, int]) -> Region:
+    """A region in the picture at another size; every pixel that holds a part of it belongs to it.
+
+    Args:
+        before, after: height and width of the picture.
+    """
+    box = region.box
+    down, across = ((old, new) for old, new in zip(before, after, strict=True))
+    top, bottom = _reached(box.top, box.bottom, *down)
+    left, right = _reached(box.left, box.right, *across)
+    mask = region.mask
+    if mask is not None:
+        mask = _resampled(_resampled(mask, box.top, *down).T, box.left, *across).T
+    return replace(region, box=Box(left, top, right, bottom), mask=mask)
+
+
+def _reached(start: int, stop: int, old: int, new: int) -> tuple[int, int]:
+    """The pixels of an axis of `new` that hold a part of the pixels start..stop of an axis of `old`."""
+    return start * new // old, -(-stop * new // old)
+
+
+def _resampled(mask: Mask, start: int, old: int, new: int) -> Mask:
+    """A mask's rows, the first of which is row `start` of `old`, as the rows of `new` that they reach."""
+    first, last = _reached(start, start + len(mask), old, new)
+    if new >= old:
+        nearest: Mask = mask[np.clip(np.arange(first, last) * old // new - start, 0, len(mask) - 1)]
+        return nearest
+    pooled: Mask = np.zeros((last - first, mask.shape[1]), dtype=np.bool_)
+    at = np.arange(start, start + len(mask))
+    for rows in (at * new // old, -(-(at + 1) * new // old) - 1):  # the first and the last that each is in
+        found, starts = np.unique(rows, return_index=True)
+        pooled[found - first] |= np.logical_or.reduceat(mask, starts, axis=0)
+    return pooled
 
 
 def _slices(left: int, top: int, right: int, bottom: int, box: Box) -> tuple[slice, slice]:

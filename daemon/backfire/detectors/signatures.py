@@ -9,7 +9,6 @@ import numpy as np
 from backfire.config import Text
 from backfire.detectors import Source, networks
 from backfire.detectors.lettering import Line, Lines, of_one_block
-from backfire.detectors.networks import NetworkFailed
 from backfire.detectors.shapes import merged, region_of
 from backfire.detectors.text import LONG_PX
 from backfire.types import Region, Rgb
@@ -49,17 +48,13 @@ class SignatureDetector:
         rows, columns = max(round(height * CORNER[1]), 1), max(round(width * CORNER[0]), 1)
         scale = min(CORNER_PX / rows, LONG_PX / columns)
         marks = []
-        try:
+        with networks.reported("signatures", source.name, image):
             for left, top in product((0, width - columns), (0, height - rows)):
                 corner = image[top : top + rows, left : left + columns]
                 for line in self._lines.candidates(corner, scale):
                     if self._is_mark(corner, line):
                         outline = line.corners + np.array([left, top])
                         marks.append(region_of(outline, "signature", "signatures", width, height, line.found))
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector="signatures", picture=source.name, width=width, height=height
-            ) from error
         return merged([mark for mark in marks if mark is not None], of_one_block)
 
     def _is_mark(self, corner: Rgb, line: Line) -> bool:

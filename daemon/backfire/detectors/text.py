@@ -10,7 +10,6 @@ import numpy as np
 from backfire.config import Text
 from backfire.detectors import Source, networks
 from backfire.detectors.lettering import Line, Lines, of_one_block
-from backfire.detectors.networks import NetworkFailed
 from backfire.detectors.shapes import merged, region_of
 from backfire.types import Box, Region, Rgb
 
@@ -49,17 +48,13 @@ class TextDetector:
         """
         height, width = image.shape[:2]
         found: list[tuple[float, Line]] = []
-        try:
+        with networks.reported("text", source.name, image):
             for part, scale in parts_of(height, width, self._settings.long_px):
                 for line in self._lines.candidates(image[part.slices], scale):
                     placed = replace(line, corners=line.corners + np.array([part.left, part.top]))
                     score = self._lines.score(image, placed)
                     if score >= self._settings.score_min:
                         found.append((score, placed))
-        except NetworkFailed as error:
-            raise networks.failed(
-                error, detector="text", picture=source.name, width=width, height=height
-            ) from error
         surest = sorted(found, key=lambda one: -one[0])[:MOST]
         regions = [region_of(line.corners, "text", "text", width, height, score) for score, line in surest]
         return merged([region for region in regions if region is not None], of_one_block)

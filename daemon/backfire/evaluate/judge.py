@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 
+from backfire.attack_paths import PATHS
 from backfire.config import Verify
-from backfire.types import Budget, EditPath, MaskKind, Verdict
+from backfire.types import Budget, MaskKind, Verdict
 
 HARDLY = 8
 """A trigger edit that breaks by less than this fraction of what is asked counts as not broken at all."""
 BREAKING = (MaskKind.TRIGGER, MaskKind.DILATED, MaskKind.PARTIAL)
 """Edits that touch the region, and are to break."""
+THRESHOLDS = (
+    "trigger_ssim_max",
+    "trigger_l1_min",
+    "trigger_visible_min",
+    "incomplete_ssim_max",
+    "incomplete_l1_min",
+    "incomplete_visible_min",
+    "plain_visible_min",
+    "incomplete_plain_visible_min",
+    "near_ssim_min",
+    "far_ssim_min",
+    "control_factor",
+)
+"""The settings that a verdict rests on."""
 MARGIN = 0.03
 """By how much SSIM must be better than asked before work ends early; a third of it for benign edits."""
 
@@ -29,10 +44,12 @@ class EditResult:
             [-1,1], L1 in [0,1].
         visible: the share of the masked area over which a person sees plainly that the two edits differ, in
             [0,1], see `visibility`; None for benign edits, which are not to differ.
-        control_ssim: the SSIM for random noise as large as the perturbation (trigger edits only).
+        control_ssim: the SSIM for random noise as large as the perturbation (trigger edits by surrogates on
+            their first attack path only).
         target_distance: L1 to the target picture (`target: flat` and `inverted` only).
-        held_out: whether the editor took no part in the optimisation.
-        path: the attack path; only trigger edits are replayed on others than `crop`.
+        held_out: whether the editor took no part in the optimisation; it makes trigger edits alone.
+        path: the attack path; only trigger edits are replayed on others than the editor's first.
+        flattened: whether both pictures were laid on white, as tools do that know no transparency.
     """
 
     editor: str
@@ -43,8 +60,15 @@ class EditResult:
     held_out: bool
     control_ssim: float | None = None
     target_distance: float | None = None
-    path: EditPath = EditPath.CROP
+    path: str = "iopaint"
     visible: float | None = None
+    flattened: bool = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """The edit of a receipt's row, which may say more of it, such as where it is on the sheet."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in row.items() if name in known})
 
     def row(self) -> dict[str, Any]:
         """The edit for the receipt."""
@@ -59,6 +83,9 @@ class Judgement:
         reasons: what was missed, in words; what made the verdict `failed` comes first.
         psnr_db: over the crops; None where nothing was changed.
         max_change_levels: the largest change of a sample as the file stores it, in levels of 255.
+        not_measured: what could not be replayed, in words; it weakens nothing.
+        tools: by attack path, whether edits of every region break, by every editor that was replayed on it.
+        settings: the thresholds; None where nothing was edited.
     """
 
     verdict: Verdict
@@ -66,6 +93,27 @@ class Judgement:
     psnr_db: float | None
     max_change_levels: int
     edits: list[EditResult] = field(default_factory=list)
+    not_measured: list[str] = field(default_factory=list)
+    tools: dict[str, bool] = field(default_factory=dict)
+    settings: Verify | None = None
+
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds that the verdict rests on."""
+        return {} if self.settings is None else self.settings.model_dump(include=set(THRESHOLDS))
+
+
+def asking_nothing(settings: Verify) -> dict[str, float]:
+    """The thresholds, with their values, that the edits of every picture meet, protected or not.
+
+    A trigger edit that changes nothing, or no more than noise does, is `failed` even so.
+    """
+    values = settings.model_dump(include=set(THRESHOLDS))
+    ends = {name: 1.0 if name.endswith("_max") or name == "control_factor" else 0.0 for name in values}
+    return {
+        name: value
+        for name, value in values.items()
+        if (value >= ends[name] if name.endswith("_max") else value <= ends[name])
+    }
 
 
 def judge(
@@ -74,61 +122,111 @@ def judge(
     """The verdict and its reasons, the gravest first; thresholds by the factor by which they are missed.
 
     * `failed`: the budget is exceeded, a number is not finite, or of some region the trigger edit through a
-      surrogate is missing, breaks by less than an eighth of what is asked, or no more than plain noise
-      breaks it.
-    * `weak`: some threshold is missed.
-    * `protected`: all thresholds are met, by held-out editors too.
+      surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
+      is asked, or no more than plain noise breaks it.
+    * `weak`: some threshold is missed; where edits do not break in some tool, the tools are named.
+    * `protected`: all thresholds are met on every attack path, and the effect carries over: by each held-out
+      editor, the edit of the region breaks in half of its tools at least.
 
     Args:
+        edits: of each region and editor, those on its first attack path first.
         largest: the largest change of a sample as the file stores it, in levels of 255.
     """
     failed: list[str] = []
     missed: list[tuple[float, str]] = []
+    decided: set[int] = set()
+    first = first_paths(edits)
+    broken = tools(edits, settings)
     if largest > budget.levels:
         failed.append(f"largest change is {largest} levels, the budget {budget.levels}")
     for edit in edits:
-        path = "" if edit.path == EditPath.CROP else f" of the {edit.path} picture"
-        name = f"region {edit.region}: {edit.mask_kind} edit{path} by {edit.editor}"
+        is_first = edit.path == first[edit.editor, edit.region]
+        decides = is_first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
+        name = f"region {edit.region}: {edit.mask_kind} edit in {edit.path} by {edit.editor}"
+        name += " of the picture on white" if edit.flattened else ""
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
-        else:
-            missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings)]
-            if _decides(edit):
+        elif not edit.held_out:
+            missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, is_first)]
+            if decides:
+                decided.add(edit.region)
                 failed += _not_broken(edit, name, settings)
-    for region in sorted({edit.region for edit in edits}):
-        if not any(edit.region == region and _decides(edit) for edit in edits):
-            failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
-        if not any(edit.region == region and edit.mask_kind == MaskKind.FAR for edit in edits):
-            missed.append((0.0, f"region {region}: no room in its crop for an edit 32 px away; not measured"))
+    for region in sorted({edit.region for edit in edits} - decided):
+        failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
     if not edits:
         failed.append("no edit was replayed")
-    weak = [reason for _, reason in sorted(missed, key=lambda one: -one[0])]
+    missed += _not_carried_over(edits, settings)
+    told = [in_tools(broken)] if not all(broken.values()) else []
+    weak = told + [reason for _, reason in sorted(missed, key=lambda one: -one[0])]
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
     return verdict, failed + weak
 
 
-def misses(edit: EditResult, settings: Verify) -> list[str]:
-    """The thresholds that an edit misses, in words."""
-    return [miss for _, miss in _missed(edit, settings)]
+def tools(edits: Sequence[EditResult], settings: Verify) -> dict[str, bool]:
+    """By attack path, whether edits of every region break, by every surrogate that was replayed on it."""
+    first = first_paths(edits)
+    broken: dict[str, bool] = {}
+    for edit in edits:
+        if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
+            missed = misses(edit, settings, first=edit.path == first[edit.editor, edit.region])
+            broken[edit.path] = broken.get(edit.path, True) and not missed
+    return broken
 
 
-def asked_in_words(edit: EditResult, settings: Verify) -> str:
-    """The thresholds that are asked of an edit, for a table."""
+def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator[tuple[float, str]]:
+    """The regions whose edit by a held-out editor breaks in less than half of its tools; as `_missed`."""
+    groups: dict[tuple[str, int], list[EditResult]] = {}
+    for edit in edits:
+        if edit.held_out and edit.mask_kind == MaskKind.TRIGGER:
+            groups.setdefault((edit.editor, edit.region), []).append(edit)
+    for (editor, region), own in groups.items():
+        broken = sum(not misses(edit, settings, first=False) for edit in own)
+        if 2 * broken < len(own):
+            said = f"edits by the held-out editor {editor} break in {broken} of {len(own)} tools, half asked"
+            yield len(own) / 2 / max(broken, 0.5), f"region {region}: {said}"
+
+
+def in_tools(broken: Mapping[str, bool]) -> str:
+    """In which tools edits of the regions break, and in which they do not, in words for a person."""
+    said = [
+        f"{start} {', '.join(PATHS[name].tool if name in PATHS else name for name in named)}"
+        for start, named in (
+            ("broken in", [name for name, breaks in broken.items() if breaks]),
+            ("not broken in", [name for name, breaks in broken.items() if not breaks]),
+        )
+        if named
+    ]
+    return "; ".join(said)
+
+
+def misses(edit: EditResult, settings: Verify, *, first: bool = True) -> list[str]:
+    """The thresholds that an edit misses, in words.
+
+    Args:
+        first: whether it was replayed on the editor's first attack path, see `first_paths`.
+    """
+    return [miss for _, miss in _missed(edit, settings, first)]
+
+
+def asked_in_words(edit: EditResult, settings: Verify, *, first: bool = True) -> str:
+    """The thresholds that are asked of an edit, for a table; `first` as in `misses`."""
     if edit.mask_kind not in BREAKING:
         return f"SSIM >= {_floor(edit, settings):g}"
-    most, least, seen = _asked(edit, settings)
-    return f"SSIM <= {most:g}, L1 >= {least:g}, seen >= {seen:.0%}"
+    most, least, seen = _asked(edit, settings, first)
+    plainly = "" if edit.visible is None else f", seen >= {seen:.0%}"
+    most_ssim = "" if _is_plain(edit, settings, first) else f"SSIM <= {most:g}, "
+    return f"{most_ssim}L1 >= {least:g}{plainly}"
 
 
-def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
+def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float, str]]:
     """The thresholds that an edit misses: by which factor, and in words."""
     if edit.mask_kind not in BREAKING:
         floor = _floor(edit, settings)
         miss = f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"
         return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
-    most, least, seen = _asked(edit, settings)
+    most, least, seen = _asked(edit, settings, first)
     found = []
-    if not edit.ssim <= most:
+    if not edit.ssim <= most and not _is_plain(edit, settings, first):
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
         found.append((_factor(1 - most, 1 - edit.ssim), miss))
     if not edit.l1 >= least:
@@ -138,6 +236,20 @@ def _missed(edit: EditResult, settings: Verify) -> list[tuple[float, str]]:
         miss = f"is plainly broken over {edit.visible:.0%} of its area only, at least {seen:.0%} asked"
         found.append((_factor(seen, edit.visible), miss))
     return found
+
+
+def _is_plain(edit: EditResult, settings: Verify, first: bool) -> bool:
+    """Whether a person sees another edit nearly everywhere, so that SSIM is not asked.
+
+    SSIM says little of areas without texture: one that is filled evenly in a wrong colour keeps most of it.
+    """
+    share = settings.plain_visible_min if _is_whole(edit, first) else settings.incomplete_plain_visible_min
+    return edit.visible is not None and edit.visible >= share
+
+
+def _is_whole(edit: EditResult, first: bool) -> bool:
+    """Whether the thresholds of a trigger edit are asked, and not those of an incomplete one."""
+    return edit.mask_kind == MaskKind.TRIGGER and first and not edit.held_out
 
 
 def _factor(larger: float, smaller: float) -> float:
@@ -161,28 +273,33 @@ def stricter(settings: Verify) -> Verify:
             "incomplete_l1_min": settings.incomplete_l1_min * 1.1,
             "trigger_visible_min": min(settings.trigger_visible_min * 1.1, 1),
             "incomplete_visible_min": min(settings.incomplete_visible_min * 1.1, 1),
+            "plain_visible_min": min(settings.plain_visible_min * 1.1, 1),
+            "incomplete_plain_visible_min": min(settings.incomplete_plain_visible_min * 1.1, 1),
         }
     )
 
 
-def _decides(edit: EditResult) -> bool:
-    """Whether the region counts as not protected at all if this edit does not break."""
-    return edit.mask_kind == MaskKind.TRIGGER and edit.path == EditPath.CROP and not edit.held_out
+def first_paths(edits: Sequence[EditResult]) -> dict[tuple[str, int], str]:
+    """By editor and region, the attack path of the first edit."""
+    found: dict[tuple[str, int], str] = {}
+    for edit in edits:
+        found.setdefault((edit.editor, edit.region), edit.path)
+    return found
 
 
-def _asked(edit: EditResult, settings: Verify) -> tuple[float, float, float]:
+def _asked(edit: EditResult, settings: Verify, first: bool) -> tuple[float, float, float]:
     """The largest SSIM, the smallest L1 and the smallest visible share that a broken edit may have."""
-    if edit.mask_kind != MaskKind.TRIGGER or edit.path != EditPath.CROP:
+    if not _is_whole(edit, first):
         return settings.incomplete_ssim_max, settings.incomplete_l1_min, settings.incomplete_visible_min
     return settings.trigger_ssim_max, settings.trigger_l1_min, settings.trigger_visible_min
 
 
 def _not_broken(edit: EditResult, name: str, settings: Verify) -> list[str]:
     """Why a trigger edit counts as not broken at all; empty if it does not."""
-    most, least, _ = _asked(edit, settings)
+    most, least, _ = _asked(edit, settings, True)
     effect, noise = 1 - edit.ssim, 1 - (1.0 if edit.control_ssim is None else edit.control_ssim)
-    if effect < (1 - most) / HARDLY or edit.l1 < least / HARDLY:
+    if effect < (1 - most) / HARDLY or edit.l1 < least / HARDLY or edit.l1 == 0:
         return [f"{name} hardly breaks (SSIM {edit.ssim:.2f}, L1 {edit.l1:.3f})"]
-    if effect < settings.control_factor * noise:
+    if effect < settings.control_factor * noise or effect <= noise:
         return [f"{name} breaks by {effect:.2f}, plain noise by {noise:.2f}"]
     return []

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
 from backfire.evaluate import premis
-from backfire.evaluate.judge import BREAKING, Judgement
-from backfire.types import Region, Verdict
+from backfire.evaluate.judge import BREAKING, Judgement, in_tools
+from backfire.types import Choice, Region, Verdict
 
 if TYPE_CHECKING:
+    from backfire.evaluate.sheet import Sheet
     from backfire.inpaint.base import Editor
 
 Receipt = dict[str, Any]
@@ -53,14 +54,22 @@ class EditorsUsed:
 
 
 def build(
-    judgement: Judgement, regions: Sequence[Region], editors: EditorsUsed, facts: dict[str, Any]
+    judgement: Judgement,
+    regions: Sequence[Region],
+    editors: EditorsUsed,
+    facts: dict[str, Any],
+    sheet: Sheet | None = None,
 ) -> Receipt:
     """The receipt of a job.
 
     Args:
         regions: in the order in which the edits count them.
         facts: digests, times and facts of the file and of the work.
+        sheet: the sheet, where there is one; the receipt says where on it each edit is shown.
     """
+    edits = [edit.row() for edit in judgement.edits]
+    for index, place in (sheet.places if sheet else {}).items():
+        edits[index]["on_sheet"] = [*place]
     document = {
         "schema": SCHEMA,
         "verdict": judgement.verdict.value,
@@ -70,7 +79,11 @@ def build(
         **editors.rows(),
         "psnr_db": None if judgement.psnr_db is None else round(judgement.psnr_db, 2),
         "max_change_levels": judgement.max_change_levels,
-        "edits": [edit.row() for edit in judgement.edits],
+        "thresholds": judgement.thresholds(),
+        "tools": judgement.tools,
+        "not_measured": judgement.not_measured,
+        "edits": edits,
+        **({"sheet": {"width": sheet.width, "height": sheet.height}} if sheet else {}),
         "promise": PROMISE,
         "versions": {
             "backfire": __version__,
@@ -125,7 +138,21 @@ def with_taken_over(document: Receipt, *, file: str, worked_as: str) -> Receipt:
         file: the name of the picture whose receipt it becomes.
         worked_as: the name of the picture that was worked.
     """
-    return {**document, "file": file, "worked_as": worked_as}
+    kept = {
+        name: value for name, value in document.items() if name != "decision"
+    }  # that was of the other one
+    return {**kept, "file": file, "worked_as": worked_as}
+
+
+def with_decision(document: Receipt, *, choice: Choice, by: str, at: float) -> Receipt:
+    """The receipt of a job that was held for review, with what a person decided about it.
+
+    Args:
+        by: who decided.
+        at: when, Unix seconds.
+    """
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    return {**document, "decision": {"choice": choice.value, "by": by, "at": moment}}
 
 
 def with_output(document: Receipt, output: str | None) -> Receipt:
@@ -140,7 +167,7 @@ def in_short(reasons: Sequence[str]) -> str | None:
 
 
 def in_words(document: Receipt) -> list[str]:
-    """The verdict and what was measured, a sentence each, for a person.
+    """The verdict and what the surrogates measured, a sentence each, for a person.
 
     Only the verdict where nothing was edited.
     """
@@ -149,7 +176,10 @@ def in_words(document: Receipt) -> list[str]:
         said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
     else:
         said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
-    edits = document.get("edits") or []
+    told = document.get("tools")
+    if told and all(told.values()):
+        said += f"; {in_tools(told)}"
+    edits = [edit for edit in document.get("edits") or [] if not edit.get("held_out")]
     touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
     seen = [edit["visible"] for edit in edits if edit.get("visible") is not None]
     elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]
@@ -167,4 +197,6 @@ def in_words(document: Receipt) -> list[str]:
     if document.get("psnr_db") is not None:
         measured += f"; no pixel changed by more than {document['max_change_levels']} of 255 levels"
         measured += f" (PSNR {document['psnr_db']:.1f} dB)"
+    if came := document.get("scaled_from"):
+        measured += f"; scaled down from {came[0]}x{came[1]} pixels before it was protected"
     return [said, measured]

@@ -5,22 +5,47 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from backfire.evaluate.judge import Judgement
+from backfire.attack_paths import PATHS
+from backfire.config import Verify
+from backfire.evaluate.judge import BREAKING, EditResult, Judgement, first_paths, in_tools, misses
 from backfire.imaging.masks import dilated
 from backfire.types import Mask, Rgb
 
 PANEL, COLUMNS, GAP = 300, 4, 8
 CAPTION = 26
 BETWEEN = "   ·   "
+PAIR_PX, PAIRS = 196, 3
+"""The long side of a picture of a pair, in pixels, and how many pairs stand in a line."""
+MOST_PAIRS = 36
+"""Of a region, so many pairs are shown at most."""
+Place = tuple[int, int, int, int]
 Cell = tuple[str, Rgb | None, Mask | None, tuple[int, int, int]]
 """A panel: caption, picture, what is outlined in it, colour of caption and outline."""
 INK, PAPER, TRIGGER, BENIGN = (32, 32, 32), (250, 250, 248), (220, 38, 38), (37, 99, 235)
+GOOD, BAD = (21, 128, 61), (185, 28, 28)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An edit of the original and the same edit of the protected copy, as small pictures of a region's crop.
+
+    Attributes:
+        edit: its figures.
+        original, protected: uint8 H,W,3, `PAIR_PX` at most.
+        mask: H,W bool, True = repainted.
+    """
+
+    edit: EditResult
+    original: Rgb
+    protected: Rgb
+    mask: Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +56,7 @@ class Panels:
         label: the region's label and size.
         mask, benign_mask: H,W bool, True = repainted: the region, and the benign edit that is shown.
         summary: the figures of each edit, in words.
+        pairs: all edits of the region, by every editor and through every attack path.
         original, protected, edit_original, edit_protected, benign_original, benign_protected: uint8 H,W,3.
     """
 
@@ -44,6 +70,24 @@ class Panels:
     benign_protected: Rgb
     benign_mask: Mask
     summary: list[str]
+    pairs: Sequence[Pair] = ()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The sheet, and where it shows what.
+
+    Attributes:
+        jpeg: the file.
+        width, height: its size in pixels.
+        places: for each edit that it shows side by side, by its index in the judgement, the left and top
+            edge, width and height in pixels of the two pictures without their caption.
+    """
+
+    jpeg: bytes
+    width: int
+    height: int
+    places: dict[int, Place]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +105,20 @@ def sheet(
     saliency: Sequence[Sequence[Saliency]] = (),
     *,
     most: int = 6,
-) -> bytes:
-    """The before/after sheet as a JPEG, a band for each of the first regions.
+) -> Sheet:
+    """The before/after sheet, a band for each of the first regions.
 
     Args:
         saliency: by region, the maps of each surrogate; empty where nothing was optimised.
         most: how many regions are shown.
     """
     bands = [_band(one, saliency[i] if saliency else ()) for i, one in enumerate(panels[:most])]
+    drawn = [_pairs(one.pairs[:MOST_PAIRS], judgement) for one in panels[:most]]
+    below = [pictures for pictures, _ in drawn]
     width = COLUMNS * PANEL + (COLUMNS + 1) * GAP
-    reason = judgement.reasons[0] if judgement.reasons else ""
+    reason = judgement.reasons[0] if judgement.reasons else in_tools(judgement.tools)
     header = 80 if reason else 58
-    page = Image.new("RGB", (width, header + sum(band.height for band in bands) + GAP), PAPER)
+    page = Image.new("RGB", (width, header + sum(band.height for band in (*bands, *below)) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     facts = [f"verdict: {judgement.verdict.value}", f"max change {judgement.max_change_levels} levels"]
     if judgement.psnr_db is not None:
@@ -82,21 +128,81 @@ def sheet(
     draw.text((12, 6), _fitted(title, 76), fill=INK, font=font(22))
     draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=font(16))
     draw.text((12, 56), _fitted(reason, 150), fill=INK, font=font(16))
-    top = header
-    for band in bands:
+    top, places = header, dict[int, Place]()
+    for band, (pictures, of_region) in zip(bands, drawn, strict=True):
         page.paste(band, (0, top))
         top += band.height
+        page.paste(pictures, (0, top))
+        places |= {i: (left, y + top, wide, tall) for i, (left, y, wide, tall) in of_region.items()}
+        top += pictures.height
     buffer = io.BytesIO()
     page.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return Sheet(buffer.getvalue(), page.width, page.height, places)
+
+
+def pair(edit: EditResult, original: Rgb, protected: Rgb, mask: Mask) -> Pair:
+    """A pair of pictures at the size at which it is shown; smaller ones stay as they are."""
+
+    def small(plane: Any, how: Image.Resampling) -> Any:
+        picture = Image.fromarray(plane)
+        picture.thumbnail((PAIR_PX, PAIR_PX), how)
+        return np.asarray(picture)
+
+    before, after = (small(one, Image.Resampling.BOX) for one in (original, protected))
+    return Pair(edit, before, after, small(mask.astype(np.uint8), Image.Resampling.NEAREST) > 0)
+
+
+def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, dict[int, Place]]:
+    """All edits of a region side by side, each with its mark, and by its index where each of them is."""
+    if not pairs or judgement.settings is None:
+        return Image.new("RGB", (1, 0)), {}
+    height, width = pairs[0].original.shape[:2]
+    scale = PAIR_PX / max(height, width)
+    wide, tall = max(round(width * scale), 1), max(round(height * scale), 1)
+    across, line = 2 * PAIR_PX + GAP // 2, tall + CAPTION + GAP
+    page = Image.new("RGB", (PAIRS * across + (PAIRS + 1) * GAP, -(-len(pairs) // PAIRS) * line), PAPER)
+    draw, first, places = ImageDraw.Draw(page), first_paths(judgement.edits), dict[int, Place]()
+    for number, pair in enumerate(pairs):
+        edit = pair.edit
+        x, y = GAP + number % PAIRS * (across + GAP), number // PAIRS * line
+        mark, good = _mark(edit, judgement.settings, first[edit.editor, edit.region] == edit.path)
+        draw.text((x, y + 4), mark, fill=GOOD if good else BAD, font=font(16))
+        tool = PATHS[edit.path].tool if edit.path in PATHS else edit.path
+        rest = f"{edit.mask_kind} by {edit.editor}, {tool}"
+        indent = round(font(16).getlength(f"{mark} "))
+        draw.text((x + indent, y + 4), _shortened(rest, across - indent), fill=INK, font=font(16))
+        for which, pixels in enumerate((pair.original, pair.protected)):
+            shown = _outlined(pixels, pair.mask, TRIGGER if edit.mask_kind in BREAKING else BENIGN)
+            picture = Image.fromarray(shown).resize((wide, tall), Image.Resampling.LANCZOS)
+            page.paste(picture, (x + which * (wide + GAP // 2), y + CAPTION))
+        found = (i for i, one in enumerate(judgement.edits) if one is edit)
+        if (index := next(found, None)) is not None:
+            places[index] = (x, y + CAPTION, 2 * wide + GAP // 2, tall)
+    return page, places
+
+
+def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, bool]:
+    """Whether an edit came out as it is to, in words."""
+    good = not misses(edit, settings, first=first)
+    if edit.mask_kind in BREAKING:
+        return ("broken" if good else "not broken"), good
+    return ("kept" if good else "not kept"), good
+
+
+def _shortened(text: str, width: float) -> str:
+    """The text, cut at its end so that it fits into a width in pixels."""
+    while font(16).getlength(text) > width and text:
+        text = text[:-2].rstrip("…") + "…"
+    return text
 
 
 def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
-    """The region and its perturbation, the saliency maps, its edits, and their figures in a line."""
+    """The region and its perturbation, the saliency maps, its edits, and above them their figures."""
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     perturbation: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
     maps: list[Cell] = [
-        (f"pixels that move {one.surrogate}", _glowing(one.plane), panels.mask, TRIGGER) for one in saliency
+        (f"pixels that move {one.surrogate}", _glowing(one.plane, panels.mask.shape), panels.mask, TRIGGER)
+        for one in saliency
     ]
     cells: list[Cell] = [
         ("original, region outlined", panels.original, panels.mask, TRIGGER),
@@ -112,12 +218,16 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     height, width = panels.original.shape[:2]
     tall = max(round(PANEL * height / width), 40) if width >= height else PANEL
     rows = -(-len(cells) // COLUMNS) * (tall + CAPTION + GAP)
-    band = Image.new("RGB", (COLUMNS * PANEL + (COLUMNS + 1) * GAP, rows + CAPTION), PAPER)
+    across = COLUMNS * PANEL + (COLUMNS + 1) * GAP
+    lines = _lines([panels.label, *panels.summary], across - 2 * GAP)
+    above = CAPTION * len(lines)
+    band = Image.new("RGB", (across, rows + above), PAPER)
     draw = ImageDraw.Draw(band)
-    draw.text((GAP, 0), BETWEEN.join([panels.label, *panels.summary]), fill=INK, font=font(16))
+    for index, line in enumerate(lines):
+        draw.text((GAP, CAPTION * index), line, fill=INK, font=font(16))
     for index, (caption, pixels, mask, colour) in enumerate(cells):
         x = GAP + index % COLUMNS * (PANEL + GAP)
-        y = CAPTION + index // COLUMNS * (tall + CAPTION + GAP)
+        y = above + index // COLUMNS * (tall + CAPTION + GAP)
         draw.text((x, y + 4), _fitted(caption, 36), fill=colour, font=font(16))
         if pixels is None:
             continue
@@ -131,13 +241,30 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     return band
 
 
-def _glowing(plane: NDArray[np.float32]) -> Rgb:
-    """H,W as a picture: from black, where nothing counts, through red and yellow to white."""
+def _lines(words: Sequence[str], width: int) -> list[str]:
+    """The words in as many lines as they need, none of which is broken, for a width in pixels."""
+    lines = [words[0]]
+    for word in words[1:]:
+        longer = lines[-1] + BETWEEN + word
+        if font(16).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _glowing(plane: NDArray[np.float32], shape: tuple[int, ...]) -> Rgb:
+    """h,w as a picture of the shape H,W: from black, where nothing counts, through red and yellow to white.
+
+    The plane has the size at which the crop was worked, which may be smaller than the panels.
+    """
     smooth = ndimage.gaussian_filter(plane, 2.0)  # single pixels are noise
     level = smooth / max(float(np.quantile(smooth, 0.995)), 1e-20)
     ramp = np.clip(3 * level[..., None] - np.arange(3), 0, 1)
-    glow: Rgb = np.rint(255 * ramp).astype(np.uint8)
-    return glow
+    glow = Image.fromarray(np.rint(255 * ramp).astype(np.uint8))
+    height, width = shape
+    found: Rgb = np.asarray(glow if glow.size == (width, height) else glow.resize((width, height)))
+    return found
 
 
 def _outlined(pixels: Rgb, mask: Mask, colour: tuple[int, int, int]) -> Rgb:

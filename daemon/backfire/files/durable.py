@@ -16,7 +16,7 @@ from typing import BinaryIO
 PIECE = 1 << 20
 """Bytes of a file between two heartbeats."""
 SYNCED = 64 << 20
-"""Bytes that are written between two syncs: one sync of gigabytes would take minutes without a heartbeat."""
+"""Bytes that are written between two syncs, since one sync of gigabytes takes minutes without a heartbeat."""
 
 _listeners: list[Callable[[], None]] = []
 

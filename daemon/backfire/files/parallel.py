@@ -27,11 +27,11 @@ def in_parallel(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
         BaseException: what `do` raised for the first item that it failed on, after all items were tried.
     """
     done: list[Future[R]] = [Future() for _ in items]
-    turn = count()
+    numbers = count()
 
     def work() -> None:
         # Each thread takes the next item itself, which costs less than handing every item to the pool.
-        while (number := next(turn)) < len(done):
+        while (number := next(numbers)) < len(done):
             try:
                 done[number].set_result(do(items[number]))
             except BaseException as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """The errors with which file systems that have no hard links refuse one."""
 
+NOT_REGULAR = "is a folder, a pipe or a device and no regular file"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
@@ -56,6 +57,16 @@ def folder_of(root: Path, path: bytes) -> Iterator[tuple[int, bytes]]:
         os.close(folder)
 
 
+def require_regular(path: Path) -> None:
+    """Make sure that a name leads to a regular file, so that opening it cannot wait for ever.
+
+    Raises:
+        OSError: it cannot be reached, or is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a file that a person named; links are followed.
 
@@ -68,7 +79,7 @@ def read_regular(path: Path, most: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is a folder, a pipe or a device and no regular file", str(path))
+            raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"has more than the {most} bytes that limits.max_bytes allows", str(path))

@@ -9,17 +9,33 @@ Only one thread at a time may call these functions, because Pillow's size limit 
 filters are global.
 """
 
+from backfire.imaging.data_mining import TERMS, demanding, stated
+from backfire.imaging.decoding import (
+    Picture,
+    decode,
+    decode_painting,
+    flattened,
+    largest_change,
+    max_change,
+    psnr,
+)
 from backfire.imaging.encoding import Encoded, encode, luma_alone
-from backfire.imaging.intake import Picture, decode, decode_painting, largest_change, max_change, psnr
+from backfire.imaging.scaling import as_saved_again, scaled
 
 __all__ = [
+    "TERMS",
     "Encoded",
     "Picture",
+    "as_saved_again",
     "decode",
     "decode_painting",
+    "demanding",
     "encode",
+    "flattened",
     "largest_change",
     "luma_alone",
     "max_change",
     "psnr",
+    "scaled",
+    "stated",
 ]

@@ -5,6 +5,7 @@ Each value is judged by itself, so that the rest of a record stays.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,9 @@ PROMISES = frozenset(
     }
 )
 """The namespaces of XMP that describe videos, depth maps and gain maps behind the picture."""
+
+TERMS, MANIFEST_AT = "http://purl.org/dc/terms/", re.compile(rb">\s*(?:self#jumbf|https?://)")
+"""Of `dcterms:provenance`, the values that say where the C2PA manifest lies; others are a person's words."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,17 @@ def without_pictures(found: Metadata) -> Metadata:
 
 
 def without_stale(found: Metadata) -> Metadata:
-    """The metadata without XMP that promises further data of the file, such as videos and gain maps.
+    """The metadata without XMP that promises further data, such as videos, gain maps and C2PA manifests.
 
-    Those are never carried, and a reader would look for them in the wrong bytes.
+    Those are never carried; a reader would look for them in the wrong bytes, or find that they do not fit.
     """
     names: dict[str, None] = {}
 
     def stale(one: xmp.Property) -> bool:
         gone = one.namespace in PROMISES or (one.namespace == GOOGLE_CAMERA and one.name.startswith(MOTION))
         gone = gone or (one.namespace == xmp.NOTE and found.extended is None)
+        if (one.namespace, one.name) == (TERMS, "provenance") and MANIFEST_AT.search(one.element):
+            gone = True
         if gone and one.namespace != xmp.NOTE:
             names[one.name] = None
         return gone

@@ -1,4 +1,4 @@
-"""Recognises a file's format from its bytes, and checks that it is complete, without decoding it.
+"""Reads the containers of picture formats, and checks that a file is complete, without decoding it.
 
 Decoding would not show that a file is incomplete: a JPEG or WebP whose end is still zeros decodes without
 an error.
@@ -6,92 +6,16 @@ an error.
 
 from __future__ import annotations
 
-import codecs
-import itertools
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import PurePath
 
-from backfire.errors import Code, InputError
-from backfire.imaging import refusals
-from backfire.types import EXTENSIONS
-
-SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"BM": "BMP",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
-    b"\xff\x4f\xff\x51": "JPEG2000",
-}
-RAW = "a camera raw file"
-OTHERS = {
-    b"%PDF": "a PDF document",
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "EPS",
-    b"8BPS": "a Photoshop document",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"v/1\x01": "OpenEXR",
-    b"FUJIFILM": RAW,
-    b"IIRO": RAW,
-    b"IIRS": RAW,
-    b"IIU\0": RAW,
-    b"FOVb": RAW,
-    b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"MZ": "a program",
-    b"\x7fELF": "a program",
-}
-REMEDIES = {
-    RAW: "develop it to JPEG or 16-bit TIFF",
-    "a Photoshop document": "save a copy as TIFF (8 or 16 bits) or PNG",
-}
-BRANDS = {
-    b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF", b"msf1": "HEIF",
-    b"hevc": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
-}  # fmt: skip
 ISO_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid", b"idat"})
 """The boxes that the top level of a HEIF or AVIF may have."""
 
 C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
-FORMATS = "JPEG, PNG, TIFF, WebP, HEIC, AVIF, JPEG 2000, BMP or GIF"
-HEAD = 4096
-
-
-def sniff(data: bytes, name: str) -> str:
-    """The format of a file by its content, under Pillow's name for it: `JPEG`, `PNG`, `TIFF`, `WEBP`,
-    `HEIF`, `AVIF`, `JPEG2000`, `BMP` or `GIF`.
-
-    Args:
-        name: the file's name, for messages.
-
-    Raises:
-        InputError: EMPTY, TRUNCATED (only zeros, or only the start of a signature) or UNSUPPORTED, with a
-            message that says what the file is instead.
-    """
-    if not data:
-        raise InputError(Code.EMPTY, f"{name}: is empty, expected a picture; copy it again")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp" and (kind := _brand(data)):
-        return kind
-    for signature, kind in SIGNATURES.items():
-        if data.startswith(signature):
-            return kind
-    if not any(data[:HEAD]) or any(signature.startswith(data) for signature in SIGNATURES):
-        raise refusals.cut_short(name, "a picture")
-    suffix = PurePath(name).suffix.lower()
-    says = f"says {suffix}, is" if suffix in itertools.chain(*EXTENSIONS.values()) else "is"
-    what = _guess(data)
-    remedy = REMEDIES.get(what, "export it as one of these")
-    raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {remedy}")
+END = 4096
+"""The last bytes of a JPEG 2000 in which its end marker is looked for, as other bytes may follow it."""
 
 
 def is_complete(data: bytes, kind: str) -> bool:
@@ -217,16 +141,6 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
-def _brand(data: bytes) -> str | None:
-    """HEIF or AVIF by the brands of an ISO media file; the first brand of an AVIF file may be `mif1`."""
-    size = min(int.from_bytes(data[:4], "big"), 256)
-    names = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
-    kinds = [BRANDS[name] for name in names if name in BRANDS]
-    if data[8:12] not in BRANDS:
-        return None
-    return "AVIF" if "AVIF" in kinds else "HEIF"
-
-
 def _isobmff_ends(data: bytes) -> bool:
     """Whether a HEIF or AVIF has all of its boxes; bytes behind them that are no box do not count."""
     kinds = []
@@ -240,10 +154,10 @@ def _isobmff_ends(data: bytes) -> bool:
 def _jpeg2000_ends(data: bytes) -> bool:
     """Whether the codestream has its end marker, and no box is incomplete; metadata may follow it."""
     if data[:1] == b"\xff":
-        return b"\xff\xd9" in data[-HEAD:]
+        return b"\xff\xd9" in data[-END:]
     found = list(boxes(data))
     whole = all(kind for kind, _ in found)
-    return whole and any(kind == b"jp2c" and b"\xff\xd9" in bytes(body[-HEAD:]) for kind, body in found)
+    return whole and any(kind == b"jp2c" and b"\xff\xd9" in bytes(body[-END:]) for kind, body in found)
 
 
 def _gif_ends(data: bytes) -> bool:
@@ -300,20 +214,3 @@ def _tail(data: bytes) -> bool:
     """Whether a file does not end in zeros; an eighth of it may, since flat pictures compress to zeros."""
     zeros = len(data) - len(data.rstrip(b"\0"))
     return zeros <= max(64, len(data) // 8)
-
-
-def _guess(data: bytes) -> str:
-    if data[4:8] == b"ftyp":
-        return RAW if data[8:11] == b"crx" else "a video or another ISO media file"
-    for signature, what in OTHERS.items():
-        if data.startswith(signature):
-            return what
-    try:
-        head = codecs.getincrementaldecoder("utf-8-sig")().decode(data[:HEAD])
-    except UnicodeDecodeError:
-        head = "\0"
-    if not all(letter.isprintable() or letter in "\t\n\f\r" for letter in head):
-        return f"unknown content (first bytes {data[:8].hex(' ')})"
-    if "<svg" in head:
-        return "an SVG drawing"
-    return "an HTML page" if re.match(r"\s*<(!doctype )?html", head, re.IGNORECASE) else "text"

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backfire.imaging import blocks, cleaning, colour, jpegs, writers
+from backfire.imaging import blocks, cleaning, colour, data_mining, jpegs, writers
 from backfire.imaging.colour import Samples
+from backfire.imaging.decoding import Picture, stored
 from backfire.imaging.heif import heif_ready
-from backfire.imaging.intake import Picture, stored
 from backfire.imaging.metadata import Metadata
 from backfire.imaging.readers import pillow
-from backfire.imaging.writers import Sheet
+from backfire.imaging.writers import Canvas
 from backfire.types import EXTENSIONS, Rgb
 
 KINDS = {name: {"heic": "HEIF"}.get(name, name.upper()) for name in EXTENSIONS}
@@ -39,12 +39,16 @@ class Encoded:
         data: its bytes.
         extension: with the dot, e.g. `.jpg`.
         how: how it was encoded, for the receipt, e.g. `JPEG quality 100 4:4:4 RGB`.
+        format: what it is, as in `Picture.format`.
+        data_mining: what its XMP says of data mining, see `data_mining.stated`, if the format has XMP.
         left_out: what of the original's metadata it does not hold although it was to be kept, and why.
     """
 
     data: bytes
     extension: str
     how: str
+    format: str
+    data_mining: str | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -92,18 +96,21 @@ def encode(
     with pillow(None):
         about = picture.metadata.reduced(metadata)
         about = about if opaque == "keep" else cleaning.without_opaque(about)
-        sheet = _fitted(picture, rgb, kind, levels)
-        about = _fitting(about, sheet, kind)
+        about = data_mining.written(about)
+        canvas = _fitted(picture, rgb, kind, levels)
+        height, width = canvas.wanted.shape[:2]
+        about = _fitting(about.sized(width, height), canvas, kind)
         if kind == "JPEG":
-            data, how = jpegs.written(sheet, picture, about, levels, small=jpeg == "small")
+            data, how = jpegs.written(canvas, picture, about, levels, small=jpeg == "small")
         else:
-            data, how = writers.written(kind, sheet, picture, about)
+            data, how = writers.written(kind, canvas, picture, about)
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
     (extension,) = (EXTENSIONS[name][0] for name, known in KINDS.items() if known == kind)
     how = f"{how} ({'; '.join(notes)})" if notes else how
-    return Encoded(data, extension, how, about.left_out)
+    says = data_mining.stated(replace(about, packets=()))
+    return Encoded(data, extension, how, kind, says, about.left_out)
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002
@@ -119,21 +126,21 @@ def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") 
         return jpegs.is_halved(picture.jpeg)
 
 
-def _fitting(about: Metadata, sheet: Sheet, kind: str) -> Metadata:
+def _fitting(about: Metadata, canvas: Canvas, kind: str) -> Metadata:
     """The metadata that the format can hold.
 
     A profile for other channels is left out, such as an RGB profile of a grey picture.
     """
     about = blocks.fitting_jpeg(about) if kind == "JPEG" else blocks.without_extended(about, kind)
-    misfit = about.icc is not None and (about.icc[16:20], sheet.wanted.shape[2]) in MISFITS
-    if sheet.is_srgb:
+    misfit = about.icc is not None and (about.icc[16:20], canvas.wanted.shape[2]) in MISFITS
+    if canvas.is_srgb:
         return replace(about, icc=None, cicp=None)
     return replace(about, icc=None) if misfit else about
 
 
-def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
+def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Canvas:
     """The picture's samples with the perturbation, as far as the format can hold them."""
-    turn = 1 if kind in STORED_UPRIGHT else picture.orientation
+    orientation = 1 if kind in STORED_UPRIGHT else picture.orientation
     channels = picture.samples.shape[2]
     if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
         # A profile of grey need not suit colour, and a profile of CMYK never does.
@@ -149,10 +156,10 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Sheet:
         alpha = None if alpha is None else colour.eight(alpha)
     if kind in NO_ALPHA:
         alpha = None
-    return Sheet(
-        stored(wanted, turn),
-        stored(original, turn),
-        None if alpha is None else stored(alpha, turn),
+    return Canvas(
+        stored(wanted, orientation),
+        stored(original, orientation),
+        None if alpha is None else stored(alpha, orientation),
         8 if wanted.dtype == np.uint8 else depth,
         is_srgb,
     )
@@ -180,13 +187,9 @@ def _hurdle(picture: Picture, kind: str) -> str | None:
         return "GIF holds no more than 256 colours"
     if kind == "HEIF" and not heif_ready():
         return "no HEIC writer is installed"
-    name = "JPEG" if kind == "JPEG" else kind
-    if (
-        kind in NO_ALPHA
-        and picture.alpha is not None
-        and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max
-    ):
-        return f"{name} holds no transparency"
+    alpha = picture.alpha
+    if kind in NO_ALPHA and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        return f"{kind} holds no transparency"
     longest = LONGEST_SIDE.get(kind)
     if longest is not None and max(picture.rgb.shape[:2]) > longest:
         return f"{kind} holds no side beyond {longest} pixels"

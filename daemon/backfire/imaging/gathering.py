@@ -16,6 +16,7 @@ from PIL import Image
 
 from backfire.imaging import cleaning, containers, isobmff, tags
 from backfire.imaging.metadata import (
+    C2PA,
     ELSEWHERE,
     EXTENDED_DIGEST,
     EXTENDED_XMP,
@@ -34,7 +35,6 @@ from backfire.imaging.metadata import (
 from backfire.imaging.tags import Directory
 
 C2PA_TAG = 52545
-C2PA = "the C2PA manifest: its signature does not fit the published file"
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:

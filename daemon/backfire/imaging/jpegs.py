@@ -21,9 +21,9 @@ from PIL import Image, JpegImagePlugin
 
 from backfire.imaging import blocks, colour
 from backfire.imaging.colour import Look
-from backfire.imaging.intake import Picture
+from backfire.imaging.decoding import Picture
 from backfire.imaging.metadata import Metadata
-from backfire.imaging.writers import Pixels, Sheet, saved, stored
+from backfire.imaging.writers import Canvas, Pixels, saved, stored
 
 COEFFICIENTS: Mapping[str, Any] = {"quality": 100, "subsampling": 0}
 """The options that determine which pixels a JPEG decodes to."""
@@ -55,7 +55,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def written(
-    sheet: Sheet, picture: Picture, about: Metadata, levels: int, *, small: bool = False
+    canvas: Canvas, picture: Picture, about: Metadata, levels: int, *, small: bool = False
 ) -> tuple[bytes, str]:
     """The file's bytes, and a description of the encoding for the receipt.
 
@@ -64,13 +64,13 @@ def written(
             rounds; the caller has to measure it.
         small: perturb luma only and keep the chroma, if the picture came with 4:2:0.
     """
-    wanted, original = colour.eight(sheet.wanted), colour.eight(sheet.original)
+    wanted, original = colour.eight(canvas.wanted), colour.eight(canvas.original)
     grey, ink = wanted.shape[2] == 1, wanted.shape[2] == 4
-    look = None if sheet.is_srgb else picture.look
+    look = None if canvas.is_srgb else picture.look
     options: dict[str, Any] = {}
     if wanted.shape[0] * wanted.shape[1] <= OPTIMISED:
         options = {"progressive": picture.compression == "progressive", "optimize": True}
-    if small and picture.jpeg is not None and not sheet.is_srgb:
+    if small and picture.jpeg is not None and not canvas.is_srgb:
         options |= {"extra": blocks.jpeg(about, same=True), "dpi": about.dpi}
         halved = _halved(picture.jpeg, wanted, original, levels, look, options)
         if halved is not None:
@@ -89,6 +89,30 @@ def is_halved(data: bytes) -> bool:
     """Whether a JPEG is YCbCr 4:2:0 and its chroma can be written again as it is."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return _chroma_table(image) is not None
+
+
+def as_coarse(data: bytes, rgb: Pixels) -> Pixels:
+    """What is left of H,W,3 sRGB pixels once they are saved as coarsely as the JPEG `data` is."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        sampling = JpegImagePlugin.get_sampling(image)
+        grey, tables = image.mode == "L", image.quantization  # type: ignore[attr-defined]
+    options = {"qtables": tables, "subsampling": None if grey or sampling < 0 else sampling}
+    bands = np.array(Image.fromarray(rgb).convert("L"))[..., None] if grey else rgb
+    decoded = _decoded(saved(bands, "JPEG", options), bands.shape)
+    return decoded.repeat(3, axis=2) if grey else decoded
+
+
+def coded_like(data: bytes, bands: Pixels) -> tuple[bytes, Pixels] | None:
+    """A JPEG of other pixels, H,W,3, coded as coarsely as `data`, and what it decodes to.
+
+    None where the chroma of `data` is not halved, or the pixels are too few for that.
+    """
+    if not is_halved(data):
+        return None
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        tables = {"qtables": image.quantization}  # type: ignore[attr-defined]
+    written = saved(bands, "JPEG", {**tables, "subsampling": HALVED})
+    return (written, _decoded(written, bands.shape)) if is_halved(written) else None
 
 
 def _chroma_table(image: Image.Image) -> Sequence[int] | None:

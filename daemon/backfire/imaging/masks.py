@@ -6,12 +6,14 @@ Which paint of a mask file is protected is decided in `detectors.sidecar`.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy  # it loads `ndimage`, which takes longest, when that is first used
 
 from backfire.types import Box, Mask
 
 DILATION = 17
 """The kernel that dilates a trigger by 8 pixels on each side, as in the published baseline."""
+UNEVEN = 0.4
+"""The share of a mask's depth by which `uneven` moves its contour at most."""
 FADE = 16
 """The pixels over which the budget falls to zero at the edge of its area."""
 FAR = 32
@@ -20,7 +22,7 @@ FAR = 32
 
 def dilated(mask: Mask, kernel: int = DILATION) -> Mask:
     """The mask grown by half a square kernel on each side."""
-    grown: Mask = ndimage.maximum_filter(mask, size=kernel)
+    grown: Mask = scipy.ndimage.maximum_filter(mask, size=kernel)
     return grown
 
 
@@ -43,24 +45,40 @@ def half(mask: Mask, angle: float) -> Mask:
 
 def eroded(mask: Mask, kernel: int = DILATION) -> Mask:
     """The mask shrunk by half a square kernel on each side, or unchanged if nothing would be left."""
-    shrunk: Mask = ndimage.minimum_filter(mask, size=kernel)
+    shrunk: Mask = scipy.ndimage.minimum_filter(mask, size=kernel)
     return shrunk if shrunk.any() else mask.copy()
 
 
 def drawn_in(mask: Mask, rng: np.random.Generator, share: float = 0.5) -> Mask:
     """The mask with an uneven contour, moved inwards by up to `share` of its depth; never empty."""
-    inside = ndimage.distance_transform_edt(mask)
+    inside = scipy.ndimage.distance_transform_edt(mask)
     depth = float(inside.max())
     # A smooth random field moves the contour; its wavelength is about the depth of the region.
-    field = ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
     ranks = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
     kept: Mask = mask & (inside >= np.minimum(share * depth * ranks + 0.5, depth))
     return kept
 
 
+def uneven(mask: Mask, rng: np.random.Generator, share: float = UNEVEN) -> Mask:
+    """The mask as somebody paints it over again: its contour moved in and out by turns.
+
+    Args:
+        share: of the mask's depth, by which the contour moves at most.
+    """
+    inside = scipy.ndimage.distance_transform_edt(mask)
+    outside = scipy.ndimage.distance_transform_edt(~mask) if not mask.all() else np.zeros(mask.shape)
+    depth = float(inside.max())
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal(mask.shape), max(depth / 2, 1.0), mode="wrap")
+    field -= np.median(field[mask & (inside <= 1)])
+    field /= max(float(np.abs(field[mask & (inside <= 1)]).max()), 1e-12)
+    moved: Mask = inside - outside > share * depth * np.clip(field, -1, 1)
+    return moved if moved.any() else mask.copy()
+
+
 def shifted(mask: Mask, down: int, right: int) -> Mask:
     """The mask moved by whole pixels; what leaves the plane is cut off."""
-    moved: Mask = ndimage.shift(mask, (down, right), order=0, cval=0, prefilter=False)
+    moved: Mask = scipy.ndimage.shift(mask, (down, right), order=0, cval=0, prefilter=False)
     return moved if moved.any() else mask.copy()
 
 
@@ -70,8 +88,8 @@ def covering(mask: Mask, share: float) -> Mask:
     It is changed by the distance from its edge, so that its shape is roughly kept.
     """
     wanted = max(1, round(share * int(mask.sum())))
-    inside = ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask) if mask.any() else np.zeros(mask.shape)
+    inside = scipy.ndimage.distance_transform_edt(mask)
+    outside = scipy.ndimage.distance_transform_edt(~mask) if mask.any() else np.zeros(mask.shape)
     depth = (inside - outside).ravel()
     plane = np.zeros(mask.size, dtype=np.bool_)
     plane[np.argsort(-depth, kind="stable")[:wanted]] = True
@@ -105,7 +123,7 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
     """
     height, width = protected.shape
     blocked = np.pad(dilated(protected, 2 * distance + 1), 1, constant_values=True)
-    room = ndimage.distance_transform_cdt(~blocked, metric="chessboard")[1:-1, 1:-1]
+    room = scipy.ndimage.distance_transform_cdt(~blocked, metric="chessboard")[1:-1, 1:-1]
     reach = int(room.max())
     if reach < 8:
         return None
@@ -129,6 +147,6 @@ def within(mask: Mask, reach: int, edge: int = FADE) -> np.ndarray:
     Returns:
         H,W float32 in [0,1].
     """
-    beyond = ndimage.distance_transform_edt(~mask).astype(np.float32) - reach
+    beyond = scipy.ndimage.distance_transform_edt(~mask).astype(np.float32) - reach
     near: np.ndarray = np.clip(1 - beyond / edge, 0, 1)
     return near

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from backfire.imaging import photoshop, previews, tags
-from backfire.imaging.tags import GPS, MAKER_NOTE, Directory
+from backfire.imaging import photoshop, previews, tags, xmp
+from backfire.imaging.tags import CAMERA, GPS, INTEROP, MAKER_NOTE, Directory
 
 ORIENTATION = 0x0112
 RESOLUTION = (0x011A, 0x011B, 0x0128)
@@ -48,7 +48,25 @@ GEOGRAPHY = frozenset({33550, 33922, 34264, 34735, 34736, 34737})
 PLACES = GEOGRAPHY | {GPS, MAKER_NOTE, XMP, PHOTOSHOP}
 """Tags that say, or may say, where a picture was taken. Maker notes can hold anything."""
 
+SIZES = {CAMERA: (0xA002, 0xA003), INTEROP: (0x1001, 0x1002)}
+"""By directory: the tags of width and height, PixelXDimension and RelatedImageWidth and their like."""
+
+XMP_SIZES = (
+    {
+        ("http://ns.adobe.com/exif/1.0/", "PixelXDimension"),
+        ("http://ns.adobe.com/tiff/1.0/", "ImageWidth"),
+    },
+    {
+        ("http://ns.adobe.com/exif/1.0/", "PixelYDimension"),
+        ("http://ns.adobe.com/tiff/1.0/", "ImageLength"),
+    },
+)
+"""The properties of XMP that give the width, and those that give the height."""
+
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
+
+C2PA = "the C2PA manifest: its signature does not fit the published file"
+"""What is said in `left_out` of a manifest that is not carried."""
 
 Part = tuple[bytes, bytes]
 
@@ -70,6 +88,8 @@ class Metadata:
         packets: all XMP of the file, including extended packets and parts that must not be published. It
             is read for the regions it names and never written.
         extended: the extended XMP packet of a JPEG.
+        data_mining: the term that the written XMP is to state of data mining, also where the packet is
+            stripped, see `data_mining.demanding`; None leaves XMP as it is.
         left_out: what of the file's metadata is not carried, and why, a phrase each, for the receipt.
         turned: the orientation of the stored pixels, 1..8 as in EXIF, if the reader has turned them upright
             already: regions in `packets` refer to the stored pixels. Otherwise None.
@@ -85,6 +105,7 @@ class Metadata:
     packets: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
     turned: int | None = field(default=None, compare=False)
     extended: bytes | None = None
+    data_mining: str | None = None
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -99,8 +120,8 @@ class Metadata:
             return self
         if policy == "strip-all":
             colour = tuple(part for part in self.parts if part[0] in PNG_COLOUR)
-            said = self.left_out
-            return replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour, left_out=said)
+            kept = replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
+            return replace(kept, data_mining=self.data_mining, left_out=self.left_out)
         if policy == "strip-gps":
             resources = b"".join(
                 body
@@ -127,6 +148,16 @@ class Metadata:
         xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
         return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
 
+    def sized(self, width: int, height: int) -> Metadata:
+        """The metadata with the size of the stored pixels, wherever they give one that is another."""
+        values = {
+            full_name: str(side)
+            for side, names in zip((width, height), XMP_SIZES, strict=True)
+            for full_name in names
+        }
+        main, extended = (packet and xmp.with_numbers(packet, values) for packet in (self.xmp, self.extended))
+        return replace(self, exif=_sized(self.exif, width, height), xmp=main, extended=extended)
+
     def with_resolution(self) -> Metadata:
         """The metadata with the resolution in EXIF too, for formats that have no other place for it."""
         if self.dpi is None or RESOLUTION[0] in self.exif.entries:
@@ -148,6 +179,21 @@ class Metadata:
         if iptc is not None and not any(kind == photoshop.IIM for kind, _ in photoshop.resources(block)):
             block += photoshop.resource(photoshop.IIM, iptc)
         return block or None
+
+
+def _sized(exif: Directory, width: int, height: int) -> Directory:
+    """The tags with the size of the stored pixels where they name one, in all directories."""
+    below = {tag: _sized(directory, width, height) for tag, directory in exif.below.items()}
+    for tag, names in SIZES.items():
+        sides = dict(zip(names, (width, height), strict=True))
+        wrong = {
+            name: (tags.LONG, [side])
+            for name, side in sides.items()
+            if tag in below and name in below[tag].entries and below[tag].number(name) != side
+        }
+        if wrong:
+            below[tag] = below[tag].having(wrong)
+    return replace(exif, below=below)
 
 
 def _placeless(exif: Directory) -> Directory:

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from backfire.errors import JobError
-from backfire.imaging import colour, containers, gathering, heif, isobmff, previews, refusals, tags, tiff
+from backfire.imaging import (
+    colour,
+    containers,
+    formats,
+    gathering,
+    heif,
+    isobmff,
+    previews,
+    refusals,
+    tags,
+    tiff,
+)
 from backfire.imaging.colour import Samples
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import Metadata
@@ -78,14 +89,14 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
     """
     if frames not in ("refuse", "first"):
         raise ValueError(f"frames: got {frames!r}, expected refuse or first")
-    kind = containers.sniff(data, name)
+    kind = formats.sniff(data, name)
     if not containers.is_complete(data, kind):
         raise refusals.cut_short(name, f"the {kind}")
     with _refusing(name, kind, max_pixels):
         reader = {"TIFF": _tiff, "HEIF": _heif, "AVIF": _avif}.get(kind, _plain)
         raw = reader(data, kind, name, max_pixels)
         if raw.frames > 1 and frames == "refuse":
-            remedy = "save each as its own file or set output.frames to first"
+            remedy = "save each as its own file and drop those, or set output.frames to first"
             raise refusals.unsupported(name, f"has {raw.frames} pages or frames", remedy, expected="one")
         return kind, raw
 

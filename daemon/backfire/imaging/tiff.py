@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 
 from backfire.errors import Code, InputError
-from backfire.imaging import containers, refusals, tags
+from backfire.imaging import formats, refusals, tags
 from backfire.imaging.colour import Samples
 from backfire.imaging.metadata import ICC, PHOTOSHOP, STORAGE, SUBFILES, XMP, Metadata
 from backfire.imaging.tags import BYTE, LONG, LONG8, SHORT, UNDEFINED, Directory
@@ -119,7 +119,7 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
     if 50706 in first.entries or data[8:10] == b"CR" or (small and SUBFILES in first.entries):
         raise InputError(
             Code.UNSUPPORTED,
-            f"{name}: is {containers.RAW}, expected a picture; {containers.REMEDIES[containers.RAW]}",
+            f"{name}: is {formats.RAW}, expected a picture; {formats.REMEDIES[formats.RAW]}",
         )
     if small:
         what, remedy = "has a thumbnail as its first page", "save it again with the picture first"

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from backfire.imaging import blocks, colour, heif, isobmff, tiff
 from backfire.imaging.colour import Samples
-from backfire.imaging.intake import Picture
+from backfire.imaging.decoding import Picture
 from backfire.imaging.metadata import Metadata
 
 SRGB = (1, 13)
@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class Canvas:
     """The samples to be written, in the orientation of the file.
 
     Attributes:
@@ -57,67 +57,67 @@ class Sheet:
         return values[..., 0] if values.shape[2] == 1 else values
 
 
-def written(kind: str, sheet: Sheet, picture: Picture, about: Metadata) -> tuple[bytes, str]:
+def written(kind: str, canvas: Canvas, picture: Picture, about: Metadata) -> tuple[bytes, str]:
     """The bytes of the file, and how it was encoded, for the receipt."""
     same = kind == picture.format
     match kind:
         case "PNG":
-            return blocks.png(_png(sheet), about, same=same), f"PNG lossless{_depth(sheet)}"
+            return blocks.png(_png(canvas), about, same=same), f"PNG lossless{_depth(canvas)}"
         case "TIFF":
             compression = picture.compression if picture.compression in tiff.COMPRESSORS else None
             compression = compression or "tiff_adobe_deflate"
             about = about.with_resolution()
-            alpha, big = sheet.alpha is not None, same and picture.big
-            data = tiff.written(sheet.bands, about, compression=compression, alpha=alpha, big=big)
-            return data, f"TIFF {compression} lossless{_depth(sheet)}"
+            alpha, big = canvas.alpha is not None, same and picture.big
+            data = tiff.written(canvas.bands, about, compression=compression, alpha=alpha, big=big)
+            return data, f"TIFF {compression} lossless{_depth(canvas)}"
         case "JPEG2000":
             stream = "j2k" if same and picture.compression == "j2k" else "jp2"
             data = bytes(
                 imagecodecs.jpeg2k_encode(
-                    sheet.values, level=0, reversible=True, codecformat=stream, bitspersample=sheet.depth
+                    canvas.values, level=0, reversible=True, codecformat=stream, bitspersample=canvas.depth
                 )
             )
             data = blocks.jp2(data, about, same=same) if stream == "jp2" else data
-            return data, f"JPEG 2000 lossless{_depth(sheet)}"
+            return data, f"JPEG 2000 lossless{_depth(canvas)}"
         case "BMP":
-            return saved(colour.eight(sheet.bands), kind, {"dpi": about.dpi}), "BMP"
+            return saved(colour.eight(canvas.bands), kind, {"dpi": about.dpi}), "BMP"
         case "AVIF":
-            return _avif(sheet, about), f"AVIF lossless{_depth(sheet)}"
+            return _avif(canvas, about), f"AVIF lossless{_depth(canvas)}"
         case "HEIF":
-            return _heif(sheet, about), f"HEIC lossless{_depth(sheet)}"
+            return _heif(canvas, about), f"HEIC lossless{_depth(canvas)}"
     # exact: also keeps the colour of fully transparent pixels.
     told = {"icc_profile": about.icc, "exif": about.exif_block(), "xmp": about.xmp}
-    data = saved(colour.eight(sheet.bands), kind, {"lossless": True, "exact": True, **told})
+    data = saved(colour.eight(canvas.bands), kind, {"lossless": True, "exact": True, **told})
     return data, "WebP lossless"
 
 
-def _depth(sheet: Sheet) -> str:
-    return f" {sheet.depth}-bit" if sheet.depth > 8 else ""
+def _depth(canvas: Canvas) -> str:
+    return f" {canvas.depth}-bit" if canvas.depth > 8 else ""
 
 
-def _png(sheet: Sheet) -> bytes:
-    if sheet.depth == 8:
-        return saved(colour.eight(sheet.bands), "PNG", {})
-    return bytes(imagecodecs.png_encode(sheet.values, level=6))
+def _png(canvas: Canvas) -> bytes:
+    if canvas.depth == 8:
+        return saved(colour.eight(canvas.bands), "PNG", {})
+    return bytes(imagecodecs.png_encode(canvas.values, level=6))
 
 
-def _heif(sheet: Sheet, about: Metadata) -> bytes:
+def _heif(canvas: Canvas, about: Metadata) -> bytes:
     """A HEIC, stored upright because the encoder would apply an orientation in the tags or the packet."""
     about = about.upright()
     cicp, exif = about.cicp or SRGB, about.exif_block()
-    return heif.written(sheet.bands, sheet.depth, cicp=cicp, icc=about.icc, exif=exif, xmp=about.xmp)
+    return heif.written(canvas.bands, canvas.depth, cicp=cicp, icc=about.icc, exif=exif, xmp=about.xmp)
 
 
-def _avif(sheet: Sheet, about: Metadata) -> bytes:
+def _avif(canvas: Canvas, about: Metadata) -> bytes:
     """An AVIF by imagecodecs, because Pillow rounds to YCbCr and back and knows only 8 bits."""
     primaries, transfer = about.cicp or SRGB
     exif = about.upright().exif_block()
     return isobmff.described(
         bytes(
             imagecodecs.avif_encode(
-                sheet.values,
+                canvas.values,
                 level=100,
-                bitspersample=sheet.depth,
+                bitspersample=canvas.depth,
                 primaries=primaries,
                 transfer=transfer,
                 speed=AVIF_SPEED,

@@ -16,6 +16,7 @@ NOTE = "http://ns.adobe.com/xmp/note/"
 
 _TAG = re.compile(rb"<[^<>\"']*(?:\"[^\"]*\"[^<>\"']*|'[^']*'[^<>\"']*)*>")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=<>\"']+)\s*=\s*(\"[^\"]*\"|'[^']*')")
+_NUMBER = re.compile(rb"(?<=[\"'>])\d+(?=[\"'<])")
 _PADDING = re.compile(rb"\s{64,}(?=<\?xpacket end)")
 
 
@@ -40,17 +41,29 @@ class Property:
 
 def properties(packet: bytes) -> list[Property]:
     """The properties of a packet; none if it is in UTF-16, or broken, or declares a document type."""
-    reader = _Reader(packet)
-    try:
-        reader.parser.Parse(packet, True)
-    except (expat.ExpatError, ValueError, IndexError):
-        return []
-    return reader.found
+    return _read(packet) or []
+
+
+def is_whole(packet: bytes) -> bool:
+    """Whether `properties` can read a packet, which may also have none."""
+    return _read(packet) is not None
 
 
 def without(packet: bytes, unwanted: Callable[[Property], bool]) -> bytes:
     """A packet without some properties."""
     return _without(packet, [one for one in properties(packet) if unwanted(one)])
+
+
+def with_numbers(packet: bytes, values: Mapping[tuple[str, str], str]) -> bytes:
+    """A packet in which properties, by namespace and name, have other whole numbers, if they had some."""
+    kept, at = [], 0
+    for one in sorted(properties(packet), key=lambda one: one.start):
+        new = values.get((one.namespace, one.name))
+        if new is not None and one.start >= at:
+            part = packet[one.start : one.end]
+            kept += [packet[at : one.start], _NUMBER.sub(new.encode(), part, count=1)]
+            at = one.end
+    return b"".join([*kept, packet[at:]])
 
 
 def split(packet: bytes, most: int) -> tuple[bytes, bytes] | None:
@@ -76,6 +89,15 @@ def split(packet: bytes, most: int) -> tuple[bytes, bytes] | None:
     described = b"".join(map(_described, moved))
     extended = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">'.encode() + described
     return main[: head.end()] + note + main[head.end() :], extended + b"</rdf:RDF></x:xmpmeta>"
+
+
+def _read(packet: bytes) -> list[Property] | None:
+    reader = _Reader(packet)
+    try:
+        reader.parser.Parse(packet, True)
+    except (expat.ExpatError, ValueError, IndexError):
+        return None
+    return reader.found
 
 
 def _without(packet: bytes, gone: list[Property]) -> bytes:

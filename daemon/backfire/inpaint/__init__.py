@@ -3,20 +3,25 @@
 There are two sorts: the built-in ones, whose weights ship inside the package, and those the configuration
 declares (`editors: {NAME: {kind, weights, ...options}}`). To add a kind: a file with a class that
 has the `Editor` protocol (deriving from `ModelEditor` saves the padding and compositing) and a
-classmethod `load(name, path, **options)`, and one line in `KINDS`; the contract tests find it
-there. Importing this package loads no torch.
+classmethod `load(name, path)`, and one line in `KINDS`; the contract tests find it there. If it has options,
+a dataclass in `options` names, documents and checks them, and `load` gets that object as well. Importing this
+package loads no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire import weights
 from backfire.config import DeclaredEditor, Settings
+from backfire.config.renamed import EDITORS
 from backfire.errors import Code, ConfigError, ModelError, require
+from backfire.inpaint.options import DiffusionOptions, FlowOptions, Options, ScriptedOptions
 from backfire.registry import Entry, Registry
+from backfire.types import Family
 
 if TYPE_CHECKING:
     import torch
@@ -26,38 +31,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind(Entry):
-    """How editors of one kind are loaded; the class has a classmethod `load(name, path, **options)`.
+    """How editors of one kind are loaded; the class has a classmethod `load(name, path)`, or
+    `load(name, path, options)` where the kind has options.
 
     Attributes:
-        options: keys the configuration may give besides `kind` and `weights`.
+        options: what the configuration may give besides `kind` and `weights`: its fields; None for nothing.
         files: how many weights may be listed; `load` then gets a tuple of paths.
         also: kinds of the catalogue whose weights it takes besides its own.
         hub: `weights` may also be a hub name, which reaches `load` as it stands.
         capabilities: what its editors offer besides `inpaint`, see `inpaint.base`.
+        stands_for: the family of editors that decides in which tools it is replayed.
         casts: whether `dtype` is an option that sets `ModelEditor.arithmetic`.
     """
 
-    options: tuple[str, ...] = ()
+    options: type[Options] | None = None
     files: int = 1
     also: tuple[str, ...] = ()
     hub: bool = False
     capabilities: tuple[str, ...] = ()
     casts: bool = False
+    stands_for: Family = Family.LATENT
 
     @property
     def known(self) -> tuple[str, ...]:
         """All keys that a declaration may have."""
-        return "kind", "weights", *self.options, *(["dtype"] if self.casts else [])
+        own = [field.name for field in fields(self.options)] if self.options else []
+        return "kind", "weights", *own, *(["dtype"] if self.casts else [])
 
-    def load(self, name: str, paths: tuple[Path, ...], options: dict[str, Any]) -> Editor:
-        options, arithmetic = dict(options), None
-        if self.casts and "dtype" in options:
+    def checked(self, given: Mapping[str, Any]) -> Options | None:
+        """The options of a declaration, all of which are known; None where the kind has none.
+
+        Raises:
+            ConfigError: a value is impossible; the message begins with the option's name.
+        """
+        if self.casts and "dtype" in given:
+            require(str(given["dtype"]), ARITHMETIC, "dtype")
+        return self.options(**given) if self.options else None
+
+    def load(self, name: str, paths: tuple[Path, ...], given: Mapping[str, Any]) -> Editor:
+        """The editor of that name, with the options that its declaration gives."""
+        options = self.checked(given)
+        path = paths[0] if self.files == 1 else paths
+        editor: Any = self.resolve().load(name, path, *([options] if options else []))
+        if self.casts and "dtype" in given:
             from backfire.inpaint.hardware import DTYPES  # brings torch
 
-            arithmetic = DTYPES[options.pop("dtype")]
-        editor: Any = self.resolve().load(name, paths[0] if self.files == 1 else paths, **options)
-        if arithmetic is not None:
-            editor.arithmetic = arithmetic
+            editor.arithmetic = DTYPES[given["dtype"]]
         loaded: Editor = editor
         return loaded
 
@@ -69,15 +88,27 @@ and 87 % of a LaMa's gradients were zero."""
 KINDS = Registry(
     "kind",
     {
-        "lama": Kind("backfire.inpaint.lama:LamaEditor", casts=True),
-        "mat": Kind("backfire.inpaint.mat:MatEditor", casts=True),
+        "lama": Kind("backfire.inpaint.lama:LamaEditor", casts=True, stands_for=Family.ERASE),
+        "mat": Kind("backfire.inpaint.mat:MatEditor", casts=True, stands_for=Family.ERASE),
         "diffusion": Kind(
             "backfire.inpaint.diffusion:DiffusionEditor",
-            ("prompts", "negative", "steps", "guidance", "dtype", "mask_blur", "variant"),
+            DiffusionOptions,
             hub=True,
             capabilities=("encode", "first_step"),
+            stands_for=Family.DIFFUSION,
         ),
-        "torchscript": Kind("backfire.inpaint.scripted:ScriptedEditor", ("sha256", "trust", "multiple")),
+        "flow": Kind(
+            "backfire.inpaint.flow:FlowEditor",
+            FlowOptions,
+            hub=True,
+            capabilities=("encode", "first_step", "attention_entropy"),
+            stands_for=Family.FLOW,
+        ),
+        "torchscript": Kind(
+            "backfire.inpaint.scripted:ScriptedEditor",
+            ScriptedOptions,
+            stands_for=Family.ERASE,
+        ),
         "latent": Kind(
             "backfire.inpaint.encoders:EncoderEditor", files=2, capabilities=("encode",), casts=True
         ),
@@ -100,7 +131,7 @@ class BuiltIn(Entry):
         name: as in the configuration; its weights are `NAME.safetensors`.
         family, parameters: what it is and how large, for people.
         edit_cpu_s: seconds that an edit takes on a CPU, see `weights.Model`.
-        capabilities: as in `Kind`.
+        capabilities, stands_for: as in `Kind`.
     """
 
     name: str
@@ -108,6 +139,7 @@ class BuiltIn(Entry):
     parameters: str
     edit_cpu_s: float
     capabilities: tuple[str, ...]
+    stands_for: Family = Family.LATENT
 
     @property
     def file(self) -> Path:
@@ -130,12 +162,12 @@ BUILT_IN = Registry(
             0.6,
             ("encode",),
         ),
-        "latent-mini": BuiltIn(
-            "backfire.inpaint.latent:ShiftMapEditor",
-            "latent-mini",
-            "latent inpainting, one step, ours",
-            "4.9 M",
-            0.8,
+        "flux2-micro": BuiltIn(
+            "backfire.inpaint.encoders:PairInpainter",
+            "flux2-micro",
+            "latent inpainting on FLUX.2's latents, a smaller student, ours",
+            "1.0 M + 2.3 M",
+            0.4,
             ("encode",),
         ),
         "ldm-mini": BuiltIn(
@@ -145,11 +177,14 @@ BUILT_IN = Registry(
             "4.8 M",
             1.8,
             ("encode", "first_step"),
+            Family.DIFFUSION,
         ),
     },
 )
 NAMES = tuple(BUILT_IN)
 """The built-in editors."""
+DEFAULT = NAMES[0]
+"""The one with which `protect.surrogates: auto` begins."""
 
 _loaded: dict[tuple[str, str, str], Editor] = {}
 
@@ -166,14 +201,14 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
         ConfigError: no editor of that name, or a declaration that cannot be; see `require_known`.
         ModelError: its weights are missing, damaged or of another kind.
     """
-    declared = settings.editors if settings else {}
-    require(name, (*NAMES, *declared), "editor")
-    said = f"{declared[name]!r} {settings.models.folder}" if settings and name in declared else ""
+    _require(name, known(settings) if settings else NAMES, "editor")
+    declared = declaration(name, settings) if settings else None
+    said = f"{declared!r} {settings.models.folder}" if settings and declared else ""
     key = name, str(device), said
     if key not in _loaded:
-        if settings and name in declared:
-            _check(name, declared[name])
-            editor = _declared(name, declared[name], settings.models.folder)
+        if settings and declared:
+            _check(name, declared)
+            editor = _declared(name, declared, settings.models.folder)
         else:
             editor = BUILT_IN[name].load()
         editor.to(device)
@@ -183,8 +218,57 @@ def get(name: str, device: torch.device | str = "cpu", settings: Settings | None
 
 def capabilities(name: str, settings: Settings) -> tuple[str, ...]:
     """What the editor of that name offers: `inpaint`, and more where its kind has it. Loads no weights."""
-    entry = BUILT_IN[name] if name in BUILT_IN else KINDS[settings.editors[name].kind]
-    return "inpaint", *entry.capabilities
+    return "inpaint", *_entry(name, settings).capabilities
+
+
+def family(name: str, settings: Settings) -> Family:
+    """The family of editors that the one of that name stands for."""
+    return _entry(name, settings).stands_for
+
+
+def _entry(name: str, settings: Settings) -> BuiltIn | Kind:
+    declared = declaration(name, settings)
+    return BUILT_IN[name] if declared is None else KINDS[declared.kind]
+
+
+def known(settings: Settings) -> tuple[str, ...]:
+    """The names of all editors: built in, declared, and of the catalogue."""
+    return tuple(dict.fromkeys((*NAMES, *settings.editors, *weights.catalogue())))
+
+
+def declaration(name: str, settings: Settings) -> DeclaredEditor | None:
+    """What the configuration says of an editor; a name of the catalogue stands for its own weights.
+
+    Returns:
+        None for a built-in one.
+    """
+    model = weights.catalogue().get(name)
+    if name in settings.editors or model is None:
+        return settings.editors.get(name)
+    return DeclaredEditor(kind=model.kind, weights=(name,))
+
+
+def present(settings: Settings) -> tuple[str, ...]:
+    """The default editor and every other one, declared or of the catalogue, whose weights are there.
+
+    Weights of the catalogue that a declared editor uses make no further one. None of `verify.held_out` is
+    among them. Opens no weights.
+    """
+    folder = settings.models.folder
+    used = {wanted for one in settings.editors.values() for wanted in one.weights}
+    names = [*settings.editors, *(name for name in weights.catalogue() if name not in used)]
+    there = (name for name in dict.fromkeys(names) if _is_there(declaration(name, settings), folder))
+    held_out = settings.verify.held_out
+    return tuple(name for name in (DEFAULT, *there) if name not in held_out)
+
+
+def _is_there(declared: DeclaredEditor | None, folder: Path) -> bool:
+    return declared is not None and all(
+        weights.is_there(wanted, folder)
+        if wanted in weights.catalogue()
+        else Path(wanted).exists() or (KINDS[declared.kind].hub and weights.is_cached(wanted))
+        for wanted in declared.weights
+    )
 
 
 def require_known(settings: Settings) -> None:
@@ -192,16 +276,36 @@ def require_known(settings: Settings) -> None:
 
     Raises:
         ConfigError: an unknown surrogate, held-out editor, kind or option (the nearest is named), a
-            declaration under a built-in name, too many weights.
+            declaration under a built-in name, too many weights, a held-out editor that is a surrogate too.
     """
     for name, declared in settings.editors.items():
         _check(name, declared)
+    surrogates = settings.protect.surrogates
     for setting, names in (
-        ("protect.surrogates", settings.protect.surrogates),
+        ("protect.surrogates", () if surrogates == "auto" else surrogates),
         ("verify.held_out", settings.verify.held_out),
     ):
         for name in names:
-            require(name, (*NAMES, *settings.editors), setting)
+            _require(name, known(settings), setting)
+    require_apart(settings)
+
+
+def _require(name: str, names: Collection[str], setting: str) -> None:
+    if name in EDITORS and name not in names:
+        raise ConfigError(f"{setting}: got {name!r}, whose place {EDITORS[name]!r} took; write that")
+    require(name, names, setting)
+
+
+def require_apart(settings: Settings) -> None:
+    """Check that no held-out editor is a surrogate, too.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in settings.verify.held_out:
+        if settings.protect.surrogates != "auto" and name in settings.protect.surrogates:
+            wrong = f"got {name}, which is one of protect.surrogates and so takes part in the optimisation"
+            raise ConfigError(f"verify.held_out: {wrong}; name another editor, or none: held_out: []")
 
 
 def _check(name: str, declared: DeclaredEditor) -> None:
@@ -211,8 +315,10 @@ def _check(name: str, declared: DeclaredEditor) -> None:
     kind = KINDS.require(declared.kind, f"{subject}.kind")
     for option in declared.options:
         require(option, kind.known, f"{subject}: option")
-    if kind.casts and "dtype" in declared.options:
-        require(str(declared.options["dtype"]), ARITHMETIC, f"{subject}.dtype")
+    try:
+        kind.checked(declared.options)
+    except ConfigError as error:
+        raise ConfigError(f"{subject}.{error}") from error
     if len(declared.weights) > kind.files:
         wrong = f"got {len(declared.weights)}, kind {declared.kind} takes at most {kind.files}"
         raise ConfigError(f"{subject}.weights: {wrong}; list fewer")

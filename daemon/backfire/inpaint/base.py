@@ -97,6 +97,25 @@ class Denoiser(Latent, Protocol):
         ...
 
 
+@runtime_checkable
+class Attentive(Denoiser, Protocol):
+    """A denoiser whose network is a transformer, in which picture and prompt attend to each other."""
+
+    def attention_entropy(
+        self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """How widely each cell of the edit attends in the first such block. Differentiable in `image`.
+
+        Args:
+            image, mask, generator: as in `Denoiser.first_step`, which makes the block's input.
+
+        Returns:
+            float32 N,1,h,w in [0,1]: the entropy of each cell's attention as a share of the largest one; the
+            cells are those of `encode`.
+        """
+        ...
+
+
 def differentiable_edit(surrogate: Editor, image: Tensor, mask: Tensor) -> Tensor:
     """A surrogate's edit by steps that gradients flow through: a denoiser's one step, else `inpaint`.
 
@@ -136,9 +155,11 @@ class ModelEditor:
             module.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> None:
-        """Move the networks; channels-last, which CPU and GPU convolutions prefer."""
+        """Move the networks; channels-last, which CPU and GPU convolutions prefer, but those of videos."""
         for module in self._modules:
-            module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            flat = all(parameter.dim() < 5 for parameter in module.parameters())
+            layout = {"memory_format": torch.channels_last} if flat else {}
+            module.to(device=device, **layout)  # type: ignore[call-overload]
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         raise TypeError(f"{type(self).__name__} lacks _fill")

@@ -10,15 +10,16 @@ Two kinds of files are read, as safetensors or by `torch.load(weights_only=True)
 
 * a pair of encoder and decoder in the style of TAESD (https://github.com/madebyollin/taesd), whose
   architecture follows from the names and shapes of the tensors; a diffusers `AutoencoderTiny` is one, too;
-* a folder of diffusers with `config.json`: an `AutoencoderTiny`, or an `AutoencoderKL`, which diffusers
-loads.
+* a folder of diffusers with `config.json`, such as the `vae` folder of a pipeline: an `AutoencoderTiny`, or
+  one of the classes in `autoencoders`, which diffusers loads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from backfire import weights
 from backfire.errors import Code, ModelError
 from backfire.files.durable import file_sha256
+from backfire.inpaint import autoencoders, pipelines
 from backfire.inpaint.base import ModelEditor
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from backfire.inpaint.tensors import read_state
@@ -83,10 +85,13 @@ class EncoderEditor(ModelEditor):
         return latents.to(image.dtype)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        return _run(self.decoder, _run(self.encoder, image), self.multiple)
+        decoder = self.decoder
+        decode = partial(decoder.under, mask=mask) if isinstance(decoder, Decoder) else decoder
+        return _run(decode, _run(self.encoder, image), self.multiple)
 
 
-TAEF2_NET = weights.INSIDE / "latent-taef2.safetensors"
+NET_FILE = weights.INSIDE / "flux2-mini.safetensors"
+"""The file whose `net.*` fills the latents of FLUX.2's tiny autoencoder, and of students of it."""
 
 
 class PairInpainter(LatentEditor):
@@ -97,14 +102,13 @@ class PairInpainter(LatentEditor):
         """Load an encoder and a decoder as `EncoderEditor.load` does, and the network, which is the last
         path.
 
-        Without a network, the one that ships inside the package is taken, which is for the latents of
-        FLUX.2's tiny autoencoder.
+        Without a network, that of `NET_FILE` is taken, which is for the latents of FLUX.2's tiny autoencoder.
 
         Raises:
             ModelError: a file is missing or damaged, or the network is for another latent space.
         """
         count = 1 if path[0].is_dir() else 2
-        pair, net_path = path[:count], path[count] if len(path) > count else TAEF2_NET
+        pair, net_path = path[:count], path[count] if len(path) > count else NET_FILE
         if len(pair) < count:
             got = "is one file" if pair[0].exists() else "is not there"
             raise _refused(name, pair[0], f"{got}, expected an autoencoder", "list that first, then the net")
@@ -112,25 +116,32 @@ class PairInpainter(LatentEditor):
             got = f"has {len(path) - 1} files beside it, expected the net alone"
             raise _refused(name, pair[0], got, "list a folder and the net, or encoder, decoder and the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
-        net, latent = _net(name, net_path, read_state(name, net_path)[0])
+        state, net_sha256 = read_state(name, net_path)
+        net, latent = _net(name, net_path, _below(state, "net.") or state)
         with torch.inference_mode():
             have = encoder(torch.zeros(1, 3, 64, 64)).shape[1]
         if (have, multiple) != (latent, DOWNSCALE):
             wrong = f"fills {latent} channels at 1/{DOWNSCALE}, the autoencoder has {have} at 1/{multiple}"
             raise _refused(name, net_path, wrong, "use the autoencoder that it was trained on")
-        whole = hashlib.sha256((of_pair + file_sha256(net_path)).encode()).hexdigest()
-        return cls(name, whole, encoder, net, decoder)
+        return cls(name, _joint([of_pair, net_sha256]), encoder, net, decoder)
 
     @classmethod
     def from_file(cls, name: str, path: Path) -> Self:
         """Load `encoder.*`, `net.*` and `decoder.*` from one safetensors file, as for a built-in editor.
 
+        The network of a file without `net.*` is that of `NET_FILE`.
+
         Raises:
             ModelError: the file is missing, damaged or of another architecture.
         """
-        state, weights_sha256 = read_state(name, path)
+        state, digest = read_state(name, path)
         encoder, decoder = (_part(name, path, _below(state, role))[0] for role in ("encoder.", "decoder."))
-        return cls(name, weights_sha256, encoder, _net(name, path, _below(state, "net."))[0], decoder)
+        net = _below(state, "net.")
+        if not net:
+            path = NET_FILE
+            shared, net_sha256 = read_state(name, path)
+            net, digest = _below(shared, "net."), _joint([digest, net_sha256])
+        return cls(name, digest, encoder, _net(name, path, net)[0], decoder)
 
 
 def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
@@ -146,7 +157,7 @@ def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
     return net, latent
 
 
-def _run(module: nn.Module, x: Tensor, scale: int = 1) -> Tensor:
+def _run(module: Callable[[Tensor], Tensor], x: Tensor, scale: int = 1) -> Tensor:
     """The module's output. Gradients over many pixels recompute the activations instead of keeping them."""
     pixels = x.shape[0] * x.shape[-2] * x.shape[-1] * scale**2
     frugal = torch.is_grad_enabled() and x.requires_grad and pixels >= FRUGAL_PIXELS
@@ -243,58 +254,58 @@ def _from_diffusers(name: str, folder: Path) -> _Parts:
         state, _ = read_state(name, files[1])
         parts = [_part(name, files[1], _below(state, role)) for role in ("encoder.", "decoder.")]
         return _joined(name, files, parts)
-    if kind == "AutoencoderKL":
-        return digest(files), *_kl(name, folder), 2 ** (len(config["block_out_channels"]) - 1)
-    raise _refused(name, folder, f"is a {kind}, expected AutoencoderKL or AutoencoderTiny", REMEDY)
+    if kind not in autoencoders.SPACES:
+        expected = ", ".join(autoencoders.SPACES)
+        raise _refused(name, folder, f"is a {kind}, expected one of {expected}", REMEDY)
+    vae = _loaded(name, folder, kind)
+    return digest(files), _VaeEncoder(vae), _VaeDecoder(vae), autoencoders.SPACES[kind].factor(vae)
 
 
 def _below(state: State, prefix: str) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _kl(name: str, folder: Path) -> tuple[nn.Module, nn.Module]:
+def _loaded(name: str, folder: Path, kind: str) -> Any:
     try:
-        from diffusers import AutoencoderKL
+        return pipelines.load_model(name, pipelines.class_named("diffusers", kind), folder)
     except ImportError as error:
-        raise _refused(
-            name, folder, "needs diffusers, which is not installed", "pip install diffusers"
-        ) from error
-    try:
-        vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+        remedy = "pip install 'backfire[diffusion]'"
+        raise _refused(name, folder, "needs diffusers, which is not installed", remedy) from error
+    except ModelError:
+        raise
     except Exception as error:  # diffusers raises anything for a damaged folder
         reason = str(error).strip().partition("\n")[0]
         raise _refused(name, folder, f"cannot be loaded by diffusers ({reason})", REMEDY) from error
-    return _KlEncoder(vae), _KlDecoder(vae)
 
 
-class _KlEncoder(nn.Module):
-    """The mean of the distribution of latents, around which an editor samples."""
+class _VaeEncoder(nn.Module):
+    """The mean of the distribution of latents, around which an editor samples, normalised."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.vae.encode(image * 2 - 1).latent_dist.mode()
-        return out
+        return autoencoders.encoded(self.vae, image)
 
 
-class _KlDecoder(nn.Module):
+class _VaeDecoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        out: Tensor = self.vae.decode(latents).sample / 2 + 0.5
-        return out
+        return autoencoders.decoded(self.vae, latents)
 
 
 def digest(files: Sequence[Path]) -> str:
     """The SHA-256 of one file, or that of the concatenated SHA-256s of several."""
-    each = [file_sha256(path) for path in files]
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+    return _joint([file_sha256(path) for path in files])
+
+
+def _joint(digests: Sequence[str]) -> str:
+    """One digest as it is, or the SHA-256 of several."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _refused(name: str, path: Path, wrong: str, remedy: str) -> ModelError:

@@ -34,9 +34,6 @@ Pair = tuple[Tensor, Tensor | None]
 """The local and the global channels, N,C,H,W each; there are no global ones before the last downsampling."""
 
 STEM = "model.1.ffc.convl2l.weight"
-KEPT_BYTES = 4 * 2**30
-"""Blocks that would keep more bytes than this for the backward pass are recomputed in it, which takes a third
-more time and a fraction of the memory."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,13 @@ class Generator(nn.Module):
     """N,4,H,W, masked RGB in [0,1] and mask (1 = repaint) -> N,3,H,W in [0,1].
 
     H and W are multiples of 2**downsamplings and at least twice that.
+
+    Attributes:
+        kept_max: blocks that would keep more bytes than this for the backward pass are recomputed in it,
+            which takes a third more time and a fraction of the memory.
     """
+
+    kept_max = 4 * 2**30
 
     def __init__(self, config: Config = BIG) -> None:
         super().__init__()
@@ -227,7 +230,7 @@ class Generator(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        lean = torch.is_grad_enabled() and self._kept_bytes(x) > KEPT_BYTES
+        lean = torch.is_grad_enabled() and self._kept_bytes(x) > self.kept_max
         value: Any = x
         for layer in self.model:
             if lean and isinstance(layer, Block):

@@ -7,28 +7,22 @@ Today's editors work like this: Stable Diffusion, FLUX and Qwen-Image all encode
   so a state dict fits both. They are written here because importing diffusers costs seconds and hundreds of
   megabytes. Ours take and return [0,1], diffusers' [-1,1].
 * `InpaintNet` is a small U-Net with attention that fills latents in one step. It is conditioned as in
-  SD-inpainting, on the latents of the masked picture and on the mask. latent-taef2 uses it.
-* `ShiftMapNet` does the same with texture that is copied from elsewhere in the picture. latent-mini uses it.
+  SD-inpainting, on the latents of the masked picture and on the mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backfire.errors import Code, ModelError
-from backfire.inpaint import shiftmap
 from backfire.inpaint.base import ModelEditor
-from backfire.inpaint.tensors import read_state
-from backfire.inpaint.texture import CELL, FEATURES, described
 
 LATENT_CHANNELS = 16
-DOWNSCALE = CELL
+DOWNSCALE = 8
+"""The side of a latent cell in pixels."""
 HOLE = 0.5
 """The value of the pixels under the mask before encoding: 0 in [-1,1], as in SD-inpainting."""
 
@@ -121,6 +115,50 @@ class Decoder(nn.Module):
         out: Tensor = self.layers(torch.tanh(latents / 3) * 3)
         return out
 
+    def under(self, latents: Tensor, mask: Tensor) -> Tensor:
+        """As `forward`, but right only where the mask is set, which is all of an edit that anybody sees.
+
+        The blocks before the first enlargement see the whole plane. Those behind it, which take nearly all of
+        the time, are computed for the smallest window around the mask from which its pixels follow.
+
+        Args:
+            latents: N,latent,h,w.
+            mask: N,1,8h,8w, positive where the result is wanted.
+
+        Returns:
+            N,3,8h,8w, zero outside of the window.
+        """
+        first = next(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Upsample))
+        deep, shallow = self.layers[:first], self.layers[first:]
+        plane = deep(torch.tanh(latents / 3) * 3)
+        height, width = plane.shape[-2:]
+        scale = mask.shape[-1] // width
+        wanted = F.max_pool2d(mask.amax(dim=0), scale)[0] > 0
+        margin = -(-_reach(shallow, scale) // scale)
+        (top, bottom), (left, right) = (_span(wanted.any(dim=axis), margin) for axis in (1, 0))
+        out = shallow(plane[..., top:bottom, left:right])
+        beside = left, width - right, top, height - bottom
+        return F.pad(out, [scale * side for side in beside])
+
+
+def _reach(layers: nn.Module, scale: int) -> int:
+    """How many pixels of the result a cell influences beyond its own, where `scale` pixels are a cell."""
+    reach = 0
+    for layer in layers.modules():
+        if isinstance(layer, nn.Upsample):
+            scale //= 2
+        elif isinstance(layer, nn.Conv2d):
+            reach += scale * (layer.kernel_size[0] // 2)
+    return reach
+
+
+def _span(wanted: Tensor, margin: int) -> tuple[int, int]:
+    """The first and the last place plus one that are set, with a margin; all of it where none is set."""
+    places = wanted.nonzero()
+    if not len(places):
+        return 0, len(wanted)
+    return max(int(places[0]) - margin, 0), min(int(places[-1]) + 1 + margin, len(wanted))
+
 
 class ResBlock(nn.Module):
     """Pre-activation residual block with group norm; N,C,h,w in and out."""
@@ -181,80 +219,12 @@ class InpaintNet(nn.Module):
         self.conv_out = nn.Conv2d(outer, latent, 3, padding=1)
 
     def forward(self, latents: Tensor, mask: Tensor) -> Tensor:
-        return latents + self._painted(self._seen(latents, mask))
-
-    def _seen(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """The features N,outer,h,w of the surroundings and the mask."""
         skip = self.enter(self.conv_in(torch.cat([latents, mask], dim=1)))
         deep = self.middle(self.down(skip))
         deep = self.up(F.interpolate(deep, size=skip.shape[-2:], mode="nearest"))
-        out: Tensor = self.merge(torch.cat([skip, deep], dim=1))
-        return out
-
-    def _painted(self, x: Tensor) -> Tensor:
-        """The change of the latents, N,latent,h,w, from features."""
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.leave(x))))
-        return out
-
-
-class Draft(NamedTuple):
-    """What `ShiftMapNet` derives from the surroundings, N,...,h,w.
-
-    Attributes:
-        seen: features of the network's outer width.
-        hole: N,1,h,w bool, the cells that are filled.
-        rough: latents, with a first guess in the hole.
-        have: the texture of the cells, see `texture.described`.
-        want: the texture that they should have, which outside the hole is the same.
-    """
-
-    seen: Tensor
-    hole: Tensor
-    rough: Tensor
-    have: Tensor
-    want: Tensor
-
-
-class ShiftMapNet(InpaintNet):
-    """An `InpaintNet` that fills the hole with latents from elsewhere in the picture (see `shiftmap`).
-
-    The network predicts which texture is wanted at each cell, the shift-map copies it, and the last blocks
-    blend it in. The grain is therefore the picture's own, however wide the hole is. The forward also takes
-    the texture of the masked picture, N,13,h,w.
-    """
-
-    def __init__(self, latent: int = LATENT_CHANNELS, width: Sequence[int] = (128, 192)) -> None:
-        super().__init__(latent, width)
-        outer = width[0]
-        self.wanted = nn.Conv2d(outer, FEATURES, 1)
-        self.rough = nn.Conv2d(outer, latent, 1)
-        self.blend = nn.Conv2d(2 * latent + FEATURES, outer, 1)
-        # The logarithms of the parameters of `shiftmap.filled`.
-        self.rings = nn.Parameter(torch.tensor([0.01, 7e-4, 1.2e-5]).log())
-        self.trust = nn.Parameter(torch.tensor(0.3).log())
-        nn.init.zeros_(self.conv_out.weight)  # training starts from the result of the shift-map
-
-    def forward(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Tensor:  # type: ignore[override]
-        draft = self.draft(latents, mask, texture)
-        return self.blended(self.taken(draft.rough, draft), draft)
-
-    def draft(self, latents: Tensor, mask: Tensor, texture: Tensor) -> Draft:
-        """The draft of the fill; see `Draft`."""
-        seen = self._seen(latents, mask)
-        # The latents next to a hole depend on it, so they are filled, too.
-        hole = F.max_pool2d((mask > 0).to(latents.dtype), 3, 1, 1) > 0
-        rough = torch.where(hole, self.rough(seen), latents)
-        want = torch.where(hole, self.wanted(seen), texture)
-        return Draft(seen, hole, rough, texture, want)
-
-    def taken(self, planes: Tensor, draft: Draft) -> Tensor:
-        """Planes float32 N,c,h,w with the hole filled from elsewhere, as the draft demands."""
-        return shiftmap.filled(planes, draft.have, draft.want, draft.hole, self.rings.exp(), self.trust.exp())
-
-    def blended(self, taken: Tensor, draft: Draft) -> Tensor:
-        """The latents of the filled picture, from those that were copied."""
-        extra = self.blend(torch.cat([taken, draft.rough, draft.want], dim=1))
-        return taken + self._painted(draft.seen + extra)
+        out = self.leave(self.merge(torch.cat([skip, deep], dim=1)))
+        change: Tensor = self.conv_out(F.silu(self.norm_out(out)))
+        return latents + change
 
 
 class LatentEditor(ModelEditor):
@@ -280,35 +250,8 @@ class LatentEditor(ModelEditor):
         return latents.to(image.dtype)
 
     def _fill(self, image: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        out: Tensor = self.decoder(self._filled(image, F.avg_pool2d(mask, DOWNSCALE)))
-        return out
-
-    def _filled(self, image: Tensor, cells: Tensor) -> Tensor:
-        """The latents of the filled picture, from the masked picture and the masked share of each cell."""
-        out: Tensor = self.net(self.encoder(image), cells)
-        return out
-
-
-class ShiftMapEditor(LatentEditor):
-    """A `LatentEditor` with a `ShiftMapNet`, such as latent-mini."""
-
-    @classmethod
-    def from_file(cls, name: str, path: Path) -> ShiftMapEditor:
-        """Load `encoder.*`, `net.*` and `decoder.*` from a safetensors file.
-
-        Raises:
-            ModelError: the file is missing, damaged or of another architecture.
-        """
-        parts = nn.ModuleDict({"encoder": Encoder(), "net": ShiftMapNet(), "decoder": Decoder()})
-        state, digest = read_state(name, path)
-        try:
-            parts.load_state_dict(state)
-        except RuntimeError as error:
-            reason = "another architecture" if "size mismatch" in str(error) else "other parts"
-            message = f"editor {name}: weights {path} are of {reason} than latent-mini; reinstall backfire"
-            raise ModelError(Code.MODEL, message, retryable=False) from error
-        return cls(name, digest, parts["encoder"], parts["net"], parts["decoder"])
-
-    def _filled(self, image: Tensor, cells: Tensor) -> Tensor:
-        out: Tensor = self.net(self.encoder(image), cells, described(image))
+        filled = self.net(self.encoder(image), F.avg_pool2d(mask, DOWNSCALE))
+        if isinstance(self.decoder, Decoder):
+            return self.decoder.under(filled, mask)
+        out: Tensor = self.decoder(filled)
         return out

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from backfire.errors import Code, ModelError
-from backfire.inpaint.denoising import DenoisingEditor, Prompt, cells_of
+from backfire.inpaint.denoising import Prompt, cells_of
 from backfire.inpaint.latent import DOWNSCALE, LATENT_CHANNELS
 from backfire.inpaint.tensors import read_state
+from backfire.inpaint.unet import UnetEditor
 
 STEPS = 8
 """The steps of an edit. The network was trained at the noise levels of 2 * STEPS steps."""
@@ -48,7 +49,7 @@ def unet() -> Any:
 
 
 def autoencoder() -> Any:
-    """An `AutoencoderTiny` of latent-mini's shape."""
+    """An `AutoencoderTiny` with the shape of `latent.Encoder` and `latent.Decoder`."""
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(  # type: ignore[no-untyped-call]
@@ -78,7 +79,7 @@ def schedule() -> Any:
 
 @dataclass(eq=False)
 class _Parts:
-    """The part of a diffusers pipeline that `DenoisingEditor` uses; real pipelines allow only four
+    """The part of a diffusers pipeline that `UnetEditor` uses; real pipelines allow only four
     channels.
     """
 
@@ -88,7 +89,7 @@ class _Parts:
     vae_scale_factor: int = DOWNSCALE
 
 
-class LdmEditor(DenoisingEditor):
+class LdmEditor(UnetEditor):
     """ldm-mini; satisfies `Denoiser`."""
 
     @classmethod

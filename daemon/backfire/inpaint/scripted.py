@@ -12,9 +12,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from backfire.errors import Code, ConfigError, ModelError
+from backfire.errors import Code, ModelError
 from backfire.inpaint import hardware
 from backfire.inpaint.base import ModelEditor
+from backfire.inpaint.options import ScriptedOptions
 from backfire.weights import programs
 
 
@@ -28,26 +29,20 @@ class ScriptedEditor(ModelEditor):
         self._call = on(torch.device("cpu"))
 
     @classmethod
-    def load(
-        cls, name: str, path: Path, *, sha256: str | None = None, trust: bool = False, multiple: int = 8
-    ) -> Self:
+    def load(cls, name: str, path: Path, options: ScriptedOptions) -> Self:
         """Load a TorchScript archive or an exported program.
 
         Args:
             name: the editor's name in the configuration and the receipt.
             path: the file.
-            sha256: its digest in hex.
-            trust: must be true, because the file's author may do anything in this process.
-            multiple: height and width are padded to a multiple of this.
+            options: whether it is trusted, and what sizes it takes.
 
         Raises:
-            ConfigError: `multiple` is not a positive integer.
             ModelError: the file is not trusted, has another digest, is missing, or is of neither kind.
         """
-        if not isinstance(multiple, int) or multiple < 1:
-            raise ConfigError(f"editor {name}: multiple: got {multiple!r}, expected whole pixels from 1")
-        on, digest = programs.load(path, sha256, trust, user=f"editor {name}", code=Code.MODEL)
-        return cls(name, digest, on, multiple)
+        user = f"editor {name}"
+        on, digest = programs.load(path, options.sha256, options.trust, user=user, code=Code.MODEL)
+        return cls(name, digest, on, options.multiple)
 
     def to(self, device: torch.device | str) -> None:
         """See `Editor.to`."""

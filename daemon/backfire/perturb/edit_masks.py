@@ -100,7 +100,8 @@ class Edits:
         rng: draws the shapes.
         respond: what is looked at of an edit.
         shapes: the incomplete triggers.
-        incomplete, far: at most so many of them are drawn from.
+        incomplete, far: at most so many of them are drawn from. Without incomplete triggers the dilated
+            region is not drawn either: trigger edits are then those of the region alone.
     """
 
     def __init__(
@@ -142,24 +143,45 @@ class Edits:
         return next(edit for edit in edits if edit is not None)
 
     def note_error(self, edit: Edit, surrogate: int, error: float) -> None:
-        """Note the `relative_error` of a benign edit, through the surrogate of that index."""
+        """Note the `relative_error` of an edit, through the surrogate of that index."""
         self._errors[edit.kind, surrogate] = error
+
+    @property
+    def broken(self) -> float:
+        """How far the kind of trigger edits that breaks least was from the clean ones when last looked at.
+
+        The mean over surrogates of the relative errors, each at most 1; 0 at first.
+        """
+        kinds = {kind for kind, _ in self._errors} - {*BENIGN}
+        return min(map(self._broken, kinds), default=0.0)
+
+    @property
+    def spoilt(self) -> set[str]:
+        """The kinds of benign edits that were off by more than is tolerated when last looked at."""
+        return {kind for (kind, _), error in self._errors.items() if kind in BENIGN and error > TOLERATED}
+
+    def _broken(self, kind: str) -> float:
+        noted = [min(error, 1.0) for (of, _), error in self._errors.items() if of == kind]
+        return sum(noted) / max(len(noted), 1)
 
     def _kinds(self) -> Iterator[Sequence[str]]:
         """For each iteration the kinds of edits to draw from: the first that there is room for.
 
-        The region itself, a benign edit and an incomplete trigger take turns. Every second incomplete trigger
-        is the dilated region, as in the published method: that is the edit that people make. While benign
+        The region itself, a benign edit and an incomplete trigger take turns. The incomplete trigger is the
+        dilated region, as in the published method, or another shape, whichever breaks less. While benign
         edits are off by more than is tolerated another one follows, so that they cost no more of the effect
         than they must.
         """
+        drawn = dict.fromkeys(("dilated", "incomplete"), 0)
         for turn in itertools.count():
             yield ("full",)
             yield BENIGN if turn % 2 else BENIGN[::-1]
-            yield ("incomplete",) if turn % 2 else ("dilated",)
-            off = {kind for (kind, _), error in self._errors.items() if error > TOLERATED}
-            if off:
-                yield BENIGN if "ring" in off else BENIGN[::-1]
+            if self._incomplete:
+                kind = min(drawn, key=lambda kind: (self._broken(kind), drawn[kind]))
+                drawn[kind] += 1
+                yield (kind,)
+            if self.spoilt:
+                yield BENIGN if "ring" in self.spoilt else BENIGN[::-1]
 
     def take(self, kind: str, draw: int = 0) -> Edit | None:
         """An edit of a kind: `full`, `dilated`, `incomplete`, `ring`, `far`; None where there is no room."""

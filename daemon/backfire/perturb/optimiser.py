@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backfire import attack_paths
 from backfire.attack_paths import cropping, variants
 from backfire.attack_paths.cropping import Crop
-from backfire.attack_paths.tensors import crop_tensor, to_tensor
+from backfire.attack_paths.hand_over import hand_over
+from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
-from backfire.perturb import contrast_masking, methods
-from backfire.perturb.methods.base import EditorInput, IterationProgress, Task
+from backfire.perturb import contrast_masking, methods, starts
+from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
+from backfire.perturb.transforms import chained, half_of
 from backfire.types import Budget, Region, Rgb
 
 EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
@@ -56,6 +59,11 @@ class Optimised:
 class Optimiser:
     """Optimises pictures under one set of settings.
 
+    Attributes:
+        method: proposes the perturbations; None takes the one that the settings name.
+        through: the attack paths to optimise through, if `protect.paths` says `all`; with `first`, or
+            without any, only the crop itself is looked at.
+
     Raises:
         ConfigError: from `optimise`, the method cannot use one of the surrogates.
     """
@@ -63,6 +71,8 @@ class Optimiser:
     settings: Protect
     surrogates: Sequence[Editor]
     device: torch.device
+    method: Method | None = None
+    through: Sequence[str] = ()
 
     def optimise(
         self,
@@ -87,7 +97,8 @@ class Optimiser:
         """
         each = sum(one.iterations for one in self.settings.rounds())
         work = _Work(rgb, self, grey, rng, each * sum(len(crop.regions) for crop in crops))
-        paths = _Paths(rgb, crops, self.settings.robust_to, self.device)
+        through = self.through if self.settings.paths == "all" else ()
+        paths = Paths(rgb, crops, self.settings.robust_to, through, self.device, self.settings.work_px)
         for crop in crops:
             end = work.done + each * len(crop.regions)
             work.crop(crop, [paths.of(region, crop, rng) for region in crop.regions], progress, early_stop)
@@ -114,7 +125,7 @@ class _Work:
         self, rgb: Rgb, optimiser: Optimiser, grey: bool, rng: np.random.Generator, total: int
     ) -> None:
         self._rgb, self._optimiser, self._grey, self._rng = rgb, optimiser, grey, rng
-        self._method = methods.get(optimiser.settings.method, optimiser.surrogates)
+        self._method = optimiser.method or methods.get(optimiser.settings.method, optimiser.surrogates)
         self._perturbation = np.zeros(rgb.shape, dtype=np.float32)
         self.result = rgb.copy()
         self.total, self.done, self.made = total, 0, 0
@@ -141,13 +152,17 @@ class _Work:
             grey=self._grey,
             paths=paths,
             grain=settings.grain_px,
+            grids=settings.grids,
+            by_need=settings.paths == "all" and bool(self._optimiser.through),
+            starts=starts.stored(self._optimiser.surrogates) if settings.stored_start else None,
+            hide_weight=settings.hide_weight,
             robust_to=settings.robust_to,
         )
         start = _to_plane(before, crop.size, device) if before.any() else None
         rounds = settings.rounds()
         for number, now in enumerate(rounds, 1):
             budget = Budget(now.epsilon)
-            bound, luma = _bounds(self._rgb, crop, now, before)
+            bound, luma = bounds(self._rgb, crop, now, before)
             work = task(
                 area=_to_plane(bound / budget.unit, crop.size, device),
                 luma=None if luma is None else _to_plane(luma / budget.unit, crop.size, device),
@@ -193,7 +208,7 @@ class _Work:
         return asked
 
 
-def _bounds(rgb: Rgb, crop: Crop, settings: Protect, before: Array) -> tuple[Array, Array | None]:
+def bounds(rgb: Rgb, crop: Crop, settings: Protect, before: Array) -> tuple[Array, Array | None]:
     """How far the pixels of a crop may move, on [0,1] images, and their luma where it has a bound.
 
     Args:
@@ -214,24 +229,88 @@ def _bounds(rgb: Rgb, crop: Crop, settings: Protect, before: Array) -> tuple[Arr
 
 
 @dataclass(eq=False)
-class _Paths:
-    """The other attack paths on which the regions of a picture may reach an editor, see `variants`."""
+class Paths:
+    """The attack paths on which the regions of a picture may reach an editor, beside the crops themselves.
+
+    Those are the tools' own, and sizes to be robust to, see `variants`.
+
+    Attributes:
+        rgb: uint8 H,W,3, the picture.
+        crops: all crops of it.
+        robust_to: `protect.robust_to`.
+        through: the names of the attack paths.
+        work_px: the long side, in pixels, at which what tools hand over at its own scale is worked at most.
+    """
 
     rgb: Rgb
     crops: Sequence[Crop]
     robust_to: Sequence[str]
+    through: Sequence[str]
     device: torch.device
+    work_px: int = 800
     _whole: Tensor | None = field(default=None, init=False)
 
     def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[EditorInput]]:
         height, width = self.rgb.shape[:2]
         everything = [one for other in self.crops for one in other.regions]
-        groups = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
-        return [[self._input(crop, variant) for variant in group] for group in groups]
+        resized = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
+        found = [self._handed(name, region, crop, everything) for name in self.through]
+        tools = [one for one in found if one is not None]
+        others = [self._input(crop, one) for one in resized]
+        if "chain" in self.robust_to:
+            others.append(self._chained(region, crop, everything))
+        groups = [tools, others]
+        return [group for group in groups if group]
 
     def _input(self, crop: Crop, variant: Crop) -> EditorInput:
         rows, columns = (torch.from_numpy(axis).to(self.device) for axis in variants.placement(crop, variant))
-        return EditorInput(self._tensor(variant), variant.masks()[0], variant.protected(), rows, columns)
+
+        def place(perturbation: Tensor) -> Tensor:
+            return rows @ perturbation @ columns.T
+
+        return EditorInput(self._tensor(variant), variant.masks()[0], variant.protected(), place)
+
+    def _chained(self, region: Region, crop: Crop, everything: Sequence[Region]) -> EditorInput:
+        """The surroundings of a region after `transforms.chained`, which halves them."""
+        height, width = self.rgb.shape[:2]
+        whole = variants.surroundings(region, crop, everything, height, width)
+        given = self._input(crop, whole)
+        half = replace(whole, size=(half_of(whole.size[0]), half_of(whole.size[1])))
+        return EditorInput(
+            chained(given.image),
+            half.masks()[0],
+            half.protected(),
+            given.place,
+            before=chained,
+            untouched=given.image,
+        )
+
+    def _handed(
+        self, name: str, region: Region, crop: Crop, everything: Sequence[Region]
+    ) -> EditorInput | None:
+        """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
+        height, width = self.rgb.shape[:2]
+        calls = attack_paths.get(name).handed(region.plane(height, width))
+        handed = max(calls, key=lambda one: int(one.mask.sum()))
+        if not handed.mask.any():
+            return None
+        if handed.box == crop.box and handed.filters is None:
+            image = to_tensor(self.rgb[crop.box.slices], crop.size, self.device)
+            (mask,) = Crop(crop.box, (region,), crop.size).masks()
+            return EditorInput(image, mask, crop.protected())
+        handed = handed.at_most(self.work_px)
+        together = np.zeros((height, width), np.bool_)
+        for one in everything:
+            together |= one.plane(height, width)
+        protected = replace(handed, edited=together).mask | handed.mask
+
+        def place(perturbation: Tensor) -> Tensor:
+            size = crop.box.height, crop.box.width
+            if crop.scaled:
+                perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
+            return hand_over(perturbation, handed, at=crop.box)
+
+        return EditorInput(handed_pictures([self.rgb], handed, self.device), handed.mask, protected, place)
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""

@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backfire.attack_paths.resampling import weights_of
+
 QUALITIES = (75, 50, 25)
 """JPEG qualities to draw from: those of web sites and messengers, and worse."""
+CHAIN_QUALITY = 75
+"""Of both JPEGs of `chained`."""
 BLUR, NOISE = 0.7, 2.0
 """Standard deviations of the blur, in pixels, and of the noise, in levels of 255."""
 
@@ -68,6 +72,25 @@ def transforms(robust_to: Sequence[str]) -> list[Transform]:
     if "blur" in robust_to:
         found += [Transform(blur=BLUR), Transform(noise=NOISE)]
     return found
+
+
+def chained(image: Tensor) -> Tensor:
+    """N,3,H,W in [0,1] after two sites: JPEG, half size (Lanczos), JPEG again; N,3,h,w, differentiable."""
+    return jpeg(halved(jpeg(image, CHAIN_QUALITY)).clamp(0, 1), CHAIN_QUALITY)
+
+
+def halved(image: Tensor) -> Tensor:
+    """N,C,H,W at half size as Pillow's Lanczos filter makes it, but for its rounding to 8 bits."""
+    rows, columns = (
+        torch.from_numpy(weights_of("pil-lanczos", side, half_of(side)).copy()).to(image)
+        for side in image.shape[-2:]
+    )
+    return rows @ image @ columns.T
+
+
+def half_of(side: int) -> int:
+    """Half of a side in whole pixels; at least 8."""
+    return max(round(side / 2), 8)
 
 
 def blurred(image: Tensor, deviation: float) -> Tensor:

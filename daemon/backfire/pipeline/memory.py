@@ -25,7 +25,7 @@ from backfire.inpaint.base import Editor
 LEAST_PX = 256
 """The smallest working size that the configuration allows, in pixels."""
 
-CAPABILITIES = ("encode", "first_step", "one_step")
+CAPABILITIES = ("encode", "first_step", "one_step", "attention_entropy")
 """What only some editors offer besides `inpaint`."""
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ class Result:
 
     Attributes:
         verdict: `protected`, `weak`, `failed`, or `unprotected` where no region was found and
-            `regions.none_found: pass` let the picture through.
+            `regions.none_found` is `pass`, or `review` in the daemon.
         data: the bytes to publish; of a verified file its own. They are there whatever the verdict is.
         extension: with the dot, lower case; what `data` is. Empty for a verified file.
         receipt: what was measured and how, ready to be written by `json.dump`.

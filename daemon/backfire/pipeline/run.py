@@ -6,26 +6,28 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from backfire import imaging, inpaint
+from backfire import attack_paths, imaging, inpaint
 from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect, Settings
 from backfire.detectors import Source, run
 from backfire.detectors.run import Found
+from backfire.detectors.shapes import scaled
 from backfire.evaluate import receipt
-from backfire.evaluate.judge import Judgement, judge
+from backfire.evaluate.judge import Judgement, judge, tools
 from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
-from backfire.evaluate.replay import Editors, replay
+from backfire.evaluate.replay import Editors, Replayed, replay
 from backfire.evaluate.sheet import Panels, Saliency, sheet
 from backfire.inpaint import hardware
+from backfire.perturb import methods
 from backfire.perturb.optimiser import Optimised
 from backfire.pipeline import memory
 from backfire.pipeline.result import PhaseProgress, no_progress
@@ -39,10 +41,14 @@ class Published:
     Attributes:
         rgb: uint8 H,W,3, upright.
         largest: the largest change of a sample as the file stores it, in levels of 255.
+        data_mining: what its XMP says of data mining, see `imaging.stated`.
+        flat: the same on white, where something in it is transparent; else None.
     """
 
     rgb: Rgb
     largest: int
+    data_mining: str | None = None
+    flat: Rgb | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +68,8 @@ class Run:
         settings: only regions, protect, verify, output, editors and models are used.
         progress: called at the start of each phase and within the long ones.
         seconds: by phase, how long it took so far.
-        picture: the decoded picture.
+        picture: the decoded picture, at the size to be published (`output.long_px`).
+        given_size: height and width of the original, upright.
 
     Raises:
         InputError: the picture cannot be used.
@@ -78,9 +85,16 @@ class Run:
         with self.phase("decode"):
             progress("decode", 0, 1)
             output = settings.output
-            self.picture = imaging.decode(
+            self._given = imaging.decode(
                 data, name=source.name, max_pixels=output.max_pixels, frames=output.frames
             )
+            self.given_size = self._given.rgb.shape[:2]
+            self.picture = imaging.scaled(self._given, output.long_px, jpeg=output.jpeg)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the picture is published smaller than it came."""
+        return self.picture is not self._given
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -96,11 +110,18 @@ class Run:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
 
-    def detect(self) -> Found:
-        """The regions of the picture; raises as `detectors.run.find` does."""
+    def detect(self, *, reviewed: bool = False) -> Found:
+        """The regions of the picture; see `detectors.run.find`, which raises the same.
+
+        Detectors see the original, where small faces are larger and to whose size masks are painted.
+        """
         with self.phase("detect"):
             self.progress("detect", 0, 1)
-            return run.find(self.picture, self.source, self.settings.regions)
+            found = run.find(self._given, self.source, self.settings.regions, reviewed=reviewed)
+            if not self.is_scaled:
+                return found
+            size = self.picture.rgb.shape[:2]
+            return replace(found, regions=[scaled(one, self.given_size, size) for one in found.regions])
 
     @cached_property
     def input_sha256(self) -> str:
@@ -127,15 +148,29 @@ class Run:
         Args:
             protect: the settings as the rung of the memory ladder has them.
             frugal: see `memory.Frugal`.
+
+        Raises:
+            ConfigError: see `inpaint.require_apart`; there is no editor of a name.
         """
+        inpaint.require_apart(self.settings)
         device = hardware.pick_device(protect.device)
 
         def load(name: str) -> Any:
             editor = inpaint.get(name, device, self.settings)
             return memory.Frugal(editor) if frugal else editor
 
-        held_out = self.settings.verify.held_out
-        return Editors(device, [*map(load, protect.surrogates)], [*map(load, held_out)])
+        settings = methods.with_surrogates(self.settings)
+        return Editors(
+            device,
+            [*map(load, settings.protect.surrogates)],
+            [*map(load, settings.verify.held_out)],
+            attack_paths.of_editors(settings),
+            most_px=2 * protect.work_px,
+        )
+
+    def look_at(self, rgb: Rgb) -> None:
+        """Judge from now on against this form of the original, uint8 H,W,3, and find regions at its size."""
+        self.picture = replace(self.picture, rgb=rgb, alpha=None)
 
     def crops(self, regions: Sequence[Region], protect: Protect) -> list[Crop]:
         """The crops around the regions."""
@@ -148,23 +183,43 @@ class Run:
 
         The edits are seeded by picture and mask alone, so that verifying a file draws them again whatever the
         settings are, and those of one picture can be compared.
+
+        Where something is transparent near a region, all edits are replayed on the picture on white as well:
+        some tools edit the colours that are stored, others what is seen of them.
         """
         original = self.picture.rgb
         with self.phase("verify"):
-            replayed = replay(
-                original,
-                published.rgb,
-                crops,
-                editors,
-                target=self.settings.protect.target,
-                rng=_generator(job_key(self.input_sha256, self.mask_sha256, ""), "verify"),
-                progress=lambda done, total: self.progress("verify", done, total),
-            )
+            replayed = self._replay(original, published.rgb, crops, editors)
+            flat = imaging.flattened(self.picture)
+            if flat is not None and published.flat is not None and _differs(flat, original, crops):
+                seen = self._replay(flat, published.flat, crops, editors)
+                more = [replace(edit, flattened=True) for edit in seen.edits]
+                replayed = replace(replayed, edits=replayed.edits + more)
             verdict, reasons = judge(replayed.edits, published.largest, budget, self.settings.verify)
             psnr = psnr_over(original, published.rgb, crops)
         psnr_db = None if psnr == float("inf") else psnr
-        judgement = Judgement(verdict, reasons, psnr_db, published.largest, replayed.edits)
+        judgement = Judgement(
+            verdict,
+            reasons,
+            psnr_db,
+            published.largest,
+            replayed.edits,
+            replayed.not_measured,
+            tools(replayed.edits, self.settings.verify),
+            self.settings.verify,
+        )
         return Judged(judgement, replayed.panels)
+
+    def _replay(self, original: Rgb, published: Rgb, crops: Sequence[Crop], editors: Editors) -> Replayed:
+        return replay(
+            original,
+            published,
+            crops,
+            editors,
+            target=self.settings.protect.target,
+            rng=_generator(job_key(self.input_sha256, self.mask_sha256, ""), "verify"),
+            progress=lambda done, total: self.progress("verify", done, total),
+        )
 
     def facts(self, output: bytes, found: Found) -> dict[str, Any]:
         """What every receipt says of the files and of the detectors."""
@@ -176,6 +231,7 @@ class Run:
             "mask_sha256": self.mask_sha256,
             "config_sha256": self.settings.sha256,
             "skipped_detectors": found.skipped,
+            **({"scaled_from": list(self.given_size[::-1])} if self.is_scaled else {}),
         }
 
     def report(
@@ -194,17 +250,23 @@ class Run:
         """
         with self.phase("report"):
             maps = _saliency(crops, editors, optimised) if editors and optimised else []
-            page = sheet(self.source.name, judged.judgement, judged.panels, maps) if judged.panels else None
+            drawn = sheet(self.source.name, judged.judgement, judged.panels, maps) if judged.panels else None
         times = {"elapsed_s": round(time.perf_counter() - self._began, 3), "timings_s": self.seconds}
         gradients = optimised.gradients if optimised else ()
         used = EditorsUsed(editors.surrogates, editors.held_out, gradients) if editors else EditorsUsed()
         regions = [region for crop in crops for region in crop.regions]
-        return receipt.build(judged.judgement, regions, used, {**facts, **times}), page
+        document = receipt.build(judged.judgement, regions, used, {**facts, **times}, drawn)
+        return document, drawn.jpeg if drawn else None
 
 
 def device_name(device: torch.device) -> str:
     """The device for the receipt: a GPU's model, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _differs(one: Rgb, other: Rgb, crops: Sequence[Crop]) -> bool:
+    """Whether two pictures differ within some crop."""
+    return any((one[crop.box.slices] != other[crop.box.slices]).any() for crop in crops)
 
 
 def _generator(key: str, purpose: str) -> np.random.Generator:

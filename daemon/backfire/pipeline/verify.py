@@ -37,14 +37,16 @@ def verify(
     if other.rgb.shape != run.picture.rgb.shape:
         got, want = other.rgb.shape[1::-1], run.picture.rgb.shape[1::-1]
         message = (
-            f"the protected picture is {got[0]}x{got[1]}, the original {want[0]}x{want[1]}; "
-            "verify needs the file as it was published, not a resized copy"
+            f"the protected picture is {got[0]}x{got[1]}, the original {want[0]}x{want[1]} under these "
+            "settings; verify needs the file as it was published, and the output.long_px of then"
         )
         raise InputError(Code.UNREADABLE, message)
     found = run.detect()
     editors = run.load_editors(settings.protect)
     crops = run.crops(found.regions, settings.protect)
-    published = Published(other.rgb, imaging.largest_change(run.picture, other))
+    published = Published(
+        other.rgb, imaging.largest_change(run.picture, other), flat=imaging.flattened(other)
+    )
     judged = run.judge(published, crops, editors, Budget(settings.protect.rounds()[-1].epsilon))
     facts = {**run.facts(protected, found), "device": device_name(editors.device)}
     receipt, sheet = run.report(judged, crops, editors, facts)

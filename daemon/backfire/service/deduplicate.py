@@ -11,7 +11,7 @@ from backfire.errors import PublishError
 from backfire.evaluate.receipt import from_json, to_json, with_taken_over
 from backfire.files import inbox, outbox
 from backfire.service.jobs import Jobs
-from backfire.service.worker.protocol import Finished, write_result
+from backfire.service.worker.protocol import Finished, on_none, write_result
 from backfire.types import Job, Verdict
 
 
@@ -33,8 +33,10 @@ def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
     if not _is_decided_by_key(job, original, settings, jobs):
         return None
     folders, spool = settings.folders, jobs.spool(job)
-    report = outbox.beside(original.output_path, b".json", job.key or "")
-    sheet = outbox.beside(original.output_path, b".sheet.jpg", job.key or "")
+    report, sheet = (
+        outbox.beside(folders.reports, original.output_path, suffix, job.key or "")
+        for suffix in (b".json", b".sheet.jpg")
+    )
     try:
         data = (folders.outbox / os.fsdecode(original.output_path)).read_bytes()
         receipt = from_json((folders.reports / os.fsdecode(report)).read_bytes())
@@ -54,6 +56,7 @@ def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
             extension=Path(os.fsdecode(original.output_path)).suffix.lower(),
             output_sha256=sha256,
             on_weak=settings.verify.on_weak,
+            on_none=on_none(settings),
             reasons=tuple(receipt.get("reasons", ())),
             worked_as=original.name,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
@@ -10,12 +11,13 @@ import structlog
 from backfire.config import Settings
 from backfire.errors import Code
 from backfire.service import deduplicate
-from backfire.service.digests import Digests
+from backfire.service.job_settings import JobSettings
 from backfire.service.jobs import InternalError, Jobs, isolated
-from backfire.service.pool import BATCH_MAX, DRAIN_S, QUICK_S, Death, Pool, Worker, bury
+from backfire.service.pool import DRAIN_S, QUICK_S, Death, Pool, Worker, bury
 from backfire.service.queue import priority
 from backfire.service.retry_policy import RetryPolicy
 from backfire.service.systemd import notify
+from backfire.service.worker.local import BATCH_MAX
 from backfire.service.worker.protocol import (
     Failed,
     GivenBack,
@@ -24,12 +26,17 @@ from backfire.service.worker.protocol import (
     Order,
     Outcome,
     Progress,
+    WorkerProcess,
     read_result,
 )
 from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 
+Batch = tuple[Worker, list[Job]]
+"""Jobs that a worker is to get together."""
+Ended = tuple[Worker, Job, Outcome]
+"""How a worker's job has ended."""
 OnProgress = Callable[[Job, str, int, int], None]
 
 
@@ -52,7 +59,7 @@ class Dispatcher:
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings from the next job on."""
-        self._settings, self._digests = settings, Digests(settings)
+        self._settings, self._job_settings = settings, JobSettings(settings)
 
     # After a start, a failure of the store or a reload
 
@@ -60,8 +67,9 @@ class Dispatcher:
         """Take up the jobs that were being worked.
 
         Args:
-            crashed: the daemon was restarted, and the picture may be why it had ended. Otherwise only the
-                store failed for a while, the workers may still be busy, and no attempt is counted.
+            crashed: the daemon was restarted. On its own machine the picture may be why it had ended;
+                otherwise no attempt is counted. If only the store failed for a while, the workers may still
+                be busy.
         """
         self._pool.forget_running()
         for job in self._jobs.of(JobState.RUNNING):
@@ -71,7 +79,8 @@ class Dispatcher:
                     self._policy.conclude(job, result)
                 elif crashed:
                     reason = "the daemon ended while the job was running"
-                    self._policy.conclude(job, Interrupted(job.id, job.lease, reason))
+                    ended = Interrupted if self._pool.is_shared else GivenBack
+                    self._policy.conclude(job, ended(job.id, job.lease, reason))
                 elif not self._pool.adopt(job):
                     reason = "the daemon was interrupted while the job was running"
                     self._policy.conclude(job, GivenBack(job.id, job.lease, reason))
@@ -84,7 +93,7 @@ class Dispatcher:
 
     def _is_outdated(self, job: Job) -> bool:
         """Whether a ready job had to be sent back; it may also have become ready since the last reload."""
-        if job.config_sha256 != self._digests.of(job.path):
+        if job.config_sha256 != self._job_settings.digest(job):
             reason = "the configuration changed"
         elif not self._jobs.spool(job).files():
             reason = "the private copy is gone"
@@ -104,40 +113,57 @@ class Dispatcher:
     def step(self) -> bool:
         """Give idle workers their next jobs, more while they are quick; whether there were any."""
         self._listen_once(0)
+        self._pool.refresh(len(self._jobs.active))
         begun = 0
         while begun < BATCH_MAX and (some := self.begin()):
             begun += some
             self.listen(QUICK_S)
+            self._pool.refresh(len(self._jobs.active))
         self._pool.dismiss()
         return begun > 0
 
     def begin(self) -> int:
-        """Give each idle worker its next jobs; how many jobs went a step on."""
-        return sum(self._begin_at(worker) for worker in self._pool.idle())
+        """Give each idle worker its next jobs, all in one commit; how many jobs went a step on."""
+        begun, queue, batches = 0, None, list[Batch]()
+        for worker in self._pool.idle():
+            queue = deque(self._by_priority()) if queue is None else queue
+            some, batch = self._batch(worker, queue, batches)
+            begun += some
+            if batch:
+                batches.append((worker, batch))
+        self._start(batches)
+        return begun
 
-    def _begin_at(self, worker: Worker) -> int:
-        # The last attempt is made alone: no picture is set aside for what another one did to the daemon.
-        others = [job for other in self._pool.workers for job in other.running.values()]
-        if any(job.attempts >= self._policy.attempts_allowed(job) for job in others):
-            return 0
-        begun, batch = 0, list[Job]()
-        for job in self._by_priority():
+    def _batch(self, worker: Worker, queue: deque[Job], chosen: Sequence[Batch]) -> tuple[int, list[Job]]:
+        """What a worker gets of the queue, from which it is taken; and how many jobs went a step on."""
+        # The last attempt is made alone, so that no picture is set aside for what another one did.
+        others = list[Job]()
+        if self._pool.is_shared:
+            running = [job for other in self._pool.workers for job in other.running.values()]
+            next_ones = [job for _, batch in chosen for job in batch]
+            if any(job.attempts >= self._policy.attempts_allowed(job) for job in running):
+                return 0, []
+            if any(self._policy.is_last(job) for job in next_ones):
+                return 0, []
+            others = running + next_ones
+        begun, batch, unsuited = 0, list[Job](), list[Job]()
+        while queue and begun < BATCH_MAX:
+            job = queue[0]
             is_last = self._policy.is_last(job)
             if others and is_last:
                 break
             if not self._pool.suits(worker, self._settings.for_path(job.path).protect.device):
+                unsuited.append(queue.popleft())
                 continue
             if batch and (len(batch) >= worker.pace or is_last or self._policy.is_last(batch[0])):
                 break
+            queue.popleft()
             begun += 1
             with isolated(job):
                 if not (self._is_given_up(job) or self._is_outdated(job) or self._is_taken_over(job)):
                     batch.append(job)
-            if begun >= BATCH_MAX:
-                break
-        if batch:
-            self._start(worker, batch)
-        return begun
+        queue.extendleft(reversed(unsuited))
+        return begun, batch
 
     def _by_priority(self) -> Iterator[Job]:
         """The jobs that may be started now, by priority, then those first that have been ready longest.
@@ -168,32 +194,39 @@ class Dispatcher:
 
     def _is_taken_over(self, job: Job) -> bool:
         """Whether there was a published result of the same key, which the job takes over."""
-        settings = self._settings.for_path(job.path)
+        settings = self._job_settings.of(job)
         result = deduplicate.take_over(job, settings, self._jobs)
         if result is None:
             return False
         self._policy.conclude(job, result)
         return True
 
-    def _start(self, worker: Worker, jobs: Sequence[Job]) -> None:
-        try:
-            child = self._pool.start(worker)
-        except OSError as error:
-            message = f"the worker cannot be started ({error.strerror})"
-            self._policy.pause(worker, jobs[0], Code.INTERNAL, message)
+    def _start(self, batches: Sequence[Batch]) -> None:
+        ready: list[tuple[Worker, WorkerProcess, Sequence[Job]]] = []
+        for worker, jobs in batches:
+            try:
+                ready.append((worker, self._pool.start(worker), jobs))
+            except OSError as error:
+                message = f"the worker cannot be started ({error.strerror})"
+                self._policy.pause(worker, jobs[0], Code.INTERNAL, message)
+        if not ready:
             return
         with self._jobs.together():
-            started = [self._jobs.start(job, self._settings.for_path(job.path)) for job in jobs]
-        worker.running = {job.id: job for job in started}
-        worker.current = 0
-        orders: list[Order] = []
-        for job in started:
-            with isolated(job):
-                orders.append(self._order(job, worker))
-        try:
-            child.send(orders)
-        except OSError:
-            self._died(worker, bury(worker))
+            started = [
+                [self._jobs.start(job, self._job_settings.of(job)) for job in jobs] for *_, jobs in ready
+            ]
+        for (worker, _, _), jobs in zip(ready, started, strict=True):
+            worker.running = {job.id: job for job in jobs}
+            worker.current = 0
+        for (worker, child, _), jobs in zip(ready, started, strict=True):
+            orders: list[Order] = []
+            for job in jobs:
+                with isolated(job):
+                    orders.append(self._order(job, worker))
+            try:
+                child.send(orders)
+            except OSError:
+                self._died(worker, bury(worker))
 
     def _order(self, job: Job, worker: Worker) -> Order:
         spool = self._jobs.spool(job)
@@ -212,24 +245,26 @@ class Dispatcher:
     # From the workers
 
     def listen(self, seconds: float) -> None:
-        """Take in what the workers report for so many seconds, at most until one of them is done."""
+        """Take in what the workers report for so many seconds, at most until one of them is done or new."""
         deadline, busy = time.monotonic() + seconds, len(self._pool.running)
         self._listen_once(seconds)
         while self._pool.running and len(self._pool.running) >= busy:
-            if (left := deadline - time.monotonic()) <= 0:
+            if (left := deadline - time.monotonic()) <= 0 or self._pool.is_changed:
                 break
             self._listen_once(left)
 
     def _listen_once(self, seconds: float) -> None:
+        ended: list[Ended] = []
         for worker, report in self._pool.listen(seconds):
             if isinstance(report, Death):
                 self._died(worker, report)
             else:
-                self._hear(worker, report)
+                ended += self._heard(worker, report)
+        if ended:
+            self._conclude_all(ended)
 
-    def _hear(self, worker: Worker, messages: Sequence[Progress | Outcome]) -> None:
-        """Take in what a worker reported; what concerns an earlier start of a job is dropped."""
-        ended: list[tuple[Job, Outcome]] = []
+    def _heard(self, worker: Worker, messages: Sequence[Progress | Outcome]) -> Iterator[Ended]:
+        """What has ended by a worker's reports; what concerns an earlier start of a job is dropped."""
         for message in messages:
             job = worker.running.get(message.job)
             if job is None or not message.concerns(job):
@@ -238,20 +273,19 @@ class Dispatcher:
                 worker.current = job.id
                 self._on_progress(job, message.phase, message.done, message.total)
             else:
-                ended.append((job, message))
-        if ended:
-            self._conclude_all(worker, ended)
+                yield worker, job, message
 
-    def _conclude_all(self, worker: Worker, ended: Sequence[tuple[Job, Outcome]]) -> None:
-        """Conclude several jobs of a worker in one commit; until then a crash finds results in the spool."""
+    def _conclude_all(self, ended: Sequence[Ended]) -> None:
+        """Conclude several jobs in one commit; until then a crash finds results in the spool."""
         with self._jobs.together():
-            for job, outcome in ended:
+            for _, job, outcome in ended:
                 with isolated(job):
                     self._policy.conclude(job, outcome)
-        outcomes = [outcome for _, outcome in ended]
-        if any(isinstance(outcome, Hindered) and outcome.unusable for outcome in outcomes):
-            worker.end()
-        worker.adapt(outcomes)
+        for worker in dict.fromkeys(worker for worker, *_ in ended):
+            outcomes = [outcome for one, _, outcome in ended if one is worker]
+            if any(isinstance(outcome, Hindered) and outcome.unusable for outcome in outcomes):
+                worker.end()
+            worker.adapt(outcomes)
 
     def _died(self, worker: Worker, death: Death) -> None:
         """A process has ended: the attempt of the job it worked on counts, its others are given back.
@@ -261,7 +295,7 @@ class Dispatcher:
         culprit = worker.running.get(worker.current)
         worker.pace = 1
         jobs = [*worker.running.values()]
-        # The culprit first: if an internal error meets another job, the culprit's attempt is on record.
+        # The culprit comes first, so that its attempt is recorded even if another job meets a bug.
         for job in sorted(jobs, key=lambda job: job is not culprit):
             with isolated(job):
                 outcome: Outcome | None = read_result(self._jobs.spool(job).folder, job)

@@ -1,8 +1,8 @@
-"""The HTTP endpoint of `serve.metrics`: the only uvicorn door, and Starlette's in the daemon.
+"""The HTTP endpoint of `serve.metrics`; the only module of the daemon that uses uvicorn and Starlette.
 
-Imported only where `serve.metrics` is set, because the two libraries add to the daemon's memory. The server
-runs in a thread of its own, and every page is computed in another, so it answers while the loop is busy and
-while one page hangs.
+It is imported only where `serve.metrics` is set, because the two libraries add to the daemon's memory. The
+server runs in a thread of its own, and every page is computed in another, so it answers while the loop is
+busy and while one page hangs.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Endpoint:
         address: host and port; port 0 takes a free one.
         pages: path → what computes its answer; called in a thread of its own.
         allowed_hosts: accepted `Host` headers besides those of loopback; `*.example.org` covers subdomains.
+        connection_s: how long a connection may last.
+        answer_s: how long a page may take to compute; less, or the client would never learn why it failed.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -65,6 +67,9 @@ class Endpoint:
         address: tuple[str, int],
         pages: Mapping[str, Callable[[], Answer]],
         allowed_hosts: Sequence[str] = (),
+        *,
+        connection_s: float = CONNECTION_S,
+        answer_s: float = ANSWER_S,
     ) -> None:
         host, port = address
         shown = f"[{host}]" if ":" in host else host
@@ -82,8 +87,8 @@ class Endpoint:
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
             uvicorn.Config(
-                _application(pages, (*LOOPBACK_HOSTS, shown, *allowed_hosts)),
-                http=_Connection,
+                _application(pages, (*LOOPBACK_HOSTS, shown, *allowed_hosts), answer_s),
+                http=type("Connection", (_Connection,), {"seconds": connection_s}),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -122,6 +127,7 @@ class Endpoint:
 class _Connection(H11Protocol):
     """One client: disconnected when it takes too long, or at once when there are too many of them."""
 
+    seconds = CONNECTION_S
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -129,7 +135,7 @@ class _Connection(H11Protocol):
         if len(self.connections) > CONNECTIONS_MAX:
             transport.abort()
         else:
-            self._deadline = self.loop.call_later(CONNECTION_S, transport.abort)
+            self._deadline = self.loop.call_later(self.seconds, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -137,12 +143,14 @@ class _Connection(H11Protocol):
             self._deadline.cancel()
 
 
-def _application(pages: Mapping[str, Callable[[], Answer]], hosts: Sequence[str]) -> Starlette:
+def _application(
+    pages: Mapping[str, Callable[[], Answer]], hosts: Sequence[str], answer_s: float
+) -> Starlette:
     async def unknown(*_: Any) -> Response:
         return PlainTextResponse(f"try {', '.join(pages)}\n", 404)
 
     application = Starlette(
-        routes=[Route(path, _Page(path, compute).respond) for path, compute in pages.items()],
+        routes=[Route(path, _Page(path, compute, answer_s).respond) for path, compute in pages.items()],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         exception_handlers={404: unknown},
     )
@@ -157,8 +165,8 @@ class _Page:
     gone) costs one thread and not one for each request.
     """
 
-    def __init__(self, path: str, compute: Callable[[], Answer]) -> None:
-        self._path, self._compute = path, compute
+    def __init__(self, path: str, compute: Callable[[], Answer], answer_s: float) -> None:
+        self._path, self._compute, self._answer_s = path, compute, answer_s
         self._pending: asyncio.Future[Answer] | None = None
 
     async def respond(self, request: Request) -> Response:
@@ -166,10 +174,9 @@ class _Page:
             self._pending = asyncio.get_running_loop().create_future()
             threading.Thread(target=self._run, args=(self._pending,), name="page", daemon=True).start()
         try:
-            # Shorter than the connection may last, or the client would never learn why.
-            status, kind, body = await asyncio.wait_for(asyncio.shield(self._pending), ANSWER_S)
+            status, kind, body = await asyncio.wait_for(asyncio.shield(self._pending), self._answer_s)
         except TimeoutError:
-            return PlainTextResponse(f"{self._path}: not computed within {ANSWER_S:g} s\n", 503)
+            return PlainTextResponse(f"{self._path}: not computed within {self._answer_s:g} s\n", 503)
         return Response(body, status, {"Content-Type": kind})
 
     def _run(self, pending: asyncio.Future[Answer]) -> None:

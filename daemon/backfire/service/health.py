@@ -1,6 +1,6 @@
 """What an operator sees of the loop: heartbeats of its parts, `/metrics` and `/healthz`, hooks.
 
-Nothing here decides about a job, and no job waits for anything here.
+This module only reports: it changes no job, and no job waits for a report.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import structlog
 
 from backfire.config import Settings
+from backfire.errors import StoreError
 from backfire.service.hooks.courier import Courier
+from backfire.service.hooks.digest import Digest
 from backfire.service.jobs import Jobs
 
 if TYPE_CHECKING:
@@ -71,9 +75,8 @@ class Operations:
     """Health, metrics and hooks of one configuration.
 
     Args:
-        settings: `serve`, `hooks`, `watch.rescan_s` and the folders are used.
+        settings: `serve`, `hooks`, `watch.rescan_s`, `limits.silence_s` and the folders are used.
         jobs: the active jobs; hooks and metrics are told of their steps.
-        silence_s: how long a busy worker may report nothing.
         monotonic: the clock of the heartbeats.
 
     Raises:
@@ -85,14 +88,15 @@ class Operations:
         settings: Settings,
         jobs: Jobs,
         *,
-        silence_s: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._monotonic = monotonic
-        self.pulse = Pulse(settings.watch.rescan_s, silence_s, monotonic(), monotonic())
+        self._monotonic, now = monotonic, monotonic()
+        self.pulse = Pulse(settings.watch.rescan_s, settings.limits.silence_s, loop=now, scan=now)
         self._serve = settings.serve
+        self._workers: Mapping[str, tuple[int, int]] = {}
         self._courier = Courier(settings, now=jobs.now)
-        jobs.listeners.append(self._courier)
+        self._digest, self._jobs = Digest(self._courier, jobs.store), jobs
+        jobs.listeners += [self._courier, self._digest]
         self.endpoint: Endpoint | None = None
         if settings.serve.address is not None:
             # Imported only here, because the HTTP server's libraries cost memory.
@@ -100,7 +104,11 @@ class Operations:
             from backfire.service.metrics import CONTENT_TYPE, Metrics
 
             metrics = Metrics(
-                jobs, settings.folders.named(), lambda: self.pulse.ages(self._monotonic()), self._deliveries
+                jobs,
+                settings.folders.named(),
+                lambda: self.pulse.ages(self._monotonic()),
+                self._deliveries,
+                lambda: self._workers,
             )
             jobs.listeners.append(metrics)
             pages = {"/metrics": lambda: (200, CONTENT_TYPE, metrics.text()), "/healthz": self._health}
@@ -113,10 +121,20 @@ class Operations:
             self.endpoint.start()
             log.info("metrics_served", url=self.endpoint.url + "/metrics")
 
-    def beat(self, *, scan: float, heard: float | None, trouble: str, warnings: Sequence[str] = ()) -> bool:
+    def beat(
+        self,
+        *,
+        scan: float,
+        heard: float | None,
+        trouble: str,
+        warnings: Sequence[str] = (),
+        workers: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    ) -> bool:
         """Note the end of a round, see `Pulse`; returns whether scanner and worker make progress."""
+        self._digest.step(self._jobs.active.values(), now=self._jobs.now())
         now = self._monotonic()
         self.pulse.loop, self.pulse.scan = now, max(scan, self.pulse.scan)
+        self._workers = workers
         self.pulse.heard, self.pulse.trouble, self.pulse.warnings = heard, trouble, warnings
         stuck = self.pulse.stuck(now)
         if stuck:
@@ -139,7 +157,9 @@ class Operations:
         self._courier.configure(settings.hooks)
 
     def close(self) -> None:
-        """Stop answering; give deliveries that are due their try."""
+        """Stop answering; tell of the batches that are done; give deliveries that are due their try."""
+        with suppress(StoreError):  # after the next start they are told
+            self._digest.step(self._jobs.active.values(), now=self._jobs.now(), ending=True)
         if self.endpoint is not None:
             self.endpoint.close()
         self._courier.close()

@@ -19,15 +19,16 @@ from backfire.service.jobs import Jobs
 from backfire.service.pool import Pool
 from backfire.service.store.retention import History
 from backfire.service.systemd import notify
+from backfire.types import Job
 
 log = structlog.get_logger()
 
 EVERY_S = 2.0
 REPEATED_S = 0.5
-"""How long a heartbeat may wait to be sent: another one follows it soon."""
+"""How long a heartbeat may wait to be sent, since another one follows soon."""
 PRUNE_EVERY_S = 3600.0
 TOLD_MOST = 20
-"""The most unreadable folders and unused masks that are named."""
+"""The most unreadable folders, unused masks and pictures in work that are named."""
 
 
 class Heartbeat:
@@ -53,10 +54,13 @@ class Heartbeat:
         self._history = History(jobs.store, jobs.now, jobs.monotonic)
         self._next = self._next_prune = self._next_moved = 0.0
         self.disk_space = self.refused_config = ""
+        self._config_read = jobs.now()
+        self._progress: dict[int, tuple[str, int, int]] = {}
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on, and report at once."""
         self._settings = settings
+        self._config_read = self._jobs.now()
         self._next = 0.0
 
     def beat(self, hints: Hints) -> None:
@@ -71,16 +75,20 @@ class Heartbeat:
         self._check_disk_space()
         if now >= self._next_prune:
             pruned = self._history.prune(self._settings.limits.history_days)
-            # A little at a time: the next heartbeat goes on where there is more.
+            # It prunes a little at a time, and the next heartbeat goes on if there is more.
             self._next_prune = now if pruned else now + PRUNE_EVERY_S
         fact = self.report()
-        # After a scan that took long the next one is late on purpose.
+        # After a long scan the next one is late on purpose.
         self._operations.pulse.rescan_s = max(self._settings.watch.rescan_s, self._intake.pause)
         alive = self._operations.beat(
             scan=self._intake.last_scan,
             heard=self._pool.heard,
             trouble=self._inbox.trouble,
-            warnings=[f"{path}: {why}" for path, why in fact["unreadable"].items()],
+            warnings=[
+                *(f"{path}: {why}" for path, why in fact["unreadable"].items()),
+                *filter(None, [self._pool.trouble]),
+            ],
+            workers=fact["nodes"],
         )
         working, waiting = fact["working"], fact["waiting"]
         status = f"STATUS={'working ' + working if working else 'watching'}, {waiting} waiting"
@@ -92,18 +100,35 @@ class Heartbeat:
         Raises:
             StoreError: it cannot be recorded.
         """
-        working = ", ".join(job.name for job in self._pool.running) or None
-        refused = self.refused_config and f"new configuration refused: {self.refused_config}"
+        names = [job.name for job in self._pool.running]
+        more = [f"{len(names) - TOLD_MOST} more"] if len(names) > TOLD_MOST else []
+        working = ", ".join([*names[:TOLD_MOST], *more]) or None
+        refused = self.refused_config and (
+            f"a reload was refused, and the former configuration stays in use: {self.refused_config}"
+        )
         fact: dict[str, Any] = {
             "pid": os.getpid(),
             "working": working,
             "waiting": len(self._jobs.active),
-            "trouble": "; ".join(filter(None, (self._inbox.trouble, self.disk_space, refused))),
+            "workers": len(self._pool.present),
+            "nodes": self._pool.by_node,
+            "trouble": "; ".join(
+                filter(None, (self._inbox.trouble, self.disk_space, refused, self._pool.trouble))
+            ),
+            "progress": {job.id: self._progress.get(job.id) for job in self._pool.running},
+            "config": {"at": self._config_read, "refused": self.refused_config},
             "unreadable": dict(islice(self._inbox.unreadable.items(), TOLD_MOST)),
-            "unused": dict(islice(self._inbox.unused.items(), TOLD_MOST)),
+            "unused": dict(islice(self._inbox.unused.reasons().items(), TOLD_MOST)),
         }
         self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
         return fact
+
+    def working(self, job: Job, phase: str, done: int, total: int) -> None:
+        """Note how far a worker is with a job: `done` of `total` steps of a phase."""
+        if job.id not in self._progress:
+            running = {other.id for other in self._pool.running}
+            self._progress = {one: told for one, told in self._progress.items() if one in running}
+        self._progress[job.id] = phase, done, total
 
     def progress(self) -> None:
         """Note that a long step makes progress, perhaps in another thread, until the next heartbeat."""

@@ -16,37 +16,41 @@ import structlog
 
 from backfire.config import Settings
 from backfire.files import inbox, outbox
-from backfire.files.inbox import NearMiss, Scan, Signature, Taken, Tracker
+from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
-from backfire.service.spool import Copies
-from backfire.types import EXTENSIONS, Job, JobState, shown
+from backfire.service.spool import Copies, Spool
+from backfire.service.unused import Unused
+from backfire.types import Job, JobState, shown
 
 log = structlog.get_logger()
 
 PATH_MAX = 4096 - 64
-"""The most bytes of a result's path: what Linux takes, without what temporary names and endings need."""
-STRAY_S = 60.0
-"""At least so long a file in a folder `masks` waits for its picture before it is taken for a picture."""
+"""The most bytes of a result's path: Linux's limit less the room for temporary names and endings."""
+MASKLESS = 5
+"""The number of known pictures, none of them with a mask, from which a folder counts as one without masks."""
+ASK_AGAIN_S = 60.0
+"""How long the answer of the job database about the masks of a folder is used again."""
 
 
 class Inbox:
     """The inbox folder of one configuration.
 
     Attributes:
+        unused: its files that no picture uses.
         trouble: why the inbox cannot be read at present; empty while it can.
     """
 
     def __init__(self, settings: Settings, jobs: Jobs, monotonic: Callable[[], float]) -> None:
         self._jobs, self._monotonic = jobs, monotonic
-        self._scan = Scan()
+        self._scan, self._pictures = Scan(), list[bytes]()
         self._tracker = Tracker(settings.watch.settle_s)
         self._incomplete: dict[int, dict[bytes, Signature]] = {}
-        self._told: set[bytes] = set()
-        self._held: set[bytes] = set()
-        """Files with nearly the name of a mask that were seen beside the picture that it must be of."""
-        self._free: set[bytes] = set()
-        """The names that such files would need, where the job database knows no picture for them."""
+        self._mask_folders: set[bytes] = set()
+        """The folders for whose pictures masks have been seen since the start."""
+        self._maskless: dict[bytes, tuple[float, bool]] = {}
+        """By folder, when the job database was asked, and whether it knows only pictures without masks."""
         self._mount: str | None = None
+        self.unused = Unused(settings, jobs, self._tracker, monotonic)
         self.trouble = ""
         self.configure(settings)
 
@@ -54,6 +58,7 @@ class Inbox:
         """Work by other settings from now on; the folders must be the same."""
         self._settings, self._watch = settings, settings.watch
         self._tracker.settle_s = settings.watch.settle_s
+        self.unused.configure(settings)
 
     @property
     def root(self) -> Path:
@@ -109,7 +114,9 @@ class Inbox:
             self.trouble = ""
         self._tell_unreadable(found.unreadable)
         self._scan = found
+        self._mask_folders |= found.mask_folders
         self._tracker.observe(found.files, now)
+        self._pictures = self.unused.look(self.root, found)
         return True
 
     def _without_too_long(self, found: Scan) -> Scan:
@@ -146,61 +153,16 @@ class Inbox:
         """What the last scan saw, by path."""
         return self._scan.files
 
-    def pictures(self) -> list[bytes]:
-        """The pictures that the last scan saw, and the files in folders `masks` that must be pictures.
-
-        The latter have had no picture of their own for long. Files with nearly the name of a mask are held.
-        They and masks without a picture are logged, once.
-        """
-        patience = self._watch.settle_s + max(self._watch.mask_wait_s, STRAY_S)
-        now = self._monotonic()
-        lone = {path for path in self._scan.orphans() if self._tracker.still_for(path, now) > patience}
-        strays = {path for path in lone if inbox.in_masks_folder(path)}
-        misses = self._near_misses()
-        self._held = {path for path, miss in misses.items() if path in self._held or self._has_picture(miss)}
-        self._tell((lone - strays) | self._held)
-        return [*(path for path in self._scan.pictures if path not in self._held), *strays]
-
-    def _near_misses(self) -> dict[bytes, NearMiss]:
-        """The files with nearly the name of a mask, where masks are used at all."""
-        found = self._scan.near_misses()
-        self._free &= {miss.wanted for miss in found.values()}
-        return {
-            path: miss
-            for path, miss in found.items()
-            if "sidecar" in self._settings.for_path(miss.picture).regions.detectors
-        }
-
-    def _has_picture(self, miss: NearMiss) -> bool:
-        """Whether a picture that a mask may belong to lies in the inbox, or was there before."""
-        if self._scan.is_claimed(miss):
-            return True
-        if miss.wanted in self._free:
-            return False
-        spelt = (ending for endings in EXTENSIONS.values() for ending in endings)
-        names = [miss.picture + os.fsencode(one) for end in spelt for one in (end, end.upper())]
-        known = any(self._jobs.store.by_path(name) for name in (miss.picture, *names))
-        if not known:
-            self._free.add(miss.wanted)
-        return known
-
-    def tell_unused(self) -> None:
-        """Log all masks that no picture uses, also those whose picture may still come."""
-        self._tell(self._scan.orphans() | self._near_misses().keys())
-
-    def _tell(self, paths: set[bytes]) -> None:
-        for path in sorted(paths - self._told):
-            log.warning("mask_without_picture", path=shown(path), reason=self._scan.why_unused(path))
-        self._told = paths
-
     @property
-    def unused(self) -> dict[str, str]:
-        """The masks and annotations that no picture uses, by path, with what to do."""
-        return {shown(path): self._scan.why_unused(path) for path in sorted(self._told)}
+    def pictures(self) -> list[bytes]:
+        """The pictures that the last scan saw; see `Unused.look` for those that are none after all."""
+        return self._pictures
 
-    def is_held(self, path: bytes) -> bool:
-        """Whether a file is no picture after all: it is nearly called a mask, and its picture has come."""
-        return path in self._held
+    def companions(self, path: bytes) -> dict[bytes, Signature]:
+        """The files that accompany a picture and have not changed for the settle time."""
+        now = self._monotonic()
+        files = ((name, self._scan.files[name]) for name in self._scan.companions_of(path))
+        return {name: signature for name, signature in files if self._tracker.settled(name, now)}
 
     def is_gone(self, path: bytes) -> bool:
         """Whether the last scan shows that a file has left; False where its folder could not be read."""
@@ -249,18 +211,32 @@ class Inbox:
 
     def awaits_mask(self, path: bytes) -> bool:
         """Whether a picture that may get a mask has none, and has not yet waited `mask_wait_s` for it."""
-        expects = "sidecar" in self._settings.for_path(path).regions.detectors
-        if not expects or self._scan.masks_of(path):
+        if self._stood_still_for(path) >= self._watch.settle_s + self._watch.mask_wait_s:
             return False
-        return self._stood_still_for(path) < self._watch.settle_s + self._watch.mask_wait_s
+        expects = "sidecar" in self._settings.for_path(path).regions.detectors
+        return expects and not self._scan.masks_of(path) and self._may_have_masks(os.path.dirname(path))
+
+    def _may_have_masks(self, folder: bytes) -> bool:
+        """Whether pictures of a folder get masks, as far as those of the past and what lies there tell."""
+        if folder in self._mask_folders:
+            return True
+        now = self._monotonic()
+        known = self._maskless.get(folder)
+        if known is None or now >= known[0] + ASK_AGAIN_S:
+            pictures, masks = self._jobs.store.masks_in(folder)
+            known = self._maskless[folder] = now, pictures >= MASKLESS and not masks
+        return not known[1]
 
     def may_grow(self, job: Job) -> bool:
         """Whether a picture or mask that ends too early may still be being written.
 
         It may until its files have stood still for `incomplete_wait_s` longer than the settle time.
         """
-        patience = self._watch.settle_s + self._watch.incomplete_wait_s
-        return any(self._stood_still_for(path) < patience for path in _beside(job.path, self._scan))
+        return self.waited_for_rest(job) < self._watch.settle_s + self._watch.incomplete_wait_s
+
+    def waited_for_rest(self, job: Job) -> float:
+        """For how many seconds neither the picture nor what lies beside it has changed."""
+        return min(self._stood_still_for(path) for path in _beside(job.path, self._scan))
 
     def note_incomplete(self, job: Job) -> None:
         """Have `awaits_rest` hold the job until its files change or have stood still for long enough."""
@@ -293,6 +269,18 @@ class Inbox:
         """
         most = self._settings.limits.max_bytes
         return self._jobs.spool(job).fill(self.root, job.path, self._scan, most=most)
+
+    def copy_companion(self, spool: Spool, path: bytes, signature: Signature) -> None:
+        """Copy a file that accompanies a picture into the job's spool folder.
+
+        Raises:
+            InputError, OSError: see `inbox.take`.
+        """
+        spool.add_companion(self.root, path, signature, most=self._settings.limits.max_bytes)
+
+    def take(self, path: bytes, target: Path) -> Taken:
+        """Copy a file to `target`; see `inbox.take`, which raises the same."""
+        return inbox.take(self.root, path, target, self._scan.files.get(path))
 
     def copy_again(self, job: Job, target: Path) -> Taken | None:
         """Copy the picture alone to `target`, whatever it is by now; None if it is gone.
@@ -328,6 +316,15 @@ class Inbox:
             if not self._has_its_copies(path)
             for name in (*inbox.mask_names(path), *inbox.proof_names(path, self._watch.proof_ending))
         } | {inbox.folded(path) for path in self._jobs.spool(job).files() if inbox.is_for_folder(path)}
+
+    def companions_wanted_by_others(self, job: Job, companions: Iterable[bytes]) -> set[bytes]:
+        """Of the files that accompany a picture, those that also belong to another one in the inbox."""
+        others = [
+            path
+            for path in inbox.rivals(self.root, job.path, self._watch.ignore, self._watch.proof_ending)
+            if not self._has_its_copies(path)
+        ]
+        return {path for path in companions if any(inbox.belongs(path, other) for other in others)}
 
     def _has_its_copies(self, path: bytes) -> bool:
         """Whether the picture that lies in the inbox needs nothing from there any more."""

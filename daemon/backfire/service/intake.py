@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 
 import structlog
@@ -11,9 +12,11 @@ import structlog
 from backfire.config import Settings
 from backfire.errors import Code, InputError
 from backfire.files import outbox
+from backfire.files.inbox import is_raw
 from backfire.files.parallel import in_parallel
-from backfire.service.digests import Digests
+from backfire.imaging import formats
 from backfire.service.inbox import Inbox
+from backfire.service.job_settings import JobSettings
 from backfire.service.jobs import Jobs, isolated
 from backfire.service.queue import WaitingQueue, priority
 from backfire.service.spool import Copies
@@ -24,21 +27,21 @@ log = structlog.get_logger()
 
 UNCOPIED = (JobState.SETTLING, JobState.WAITING_MASK)
 READY_AHEAD = 16
-"""Jobs copied ahead of the workers: enough to keep them busy, few enough that no backlog is copied whole."""
+"""How many jobs are copied ahead of the workers: enough to keep them busy, but not a whole backlog."""
 MOST_AHEAD = 4
-"""So many times as many where ready jobs wait for their next try, so that others may pass them."""
+"""The factor on `READY_AHEAD` while ready jobs wait for their next try, so that others may pass them."""
 COPY_BYTES = 64 << 20
-"""Copied in one step of the loop, and one picture more: the workers must not wait long for the first one."""
+"""The bytes that one step of the loop copies, and one more picture: the workers wait for the first."""
 COPY_S = 1.0
-"""Spent in one step of the loop on choosing what is copied: it must stay free to stop, publish and report."""
+"""How long one step of the loop chooses what to copy; the loop also has to publish, to report and to stop."""
 NEW_JOBS = 2000
-"""New jobs recorded in one step of the loop."""
+"""How many new jobs one step of the loop records."""
 LEFT_JOBS = 200
-"""Jobs whose files left the inbox that are recorded after one scan."""
+"""How many jobs whose files have left the inbox are ended after one scan."""
 MASK_WAITS = 50
-"""Jobs that are recorded in one step of the loop as waiting for a mask."""
+"""How many jobs one step of the loop records as waiting for a mask."""
 SCAN_EVERY_S = 0.5
-"""Between two scans lies at least this, and ten times as long as a scan takes, whatever events there are."""
+"""The least time between two scans, whatever events there are. A long scan waits ten times as long."""
 
 
 class Intake:
@@ -75,7 +78,7 @@ class Intake:
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on; the folders must be the same."""
-        self._settings, self._digests = settings, Digests(settings)
+        self._settings, self._job_settings = settings, JobSettings(settings)
 
     @property
     def last_scan(self) -> float:
@@ -114,7 +117,7 @@ class Intake:
         """Bring the jobs in line with what a scan found."""
         jobs, inbox, watch = self._jobs, self._inbox, self._settings.watch
         self._new = sorted(
-            (path for path in inbox.pictures() if path not in jobs.active),
+            (path for path in inbox.pictures if path not in jobs.active),
             key=lambda path: (-priority(path, watch.priorities), path),
         )
         uncopied, ready = jobs.of(*UNCOPIED), jobs.of(JobState.READY)
@@ -122,9 +125,10 @@ class Intake:
         for job in list(islice(gone, LEFT_JOBS)):
             with isolated(job):
                 self._end_missing(job)
-        for job in (job for job in (*uncopied, *ready) if inbox.is_held(job.path)):
-            with isolated(job):
-                jobs.end(job, JobState.SKIPPED, detail={"reason": "is nearly called a mask"})
+        for job in (*uncopied, *ready):
+            if why := inbox.unused.why_no_picture(job.path):
+                with isolated(job):
+                    jobs.end(job, JobState.SKIPPED, detail={"reason": why})
         uncopied, ready = jobs.of(*UNCOPIED), jobs.of(JobState.READY)
         for job in ready:
             with isolated(job):
@@ -132,11 +136,14 @@ class Intake:
                     detail = {"reason": "picture or mask changed while queued"}
                     jobs.update(job, JobState.SETTLING, detail=detail)
         waiting = [(job, inbox.files[job.path].size) for job in uncopied if job.path in inbox.files]
-        hindered = [entry for entry in waiting if entry[0].id in jobs.hindered]
-        fresh = [entry for entry in waiting if entry[0].id not in jobs.hindered] if hindered else waiting
-        queues = (WaitingQueue(entries, watch.priorities) for entries in (fresh, hindered))
+        # Camera raw files are refused before any work, and whoever dropped them is to know that at once.
+        raw = [entry for entry in waiting if is_raw(entry[0].path)]
+        rest = [entry for entry in waiting if not is_raw(entry[0].path)] if raw else waiting
+        hindered = [entry for entry in rest if entry[0].id in jobs.hindered]
+        fresh = [entry for entry in rest if entry[0].id not in jobs.hindered] if hindered else rest
+        queues = (WaitingQueue(entries, watch.priorities) for entries in (raw, fresh, hindered))
         self._queue, self._first = chain(*queues), None
-        unsettled = bool(waiting or self._new)
+        unsettled = bool(waiting or self._new or inbox.unused.is_about_to_tell)
         pause = min(watch.rescan_s, max(watch.settle_s / 4, SCAN_EVERY_S)) if unsettled else watch.rescan_s
         self.pause = max(pause, 10 * self._scan_took)
         self._next_scan = now + self.pause
@@ -152,11 +159,13 @@ class Intake:
         due = [rank for rank, job in copied if self._jobs.due(job)]
         while size < COPY_BYTES and (entry := self._first or next(self._queue, None)) is not None:
             self._first, (rank, job) = None, entry
-            # Counted by priority: a picture of a high one does not wait for room behind lower ones.
-            # And by time: neither large pictures nor ten thousand that cannot be read may hold up the loop.
+            # Only jobs of the same or a higher priority count, so that an urgent picture never waits for room
+            # behind others. The time is limited, because ten thousand files that cannot be read would
+            # otherwise block the loop.
             late = self._monotonic() > now + COPY_S
             enough = sum(other >= rank for other in due) >= ahead
-            if late or enough or sum(other >= rank for other in held) >= MOST_AHEAD * ahead:
+            full = enough or sum(other >= rank for other in held) >= MOST_AHEAD * ahead
+            if late or (full and not is_raw(job.path)):
                 self._first = entry
                 break
             if self._jobs.active.get(job.path) is not job or not self._jobs.due(job):
@@ -175,13 +184,17 @@ class Intake:
         """Whether its files stand still, and neither more bytes nor a proof nor a mask are waited for."""
         inbox = self._inbox
         return inbox.is_settled(job.path) and not (
-            inbox.awaits_rest(job) or inbox.lacks_proof(job.path) or inbox.awaits_mask(job.path)
+            inbox.awaits_rest(job) or inbox.lacks_proof(job.path) or self._awaits_mask(job)
         )
+
+    def _awaits_mask(self, job: Job) -> bool:
+        """Whether a mask may still come; a person who decided about a picture would have given it one."""
+        return job.choice is None and not is_raw(job.path) and self._inbox.awaits_mask(job.path)
 
     def _note_mask_wait(self, job: Job) -> bool:
         """Record for `explain` that the job waits for a mask; whether that was not known yet."""
         settling = job.state == JobState.SETTLING and self._inbox.is_settled(job.path)
-        if settling and self._inbox.awaits_mask(job.path):
+        if settling and self._awaits_mask(job):
             self._jobs.update(job, JobState.WAITING_MASK)
             return True
         return False
@@ -214,12 +227,15 @@ class Intake:
     def _record(self, job: Job, copies: Copies) -> None:
         """Make a job ready, unless something says that its files are not whole."""
         mask_sha256 = mask_digest([mask.sha256 for mask in copies.masks])
-        config_sha256 = self._digests.of(job.path)
+        if job.input_sha256 != copies.picture.sha256:  # what a person decided was about other content
+            job = replace(job, choice=None)
+        config_sha256 = self._job_settings.digest(job)
         content: Changes = {
             "input_sha256": copies.picture.sha256,
             "mask_sha256": mask_sha256,
             "config_sha256": config_sha256,
             "key": job_key(copies.picture.sha256, mask_sha256, config_sha256),
+            "choice": job.choice,
         }
         doubt = self._jobs.spool(job).doubt(job.name, copies, checksum=self._settings.watch.proof == "sha256")
         if doubt is not None and self._inbox.may_grow(job):
@@ -227,7 +243,9 @@ class Intake:
             reason = {"code": doubt.code.value, "reason": doubt.message}
             self._jobs.update(job, JobState.SETTLING, detail=reason)
             return
-        if doubt is not None and doubt.code == Code.CHECKSUM:
+        if doubt is None or doubt.code != Code.CHECKSUM:
+            doubt = self._refused_by_name(job)
+        if doubt is not None:
             content["code"], content["message"] = doubt.code.value, doubt.message
             self._jobs.update(job, JobState.SETTING_ASIDE, **content)
             return
@@ -235,6 +253,13 @@ class Intake:
         masks = [shown(path) for path in self._inbox.masks_of(job.path)]
         detail = {"masks": masks} if masks else None
         self._jobs.update(job, JobState.READY, detail=detail, **content)
+
+    def _refused_by_name(self, job: Job) -> InputError | None:
+        """The error for a camera raw file, which needs neither a mask nor a worker to be refused."""
+        if not is_raw(job.path):
+            return None
+        with self._jobs.spool(job).input.open("rb") as file:
+            return formats.raw_by_name(file.read(formats.HEAD), job.name)
 
     def _end_missing(self, job: Job) -> None:
         """End a job whose file is gone: set aside just before a crash, or taken away by somebody."""

@@ -17,6 +17,7 @@ from typing import Any, Unpack
 
 import structlog
 
+from backfire import advice
 from backfire.config import Settings
 from backfire.errors import BackfireError, Code
 from backfire.files.inbox import Signature
@@ -27,9 +28,9 @@ from backfire.types import Job, JobState, shown
 log = structlog.get_logger()
 
 RETRY_MAX_S = 600.0
-"""No step waits longer for its next try: a later time means that the clock was set back."""
+"""The longest wait of a step for its next try; a later time means that the clock was set back."""
 STUCK_AFTER = 3
-"""After so many failed tries in a row `once` no longer waits for a job or a worker."""
+"""The failed tries in a row after which `once` no longer waits for a job or a worker."""
 
 
 class InternalError(Exception):
@@ -71,7 +72,7 @@ class Jobs:
         hindered: by job id, how often the system prevented its work, and how many jobs had been worked
             before the first time.
         settings: by job id, under which it was last started in this process.
-        published, failed: how many jobs ended so since the start.
+        published, held, failed: how many jobs were so since the start.
     """
 
     store: Store
@@ -85,23 +86,33 @@ class Jobs:
     hindered: dict[int, tuple[int, int]] = field(default_factory=dict)
     settings: dict[int, Settings] = field(default_factory=dict)
     published: int = 0
+    held: int = 0
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
     _ended: list[tuple[Job, dict[str, Any]]] = field(default_factory=list)
     _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
-        """Read the active jobs from the store, and delete the spool folders of all others."""
+        """Read the active jobs from the store, and delete the spool folders that no job needs any more."""
         self.active.clear()
         self._by_state.clear()
         self._ended.clear()
         for job in self.store.active():
             self._remember(job)
-        known = {str(job.id) for job in self.active.values()}
+        held = self.store.all_in(JobState.REVIEW)
+        for job in held:
+            self.spool(job).keep_result()
+        known = {str(job.id) for job in (*self.active.values(), *held)}
         with suppress(FileNotFoundError):
             for folder in self.spools.iterdir():
                 if folder.name not in known:
                     shutil.rmtree(folder, ignore_errors=True)
+
+    def take_up_decided(self) -> None:
+        """Take up the held jobs about which a person has decided, in another process, since the last time."""
+        for job in self.store.all_in(JobState.RELEASING):
+            if job.path not in self.active:
+                self._remember(job)
 
     # Looking up
 
@@ -219,9 +230,14 @@ class Jobs:
         self.internal_errors.pop(job.id, None)
         self.hindered.pop(job.id, None)
         self.settings.pop(job.id, None)
-        self.spool(job).drop()
+        self.held += job.state == JobState.REVIEW
+        if job.state == JobState.REVIEW:
+            self.spool(job).keep_result()
+        else:
+            self.spool(job).drop()
         self.published += job.state == JobState.ARCHIVED
         self.failed += job.state in (JobState.FAILED, JobState.QUARANTINED)
+        said = advice.of(job)
         log.info(
             "job",
             id=job.id,
@@ -229,7 +245,8 @@ class Jobs:
             state=job.state.value,
             verdict=job.verdict.value if job.verdict else None,
             code=job.code,
-            message=job.message,
+            message=str(said) if said else job.message,
+            details=said.details if said else None,
             output=shown(job.output_path) if job.output_path else None,
             attempts=job.attempts,
             seconds=round(job.updated - job.created, 1),

@@ -32,24 +32,29 @@ from backfire.service.publisher import Publisher
 from backfire.service.retry_policy import RetryPolicy
 from backfire.service.store.store import Store
 from backfire.service.systemd import notify
+from backfire.service.worker.cluster import Cluster
+from backfire.service.worker.local import Child, Devices
+from backfire.service.worker.protocol import WorkerProcess
 from backfire.types import Job
 
 log = structlog.get_logger()
 
 TICK_S = 0.5
 BURST_S = 0.05
-"""Waited after an event, so that one scan serves a burst of them."""
+"""The wait after an event, so that one scan serves a burst of them."""
 STORE_PAUSE_S = 5.0
-"""Between two tries to use a database that cannot be used."""
+"""The time between two tries to use a database that cannot be used."""
 FAILED_ROUNDS_MAX = 10
-"""So many rounds without a good one between them may fail because of one job, or of the loop itself."""
+"""How many rounds in a row may fail because of one job, or of the loop itself, before the daemon ends."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many jobs were published, failed and left waiting, and how many folders could not be read."""
+    """How many jobs were published, held for review, failed and left waiting, and how many folders could not
+    be read."""
 
     published: int = 0
+    held: int = 0
     failed: int = 0
     left: int = 0
     unreadable: int = 0
@@ -64,6 +69,7 @@ class Service:
         monotonic: the clock by which it waits.
         now: wall clock for records, Unix seconds.
         on_progress: called as (job, phase, done, total) while a worker works.
+        start_worker: starts a worker's process that may allocate so many megabytes; 0 for no limit.
 
     Attributes:
         settings: the configuration in force.
@@ -85,8 +91,11 @@ class Service:
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         on_progress: OnProgress = lambda job, phase, done, total: None,
+        start_worker: Callable[[int], WorkerProcess] = Child,
     ) -> None:
         preflight.require_names(settings)
+        preflight.require_signer(settings)
+        preflight.require_cluster(settings)
         self.settings = settings
         self.load = load or (lambda: settings)
         preflight.make_folders(settings)
@@ -99,13 +108,13 @@ class Service:
         self.jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
         self.inbox = Inbox(settings, self.jobs, monotonic)
         self.intake = Intake(settings, self.jobs, self.inbox, self._wake, monotonic)
-        self.pool = Pool(settings, monotonic)
+        backend = (Cluster if settings.cluster.address else Devices)(settings, start_worker)
+        self.pool = Pool(settings, monotonic, backend)
         self.policy = RetryPolicy(settings, self.jobs, self.inbox, self.pool)
-        self.dispatcher = Dispatcher(settings, self.jobs, self.pool, self.policy, on_progress)
+        self._on_progress = on_progress
+        self.dispatcher = Dispatcher(settings, self.jobs, self.pool, self.policy, self._progressed)
         self.publisher = Publisher(settings, self.jobs, self.inbox)
-        self.operations = Operations(
-            settings, self.jobs, silence_s=settings.limits.silence_s, monotonic=monotonic
-        )
+        self.operations = Operations(settings, self.jobs, monotonic=monotonic)
         self.heartbeat = Heartbeat(
             settings, self.jobs, self.inbox, self.intake, self.pool, self.operations, self._wake
         )
@@ -114,7 +123,7 @@ class Service:
         if they are not."""
         self._failed_rounds: Counter[int | None] = Counter()
         """Rounds since the last good one that failed because of a job, by its id, or, None, of themselves."""
-        # Plain flags: an Event's lock may be held by the very code that a signal interrupted.
+        # Plain flags and no Event, whose lock may be held by the very code that a signal interrupted.
         self._stopping = self._reloading = False
 
     def stop(self) -> None:
@@ -138,7 +147,7 @@ class Service:
             while not self._stopping and not (until_idle and self._is_idle()):
                 self.round(hints)
             if until_idle:
-                self.inbox.tell_unused()
+                self.inbox.unused.tell_all()
                 with suppress(StoreError):
                     self.heartbeat.report()
         finally:
@@ -147,11 +156,12 @@ class Service:
             self._end()
             stop_listening()
         jobs, unreadable = self.jobs, len(self.inbox.unreadable)
-        return Summary(jobs.published, jobs.failed, len(jobs.active), unreadable)
+        return Summary(jobs.published, jobs.held, jobs.failed, len(jobs.active), unreadable)
 
     def close(self) -> None:
         """Give up the store and the locks."""
         self.operations.close()
+        self.pool.close()
         self.jobs.store.close()
         for lock in self._locks:
             if lock is not None:
@@ -192,6 +202,7 @@ class Service:
         room = not self.heartbeat.disk_space
         self.intake.step(may_copy=room, ahead=self.pool.pace)
         began = room and self.dispatcher.step()
+        self.jobs.take_up_decided()
         placed = self.publisher.step()  # while the workers work the next jobs
         if self.pool.running:
             self.dispatcher.listen(TICK_S)
@@ -240,6 +251,10 @@ class Service:
             else:
                 return
 
+    def _progressed(self, job: Job, phase: str, done: int, total: int) -> None:
+        self.heartbeat.working(job, phase, done, total)
+        self._on_progress(job, phase, done, total)
+
     # Ending and reloading
 
     def _is_idle(self) -> bool:
@@ -270,6 +285,10 @@ class Service:
         try:
             settings = self.load()
             preflight.require_names(settings)
+            preflight.require_signer(settings)
+            preflight.require_cluster(settings)
+            if settings.cluster.address != self.settings.cluster.address:
+                raise ConfigError("cluster.address: cannot change while the daemon runs; restart it")
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")
         except ConfigError as error:
@@ -283,7 +302,7 @@ class Service:
             log.info("configuration_reloaded", sha256=settings.sha256[:12])
         self.heartbeat.configure(self.settings)
         notify("READY=1")
-        # Last, since the store may be busy: all parts have the new settings by then.
+        # This comes last because the store may be busy; all parts have the new settings by then.
         self.dispatcher.reconsider()
 
     def _configure(self, settings: Settings) -> None:

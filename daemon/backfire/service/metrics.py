@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: the only prometheus-client door.
+"""Metrics for Prometheus; the only module that uses prometheus-client.
 
 Every step of a job is reported to the counters and histograms; gauges are computed at each scrape.
 """
@@ -26,7 +26,7 @@ JOB_S = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 ENDS = frozenset(JobState) - ACTIVE
 
 
-class Metrics:
+class Metrics(Collector):
     """Counts the steps of jobs and writes it in Prometheus' text format.
 
     Args:
@@ -34,6 +34,7 @@ class Metrics:
         folders: the configured folders by name, whose free space is shown.
         ages: called at each scrape; gives the seconds since each part of the daemon last made progress.
         hooks: called at each scrape; gives the number of deliveries by state.
+        workers: called at each scrape; gives the number of busy and of idle workers by node.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Metrics:
         folders: Mapping[str, Path],
         ages: Callable[[], Mapping[str, float]],
         hooks: Callable[[], Mapping[str, int]],
+        workers: Callable[[], Mapping[str, tuple[int, int]]] = dict,
     ) -> None:
-        self._active, self._folders = jobs, folders
+        self._jobs, self._folders, self._ages, self._hooks = jobs, folders, ages, hooks
+        self._workers = workers
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         build = Gauge(
@@ -53,7 +56,7 @@ class Metrics:
             registry=registry,
         )
         build.labels(__version__).set(1)
-        self._jobs = Counter("backfire_jobs", "Jobs that ended.", ["state", "verdict"], registry=registry)
+        self._ended = Counter("backfire_jobs", "Jobs that ended.", ["state", "verdict"], registry=registry)
         self._failures = Counter(
             "backfire_failures", "Jobs that failed, by reason.", ["code"], registry=registry
         )
@@ -62,7 +65,7 @@ class Metrics:
         )
         self._job_seconds = Histogram(
             "backfire_job_seconds",
-            "Seconds from the first sight of a file to the end of its job.",
+            "Seconds from the discovery of a file to the end of its job.",
             registry=registry,
             buckets=JOB_S,
         )
@@ -73,18 +76,18 @@ class Metrics:
             registry=registry,
             buckets=STAGE_S,
         )
-        registry.register(_Now(jobs, folders, ages, hooks))
+        registry.register(self)
 
     def __call__(self, job: Job, timings: Mapping[str, float] | None = None) -> None:
         """Count a job that is about to be recorded in a new state; `timings` are its seconds by stage."""
         with suppress(OSError):
             if job.state == JobState.READY and job.input_sha256 and not job.attempts:
-                self._bytes.labels("taken").inc(self._active.spool(job).input.stat().st_size)
+                self._bytes.labels("taken").inc(self._jobs.spool(job).input.stat().st_size)
             elif job.state == JobState.PUBLISHED and job.output_path:
                 published = self._folders["outbox"] / os.fsdecode(job.output_path)
                 self._bytes.labels("published").inc(published.stat().st_size)
         if job.state in ENDS:
-            self._jobs.labels(job.state.value, job.verdict.value if job.verdict else "").inc()
+            self._ended.labels(job.state.value, job.verdict.value if job.verdict else "").inc()
             self._job_seconds.observe(max(job.updated - job.created, 0.0))
             if job.state in (JobState.FAILED, JobState.QUARANTINED):
                 self._failures.labels(job.code or "").inc()
@@ -95,20 +98,11 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-
-class _Now(Collector):
-    """Gauges of the present moment. They are read in another thread, so it only copies what the loop owns."""
-
-    def __init__(
-        self,
-        jobs: Jobs,
-        folders: Mapping[str, Path],
-        ages: Callable[[], Mapping[str, float]],
-        hooks: Callable[[], Mapping[str, int]],
-    ) -> None:
-        self._jobs, self._folders, self._ages, self._hooks = jobs, folders, ages, hooks
-
     def collect(self) -> Iterator[Metric]:
+        """The gauges of the present moment, called at each scrape.
+
+        The endpoint's thread calls this, so it copies what the loop owns before it looks at it.
+        """
         jobs = list(self._jobs.active.values())  # atomic under the interpreter's lock
         now = self._jobs.now()
         active = GaugeMetricFamily("backfire_active_jobs", "Jobs with work left.", labels=["state"])
@@ -134,6 +128,13 @@ class _Now(Collector):
         for state, count in self._hooks().items():
             hooks.add_metric([state], count)
         yield hooks
+        workers = GaugeMetricFamily(
+            "backfire_workers", "Workers by node; local is the daemon's machine.", labels=["node", "state"]
+        )
+        for node, (busy, idle) in self._workers().items():
+            workers.add_metric([node, "busy"], busy)
+            workers.add_metric([node, "idle"], idle)
+        yield workers
         free = GaugeMetricFamily(
             "backfire_free_bytes", "Free space on the disk of a folder.", labels=["folder"]
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ class Originals:
             What may leave the inbox.
         """
         spool, sha256, key = self._jobs.spool(job), job.input_sha256 or "", job.key or ""
+        self._take_companions(job, spool)
         times = {path: signature.mtime_ns for path, signature in spool.files().items()}
         placed = None
         if spool.input.exists() or self._copied_again(job, spool):
@@ -90,6 +92,29 @@ class Originals:
                 put = outbox.put(file, folder, extra, sha256=digest, key=key, unsynced=unsynced)
             copies.append(Copy(extra, digest, put))
         return copies
+
+    def _take_companions(self, job: Job, spool: Spool) -> None:
+        """Copy what accompanies the picture; what cannot be copied now stays, and follows later."""
+        for path, signature in self._inbox.companions(job.path).items():
+            with suppress(InputError, OSError):
+                self._inbox.copy_companion(spool, path, signature)
+
+    def follow(self, path: bytes, job: Job, folder: Path) -> Entry:
+        """Put a companion that came late where its picture's original is; `leave` then removes it.
+
+        Raises:
+            InputError, PublishError, OSError: it cannot be done now.
+        """
+        copy = self._jobs.spools / "companion"
+        taken = self._inbox.take(path, copy)
+        placed = outbox.put(copy, folder, path, sha256=taken.sha256, key=job.key or "")
+        copy.unlink()
+        outbox.confirm(folder, placed, taken.sha256)
+        return Entry(placed, taken.sha256)
+
+    def leave(self, path: bytes, job: Job, entry: Entry) -> None:
+        """Remove from the inbox what `follow` has put in its place."""
+        self._inbox.remove(path, sha256=entry.sha256, key=job.key or "")
 
     def _copied_again(self, job: Job, spool: Spool) -> bool:
         """Copy the original once more where a power cut took its private copy; False if it is gone.
@@ -123,16 +148,27 @@ class Originals:
         """
         kept = []
         wanted: set[bytes] | None = None
+        copies = list(copies)
+        masks = {path for path, _ in self._jobs.spool(job).masks()}
+        companions = [copy.path for copy in copies if copy.path not in masks and _accompanies(copy.path)]
+        shared: set[bytes] | None = None
         for path, sha256, placed in copies:
-            if placed is None:  # there is no copy, so that what may lie there (again) is the only one
+            if placed is None:  # there is no copy, so what lies in the inbox may be the only file
                 continue
             outbox.confirm(folder, placed, sha256)
             kept.append(Entry(placed, sha256))
-            if path != job.path:  # asked only now: the picture itself is gone, and a newer one counts
+            if path != job.path:  # asked only after the picture itself is gone, since a newer one counts
                 wanted = self._inbox.wanted_by_others(job) if wanted is None else wanted
-            if path == job.path or names.folded(path) not in (wanted or ()):
+                shared = (
+                    self._inbox.companions_wanted_by_others(job, companions) if shared is None else shared
+                )
+            if path == job.path or not (names.folded(path) in (wanted or ()) or path in (shared or ())):
                 self._inbox.remove(path, sha256=sha256, key=job.key or "")
         return kept
+
+
+def _accompanies(path: bytes) -> bool:
+    return names.is_companion(path) or names.is_raw(path)
 
 
 def _never(_: object) -> bool:

@@ -1,4 +1,4 @@
-"""The workers: one for each of `limits.devices`, their processes, how fast they are, whether they hang.
+"""The workers: one at each place that their back end has, how fast they are, whether they hang.
 
 Knows which jobs the workers have, but not what an outcome means for a job: that is the retry policy's part.
 """
@@ -15,8 +15,18 @@ import structlog
 from backfire.config import Settings
 from backfire.files.parallel import in_parallel
 from backfire.service.jobs import STUCK_AFTER
-from backfire.service.worker.local import Child, await_any, exit_reason
-from backfire.service.worker.protocol import Failed, Finished, Hindered, Outcome, Progress
+from backfire.service.worker.local import BATCH_MAX, Devices, await_any, exit_reason
+from backfire.service.worker.protocol import (
+    HERE,
+    Backend,
+    Failed,
+    Finished,
+    Hindered,
+    Outcome,
+    Place,
+    Progress,
+    WorkerProcess,
+)
 from backfire.types import Job
 
 log = structlog.get_logger()
@@ -25,10 +35,10 @@ DRAIN_S = 60.0
 """How long the workers may take to give their jobs back at the end."""
 PAUSE_S = 2.0
 LONG_PAUSE_S = 30.0
-"""After trouble that is not the picture's: no space for the spool, weights that do not load."""
+"""How long a worker pauses after trouble that is not the picture's, such as a full disk; the longer pause
+follows repeated trouble."""
 QUICK_S = 0.05
-BATCH_MAX = 128
-"""A worker that takes at most `QUICK_S` over each job gets up to so many at a time."""
+"""The seconds for each of its jobs up to which a worker gets more than one at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +59,31 @@ class Worker:
     """A process and the jobs that it has: one at a time, and more as long as it is quick with them.
 
     Attributes:
-        device: one of `limits.devices`; None where that names none, and one worker does all.
+        place: where it works.
+        batch_max: the most jobs that it may have at a time.
         child: its process, if there is one.
         running: its jobs by their ids.
         current: the id of the job that it last reported on; 0 while it has reported on none of a batch.
         pace: how many jobs it gets at a time.
         pauses: how often in a row it could not work for reasons that are not the picture's.
         paused_until: when its pause ends, by the monotonic clock.
-        retired: its device is not named any more; it finishes what it has.
+        retired: its place is gone; it finishes what it has.
     """
 
-    device: str | None = None
-    child: Child | None = None
+    place: Place = HERE
+    batch_max: int = BATCH_MAX
+    child: WorkerProcess | None = None
     running: dict[int, Job] = field(default_factory=dict)
     current: int = 0
     pace: int = 1
     pauses: int = 0
     paused_until: float = 0.0
     retired: bool = False
+
+    @property
+    def device(self) -> str | None:
+        """The device of its place."""
+        return self.place.device
 
     @property
     def job(self) -> Job | None:
@@ -87,7 +104,7 @@ class Worker:
         elif sum(outcome.seconds for outcome in begun) <= QUICK_S * len(begun):
             # Where some were given back it had no time for more.
             most = 2 * self.pace if len(begun) == len(outcomes) else len(begun)
-            self.pace = max(min(most, BATCH_MAX), 1)
+            self.pace = max(min(most, self.batch_max), 1)
         else:
             self.pace = max(min(self.pace, len(begun)) // 2, 1)
 
@@ -95,24 +112,50 @@ class Worker:
 class Pool:
     """The workers of one configuration.
 
+    Args:
+        settings: `limits` is used.
+        monotonic: the clock of the workers' pauses.
+        backend: where the workers come from; by default the devices of this machine.
+
     Attributes:
-        workers: those of `limits.devices` in their order, then those that are retired and still have jobs.
+        workers: those of the back end's places in their order, then those that are retired and still have
+            jobs.
     """
 
-    def __init__(self, settings: Settings, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
+    def __init__(
+        self, settings: Settings, monotonic: Callable[[], float], backend: Backend | None = None
+    ) -> None:
+        self._monotonic, self._backend = monotonic, backend or Devices(settings)
         self.workers: list[Worker] = []
+        self._places: Sequence[Place] = ()
+        self._waiting = 0
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """Have a worker for each device that is named now; others finish their jobs and end."""
+        """Work by other settings from now on; a worker whose place is gone finishes its jobs."""
         self._limits = settings.limits
-        wanted: tuple[str | None, ...] = settings.limits.devices or (None,)
-        known = {worker.device: worker for worker in self.workers}
-        for worker in self.workers:
-            worker.retired = worker.device not in wanted
-        retired = [worker for worker in self.workers if worker.retired]
-        self.workers = [known.get(device) or Worker(device) for device in wanted] + retired
+        self._backend.configure(settings)
+        self.refresh(0)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether `refresh` would find other places, so that there may be an idle worker."""
+        return self._backend.places(self._waiting) is not self._places
+
+    def refresh(self, waiting: int) -> None:
+        """Have a worker at each place that the back end has now, for so many pictures with work left."""
+        self._waiting = waiting
+        places = self._backend.places(waiting)
+        if places is not self._places:
+            self._places = places
+            known = {worker.place: worker for worker in self.workers}
+            wanted = [
+                known.pop(place) if place in known else Worker(place, self._backend.batch_max)
+                for place in places
+            ]
+            self.workers = [*wanted, *known.values()]
+            for worker in self.workers:
+                worker.retired = worker.place in known
         self.dismiss()
 
     def dismiss(self) -> None:
@@ -136,7 +179,32 @@ class Pool:
     @property
     def pauses(self) -> int:
         """How often in a row no worker at all could work for reasons that are not the picture's."""
-        return min(worker.pauses for worker in self.workers)
+        return min((worker.pauses for worker in self.workers), default=0)
+
+    @property
+    def present(self) -> list[Worker]:
+        """The workers that are not retired."""
+        return [worker for worker in self.workers if not worker.retired]
+
+    @property
+    def by_node(self) -> dict[str, tuple[int, int]]:
+        """How many workers are busy and idle on each node of the cluster; `local` is this machine."""
+        found: dict[str, tuple[int, int]] = {}
+        for worker in self.present:
+            busy, idle = found.get(worker.place.node or "local", (0, 0))
+            at_work = bool(worker.running)
+            found[worker.place.node or "local"] = busy + at_work, idle + (not at_work)
+        return found
+
+    @property
+    def trouble(self) -> str:
+        """Why there are fewer workers than there should be; empty if there are not."""
+        return self._backend.trouble
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the death of a worker or of the daemon may be the doing of any picture that is worked."""
+        return self._backend.is_shared
 
     @property
     def heard(self) -> float | None:
@@ -165,16 +233,16 @@ class Pool:
 
     # Starting, listening, ending
 
-    def start(self, worker: Worker) -> Child:
+    def start(self, worker: Worker) -> WorkerProcess:
         """The worker's process, idle; a new one where there is none.
 
         Raises:
             OSError: it cannot be started.
         """
         if worker.child is not None and worker.child.jobs:
-            worker.end()  # an internal error left it at work: it would take new orders for a request to stop
+            worker.end()  # after an internal error; at work, it would take new orders for a request to stop
         if worker.child is None:
-            worker.child = Child(self._limits.memory_mb)
+            worker.child = self._backend.start(worker.place)
         return worker.child
 
     def listen(self, seconds: float) -> Iterator[tuple[Worker, list[Progress | Outcome] | Death]]:
@@ -217,7 +285,7 @@ class Pool:
     def pause(self, worker: Worker, *, long: bool) -> None:
         """Give a worker no jobs for a while, a longer one where that is allowed and it happened often."""
         now = self._monotonic()
-        if now >= worker.paused_until:  # several jobs of one batch are one trouble
+        if now >= worker.paused_until:  # several hindered jobs of one batch count once
             worker.pauses += 1
         wait = LONG_PAUSE_S if worker.pauses > STUCK_AFTER and long else PAUSE_S
         worker.paused_until = now + wait
@@ -227,6 +295,10 @@ class Pool:
         manned = [worker for worker in self.workers if worker.child is not None]
         outcomes = in_parallel(_stop, manned)
         return {outcome.job: outcome for some in outcomes for outcome in some}
+
+    def close(self) -> None:
+        """End what serves all workers together."""
+        self._backend.close()
 
 
 def bury(worker: Worker) -> Death:

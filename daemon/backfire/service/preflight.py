@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
 import time
+from importlib import metadata
 from pathlib import Path
 
-from backfire import detectors, inpaint
-from backfire.config import Settings
-from backfire.errors import ConfigError
-from backfire.perturb import methods
+import structlog
 
-TAKEN = (errno.EACCES, errno.EAGAIN)
+from backfire import attack_paths, detectors, inpaint
+from backfire.config import Settings
+from backfire.errors import ConfigError, SigningError
+from backfire.files.locks import TAKEN
+from backfire.perturb import methods
+from backfire.provenance import credentials
+from backfire.service.worker import driver
+
+log = structlog.get_logger()
+
+RAY = 2, 60
+"""The first version of Ray with which this was tried; token authentication came shortly before."""
 TRY_S = 0.3
-"""How long a lock is tried for: `locked` holds it for a moment to see whether it is free."""
+"""How long a lock is tried for, since `is_locked` holds it for a moment to see whether it is free."""
 
 
 def require_names(settings: Settings) -> None:
@@ -30,8 +38,49 @@ def require_names(settings: Settings) -> None:
             detectors.check(variant.regions)
             inpaint.require_known(variant)
             methods.require_fit(variant)
+            attack_paths.of_editors(methods.with_surrogates(variant))
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from None
+
+
+def require_signer(settings: Settings) -> None:
+    """Refuse a certificate or key that cannot sign, and warn of a certificate that expires soon.
+
+    The C2PA library is not loaded for this; `backfire check` signs for a trial.
+
+    Raises:
+        ConfigError: what is wrong, and what to do.
+    """
+    if not settings.provenance.on:
+        return
+    try:
+        found = credentials.load(settings.provenance)
+    except SigningError as error:
+        raise ConfigError(error.message) from None
+    days = (found.until - time.time()) / credentials.DAY_S
+    if days < credentials.SOON_DAYS:
+        log.warning("certificate_expires", file=str(settings.provenance.certificate), in_days=round(days, 1))
+
+
+def require_cluster(settings: Settings) -> None:
+    """Check what a cluster needs on this machine: Ray, and the token.
+
+    Raises:
+        ConfigError: something of it is missing, or others may read the token.
+    """
+    if settings.cluster.address is None:
+        return
+    try:
+        found = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        raise ConfigError("cluster.address: needs Ray; install backfire[ray]") from None
+    if tuple(map(int, found.split(".")[:2])) < RAY:
+        wanted = ".".join(map(str, RAY))
+        raise ConfigError(
+            f"cluster.address: got Ray {found}, expected {wanted} or later; install backfire[ray]"
+        )
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        driver.token_file(settings.cluster)
 
 
 def make_folders(settings: Settings) -> None:
@@ -54,8 +103,12 @@ def make_folders(settings: Settings) -> None:
             raise ConfigError(f"{name} {folder}: cannot be made ({error.strerror}); {remedy}") from error
 
 
-def lock(path: Path) -> int | None:
+def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
     """Take a lock that ends with the process, on a file or folder; None where the file system has no locks.
+
+    Args:
+        path: the file, which is made if it is missing, or the folder.
+        patience_s: how long a lock that is held is tried for again.
 
     Raises:
         ConfigError: another daemon holds it, or it cannot be opened.
@@ -67,7 +120,7 @@ def lock(path: Path) -> int | None:
         raise ConfigError(
             f"{path}: cannot be opened ({error.strerror}); give uid {os.geteuid()} access"
         ) from error
-    deadline = time.monotonic() + TRY_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,21 +136,6 @@ def lock(path: Path) -> int | None:
                 )
                 raise ConfigError(message) from None
         time.sleep(0.02)
-
-
-def locked(path: Path) -> bool | None:
-    """Whether a daemon holds the lock on a file; None where nobody can tell."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return True if error.errno in TAKEN else None
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def missing_space(settings: Settings) -> str:

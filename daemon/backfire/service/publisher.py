@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
 
 from backfire.config import Settings
-from backfire.errors import PublishError
+from backfire.errors import InputError, PublishError
 from backfire.files import inbox as names
 from backfire.files import manifest, outbox
 from backfire.files.inbox import Scan
@@ -24,11 +27,16 @@ from backfire.service.inbox import Inbox
 from backfire.service.jobs import Jobs, isolated
 from backfire.service.originals import Originals
 from backfire.service.reports import Reports
+from backfire.service.review import Review
 from backfire.service.set_aside import SetAside
 from backfire.service.shared_steps import each, for_all
 from backfire.service.worker.protocol import Finished, read_result
 from backfire.types import Job, JobState, shown
 
+log = structlog.get_logger()
+
+RETRY_S = 60.0
+"""Between two tries to move a companion that came late."""
 TOGETHER = 128
 """How many jobs are put in place at a time."""
 
@@ -46,9 +54,10 @@ class Publisher:
         self._folders, self._jobs, self._inbox = settings.folders, jobs, inbox
         self._originals = Originals(jobs, inbox)
         self._reports = Reports(settings, jobs)
-        self._failed = SetAside(settings, jobs, self._originals, self._reports)
+        self._set_aside = SetAside(settings, jobs, self._originals, self._reports)
+        self._review = Review(settings, jobs, inbox, self._originals, self._reports)
         self._unrecorded: dict[tuple[int, int], Entry] = {}
-        """By job and lease, results that were put in the outbox and whose record is still to be written."""
+        """By job and lease: a result that was put in the outbox and whose record is still to be written."""
 
     def is_out(self, job: Job) -> bool:
         """Whether the outbox has the job's result, recorded or not."""
@@ -60,20 +69,55 @@ class Publisher:
         Returns:
             Whether there was anything that could be tried.
         """
-        ended = self._due(JobState.PUBLISHING, JobState.SETTING_ASIDE)
+        moves = {
+            JobState.SETTING_ASIDE: self._set_aside.step,
+            JobState.HOLDING: self._review.hold,
+            JobState.RELEASING: self._review.release,
+        }
+        ended = self._due(JobState.PUBLISHING, *moves)
         published = self._due(JobState.PUBLISHED)
         for job in ended:
-            if job.state == JobState.SETTING_ASIDE:
+            if (move := moves.get(job.state)) is not None:
                 with isolated(job):
-                    self._failed.step(job)
+                    move(job)
         self.publish([job for job in ended if job.state == JobState.PUBLISHING])
         self.archive(self._due(JobState.PUBLISHED))
+        self._follow()
+        self._review.take_up_masks()
         return bool(ended or published)
+
+    def _follow(self) -> None:
+        """Put companions that came after their picture was done where its original is."""
+        for path, job in self._inbox.unused.late_companions():
+            folder = self._original_lies_in(job)
+            if folder is None:
+                continue
+            try:
+                entry = self._originals.follow(path, job, folder)
+                if folder == self._folders.archive:
+                    manifest.append(folder, [entry], at=self._jobs.now())
+                self._originals.leave(path, job, entry)
+            except (InputError, PublishError, OSError) as error:
+                log.warning("postponed", path=shown(path), error=str(error), retry_s=RETRY_S)
+                self._jobs.wait(job, RETRY_S)
+            else:
+                log.info("companion_followed", path=shown(path), folder=str(folder), of=job.name)
+
+    def _original_lies_in(self, job: Job) -> Path | None:
+        """The folder that holds a job's original; None while it is in the inbox or where it is in none."""
+        match job.state:
+            case JobState.ARCHIVED:
+                return self._folders.archive
+            case JobState.FAILED | JobState.QUARANTINED:
+                return self._folders.failed
+            case JobState.REVIEW:
+                return self._folders.review
+        return None
 
     def _due(self, *states: JobState) -> list[Job]:
         """Some jobs whose step may be tried; of several with one key, whose files might meet, only one."""
         due: dict[str | None, Job] = {}
-        # Those whose step failed come after the others, or many of them would leave no room for any.
+        # Jobs whose step failed come last; otherwise many of them would leave no room for the others.
         for job in sorted(self._jobs.of(*states), key=lambda job: job.id in self._jobs.failed_tries):
             if self._jobs.due(job):
                 due.setdefault(job.key, job)
@@ -93,7 +137,7 @@ class Publisher:
         def place(job: Job, unsynced: set[bytes]) -> Entry | None:
             (wanted, sha256), spooled = results[job], self._jobs.spool(job).folder
             before = self._unrecorded.get((job.id, job.lease))
-            if before is not None:  # it is out: whatever somebody did with it, they must not get it twice
+            if before is not None:  # it was put there before; whatever became of it, nobody must get it twice
                 target = os.path.join(os.fsencode(folder), before.path)
                 if os.path.lexists(target):
                     unsynced.add(os.path.dirname(target))
@@ -154,10 +198,10 @@ class Publisher:
         if not isinstance(result, Finished):
             self._work_again(job)
             return None
-        wanted = outbox.renamed(job.path, result.extension)
+        wanted = outbox.renamed(self._folders.outbox, job.path, result.extension)
         if self._inbox.is_unchanged(job, beside):
             return wanted, result.output_sha256
-        # Somebody replaced picture or mask in the meantime: this is not the result of what lies there now.
+        # Somebody replaced picture or mask in the meantime, so this is not the result of what lies there now.
         told = {"reason": "picture or mask changed while it was worked"}
         if (entry := self._placed(job, wanted, result.output_sha256)) is not None:
             if not for_all(self._jobs, [job], lambda: self._add_to_manifest(entry)):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from backfire.config import Settings
-from backfire.evaluate.receipt import from_json, to_json, with_archived
+from backfire.evaluate.receipt import from_json, to_json, with_archived, with_decision
 from backfire.files import outbox
 from backfire.files.manifest import Entry
+from backfire.service import report_files
 from backfire.service.jobs import Jobs
 from backfire.types import Job, shown
 
@@ -38,7 +37,9 @@ class Reports:
         for file, suffix in (("receipt.json", b".json"), ("sheet.jpg", b".sheet.jpg")):
             with suppress(FileNotFoundError):
                 data = (folder / file).read_bytes()
-                name = outbox.beside(path, suffix, key)
+                if suffix == b".json":
+                    data = self._with_decision(data, job)
+                name = outbox.beside(self._folders.reports, path, suffix, key)
                 outbox.replace(data, self._folders.reports, name, key=key, unsynced=unsynced)
 
     def add_archived(self, job: Job, kept: Iterable[Entry], unsynced: set[bytes]) -> None:
@@ -46,48 +47,34 @@ class Reports:
         original = next((entry for entry in kept if entry.sha256 == job.input_sha256), None)
         file = self._jobs.spool(job).folder / "receipt.json"
         try:
-            document = from_json(file.read_bytes())
-        except (FileNotFoundError, ValueError):  # cut short by a power cut; the one in the reports stands
+            document = from_json(self._with_decision(file.read_bytes(), job))
+        except (FileNotFoundError, ValueError):  # lost in a power cut; the one in the reports stays
             document = None
         if document is None or job.output_path is None or original is None:
             self.discard_unfinished(job)
             return
         where, at, key = shown(original.path), self._jobs.now(), job.key or ""
         receipt = with_archived(document, at=at, sha256=original.sha256, where=where)
-        name = outbox.beside(self._path(job, job.output_path), b".json", key)
-        outbox.replace(to_json(receipt), self._folders.reports, name, key=key, unsynced=unsynced)
+        reports = self._folders.reports
+        name = outbox.beside(reports, self._path(job, job.output_path), b".json", key)
+        outbox.replace(to_json(receipt), reports, name, key=key, unsynced=unsynced)
 
     def discard_unfinished(self, job: Job) -> None:
         """Delete what a crash left of writing a job's result and reports, where it will not be done again."""
         for folder in (self._folders.outbox, self._folders.reports):
             outbox.discard(folder, job.path, key=job.key or "")
 
+    def _with_decision(self, receipt: bytes, job: Job) -> bytes:
+        """A receipt with the last decision about a job that was held; as it is where there was none."""
+        decided = [event for event in self._jobs.store.history(job.id) if "decided" in event.detail]
+        if job.choice is None or not decided:
+            return receipt
+        try:
+            document = from_json(receipt)
+        except ValueError:  # damaged in a power cut
+            return receipt
+        by = str(decided[-1].detail.get("by", ""))
+        return to_json(with_decision(document, choice=job.choice, by=by, at=decided[-1].at))
+
     def _path(self, job: Job, path: bytes) -> bytes:
-        return _path(self._folders.reports, job, path)
-
-
-def find(reports: Path, job: Job) -> list[Path]:
-    """The files that the reports folder holds of a job: receipt and sheet, as far as there are any."""
-    key, path = job.key or "", _path(reports, job, job.output_path or job.path)
-    receipt, sheet = (outbox.beside(path, suffix, key) for suffix in (b".json", b".sheet.jpg"))
-    if _key_of(reports, receipt) != key:
-        return []  # the place is another job's, or nobody's
-    return [file for name in (receipt, sheet) if (file := reports / os.fsdecode(name)).exists()]
-
-
-def _path(reports: Path, job: Job, path: bytes) -> bytes:
-    """Where the job's reports stand: under another path than its output's where that is taken."""
-    key, path = job.key or "", outbox.around(reports, path)
-    taken = _key_of(reports, outbox.beside(path, b".json", key)) not in (None, key)
-    return outbox.keyed(path, key) if taken else path
-
-
-def _key_of(reports: Path, path: bytes) -> str | None:
-    """The job key in a receipt; None if there is no such receipt, empty if it cannot be read."""
-    try:
-        key = from_json((reports / os.fsdecode(path)).read_bytes()).get("key")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return ""
-    return str(key)
+        return report_files.place(self._folders.reports, job, path)

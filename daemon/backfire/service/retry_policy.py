@@ -18,16 +18,16 @@ from backfire.service.inbox import Inbox
 from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, Jobs
 from backfire.service.pool import Pool, Worker
 from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Interrupted, Outcome
-from backfire.types import Job, JobState, Verdict
+from backfire.types import Choice, Job, JobState, Verdict
 
 log = structlog.get_logger()
 
 INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
-"""What the decoder says of a file that is still being written, or never will be whole."""
+"""The codes of a file that ends too early, which may still be being written."""
 HINDERED_S = 30.0
-"""A hindered job waits no longer for its next try, unless other jobs are worked in the meantime."""
+"""The longest wait of a hindered job for its next try, unless other jobs are worked in the meantime."""
 INTERNAL_ERRORS_MAX = 3
-"""After so many internal errors a job fails, if nothing of it has been published yet."""
+"""The internal errors after which a job fails, if nothing of it has been published yet."""
 
 
 class RetryPolicy:
@@ -67,7 +67,7 @@ class RetryPolicy:
             case Failed():
                 self._failed(job, outcome)
             case Hindered():
-                self._hindered(job, outcome, worker or self._pool.workers[0])
+                self._hindered(job, outcome, worker or next(iter(self._pool.workers), Worker()))
             case GivenBack():
                 self._jobs.give_back(job, detail={"reason": outcome.reason} if outcome.reason else None)
             case Interrupted():
@@ -92,9 +92,15 @@ class RetryPolicy:
         elif verdict == Verdict.WEAK and outcome.on_weak == "fail":
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self._set_aside(job, Code.WEAK, message, verdict)
+        elif job.choice != Choice.RELEASE and verdict == Verdict.WEAK and outcome.on_weak == "review":
+            message = f"{job.name}: protection is weak: {reasons}; backfire release {job.id} publishes it"
+            self._hold(job, Code.WEAK, message, verdict)
+        elif job.choice != Choice.RELEASE and verdict == Verdict.UNPROTECTED and outcome.on_none == "review":
+            message = f"{job.name}: {reasons}; backfire release {job.id} publishes it as it is"
+            self._hold(job, Code.NO_REGION, message)
         else:
             detail = {"worked_as": outcome.worked_as} if outcome.worked_as is not None else None
-            # Kept of a weak result too, so that nobody has to open receipts to learn what was missed.
+            # A weak result keeps its reasons, too, so that nobody has to open the receipt to learn them.
             missed = in_short(outcome.reasons) if verdict == Verdict.WEAK else None
             self._jobs.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict, message=missed)
 
@@ -110,7 +116,10 @@ class RetryPolicy:
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._jobs.update(job, JobState.READY, not_before=self._jobs.now() + wait, detail=detail)
         else:
-            self._set_aside(job, outcome.code, outcome.message)
+            message = outcome.message
+            if outcome.code in INCOMPLETE and (waited := self._inbox.waited_for_rest(job)) >= 1:
+                message += f"; waited {waited:.0f} s for the rest"
+            self._set_aside(job, outcome.code, message)
 
     def _hindered(self, job: Job, outcome: Hindered, worker: Worker) -> None:
         """Decide whether the system prevents all work, or only that on this picture and others like it.
@@ -121,14 +130,14 @@ class RetryPolicy:
         count, worked_before = self._jobs.hindered.get(job.id, (0, self._worked))
         count += 1
         self._jobs.hindered[job.id] = count, worked_before
-        # Where there are several workers the others' work says nothing about the trouble of this one.
+        # With several workers, what the others have worked says nothing about the trouble of this one.
         alone = self._worked > worked_before and (len(self._pool.workers) == 1 or worker.pauses == 0)
         if alone and outcome.suspicious and count >= STUCK_AFTER:
             del self._jobs.hindered[job.id]
             message = f"{job.name}: others were worked while this one was refused {count} times: "
             self._set_aside(job, outcome.code, message + outcome.message)
             return
-        # Where very many are hindered, their copies would leave no room for those of others.
+        # If very many jobs are hindered, their copies would leave no room for those of others.
         behind = alone or worker.pauses > STUCK_AFTER
         detail = {"code": outcome.code.value, "reason": outcome.message}
         job = self._jobs.give_back(job, JobState.SETTLING if behind else JobState.READY, detail=detail)
@@ -143,7 +152,10 @@ class RetryPolicy:
         # A job that was not tried yet may not be hindered: it is tried before a long pause.
         untried = any(job.id not in self._jobs.hindered for job in self._jobs.of(JobState.READY))
         self._pool.pause(worker, long=not untried)
-        log.error("worker_paused", path=job.name, code=code, error=error, device=worker.device)
+        place = worker.place
+        log.error(
+            "worker_paused", path=job.name, code=code, error=error, device=place.device, node=place.node
+        )
 
     def internal_error(self, job: Job, error: BaseException, *, is_out: bool) -> None:
         """Try the step of a job that met a bug of Backfire again; after some such errors the job fails.
@@ -155,7 +167,8 @@ class RetryPolicy:
         """
         count = self._jobs.internal_errors[job.id] = self._jobs.internal_errors.get(job.id, 0) + 1
         self._jobs.retry_later(job, error)
-        if count < INTERNAL_ERRORS_MAX or is_out or job.state == JobState.SETTING_ASIDE:
+        moving = job.state in (JobState.SETTING_ASIDE, JobState.HOLDING, JobState.RELEASING)
+        if count < INTERNAL_ERRORS_MAX or is_out or moving:
             return
         text = "".join(traceback.format_exception(error, limit=20))
         if job.input_sha256 is None or not self._jobs.spool(job).files():  # there is no copy to set aside
@@ -166,6 +179,10 @@ class RetryPolicy:
     def _set_aside(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
         """Record why a job cannot be protected; `step` of the publisher moves its original away."""
         self._jobs.update(job, JobState.SETTING_ASIDE, code=code.value, message=message, verdict=verdict)
+
+    def _hold(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
+        """Record that a person is to decide about a result; the publisher moves its original to review."""
+        self._jobs.update(job, JobState.HOLDING, code=code.value, message=message, verdict=verdict)
 
     # Before the next attempt
 

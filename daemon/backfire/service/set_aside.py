@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+from backfire import advice
 from backfire.config import Settings
 from backfire.errors import Code, PublishError
 from backfire.files import outbox
@@ -13,6 +14,12 @@ from backfire.service.jobs import Jobs
 from backfire.service.originals import Originals
 from backfire.service.reports import Reports
 from backfire.types import Job, JobState
+
+
+def beside(job: Job) -> dict[str, str]:
+    """What a note beside an original says to a person: what happened, what to do, where to read more."""
+    said = advice.of(job)
+    return {} if said is None else {"what": said.sentence, "do": said.action, "page": said.page}
 
 
 class SetAside:
@@ -46,7 +53,8 @@ class SetAside:
     def _move(self, job: Job) -> bool:
         """Error file, reports, then original and masks; False if other files lie there by now."""
         key, unsynced = job.key or "", set[bytes]()
-        reason = outbox.beside(self._originals.path_aside(job, self._folder), b".error.json", key)
+        aside = self._originals.path_aside(job, self._folder)
+        reason = outbox.beside(self._folder, aside, b".error.json", key)
         outbox.replace(self._error_file(job), self._folder, reason, key=key, unsynced=unsynced)
         self._reports.write(job, job.path, unsynced)
         if job.input_sha256 is None:
@@ -65,6 +73,7 @@ class SetAside:
             "file": job.name,
             "code": job.code,
             "message": job.message,
+            **beside(job),
             "attempts": job.attempts,
             "input_sha256": job.input_sha256,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._jobs.now())),

@@ -12,7 +12,7 @@ from backfire.service.jobs import Jobs, isolated
 from backfire.types import Job, JobState
 
 LASTING_TRIES = 2
-"""So many tries before the last one at a name that the outbox does not take."""
+"""The tries at a name that the outbox does not take, before the last one."""
 T = TypeVar("T")
 
 

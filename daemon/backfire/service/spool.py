@@ -43,6 +43,20 @@ class Spool:
         """The copy of the done-marker or checksum file."""
         return self.folder / "proof"
 
+    def companion(self, index: int) -> Path:
+        """The copy of a file that accompanies the picture."""
+        return self.folder / f"companion-{index}"
+
+    def add_companion(self, root: Path, path: bytes, signature: Signature, *, most: int) -> None:
+        """Copy a file that accompanies the picture, and note it; see `inbox.take`, which raises the same."""
+        noted = self._noted()
+        known = noted.setdefault("companions", [])
+        names = [name for name, _ in known]
+        index = names.index(os.fsdecode(path)) if os.fsdecode(path) in names else len(names)
+        taken = inbox.take(root, path, self.companion(index), signature, most=most)
+        known[index : index + 1] = [[os.fsdecode(path), taken.sha256]]
+        self._write(noted)
+
     def fill(self, root: Path, path: bytes, scan: Scan, *, most: int | None = None) -> Copies:
         """Copy a picture, its masks and its proof as a scan saw them, in place of what lay here.
 
@@ -124,6 +138,9 @@ class Spool:
             "masks": [[os.fsdecode(path), digest] for path, digest in masks],
             "proof": [[os.fsdecode(path), digest] for path, digest in ([proof] if proof else [])],
         }
+        self._write(document)
+
+    def _write(self, document: dict[str, Any]) -> None:
         (self.folder / "taken.json").write_text(json.dumps(document))
 
     def _noted(self) -> dict[str, Any]:
@@ -145,7 +162,29 @@ class Spool:
         """(path in the inbox, SHA-256, copy) of all that was taken beside the picture."""
         masks = [(path, digest, self.mask(index)) for index, (path, digest) in enumerate(self.masks())]
         proofs = [(os.fsencode(path), digest, self.proof) for path, digest in self._noted().get("proof", ())]
-        return masks + proofs
+        companions = [
+            (os.fsencode(path), digest, self.companion(index))
+            for index, (path, digest) in enumerate(self._noted().get("companions", ()))
+        ]
+        return masks + proofs + companions
+
+    def keep_result(self) -> None:
+        """Delete the private copies and keep what the worker made of them."""
+        copies = *self.folder.glob("mask-*"), *self.folder.glob("companion-*")
+        for file in (self.input, self.proof, *copies):
+            file.unlink(missing_ok=True)
+
+    def take_back(self, picture: bytes, scan: Scan) -> None:
+        """Note the files of a job as a scan sees them, in place of those that its result was made of.
+
+        Only for files of the same content, which were moved away and back: the result stays theirs.
+        """
+        digests, proof = dict(self.masks()), scan.proof_of(picture)
+        names = [picture, *scan.masks_of(picture), *([proof] if proof else [])]
+        noted = self._noted().get("proof", ())
+        masks = [(mask, digests[mask]) for mask in scan.masks_of(picture) if mask in digests]
+        proofs = [(os.fsencode(path), digest) for path, digest in noted if os.fsencode(path) == proof]
+        self._note({name: scan.files[name] for name in names}, masks, next(iter(proofs), None))
 
     def drop(self) -> None:
         """Delete the folder."""

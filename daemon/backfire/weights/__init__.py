@@ -29,6 +29,12 @@ SUMS = "SHA256SUMS"
 """The file with their digests, in the format of `sha256sum`."""
 
 
+SETS = ("light", "recommended", "gpu", "all")
+"""Sets of models that are fetched together; each has those of the one before. `light` are the autoencoders of
+the latest editors, which cost little time; `recommended` also has an editor that a CPU runs in seconds; `gpu`
+one of the latest editors, for a card of 24 GB; `all` is all that can be fetched."""
+
+
 @dataclass(frozen=True)
 class File:
     """One file of a model.
@@ -52,7 +58,9 @@ class Model:
 
     Attributes:
         kind: the kind of editor that loads it.
-        edit_cpu_s: the seconds that an edit of 512x512 pixels takes in float32 on one core of an Intel Xeon.
+        edit_cpu_s: the seconds that an edit of 512x512 pixels takes in float32 on one core of an Intel Xeon,
+            for large models reckoned from a step or from the operations of one.
+        sets: the sets of `SETS` that it belongs to.
         note: what a user must know or do before it can be fetched; empty if nothing.
     """
 
@@ -65,6 +73,7 @@ class Model:
     home: str
     files: tuple[File, ...]
     note: str = ""
+    sets: tuple[str, ...] = ()
 
     @property
     def known_size(self) -> int:
@@ -90,7 +99,13 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
     for file in entry.pop("files"):
         url = file.pop("url", file["path"] if base else None)
         files.append(File(**file, url=urljoin(base, url) if base else url))
-    return Model(name, files=tuple(files), **entry)
+    sets = SETS[SETS.index(entry.pop("set")) :] if "set" in entry else ()
+    return Model(name, files=tuple(files), sets=sets, **entry)
+
+
+def members(name: str) -> list[Model]:
+    """The models of a set, in the order of the catalogue."""
+    return [model for model in catalogue().values() if name in model.sets]
 
 
 def inside() -> dict[str, str]:
@@ -134,6 +149,21 @@ def located(name: str, folder: Path) -> Path:
             )
             raise ModelError(Code.MODEL, message, retryable=False)
     return folder / name / model.files[0].path if len(model.files) == 1 else folder / name
+
+
+def is_there(name: str, folder: Path) -> bool:
+    """Whether all files of a model of the catalogue are there; their digests are not looked at."""
+    return all((folder / name / file.path).is_file() for file in catalogue()[name].files)
+
+
+def is_cached(hub_name: str) -> bool:
+    """Whether the cache of the Hugging Face hub holds a copy of a repository, `owner/name`."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return False
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{hub_name.replace('/', '--')}" / "snapshots"
+    return cache.is_dir() and any(cache.iterdir())
 
 
 def expected(model: Model, file: File, folder: Path) -> str | None:

@@ -17,9 +17,17 @@ from urllib.parse import urljoin, urlsplit
 
 from backfire.files import durable
 from backfire.weights import PINS, File, Model, expected, pin
-from backfire.weights.transfer import CHUNK, Advance, failure, flush, require_room, transfer, validator_file
+from backfire.weights.transfer import (
+    CHUNK,
+    BytesProgress,
+    failure,
+    flush,
+    require_room,
+    transfer,
+    validator_file,
+)
 
-Progress = Callable[[str, int, int | None], None]
+FileProgress = Callable[[str, int, int | None], None]
 """Called as progress(path, bytes so far, bytes in total or None). It may raise to stop the download."""
 
 
@@ -28,7 +36,7 @@ def fetch(
     folder: Path,
     *,
     source: str | None = None,
-    progress: Progress = lambda path, done, total: None,
+    progress: FileProgress = lambda path, done, total: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Path]:
     """Fetch a model's files into `folder`/NAME. Files that are there with the expected digest are kept.
@@ -56,7 +64,7 @@ def _one(
     file: File,
     folder: Path,
     source: str | None,
-    progress: Progress,
+    progress: FileProgress,
     sleep: Callable[[float], None],
 ) -> Path:
     target = folder / model.name / file.path
@@ -106,7 +114,7 @@ def _source(model: Model, file: File, source: str | None) -> str | Path:
     return path
 
 
-def _copy(source: Path, part: Path, progress: Advance) -> None:
+def _copy(source: Path, part: Path, progress: BytesProgress) -> None:
     try:
         data = source.open("rb")
     except OSError as error:

@@ -36,11 +36,13 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 NETWORK = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 
-Advance = Callable[[int, int | None], None]
-"""Called as advance(bytes so far, bytes in total or None). It may raise to stop the transfer."""
+BytesProgress = Callable[[int, int | None], None]
+"""Called as progress(bytes so far, bytes in total or None). It may raise to stop the transfer."""
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects as urllib does, but refuses one that leaves https."""
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
             raise failure(
@@ -58,7 +60,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
+        Redirects(),
     ):
         opener.add_handler(handler)
     return opener
@@ -68,7 +70,7 @@ def transfer(
     url: str,
     part: Path,
     file: File,
-    progress: Advance,
+    progress: BytesProgress,
     sleep: Callable[[float], None],
 ) -> None:
     """Request a file until all of it is in `part`, with retries where they may help.
@@ -77,7 +79,9 @@ def transfer(
         url: the http(s) address.
         part: the partial file, which exists; its content is kept and completed.
         file: the file's catalogue entry; without a digest, a part is only completed if the server has
-        validators. progress: called with every piece that arrives. sleep: waits between retries.
+            validators.
+        progress: called with every piece that arrives.
+        sleep: waits between retries.
 
     Raises:
         ModelError: the server cannot be reached or does not serve the file.
@@ -102,7 +106,7 @@ def transfer(
         sleep(wait)
 
 
-def _ask(url: str, part: Path, file: File, progress: Advance) -> None:
+def _ask(url: str, part: Path, file: File, progress: BytesProgress) -> None:
     """Send one request, for the rest of the file if a part is there. Raises if the answer breaks off."""
     have = part.stat().st_size
     headers = {"User-Agent": f"backfire/{__version__}", "Accept-Encoding": "identity"}
@@ -122,7 +126,7 @@ def _ask(url: str, part: Path, file: File, progress: Advance) -> None:
             return
         part.write_bytes(b"")
         raise ConnectionError("the part that was there is longer than the file; starting over") from error
-    with answer, _append(part) as out:
+    with answer, part.open("ab") as out:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             out.truncate(0)
             have = 0
@@ -171,10 +175,6 @@ def require_room(folder: Path, more: int) -> None:
     free = shutil.disk_usage(folder).free
     if more > free:
         raise OSError(errno.ENOSPC, f"{more} bytes more are needed, {free} are free")
-
-
-def _append(path: Path) -> IO[bytes]:
-    return path.open("ab")
 
 
 def flush(out: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The audit over folders filled by the same functions the daemon uses."""
+"""The audit of folders that were filled by the functions of the daemon."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def found(result: Audit) -> list[tuple[str, str, Kind]]:
     return [(finding.folder, finding.path, finding.kind) for finding in result.findings]
 
 
-def test_all_is_well(settings: Settings) -> None:
+def test_unchanged_folders_have_no_findings(settings: Settings) -> None:
     jobs = fill(settings)
     seen: list[tuple[str, int, int]] = []
     result = audit(settings, lambda: jobs, progress=lambda *step: seen.append(step))
@@ -67,7 +67,7 @@ def test_all_is_well(settings: Settings) -> None:
     assert seen[-1] == ("archive", 4, 4)
 
 
-def test_a_flipped_bit_a_removed_and_an_added_file(settings: Settings) -> None:
+def test_a_flipped_bit_a_removed_file_and_an_added_one_are_found(settings: Settings) -> None:
     jobs = fill(settings)
     target = settings.folders.archive / "desk" / "b.png"
     before = durable.file_sha256(target)
@@ -76,13 +76,13 @@ def test_a_flipped_bit_a_removed_and_an_added_file(settings: Settings) -> None:
     target.write_bytes(data)
     (settings.folders.outbox / "a.png").unlink()
     (settings.folders.archive / "desk" / "added.png").write_bytes(b"new")
-    (settings.folders.outbox / "way").symlink_to("/etc/passwd")
+    (settings.folders.outbox / "link").symlink_to("/etc/passwd")
     result = audit(settings, lambda: jobs)
     assert found(result) == [
         ("archive", "desk/b.png", Kind.CHANGED),
         ("archive", "desk/added.png", Kind.UNKNOWN),
         ("outbox", "a.png", Kind.MISSING),
-        ("outbox", "way", Kind.UNKNOWN),
+        ("outbox", "link", Kind.UNKNOWN),
     ]
     changed = result.findings[0]
     assert (changed.expected, changed.found) == (before, hashlib.sha256(data).hexdigest())
@@ -99,7 +99,7 @@ def test_a_link_in_a_files_place_is_a_change(settings: Settings) -> None:
 
 
 def test_a_deleted_manifest_hides_nothing(settings: Settings) -> None:
-    """What the database knows is looked for all the same; only masks it does not know by name."""
+    """The database still names every file but the masks."""
     jobs = fill(settings)
     for folder in (settings.folders.outbox, settings.folders.archive):
         for path in folder.glob(".manifest-*"):
@@ -120,7 +120,7 @@ def test_a_deleted_database_hides_nothing_either(settings: Settings) -> None:
     assert found(audit(settings, list)) == [("archive", "a.png", Kind.MISSING)]
 
 
-def test_a_damaged_line_is_told(settings: Settings) -> None:
+def test_a_damaged_line_is_found(settings: Settings) -> None:
     fill(settings)
     path = settings.folders.archive / os.fsdecode(manifest.name(0.0))
     path.write_bytes(path.read_bytes().replace(b"  a.png", b" a.png"))
@@ -141,7 +141,7 @@ def test_a_name_used_again_may_hold_either_content(settings: Settings) -> None:
     assert " or " in (finding.expected or "")
 
 
-def test_what_the_daemon_is_just_putting_away_is_no_stranger(settings: Settings) -> None:
+def test_a_file_that_the_daemon_is_just_archiving_is_not_unknown(settings: Settings) -> None:
     jobs = fill(settings)
     outbox.place(b"x", settings.folders.archive, b"now.png", key=KEY)  # its line is not written yet
     outbox.place(b"x", settings.folders.archive, b"other.png", key=KEY)
@@ -151,7 +151,7 @@ def test_what_the_daemon_is_just_putting_away_is_no_stranger(settings: Settings)
     ]
 
 
-def test_a_folder_that_is_gone_is_told(settings: Settings) -> None:
+def test_a_folder_that_is_gone_is_found(settings: Settings) -> None:
     fill(settings)
     os.rename(settings.folders.archive, settings.folders.archive.with_name("elsewhere"))
     assert found(audit(settings, list)) == [("archive", str(settings.folders.archive), Kind.MISSING)]

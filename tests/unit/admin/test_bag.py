@@ -1,7 +1,8 @@
-"""Bags that the library itself and sha256sum validate."""
+"""Bags are validated by the library bagit and by sha256sum."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ from backfire.errors import BackfireError, ConfigError
 from backfire.files import manifest, outbox
 from backfire.files.manifest import Entry
 from backfire.types import Job, JobState
+from tests.support.system import below, failing
 from tests.unit.admin.test_audit import KEY, fill, keep, settings
 from tests.unit.files.test_manifest import sha256sum
 
@@ -27,7 +30,7 @@ __all__ = ["settings"]
 
 
 def validated(made: Bagged) -> set[str]:
-    """The payload of a bag that is valid in the eyes of two judges."""
+    """The payload of a bag, which bagit and sha256sum must both find valid."""
     found = bagit.Bag(str(made.folder))
     found.validate()
     judged = sha256sum(made.folder, "manifest-sha256.txt")
@@ -106,8 +109,8 @@ def test_a_link_is_not_followed_into_the_bag(settings: Settings, tmp_path: Path)
         bag(settings, tmp_path / "bag", jobs)
 
 
-def test_one_day(settings: Settings, tmp_path: Path) -> None:
-    fill(settings)  # on the first of January 1970
+def test_a_bag_of_one_day(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)  # its files are of the first of January 1970
     later = Entry(
         outbox.place(b"x", settings.folders.archive, b"later.png", key=KEY), hashlib.sha256(b"x").hexdigest()
     )
@@ -120,7 +123,7 @@ def test_one_day(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_receipts_of_renamed_results_come_along(settings: Settings, tmp_path: Path) -> None:
-    name = outbox.keyed(b"a.png", KEY)
+    name = outbox.keyed(tmp_path, b"a.png", KEY)
     entry = keep(settings.folders.outbox, name, b"second")
     outbox.replace(json.dumps({"key": KEY}).encode(), settings.folders.reports, name + b".json")
     job = Job(
@@ -129,21 +132,47 @@ def test_receipts_of_renamed_results_come_along(settings: Settings, tmp_path: Pa
     assert f"reports/{name.decode()}.json" in validated(bag(settings, tmp_path / "bag", [job]))
 
 
-def test_nothing_is_overwritten_and_space_is_asked_for(
+def test_nothing_is_overwritten_and_a_lack_of_space_is_an_error(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = fill(settings)
     with pytest.raises(ConfigError, match="exists already"):
         bag(settings, settings.folders.outbox, jobs)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="name another place"):
         bag(settings, tmp_path / "bag", jobs)
     assert not list(tmp_path.glob("*bag*"))
 
 
-def test_without_the_library_the_remedy_is_told(
+def test_without_the_library_the_error_names_the_extra(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bagit", None)
     with pytest.raises(ConfigError, match=r"pip install 'backfire\[archive\]'"):
         bag(settings, tmp_path / "bag", [])
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync", "rename"])
+def test_a_bag_that_cannot_be_written_leaves_nothing(settings: Settings, tmp_path: Path, call: str) -> None:
+    jobs = fill(settings)
+    (tmp_path / "bags").mkdir()
+    with (
+        failing(call, number=errno.ENOSPC, when=below(tmp_path / "bags")),
+        pytest.raises(
+            ConfigError, match=r"cannot be written \(No space left on device\); name another place"
+        ),
+    ):
+        bag(settings, tmp_path / "bags" / "bag", jobs)
+    assert list((tmp_path / "bags").iterdir()) == []
+
+
+def test_a_bag_that_is_interrupted_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
+    def interrupted(step: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    jobs = fill(settings)
+    (tmp_path / "bags").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        bag(settings, tmp_path / "bags" / "bag", jobs, progress=interrupted)
+    assert list((tmp_path / "bags").iterdir()) == []

@@ -1,13 +1,15 @@
-"""The probes of `backfire check` on what they are there to find."""
+"""The probes of `backfire check`, each on sound surroundings and on the fault that it looks for."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+import socketserver
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,10 +59,8 @@ def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
     assert found is not None
 
 
-def test_a_file_servers_clock_that_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fstat", lambda _: SimpleNamespace(st_mtime=1000.0))
-        found = probes.write(tmp_path, now=lambda: 1300.0)
+def test_a_file_servers_clock_that_is_off(tmp_path: Path) -> None:
+    found = probes.write(tmp_path, now=lambda: time.time() + 300)
     assert found is not None
     assert "-300 s off" in found.found
 
@@ -79,7 +79,7 @@ def test_inotify_limits(tmp_path: Path) -> None:
     assert [finding.ok for finding in probes.inotify(tmp_path / "none")] == [True]
 
 
-def test_a_clock_before_what_it_witnessed(tmp_path: Path) -> None:
+def test_a_clock_that_is_behind_the_times_of_files(tmp_path: Path) -> None:
     database = tmp_path / "backfire.sqlite"
     assert probes.clock(database).ok
     database.write_bytes(b"")
@@ -94,15 +94,19 @@ def configured(tmp_path: Path, **sections: Any) -> Settings:
     return parse({"folders": {"inbox": "inbox"}, **sections}, base=tmp_path)
 
 
-def test_surroundings_are_looked_at_only_where_set(tmp_path: Path) -> None:
+def test_nothing_is_probed_for_settings_that_are_not_set(tmp_path: Path) -> None:
     assert list(probes.surroundings(configured(tmp_path))) == []
 
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.1)
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+    """The address of a server that ends every connection without an answer."""
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 def only(findings: Iterator[Check]) -> Check:
@@ -110,13 +114,10 @@ def only(findings: Iterator[Check]) -> Check:
     return finding
 
 
-def test_the_metrics_address(tmp_path: Path, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metrics_address_is_free_or_somebody_elses(tmp_path: Path, taken: str) -> None:
     assert only(probes.surroundings(configured(tmp_path, serve={"metrics": "127.0.0.1:0"}))).ok
-    monkeypatch.setattr(probes, "is_ours", lambda _: False)  # else it waits two seconds for the mute server
-    assert (
-        only(probes.surroundings(configured(tmp_path, serve={"metrics": taken}))).remedy
-        == "name another port"
-    )
+    found = only(probes.surroundings(configured(tmp_path, serve={"metrics": taken})))
+    assert found.remedy == "name another port"
 
 
 def test_the_running_daemon_may_have_the_metrics_address(tmp_path: Path) -> None:

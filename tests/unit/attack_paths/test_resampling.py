@@ -1,4 +1,4 @@
-"""Axes as linear maps equal the resizing of the tools' libraries, and numpy's padding."""
+"""Resizing as a linear map of an axis equals that of the tools' libraries, and padding that of numpy."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_padding_equals_numpys(beyond: Beyond, mode: Any, before: int, after: in
     np.testing.assert_allclose(_apply(scaled, row), np.pad(resized, (before, after), mode=mode), atol=1e-5)
 
 
-def test_a_stretch_beyond_the_picture_is_padded_before_it_is_resized() -> None:
+def test_an_interval_that_exceeds_the_picture_is_padded_before_it_is_resized() -> None:
     row = _row(20)
     axis = Axis(-6, 31, 20, 9, 0, 0, Beyond.EDGE, "pil-bilinear")
     expected = _library("pil-bilinear", np.pad(row, (6, 11), mode="edge"), 9)
     np.testing.assert_allclose(_apply(axis, row), expected, atol=1e-5)
 
 
-def test_extrapolated_padding_is_what_pillow_makes_of_a_stretch_of_length_zero() -> None:
+def test_extrapolated_padding_equals_pillows_resize_of_an_empty_interval() -> None:
     row = _row(30)
     axis = Axis(0, 30, 30, 20, 4, 5, Beyond.EXTRAPOLATED, "pil-lanczos")
     resized = Image.fromarray(row[None]).resize((20, 1), Image.Resampling.LANCZOS)
@@ -86,14 +86,14 @@ def test_extrapolated_padding_is_what_pillow_makes_of_a_stretch_of_length_zero()
     np.testing.assert_allclose(_apply(axis, row), expected, atol=1e-5)
 
 
-def test_nothing_is_done_where_nothing_is_asked_for() -> None:
+def test_an_axis_of_its_own_size_is_the_identity() -> None:
     axis = Axis(3, 9, 20, 6, 0, 0, Beyond.MIRROR, "pil-lanczos")
     assert axis.index() is None
     assert axis.matrix() is None
     assert axis.back(slice(4, 6)) is None
 
 
-def test_back_gives_the_asked_part_alone() -> None:
+def test_back_returns_only_the_part_that_was_asked_for() -> None:
     axis = Axis(-2, 20, 18, 11, 0, 0, Beyond.EDGE, "pil-bicubic")
     row = _row(11)
     weights: Weights | None = axis.back(slice(5, 9))

@@ -1,4 +1,4 @@
-"""The table of attack paths against numbers that the tools' own code gave, and against IOPaint itself.
+"""The table of attack paths is compared with numbers from the tools' own code, and with IOPaint itself.
 
 The numbers were taken by running each tool's functions, at the versions that the table names, on plain masks.
 """
@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from backfire import attack_paths
-from backfire.attack_paths import Family, Page, Source
+from backfire.attack_paths import Page, Source
 from backfire.attack_paths.hand_over import hand_over, put_back
 from backfire.attack_paths.handed import Filters, Handed
 from backfire.errors import ConfigError
-from backfire.types import Box, Mask
+from backfire.types import Box, Family, Mask
 
 Boxes = list[tuple[int, int, int, int]]
 Size = tuple[int, int]
@@ -134,7 +134,7 @@ def test_comfyui_stitch(picture: str) -> None:
     for side, count in zip((512, 1024), masked, strict=True):
         (handed,) = _handed(f"comfyui-stitch-{side}", picture)
         assert (tuple(handed.box), handed.size) == (box, (side, side))
-        # The node goes through 8 bits twice on its way.
+        # The node rounds to 8 bits twice.
         assert np.count_nonzero(handed.mask) == pytest.approx(count, rel=0.01)
 
 
@@ -173,7 +173,7 @@ FOOOCUS = {
     "near a corner": ((0, 0, 742, 741), (1024, 1024), 19180, 24311),
     "inside": ((188, 107, 931, 848), (1024, 1024), 35310, 39494),
     "in the corner": ((458, 159, 1200, 900), (1024, 1024), 17112, 15851),
-    # The tool hands over 1001 x 1003; its autoencoder cuts that to a multiple of 8.
+    # The tool hands over 1001 x 1003, and its autoencoder crops that to a multiple of 8.
     "large": ((0, 0, 1003, 1001), (1000, 1000), 175237, 231037),
     "odd": ((0, 0, 396, 395), (1024, 1024), 48905, 21736),
     "small": ((0, 0, 297, 296), (1024, 1024), 35810, 7371),
@@ -281,7 +281,7 @@ def test_blends_are_blurred_as_opencv_does_it(picture: str) -> None:
         (handed,) = attack_paths.get(path).handed(mask)
         ours = np.zeros(mask.shape)
         ours[handed.touched.slices] = 255 * handed.weights
-        # OpenCV's kernel for 8 bits has 8 bits itself.
+        # For 8-bit pictures, OpenCV rounds the kernel to 8 bits, too.
         assert np.abs(ours - blurred).max() < 1.5
 
 
@@ -368,12 +368,12 @@ def test_an_unknown_path_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     "mask", [np.zeros((9, 9), np.bool_), np.ones((9, 9), np.uint8), np.ones((1, 9, 9), np.bool_)]
 )
-def test_a_mask_that_is_none_is_refused(mask: Any) -> None:
+def test_something_else_than_a_mask_is_refused(mask: Any) -> None:
     with pytest.raises(ValueError, match="expected H,W bool with a pixel set"):
         attack_paths.get("iopaint").handed(mask)
 
 
-def test_a_ring_is_one_contour_with_all_that_lies_in_it() -> None:
+def test_a_ring_is_one_contour_including_its_inside() -> None:
     mask = np.zeros((900, 900), np.bool_)
     mask[300:600, 300:600] = True
     mask[340:560, 340:560] = False
@@ -393,10 +393,10 @@ def iopaint() -> Any:
     """
     for needed in ("iopaint", "loguru", "cv2"):
         pytest.importorskip(needed, reason="drives IOPaint itself: pip install --no-deps iopaint loguru")
-    sys.modules.setdefault("imghdr", types.ModuleType("imghdr"))  # deprecated, then gone; of no use here
+    sys.modules.setdefault("imghdr", types.ModuleType("imghdr"))  # removed from Python; not needed here
     package = types.ModuleType("iopaint.model")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is written for older libraries
+        warnings.simplefilter("ignore")  # IOPaint is written for older libraries
         package.__path__ = [f"{importlib.import_module('iopaint').__path__[0]}/model"]
         sys.modules["iopaint.model"] = package
         return importlib.import_module("iopaint.model.base"), importlib.import_module("iopaint.schema")
@@ -410,7 +410,7 @@ def test_iopaint_itself_hands_over_the_same(iopaint: Any, path: str, picture: st
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     class Probe(parent):  # type: ignore[misc]
-        """Paints everything in one colour and keeps what it was given."""
+        """Paints everything in one colour and records its inputs."""
 
         name = "probe"
         min_size = {"iopaint": None, "iopaint-mat": 512, "iopaint-sd": 512}[path]
@@ -442,6 +442,6 @@ def test_iopaint_itself_hands_over_the_same(iopaint: Any, path: str, picture: st
         np.testing.assert_array_equal(got[0].permute(1, 2, 0).numpy(), given)
         np.testing.assert_array_equal(one.mask, masked)
         ours = put_back(torch.full_like(got, 77), ours, one)
-    # IOPaint gives blue, green, red; its blended values are cut to whole levels somewhere.
+    # IOPaint returns blue, green, red, and truncates blended values to whole levels.
     off = np.abs(ours[0].permute(1, 2, 0).numpy() - np.asarray(result, dtype=float)[..., ::-1])
     assert off.max() <= (1 if path == "iopaint-sd" else 0)

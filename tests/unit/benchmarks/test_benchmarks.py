@@ -1,10 +1,11 @@
-"""The protection bench: its sets, treatments, rows, tables, and one small run of each command."""
+"""The benchmarks: their sets, treatments, rows, tables, and one small run of each command."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -13,19 +14,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage
 import torch
 from PIL import Image
 
 from backfire import inpaint
 from backfire.config import Protect
-from benchmarks import battery, figures, measure, memory, perceptual, plots, protection, sets, speed, summary
+from backfire.types import Rgb
+from benchmarks import (
+    battery,
+    figures,
+    measure,
+    memory,
+    paths,
+    perceptual,
+    plots,
+    protection,
+    sets,
+    speed,
+    summary,
+)
 from benchmarks.groups import Group, grouped, kept
 from benchmarks.measure import Trial
 from benchmarks.rows import CODE, ROOT, Journal, Row, read
 from benchmarks.sets import Case
-
-SAMPLES = Path(skimage.__file__).parent / "data"
+from tests.support.pictures import SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +76,29 @@ def test_masks_follow_their_pictures(data: Path) -> None:
     assert (rows.mean(), columns.mean()) == pytest.approx((17, 33), abs=5)
 
 
-def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_set_names_its_folder(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"faces: no such folder.*--data"):
         list(sets.cases("faces", count=1, side=64, folder=tmp_path))
 
 
-@pytest.mark.parametrize("name", [*battery.BATTERY, "autoencoder latent-mini"])
-def test_a_treatment_moves_the_mask_with_the_picture(name: str, case: Case) -> None:
+@pytest.mark.parametrize("name", [*battery.BATTERY, "autoencoder flux2-mini"])
+def test_a_treatment_changes_the_mask_like_the_picture(name: str, case: Case) -> None:
     rgb = np.zeros((*case.masks[0].shape, 3), np.uint8)
     rgb[case.masks[0]] = 255
     if name == "1080 px":
         assert battery.long_edge(rgb, case.masks[0]) is None
         treated = battery.long_edge(rgb, case.masks[0], most=60)
     else:
-        treated = battery.treatments([inpaint.get("latent-mini")])[name](rgb, case.masks[0])
+        treated = battery.treatments([inpaint.get("flux2-mini")])[name](rgb, case.masks[0])
     assert treated is not None
     after, mask = treated
     assert after.dtype == np.uint8
     assert after.shape == (*mask.shape, 3)
-    # White where the mask is, but for its soft edge.
+    # The picture is white where the mask is, apart from its soft edge.
     assert ((after.mean(axis=2) > 127) == mask).mean() > 0.97
 
 
-def test_frechet_is_that_of_gaussians() -> None:
+def test_the_frechet_distance_is_that_of_gaussians() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (4000, 3)), rng.normal(0, 3, (4000, 3)) + np.array([2.0, 0, 0])
     assert perceptual.frechet(a, a) == pytest.approx(0, abs=1e-9)
@@ -99,14 +111,14 @@ def test_frechet_is_that_of_gaussians() -> None:
 
 
 def test_without_weights_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert perceptual.lpips() is None
     assert perceptual.clip(None) is None
 
 
 @pytest.mark.slow
 def test_clip_where_its_weights_are_at_hand(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")  # alone takes ten seconds to import
+    transformers = pytest.importorskip("transformers")  # takes ten seconds to import
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape = transformers.CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=5)
     transformers.CLIPVisionModelWithProjection(shape).save_pretrained(tmp_path)
@@ -133,15 +145,15 @@ def test_lpips_where_its_weights_are_at_hand(tmp_path: Path, monkeypatch: pytest
 
     package.LPIPS = Lpips  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lpips", package)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / perceptual.BACKBONE).touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / perceptual.BACKBONE).touch()
     distance = perceptual.lpips()
     assert distance is not None
-    assert distance(black, white) == 2  # it is given [-1,1]
+    assert distance(black, white) == 2, "LPIPS gets values in [-1,1]"
 
 
-def test_a_row_is_measured_once_and_a_torn_one_again(tmp_path: Path) -> None:
+def test_a_row_is_measured_once_and_an_incomplete_one_again(tmp_path: Path) -> None:
     log, calls = tmp_path / "out" / "rows.jsonl", list[int]()
 
     def one() -> Row:
@@ -159,15 +171,11 @@ def test_a_row_is_measured_once_and_a_torn_one_again(tmp_path: Path) -> None:
     journal.row({"a": 2}, one)
     assert len(calls) == 3
     assert [row["a"] for row in read(log)] == [1, 2]
+    Journal(log, "other code").row({"a": 1}, one)
+    assert len(calls) == 4, "a row of other code is not reused"
 
 
-def test_other_code_makes_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Journal.key({"a": 1})
-    monkeypatch.setattr("benchmarks.rows.code", lambda: "of tomorrow")
-    assert Journal.key({"a": 1}) != before
-
-
-def test_peak_memory_is_the_works_own() -> None:
+def test_the_peak_of_memory_is_that_of_the_work_alone() -> None:
     with memory.peak() as first:
         bytearray(200 << 20)
     with memory.peak() as second:
@@ -184,7 +192,7 @@ def test_peak_memory_is_the_works_own() -> None:
         ("first-step@3", "first-step", 3, 20),
         ("implant@3.2x40", "implant", 3.2, 40),
         ("implant:flat@3", "implant", 3, 20),
-        ("subtle", "implant", 4, None),
+        ("subtle", "implant", 5, None),
         ("baseline", "baseline", 6.4, 20),
     ],
 )
@@ -210,8 +218,8 @@ def test_an_unknown_method_names_the_known() -> None:
 
 def test_a_sweep_has_every_point_of_each_target() -> None:
     given = protection.parser().parse_args(["--methods", "implant,implant:flat", "--epsilon", "4,8"])
-    names = [plan.name for plan in protection.plans(given, [inpaint.get("latent-mini")])]
-    assert names == ["implant@4x80", "implant@8x80", "implant:flat@4x80", "implant:flat@8x80"]
+    names = [plan.name for plan in protection.plans(given, [inpaint.get("flux2-mini")])]
+    assert names == ["implant@4x100", "implant@8x100", "implant:flat@4x100", "implant:flat@8x100"]
 
 
 def _row(picture: str, **edits: Any) -> Row:
@@ -223,7 +231,7 @@ def _row(picture: str, **edits: Any) -> Row:
     }  # fmt: skip
 
 
-def test_what_is_kept_is_of_the_mean_effect_and_the_worst_picture() -> None:
+def test_the_effect_that_is_kept_is_a_share_of_the_mean_effect_and_of_the_least_one() -> None:
     rows = [
         _row("one", full=[[0.5, 0.1]], **{"after blur": [[0.6, 0.1]], "after noise": [[0.9, 0.1]]}),
         _row("two", full=[[0.7, 0.1]], **{"after blur": [[0.8, 0.1]], "after noise": [None]}),
@@ -249,7 +257,7 @@ def test_columns_without_weights_say_so() -> None:
     assert "| 2 | 0.600 (0.70) | 0.200 (0.10) |" in text
 
 
-def test_transfer_is_a_share_of_ones_own_effect() -> None:
+def test_transfer_is_a_share_of_the_effect_on_the_surrogate() -> None:
     rows = []
     for surrogate, ssims in (("a", (0.5, 0.9)), ("b", (0.95, 0.6)), ("a+b", (0.6, 0.7))):
         row = _row("one")
@@ -262,24 +270,29 @@ def test_transfer_is_a_share_of_ones_own_effect() -> None:
     assert "| dev | implant | a+b | 0.400, 80% | 0.300, 75% |" in text
 
 
-def test_a_protection_changes_edits_and_no_change_changes_none(case: Case) -> None:
-    editor = inpaint.get("latent-mini")
+def test_a_protection_changes_edits_and_an_unchanged_picture_does_not(case: Case) -> None:
+    editor = inpaint.get("flux2-mini")
     trial = Trial(case, [editor])
     made = measure.protected(case, Protect(iterations=2), [editor])
-    found: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["latent-mini"]
+    found: dict[str, list[list[float] | None]] = trial.edits(made.rgb)["edits"]["flux2-mini"]
     assert {"full", "near", "dilated", "cover 150%", "after jpeg 75", "after half size"} <= found.keys()
     assert all(one is None for one in found["after 1080 px"])
-    assert "crop path" not in found  # the whole picture is what it would be
+    assert "crop path" not in found, "the crop of so small a picture is all of it"
     (full,) = found["full"]
     assert full is not None
     assert full[0] < 0.99
     assert 1 - full[0] == pytest.approx(trial.effect(made.rgb))
-    same = trial.edits(case.rgb)["edits"]["latent-mini"]
+    same = trial.edits(case.rgb)["edits"]["flux2-mini"]
     assert all(one in ([1.0, 0.0], None) for edit in same.values() for one in edit)
-    assert trial.verdicts(made, Protect(), [editor])["unchanged"] == "failed"
+    paths = {editor.name: ("iopaint",)}
+    edits, verdicts = measure.verdicts(case, made, Protect(), [editor], [], paths)
+    assert (verdicts["unchanged"], verdicts["noise"]) == ("failed", "failed")
+    assert {edit.path for edit in edits} == {*paths[editor.name]}
     quality = measure.quality(case.rgb, made)
-    assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 6
+    assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 8
     assert 30 < quality["psnr"] < 45
+    assert 0.001 < quality["flip"] < quality["flip_p99"] < 0.5
+    assert measure.quality(case.rgb, replace(made, rgb=case.rgb))["flip_p99"] == 0
 
 
 def test_large_pictures_reach_the_editor_cropped() -> None:
@@ -292,33 +305,24 @@ def test_large_pictures_reach_the_editor_cropped() -> None:
     assert measure.handed(rgb[:600, :800], mask[:600, :800])[0].shape == (600, 800, 3)
 
 
-def test_a_run_goes_on_where_it_was_stopped(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_measures_each_plan_on_each_set_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--set", "dev,pairs", "--side", "56", "--data", str(data), "--out", str(tmp_path), "--plain"]
-    arguments += ["--methods", "implant,baseline", "--epsilon", "4,8", "--iterations", "1"]
+    arguments += ["--methods", "implant,baseline", "--epsilon", "4", "--iterations", "1"]
     assert protection.main(arguments) == 0
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     names = re.findall(r"^\| (\w+) \| (\S+) \|", table, re.MULTILINE)
     assert sorted(set(names)) == [
-        (of, f"{method}@{epsilon}x1")
-        for of in ("dev", "pairs")
-        for method in ("baseline", "implant")
-        for epsilon in (4, 8)
+        (of, method) for of in ("dev", "pairs") for method in ("baseline", "implant")
     ]
     with Image.open(tmp_path / "psnr.png") as plot:
         assert plot.width > 300
     before = (tmp_path / "rows.jsonl").read_text()
-
-    def never(*_: Any, **__: Any) -> Any:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(measure, "warm", lambda surrogates: None)
-    monkeypatch.setattr(measure, "protected", never)
     assert protection.main(arguments) == 0
-    assert (tmp_path / "rows.jsonl").read_text() == before
+    assert (tmp_path / "rows.jsonl").read_text() == before, "nothing is measured again"
 
 
 @pytest.mark.parametrize(
@@ -352,24 +356,26 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "transfer.png").exists()
 
 
-def test_ours_stops_where_it_reaches_the_baseline(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    editor = inpaint.get("latent-mini")
-    monkeypatch.setattr(speed, "BASELINE", 1)
-    monkeypatch.setattr(speed, "LADDER", (1, 4, 16, 48))
-    row = speed.equal(case, editor, "implant", most=1.0, few=1)
+def test_ours_stops_where_it_reaches_the_baseline(case: Case) -> None:
+    editor, steps = inpaint.get("flux2-mini"), speed.Steps(baseline=1, ours=(1, 4, 16, 48))
+    row = speed.equal(case, editor, "implant", most=1.0, few=1, steps=steps)
     assert not row["baseline"]["scaled"]
     assert not row["short"]
     assert row["ours"]["effect"] >= row["baseline"]["effect"] > 0
-    assert row["ours"]["iterations"] in speed.LADDER
+    assert row["ours"]["iterations"] in steps.ours
     assert row["ratio"] == pytest.approx(row["baseline"]["cpu_s"] / row["ours"]["cpu_s"], rel=0.1)
-    monkeypatch.setattr(speed, "LADDER", (1,))
-    monkeypatch.setattr(Trial, "effect", lambda trial, rgb: 0.5 if (rgb == case.rgb).all() else 0.1)
-    assert not speed.equal(case, editor, "implant", most=1.0, few=1)["short"]
+
+    class Same(Trial):
+        def effect(self, rgb: Rgb) -> float:
+            return 0.1
+
+    trial = Same(case, [editor], plain=True)
+    assert speed.ours(trial, editor, "implant", 0.1, ladder=(1, 2))[0] == 1, "an equal effect is enough"
     text = speed.table([{"kind": "equal", "size": [96, 96], "method": "implant", **row}])
     assert "| 96x96 | implant | 1 of 1 |" in text
 
 
-def test_a_point_of_the_growth_is_measured_in_its_own_process(data: Path, tmp_path: Path) -> None:
+def test_time_and_memory_by_size_are_measured_in_processes_of_their_own(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--equal", "", "--sizes", "96x80", "--regions", "", "--few", "1", "--data", str(data)]
     assert speed.main([*arguments, "--most", "0", "--out", str(tmp_path)]) == 0
@@ -381,8 +387,8 @@ def test_a_point_of_the_growth_is_measured_in_its_own_process(data: Path, tmp_pa
     assert (tmp_path / "growth.png").exists()
 
 
-def test_what_older_code_measured_is_no_part_of_a_mean() -> None:
-    """A log keeps the rows of all code; measured again, a picture must not count twice."""
+def test_rows_of_older_code_are_not_part_of_a_mean() -> None:
+    """A log keeps the rows of all code; a picture that is measured again must not count twice."""
     old, new = _row("one", full=[[0.9, 0.1]]), _row("one", full=[[0.5, 0.1]])
     (group,) = grouped([{**old, "psnr": 99.0}, new, _row("two", full=[[0.7, 0.1]])])
     assert [row["psnr"] for row in group.rows] == [33.0, 33.0]
@@ -395,7 +401,7 @@ def test_ours_and_the_baseline_are_compared_on_the_same_pictures() -> None:
     assert "the baseline" not in figures.shows({"dev": rows}).split("\n")[2].split("|")[3]
 
 
-def test_an_ensemble_is_held_against_the_single_editor_of_its_own_run() -> None:
+def test_an_ensemble_is_compared_with_the_single_editor_of_its_own_run() -> None:
     single = _row("one", full=[[0.5, 0.1]])
     both = {**_row("one", full=[[0.6, 0.1]]), "surrogates": ["a@1", "b@1"]}
     elsewhere = _row("one", full=[[0.1, 0.1]])
@@ -403,8 +409,8 @@ def test_an_ensemble_is_held_against_the_single_editor_of_its_own_run() -> None:
     assert found.strip() == "implant on a+b, dev (1, 64 px) judged by a: 80%: missed"
 
 
-def test_the_code_that_cuts_and_shapes_the_budget_is_part_of_a_rows_key() -> None:
-    """Whatever the optimiser takes whole from the package."""
+def test_the_code_of_the_optimiser_is_part_of_a_rows_key() -> None:
+    """Each module of the package that the optimiser imports."""
     source = (ROOT / "daemon/backfire/perturb/optimiser.py").read_text()
     found = re.findall(r"(?m)^from backfire\.(\S+) import (.+)$", source)
     modules = {package for package, _ in found} | {f"{a}.{b}" for a, some in found for b in some.split(", ")}
@@ -413,7 +419,7 @@ def test_the_code_that_cuts_and_shapes_the_budget_is_part_of_a_rows_key() -> Non
         assert not (ROOT / path).is_file() or any(fnmatch(path, one) for one in CODE), f"another {module}"
 
 
-def test_groups_tell_sets_methods_and_judges_apart() -> None:
+def test_rows_are_grouped_by_set_and_method() -> None:
     rows = [_row("one", full=[[0.5, 0.1]]), _row("two", full=[[0.5, 0.1]])]
     rows += [
         {**_row("one", full=[[0.5, 0.1]]), "set": "pairs"},
@@ -428,7 +434,7 @@ def test_groups_tell_sets_methods_and_judges_apart() -> None:
     assert isinstance(groups[0], Group)
 
 
-def test_what_must_be_shown_is_met_or_missed() -> None:
+def test_each_target_is_met_or_missed() -> None:
     def rows(how: str, ssim: float, psnr: float) -> Row:
         blurred = {"after jpeg 75": [[0.3, 0.1]], "dilated": [[0.4, 0.1]]}
         row = _row("one", full=[[ssim, 0.1]], far=[[0.98, 0.1]], near=[[0.95, 0.1]], **blurred)
@@ -469,3 +475,19 @@ def test_what_must_be_shown_is_met_or_missed() -> None:
         "wide, 4000x3000, 0 of 1 pictures reached: not reached: missed"
     )
     assert found[6] == "6 of 6 pictures without a perturbation, or with noise instead, are failed: met"
+
+
+def test_a_table_of_paths_has_every_judge_and_the_controls(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
+    arguments += ["--strengths", "single-path", "--editor", "flux2-mini", "--held-out", "flux2-micro"]
+    arguments += ["--iterations", "2"]
+    assert paths.main(arguments) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table == capsys.readouterr().out[-len(table) :]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    tools = {row[4] for row in rows if row[:2] == ["dev", "single-path"] and row[3:4] == ["trigger"]}
+    assert tools == {"iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"}
+    assert {row[2] for row in rows if row[3:4] == ["trigger"]} == {"flux2-mini", "flux2-micro"}
+    assert [row[4] for row in rows if row[:3] == ["dev", "single-path", "1"]] == ["2 failed"]

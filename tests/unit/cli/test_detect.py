@@ -1,4 +1,4 @@
-"""`backfire detect`, in this process."""
+"""The command `backfire detect`, run in the test's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that help somebody begin: `init`, `man`, and the completion of a shell."""
+"""The commands for a first start: `init`, `man`, and completion in the shell."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_the_manual_page_is_sound_roff() -> None:
         ["groff", "-man", "-ww", "-Tutf8"], input=page, capture_output=True, text=True, check=True
     )
     assert made.stderr == ""
-    assert "backfire retry" in re.sub(".\b", "", made.stdout)  # bold is struck twice
+    assert "backfire retry" in re.sub(".\b", "", made.stdout)  # a bold letter is printed twice, over itself
 
 
 def test_a_shell_completes_commands() -> None:
     asked = {"_BACKFIRE_COMPLETE": "complete_bash", "COMP_WORDS": "backfire re", "COMP_CWORD": "1"}
     told = CliRunner().invoke(app, [], env=asked, prog_name="backfire", catch_exceptions=False)
-    assert told.stdout.split() == ["retry"]
+    assert told.stdout.split() == ["retry", "release"]

@@ -20,7 +20,7 @@ def parse(data: dict[str, Any], base: Path = Path("/srv/pictures")) -> Settings:
     return config.parse(data, base=base)
 
 
-def test_the_example_is_made_from_the_models() -> None:
+def test_the_example_configuration_is_current() -> None:
     text = (ROOT / "config.example.yaml").read_text()
     assert text == everything(), "python -m backfire.config > config.example.yaml"
     example = yaml.safe_load(text)
@@ -38,13 +38,13 @@ def test_every_setting_is_described() -> None:
     assert told["protect.work_px"].values == "from 256 to 2,048, in steps of 8"
     assert told["regions.merge_px"].values == "from 0 to 4,096"
     assert told["hooks.timeout_s"].values == "more than 0, at most 600"
-    assert told["verify.on_weak"].values == "one of publish, fail"
+    assert told["verify.on_weak"].values == "one of publish, review, fail"
     assert told["protect.epsilon"].default == "null"
-    assert "balanced 5, strong 8" in told["protect.epsilon"].text
+    assert "balanced 8, strong 10" in told["protect.epsilon"].text
     assert told["regions.torchscript.model"].text == told["regions.onnx.model"].text
 
 
-def test_a_starter_is_short_and_every_line_of_it_can_be_uncommented() -> None:
+def test_the_first_configuration_is_short_and_each_line_of_it_can_be_uncommented() -> None:
     live = yaml.safe_load(starter())
     paths = {f"{section}.{key}" for section, keys in live.items() for key in keys}
     assert paths == set(ESSENTIAL)
@@ -61,7 +61,7 @@ def test_a_starter_is_short_and_every_line_of_it_can_be_uncommented() -> None:
         ("rules:\n- {match: a, match: b}", "match", (3, 3)),
     ],
 )
-def test_a_key_that_stands_twice_is_an_error_with_both_lines(
+def test_a_repeated_key_is_an_error_that_names_both_lines(
     tmp_path: Path, text: str, key: str, lines: tuple[int, int]
 ) -> None:
     path = tmp_path / "c.yaml"
@@ -93,7 +93,7 @@ def test_a_section_whose_entries_are_commented_out_is_its_defaults(tmp_path: Pat
     settings, plain = config.load(path), parse({"folders": {"inbox": "in"}}, tmp_path)
     assert settings.model_copy(update={"rules": ()}) == plain
     assert settings.for_path(b"a/b") == plain
-    for text in ("regions:\n  detectors:", "watch:\n  settle_s:"):  # no value is not a value
+    for text in ("regions:\n  detectors:", "watch:\n  settle_s:"):  # a key without a value
         path.write_text(f"folders: {{inbox: in}}\n{text}\n")
         with pytest.raises(ConfigError, match="got None"):
             config.load(path)
@@ -109,7 +109,7 @@ def test_a_section_whose_entries_are_commented_out_is_its_defaults(tmp_path: Pat
         ("regions", "merge_px", True),
     ],
 )
-def test_a_switch_is_no_number(section: str, key: str, value: Any) -> None:
+def test_a_boolean_is_not_taken_for_a_number(section: str, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"'{section}\.{key}': got .*a number is expected"):
         parse({"folders": {"inbox": "i"}, section: {key: value}})
     with pytest.raises(ConfigError, match="a number is expected"):
@@ -161,14 +161,14 @@ def test_errors_name_the_key_and_the_remedy(data: dict[str, Any], says: str) -> 
         parse(data)
 
 
-def test_all_errors_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"folders": {"inbox": "i"}, "watch": {"settle": 3}, "verify": {"onweak": "fail"}})
     assert "settle" in str(caught.value)
     assert "onweak" in str(caught.value)
 
 
-def test_nesting_through_a_link_is_seen(tmp_path: Path) -> None:
+def test_nesting_through_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "way").symlink_to(tmp_path / "in")
     with pytest.raises(ConfigError, match="lie inside each other"):
@@ -176,7 +176,7 @@ def test_nesting_through_a_link_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "just words", ""])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_configuration_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"c\.yaml"):
@@ -190,7 +190,7 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
         config.load(path)
 
 
-def test_digest_follows_what_decides_a_result() -> None:
+def test_the_digest_depends_on_what_decides_a_result() -> None:
     base = {"folders": {"inbox": "i"}}
     plain = parse(base)
     assert parse({**base, "watch": {"settle_s": 1}}).sha256 == plain.sha256
@@ -217,11 +217,11 @@ def test_the_first_rule_that_matches_wins() -> None:
 
 
 def protect(**keys: Any) -> Protect:
-    """The section of a configuration that says so much of it."""
+    """The section `protect` of a configuration with these keys in it."""
     return parse({"folders": {"inbox": "i"}, "protect": keys}).protect
 
 
-def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
+def test_a_strength_stands_for_settings_but_keys_beside_it_take_precedence() -> None:
     assert protect() == protect(strength="balanced") == Protect()
     assert {key: getattr(Protect(), key) for key in STRENGTHS["balanced"]} == STRENGTHS["balanced"]
     assert (protect(strength="paper").method, protect(strength="paper").iterations) == ("baseline", 20)
@@ -234,11 +234,11 @@ def test_a_strength_stands_for_settings_and_keys_beside_it_win() -> None:
             protect(strength=wrong)
 
 
-def test_a_further_round_has_never_less_than_the_one_before() -> None:
+def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
-    assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (8, 120)]
-    assert [one.flat_share for one in rounds] == [1, 1, 1]
-    assert [one.reach_px for one in rounds] == [24, 24, 40]
+    assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (10, 160)]
+    assert [one.flat_share for one in rounds] == [0.3, 0.3, 0.5]
+    assert [one.reach_px for one in rounds] == [32, 32, 48]
     assert protect().rounds() == [protect()]
     with pytest.raises(
         ConfigError, match=r"escalate: got method baseline.*set protect\.method: implant, or escalate: "
@@ -246,7 +246,7 @@ def test_a_further_round_has_never_less_than_the_one_before() -> None:
         protect(strength="paper", escalate=["strong"])
 
 
-def test_a_rules_strength_goes_before_the_general_keys() -> None:
+def test_the_strength_of_a_rule_takes_precedence_over_general_keys() -> None:
     settings = ruled(
         {"match": "a/*", "strength": "strong"},
         {"match": "b/*", "iterations": 9, "protect": {"strength": "strong"}},
@@ -263,7 +263,18 @@ def test_a_rules_strength_goes_before_the_general_keys() -> None:
     assert found[2].flat_share == subtle["flat_share"]
 
 
-def test_a_strength_and_what_it_stands_for_have_one_digest() -> None:
+def test_a_size_for_publishing_counts_only_where_it_is_set() -> None:
+    """Pictures that were published before there was such a setting are not done again."""
+    base = {"folders": {"inbox": "inbox"}}
+    plain = parse(base)
+    assert "long_px" not in plain.deciding["output"]
+    assert parse({**base, "output": {"long_px": None}}).sha256 == plain.sha256
+    assert parse({**base, "output": {"long_px": 2048}}).sha256 != plain.sha256
+    with pytest.raises(ConfigError, match=r"output\.long_px"):
+        parse({**base, "output": {"long_px": 8}})
+
+
+def test_a_strength_and_its_settings_have_the_same_digest() -> None:
     base: dict[str, Any] = {"folders": {"inbox": "i"}}
     said = parse({**base, "protect": STRENGTHS["strong"]})
     assert parse({**base, "protect": {"strength": "strong"}}).sha256 == said.sha256
@@ -280,16 +291,16 @@ def test_a_strength_and_what_it_stands_for_have_one_digest() -> None:
         ("[x](1)+.png", [b"[x](1)+.png"], [b"x1.png"]),
     ],
 )
-def test_patterns(pattern: str, fits: list[bytes], fits_not: list[bytes]) -> None:
+def test_which_paths_a_pattern_matches(pattern: str, fits: list[bytes], fits_not: list[bytes]) -> None:
     settings = ruled({"match": pattern})
     assert [path for path in fits if settings.rule_of(path) is None] == []
     assert [path for path in fits_not if settings.rule_of(path) is not None] == []
 
 
-def test_the_digest_of_a_picture_follows_its_rule_alone() -> None:
-    plain, settings = parse({"folders": {"inbox": "i"}}), ruled({"match": "a/*", "epsilon": 8})
+def test_the_digest_for_a_picture_depends_on_its_own_rule_only() -> None:
+    plain, settings = parse({"folders": {"inbox": "i"}}), ruled({"match": "a/*", "epsilon": 9})
     assert settings.for_path(b"b.jpg").sha256 == plain.sha256
-    assert settings.for_path(b"a/b.jpg").sha256 == ruled(protect={"epsilon": 8}).sha256
+    assert settings.for_path(b"a/b.jpg").sha256 == ruled(protect={"epsilon": 9}).sha256
     assert settings.for_path(b"a/b.jpg").sha256 != plain.sha256
 
 

@@ -1,3 +1,5 @@
+"""Detectors by name, sidecar masks, and faces."""
+
 from __future__ import annotations
 
 import io
@@ -22,7 +24,7 @@ from backfire.detectors.faces import FaceDetector
 from backfire.detectors.sidecar import MOST, NEAR, SidecarDetector
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import decode
-from backfire.imaging.intake import stored
+from backfire.imaging.decoding import stored
 from backfire.types import Box, Mask, Region, Rgb
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,12 +33,12 @@ SHARED = ROOT.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data folder at {SHARED}")
 
 
-def test_nothing_is_told_to_anybody_of_what_is_looked_for(tmp_path: Path) -> None:
-    """onnxruntime reports to its makers unless it is told not to, and keeps an identity under $HOME."""
+def test_onnxruntime_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    """Unless it is told not to, it sends reports, and keeps an identity under $HOME."""
     code = "import numpy; from backfire import detectors; from backfire.detectors import Source; " + (
         "detectors.get('faces').detect(numpy.zeros((64, 64, 3), numpy.uint8), source=Source('p.png'))"
     )
-    # No CI in its environment, where it would be silent by itself.
+    # Without the variable CI, since it reports nothing in continuous integration.
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "daemon")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
     assert [*tmp_path.iterdir()] == []
@@ -163,7 +165,7 @@ def test_a_mask_up_to_the_edges_of_an_odd_picture() -> None:
     assert region.box == Box(0, 0, 53, 37)
 
 
-def test_specks_by_the_thousand_stay_few_regions_and_none_is_lost() -> None:
+def test_thousands_of_specks_become_few_regions_and_none_is_lost() -> None:
     mask = np.random.default_rng(3).random((200, 300)) < 0.002
     regions = regions_of(mask)
     assert 1 <= len(regions) <= MOST
@@ -187,7 +189,7 @@ def test_wrong_size_states_both_sizes_and_the_remedy() -> None:
     assert "turned" not in caught.value.message
 
 
-def test_a_turned_mask_is_told_so() -> None:
+def test_the_error_for_a_turned_mask_says_so() -> None:
     with pytest.raises(InputError, match="looks turned"):
         regions_of(plane((0, 0, 9, 9), height=300, width=200))
 
@@ -300,7 +302,7 @@ def test_finds_a_face_that_fills_the_frame(factor: int) -> None:
 
 @pytest.mark.parametrize("orientation", [3, 6, 7])
 def test_faces_in_turned_files_are_found_upright(orientation: int) -> None:
-    """The networks know no face that lies on its side."""
+    """The networks find no face that lies on its side."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -316,14 +318,15 @@ def test_a_face_cut_by_the_edge_stays_within_the_picture() -> None:
         assert holds(Box(0, 0, image.shape[1], image.shape[0]), face.box)
 
 
-def test_strips_are_as_good_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_faces_are_found_in_strips_as_in_one_piece() -> None:
     image = skimage_picture("astronaut.png")[:, 30:]
-    whole = [region.box for region in found(image)]
-    monkeypatch.setattr(faces, "STRIP_PIXELS", 10_000)
-    assert [region.box for region in found(image)] == whole
+    detector = FaceDetector()
+    detector.strip_pixels = 10_000
+    in_strips = detector.detect(image, source=Source("picture.png"))
+    assert [region.box for region in in_strips] == [region.box for region in found(image)]
 
 
-def test_twelve_megapixels_take_moments() -> None:
+def test_twelve_megapixels_take_seconds() -> None:
     image = resized(skimage_picture("astronaut.png"), 4000, 3000)
     detector = FaceDetector()
     start = time.process_time()
@@ -332,7 +335,7 @@ def test_twelve_megapixels_take_moments() -> None:
     assert face.box.overlaps(Box(1400, 380, 2120, 1030))
 
 
-def test_a_network_that_fails_is_an_error_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_is_a_retryable_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __init__(self, *args: object, **options: object) -> None: ...
 
@@ -376,7 +379,7 @@ def test_finds_every_face_of_the_shared_pictures(name: str, count: int) -> None:
 
 @pytest.mark.shared
 @needs_shared
-def test_the_box_holds_most_of_what_a_person_masked() -> None:
+def test_the_box_covers_most_of_a_mask_that_a_person_painted() -> None:
     (face,) = found(opened(SHARED / "pairs" / "keanu.png"))
     mask = opened(SHARED / "pairs" / "keanu.mask.png")[..., 0] > 127
     covered = (mask & face.plane(*mask.shape)).sum() / mask.sum()

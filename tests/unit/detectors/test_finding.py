@@ -1,3 +1,5 @@
+"""The regions of all detectors together: covered ones are dropped, others padded, merged and counted."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -8,6 +10,7 @@ import pytest
 
 from backfire.config import FixedBox, Regions
 from backfire.detectors import Detector, Source, check, run
+from backfire.detectors.shapes import scaled
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import Picture, tags
 from backfire.imaging.metadata import Metadata
@@ -45,7 +48,7 @@ def test_a_face_under_a_painted_mask_is_one_region() -> None:
 
 
 def test_a_face_inside_a_frame_is_protected_too() -> None:
-    """The mask's bounding box holds the face, the mask does not."""
+    """The bounding box of the mask covers the face, but the mask does not."""
     frame = np.ones((400, 600), dtype=np.bool_)
     frame[20:-20, 20:-20] = False
     mask = Region(Box(0, 0, 600, 400), "mask", 1.0, "sidecar", frame)
@@ -54,7 +57,7 @@ def test_a_face_inside_a_frame_is_protected_too() -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_shapes_that_two_detectors_found_are_one_region(same: bool) -> None:
-    """Their boxes hold more than the line: what counts is that the shapes are the same."""
+    """The shapes must be the same; equal boxes do not suffice."""
     rows, columns = np.mgrid[:60, :100]
     line = np.abs(rows - 10 - 0.4 * columns) < 9
     mark = Region(Box(100, 50, 200, 110), "signature", 0.9, "signatures", line)
@@ -63,7 +66,7 @@ def test_shapes_that_two_detectors_found_are_one_region(same: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
-def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
+def test_none_found_whole_makes_regions_of_the_whole_picture(size: tuple[int, int]) -> None:
     rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     settings = Regions(detectors=("sidecar",), none_found="whole")
     regions = run.find(pictured(rgb), Source("p.png"), settings).regions
@@ -72,7 +75,7 @@ def test_whole_covers_the_whole_picture(size: tuple[int, int]) -> None:
     assert len(regions) <= 16
 
 
-def test_nothing_found_is_an_error_that_names_the_way_out() -> None:
+def test_a_picture_without_regions_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(InputError, match="none_found") as caught:
         run.find(pictured(RGB), Source("p.png"), Regions(detectors=("sidecar",)))
     assert caught.value.code == Code.NO_REGION
@@ -133,7 +136,7 @@ def failing(error: Exception, **settings: Any) -> run.Found:
 
 
 @pytest.mark.parametrize("error", [ModelError(Code.DETECTOR, "no weights"), ZeroDivisionError("oops")])
-def test_a_detector_that_fails_fails_the_job_or_is_named(error: Exception) -> None:
+def test_a_detector_that_fails_fails_the_job_or_is_reported(error: Exception) -> None:
     with pytest.raises(type(error)):
         failing(error)
     found = failing(error, on_error="skip")
@@ -147,7 +150,7 @@ def test_a_bad_mask_is_never_skipped() -> None:
         failing(InputError(Code.MASK_EMPTY, "marks nothing"), on_error="skip")
 
 
-def test_detectors_see_the_pictures_metadata() -> None:
+def test_detectors_get_the_metadata_of_the_picture() -> None:
     packet = xmp(mwg(area(0.5, 0.5, 0.1, 0.1)))
     turned = Directory().having({0x0112: (tags.SHORT, [3])})
     picture = replace(pictured(RGB), metadata=Metadata(exif=turned, packets=(packet,)))
@@ -170,3 +173,33 @@ def test_fixed_boxes_in_both_units() -> None:
 def test_a_detector_without_its_setting_is_refused_at_start(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} needs regions\.{name}"):
         check(Regions(detectors=(name,)))
+
+
+def test_regions_follow_a_picture_that_is_scaled_down() -> None:
+    stroke = np.zeros((40, 90), dtype=np.bool_)
+    stroke[np.arange(40), np.arange(40) * 2] = True  # a line one pixel thin
+    region = Region(Box(31, 17, 121, 57), "mask", 1.0, "sidecar", stroke)
+    small = scaled(region, (400, 600), (133, 200))
+    assert small.box == Box(10, 5, 41, 19)
+    assert small.mask is not None
+    assert small.mask.shape == (14, 31)
+    there = np.argwhere(small.plane(133, 200))
+    for row, column in np.argwhere(region.plane(400, 600)):
+        at = (row + 0.5) * 133 / 400, (column + 0.5) / 3
+        assert (np.abs(there + 0.5 - at).max(axis=1) <= 0.5).any(), "no pixel of the line is lost"
+    assert small.mask.mean() < 0.15, "and little is added"
+    box = scaled(Region(Box(399, 0, 600, 400), "face", 1.0, "faces"), (400, 600), (200, 300))
+    assert (box.box, box.mask) == (Box(199, 0, 300, 200), None)
+    dot = scaled(Region(Box(599, 399, 600, 400), "dot", 1.0, "fixed"), (400, 600), (2, 3))
+    assert dot.box == Box(2, 1, 3, 2)
+
+
+def test_regions_follow_a_picture_that_is_scaled_up() -> None:
+    half = np.zeros((40, 90), dtype=np.bool_)
+    half[:, :45] = True
+    large = scaled(Region(Box(31, 17, 121, 57), "mask", 1.0, "sidecar", half), (400, 600), (1000, 1500))
+    assert large.box == Box(77, 42, 303, 143)
+    assert large.mask is not None
+    assert large.mask.shape == (101, 226)
+    assert large.mask[:, :112].all()
+    assert not large.mask[:, 114:].any()

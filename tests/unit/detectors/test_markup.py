@@ -1,4 +1,4 @@
-"""Regions from JSON: ours, COCO, LabelMe."""
+"""Regions from annotation files, in our own schema, COCO and LabelMe, and from painted masks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def png(pixels: NDArray[np.uint8], mode: str | None = None) -> bytes:
 # Ours
 
 
-def test_our_own_schema() -> None:
+def test_boxes_and_polygons_of_our_own_schema() -> None:
     regions = found(
         {
             "size": [300, 200],
@@ -63,8 +63,8 @@ def test_our_own_schema() -> None:
     assert regions[1].mask.mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_labels_stay_within_bounds() -> None:
-    """They are a stranger's, and go into receipts, logs and onto sheets."""
+def test_labels_are_shortened_and_cleaned() -> None:
+    """They come from untrusted files, and are written into receipts, logs and sheets."""
     labels = ["x" * 10**6, "two\n lines\x1b[31m", ""]
     regions = found({"regions": [{"label": label, "box": [1, 2, 30, 40]} for label in labels]})
     assert [region.label for region in regions] == ["x" * 63 + "…", "two lines[31m", "region"]
@@ -91,7 +91,7 @@ def test_relative_coordinates() -> None:
         ([1, 2], "none of the keys"),
     ],
 )
-def test_errors_say_where(document: Any, says: str) -> None:
+def test_errors_name_the_place_in_the_document(document: Any, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         found(document)
     assert caught.value.code is Code.MASK_UNREADABLE
@@ -99,7 +99,7 @@ def test_errors_say_where(document: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000, b'{"regions": [{"box": [NaN, 0, 1, 1]}]}'])
-def test_what_is_no_json_is_an_error(data: bytes) -> None:
+def test_a_file_that_is_no_json_is_an_error(data: bytes) -> None:
     source = Source("cat.jpg", (Sidecar("cat.json", data),))
     with pytest.raises(InputError) as caught:
         SidecarDetector().detect(PICTURE, source=source)
@@ -169,7 +169,7 @@ def compressed(counts: list[int]) -> str:
 
 
 def test_a_known_compressed_mask() -> None:
-    """Worked out by hand: 6, 1, 40, then 4 and 5 as -- differences to 1 and 40 -- 3 and -35."""
+    """Worked out by hand: 6, 1, 40, and then 4 and 5 as their differences to 1 and 40, 3 and -35."""
     assert uncompressed("61X13mN") == [6, 1, 40, 4, 5]
 
 
@@ -192,7 +192,7 @@ def test_coco_nonsense_is_an_error(annotation: dict[str, Any]) -> None:
     assert caught.value.code is Code.MASK_UNREADABLE
 
 
-def test_a_few_bytes_cannot_claim_a_mask_of_the_picture_without_end() -> None:
+def test_the_number_of_regions_and_of_masks_of_the_whole_picture_is_limited() -> None:
     whole = {"segmentation": {"counts": [0, 60000], "size": [200, 300]}}
     assert len(found(coco(*[whole] * 8))) == 8
     with pytest.raises(InputError, match="more than 8 times; merge") as caught:
@@ -202,7 +202,7 @@ def test_a_few_bytes_cannot_claim_a_mask_of_the_picture_without_end() -> None:
         found(coco(*[{"bbox": [10, 20, 30, 40]}] * 1001))
 
 
-def test_polygons_hold_the_pixels_whose_centres_lie_within() -> None:
+def test_a_polygon_covers_the_pixels_whose_centres_are_inside() -> None:
     rng = np.random.default_rng(0)
     for corners in range(3, 30):
         polygon = rng.uniform(-20, 320, (corners, 2))
@@ -211,7 +211,7 @@ def test_polygons_hold_the_pixels_whose_centres_lie_within() -> None:
         np.testing.assert_array_equal(region.plane(200, 300), expected)
 
 
-def test_of_several_pictures_the_one_of_this_name_counts() -> None:
+def test_of_several_pictures_in_a_file_the_one_of_this_name_is_used() -> None:
     document = coco({"bbox": [10, 20, 30, 40]})
     document["images"].append({"id": 2, "file_name": "sub/dog.jpg", "width": 9, "height": 9})
     document["annotations"].append({"image_id": 2, "bbox": [0, 0, 5, 5]})
@@ -237,7 +237,7 @@ def test_labelme_shapes() -> None:
     assert polygon.mask is not None
 
 
-def test_labelme_masks_hold_zeros_and_ones() -> None:
+def test_labelme_masks_are_read() -> None:
     inner = np.zeros((30, 20), np.uint8)
     inner[5:25, 5:15] = 1
     encoded = base64.b64encode(png(inner)).decode()
@@ -309,7 +309,7 @@ def test_a_mask_that_marks_nothing_says_what_it_holds_and_what_was_expected(
         found(png(pixels.squeeze()), settings=settings)
 
 
-def test_alpha_alone_marks_what_is_opaque_whatever_paint_is_protected() -> None:
+def test_if_only_alpha_differs_opaque_pixels_are_protected_whatever_the_setting_says() -> None:
     painting = np.zeros((200, 300, 4), np.uint8)
     painting[20:50, 30:80, 3] = 255
     (region,) = found(png(painting), settings=Sidecars(protected="black"))

@@ -1,4 +1,4 @@
-"""Regions that editors wrote into XMP, in the ways in which they write them."""
+"""Regions in XMP, in the forms in which programs write them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backfire.detectors import Source, run
 from backfire.detectors.metadata import MetadataDetector
 from backfire.errors import Code, InputError
 from backfire.imaging import decode
+from backfire.imaging.decoding import stored
 from backfire.imaging.heif import heif_ready
-from backfire.imaging.intake import stored
 from backfire.types import Box, Region, Rgb
 from tests.support.regions import area, mwg, xmp
 
@@ -138,12 +138,12 @@ def test_regions_of_the_stored_pixels_are_turned_upright(orientation: int) -> No
         assert region.box == Box(300, 20, 380, 60)
 
 
-def test_dimensions_of_the_upright_picture_say_that_the_regions_are() -> None:
+def test_regions_with_the_dimensions_of_the_upright_picture_are_not_turned() -> None:
     written = mwg(area(0.25, 0.5, 0.1, 0.2), applied='stDim:w="4000" stDim:h="2000" stDim:unit="pixel"')
     assert [region.box for region in found(written, 6)] == [Box(80, 80, 120, 120)]
 
 
-def test_what_the_camera_focused_on_is_no_content() -> None:
+def test_focus_points_of_a_camera_are_not_regions() -> None:
     assert boxes(mwg(area(0.5, 0.5, 0.1, 0.1), kind="Focus")) == []
 
 
@@ -191,12 +191,12 @@ def in_boundary(**values: float | str) -> str:
         in_boundary(rbX=80, rbY=80, rbW=40, rbH=40, rbUnit="px", rbShape="Rectangle"),
     ],
 )
-def test_fault_6_what_is_plain_is_read(written: str) -> None:
+def test_fault_6_other_spellings_of_numbers_are_read(written: str) -> None:
     assert boxes(written) == [Box(80, 80, 120, 120)]
 
 
 @pytest.mark.parametrize(("scale", "orientation"), [(1, 1), (10, 1), (0.5, 1), (10, 6)])
-def test_fault_6_pixels_are_those_of_the_picture_that_was_tagged(scale: float, orientation: int) -> None:
+def test_fault_6_pixels_are_scaled_from_the_picture_that_was_tagged(scale: float, orientation: int) -> None:
     applied = f'stDim:w="{400 * scale}" stDim:h="{200 * scale}" stDim:unit="pixel"'
     values = {"x": 100 * scale, "y": 100 * scale, "w": 40 * scale, "h": 40 * scale}
     pixels = " ".join(f'stArea:{name}="{value}"' for name, value in values.items()) + ' stArea:unit="pixel"'
@@ -263,7 +263,7 @@ def test_packets_may_be_in_any_unicode_encoding(encoding: str) -> None:
     assert face.box == Box(80, 80, 120, 120)
 
 
-# In files: what is read out of them, and how it lies in them
+# In files
 
 
 def in_file(data: bytes) -> list[Box]:
@@ -281,7 +281,7 @@ PREVIEWED = xmp(mwg(area(0.25, 0.5, 0.1, 0.2)) + "<image>/9j/4AAQSkZJRg</image>"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_packet_whose_preview_may_not_go_on_still_tells_its_regions(encoding: str) -> None:
+def test_regions_are_read_from_a_packet_with_a_preview(encoding: str) -> None:
     data = saved("WEBP", PREVIEWED.decode().encode(encoding))
     assert in_file(data) == [Box(80, 80, 120, 120)]
 
@@ -296,7 +296,7 @@ def extension(digest: bytes, length: int, offset: int, part: bytes) -> bytes:
 
 
 def test_regions_may_lie_in_extended_xmp() -> None:
-    """Its segments in any order, a large picture between them, and one that nobody names."""
+    """Its segments come in any order, with large other ones between them and one that is not referred to."""
     digest, other = b"0123456789ABCDEF0123456789ABCDEF", b"F" * 32
     main = saved(
         "JPEG",
@@ -316,7 +316,7 @@ def test_regions_may_lie_in_extended_xmp() -> None:
 @pytest.mark.skipif(not heif_ready(), reason="pillow-heif is not installed")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_regions_of_a_turned_heic_are_turned_with_it(orientation: int) -> None:
-    """Those drawn on the pixels as stored, as phones write them; judged by pillow-heif's own turns."""
+    """Phones give regions for the pixels as stored. The expected places come from pillow-heif."""
     upright: Rgb = np.full((128, 256, 3), 30, dtype=np.uint8)
     upright[32:64, 128:192] = 250
     raw = stored(upright, orientation)

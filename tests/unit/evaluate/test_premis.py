@@ -1,3 +1,5 @@
+"""The PREMIS events that a receipt holds."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -24,7 +26,7 @@ def roles(event: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def test_a_job_digests_creates_and_validates() -> None:
+def test_a_job_has_events_for_digest_creation_and_validation() -> None:
     digest, creation, validation = premis.of_job(RECEIPT, at=110.0)
     assert (digest["eventType"], digest["eventDateTime"]) == (premis.DIGEST, "1970-01-01T00:01:40Z")
     assert roles(digest) == {"source": "a" * 64}
@@ -42,13 +44,13 @@ def test_a_job_digests_creates_and_validates() -> None:
         ({"written_as": None}, [premis.VALIDATION]),
     ],
 )
-def test_other_ways_of_a_job(changes: dict[str, Any], kinds: list[str]) -> None:
+def test_events_of_copied_converted_and_verified_pictures(changes: dict[str, Any], kinds: list[str]) -> None:
     events = premis.of_job({**RECEIPT, **changes}, at=1.0)
     assert [event["eventType"] for event in events][-len(kinds) :] == kinds
     assert ("without protection" in str(events)) == (kinds[0] != premis.VALIDATION)
 
 
-def test_an_event_that_is_done_again_replaces_itself() -> None:
+def test_a_repeated_event_replaces_the_former_one() -> None:
     receipt = {**RECEIPT, "events": premis.of_job(RECEIPT, at=1.0)}
     once = premis.added(receipt, premis.archived(key="k" * 64, at=2.0, sha256="a" * 64, where="p.png"))
     twice = premis.added(once, premis.archived(key="k" * 64, at=3.0, sha256="a" * 64, where="p.png"))

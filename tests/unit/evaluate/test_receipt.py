@@ -1,4 +1,4 @@
-"""The receipt is written in one place: what every other part hands over, reads back and amends."""
+"""Receipts are built, written, read back and amended by one module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from backfire.evaluate import premis, receipt
 from backfire.evaluate.judge import EditResult, Judgement
 from backfire.evaluate.receipt import EditorsUsed
-from backfire.types import Box, MaskKind, Region, Verdict
+from backfire.types import Box, Choice, MaskKind, Region, Verdict
 
 FACTS: dict[str, Any] = {
     "file": "käse.png",
@@ -25,11 +25,11 @@ FACTS: dict[str, Any] = {
 
 
 class Named:
-    name, weights_sha256 = "latent-mini", "f" * 64
+    name, weights_sha256 = "flux2-mini", "f" * 64
 
 
 def document(psnr_db: float | None = 34.567) -> receipt.Receipt:
-    edit = EditResult("latent-mini", 0, MaskKind.TRIGGER, 0.123456, 0.2, False, 0.9)
+    edit = EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.123456, 0.2, False, 0.9)
     judgement = Judgement(Verdict.WEAK, ["too alike"], psnr_db, 6, [edit])
     used = EditorsUsed([Named()], (), [0.00123456])  # type: ignore[list-item]  # two of its attributes
     return receipt.build(judgement, [Region(Box(1, 2, 3, 4), "face", 0.98765, "faces")], used, FACTS)
@@ -38,7 +38,7 @@ def document(psnr_db: float | None = 34.567) -> receipt.Receipt:
 def test_a_receipt_says_what_was_measured_in_rounded_figures() -> None:
     told = document()
     assert (told["verdict"], told["psnr_db"], told["max_change_levels"]) == ("weak", 34.57, 6)
-    assert told["surrogates"] == [{"name": "latent-mini", "weights_sha256": "f" * 64, "gradient": 0.00123}]
+    assert told["surrogates"] == [{"name": "flux2-mini", "weights_sha256": "f" * 64, "gradient": 0.00123}]
     assert told["edits"][0]["ssim"] == 0.1235
     assert told["regions"][0]["score"] == 0.9877
     assert [event["eventType"] for event in told["events"]] == [
@@ -53,28 +53,28 @@ def test_a_receipt_in_words() -> None:
     verdict, measured = receipt.in_words(document())
     assert verdict == "weak: too alike"
     assert measured == (
-        "measured with latent-mini by comparing the same edits of original and copy (SSIM, 1 = no effect): "
+        "measured with flux2-mini by comparing the same edits of original and copy (SSIM, 1 = no effect): "
         "0.12 or less for edits of the region (1); "
         "no pixel changed by more than 6 of 255 levels (PSNR 34.6 dB)"
     )
 
 
-def test_what_is_written_is_read_back_and_ends_with_a_newline() -> None:
+def test_a_receipt_is_read_back_as_it_was_written() -> None:
     told = document()
     data = receipt.to_json(told)
     assert receipt.from_json(data) == json.loads(json.dumps(told))
     assert data.endswith(b"}\n")
-    assert "käse".encode() in data, "names stand in UTF-8, readable"
-    assert b"?.png" in receipt.to_json({**told, "file": "\udcff.png"}), "half a surrogate pair is no UTF-8"
+    assert "käse".encode() in data, "names are written as UTF-8"
+    assert b"?.png" in receipt.to_json({**told, "file": "\udcff.png"}), "half a surrogate pair"
 
 
 @pytest.mark.parametrize("data", [b"", b'{"key": ', b"[]", b"\xff\xfe"])
-def test_what_is_no_receipt_is_a_value_error(data: bytes) -> None:
+def test_data_that_are_no_receipt_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         receipt.from_json(data)
 
 
-def test_amending_a_receipt_leaves_the_one_given_as_it_was() -> None:
+def test_amending_a_receipt_does_not_mutate_it() -> None:
     told = document()
     before = json.dumps(told)
     archived = receipt.with_archived(told, at=2.0, sha256="a" * 64, where="2026/käse.png")
@@ -82,11 +82,14 @@ def test_amending_a_receipt_leaves_the_one_given_as_it_was() -> None:
     taken = receipt.with_taken_over(told, file="b.png", worked_as="a.png")
     assert (taken["file"], taken["worked_as"]) == ("b.png", "a.png")
     assert receipt.with_output(told, None)["output"] is None
+    decided = receipt.with_decision(told, choice=Choice.WHOLE, by="anna", at=0)
+    assert decided["decision"] == {"choice": "whole", "by": "anna", "at": "1970-01-01T00:00:00Z"}
+    assert "decision" not in receipt.with_taken_over(decided, file="b.png", worked_as="a.png")
     assert json.dumps(told) == before
 
 
 def test_verdict_receipt_and_sheet_need_no_torch() -> None:
-    """So that the daemon's process may judge rows, and read and amend receipts."""
+    """The daemon's process, which must not import torch, uses them."""
     code = (
         "import sys; from backfire.evaluate import judge, premis, receipt, sheet; "
         "sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Trigger edits replayed on other attack paths: with other margins, and in the picture scaled down."""
+"""Edits replayed as tools hand them to their models, and a verdict for each tool."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from backfire.attack_paths import cropping, variants
+from backfire import attack_paths
+from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
-from backfire.config import Protect, Verify
-from backfire.evaluate.judge import EditResult, judge
+from backfire.config import Verify
+from backfire.errors import ConfigError
+from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.replay import Asked, Editors, Replayed, holds, replay
-from backfire.perturb.optimiser import Optimiser
-from backfire.types import Box, Budget, EditPath, MaskKind, Region, Rgb, Verdict
+from backfire.types import Box, Budget, Family, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
 
 CPU = torch.device("cpu")
+USUAL = attack_paths.chosen(None, Family.LATENT, "averaging")
 
 
 class Averaging:
-    """Fills with the mean of what it sees, and counts the pixels that it saw."""
+    """Fills with the mean of its input, and counts the pixels of all inputs."""
 
     name, multiple, weights_sha256, blind = "averaging", 1, "0" * 64, False
 
@@ -42,7 +44,7 @@ class Averaging:
 
 
 def picture(width: int, height: int) -> Rgb:
-    """A real photograph, repeated where it is too small."""
+    """A real photograph, tiled to the size."""
     tile = np.asarray(photo((400, 300)))
     rgb: Rgb = np.tile(tile, (height // 300 + 1, width // 400 + 1, 1))[:height, :width].copy()
     return rgb
@@ -55,48 +57,41 @@ def planned(width: int, height: int, box: Box, work: int = 768) -> list[Crop]:
 
 def verified(original: Rgb, published: Rgb, crops: list[Crop], editor: Averaging, seed: int = 0) -> Replayed:
     rng = np.random.default_rng(seed)
-    return replay(original, published, crops, Editors(CPU, [editor]), target="away", rng=rng)
+    editors = Editors(CPU, [editor], paths={editor.name: USUAL})
+    return replay(original, published, crops, editors, target="away", rng=rng)
 
 
-def test_other_paths_are_drawn_within_their_margins() -> None:
-    (crop,) = planned(1500, 1000, Box(600, 400, 760, 560))
-    rng = np.random.default_rng(0)
-    seen = set()
-    for _ in range(40):
-        found = variants.for_replay(crop.regions[0], crop, 1000, 1500, rng)
-        box = found[EditPath.SHIFTED].box
-        margins = (600 - box.left, 400 - box.top, box.right - 760, box.bottom - 560)
-        assert all(64 <= margin <= 200 for margin in margins)
-        seen.add(margins)
-        assert found[EditPath.SHIFTED].size == (box.height, box.width)
-        assert found[EditPath.RESIZED].size == (341, 512)
-        assert found[EditPath.RESIZED].masks()[0].sum() == pytest.approx(
-            160 * 160 * (512 / 1500) ** 2, rel=0.1
-        )
-    assert len(seen) > 30
+def test_what_a_person_would_use_is_replayed_unless_paths_are_named() -> None:
+    assert USUAL == ("iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked")
+    assert all(name in attack_paths.suiting(Family.LATENT) for name in USUAL)
+    for family in Family:
+        assert set(attack_paths.chosen(None, family, "x")) <= set(attack_paths.suiting(family))
+    named = ("megapixel-qwen", "forge-whole", "iopaint")
+    assert attack_paths.chosen(named, Family.LATENT, "x") == ("forge-whole", "iopaint")
+    with pytest.raises(ConfigError, match=r"none of which suits lama; add one of iopaint"):
+        attack_paths.chosen(("forge-whole",), Family.ERASE, "lama")
+    with pytest.raises(ConfigError, match=r"verify\.paths.*forge-whole"):
+        attack_paths.chosen(("forge-hole",), Family.LATENT, "x")
 
 
-def test_a_path_that_comes_to_the_same_is_left_out() -> None:
-    """A picture so small that every crop takes all of it; and a region of which nothing would be left."""
-    rng = np.random.default_rng(0)
-    (crop,) = planned(180, 160, Box(60, 60, 100, 100))
-    assert variants.for_replay(crop.regions[0], crop, 160, 180, rng) == {}
-    (crop,) = planned(4000, 3000, Box(2000, 1500, 2100, 1600))
-    assert set(variants.for_replay(crop.regions[0], crop, 3000, 4000, rng)) == {EditPath.SHIFTED}
+def test_the_editor_gets_what_each_tool_hands_over() -> None:
+    """Sizes as the tools have them; and of a picture above 800 px a crop of the mask's box and 128 px."""
+    editor = Averaging()
+    original = picture(1200, 900)
+    rows = verified(original, original, planned(1200, 900, Box(500, 300, 660, 460)), editor).edits
+    assert [row.path for row in rows if row.mask_kind == MaskKind.TRIGGER] == [*USUAL]
+    assert {row.path for row in rows if row.mask_kind != MaskKind.TRIGGER} == {"iopaint"}
+    assert editor.sizes[0] == (416, 416)
+    assert editor.sizes[-3:] == [(512, 512)] * 3
+    assert [row.ssim for row in rows] == pytest.approx([1] * len(rows), abs=1e-6)
+    assert {row.l1 for row in rows} == {0}
 
 
-def test_a_small_picture_of_which_a_part_was_worked_is_judged_whole_too() -> None:
-    """The commonest tool hands it to the editor as it is."""
-    (crop,) = cropping.plan([Region(Box(60, 60, 100, 100), "x", 1.0, "x")], 300, 400, margin=32, work=800)
-    whole = variants.for_replay(crop.regions[0], crop, 300, 400, np.random.default_rng(0))[EditPath.RESIZED]
-    assert (whole.box, whole.size) == (Box(0, 0, 400, 300), (300, 400))
-
-
-def test_a_crop_worked_smaller_is_cut_at_its_scale() -> None:
-    (crop,) = planned(3000, 2000, Box(400, 400, 1400, 1400), work=512)
-    found = variants.for_replay(crop.regions[0], crop, 2000, 3000, np.random.default_rng(0))
-    box, size = found[EditPath.SHIFTED].box, found[EditPath.SHIFTED].size
-    assert size[0] / box.height == pytest.approx(512 / crop.box.height, rel=0.01)
+def test_at_the_border_of_the_picture_the_crop_is_moved_inwards() -> None:
+    editor = Averaging()
+    original = picture(1200, 900)
+    verified(original, original, planned(1200, 900, Box(20, 30, 120, 130)), editor)
+    assert editor.sizes[0] == (360, 360), "356 x 356 px, up to a multiple of 8"
 
 
 def test_every_path_is_in_the_receipt_and_compares_the_edits_of_that_path() -> None:
@@ -108,17 +103,51 @@ def test_every_path_is_in_the_receipt_and_compares_the_edits_of_that_path() -> N
     editor = Averaging()
     result = verified(original, published, crops, editor)
     rows = {row.path: row for row in result.edits if row.mask_kind == MaskKind.TRIGGER}
-    assert set(rows) == set(EditPath)
+    assert set(rows) == set(USUAL)
     assert all(row.row()["path"] == path for path, row in rows.items())
-    # The mean moves by 6 levels in the crop, by less in a wider crop, by the crop's share in the whole.
+    # The mean moves by 6 levels in the crops, by the perturbed area's share in the whole picture.
     share = crops[0].box.width * crops[0].box.height / (1200 * 800)
-    assert rows[EditPath.CROP].l1 == pytest.approx(6 / 255, rel=0.05)
-    assert rows[EditPath.RESIZED].l1 == pytest.approx(6 / 255 * share, rel=0.1)
-    assert rows[EditPath.CROP].l1 >= rows[EditPath.SHIFTED].l1 > rows[EditPath.RESIZED].l1
-    assert {row.control_ssim for path, row in rows.items() if path != EditPath.CROP} == {None}
-    assert (341, 512) in editor.sizes
+    assert rows["iopaint"].l1 == pytest.approx(6 / 255, rel=0.05)
+    assert rows["forge-masked"].l1 == pytest.approx(6 / 255, rel=0.1)
+    assert rows["forge-whole"].l1 == pytest.approx(6 / 255 * share, rel=0.1)
+    assert {path for path, row in rows.items() if row.control_ssim is not None} == {"iopaint"}
     again = verified(original, published, crops, Averaging())
     assert [row.row() for row in again.edits] == [row.row() for row in result.edits]
+
+
+def test_a_held_out_editor_makes_the_trigger_edits_alone_and_the_sheet_names_it() -> None:
+    original = picture(1200, 800)
+    crops = planned(1200, 800, Box(500, 300, 660, 460))
+    judge, other = Averaging(), Averaging()
+    other.name = "other"
+    editors = Editors(CPU, [judge], [other], paths={judge.name: USUAL, other.name: USUAL})
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    rows = [row for row in found.edits if row.held_out]
+    assert [(row.editor, row.mask_kind, row.path) for row in rows] == [
+        ("other", MaskKind.TRIGGER, path) for path in USUAL
+    ]
+    assert {row.control_ssim for row in rows} == {None}
+    assert len(found.edits) - len(rows) > len(USUAL), "the surrogate makes the other edits too"
+    assert [pair.edit for pair in found.panels[0].pairs] == found.edits, "every edit is kept as pictures"
+    assert found.panels[0].summary[-4:] == [f"other, held out, in {path}: SSIM 1.00" for path in USUAL]
+
+
+def test_a_region_that_vanishes_in_a_tool_is_not_measured_there() -> None:
+    """Forge edits nothing of a dot in a picture of 4000 px."""
+    original = picture(4000, 3000)
+    found = verified(original, original, planned(4000, 3000, Box(2000, 1500, 2003, 1503)), Averaging())
+    assert "region 0: forge-whole leaves nothing of it to edit" in found.not_measured
+    assert "forge-whole" not in {row.path for row in found.edits}
+
+
+def test_a_crop_larger_than_editors_are_given_is_scaled_down() -> None:
+    editor, original = Averaging(), picture(900, 900)
+    editors = Editors(CPU, [editor], most_px=256)
+    crops = planned(900, 900, Box(100, 100, 800, 700))
+    rng = np.random.default_rng(0)
+    rows = replay(original, original, crops, editors, target="away", rng=rng).edits
+    assert max(max(size) for size in editor.sizes) <= 256
+    assert all(row.l1 == 0 for row in rows)
 
 
 def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
@@ -128,7 +157,7 @@ def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
 
 
 class Noisy(Averaging):
-    """Fills with noise, as a diffusion model would, and remembers what seeded it."""
+    """Fills with noise, as a diffusion model does, and records the seeds that it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +170,7 @@ class Noisy(Averaging):
         return torch.where(mask > 0.5, noise, image)
 
 
-def test_an_editors_noise_is_the_jobs_and_the_same_for_both_pictures() -> None:
+def test_the_noise_of_edits_depends_on_the_job_and_is_the_same_for_both_pictures() -> None:
     original = picture(700, 520)
     crops = planned(700, 520, Box(300, 200, 420, 320))
     first, again, other = Noisy(), Noisy(), Noisy()
@@ -153,30 +182,8 @@ def test_an_editors_noise_is_the_jobs_and_the_same_for_both_pictures() -> None:
     assert len(first.seeds | other.seeds) == 2
 
 
-def test_the_other_paths_cost_less_than_a_tenth_of_a_job_on_a_512_crop() -> None:
-    """In pixels that went forward through the editor; the way back, and half the iterations, not counted."""
-    box = Box(500, 400, 756, 656)
-    crops, original, editor = planned(1600, 1200, box), picture(1600, 1200), Averaging()
-    assert crops[0].size == (512, 512)
-    published = (
-        Optimiser(Protect(iterations=30), [editor], CPU)
-        .optimise(
-            original, crops, grey=False, rng=np.random.default_rng(0), progress=lambda done, total: None
-        )
-        .rgb
-    )
-    optimising, editor.pixels = editor.pixels, 0
-    rows = verified(original, published, crops, editor).edits
-    paths = variants.for_replay(
-        crops[0].regions[0], crops[0], 1200, 1600, np.random.default_rng(0).spawn(1)[0]
-    )
-    extra = 2 * sum(crop.size[0] * crop.size[1] for crop in paths.values())
-    assert len(paths) == len([row for row in rows if row.path != EditPath.CROP]) == 2
-    assert 0 < extra / (optimising + editor.pixels) < 0.1
-
-
 class Flipping(Averaging):
-    """Paints a pattern, and its negative where the picture's mean is above what it was."""
+    """Paints a pattern, or its negative if the picture's mean has grown."""
 
     def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         super().inpaint(image, mask)
@@ -186,7 +193,7 @@ class Flipping(Averaging):
 
 
 def test_work_may_end_early_only_where_every_edit_holds() -> None:
-    """And the first miss is the last that is looked at."""
+    """No further edit is replayed after the first that does not."""
     original: Rgb = np.full((700, 900, 3), 100, dtype=np.uint8)
     (crop,) = planned(900, 700, Box(300, 250, 460, 400))
     published = original.copy()
@@ -194,33 +201,37 @@ def test_work_may_end_early_only_where_every_edit_holds() -> None:
 
     def holding(rgb: Rgb, settings: Verify, **asked: Any) -> tuple[bool, int]:
         editor, rng = Flipping(), np.random.default_rng(0)
-        editors, asked_for = Editors(CPU, [editor]), Asked(settings, **asked)
+        editors = Editors(CPU, [editor], paths={editor.name: USUAL[:3]})
+        asked_for = Asked(settings, **asked)
         answer = holds(original, rgb, crop, editors, asked=asked_for, rng=rng)
         return answer, len(editor.sizes)
 
-    # This editor breaks everywhere: only with benign edits left out of account is that protection.
+    # All edits of this editor break, which counts as protection only if benign edits are disregarded.
     anything = Verify().model_copy(update={"near_ssim_min": -1.0, "far_ssim_min": -1.0})
     assert holding(published, anything) == (True, 5 + 2)
     assert holding(original, anything) == (False, 1)
     assert holding(published, Verify()) == (False, 4)
     assert holding(published, Verify(), broken_only=True) == (True, 3 + 2)
-    assert holding(published, Verify(), broken_only=True, resized=False) == (True, 3 + 1)
+    assert holding(published, Verify(), broken_only=True, everywhere=False) == (True, 3)
     beyond = anything.model_copy(update={"trigger_ssim_max": -1.0 + 0.02})
-    assert holding(published, beyond)[0] is False, "met, but not with a margin"
+    assert holding(published, beyond)[0] is False, "the threshold is met, but without the margin"
 
 
 @pytest.mark.parametrize(
     ("miss", "says"),
     [
-        ({"ssim": 0.9}, "trigger edit of the resized picture by latent-mini keeps SSIM 0.90"),
+        ({"ssim": 0.9}, "trigger edit in forge-whole by flux2-mini keeps SSIM 0.90"),
         ({"l1": 0.02}, "moves by L1 0.020, at least 0.03 asked"),
         ({"ssim": 1.0, "l1": 0.0}, "at most 0.85 asked"),
     ],
 )
-def test_a_path_that_does_not_break_weakens_and_says_so(miss: dict[str, Any], says: str) -> None:
-    row = EditResult("latent-mini", 0, MaskKind.TRIGGER, 0.8, 0.04, False, path=EditPath.RESIZED)
+def test_a_path_that_does_not_break_weakens_and_the_tools_are_named(miss: dict[str, Any], says: str) -> None:
+    row = EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.8, 0.04, False, path="forge-whole")
     budget = Budget(6.4)
     assert judge([*edits(), row], 6, budget, Verify()) == (Verdict.PROTECTED, [])
-    verdict, reasons = judge([*edits(), dataclasses.replace(row, **miss)], 6, budget, Verify())
+    assert in_tools(tools([*edits(), row], Verify())) == ("broken in IOPaint, Forge or A1111 (whole picture)")
+    missed = [*edits(), dataclasses.replace(row, **miss)]
+    verdict, reasons = judge(missed, 6, budget, Verify())
     assert verdict == Verdict.WEAK
+    assert reasons[0] == "broken in IOPaint; not broken in Forge or A1111 (whole picture)"
     assert says in " ".join(reasons)

@@ -1,16 +1,30 @@
-"""The picture sheet: what pulled is shown beside what changed."""
+"""The sheet shows regions, perturbation, edits and saliency, each in its panel."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from backfire.evaluate.judge import Judgement
-from backfire.evaluate.sheet import BETWEEN, CAPTION, GAP, PANEL, Panels, Saliency, font, sheet
-from backfire.types import Rgb, Verdict
+from backfire.config import Verify
+from backfire.evaluate.judge import EditResult, Judgement
+from backfire.evaluate.sheet import (
+    BETWEEN,
+    CAPTION,
+    GAP,
+    PAIR_PX,
+    PANEL,
+    Panels,
+    Saliency,
+    font,
+    pair,
+    sheet,
+)
+from backfire.types import MaskKind, Rgb, Verdict
 from tests.support.pictures import photo
 
 HEIGHT, WIDTH = 90, 120
@@ -20,7 +34,7 @@ def panels(regions: int = 1) -> list[Panels]:
     rgb: Rgb = np.asarray(photo((WIDTH, HEIGHT)))
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
     mask[30:60, 40:80] = True
-    pictures = dict.fromkeys(
+    pictures: dict[str, Any] = dict.fromkeys(
         ("original", "protected", "edit_original", "edit_protected", "benign_original", "benign_protected"),
         rgb,
     )
@@ -34,26 +48,30 @@ def panels(regions: int = 1) -> list[Panels]:
     return [one] * regions
 
 
+def flat(level: int) -> Rgb:
+    return np.full((HEIGHT, WIDTH, 3), level, np.uint8)
+
+
 def shown(saliency: list[list[Saliency]], regions: int = 1) -> np.ndarray:
     judgement = Judgement(Verdict.PROTECTED, [], 34.5, 6)
-    with Image.open(io.BytesIO(sheet("a.png", judgement, panels(regions), saliency))) as page:
+    with Image.open(io.BytesIO(sheet("a.png", judgement, panels(regions), saliency).jpeg)) as page:
         return np.asarray(page.convert("RGB"))
 
 
 def spot(row: int, column: int) -> Saliency:
     plane = np.full((HEIGHT, WIDTH), 1e-9, dtype=np.float32)
     plane[row - 5 : row + 5, column - 5 : column + 5] = 1e-6
-    return Saliency("latent-mini", plane)
+    return Saliency("flux2-mini", plane)
 
 
-def test_a_sheet_shows_what_each_surrogate_pulled_at() -> None:
+def test_a_sheet_shows_the_saliency_of_each_surrogate() -> None:
     without, one, six = (shown([[spot(20, 100)] * count]) for count in (0, 1, 6))
-    assert without.shape == one.shape, "the first map has its place in the first row"
+    assert without.shape == one.shape, "the first row has a place for the first map"
     assert six.shape[0] > one.shape[0], "the others have rows of their own"
     difference = np.abs(one.astype(int) - without).max(axis=2) > 60
     rows, columns = np.nonzero(difference)
     assert columns.min() > 900
-    # Nothing but the spot glows, at its place in the panel.
+    # In the panel only the spot is bright, at its place.
     panel = one[:, 932:1232].max(axis=2).astype(int)[rows.min() : rows.max()]
     assert panel[:60, 230:270].max() > 240
     assert np.median(panel[120:, :150]) < 60
@@ -66,7 +84,7 @@ def test_every_region_has_its_own_map() -> None:
 
 
 @pytest.mark.parametrize(("value", "level"), [(0.0, 0), (1.0, 255)])
-def test_an_even_map_is_black_where_nothing_pulled_and_white_where_all_did(value: float, level: int) -> None:
+def test_an_even_map_is_black_if_it_is_zero_and_white_otherwise(value: float, level: int) -> None:
     page = shown([[Saliency("a", np.full((HEIGHT, WIDTH), value, dtype=np.float32))]])
     assert np.abs(centre(page, 0, 3).astype(int) - level).max() <= 8
 
@@ -80,7 +98,7 @@ def centre(page: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def test_each_panel_shows_its_own_picture() -> None:
-    """Flat greys tell them apart; the perturbation is twenty times itself, around the middle grey."""
+    """Each picture is of another flat grey; the perturbation is amplified twenty times around middle grey."""
 
     def flat(level: int) -> Rgb:
         return np.full((HEIGHT, WIDTH, 3), level, dtype=np.uint8)
@@ -100,7 +118,7 @@ def test_each_panel_shows_its_own_picture() -> None:
         summary=[],
     )
     judgement = Judgement(Verdict.PROTECTED, [], 34.5, 6)
-    with Image.open(io.BytesIO(sheet("a.png", judgement, [one]))) as picture:
+    with Image.open(io.BytesIO(sheet("a.png", judgement, [one]).jpeg)) as picture:
         page = np.asarray(picture.convert("RGB"))
     expected = {
         (0, 0): 100,
@@ -116,12 +134,50 @@ def test_regions_beyond_the_most_are_counted_and_not_drawn() -> None:
     judgement = Judgement(Verdict.PROTECTED, [], 34.5, 6)
     heights = []
     for regions, most in ((2, 2), (3, 2), (3, 3)):
-        with Image.open(io.BytesIO(sheet("a.png", judgement, panels(regions), most=most))) as picture:
+        with Image.open(io.BytesIO(sheet("a.png", judgement, panels(regions), most=most).jpeg)) as picture:
             heights.append(picture.height)
     assert heights[0] == heights[1] < heights[2]
 
 
-def test_the_figures_fit_in_a_line() -> None:
+def test_the_figures_of_a_region_fit_in_a_line() -> None:
     rows = [f"{kind}: SSIM 0.00  L1 0.00" for kind in ("trigger", "dilated", "partial", "near", "far")]
     line = BETWEEN.join(["signature 1000x1000", *rows])
     assert font(16).getlength(line) < 1232
+
+
+def test_each_edit_is_shown_beside_itself_where_the_sheet_says() -> None:
+    """Each picture of a pair is of another flat grey, which is found at its place."""
+    edits = [
+        EditResult("one", 0, MaskKind.TRIGGER, 0.4, 0.2, False, visible=0.9),
+        EditResult("one", 0, MaskKind.FAR, 0.5, 0.2, False),
+        EditResult("one", 0, MaskKind.TRIGGER, 0.98, 0.01, False, path="comfyui-stitch-512", visible=0.0),
+        EditResult("two", 0, MaskKind.TRIGGER, 0.5, 0.2, True, visible=0.9),
+    ]
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
+    levels = {index: (20 + 50 * index, 45 + 50 * index) for index in range(4)}
+    pairs = [
+        pair(edit, flat(levels[index][0]), flat(levels[index][1]), mask) for index, edit in enumerate(edits)
+    ]
+    judgement = Judgement(Verdict.WEAK, ["why"], 34.5, 6, edits, settings=Verify())
+    drawn = sheet("a.png", judgement, [replace(panels()[0], pairs=pairs)])
+    with Image.open(io.BytesIO(drawn.jpeg)) as picture:
+        assert picture.size == (drawn.width, drawn.height)
+        page = np.asarray(picture.convert("RGB"))
+    assert set(drawn.places) == set(levels)
+    for index, (left, top, width, height) in drawn.places.items():
+        shown = page[top : top + height, left : left + width, 1]
+        quarters = shown[:, width // 4], shown[:, 3 * width // 4]
+        assert [float(np.median(one)) for one in quarters] == pytest.approx(levels[index], abs=1)
+        caption = page[top - 20 : top - 4, left : left + 60].astype(int)
+        greenish = (caption[..., 1] - caption[..., 0] > 40).sum()
+        reddish = (caption[..., 0] - caption[..., 1] > 40).sum()
+        assert (greenish > reddish) == (index in (0, 3)), "the far edit changed, and a tool's did not break"
+
+
+def test_a_pair_is_small() -> None:
+    edit = EditResult("one", 0, MaskKind.TRIGGER, 0.4, 0.2, False)
+    large: Rgb = np.zeros((800, 400, 3), dtype=np.uint8)
+    small = pair(edit, large, large, mask=large[..., 0] == 0)
+    assert small.original.shape == (PAIR_PX, PAIR_PX // 2, 3)
+    assert small.mask.shape == (PAIR_PX, PAIR_PX // 2)
+    assert small.mask.all()

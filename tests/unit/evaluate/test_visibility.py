@@ -1,4 +1,4 @@
-"""What a person sees of a broken edit: grain that only looks different to a formula does not count."""
+"""How much of a broken edit a person can see."""
 
 from __future__ import annotations
 

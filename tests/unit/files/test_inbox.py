@@ -1,7 +1,10 @@
+"""Scanning the inbox, pairing pictures with masks, waiting until files settle, and file events."""
+
 from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -30,7 +33,7 @@ def test_scan_finds_regular_files_at_any_depth_and_nothing_else(tmp_path: Path) 
     assert set(inbox.scan(tmp_path, IGNORE).files) == {b"x.png", b"a/y.png", b"a/b/z.png"}
 
 
-def test_scan_of_a_missing_root_raises_rather_than_seeing_it_empty(tmp_path: Path) -> None:
+def test_a_missing_root_is_an_error_and_not_an_empty_inbox(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         inbox.scan(tmp_path / "gone", IGNORE)
 
@@ -80,17 +83,17 @@ def test_ignored_names_are_known_in_either_spelling_of_unicode(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("mask", [b"p.mask.png", b"b/p.mask.png", b"a/pq.mask.png", b"masks/p.png"])
-def test_masks_of_others_are_not_taken(mask: bytes) -> None:
+def test_masks_of_other_pictures_are_not_paired(mask: bytes) -> None:
     assert Scan({mask: signature()}).masks_of(b"a/p.jpg") == []
 
 
-def test_a_file_settles_only_after_standing_still() -> None:
+def test_a_file_settles_only_after_it_was_unchanged_for_a_while() -> None:
     tracker = Tracker(settle_s=5)
     tracker.observe({b"p": signature(1)}, now=0)
     assert not tracker.settled(b"p", now=4.9)
     assert tracker.settled(b"p", now=5)
     tracker.observe({b"p": signature(2)}, now=6)
-    assert not tracker.settled(b"p", now=10.9), "it grew: the clock starts again"
+    assert not tracker.settled(b"p", now=10.9), "it grew, and the time starts again"
     tracker.observe({b"p": signature(2)}, now=11)
     assert tracker.settled(b"p", now=11)
 
@@ -102,7 +105,7 @@ def test_an_old_mtime_settles_like_any_other() -> None:
     assert tracker.settled(b"p", now=1005)
 
 
-def test_a_file_that_vanished_starts_anew() -> None:
+def test_a_file_that_vanished_and_came_back_waits_the_whole_time_again() -> None:
     tracker = Tracker(settle_s=5)
     tracker.observe({b"p": signature()}, now=0)
     tracker.observe({}, now=3)
@@ -158,7 +161,7 @@ def test_hints_wake_on_new_files(tmp_path: Path) -> None:
         hints.close()
 
 
-def test_our_own_reading_does_not_wake_us(tmp_path: Path) -> None:
+def test_reading_the_inbox_sets_no_event(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"1")
     wake = threading.Event()
     hints = Hints(tmp_path, "inotify", wake)
@@ -170,21 +173,20 @@ def test_our_own_reading_does_not_wake_us(tmp_path: Path) -> None:
         hints.close()
 
 
-def test_without_inotify_it_polls_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Exhausted:
-        def schedule(self, *_: object, **__: object) -> None:
-            raise OSError(28, "inotify watch limit reached")
-
-    monkeypatch.setattr(inbox.hints, "Observer", Exhausted)
-    hints = Hints(tmp_path, "auto", threading.Event())
-    assert hints.mode == "polling"
-    assert "limit reached" in hints.trouble
+def test_without_inotify_it_polls_and_says_why(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        hints = Hints(tmp_path, "auto", threading.Event())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     hints.close()
+    assert hints.mode == "polling"
+    assert hints.trouble.startswith("inotify would not start ([Errno 24] ")
 
 
-def test_network_file_systems_are_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox.mounts, "filesystem", lambda path: "nfs4")
-    hints = Hints(tmp_path, "auto", threading.Event())
+def test_network_file_systems_are_polled(tmp_path: Path) -> None:
+    hints = Hints(tmp_path, "auto", threading.Event(), filesystem=lambda _: "nfs4")
     assert hints.mode == "polling"
     assert "nfs4" in hints.trouble
 
@@ -193,7 +195,7 @@ def test_filesystem_names_the_innermost_mount() -> None:
     assert inbox.filesystem(Path("/proc/self")) == "proc"
 
 
-def test_beside_sees_what_a_scan_sees_of_a_picture(tmp_path: Path) -> None:
+def test_scan_beside_finds_the_same_masks_as_a_scan(tmp_path: Path) -> None:
     (tmp_path / "sub" / "masks").mkdir(parents=True)
     for name in ("sub/p.jpg", "sub/P.mask.png", "sub/masks/p.png", "sub/other.jpg", "top.mask.png"):
         (tmp_path / name).write_bytes(name.encode())
@@ -215,7 +217,7 @@ def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "scandir", refusing)
     scan = inbox.scan(tmp_path, IGNORE)
     assert set(scan.files) == {b"p.png"}
-    assert not scan.knows(b"shut/q.png"), "what lies there is unknown, not gone"
+    assert not scan.knows(b"shut/q.png"), "a file there is unknown, and not gone"
     assert scan.knows(b"q.png")
 
 

@@ -1,4 +1,4 @@
-"""Manifests as `sha256sum -c` itself reads them, after crashes, full disks and strangers' files."""
+"""Manifests are read by `sha256sum -c`; crashes, full disks and files of others do not damage them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_sha256sum_accepts_every_name(tmp_path: Path) -> None:
     assert manifest.read(tmp_path) == manifest.Listing(tuple(entries), ())
 
 
-def test_a_lock_that_somebody_keeps_does_not_hold_up_the_loop(
+def test_a_lock_that_another_process_keeps_is_an_error_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest, "LOCK_S", 0.05)
@@ -64,6 +64,17 @@ def test_a_lock_that_somebody_keeps_does_not_hold_up_the_loop(
     assert manifest.read(tmp_path).entries == tuple(entries)
 
 
+def test_on_a_file_system_without_locks_lines_are_added_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    manifest.append(tmp_path, [Entry(b"a.png", "0" * 64)], at=0.0)
+    assert manifest.read(tmp_path).entries == (Entry(b"a.png", "0" * 64),)
+
+
 def test_lines_are_those_of_sha256sum(tmp_path: Path) -> None:
     entries = filled(tmp_path, [name for name in NAMES if b"/" not in name])
     command = ["sha256sum", "--", *(os.fsdecode(entry.path) for entry in entries)]
@@ -74,7 +85,7 @@ def test_lines_are_those_of_sha256sum(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "removed"])
-def test_sha256sum_sees_the_damage(tmp_path: Path, damage: str) -> None:
+def test_sha256sum_finds_damaged_files(tmp_path: Path, damage: str) -> None:
     manifest.append(tmp_path, filled(tmp_path, NAMES), at=DAY)
     target = tmp_path / "p.png"
     if damage == "flipped":
@@ -100,7 +111,7 @@ def test_a_new_day_has_a_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 30, 64, 66, 70])
-def test_a_torn_line_is_told_and_mended(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_line_is_reported_and_then_removed(tmp_path: Path, cut: int) -> None:
     """Killed, or power lost, after `cut` bytes of the second line."""
     first, second = filled(tmp_path, [b"first.png", b"second.png"])
     manifest.append(tmp_path, [first], at=DAY)
@@ -114,7 +125,7 @@ def test_a_torn_line_is_told_and_mended(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 90, b"0123abcd", b"0" * 64 + b"  p"])
-def test_a_first_line_may_be_torn_too(tmp_path: Path, left: bytes) -> None:
+def test_an_incomplete_first_line_is_removed_too(tmp_path: Path, left: bytes) -> None:
     (entry,) = filled(tmp_path, [b"p.png"])
     path = tmp_path / os.fsdecode(manifest.name(DAY))
     path.write_bytes(left)
@@ -132,8 +143,8 @@ def test_a_file_that_is_no_manifest_is_left_alone(tmp_path: Path, content: bytes
     assert path.read_bytes() == content
 
 
-def test_damage_in_the_last_line_stops_nobody(tmp_path: Path) -> None:
-    """A flipped bit is the audit's to tell; the daemon goes on."""
+def test_damage_in_the_last_line_does_not_stop_the_daemon(tmp_path: Path) -> None:
+    """The audit reports a flipped bit; the daemon goes on."""
     first, second, third = filled(tmp_path, [b"first.png", b"second.png", b"third.png"])
     manifest.append(tmp_path, [first, second], at=DAY)
     path = tmp_path / os.fsdecode(manifest.name(DAY))
@@ -142,7 +153,7 @@ def test_damage_in_the_last_line_stops_nobody(tmp_path: Path) -> None:
     assert manifest.read(tmp_path) == manifest.Listing((first, third), (f"{path.name}, line 2",))
 
 
-def test_a_manifest_longer_than_one_look_is_added_to(tmp_path: Path) -> None:
+def test_a_manifest_that_is_longer_than_the_part_searched_is_added_to(tmp_path: Path) -> None:
     entries = [Entry(b"x" * 200 + b"%d" % number, "0" * 64) for number in range(1000)]
     manifest.append(tmp_path, entries, at=DAY)
     path = tmp_path / os.fsdecode(manifest.name(DAY))
@@ -184,5 +195,5 @@ def test_a_full_disk_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [b"", b"words", b"0" * 63 + b"  p", b"G" * 64 + b"  p", b"0" * 64 + b"  ../p", b"0" * 64 + b"  /etc/p",
      b"0" * 64 + b"  a//b", b"0" * 64 + b"  "],
 )  # fmt: skip
-def test_what_is_no_line_or_leads_out_is_damage(text: bytes) -> None:
+def test_malformed_lines_and_paths_out_of_the_folder_count_as_damage(text: bytes) -> None:
     assert manifest.parse(text) is None

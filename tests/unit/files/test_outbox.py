@@ -1,8 +1,12 @@
+"""Files get their final names durably, never over others, whatever the file system can and at every crash."""
+
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ import pytest
 from backfire.errors import PublishError
 from backfire.files import durable, outbox, safe_paths
 from backfire.files.inbox import Signature
+from backfire.files.parallel import in_parallel
+from tests.support.system import Died, calling, dying, short_names, without_links
 
 KEY = "0123456789abcdef" * 4
 
@@ -29,7 +35,7 @@ def test_place_makes_folders_and_leaves_no_temporary(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
-def test_the_same_content_is_adopted(tmp_path: Path) -> None:
+def test_a_file_of_the_same_content_is_kept_as_the_result(tmp_path: Path) -> None:
     outbox.place(b"data", tmp_path, b"p.png", key=KEY)
     assert outbox.place(b"data", tmp_path, b"p.png", key=KEY) == b"p.png"
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
@@ -38,18 +44,19 @@ def test_the_same_content_is_adopted(tmp_path: Path) -> None:
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     outbox.place(b"old", tmp_path, b"p.png", key="f" * 64)
     assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png"
-    assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png", "again is harmless"
+    assert outbox.place(b"new", tmp_path, b"p.png", key=KEY) == b"p.01234567.png", "repeating it is harmless"
     assert (tmp_path / "p.png").read_bytes() == b"old"
     for _ in range(2):
         third = b"p." + sha(b"third")[:8].encode() + b".png"
-        assert outbox.place(b"third", tmp_path, b"p.png", key=KEY) == third, "worked on another device, say"
+        # Another result of the same key, as another device may make it, gets a name from its digest.
+        assert outbox.place(b"third", tmp_path, b"p.png", key=KEY) == third
     assert outbox.find(tmp_path, b"p.png", key=KEY, sha256=sha(b"third")) == third
     (tmp_path / os.fsdecode(third)).write_bytes(b"somebody's")
     with pytest.raises(PublishError, match="its names are taken"):
         outbox.place(b"third", tmp_path, b"p.png", key=KEY)
 
 
-def test_a_file_where_a_folder_is_needed_is_gone_around(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_needed_stays_and_the_folder_gets_another_name(tmp_path: Path) -> None:
     outbox.place(b"file", tmp_path, b"a.png", key=KEY)
     for _ in range(2):
         assert outbox.place(b"data", tmp_path, b"a.png/x/b.png", key=KEY) == b"a.png.d/x/b.png"
@@ -82,10 +89,10 @@ def test_a_folder_that_a_crash_left_is_made_durable_before_anything_is_put_there
     assert synced[-1] == f"{top}/a/b"
     synced.clear()
     outbox.place(b"more", tmp_path / "out", b"a/b/q.png", key=KEY)
-    assert {top, f"{top}/a"}.isdisjoint(synced), "known by now"
+    assert {top, f"{top}/a"}.isdisjoint(synced), "the names of the folders were synced before"
 
 
-def test_a_file_is_moved_unread(tmp_path: Path) -> None:
+def test_a_file_is_moved_without_being_read(tmp_path: Path) -> None:
     for name in ("in", "failed"):
         (tmp_path / name).mkdir()
     root, failed, source = tmp_path / "in", tmp_path / "failed", tmp_path / "in" / "p.png"
@@ -104,7 +111,7 @@ def test_a_file_is_moved_unread(tmp_path: Path) -> None:
     for name in ("p.png", "p.01234567.png"):
         expected = name.encode()
         assert shift(seen := drop())
-        assert shift(seen), "again is harmless"
+        assert shift(seen), "repeating it is harmless"
         assert (failed / name).stat().st_ino == seen.st_ino
         assert list(root.iterdir()) == []
     drop()
@@ -116,9 +123,29 @@ def test_a_file_is_moved_unread(tmp_path: Path) -> None:
     assert not (failed / "q.png").exists()
 
 
-def test_a_crash_in_the_midst_of_a_move_unread_leaves_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
+def test_a_file_that_replaces_the_one_to_be_moved_stays_where_it_is(tmp_path: Path, links: bool) -> None:
+    """Somebody saves a new picture under the name just before the daemon moves the old one away."""
+    root, failed, source = tmp_path / "in", tmp_path / "failed", tmp_path / "in" / "p.png"
+    root.mkdir()
+    failed.mkdir()
+    source.write_bytes(b"old")
+    same = Signature.of(source.stat()).same
+
+    def just_before(real: Any, *given: Any, **more: Any) -> Any:
+        if source.exists() and source.read_bytes() == b"old":
+            (root / "new").write_bytes(b"a newer picture")
+            (root / "new").rename(source)
+        return real(*given, **more)
+
+    with nullcontext() if links else without_links(), calling("link", just_before):
+        assert not outbox.shift(root, b"p.png", failed, b"p.png", key=KEY, same=same)
+    assert source.read_bytes() == b"a newer picture"
+    assert list(failed.iterdir()) == []
+    assert [path.name for path in root.iterdir()] == ["p.png"]
+
+
+def test_a_crash_during_such_a_move_leaves_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Crash(BaseException):
         pass
 
@@ -145,7 +172,7 @@ def test_a_crash_in_the_midst_of_a_move_unread_leaves_it_once(
 
 
 @pytest.mark.parametrize("path", [b"../p", b"/p", b"a/../../p", b"a//p", b"./p"])
-def test_no_path_leads_out(tmp_path: Path, path: bytes) -> None:
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: bytes) -> None:
     with pytest.raises(PublishError, match="plain relative path"):
         outbox.place(b"data", tmp_path / "out", path, key=KEY)
 
@@ -207,7 +234,7 @@ def test_without_hard_links_nothing_is_overwritten_either(
     assert not leftovers(tmp_path)
 
 
-def test_a_crash_between_claim_and_rename_leaves_no_empty_file_for_good(
+def test_the_empty_file_of_a_crash_between_claim_and_rename_is_filled_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:
@@ -224,7 +251,7 @@ def test_a_crash_between_claim_and_rename_leaves_no_empty_file_for_good(
     assert outbox.place(b"data", tmp_path, b"p.png", key=KEY) == b"p.png"
     assert (tmp_path / "p.png").read_bytes() == b"data"
     (tmp_path / "q.png").touch()
-    assert outbox.place(b"data", tmp_path, b"q.png", key=KEY) == b"q.01234567.png", "not ours: it stays"
+    assert outbox.place(b"data", tmp_path, b"q.png", key=KEY) == b"q.01234567.png", "it is not ours"
 
 
 def test_remove_follows_no_link_out_of_the_root(tmp_path: Path) -> None:
@@ -255,50 +282,130 @@ def test_confirm_reads_the_final_name_back(tmp_path: Path) -> None:
         outbox.confirm(tmp_path, b"p.png", sha(b"original"))
 
 
-def test_remove_takes_only_the_content_it_was_told(tmp_path: Path) -> None:
+def test_remove_deletes_only_the_content_that_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"a newer picture")
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is False
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
     (tmp_path / "p.png").write_bytes(b"original")
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
     assert list(tmp_path.iterdir()) == []
-    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True, "again is harmless"
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True, (
+        "repeating it is harmless"
+    )
 
 
-def test_a_file_renamed_over_the_original_in_the_last_moment_survives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_renamed_over_the_original_at_the_last_moment_survives(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
-    hashed = durable.digest
+    (tmp_path / "new").write_bytes(b"a newer picture")
 
-    def meanwhile(*arguments: Any) -> Any:
-        digest = hashed(*arguments)
-        (tmp_path / "new").write_bytes(b"a newer picture")
-        os.rename(tmp_path / "new", tmp_path / "p.png")
-        return digest
+    def meanwhile() -> None:  # the original has been read, and is about to be deleted
+        if (tmp_path / "new").exists():
+            os.rename(tmp_path / "new", tmp_path / "p.png")
 
-    monkeypatch.setattr(durable, "digest", meanwhile)
+    stop = durable.on_heartbeat(meanwhile)
     assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
+    stop()
+    assert not (tmp_path / "new").exists(), "it was renamed meanwhile"
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
 
 
-@pytest.mark.parametrize("length", [10, 240, 251])
-def test_reports_of_long_names_fit(tmp_path: Path, length: int) -> None:
-    name = b"d/" + b"n" * length + b".png"
-    report = outbox.beside(name, b".error.json", KEY)
-    outbox.replace(b"{}", tmp_path, report)
+@pytest.mark.parametrize("most", [255, 143])
+@pytest.mark.parametrize("spare", [0, 3, 11, 200])
+def test_derived_names_fit_the_file_system(tmp_path: Path, most: int, spare: int) -> None:
+    """Names of error files, duplicates and other formats, made of a name that leaves `spare` bytes free."""
+    name = b"d/" + b"n" * max(1, most - spare - 4) + b".png"
+    with short_names(most):
+        report = outbox.beside(tmp_path, name, b".error.json", KEY)
+        outbox.replace(b"{}", tmp_path, report)
+        placed = [outbox.place(data, tmp_path, name, key=KEY) for data in (b"one", b"two", b"three")]
+        other = outbox.place(b"four", tmp_path, outbox.renamed(tmp_path, name, ".webp"), key=KEY)
     assert (tmp_path / os.fsdecode(report)).is_file()
-    assert len(os.path.basename(outbox.keyed(name, KEY))) <= 255
-    assert outbox.keyed(name, KEY).endswith(b".01234567.png")
+    assert placed[0] == name
+    assert placed[1].endswith(b".01234567.png")
+    assert other.endswith(b".webp")
+    assert len({report, *placed, other}) == 5
+    if spare >= 11:
+        assert report == name + b".error.json", "what fits is not shortened"
+    assert leftovers(tmp_path) == []
 
 
-def test_destined_foretells_the_name(tmp_path: Path) -> None:
+def test_the_error_for_a_name_that_the_file_system_does_not_take_has_a_remedy(tmp_path: Path) -> None:
+    with short_names(143), pytest.raises(PublishError, match="shorten the name") as caught:
+        outbox.place(b"data", tmp_path, b"n" * 140 + b".png", key=KEY)
+    assert caught.value.lasting
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_a_folder_that_a_crash_left_unfinished_gets_the_rights_of_the_outbox(
+    tmp_path: Path, umask: int
+) -> None:
+    """The process dies at one of the calls after the other; the next one finds nothing half made."""
+    top = tmp_path / "outbox"
+    top.mkdir()
+    top.chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        for calls in range(100):
+            path = f"{calls}/b/p.png".encode()
+            try:
+                with dying("mkdir", "rmdir", "open", "fchmod", "rename", "unlink", after=calls):
+                    outbox.place(b"data", top, path, key=KEY)
+                break
+            except Died:
+                assert outbox.place(b"data", top, path, key=KEY) == path
+                for folder in (f"{calls}", f"{calls}/b"):
+                    assert stat.S_IMODE((top / folder).stat().st_mode) == 0o2775
+                assert leftovers(top) == []
+        assert calls > 8, "it did die at each of them"
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_that_a_crash_left_unfinished_goes_with_its_job(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with dying("fchmod", "rename", after=0), pytest.raises(Died):
+        outbox.place(b"data", tmp_path, b"a/b/c/p.png", key=KEY)
+    assert leftovers(tmp_path), "it had begun one"
+    outbox.discard(tmp_path, b"a/b/c/p.png", key="f" * 64)
+    assert leftovers(tmp_path), "another job's stays"
+    outbox.discard(tmp_path, b"a/b/c/p.png", key=KEY)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("made", ["a folder", "a link"])
+def test_a_folder_that_somebody_makes_meanwhile_stays_theirs(tmp_path: Path, made: str) -> None:
+    def meanwhile(real: Any, source: Any, target: Any, **more: Any) -> None:
+        if target == os.fsencode(tmp_path / "a"):
+            if made == "a link":
+                (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
+            else:
+                (tmp_path / "a").mkdir()
+                (tmp_path / "a" / "theirs.png").touch()
+        real(source, target, **more)
+
+    (tmp_path / "elsewhere").mkdir()
+    with calling("rename", meanwhile):
+        assert outbox.place(b"data", tmp_path, b"a/p.png", key=KEY) == b"a/p.png"
+    assert (tmp_path / "a" / "p.png").read_bytes() == b"data"
+    assert (tmp_path / "a").is_symlink() == (made == "a link")
+    assert (tmp_path / "a" / "theirs.png").exists() == (made == "a folder")
+    assert leftovers(tmp_path) == []
+
+
+def test_several_files_at_once_may_need_the_same_new_folder(tmp_path: Path) -> None:
+    names = [f"a/b/{number}.png".encode() for number in range(32)]
+    placed = in_parallel(lambda name: outbox.place(name, tmp_path, name, key=KEY), names)
+    assert placed == names
+    assert leftovers(tmp_path) == []
+
+
+def test_destined_says_the_name_beforehand(tmp_path: Path) -> None:
     for data in (b"one", b"two", b"two"):
         foretold = outbox.destined(tmp_path, b"p.png", sha256=sha(data), key=KEY)
         assert outbox.place(data, tmp_path, b"p.png", key=KEY) == foretold
 
 
-def test_a_full_disk_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_full_disk_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -306,10 +413,10 @@ def test_a_full_disk_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(PublishError, match="free some space") as caught:
         outbox.place(b"data", tmp_path, b"p.png", key=KEY)
     assert caught.value.retryable
-    assert not list(tmp_path.iterdir()), "nothing under the final name, no temporary left"
+    assert not list(tmp_path.iterdir()), "neither the final name nor a temporary file is there"
 
 
-def test_a_temporary_left_by_a_crash_is_in_nobodys_way(
+def test_a_temporary_file_that_a_crash_left_is_removed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
-from backfire.imaging import containers, decode, encode, tags
+from backfire.imaging import containers, decode, encode, formats, tags
 from backfire.imaging.heif import heif_ready
 from tests.support import profiles
 from tests.unit.imaging.test_formats import DEEP, NAMES, inked
@@ -73,8 +73,8 @@ def outcome(data: bytes, limit: int = LIMIT) -> Code | None:
 
 
 def boundaries(data: bytes) -> list[int]:
-    """Where the parts of a container meet."""
-    kind = containers.sniff(data, "a")
+    """The offsets at which the parts of a container begin and end."""
+    kind = formats.sniff(data, "a")
     at: list[int] = []
     if kind == "PNG":
         position = 8
@@ -125,7 +125,7 @@ def _box_ends(data: bytes) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("make", GOOD)
-def test_every_format_has_boundaries_to_be_cut_at(make: str) -> None:
+def test_every_format_has_boundaries_at_which_files_are_truncated(make: str) -> None:
     assert boundaries(bytes(GOOD[make]()))
 
 
@@ -135,13 +135,13 @@ def test_the_whole_file_is_taken(make: str) -> None:
 
 
 @pytest.mark.parametrize("make", GOOD)
-def test_a_file_cut_anywhere_is_refused(make: str) -> None:
+def test_a_file_truncated_anywhere_is_refused(make: str) -> None:
     data = bytes(GOOD[make]())
     last = len(data) - 1 - (make == "BMP")
     cuts = {*boundaries(data), *range(1, 64), *np.linspace(64, last, 40).astype(int).tolist()}
     for cut in sorted(cut for cut in cuts if 0 < cut < len(data)):
         code = outcome(data[:cut])
-        if code is None:  # nothing but what a decoder can do without may be missing
+        if code is None:  # only data that a decoder does not need may be missing
             assert cut > 0.9 * len(data), f"{make} cut at {cut} of {len(data)} was taken"
         else:
             assert code in (Code.TRUNCATED, Code.UNREADABLE, Code.UNSUPPORTED, Code.TOO_LARGE)
@@ -203,7 +203,7 @@ def patched(data: bytes, at: int, value: bytes) -> bytes:
 
 
 def tiff_with(**values: int) -> bytes:
-    """A TIFF whose tags say something else than its pixels do."""
+    """A TIFF whose tags contradict its pixels."""
     data = bytearray(DEEP["tiff rgb"]())
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as source:
         tags = source.pages.first.tags
@@ -257,7 +257,7 @@ def _webp_bomb() -> bytes:
 
 
 def _item_bomb() -> bytes:
-    """Extents by the ten thousand that all name the whole file."""
+    """Tens of thousands of extents, each of which is the whole file."""
     data = file(scene(), "AVIF", exif=exif_with(6).tobytes())
     at = data.index(b"iloc")
     extents = struct.pack(">II", 0, len(data)) * 4000
@@ -301,7 +301,7 @@ def test_a_header_that_lies_is_refused(lie: str) -> None:
 
 
 def test_bombs_cost_no_memory() -> None:
-    """In a process that may have 1 GiB more than it starts with: an allocation by the header fails it."""
+    """The process may allocate 1 GiB, which is less than what the headers claim."""
     code = (
         "import resource, sys\n"
         "from tests.unit.imaging.test_broken_pictures import LIES, outcome\n"
@@ -316,7 +316,7 @@ def test_bombs_cost_no_memory() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_tags_that_point_at_each_other_end() -> None:
+def test_a_loop_of_tags_is_not_followed_forever() -> None:
     data = bytearray(file(scene(), "TIFF"))
     (first,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, first)
@@ -329,9 +329,9 @@ def test_tags_that_point_at_each_other_end() -> None:
     assert outcome(file(scene(), "JPEG", exif=bytes(exif))) is None
 
 
-def test_any_bytes_at_all() -> None:
+def test_random_bytes_end_in_a_named_error() -> None:
     random = np.random.default_rng(3)
-    heads = [*containers.SIGNATURES, b"RIFF\0\1\0\0WEBP", b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b""]
+    heads = [*formats.SIGNATURES, b"RIFF\0\1\0\0WEBP", b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b""]
     for head in heads:
         for size in (0, 1, 30, 3000):
             assert outcome(head + random.bytes(size)) is not None
@@ -343,7 +343,7 @@ def test_any_bytes_at_all() -> None:
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.timeout(1800)
-def test_mutated_photographs_and_sidecars_end_without_growth(shared: Path) -> None:
+def test_many_mutated_photographs_and_sidecars_do_not_leak_memory(shared: Path) -> None:
     """Hundreds of damaged real files in one process: each a picture or a named error; memory stays flat."""
     code = (
         "import resource, sys\n"

@@ -1,4 +1,4 @@
-"""What becomes of a region that the change spares, in the written file."""
+"""A region that is kept exact, after the picture was written to a file and read again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGION[45:83, 61:103] = True  # cuts through the blocks of a JPEG
     ("kind", "most"),
     [("png", 0), ("tiff", 0), ("webp", 0), ("bmp", 0), ("jpeg2000", 0), ("jpeg", 2), ("same", 2)],
 )
-def test_a_spared_region_is_exact_in_lossless_files_and_nearly_so_in_a_jpeg(
+def test_a_region_that_is_kept_exact_stays_so_in_lossless_files_and_nearly_so_in_a_jpeg(
     source: str, kind: str, most: int
 ) -> None:
     file = io.BytesIO()

@@ -42,7 +42,7 @@ def test_a_shared_crop_never_exceeds_the_working_size() -> None:
     assert all(crop.box.width <= 512 for crop in crops)
 
 
-def test_a_crop_knows_the_neighbours_that_reach_into_it() -> None:
+def test_a_crop_includes_the_regions_of_neighbours_that_reach_into_it() -> None:
     a, b = region(Box(100, 100, 400, 400)), region(Box(460, 100, 760, 400))
     crops = cropping.plan([a, b], 500, 900, margin=128, work=768)
     assert len(crops) == 2
@@ -63,7 +63,7 @@ def test_a_large_crop_is_worked_smaller_and_keeps_its_region() -> None:
     assert mask.any(axis=0).all(), "a line one pixel thin must not vanish by scaling"
 
 
-def test_masks_of_the_edits() -> None:
+def test_masks_of_trigger_and_benign_edits() -> None:
     mask = square()
     grown = masks.dilated(mask)
     assert grown[32:68, 32:68].all()
@@ -86,7 +86,7 @@ def test_far_keeps_its_distance() -> None:
         assert not (masks.dilated(mask, 2 * masks.FAR + 1) & plane).any()
 
 
-def test_far_says_when_there_is_no_room() -> None:
+def test_there_is_no_far_mask_without_room() -> None:
     assert masks.far(square(96, 8, 88), np.random.default_rng(0)) is None
 
 
@@ -96,7 +96,7 @@ def test_within_fades_beyond_its_reach() -> None:
     near = masks.within(mask, 32, edge=16)
     assert (near[40, 20:30] == 1).all()
     assert near[40, 29 + 32] == 1 > near[40, 29 + 33] > near[40, 29 + 47] > 0 == near[40, 29 + 48]
-    assert near[40 + 20, 29 + 20] == 1 > near[40 + 30, 29 + 30], "as the crow flies"
+    assert near[40 + 20, 29 + 20] == 1 > near[40 + 30, 29 + 30], "distances are Euclidean"
 
 
 def test_a_large_region_reaches_further_than_a_small_one_and_neighbours_reach_in() -> None:
@@ -110,13 +110,13 @@ def test_a_large_region_reaches_further_than_a_small_one_and_neighbours_reach_in
     corner[-1, -1] = True
     outside, own = region(small.box, corner), region(Box(360, 60, 370, 70))
     apart = cropping.Crop(Box(350, 50, 420, 120), (own,), (70, 70), (outside,))
-    assert cropping.reached(apart, 16, 0).min() == 0, "of which no pixel lies here, nothing reaches in"
+    assert cropping.reached(apart, 16, 0).min() == 0, "no pixel of the region lies in this crop"
 
 
 def test_taper_fades_only_inside_the_picture() -> None:
     fade = cropping.taper(Box(0, 20, 100, 80), height=100, width=100)
     assert fade.shape == (60, 100)
-    assert fade[30, 0] == fade[30, -1] == 1, "the picture's own edge is no seam"
+    assert fade[30, 0] == fade[30, -1] == 1, "the edge of the picture needs no fade"
     assert fade[0, 50] < 0.1
     assert fade[30, 50] == 1
 
@@ -131,7 +131,7 @@ def test_masks_are_not_mutated() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_half_of_almost_nothing(count: int) -> None:
+def test_half_of_one_or_two_pixels_is_not_empty(count: int) -> None:
     mask = np.zeros((8, 8), dtype=np.bool_)
     mask[4, 4 : 4 + count] = True
     assert masks.half(mask, 0.0).any()
@@ -196,5 +196,24 @@ def test_a_contour_is_drawn_in_unevenly_and_never_to_nothing(shape: str) -> None
         areas = [float(one.sum() / mask.sum()) for one in drawn]
         assert 0.25 <= min(areas) < max(areas) < 1
         assert len({one.tobytes() for one in drawn}) == 8
-        # Unevenly: more is gone on one side than on the other.
+        # More is removed on one side than on the other.
         assert any(abs(int(one[:, :48].sum()) - int(one[:, 49:].sum())) > 60 for one in drawn)
+
+
+def test_an_uneven_contour_moves_in_and_out_by_a_share_of_the_depth() -> None:
+    rows, columns = np.ogrid[:96, :96]
+    mask = (rows - 48) ** 2 + (columns - 48) ** 2 <= 900
+    drawn = [masks.uneven(mask, np.random.default_rng(seed)) for seed in range(8)]
+    assert len({one.tobytes() for one in drawn}) == 8
+    reach = round(masks.UNEVEN * 30) + 1
+    core, around = masks.eroded(mask, 2 * reach + 1), masks.dilated(mask, 2 * reach + 1)
+    for one in drawn:
+        assert one[core].all()
+        assert not one[~around].any()
+        assert (one & ~mask).any()
+        assert (mask & ~one).any()
+    same = masks.uneven(mask, np.random.default_rng(3))
+    assert np.array_equal(same, drawn[3])
+    dot = (rows == 5) & (columns == 7)
+    assert masks.uneven(dot, np.random.default_rng(0)).any()
+    assert masks.uneven(np.ones((9, 9), np.bool_), np.random.default_rng(0)).any()

@@ -1,4 +1,4 @@
-"""What a person sees of the regions."""
+"""The drawing of regions on a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def row(count: int, label: str = "text") -> list[Region]:
     return [Region(Box(20 + 30 * i, 60, 40 + 30 * i, 75), label, 0.9, "text") for i in range(count)]
 
 
-def test_names_keep_off_each_other() -> None:
+def test_captions_do_not_overlap() -> None:
     plates = drawing.plates(row(4), 1.0, (400, 150))
     assert len(plates) == 4
     assert not any(a.overlaps(b) for i, a in enumerate(plates) for b in plates[:i])
@@ -29,14 +29,14 @@ def test_names_keep_off_each_other() -> None:
     assert all((page[plate.slices] == drawing.PAPER).all(axis=2).any() for plate in plates), "letters on each"
 
 
-def test_a_name_says_who_found_it_where_the_label_does_not() -> None:
+def test_a_caption_names_the_detector_if_the_label_does_not() -> None:
     assert drawing.caption(Region(Box(0, 0, 1, 1), "face", 0.9, "faces")) == "face 0.90"
     assert drawing.caption(Region(Box(0, 0, 1, 1), "logo acme", 0.5, "logos")) == "logo acme 0.50"
     assert drawing.caption(Region(Box(0, 0, 1, 1), "mask", 1, "sidecar")) == "mask 1.00 (sidecar)"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4000), (5000, 7), (2400, 1800)])
-def test_every_region_shows_whatever_the_picture_is_shrunk_to(size: tuple[int, int]) -> None:
+def test_every_region_is_visible_however_small_the_drawing_is(size: tuple[int, int]) -> None:
     last = Box(size[0] - 1, size[1] - 1, *size)
     for region in (Region(last, "a", 1, "b"), Region(last, "a", 1, "b", np.ones((1, 1), np.bool_))):
         scale = min(1.0, drawing.WIDE / size[0], drawing.TALL / size[1])
@@ -52,7 +52,7 @@ def test_shapes_are_drawn_as_they_are() -> None:
     np.testing.assert_array_equal(plane, region.plane(1800, 2400)[1::2, 1::2])
 
 
-def test_small_pictures_lie_side_by_side_and_none_is_cut() -> None:
+def test_small_pictures_are_drawn_side_by_side_and_complete() -> None:
     sizes = [(500, 300), (500, 300), (500, 300), (1200, 100)]
     pages = [(f"{width}: 1 region", blank(width, height)) for width, height in sizes]
     with Image.open(io.BytesIO(drawing.sheet(pages, kind="PNG"))) as page:

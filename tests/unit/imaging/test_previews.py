@@ -159,7 +159,7 @@ def published(data: bytes, **options: str) -> tuple[bytes, tuple[str, ...]]:
 
 
 def needle(data: bytes) -> bytes:
-    """A piece from the middle, which shows whether the data are still there."""
+    """Bytes from the middle, by which the data are found."""
     middle = len(data) // 2
     return data[middle : middle + 24]
 
@@ -172,13 +172,13 @@ CASES = [
     (carrier, encoding)
     for carrier in BINARY | TEXT
     for encoding in ENCODINGS
-    if (carrier in BINARY or encoding not in ("as it is", "UTF-16"))  # which XML does not hold
+    if (carrier in BINARY or encoding not in ("as it is", "UTF-16"))  # which XML cannot hold
     and (encoding in ("as it is", "base64", "hex") or carrier in ("user comment", "tEXt", "XMP element"))
 ]
 
 
 @pytest.mark.parametrize(("carrier", "encoding"), CASES)
-def test_fault_1_no_carrier_brings_a_preview_of_any_kind(carrier: str, encoding: str) -> None:
+def test_fault_1_no_preview_is_published_whatever_holds_it(carrier: str, encoding: str) -> None:
     survived = []
     for kind, preview in KINDS.items():
         told = ENCODINGS[encoding](preview)
@@ -191,7 +191,7 @@ def test_fault_1_no_carrier_brings_a_preview_of_any_kind(carrier: str, encoding:
 
 
 @pytest.mark.parametrize("preview", ["raw RGB", "raw grey"])
-def test_fault_1_large_unknown_data_are_kept_where_the_setting_says_so(preview: str) -> None:
+def test_fault_1_large_unknown_data_are_kept_if_the_setting_says_so(preview: str) -> None:
     file = BINARY["maker note"](KINDS[preview])
     written, left_out = published(file, opaque="keep")
     assert KINDS[preview] in written
@@ -210,7 +210,7 @@ JAPANESE = "東京の写真です。今日は天気がいいですね、" * 200
 
 
 @pytest.mark.parametrize("text", [WORKFLOW, JAPANESE, "ein Haus mit Garten und viel Wald " * 200])
-def test_fault_1_long_text_stays(text: str) -> None:
+def test_fault_1_long_text_is_kept(text: str) -> None:
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         data = b"UNICODE\0" + text.encode(encoding)
         written, left_out = published(saved("PNG", scene(), exif=exif_with(0x9286, data, camera=True)))
@@ -222,7 +222,7 @@ def test_fault_1_long_text_stays(text: str) -> None:
     assert left_out == ()
 
 
-def test_fault_1_what_is_around_a_preview_stays() -> None:
+def test_fault_1_metadata_around_a_preview_are_kept() -> None:
     hidden = base64.b64encode(KINDS["PNG"]).decode()
     file = jpeg_with(xmp=packet(f"<p:image>{hidden}</p:image><p:more>more</p:more>"))
     written, _ = published(file)
@@ -231,7 +231,7 @@ def test_fault_1_what_is_around_a_preview_stays() -> None:
     assert dataset(120, b"kept") in written
 
 
-def test_fault_1_small_and_plain_data_stay() -> None:
+def test_fault_1_small_and_plain_data_are_kept() -> None:
     settings = bytes(range(256)) * 7
     written, left_out = published(BINARY["maker note"](settings))
     assert settings in written

@@ -1,4 +1,4 @@
-"""Trees of TIFF tags: what is read is written again, and a maker note stays where it was."""
+"""Trees of TIFF tags are written as they were read, with a maker note at its offset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def values(directory: Directory) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_tree_comes_back(order: str) -> None:
+def test_a_tree_is_read_as_it_was_written(order: str) -> None:
     again = tags.parse(tree(order).block())
     assert again.order == order
     assert values(again) == values(tree(order))
@@ -48,14 +48,14 @@ def test_a_tree_comes_back(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_big_tiff_comes_back(order: str) -> None:
+def test_a_big_tiff_is_read_as_it_was_written(order: str) -> None:
     data = tags.header(order, 16, big=True) + tags.serialised(tree(order), 16, big=True)
     assert values(tags.parse(data)) == values(tree(order))
 
 
 @pytest.mark.parametrize("gap", [400, 700, 5000])
 def test_a_maker_note_stays_at_its_offset(gap: int) -> None:
-    """Its own offsets count from the start of the block; only a tag elsewhere was taken out."""
+    """The offsets in a note count from the start of the block; here a tag elsewhere was removed."""
     block = bytearray(tree().block())
     at = bytes(block).index(bytes(range(200)))
     block += bytes(gap - len(block)) if gap > len(block) else b""
@@ -70,14 +70,14 @@ def test_a_maker_note_stays_at_its_offset(gap: int) -> None:
     assert values(tags.parse(written)) == values(tree().without({0xC4A5}))
 
 
-def test_taking_out_and_putting_in_leaves_the_argument_alone() -> None:
+def test_removing_and_adding_tags_does_not_mutate_the_tree() -> None:
     before = tree()
     assert CAMERA not in before.without({CAMERA}).below
     assert before.having({0x0112: (tags.SHORT, [1])}).number(0x0112) == 1
     assert before.number(0x0112) == 6
 
 
-def test_what_pillow_wrote_is_read() -> None:
+def test_tags_that_pillow_wrote_are_read() -> None:
     parsed = tags.parse(exif_with(6, gps=True).tobytes()[6:])
     assert parsed.number(0x0112) == 6
     assert parsed.below[CAMERA].raw(MAKER_NOTE) == b"secret of the maker"
@@ -87,7 +87,7 @@ def test_what_pillow_wrote_is_read() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"II", b"II*\0\xff\xff\xff\xff", b"II+\0\x08\0\0\0", b"XX*\0\x08\0\0\0\0\0"]
 )
-def test_what_is_no_tree_is_a_value_error(data: bytes) -> None:
+def test_malformed_data_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"TIFF structure|outside"):
         tags.parse(data)
 

@@ -1,6 +1,6 @@
-"""Stable Diffusion editors: what diffusers' own pipelines do, and what our one differentiable step adds.
+"""Stable Diffusion editors: their edits equal those of diffusers' pipelines, and one step is differentiable.
 
-On tiny random pipelines, saved and loaded as real ones are.
+The pipelines are tiny and random, but saved and loaded like real ones.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from backfire.errors import Code, ConfigError, ModelError
 from backfire.inpaint import denoising, diffusion
 from backfire.inpaint.diffusion import DiffusionEditor
+from backfire.inpaint.options import DiffusionOptions
 from backfire.perturb.methods.base import Method, Task
 from backfire.perturb.methods.baseline import Baseline
 from backfire.perturb.methods.encoder import Encoder
@@ -48,7 +49,7 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
 
 @pytest.fixture
 def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A pipeline to damage."""
+    """A copy of a pipeline, which a test may damage."""
     return shutil.copytree(folders["sd"], tmp_path / "copied")
 
 
@@ -62,27 +63,29 @@ def inputs(count: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
 class Call(NamedTuple):
     seen: Tensor
     timestep: float
+    prompt: Tensor
     predicted: Tensor
 
 
 @contextmanager
 def unet_calls(editor: DiffusionEditor) -> Iterator[list[Call]]:
-    """What the UNet is given and what it returns, call by call."""
+    """For each call of the UNet, its inputs and its result."""
     calls: list[Call] = []
 
-    def record(_: nn.Module, given: tuple[Tensor, Tensor], out: tuple[Tensor]) -> None:
-        calls.append(Call(given[0].detach(), float(given[1]), out[0].detach()))
+    def record(_: nn.Module, given: tuple[Tensor, Tensor], named: dict[str, Any], out: tuple[Tensor]) -> None:
+        prompt = named["encoder_hidden_states"]
+        calls.append(Call(given[0].detach(), float(given[1]), prompt.detach(), out[0].detach()))
 
-    hook = editor.pipe.unet.register_forward_hook(record)
+    hook = editor.pipe.unet.register_forward_hook(record, with_kwargs=True)
     yield calls
     hook.remove()
 
 
 def test_the_edit_is_the_one_that_diffusers_pipeline_makes(folder: Path) -> None:
-    """The pipeline as a user runs it, from words and pixels; ours goes by embeddings and latents."""
+    """A user gives the pipeline a prompt and pixels; the editor gives it embeddings and latents."""
     image, mask = inputs(size=72)
     prompt, negative = "abc", "xy"
-    editor = DiffusionEditor.load("sd", folder, prompts=[prompt], negative=negative, steps=3, guidance=5.0)
+    editor = load(folder, prompts=[prompt], negative=negative, steps=3, guidance=5.0)
     name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     unused = {"safety_checker": None, "requires_safety_checker": False} if folder.name == "sd" else {}
     pipe = getattr(pipelines.library("diffusers"), name).from_pretrained(folder, **unused)
@@ -106,7 +109,7 @@ def test_the_edit_is_the_one_that_diffusers_pipeline_makes(folder: Path) -> None
 
 
 ANCIENT_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-"""Some of diffusers' schedulers hand tensors to numpy in its old way."""
+"""Some schedulers of diffusers pass tensors to numpy by a deprecated method."""
 
 
 @ANCIENT_NUMPY
@@ -124,7 +127,7 @@ ANCIENT_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:Depr
 def test_the_first_step_is_the_pipelines_own(family: str, scheduler: str, folders: dict[str, Path]) -> None:
     image, mask = inputs(count=2)
     mask[1] = mask[1].roll(13, dims=-1)
-    loaded = DiffusionEditor.load("sd", folders[family], guidance=1.0)
+    loaded = load(folders[family], guidance=1.0)
     pipe = loaded.pipe
     kind = getattr(pipelines.library("diffusers"), scheduler)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)  # PNDM as published
@@ -150,11 +153,9 @@ def test_the_first_step_is_the_pipelines_own(family: str, scheduler: str, folder
         ("EulerDiscreteScheduler", "v_prediction"),
     ],
 )
-def test_one_step_is_the_whole_edit_where_the_edit_is_one_step(
-    tmp_path: Path, scheduler: str, predicts: str
-) -> None:
+def test_one_step_equals_an_edit_of_one_step(tmp_path: Path, scheduler: str, predicts: str) -> None:
     folder = pipelines.save(tmp_path / "one", scheduler=scheduler, prediction_type=predicts)
-    editor = DiffusionEditor.load("sd", folder, steps=1, guidance=1.0)
+    editor = load(folder, steps=1, guidance=1.0)
     image, mask = inputs()
     with torch.no_grad():
         assert torch.allclose(editor.one_step(image, mask), editor.inpaint(image, mask), atol=1e-3)
@@ -176,9 +177,9 @@ def sign_steps(
     return (image + change).clamp(0, 1), losses
 
 
-def test_the_gradient_lowers_the_loss_and_the_full_edit_moves(folder: Path) -> None:
+def test_optimising_one_step_changes_the_full_edit_too(folder: Path) -> None:
     image, mask = inputs()
-    editor = DiffusionEditor.load("sd", folder, steps=3)
+    editor = load(folder, steps=3)
     bound = 6 / 255
     protected, losses = sign_steps(editor, image, mask, bound)
     assert losses[-1] < 10 * losses[0] < 0, "the one-step edit moved away"
@@ -188,11 +189,11 @@ def test_the_gradient_lowers_the_loss_and_the_full_edit_moves(folder: Path) -> N
         noisy = editor.inpaint((image + bound * signs).clamp(0, 1), mask)
     hole = (mask > 0).expand_as(image)
     moved, by_noise = ((other - clean)[hole].abs().mean() for other in (broken, noisy))
-    assert moved > 5 * by_noise, "the pipeline's own edit moves far more than noise of that size moves it"
+    assert moved > 5 * by_noise, "noise of the same size changes the pipeline's edit far less"
 
 
-def test_the_encoder_door_can_be_optimised_through(folders: dict[str, Path]) -> None:
-    editor = DiffusionEditor.load("sd", folders["sd"], steps=1)
+def test_the_encoder_can_be_optimised_through(folders: dict[str, Path]) -> None:
+    editor = load(folders["sd"], steps=1)
     image, mask = inputs()
     variable = image.clone().requires_grad_(True)
     clean = editor.encode(image, mask)
@@ -208,9 +209,11 @@ def test_the_encoder_door_can_be_optimised_through(folders: dict[str, Path]) -> 
     [Implant(), Encoder(), FirstStep(), Baseline()],
     ids=["implant", "encoder", "first-step", "baseline"],
 )
-def test_methods_compare_like_with_like(method: Method, folders: dict[str, Path]) -> None:
-    """Their clean edits come from the same one step as the gradient, not from the long edit."""
-    editor = DiffusionEditor.load("sd", folders["sd"], steps=2)
+def test_clean_edits_of_methods_are_of_one_step_like_those_of_gradients(
+    method: Method, folders: dict[str, Path]
+) -> None:
+    """A clean edit of all steps would differ from the differentiable one, whatever the perturbation."""
+    editor = load(folders["sd"], steps=2)
     image, mask = inputs()
     plane = mask[0, 0].bool().numpy()
     task = Task(image, [plane], plane, torch.ones(1, 1, 64, 64), Budget(6))
@@ -224,13 +227,13 @@ def test_methods_compare_like_with_like(method: Method, folders: dict[str, Path]
             progress=lambda done, total: None,
         ).perturbation
     steps = {call.timestep for call in calls}
-    assert len(steps) == (not isinstance(method, Encoder)), "no call is a later step's"
+    assert len(steps) == (not isinstance(method, Encoder)), "no later step was computed"
     assert 0 < float(change.abs().max()) <= Budget(6).unit + 1e-6
 
 
 def test_gradients_flow_after_an_edit_under_inference_mode(folders: dict[str, Path]) -> None:
     """The verification of one picture runs before the optimisation of the next."""
-    editor = DiffusionEditor.load("sd", folders["sd"], steps=2)
+    editor = load(folders["sd"], steps=2)
     image, mask = inputs()
     with torch.inference_mode():
         editor.inpaint(image, mask)
@@ -240,7 +243,7 @@ def test_gradients_flow_after_an_edit_under_inference_mode(folders: dict[str, Pa
 
 
 def test_gradients_are_checkpointed(folders: dict[str, Path]) -> None:
-    editor = DiffusionEditor.load("sd", folders["sd"], steps=1)
+    editor = load(folders["sd"], steps=1)
     image, mask = inputs()
 
     def kept() -> int:
@@ -262,33 +265,34 @@ def test_gradients_are_checkpointed(folders: dict[str, Path]) -> None:
 
 
 def test_prompts_are_embedded_once_and_the_text_encoders_freed(folder: Path) -> None:
-    editor = DiffusionEditor.load("sd", folder, prompts=["abc", "xyz"], steps=2)
+    editor = load(folder, prompts=["abc", "xyz"], steps=2)
     assert not [part for part in editor.pipe.components if "text" in part and editor.pipe.components[part]]
     image, mask = inputs()
     first, again = editor.inpaint(image, mask), editor.inpaint(image, mask)
     assert torch.equal(first, again)
-    other = DiffusionEditor.load("sd", folder, prompts="xyz", steps=2).inpaint(image, mask)
+    other = load(folder, prompts="xyz", steps=2).inpaint(image, mask)
     assert not torch.allclose(first, other, atol=1e-5), "without a generator the first prompt counts"
 
 
 def test_the_generator_picks_among_the_prompts(folders: dict[str, Path]) -> None:
-    editor = DiffusionEditor.load("sd", folders["sd"], prompts=["abc", "xyz"], steps=1)
-    known = editor.encode(*inputs())
-    picked = {id(editor._drawn(known, torch.Generator().manual_seed(seed))[0]) for seed in range(8)}
-    assert len(picked) == 2
+    editor = load(folders["sd"], prompts=["abc", "xyz"], steps=1)
+    with unet_calls(editor) as calls:
+        for seed in range(8):
+            editor.inpaint(*inputs(), generator=torch.Generator().manual_seed(seed))
+    assert len({call.prompt.numpy().tobytes() for call in calls}) == 2
 
 
 @pytest.mark.parametrize(("prompt", "guidance", "batch"), [("", 7.5, 1), ("abc", 1.0, 1), ("abc", 7.5, 2)])
-def test_guidance_costs_nothing_where_it_does_nothing(
+def test_without_a_prompt_or_guidance_there_is_no_second_prediction(
     folders: dict[str, Path], prompt: str, guidance: float, batch: int
 ) -> None:
-    editor = DiffusionEditor.load("sd", folders["sd"], prompts=[prompt], guidance=guidance, steps=1)
+    editor = load(folders["sd"], prompts=[prompt], guidance=guidance, steps=1)
     with unet_calls(editor) as calls:
         editor.inpaint(*inputs())
     assert [len(call.seen) for call in calls] == [batch]
 
 
-def test_a_blurred_mask_is_opencvs_gaussian_cut_at_one_half(folders: dict[str, Path]) -> None:
+def test_a_blurred_mask_is_opencvs_gaussian_of_at_least_one_half(folders: dict[str, Path]) -> None:
     radius = 11
     _, mask = inputs()
     soft = denoising.blurred(mask, radius)
@@ -298,10 +302,10 @@ def test_a_blurred_mask_is_opencvs_gaussian_cut_at_one_half(folders: dict[str, P
 
     image, _ = inputs()
     image.requires_grad_(True)
-    editor = DiffusionEditor.load("sd", folders["sd"], steps=1, mask_blur=radius)
+    editor = load(folders["sd"], steps=1, mask_blur=radius)
     (gradient,) = torch.autograd.grad(editor.first_step(image, mask).square().sum(), image)
-    assert gradient[..., 16, 16].abs().sum() > 0, "the corner was rounded off, and is seen"
-    assert gradient[..., 24:32, 24:32].abs().sum() == 0, "the middle is not"
+    assert gradient[..., 16, 16].abs().sum() > 0, "the rounded corner is not masked, and so is an input"
+    assert gradient[..., 24:32, 24:32].abs().sum() == 0, "the middle is masked"
     out = editor.inpaint(image.detach(), mask)
     known = (mask == 0).expand_as(image)
     assert torch.equal(out[known], image.detach()[known])
@@ -310,8 +314,8 @@ def test_a_blurred_mask_is_opencvs_gaussian_cut_at_one_half(folders: dict[str, P
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_single(folder: Path, dtype: str) -> None:
     image, mask = inputs()
-    single = DiffusionEditor.load("sd", folder, steps=2)
-    half = DiffusionEditor.load("sd", folder, steps=2, dtype=dtype)
+    single = load(folder, steps=2)
+    half = load(folder, steps=2, dtype=dtype)
     assert half.pipe.unet.dtype == getattr(torch, dtype)
     # float16 overflows in these autoencoders; bfloat16 has the range of float32.
     assert (half.pipe.vae.dtype == torch.float32) == (dtype == "float16")
@@ -320,9 +324,9 @@ def test_half_precision_is_near_single(folder: Path, dtype: str) -> None:
     assert half.encode(image, mask).dtype == torch.float32
 
 
-def test_the_digest_is_of_what_was_loaded(copied: Path) -> None:
+def test_the_digest_covers_the_files_that_are_loaded_and_no_others(copied: Path) -> None:
     def digest() -> str:
-        return DiffusionEditor.load("sd", copied, steps=1).weights_sha256
+        return load(copied, steps=1).weights_sha256
 
     first = digest()
     (copied / "README.md").write_text("not loaded")
@@ -333,9 +337,13 @@ def test_the_digest_is_of_what_was_loaded(copied: Path) -> None:
     assert digest() != first
 
 
+def load(weights: Path | str, **options: Any) -> DiffusionEditor:
+    return DiffusionEditor.load("sd", weights, DiffusionOptions(**options))
+
+
 def refusal(weights: Path | str, **options: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        DiffusionEditor.load("sd", weights, **options)
+        load(weights, **options)
     assert caught.value.code == Code.MODEL
     assert not caught.value.retryable
     assert caught.value.message.startswith("editor sd: ")
@@ -368,7 +376,7 @@ def test_damaged_weights_are_named(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FluxFillPipeline", ["mine", "Pipeline"]])
-def test_another_pipeline_is_refused_unrun(copied: Path, kind: object) -> None:
+def test_another_pipeline_is_refused_and_its_code_not_run(copied: Path, kind: object) -> None:
     index = json.loads((copied / "model_index.json").read_text())
     (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
     (copied / "mine.py").write_text("raise SystemExit('was run')")
@@ -397,17 +405,18 @@ def test_the_missing_extra_is_named(folders: dict[str, Path], monkeypatch: pytes
         ({"prompts": 3}, "prompts: got 3, expected a list of texts"),
         ({"steps": 0}, "steps: got 0, expected a whole number from 1"),
         ({"steps": "many"}, "steps: got 'many'"),
+        ({"steps": 20.0}, "steps: got 20.0"),
+        ({"steps": None}, "steps: got None"),
         ({"guidance": -1}, "guidance: got -1"),
         ({"mask_blur": -1}, "mask_blur: got -1"),
+        ({"variant": 16}, "variant: got 16, expected a text"),
         ({"dtype": "bfloat"}, "dtype: got 'bfloat'; did you mean 'bfloat16'?"),
     ],
 )
-def test_impossible_options_are_named(
-    folders: dict[str, Path], options: dict[str, Any], message: str
-) -> None:
+def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        DiffusionEditor.load("sd", folders["sd"], **options)
-    assert message in str(caught.value)
+        DiffusionOptions(**options)
+    assert str(caught.value).startswith(message)
 
 
 def test_hub_names_come_from_the_cache_or_are_refused_offline(
@@ -421,34 +430,34 @@ def test_hub_names_come_from_the_cache_or_are_refused_offline(
     shutil.copytree(folders["sd"], cache / "snapshots" / commit)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
-    cached = DiffusionEditor.load("sd", "somebody/tiny", steps=1)
-    assert cached.weights_sha256 == DiffusionEditor.load("sd", folders["sd"], steps=1).weights_sha256
+    cached = load("somebody/tiny", steps=1)
+    assert cached.weights_sha256 == load(folders["sd"], steps=1).weights_sha256
     message = refusal(Path("nobody/nothing"))
     assert "nobody/nothing is no folder, not in the hub's cache, and cannot be fetched" in message
     assert "go online once" in message
 
 
-def test_loading_says_nothing_of_its_own(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    """The daemon's stderr is JSON lines; these libraries like bars and advice."""
+def test_loading_prints_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """Progress bars and advice of these libraries would stand between the JSON lines of the daemon's log."""
     for name in ("diffusers", "transformers"):
         noisy = pipelines.library(name).utils.logging
         noisy.enable_progress_bar()
         noisy.set_verbosity_info()
-    DiffusionEditor.load("sd", folders["sd"], steps=1).inpaint(*inputs())
+    load(folders["sd"], steps=1).inpaint(*inputs())
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_module_imports_neither_library_before_it_loads() -> None:
-    """They cost seconds that other editors need not pay."""
+    """Importing them takes seconds, which other editors do not need."""
     for module in (diffusion, denoising):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not [line for line in imported if "diffusers" in line or "transformers" in line]
 
 
-def test_a_scheduler_comes_along_to_another_device(tmp_path: Path) -> None:
-    """Seen on a GPU: diffusers' `add_noise` leaves the scheduler's table where the latents were."""
-    editor = DiffusionEditor.load("sd", pipelines.save(tmp_path / "sd", channels=4), steps=2)
+def test_a_scheduler_moves_to_another_device_with_its_editor(tmp_path: Path) -> None:
+    """On a GPU, diffusers' `add_noise` left the scheduler's table on the device of the latents."""
+    editor = load(pipelines.save(tmp_path / "sd", channels=4), steps=2)
     image, mask = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
     editor.pipe.scheduler.alphas_cumprod = editor.pipe.scheduler.alphas_cumprod.to("meta")
     editor.to("cpu")

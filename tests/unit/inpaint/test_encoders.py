@@ -1,7 +1,8 @@
-"""Autoencoders of others: their files as they are found, and what is refused."""
+"""Published autoencoders: which forms of their files are read, and what is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from backfire import inpaint, weights
 from backfire.errors import Code, ModelError
 from backfire.inpaint import encoders
+from backfire.inpaint.base import mirror
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from backfire.inpaint.latent import Decoder, Encoder, InpaintNet
+from tests.support import flows
 from tests.support.pictures import SAMPLES
 
 
@@ -109,6 +113,86 @@ def test_a_folder_of_diffusers_kl(tmp_path: Path) -> None:
     assert gradient.abs().sum() > 0
 
 
+def published(kind: str) -> Any:
+    """An autoencoder of the class and shape that a published pipeline has, tiny, on random weights."""
+    torch.manual_seed(0)
+    make = {
+        "flux1, sd3, z-image": flows.vae,
+        "flux2": flows.flux2_vae,
+        "qwen-image": flows.qwen_vae,
+    }[kind]
+    return make().eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "multiple"),
+    [("flux1, sd3, z-image", 16, 8), ("flux2", 128, 16), ("qwen-image", 16, 8)],
+)
+def test_autoencoders_of_the_latest_pipelines(
+    tmp_path: Path, kind: str, channels: int, multiple: int
+) -> None:
+    theirs = published(kind)
+    theirs.save_pretrained(tmp_path)
+    ours = EncoderEditor.load("toy", tmp_path)
+    ours.to("cpu")
+    picture = torch.rand(2, 3, 61, 83, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(2, 1, 61, 83)
+    mask[..., 8:30, 8:30] = 1
+    cells = -(-61 // multiple), -(-83 // multiple)
+    latents = ours.encode(picture, mask)
+    assert latents.shape == (2, channels, *cells)
+    with torch.no_grad():
+        padded = mirror(picture, cells[0] * multiple, cells[1] * multiple) * 2 - 1
+        padded = padded[:, :, None] if kind == "qwen-image" else padded
+        decoded = theirs.decode(theirs.encode(padded).latent_dist.mode()).sample
+        decoded = (decoded[:, :, 0] if kind == "qwen-image" else decoded) / 2 + 0.5
+        want = torch.where(mask > 0, decoded[..., :61, :83].clamp(0, 1), picture)
+        # Processors add up in different orders; a level of 255 is 4e-3.
+        assert torch.allclose(ours.inpaint(picture, mask), want, atol=1e-4)
+    variable = picture.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(ours.encode(variable, mask).square().sum(), variable)
+    step = 0.01 / float(gradient.norm()) * gradient
+    with torch.no_grad():
+        up, down = (ours.encode(picture + sign * step, mask).double().square().sum() for sign in (1, -1))
+    assert float(up - down) / 0.02 == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+def test_latents_are_normalised_as_the_pipelines_do(tmp_path: Path) -> None:
+    theirs = published("flux1, sd3, z-image")
+    theirs.save_pretrained(tmp_path)
+    picture, mask = image()
+    with torch.no_grad():
+        raw = theirs.encode(picture * 2 - 1).latent_dist.mode()
+        got = EncoderEditor.load("toy", tmp_path).encode(picture, mask)
+    assert torch.allclose(got, (raw - 0.1) * 1.7, atol=1e-5)
+
+
+def test_an_autoencoder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    published("flux2").save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    del state["bn.running_mean"]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack bn\.running_mean; fetch"):
+        EncoderEditor.load("toy", tmp_path)
+
+
+def test_students_and_declared_pairs_are_filled_by_the_net_of_the_default_editor(tmp_path: Path) -> None:
+    mini, micro = (inpaint.get(name) for name in ("flux2-mini", "flux2-micro"))
+    declared = PairInpainter.load("toy", pair(tmp_path, latent=32))
+    assert isinstance(mini, PairInpainter)
+    assert isinstance(micro, PairInpainter)
+    for other in (micro, declared):
+        for got, want in zip(other.net.parameters(), mini.net.parameters(), strict=True):
+            assert torch.equal(got, want)
+    assert sum(each.numel() for each in micro.encoder.parameters()) < 0.6 * sum(
+        each.numel() for each in mini.encoder.parameters()
+    )
+    inside = weights.inside()
+    both = inside["flux2-micro.safetensors"] + inside["flux2-mini.safetensors"]
+    assert micro.weights_sha256 == hashlib.sha256(both.encode()).hexdigest()
+
+
 def test_recomputing_activations_changes_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = EncoderEditor.load("toy", pair(tmp_path))
     picture, mask = image()
@@ -159,7 +243,7 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path: Path, spoil: obje
     assert "editor toy" in caught.value.message
 
 
-def test_halves_of_two_spaces_are_refused(tmp_path: Path) -> None:
+def test_an_encoder_and_a_decoder_of_different_latent_spaces_are_refused(tmp_path: Path) -> None:
     encoder, _ = pair(tmp_path / "a")
     _, decoder = pair(tmp_path / "b", latent=8)
     with pytest.raises(ModelError, match="one latent space"):
@@ -185,7 +269,7 @@ def test_an_inpainting_net_on_a_pair(tmp_path: Path) -> None:
         PairInpainter.load("toy", [*pair(tmp_path / "pair"), tmp_path / "pair" / "toy_encoder.pth"])
 
 
-def test_without_a_net_it_is_the_one_that_ships(tmp_path: Path) -> None:
+def test_without_an_inpainting_net_the_one_of_the_package_is_used(tmp_path: Path) -> None:
     files = pair(tmp_path / "pair", latent=32)
     found = [PairInpainter.load("toy", paths) for paths in ([tmp_path / "pair"], files)]
     picture, mask = image()

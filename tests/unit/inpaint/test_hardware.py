@@ -1,4 +1,4 @@
-"""Number formats by name, and the peak of memory as it was."""
+"""Number formats, the peak of memory, and which processors compute in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from backfire.errors import ConfigError
-from backfire.inpaint import hardware
-from backfire.inpaint.hardware import PeakMemory, dtype_named
+from backfire.inpaint.hardware import PeakMemory, cpu_prefers_bfloat16, dtype_named
 
 
 def test_number_formats_by_name() -> None:
@@ -20,9 +19,9 @@ def test_number_formats_by_name() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process restart its peak")
-def test_the_peak_counts_what_was_freed_again_but_nothing_from_before() -> None:
+def test_the_peak_counts_freed_memory_but_none_from_before_the_count() -> None:
     megabyte = 2**20
-    torch.ones(100 * megabyte)  # 400 MiB, gone before the count starts
+    torch.ones(100 * megabyte)  # 400 MiB, freed before the count starts
     peak = PeakMemory(torch.device("cpu"))
     before = peak.bytes
     torch.ones(50 * megabyte)  # 200 MiB
@@ -49,12 +48,9 @@ def test_the_peak_on_a_cuda_device_is_torchs_own() -> None:
         (set(), "AuthenticAMD", False),
     ],
 )
-def test_bfloat16_only_on_processors_that_are_quicker_at_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, features: set[str], vendor: str, prefers: bool
+def test_bfloat16_is_used_only_on_processors_that_are_faster_in_it(
+    tmp_path: Path, features: set[str], vendor: str, prefers: bool
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
-    monkeypatch.setattr(hardware, "_PROC", tmp_path / "self")
-    monkeypatch.setattr(hardware, "_cpu_has", features.__contains__)
-    hardware.cpu_prefers_bfloat16.cache_clear()
-    assert hardware.cpu_prefers_bfloat16() is prefers
-    hardware.cpu_prefers_bfloat16.cache_clear()
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"vendor_id\t: {vendor}\n")
+    assert cpu_prefers_bfloat16(lambda feature: feature in features, cpuinfo) is prefers

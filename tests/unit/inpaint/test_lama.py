@@ -1,7 +1,7 @@
-"""LaMa: its arithmetic, pinned; its files in every packing, and files that only pretend.
+"""LaMa: its results, its files in every packing, and files that are refused.
 
-The forward was compared with the original code once (docs/guides/editors.md); the numbers pinned here
-keep it from drifting where that code is not at hand.
+The forward pass was compared with the original code once (docs/guides/editors.md). The numbers here hold it
+to that result, since the original code is not at hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backfire.errors import ModelError
-from backfire.inpaint import lama
 from backfire.inpaint.lama import BIG, MINI, Config, Generator, LamaEditor
 
 PINNED = [  # three channels at each of three pixels
@@ -33,7 +32,7 @@ TINY = Config(base=8, blocks=2)
 
 
 def seeded(config: Config = TINY) -> Generator:
-    """A generator whose every parameter and statistic is drawn, in name order, from one generator."""
+    """A network whose parameters and statistics are all drawn, in the order of their names, from one seed."""
     net = Generator(config).eval()
     rng = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -92,7 +91,7 @@ def test_the_configuration_is_read_off_the_shapes(config: Config) -> None:
         }
 
 
-def test_the_forward_has_not_drifted() -> None:
+def test_the_forward_pass_gives_the_recorded_numbers() -> None:
     image, mask = picture()
     with torch.inference_mode():
         out = seeded()(torch.cat([image * (1 - mask), mask], dim=1))
@@ -116,7 +115,7 @@ def test_bfloat16_stays_close_to_float32() -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_recomputed_blocks_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_blocks_give_the_same_gradient() -> None:
     image, mask = picture()
     editor = LamaEditor("x", "", seeded())
 
@@ -125,7 +124,7 @@ def test_recomputed_blocks_give_the_same_gradient(monkeypatch: pytest.MonkeyPatc
         return torch.autograd.grad(editor.inpaint(leaf, mask).square().sum(), leaf)[0]
 
     kept = gradient()
-    monkeypatch.setattr(lama, "KEPT_BYTES", 0)
+    editor.net.kept_max = 0
     assert torch.equal(gradient(), kept)
 
 
@@ -142,7 +141,7 @@ def test_odd_sizes_are_mirrored_as_iopaint_does() -> None:
 
 
 class Trainer(nn.Module):
-    """Nests the generator as the original trainer and its export do: `model.generator.model.1...`."""
+    """Nests the generator like the original trainer and its export: `model.generator.model.1...`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -165,7 +164,7 @@ class Export(nn.Module):
 
 
 class Callback:
-    """Stands for a class of a library that is not installed; a Lightning checkpoint names some."""
+    """Stands for a class of a library that is not installed, as Lightning checkpoints hold them."""
 
     def __init__(self) -> None:
         self.best = 0.5
@@ -227,7 +226,7 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Pickles to a call of `open`, which leaves a file behind if anybody makes it."""
+    """Pickles to a call of `open` that leaves a file behind if it is made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -237,16 +236,16 @@ class Bomb:
 
 
 def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
-    spoor = tmp_path / "ran"
+    trace = tmp_path / "ran"
     path = tmp_path / "weights"
     state = {f"generator.{k}": v for k, v in seeded().state_dict().items()}
-    torch.save({"state_dict": state, "hyper_parameters": Bomb(spoor)}, path)
-    editor = LamaEditor.load("x", path)  # the tensors are fine, the call was not made
+    torch.save({"state_dict": state, "hyper_parameters": Bomb(trace)}, path)
+    editor = LamaEditor.load("x", path)  # its tensors are good
     assert editor.net.config == TINY
-    path.write_bytes(pickle.dumps({"state_dict": Bomb(spoor)}))
+    path.write_bytes(pickle.dumps({"state_dict": Bomb(trace)}))
     with pytest.raises(ModelError, match="cannot be loaded"):
         LamaEditor.load("x", path)
-    assert not spoor.exists()
+    assert not trace.exists()
 
 
 def damaged(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MAT against its published shapes, its definitions, and files that are not its weights."""
+"""MAT: its published shapes, the definitions of its layers, its files, and files that are refused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NOISY = replace(TINY, noise=True)
 
 
 def tiny(config: Config = TINY) -> MatNet:
-    """A network with weights from numpy's stream, name by name: no version of torch changes them."""
+    """A network with weights drawn by numpy, since torch may draw others in another version."""
     rng = np.random.default_rng(0)
     net = MatNet(config)
     state = net.state_dict()
     for name in sorted(state):
         if not name.endswith(("resample_filter", "attn_mask", "w_avg")):
-            # Modest pictures: clamping would hide differences.
+            # The pictures stay within their range, because clamping would hide differences.
             scale = 0.1 if "toRGB" in name else 1.0
             state[name] = torch.from_numpy(np.asarray(scale * rng.standard_normal(state[name].shape))).float()
     net.load_state_dict(state)
@@ -42,7 +42,7 @@ def tiny(config: Config = TINY) -> MatNet:
 
 
 def published(net: MatNet) -> dict[str, Tensor]:
-    """Its state as files hold it: modulated weights carry a leading axis of one."""
+    """The network's state as files hold it: modulated weights have a leading axis of one."""
     modulated = {
         f"{name}.weight" for name, module in net.named_modules() if isinstance(module, layers.ModulatedConv)
     }
@@ -81,8 +81,8 @@ def test_names_and_shapes_are_the_published_ones(
     assert sum(math.prod(shape) for name, shape in held.items() if not name.endswith(buffers)) == parameters
 
 
-def test_a_tiny_forward_is_what_it_was() -> None:
-    """Pinned when the full network equalled the authors' to 1e-6 of its range on random weights."""
+def test_the_forward_pass_gives_the_recorded_numbers() -> None:
+    """They come from code whose full network equalled the authors' to 1e-6 of its range on random weights."""
     editor = MatEditor("tiny", "0" * 64, tiny())
     image, mask = inputs()
     keep = torch.outer(torch.arange(12), torch.arange(16)).reshape(1, 12, 4, 4) % 3 > 0
@@ -95,8 +95,8 @@ def test_a_tiny_forward_is_what_it_was() -> None:
 PINNED = [[-0.4090, -0.0896, -0.1678], [-0.4943, -0.4430, 0.2247], [-0.4565, -0.3516, 0.1801]]
 
 
-def test_the_latent_is_the_attackers() -> None:
-    """numpy.random.seed(240); numpy.random.randn(1, 512), as in IOPaint."""
+def test_the_latent_is_that_of_iopaint() -> None:
+    """IOPaint draws it by numpy.random.seed(240); numpy.random.randn(1, 512)."""
     latent = MatEditor("tiny", "0" * 64, tiny()).latent
     assert latent[0, :3].tolist() == pytest.approx([-0.58232733, -1.72710963, -0.69454013], abs=1e-6)
 
@@ -111,13 +111,13 @@ def zero_inserted(x: Tensor) -> Tensor:
 
 
 def filtered(x: Tensor, before: int, after: int) -> Tensor:
-    """Channel by channel, with zeros around: the low-pass filter by its definition."""
+    """The low-pass filter by its definition, for each channel, with zeros around the picture."""
     kernel = layers.low_pass().to(x)[None, None]
     planes = F.conv2d(F.pad(x.flatten(0, 1)[:, None], (before, after) * 2), kernel)
     return planes.reshape(*x.shape[:2], *planes.shape[2:])
 
 
-def test_enlarging_is_zeros_between_then_the_filter() -> None:
+def test_enlarging_is_inserting_zeros_and_filtering() -> None:
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = 4 * filtered(zero_inserted(x), 2, 1)
     assert torch.allclose(layers.enlarge(x, layers.low_pass().double()), wanted)
@@ -133,7 +133,7 @@ def test_convolving_up_is_convolving_the_zero_inserted_picture() -> None:
     assert torch.allclose(got, wanted)
 
 
-def test_modulation_equals_a_kernel_a_picture() -> None:
+def test_modulation_equals_a_kernel_for_each_picture() -> None:
     torch.manual_seed(0)
     conv = layers.ModulatedConv(4, 6, 3, 5).eval()
     x, style = torch.randn(3, 4, 8, 8), torch.randn(3, 5)
@@ -157,7 +157,7 @@ def test_partial_convolution_makes_up_for_the_unknown() -> None:
     assert (out[0, 0, 4, :5] == 0).all()
 
 
-def test_windows_are_cut_and_joined() -> None:
+def test_windows_are_split_and_joined() -> None:
     x = torch.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
     cut = layers.to_windows(x, 4)
     assert cut.shape == (12, 16, 3)
@@ -165,11 +165,11 @@ def test_windows_are_cut_and_joined() -> None:
     assert torch.equal(layers.from_windows(cut, 4, 8, 12), x)
 
 
-def test_no_attention_across_the_seam_of_a_shift() -> None:
+def test_there_is_no_attention_across_the_border_that_a_shift_moved_inside() -> None:
     bias = layers.seams(8, 8, 4, 2)
     assert bias.shape == (4, 16, 16)
     assert (bias[0] == 0).all(), "a window away from the border is whole"
-    left, right = 0, 2  # columns 4 and 6 of the shifted grid; the latter came from the other side
+    left, right = 0, 2  # columns 4 and 6 of the shifted grid; the latter was at the other border
     assert bias[1, left, right] == layers.BLOCKED
     assert bias[1, left, 1] == 0
 
@@ -184,7 +184,7 @@ def test_unknown_tokens_are_not_attended_to_until_known() -> None:
     out, seen = block(x, known)
     assert torch.equal(seen[0, :, :, 0], F.pad(torch.ones(4, 4), (0, 4, 0, 4)))
     changed = (block(other, known)[0] != out).any(dim=3)[0].nonzero()
-    assert changed.tolist() == [[1, 1]], "only its own shortcut sees an unknown token"
+    assert changed.tolist() == [[1, 1]], "an unknown token affects itself only, by its shortcut"
     assert not torch.equal(block(other, None)[0][0, 0, 0], block(x, None)[0][0, 0, 0])
 
 
@@ -229,7 +229,7 @@ def test_stored_noise_is_tiled_over_larger_pictures() -> None:
 
 
 def _gradient(editor: MatEditor) -> tuple[Tensor, int]:
-    """By the image, and the bytes kept on the way forward."""
+    """The gradient by the picture, and the bytes that the forward pass kept for it."""
     image, mask = inputs()
     image = image.clone().requires_grad_(True)
     kept = 0
@@ -245,7 +245,7 @@ def _gradient(editor: MatEditor) -> tuple[Tensor, int]:
     return gradient, kept
 
 
-def test_blocks_are_computed_again_rather_than_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputing_blocks_saves_memory_and_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = MatEditor("tiny", "0" * 64, tiny())
     frugal, less = _gradient(editor)
     monkeypatch.setattr(network, "frugal", lambda block, *inputs: block(*inputs))
@@ -255,7 +255,7 @@ def test_blocks_are_computed_again_rather_than_kept(monkeypatch: pytest.MonkeyPa
     assert 3 * less < more
 
 
-def test_mixed_precision_fills_and_differentiates() -> None:
+def test_mixed_precision_changes_an_edit_little_and_has_gradients() -> None:
     editor = MatEditor("tiny", "0" * 64, tiny())
     image, mask = inputs()
     wanted = editor.inpaint(image, mask)
@@ -289,7 +289,7 @@ def test_a_state_dict_is_loaded(tmp_path: Path, suffix: str) -> None:
 
 
 def published_file(path: Path, config: Config, **changes: Tensor | None) -> Path:
-    """Names and shapes of a network; the values are one number, so that the file is small."""
+    """A file with a network's names and shapes, small because all values of a tensor share one number."""
     state: dict[str, Any] = {name: torch.zeros(()).expand(shape) for name, shape in shapes(config).items()}
     state |= changes
     torch.save({name: value for name, value in state.items() if value is not None}, path)
@@ -297,7 +297,7 @@ def published_file(path: Path, config: Config, **changes: Tensor | None) -> Path
 
 
 @pytest.mark.parametrize(("resolution", "noise"), [(512, False), (512, True), (256, True)])
-def test_the_file_tells_resolution_and_noise(tmp_path: Path, resolution: int, noise: bool) -> None:
+def test_resolution_and_noise_are_read_from_the_file(tmp_path: Path, resolution: int, noise: bool) -> None:
     config = Config(resolution, noise=noise)
     editor = MatEditor.load("mat", published_file(tmp_path / "w.pth", config))
     assert editor.net.config == config
@@ -365,7 +365,9 @@ def test_other_files_are_refused_with_a_remedy(
         ("a.weight", torch.zeros(2), r"a\.weight: got \(2,\), expected nothing"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, key: str, value: Tensor | None, told: str) -> None:
+def test_the_first_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, key: str, value: Tensor | None, told: str
+) -> None:
     path = published_file(tmp_path / "w.pth", TINY, **{key: value})
     with pytest.raises(ModelError, match=f"1 names or shapes differ, the first at {told}"):
         MatEditor.load("mat", path, config=TINY)

@@ -1,4 +1,4 @@
-"""One-file models: loaded only when trusted and unchanged, and held to what they promise."""
+"""One-file models are loaded only if they are trusted and unchanged, and their results are checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backfire.errors import ConfigError, ModelError
+from backfire.inpaint.options import ScriptedOptions
 from backfire.inpaint.scripted import ScriptedEditor
 from tests.support import scripts
 
@@ -21,19 +22,16 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test if the file's code is as much as looked at."""
-
-    def load(*_: object, **__: object) -> None:
-        raise AssertionError("the file was loaded")
-
-    monkeypatch.setattr(torch.jit, "load", load)
-    monkeypatch.setattr(torch.export, "load", load)
+def unloadable(tmp_path: Path) -> Path:
+    """A file that is no model, of which loading it would be the first error."""
+    path = tmp_path / "unloadable.pt"
+    path.write_bytes(b"not a model")
+    return path
 
 
 def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        ScriptedEditor.load("mine", path, **options)
+        ScriptedEditor.load("mine", path, ScriptedOptions(**options))
     assert not caught.value.retryable
     return caught.value.message
 
@@ -44,26 +42,25 @@ def inputs() -> tuple[Tensor, Tensor]:
     return torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(1)), mask
 
 
-@pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize("trusted", [{}, {"trust": True}, {"sha256": "0" * 64}, {"trust": "yes"}])
-def test_without_trust_and_digest_nothing_is_loaded(
-    script: tuple[Path, str], trusted: dict[str, Any]
-) -> None:
-    message = refusal(script[0], **trusted)
+def test_without_trust_and_digest_nothing_is_loaded(unloadable: Path, trusted: dict[str, Any]) -> None:
+    message = refusal(unloadable, **trusted)
     assert "such a file is code" in message
     assert "set trust: true and sha256" in message
 
 
-@pytest.mark.usefixtures("unloadable")
-def test_another_digest_is_refused_before_loading(script: tuple[Path, str]) -> None:
-    path, sha256 = script
-    message = refusal(path, sha256="0" * 64, trust=True)
-    assert f"has SHA-256 {sha256}, expected {'0' * 64}" in message
+def test_another_digest_is_refused_before_loading(unloadable: Path) -> None:
+    message = refusal(unloadable, sha256="0" * 64, trust=True)
+    digest = hashlib.sha256(unloadable.read_bytes()).hexdigest()
+    assert f"has SHA-256 {digest}, expected {'0' * 64}" in message
 
 
 def test_the_digest_may_be_written_in_capitals(script: tuple[Path, str]) -> None:
     path, sha256 = script
-    assert ScriptedEditor.load("mine", path, sha256=sha256.upper(), trust=True).weights_sha256 == sha256
+    assert (
+        ScriptedEditor.load("mine", path, ScriptedOptions(sha256=sha256.upper(), trust=True)).weights_sha256
+        == sha256
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -83,7 +80,7 @@ def test_other_files_are_refused(script: tuple[Path, str], tmp_path: Path, conte
 
 def test_the_fill_is_the_models_and_its_weights_are_frozen(script: tuple[Path, str]) -> None:
     path, sha256 = script
-    editor = ScriptedEditor.load("mine", path, sha256=sha256, trust=True)
+    editor = ScriptedEditor.load("mine", path, ScriptedOptions(sha256=sha256, trust=True))
     torch.manual_seed(0)
     image, mask = inputs()
     expected = scripts.Tiny()(image * (1 - mask), mask)
@@ -94,7 +91,7 @@ def test_the_fill_is_the_models_and_its_weights_are_frozen(script: tuple[Path, s
 
 
 class Fixed(nn.Module):
-    """Knows one size, as models with a reshape often do."""
+    """Takes pictures of one size only, like many models with a reshape."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         return image.reshape(1, 3, 64, 64)
@@ -115,7 +112,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize("said", ["CUDA error: unspecified launch failure", "CUDA out of memory. Tried"])
-def test_what_befalls_the_device_is_not_put_down_to_the_model(said: str) -> None:
+def test_a_failure_of_the_device_is_not_taken_for_one_of_the_model(said: str) -> None:
     def failing(*_: Tensor) -> Tensor:
         raise RuntimeError(said)
 
@@ -133,9 +130,11 @@ def test_what_befalls_the_device_is_not_put_down_to_the_model(said: str) -> None
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_models_that_break_their_promise_are_named(tmp_path: Path, module: nn.Module, message: str) -> None:
+def test_a_result_of_the_wrong_kind_is_an_error_that_names_the_model(
+    tmp_path: Path, module: nn.Module, message: str
+) -> None:
     path, sha256 = scripts.save(tmp_path / "model", module=module)
-    editor = ScriptedEditor.load("mine", path, sha256=sha256, trust=True)
+    editor = ScriptedEditor.load("mine", path, ScriptedOptions(sha256=sha256, trust=True))
     with pytest.raises(ModelError) as caught:
         editor.inpaint(*inputs())
     assert caught.value.message.startswith("editor mine: ")
@@ -145,4 +144,4 @@ def test_models_that_break_their_promise_are_named(tmp_path: Path, module: nn.Mo
 def test_an_impossible_multiple_is_named(script: tuple[Path, str]) -> None:
     path, sha256 = script
     with pytest.raises(ConfigError, match="multiple: got 0, expected whole pixels from 1"):
-        ScriptedEditor.load("mine", path, sha256=sha256, trust=True, multiple=0)
+        ScriptedEditor.load("mine", path, ScriptedOptions(sha256=sha256, trust=True, multiple=0))

@@ -1,9 +1,11 @@
-"""The pieces methods are made of: transforms, clean edits, the budget by contrast masking."""
+"""The parts of methods: transforms, clean edits, the budget by contrast masking."""
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,19 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from backfire import inpaint
+from backfire.attack_paths import cropping
 from backfire.attack_paths.tensors import to_picture
 from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
+from backfire.inpaint.base import Editor
 from backfire.perturb import contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
-from backfire.perturb.transforms import Transform, jpeg, transforms
-from backfire.types import Budget, Rgb
+from backfire.perturb.methods.iterative import IterativeMethod, Search, neediest, sign_step
+from backfire.perturb.optimiser import Paths
+from backfire.perturb.transforms import Transform, chained, jpeg, transforms
+from backfire.types import Box, Budget, Region, Rgb
+from benchmarks import battery
 from tests.support.pictures import photo
 
 
 class Counting:
-    """An editor that fills with the mean of what it sees, and counts its edits."""
+    """An editor that fills with the mean of its input, and counts its edits."""
 
     name, multiple, weights_sha256, blind = "counting", 1, "0" * 64, False
 
@@ -44,8 +51,8 @@ def as_tensor(rgb: Rgb) -> Tensor:
 
 
 @pytest.mark.parametrize("quality", [25, 50, 75, 95])
-def test_our_jpeg_is_the_codecs(quality: int) -> None:
-    """Against Pillow's, at a size that is no multiple of 16; upsampling of chroma may differ a little."""
+def test_the_jpeg_transform_computes_what_the_codec_does(quality: int) -> None:
+    """Compared with Pillow at a size that is no multiple of 16; upsampling of chroma may differ a little."""
     rgb: Rgb = np.asarray(photo((121, 203)))
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "JPEG", quality=quality, subsampling=2)
@@ -55,14 +62,28 @@ def test_our_jpeg_is_the_codecs(quality: int) -> None:
     assert float((got - want).abs().mean()) < float((as_tensor(rgb) - want).abs().mean())
 
 
-def test_the_gradient_passes_the_codec() -> None:
+def test_the_gradient_passes_the_jpeg_transform() -> None:
     image = as_tensor(np.asarray(photo((48, 64)))).requires_grad_(True)
     (gradient,) = torch.autograd.grad(jpeg(image, 75).sum(), image)
     assert torch.isfinite(gradient).all()
     assert float(gradient.abs().mean()) > 0.5
 
 
-def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
+def test_the_chain_computes_what_two_sites_do_and_passes_the_gradient() -> None:
+    """JPEG 75, Pillow's Lanczos to half the size, JPEG 75; compared with the real codec and filter."""
+    rgb: Rgb = np.asarray(photo((121, 203)))
+    got = chained(as_tensor(rgb))
+    once, _ = battery.chained(rgb, np.zeros(rgb.shape[:2], np.bool_))
+    want = as_tensor(once)
+    assert got.shape == want.shape == (1, 3, 102, 60)
+    assert float((got - want).abs().mean()) * 255 < 1.5
+    variable = as_tensor(rgb).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(chained(variable).sum(), variable)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient.abs().mean()) > 0.1
+
+
+def test_the_first_transform_changes_nothing_and_the_others_are_those_asked_for() -> None:
     assert transforms(()) == transforms(("paths", "resize")) == [Transform()]
     many = transforms(("jpeg", "blur"))
     assert many[0] == Transform()
@@ -71,7 +92,7 @@ def test_views_start_with_the_plain_one_and_name_what_to_be_robust_to() -> None:
     assert any(transform.noise for transform in many)
 
 
-def test_a_view_changes_what_it_says_and_lets_the_gradient_through() -> None:
+def test_a_transform_does_what_it_says_and_passes_the_gradient() -> None:
     image = as_tensor(np.asarray(photo((96, 128))))
     assert torch.equal(Transform()(image, np.random.default_rng(0)), image)
     soft = Transform(blur=1.0)(image, np.random.default_rng(0))
@@ -112,7 +133,7 @@ def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     assert editor.edits == 3 + 12 + 8
 
 
-def test_edits_to_keep_that_are_off_are_looked_at_more_often() -> None:
+def test_benign_edits_that_have_changed_are_drawn_more_often() -> None:
     edits = Edits(crop(task()), [Counting(), Counting()], np.random.default_rng(0))
 
     def kinds(count: int) -> list[str]:
@@ -128,7 +149,7 @@ def test_edits_to_keep_that_are_off_are_looked_at_more_often() -> None:
     assert kinds(4) == ["full", "far", "dilated", "full"]
 
 
-def test_what_an_edit_is_off_by_is_near_one_less_its_ssim() -> None:
+def test_the_relative_error_is_near_one_minus_ssim() -> None:
     work = task()
     generator = torch.Generator().manual_seed(0)
     mask = torch.from_numpy(work.protected)[None, None].float()
@@ -177,7 +198,7 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
     assert all(edits.drawn().breaks for _ in range(6))
 
 
-def test_flat_areas_get_less_of_the_budget_and_an_edge_does_not_lend_it() -> None:
+def test_flat_areas_get_less_of_the_budget_also_beside_a_textured_area() -> None:
     rgb = np.full((64, 128, 3), 128, dtype=np.uint8)
     rgb[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
     share = contrast_masking.budget_share(rgb, 0.4)
@@ -188,41 +209,52 @@ def test_flat_areas_get_less_of_the_budget_and_an_edge_does_not_lend_it() -> Non
     assert (contrast_masking.budget_share(rgb, 1.0) == 1).all()
 
 
-def test_clean_edits_are_held_only_where_they_are_looked_at() -> None:
-    """Two dozen lines of text in one crop would otherwise hold gigabytes."""
+def tensor_bytes() -> int:
+    """The bytes of all tensors that are in use and have memory: fake ones of other tests have none."""
+    gc.collect()
+    # By type, since isinstance would wake proxies of libraries, some of which warn.
+    tensors = [one for one in gc.get_objects() if type(one) in (Tensor, torch.nn.Parameter)]
+    storages = [one.untyped_storage() for one in tensors if one.device.type == "cpu"]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
+
+def test_of_clean_edits_only_the_pixels_that_count_are_kept_in_memory() -> None:
+    """The clean edits of two dozen lines of text in one crop would otherwise take gigabytes."""
     mask = np.zeros((120, 160), dtype=np.bool_)
     mask[40:60, 70:100] = True
     image = torch.rand(1, 3, 120, 160, generator=torch.Generator().manual_seed(0))
-    editor = inpaint.get("latent-mini")
+    editor = inpaint.get("flux2-mini")
+    want = editor.inpaint(image, torch.from_numpy(mask)[None, None].float())[0, :, mask].detach()
     found = Edits(EditorInput(image, mask, mask), [editor], np.random.default_rng(0))
+    before = tensor_bytes()
     edit = found.take("full")
     assert edit is not None
-    want = editor.inpaint(image, edit.mask)[0, :, mask]
-    assert edit.clean[0].shape == image.shape
-    assert torch.allclose(edit.clean[0][0, :, mask], want, atol=0.05), "but for the precision of autocast"
-    assert (edit.clean[0][0, :, ~mask] == 0).all()
+    clean = edit.clean[0]
+    del edit
+    assert tensor_bytes() - before - clean.untyped_storage().nbytes() == mask.sum() * 3 * 4
+    assert clean.shape == image.shape
+    assert torch.allclose(clean[0, :, mask], want, atol=0.05), "up to the precision of autocast"
+    assert (clean[0, :, ~mask] == 0).all()
     again = found.take("full")
     assert again is not None
-    assert torch.equal(again.clean[0], edit.clean[0])
-    held = sum(part.part.untyped_storage().nbytes() for parts in found._known.values() for part in parts)
-    assert held == mask.sum() * 3 * 4
+    assert torch.equal(again.clean[0], clean)
 
 
 @pytest.fixture
-def asked_for_order() -> Iterator[None]:
-    """As `protect.pick_device` leaves torch for a GPU."""
+def deterministic() -> Iterator[None]:
+    """Torch in the state in which `protect.pick_device` leaves it for a GPU."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.usefixtures("asked_for_order")
-def test_sums_have_their_order_where_operators_can_and_draws_are_the_same_where_they_cannot() -> None:
+@pytest.mark.usefixtures("deterministic")
+def test_operators_are_deterministic_if_they_can_be_and_a_retry_without_that_draws_the_same() -> None:
     missing = "padding does not have a deterministic implementation"
     wrapped = ModelError(Code.MODEL, f"editor mine: failed ({missing})", retryable=False)
 
     def asked(able: bool, refusal: Exception = wrapped) -> list[bool]:
-        """Whether order was asked for strictly, try by try, of three gradients."""
+        """For each try at three gradients, whether torch had to refuse indeterministic operators."""
         strict, editor = [], Counting()
         rng, alike = np.random.default_rng(1), np.random.default_rng(1)
 
@@ -242,8 +274,8 @@ def test_sums_have_their_order_where_operators_can_and_draws_are_the_same_where_
     assert asked(able=False) == asked(False, RuntimeError(missing)) == [True, False, False, False]
 
 
-@pytest.mark.usefixtures("asked_for_order")
-def test_other_errors_are_not_tried_again() -> None:
+@pytest.mark.usefixtures("deterministic")
+def test_work_that_fails_for_another_reason_is_not_repeated() -> None:
     tries = []
 
     def work() -> None:
@@ -253,3 +285,116 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         in_fixed_order(Counting(), np.random.default_rng(1), work)
     assert tries == [1]
+
+
+@pytest.mark.parametrize(("grids", "kept"), [(1, 0.1), (3, 0.45)])
+def test_coarse_grids_survive_where_a_tool_shrinks_the_picture(grids: int, kept: float) -> None:
+    """Of a step along random gradients; and it is no larger than the step of a single grid."""
+    image = torch.full((1, 3, 64, 64), 0.5)
+    whole = np.ones((64, 64), np.bool_)
+    work = Task(image, [whole], whole, torch.ones(1, 1, 64, 64), Budget(6), grids=grids)
+    gradient = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    step = sign_step(work, 1)(gradient, 0)
+    assert float(step.abs().max()) <= 0.5 * work.budget.unit + 1e-6
+    small = torch.nn.functional.avg_pool2d(step, 4)
+    share = float(small.square().mean() / step.square().mean())
+    assert share > kept if grids > 1 else share < kept
+
+
+def test_half_of_the_looks_are_at_the_first_path_and_most_others_where_edits_break_least() -> None:
+    image, mask = torch.rand(1, 3, 16, 16), np.ones((16, 16), np.bool_)
+    rng = np.random.default_rng(0)
+    first, broken, whole = (Edits(EditorInput(image, mask, mask), [Counting()], rng) for _ in range(3))
+    edit = broken.take("full")
+    assert edit is not None
+    broken.note_error(edit, 0, 0.9)
+    drawn = [neediest([[first, broken], [whole]], rng) for _ in range(400)]
+    assert 170 <= sum(one is first for one in drawn) <= 230
+    assert 10 <= sum(one is broken for one in drawn) <= 40, "a tenth of the others"
+    assert neediest([[first]], rng) is first
+
+
+class Still(IterativeMethod):
+    """Looks at the edit and never takes a step."""
+
+    stepper = staticmethod(lambda task, iterations: lambda gradient, iteration: torch.zeros_like(gradient))
+
+    def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
+        return surrogate.inpaint(image, mask)
+
+
+def test_a_run_begins_with_the_stored_start_that_breaks_most() -> None:
+    """Of three tiles the editor answers to the last one alone; they are repeated over the crop."""
+    image, whole = torch.full((1, 3, 40, 24), 0.5), np.ones((40, 24), np.bool_)
+    stored = torch.stack([torch.full((3, 16, 16), share) for share in (0.1, -0.2, 1.0)])
+    work = Task(image, [whole], whole, torch.ones(1, 1, 40, 24), Budget(6), starts=stored)
+    made = Still().run(
+        work,
+        [Counting()],
+        iterations=1,
+        target="away",
+        rng=np.random.default_rng(0),
+        progress=lambda *_: None,
+    )
+    assert torch.allclose(made.perturbation, torch.full_like(image, 6 / 255))
+
+
+def test_the_gradient_of_each_path_is_remembered_while_others_are_looked_at() -> None:
+    """Two paths see one half of the crop each: a look at one of them alone says nothing of the other half."""
+    image, whole = torch.full((1, 3, 16, 16), 0.5), np.ones((16, 16), np.bool_)
+
+    def half(left: bool) -> EditorInput:
+        kept = torch.zeros(1, 1, 16, 16)
+        kept[..., :8] = float(left)
+        kept[..., 8:] = float(not left)
+        return EditorInput(image, whole, whole, lambda perturbation: perturbation * kept)
+
+    work = Task(
+        image, [whole], whole, torch.ones(1, 1, 16, 16), Budget(6), paths=[[[half(True), half(False)]]]
+    )
+    search = Search(Still(), replace(work, by_need=True), [Counting()], "away", np.random.default_rng(0))
+    start = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)) / 50
+    for gradient in [search.gradient(start) for _ in range(12)][6:]:
+        assert float(gradient[..., :8].abs().min()) > 0
+        assert float(gradient[..., 8:].abs().min()) > 0
+
+
+def test_the_crop_is_looked_at_as_the_tools_hand_it_over() -> None:
+    """Near the border IOPaint moves its crop inwards: what is optimised is that crop, not ours."""
+    rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))
+    inputs = {}
+    for name, box in (("inside", Box(400, 300, 460, 360)), ("border", Box(20, 300, 80, 360))):
+        region = Region(box, "x", 1.0, "x")
+        (crop,) = cropping.plan([region], 700, 900, margin=128, work=800)
+        paths = Paths(rgb, [crop], (), ("iopaint",), torch.device("cpu"))
+        (((found,),)) = paths.of(region, crop, np.random.default_rng(0))
+        inputs[name] = found, crop
+    found, crop = inputs["inside"]
+    assert found.place is None
+    assert found.image.shape[-2:] == crop.size == (316, 316)
+    found, crop = inputs["border"]
+    assert crop.size == (316, 208)
+    assert found.image.shape[-2:] == (320, 320), "316 x 316 px, up to a multiple of 8"
+    assert found.mask.sum() == 60 * 60
+
+
+def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:
+    """The input is half as large; without a perturbation it is the clean picture after the same sites."""
+    rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))
+    region = Region(Box(400, 300, 460, 360), "x", 1.0, "x")
+    (crop,) = cropping.plan([region], 700, 900, margin=128, work=800)
+    paths = Paths(rgb, [crop], ("chain",), ("iopaint",), torch.device("cpu"))
+    (_, (found,)) = paths.of(region, crop, np.random.default_rng(0))
+    still = torch.zeros((1, 3, *crop.size))
+    box = region.box.grown(256, 900, 700)
+    assert found.image.shape[-2:] == (box.height // 2, box.width // 2)
+    assert found.mask.sum() == 30 * 30
+    assert torch.equal(found.perturbed(still), found.image)
+    clean = as_tensor(battery.chained(rgb[box.slices], np.zeros((box.height, box.width), np.bool_))[0])
+    assert float((found.image - clean).abs().mean()) * 255 < 1.5
+    moved = still.clone()
+    moved[..., 128:188, 128:188] = 12 / 255
+    change = (found.perturbed(moved) - found.image).mean(dim=1)[0] * 255
+    inside = torch.from_numpy(found.mask)
+    assert float(change[inside].mean()) == pytest.approx(12, abs=3)
+    assert float(change[~inside].abs().mean()) < 1

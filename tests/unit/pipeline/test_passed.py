@@ -1,4 +1,4 @@
-"""Pictures without a region: what is written anew is decoded again, protected or not."""
+"""Pictures without a region are decoded again, too, before they are published."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings(folder: Path, kind: Any) -> Settings:
 
 
 @pytest.mark.parametrize("kind", ["same", "jpeg"])
-def test_a_picture_without_region_is_told_by_how_much_it_changed(tmp_path: Path, kind: str) -> None:
+def test_the_receipt_of_a_picture_without_region_says_how_much_it_changed(tmp_path: Path, kind: str) -> None:
     data = file(scene(), "PNG")
     result = protect(data, Source("cat.png"), settings(tmp_path, kind))
     assert result.verdict is Verdict.UNPROTECTED

@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from backfire.errors import ConfigError
-from backfire.service import endpoint as endpoints
 from backfire.service.endpoint import CONNECTIONS_MAX, LOOPBACK_HOSTS, Answer, Endpoint
 from tests.support.sandbox import wait_for
 
@@ -46,10 +45,13 @@ def hanging() -> Iterator[Hanging]:
     page.go.set()
 
 
+ALLOWED = ["metrics.example.org", "*.proxy.example"]
+
+
 @pytest.fixture
 def endpoint(hanging: Hanging) -> Iterator[Endpoint]:
     pages: dict[str, Callable[[], Answer]] = {"/hello": hello, "/hanging": hanging, "/broken": broken}
-    found = Endpoint(("127.0.0.1", 0), pages, ["metrics.example.org", "*.proxy.example"])
+    found = Endpoint(("127.0.0.1", 0), pages, ALLOWED, connection_s=5.0, answer_s=0.5)
     found.start()
     yield found
     found.close()
@@ -112,7 +114,7 @@ def test_this_machine_and_the_allowed_hosts_are_answered(endpoint: Endpoint, hos
     ],
 )
 def test_a_strange_host_is_refused_on_every_page(endpoint: Endpoint, host: str) -> None:
-    """A web page whose name was pointed at this machine must not read what is told to this machine."""
+    """A web page whose host name was made to resolve to this machine must not read these pages."""
     for page in ("/hello", "/elsewhere"):
         status, text = get(endpoint, page, host)
         assert (status, "hello" in text) == (400, False)
@@ -125,7 +127,7 @@ def test_a_host_in_the_request_line_does_not_stand_in_for_the_header(endpoint: E
     assert ask(endpoint, "GET /hello HTTP/1.1", "Host: evil.com", "X-Forwarded-Host: localhost")[0] == 400
 
 
-def test_it_names_itself_and_serves_one_request_a_connection(endpoint: Endpoint) -> None:
+def test_the_server_names_itself_and_serves_one_request_per_connection(endpoint: Endpoint) -> None:
     status, text = ask(endpoint, "HEAD /hello HTTP/1.1", "Host: localhost", "Connection: keep-alive")
     assert (status, "hello" in text) == (200, False)
     assert "\nserver: backfire/" in text.lower()
@@ -137,26 +139,26 @@ def test_what_is_no_request_ends_the_connection(endpoint: Endpoint) -> None:
     assert get(endpoint)[0] == 200
 
 
-def test_headers_without_end_are_not_kept(endpoint: Endpoint) -> None:
+def test_endless_headers_end_the_connection(endpoint: Endpoint) -> None:
     endless = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n" + (b"X: " + b"x" * 65536 + b"\r\n") * 1000
     with connect(endpoint) as client, pytest.raises(ConnectionError):
         client.sendall(endless)
     assert get(endpoint)[0] == 200
 
 
-def test_a_slow_client_is_disconnected_and_holds_nobody_up(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoints, "CONNECTION_S", 1.0)
+def test_a_slow_client_is_disconnected_and_delays_nobody() -> None:
+    endpoint = Endpoint(("127.0.0.1", 0), {"/hello": hello}, connection_s=1.0)
+    endpoint.start()
     with connect(endpoint) as mute:
         mute.sendall(b"GET /hel")
         assert get(endpoint)[0] == 200
         began = time.monotonic()
         assert was_disconnected(mute)
         assert time.monotonic() - began < 10
+    endpoint.close()
 
 
-def test_more_clients_than_it_takes_are_turned_away_and_do_no_harm(endpoint: Endpoint) -> None:
+def test_clients_beyond_the_limit_are_turned_away_and_do_no_harm(endpoint: Endpoint) -> None:
     with ExitStack() as held:
         clients = [held.enter_context(connect(endpoint)) for _ in range(CONNECTIONS_MAX)]
         wait_for(lambda: endpoint.clients == CONNECTIONS_MAX, seconds=10)
@@ -168,10 +170,7 @@ def test_more_clients_than_it_takes_are_turned_away_and_do_no_harm(endpoint: End
     assert get(endpoint)[0] == 200
 
 
-def test_a_page_that_hangs_costs_one_thread_and_no_other_page(
-    endpoint: Endpoint, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoints, "ANSWER_S", 0.5)
+def test_a_page_that_hangs_costs_one_thread_and_no_other_page(endpoint: Endpoint, hanging: Hanging) -> None:
     for _ in range(2):
         status, text = get(endpoint, "/hanging")
         assert (status, "not computed within 0.5 s" in text) == (503, True)
@@ -221,7 +220,7 @@ def test_a_taken_address_is_a_configuration_error() -> None:
             Endpoint(("127.0.0.1", port), {"/hello": hello})
 
 
-def test_where_the_unit_lets_no_network_in_the_drop_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_unit_allows_no_network_the_drop_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def shut(*_: object, **__: object) -> None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 

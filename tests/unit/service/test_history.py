@@ -1,4 +1,4 @@
-"""What is forgotten, under clocks that leap."""
+"""Which ended jobs are forgotten, and that a clock that leaps ahead costs none."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_a_clock_that_leaps_forgets_nothing_until_it_is_set_right(store: Store, 
         for _ in range(23):
             clocks.pass_(3600)
             assert history.prune(365) == 0
-    assert [line["event"] for line in lines] == ["clock_jump"], "once"
+    assert [line["event"] for line in lines] == ["clock_jump"], "it is logged once"
     clocks.wall -= 10 * YEAR
     clocks.pass_(2 * DAY_S)
     assert history.prune(365) == 0
     assert len(store.jobs()) == 1
 
 
-def test_nor_over_restarts(store: Store, clocks: Clocks) -> None:
+def test_a_clock_that_leapt_before_a_restart_forgets_nothing(store: Store, clocks: Clocks) -> None:
     started(store, clocks).prune(365)
     clocks.wall += 10 * YEAR
     for _ in range(5):
@@ -76,13 +76,13 @@ def test_nor_over_restarts(store: Store, clocks: Clocks) -> None:
         assert history.prune(365) == 0
 
 
-def test_nor_where_an_older_version_kept_the_database(store: Store, clocks: Clocks) -> None:
+def test_a_clock_that_leapt_before_an_upgrade_forgets_nothing(store: Store, clocks: Clocks) -> None:
     store.set_fact("daemon", {}, at=clocks.wall)
     clocks.wall += 10 * YEAR
     assert started(store, clocks).prune(365) == 0
 
 
-def test_after_a_long_holiday_it_goes_on_a_day_later(store: Store, clocks: Clocks) -> None:
+def test_after_a_year_out_of_use_it_forgets_again_a_day_later(store: Store, clocks: Clocks) -> None:
     started(store, clocks).prune(365)
     clocks.wall += 2 * YEAR
     history = started(store, clocks)
@@ -91,7 +91,7 @@ def test_after_a_long_holiday_it_goes_on_a_day_later(store: Store, clocks: Clock
     assert history.prune(365) == 1
 
 
-def test_a_clock_that_is_set_back_is_no_trouble(store: Store, clocks: Clocks) -> None:
+def test_a_clock_that_is_set_back_forgets_nothing(store: Store, clocks: Clocks) -> None:
     history = started(store, clocks)
     clocks.wall -= 5 * YEAR
     assert history.prune(365) == 0

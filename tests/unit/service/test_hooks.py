@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import sys
 import threading
@@ -17,12 +19,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from backfire import advice
 from backfire.config import Settings, parse
-from backfire.errors import PublishError
-from backfire.files import outbox
-from backfire.service.hooks import webhook
 from backfire.service.hooks.courier import LONGEST_S, Courier
-from backfire.service.hooks.webhook import DeliveryFailed, masked, post
+from backfire.service.hooks.webhook import DeliveryFailed, exchange, masked, post
 from backfire.types import Job, JobState, Verdict
 from tests.support.sandbox import wait_for
 
@@ -33,7 +33,7 @@ JOB = Job(
 
 
 class Receiver(HTTPServer):
-    """Answers with the next of `answers`, then 204; keeps what came."""
+    """Answers with the next status of `answers`, or 204 when none is left; keeps the requests."""
 
     def __init__(self) -> None:
         self.answers: list[int] = []
@@ -92,13 +92,15 @@ def test_a_webhook_gets_the_documented_payload(tmp_path: Path, receiver: Receive
     assert len(waiting(tmp_path)) == 1, "written down before it is sent"
     assert courier.step() is None
     ((path, headers, payload),) = receiver.requests
+    assert (said := advice.of(JOB)) is not None
     assert path == "/hook?token=s3cret"
     assert headers["Authorization"] == "Basic dXNlcjpwQHNz"
     assert headers["Idempotency-Key"] == payload["id"] == "0123456789abcdef-7-published"
     assert payload == {
         "id": "0123456789abcdef-7-published", "event": "published", "at": "1970-01-01T00:01:40Z", "job": 7,
         "file": "desk/caf\\xe9.png", "folder": str(tmp_path / "outbox"), "output": "desk/caf\\xe9.png",
-        "verdict": "weak", "code": None, "message": None, "attempts": 0,
+        "verdict": "weak", "code": None, "attempts": 0,
+        "message": str(said), "details": "", "page": said.page,
         "input_sha256": "a" * 64, "output_sha256": "b" * 64,
     }  # fmt: skip
     assert waiting(tmp_path) == []
@@ -113,7 +115,7 @@ def test_failures_are_tried_again_later_and_given_up(tmp_path: Path, receiver: R
     courier(replace(JOB, state=JobState.FAILED, code="empty", message="p.png: is empty"))
     with capture_logs() as lines:
         assert courier.step() == 5.0
-        assert courier.step() == 5.0, "not before its time"
+        assert courier.step() == 5.0, "it is not sent before it is due"
         clock.now += 5
         assert courier.step() == 10.0
         clock.now += 10
@@ -144,7 +146,7 @@ def test_what_was_not_delivered_survives_a_restart(tmp_path: Path, receiver: Rec
     assert waiting(tmp_path) == []
 
 
-def test_only_the_chosen_events_are_told(tmp_path: Path) -> None:
+def test_only_the_chosen_events_are_delivered(tmp_path: Path) -> None:
     courier = Courier(configured(tmp_path, command=["true"], events=["failed"]))
     for state in JobState:
         courier(replace(JOB, state=state))
@@ -188,8 +190,6 @@ def test_what_a_command_may_do_wrong(tmp_path: Path, command: list[str], says: s
 
 
 def test_a_silent_webhook_costs_a_timeout(receiver: Receiver) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as mute:
         with pytest.raises(DeliveryFailed, match=r"no (answer|connection)"):
             post(f"http://127.0.0.1:{mute.getsockname()[1]}/?token=s3cret", b"{}", "id", 0.2)
@@ -199,15 +199,14 @@ def test_a_silent_webhook_costs_a_timeout(receiver: Receiver) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_handshake_that_ends_by_its_own_clock_is_no_answer() -> None:
-    """Two clocks run, that of the socket and that of the delivery: whichever is first says the same."""
+def test_a_handshake_that_the_socket_times_out_is_no_answer() -> None:
+    """The socket's timeout may end a delivery before its deadline does; both give the same message."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        request = webhook._request(f"https://127.0.0.1:{silent.getsockname()[1]}/", b"{}", "id")
-        lines: list[socket.socket] = []
+        opened: list[socket.socket] = []
         with pytest.raises(DeliveryFailed, match=r"no answer within 0\.2 s"):
-            webhook._send(request, 0.2, lines)
-        for line in lines:
-            line.close()
+            exchange(f"https://127.0.0.1:{silent.getsockname()[1]}/", b"{}", "id", 0.2, opened)
+        for one in opened:
+            one.close()
 
 
 @pytest.mark.parametrize(
@@ -246,18 +245,19 @@ def test_a_receiver_that_answers_drop_by_drop_is_not_waited_for(
 def test_a_full_disk_loses_the_message_and_not_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise PublishError("cannot be written (No space left on device)")
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(outbox, "replace", full)
+    monkeypatch.setattr(os, "fsync", full)
     courier = Courier(configured(tmp_path, command=["true"]))
     with capture_logs() as lines:
         courier(JOB)
     assert [line["event"] for line in lines] == ["hook_lost"]
+    assert "No space left on device" in lines[0]["error"]
     assert courier.given_up == 1
 
 
-def test_unreadable_and_orphaned_deliveries_are_told(tmp_path: Path) -> None:
+def test_unreadable_and_orphaned_deliveries_are_logged(tmp_path: Path) -> None:
     courier = Courier(configured(tmp_path, command=["true"]))
     courier(JOB)
     (tmp_path / "state" / "hooks" / "bad.json").write_text("{")

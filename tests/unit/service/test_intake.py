@@ -1,16 +1,19 @@
-"""What is taken in when, over the real store and folders, with a clock moved by hand."""
+"""When files of the inbox are taken in; with the real store and folders, and a clock that the test moves."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backfire.files.inbox import Hints
+from backfire.service.worker.protocol import Finished, Order
 from benchmarks.soak import png
 from tests.support.house import House, house
 
@@ -23,7 +26,7 @@ def test_a_done_marker_is_waited_for_and_goes_with_the_original(house: Callable[
     (inbox / "a.png").write_bytes(png("a"))
     (inbox / "b.png").write_bytes(png("b"))
     home.turn(times=50)
-    assert home.states() == ["settling", "settling"], "however long they stand still"
+    assert home.states() == ["settling", "settling"], "however long they stay unchanged"
     (inbox / "a.png.done").touch()
     (inbox / "b.done").touch()
     home.turn(times=8)
@@ -62,7 +65,7 @@ def test_a_proof_that_two_pictures_share_stays_for_the_second(house: Callable[..
     assert home.files("inbox") == {}
 
 
-def test_a_picture_in_a_folder_named_masks_is_one_once_no_picture_claims_it(
+def test_a_file_in_a_folder_named_masks_is_a_picture_if_no_picture_claims_it(
     house: Callable[..., House],
 ) -> None:
     home = house(watch={"settle_s": 1, "mask_wait_s": 5, "rescan_s": 1})
@@ -122,3 +125,75 @@ def test_hints_change_their_mode(tmp_path: Path, mode: str) -> None:
         assert hints.mode == mode
     finally:
         hints.close()
+
+
+def begun(home: House, name: str) -> int:
+    """Drops a picture, and returns the seconds until the work on it begins."""
+    (home.base / "inbox" / name).parent.mkdir(parents=True, exist_ok=True)
+    (home.base / "inbox" / name).write_bytes(png(name))
+    for seconds in range(60):
+        home.turn()
+        found = home.service.jobs.store.by_path(name.encode())
+        if found and found[0].attempts:
+            return seconds
+    raise AssertionError(f"{name} was not begun")
+
+
+WAITING: dict[str, Any] = {"settle_s": 2, "mask_wait_s": 20, "rescan_s": 1}
+
+
+def test_a_folder_whose_pictures_never_had_masks_does_not_wait_for_them(house: Callable[..., House]) -> None:
+    home = house(watch=WAITING, regions={"detectors": ["sidecar"]})
+    assert [begun(home, f"desk/{number}.png") >= 20 for number in range(5)] == [True] * 5
+    home.turn(30, times=3)
+    assert begun(home, "desk/sixth.png") <= 4
+    assert begun(home, "desk/below/a.png") >= 20, "nothing is known of that folder"
+    assert begun(home, "other.png") >= 20
+
+
+def test_a_folder_that_has_had_a_mask_waits_for_them(house: Callable[..., House]) -> None:
+    home = house(watch={**WAITING, "mask_wait_s": 8}, regions={"detectors": ["sidecar"]})
+    for number in range(6):
+        if number == 2:
+            (home.base / "inbox" / "2.mask.png").write_bytes(png("mask"))
+            assert begun(home, "2.png") <= 4, "its mask is there"
+        else:
+            assert begun(home, f"{number}.png") >= 8
+    home.turn(30, times=3)
+    assert begun(home, "next.png") >= 8
+    home.crash()
+    home.again()
+    assert begun(home, "after-a-restart.png") >= 8
+
+
+def test_a_mask_that_comes_against_expectation_has_the_picture_worked_again(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=WAITING, regions={"detectors": ["sidecar"]})
+    for number in range(5):
+        begun(home, f"{number}.png")
+    home.turn(30, times=3)
+    real, orders = home.process, list[int]()
+
+    def late(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        if not orders:
+            (home.base / "inbox" / "p.mask.png").write_bytes(png("mask"))
+        orders.append(len(order.masks))
+        return real(order, progress)
+
+    home.process = late
+    begun(home, "p.png")
+    home.turn(times=20)
+    assert orders == [0, 1]
+    assert "p.mask.png" in home.files("archive")
+
+
+def test_a_picture_that_ends_too_early_says_how_long_it_was_waited_for(house: Callable[..., House]) -> None:
+    home = house(watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 30})
+    (home.base / "inbox" / "p.png").write_bytes(png("p")[:-20])
+    home.turn(times=20)
+    assert home.states() == ["settling"]
+    home.turn(times=30)
+    (job,) = home.service.jobs.store.jobs()
+    assert job.code == "truncated"
+    assert re.search(r"; waited 3[2-5] s for the rest$", job.message or "")

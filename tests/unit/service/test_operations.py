@@ -16,6 +16,8 @@ from structlog.testing import capture_logs
 
 from backfire.config import Settings, parse
 from backfire.service.health import Operations
+from backfire.service.hooks.courier import Courier
+from backfire.service.hooks.digest import Digest
 from backfire.service.jobs import Jobs
 from backfire.service.store.store import Store
 from backfire.types import JobState, Verdict
@@ -49,7 +51,7 @@ def jobs(settings: Settings, clock: Clock) -> Iterator[Jobs]:
 
 @pytest.fixture
 def operations(settings: Settings, jobs: Jobs, clock: Clock) -> Iterator[Operations]:
-    found = Operations(settings, jobs, silence_s=900, monotonic=clock)
+    found = Operations(settings, jobs, monotonic=clock)
     found.start()
     yield found
     found.close()
@@ -140,7 +142,7 @@ def test_health_follows_scanner_and_worker(operations: Operations, clock: Clock)
     assert operations.beat(scan=clock.now, heard=clock.now - 900, trouble="")
     assert get(operations, "/healthz")[0] == 200
 
-    clock.now += 61  # nobody beats
+    clock.now += 61  # no heartbeat comes
     assert "loop" in get(operations, "/healthz")[1]
 
 
@@ -152,13 +154,20 @@ def test_an_unreadable_inbox_is_unhealthy_but_no_reason_to_restart(
     assert (status, json.loads(text)["faults"]) == (503, ["inbox: the share is gone"])
 
 
+def test_a_warning_makes_the_daemon_degraded_but_not_unhealthy(operations: Operations, clock: Clock) -> None:
+    assert operations.beat(scan=clock.now, heard=None, trouble="", warnings=["desk: cannot be read"])
+    status, text = get(operations, "/healthz")
+    document = json.loads(text)
+    assert (status, document["status"], document["warnings"]) == (200, "degraded", ["desk: cannot be read"])
+
+
 def test_other_pages_and_methods(operations: Operations) -> None:
     status, text = get(operations, "/etc/passwd")
     assert (status, text) == (404, "try /metrics, /healthz\n")
     assert get(operations, "/metrics", "HEAD") == (200, "")
     assert get(operations, "/metrics", "POST")[0] == 405
     assert get(operations, "/metrics?name=x")[0] == 200
-    assert get(operations, "/metrics/")[0] == 404, "and no redirection, whose address would be the client's"
+    assert get(operations, "/metrics/")[0] == 404, "no redirect, whose address the client could choose"
 
 
 def test_a_daemon_without_metrics_never_loads_the_http_server() -> None:
@@ -169,11 +178,11 @@ def test_a_daemon_without_metrics_never_loads_the_http_server() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_off_by_default(tmp_path: Path, jobs: Jobs) -> None:
-    operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), jobs, silence_s=900)
+def test_metrics_are_off_by_default(tmp_path: Path, jobs: Jobs) -> None:
+    operations = Operations(parse({"folders": {"inbox": "i"}}, base=tmp_path), jobs)
     operations.start()
     assert operations.endpoint is None
-    assert len(jobs.listeners) == 1, "only the hooks, which have nobody to tell"
+    assert [type(one) for one in jobs.listeners] == [Courier, Digest], "only the hooks, without receivers"
     operations.close()
 
 
@@ -187,7 +196,7 @@ def test_listeners_hear_of_a_step_before_it_is_recorded(jobs: Jobs) -> None:
     assert seen == [(JobState.SKIPPED, JobState.SETTLING)]
 
 
-def test_an_address_that_changed_in_the_configuration_is_told_to_need_a_restart(
+def test_an_address_that_changed_in_the_configuration_needs_a_restart(
     operations: Operations, settings: Settings, tmp_path: Path
 ) -> None:
     other = parse({"folders": {"inbox": "inbox"}, "serve": {"metrics": "127.0.0.1:9"}}, base=tmp_path)

@@ -1,4 +1,4 @@
-"""What each outcome means for its job, over the real store and a worker that has it."""
+"""What each outcome means for its job, with the real store and pool."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_why_a_result_is_weak_is_kept_until_a_better_one(desk: Desk) -> None:
     weak = desk.conclude(job, replace(finished(job, Verdict.WEAK), reasons=reasons))
     assert weak.message == f"{reasons[0]} (and 2 more)"
     job = desk.start()  # as after its result was lost
-    assert desk.conclude(job, finished(job)).message is None
+    assert desk.conclude(job, finished(job)).message is None, "the reasons of the former result are gone"
 
 
 def test_another_attempt_waits_and_the_last_one_is_final(desk: Desk) -> None:
@@ -133,7 +133,7 @@ def test_a_hindrance_of_all_pauses_the_worker_and_one_of_a_single_picture_fails_
         desk.conclude(other, finished(other))
         job = desk.start()
         bad = desk.conclude(job, Hindered(job.id, job.lease, Code.INTERNAL, "m", suspicious=True))
-    assert desk.pool.workers[0].pauses == 0, "others are worked"
+    assert desk.pool.workers[0].pauses == 0, "other jobs succeed"
     assert bad.state == S.SETTING_ASIDE
     assert "others were worked while this one was refused 3 times" in str(bad.message)
 

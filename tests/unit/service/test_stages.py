@@ -1,4 +1,4 @@
-"""The trip of a picture goes one way: no stage of the service reaches back into an earlier one."""
+"""A picture passes the stages of the service in one direction: none imports from an earlier one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SERVICE = Path(backfire.service.__file__).parent
 STAGES = [
     {"intake"},
     {"dispatcher", "deduplicate"},
-    {"worker.local"},
+    {"worker.local", "worker.cluster"},
     {"retry_policy"},
     {"publisher", "reports", "set_aside", "originals"},
 ]
-"""In the order of the trip. What stages share is none of them: jobs, inbox, spool, pool, protocol."""
+"""In the order in which a picture passes them. Modules that they share are not among them, such as jobs."""
 
 
 def _imported(module: str) -> set[str]:
@@ -34,5 +34,5 @@ def _imported(module: str) -> set[str]:
 def test_a_later_stage_imports_nothing_from_an_earlier_one(number: int) -> None:
     earlier = set().union(*STAGES[:number])
     for module in STAGES[number]:
-        assert _imported(module), "it stands in no vacuum, so that this test looks at something"
+        assert _imported(module), "the test finds imports at all"
         assert not _imported(module) & earlier, module

@@ -21,10 +21,11 @@ from alembic.script import ScriptDirectory
 
 import backfire
 from backfire.errors import StoreError
-from backfire.service.store import store as store_module
+from backfire.service.store import database
+from backfire.service.store.reader import Reader
 from backfire.service.store.schema import HEAD, alembic_config, metadata
 from backfire.service.store.store import Store
-from backfire.types import ACTIVE, Event, Job, JobState, Verdict
+from backfire.types import ACTIVE, Choice, Event, Job, JobState, Verdict
 
 S = JobState
 
@@ -35,9 +36,22 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with Store(path) as opened:
-        yield opened
+def opened() -> Iterator[list[sqlite3.Connection]]:
+    """The connections to SQLite that stores open during the test."""
+    connections: list[sqlite3.Connection] = []
+
+    def note(connection: sqlite3.Connection, _: object) -> None:
+        connections.append(connection)
+
+    sa.event.listen(sa.Pool, "connect", note)
+    yield connections
+    sa.event.remove(sa.Pool, "connect", note)
+
+
+@pytest.fixture
+def store(path: Path, opened: list[sqlite3.Connection]) -> Iterator[Store]:
+    with Store(path) as store:
+        yield store
 
 
 def ready(store: Store, *paths: bytes) -> list[Job]:
@@ -66,7 +80,7 @@ def python(script: str, *arguments: object) -> subprocess.Popen[str]:
 # What it keeps
 
 
-def test_sight_makes_one_settling_job_with_an_event_for_each_new_path(store: Store) -> None:
+def test_each_new_path_becomes_one_settling_job_with_an_event(store: Store) -> None:
     first = store.add([b"a.png", b"b.png", b"a.png"], at=10.0)
     assert [(job.path, job.state, job.created, job.updated) for job in first] == [
         (b"a.png", S.SETTLING, 10.0, 10.0),
@@ -85,7 +99,7 @@ def test_any_bytes_are_a_path(store: Store) -> None:
     assert store.update(jobs[2].id, S.PUBLISHED, at=2.0, output_path=b"\xff.png").output_path == b"\xff.png"
 
 
-def test_a_hundred_thousand_files_are_one_call(store: Store) -> None:
+def test_a_hundred_thousand_files_are_recorded_in_one_call(store: Store) -> None:
     names = [b"folder/%d.png" % number for number in range(100_000)]
     assert len(store.add(names[:10_000], at=1.0)) == 10_000
     assert [job.path for job in store.add(names, at=2.0)] == names[10_000:]
@@ -176,7 +190,7 @@ def test_what_is_written_together_happens_together_or_not_at_all(store: Store, p
         store.update(999, S.PUBLISHING, at=3.0)
     assert store.get(one.id) == one
     assert not store.is_together
-    with Store.read_only(path) as other, store.together():
+    with Reader(path) as other, store.together():
         store.update(one.id, S.PUBLISHING, at=4.0)
         store.update(two.id, S.PUBLISHING, at=4.0)
         assert other.get(one.id) == one
@@ -265,7 +279,7 @@ def test_the_jobs_table_is_the_job_type() -> None:
 
 def test_the_next_migration_can_be_written_from_the_template(tmp_path: Path, path: Path) -> None:
     scripts = tmp_path / "migrations"
-    shutil.copytree(Path(store_module.__file__).with_name("migrations"), scripts)
+    shutil.copytree(Path(database.__file__).with_name("migrations"), scripts)
     Store(path).close()
     engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
     with engine.connect() as connection:
@@ -279,10 +293,10 @@ def test_the_next_migration_can_be_written_from_the_template(tmp_path: Path, pat
         alembic.command.upgrade(config, "head")
         connection.commit()
         assert connection.exec_driver_sql("SELECT count(*) FROM notes").scalar() == 0
-    with pytest.raises(StoreError, match=r"schema 9999, expected 0003 or older.*newer Backfire"):
+    with pytest.raises(StoreError, match=r"schema 9999, expected 0005 or older.*newer Backfire"):
         Store(path)
     with pytest.raises(StoreError, match="newer Backfire"):
-        Store.read_only(path)
+        Reader(path)
 
 
 def test_opening_says_nothing_and_leaves_logging_alone(path: Path) -> None:
@@ -298,12 +312,13 @@ def test_opening_says_nothing_and_leaves_logging_alone(path: Path) -> None:
     assert (process.returncode, output) == (0, "")
 
 
-def test_the_file_is_set_up_to_lose_nothing(store: Store) -> None:
-    with store._engine.connect() as connection:
-        settings = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
-        }
+def test_the_file_is_set_up_to_lose_nothing(store: Store, opened: list[sqlite3.Connection]) -> None:
+    assert store.active() == []
+    (connection,) = opened
+    settings = {
+        name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
+    }
     assert settings == {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 30_000, "foreign_keys": 1}
 
 
@@ -319,7 +334,7 @@ def test_history_is_append_only_but_goes_with_a_pruned_job(store: Store, path: P
     other.close()
     assert store.history(prune.id) == []
     assert len(store.history(keep.id)) == 1
-    assert store.add([b"prune"], at=2.0)[0].id == prune.id + 1, "ids are not given twice"
+    assert store.add([b"prune"], at=2.0)[0].id == prune.id + 1, "no id is given twice"
 
 
 # Reading beside the daemon
@@ -327,33 +342,32 @@ def test_history_is_append_only_but_goes_with_a_pruned_job(store: Store, path: P
 
 def test_read_only_sees_the_daemons_work_and_changes_nothing(store: Store, path: Path) -> None:
     [job] = ready(store, b"a.png")
-    with Store.read_only(path) as reader:
+    with Reader(path) as reader:
         assert reader.active() == [job]
         running = store.start_attempt(job.id, at=3.0)
         assert reader.get(job.id) == running
-        with pytest.raises(StoreError, match="readonly"):
-            reader.add([b"b.png"], at=4.0)
-        with pytest.raises(StoreError, match="readonly"):
-            reader.set_fact("heartbeat", 1, at=4.0)
+        for statement in ("DELETE FROM jobs", "INSERT INTO facts VALUES ('daemon', '{}', 4)"):
+            with pytest.raises(StoreError, match="readonly"), reader._transaction() as connection:
+                connection.exec_driver_sql(statement)
     assert store.jobs() == [running]
 
 
 def test_read_only_works_while_no_daemon_runs(path: Path) -> None:
     with Store(path) as store:
         jobs = ready(store, b"a.png")
-    with Store.read_only(path) as reader:
+    with Reader(path) as reader:
         assert reader.jobs() == jobs
 
 
 def test_read_only_creates_nothing(path: Path) -> None:
     remedy = r"is not there, .* waits for `backfire once`, or .*`backfire run`.* with -c"
     with pytest.raises(StoreError, match=remedy):
-        Store.read_only(path)
+        Reader(path)
     assert not path.parent.exists()
     path.parent.mkdir()
     path.touch()
-    with pytest.raises(StoreError, match=r"schema none, expected 0003; start the daemon once"):
-        Store.read_only(path)
+    with pytest.raises(StoreError, match=r"schema none, expected 0005; start the daemon once"):
+        Reader(path)
     assert path.read_bytes() == b""
 
 
@@ -361,7 +375,7 @@ def test_odd_characters_in_the_files_path_are_harmless(tmp_path: Path) -> None:
     path = tmp_path / "50% off?#1" / os.fsdecode(b"caf\xe9 & jobs.db")
     with Store(path) as store:
         store.add([b"a"], at=1.0)
-    with Store.read_only(path) as reader:
+    with Reader(path) as reader:
         assert len(reader.active()) == 1
     assert path.exists()
 
@@ -372,7 +386,7 @@ def test_odd_characters_in_the_files_path_are_harmless(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused_with_restore_steps(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"holiday pictures" * 1000)
-    for attempt in (Store, Store.read_only):
+    for attempt in (Store, Reader):
         with pytest.raises(StoreError, match=r"jobs\.db: is damaged.*move the file aside.*jobs\.db-wal"):
             attempt(path)
     assert path.read_bytes() == b"holiday pictures" * 1000
@@ -392,7 +406,7 @@ def test_a_page_that_went_bad_is_found_at_the_start(path: Path) -> None:
 def test_a_locked_database_is_an_error_that_says_so(
     path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
     holder = sqlite3.connect(path, isolation_level=None)
     with Store(path) as waiting:
         holder.execute("BEGIN IMMEDIATE")
@@ -404,16 +418,17 @@ def test_a_locked_database_is_an_error_that_says_so(
     holder.close()
 
 
-def test_a_full_disk_is_an_error_that_says_so_and_loses_nothing(store: Store) -> None:
+def test_a_full_disk_is_an_error_that_says_so_and_loses_nothing(
+    store: Store, opened: list[sqlite3.Connection]
+) -> None:
     jobs = ready(store, b"a.png")
-    with store._engine.connect() as connection:  # the pool holds one connection: the store's own
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    (connection,) = opened
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full: no space; free some"):
         store.add([b"%d.png" % number for number in range(5000)], at=3.0)
     assert store.active() == jobs
-    with store._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    connection.execute("PRAGMA max_page_count = 1000000")
     assert len(store.add([b"%d.png" % number for number in range(5000)], at=4.0)) == 5000
 
 
@@ -485,7 +500,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         process = python(script, path, job.id)
         process.communicate("\n", timeout=60)
         assert process.returncode == -signal.SIGKILL
-        with Store.read_only(path) as reader:
+        with Reader(path) as reader:
             assert reader.active() == [
                 Job(job.id, b"killer.png", S.RUNNING, attempt, created=1.0, updated=3.0, lease=attempt)
             ]
@@ -524,3 +539,58 @@ def test_a_closed_store_leaves_one_whole_file(path: Path) -> None:
         store.add([b"a"], at=1.0)
         store.close()
     assert [file.name for file in path.parent.iterdir()] == ["jobs.db"]
+
+
+def test_a_database_of_the_version_before_review_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Jobs and history stay as they are, and the states that came with it claim their paths."""
+    path = tmp_path / "jobs.db"
+    _made_by_revision("0003", path)
+    with Store(path) as store:
+        waiting, ended = store.get(1), store.get(2)
+        assert waiting is not None
+        assert ended is not None
+        assert (waiting.path, waiting.state, waiting.choice) == (b"a.png", S.PUBLISHED, None)
+        assert (ended.state, ended.code) == (S.FAILED, "no_region")
+        assert [event.state for event in store.history(2)] == [S.FAILED]
+        held = store.update(store.add([b"c.png"], at=3.0)[0].id, S.HOLDING, at=4.0)
+        assert store.add([b"c.png"], at=5.0) == [], "a picture that is being held is active"
+        store.update(held.id, S.REVIEW, at=5.0)
+        assert len(store.add([b"c.png"], at=6.0)) == 1, "one that is held is not"
+        with pytest.raises(StoreError, match="UNIQUE"):
+            store.decide(held.id, Choice.RELEASE, by="anna", at=7.0)
+
+
+def test_what_is_held_can_be_seen_by_the_version_before(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    with Store(path) as store:
+        job = store.add([b"a.png"], at=1.0)[0]
+        store.update(job.id, S.REVIEW, at=2.0, code="no_region")
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "0003")
+        assert connection.exec_driver_sql("SELECT state FROM jobs").scalar() == "failed"
+    engine.dispose()
+    with Store(path) as store:
+        assert store.get(job.id) is not None
+
+
+def _made_by_revision(revision: str, path: Path) -> None:
+    """A database as an earlier version left it, with a published job and a failed one."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), revision)
+        for number, (name, state, code) in enumerate(
+            [(b"a.png", "published", None), (b"b.png", "failed", "no_region")], 1
+        ):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO jobs (id, path, state, attempts, code, not_before, created, updated) "
+                    "VALUES (:id, :path, :state, 1, :code, 0, 1, 2)"
+                ),
+                {"id": number, "path": name, "state": state, "code": code},
+            )
+            connection.execute(
+                sa.text("INSERT INTO events (job_id, at, state, detail) VALUES (:id, 2, :state, '{}')"),
+                {"id": number, "state": state},
+            )
+    engine.dispose()

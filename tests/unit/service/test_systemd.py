@@ -23,15 +23,18 @@ def run(*command: str, cwd: Path) -> str:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units with a program that exists here; systemd tells of one that does not."""
+    """The units, naming a program that exists here: systemd warns of one that does not."""
     for path in (*UNITS.glob("*.service"), *UNITS.glob("*.timer")):
-        (tmp_path / path.name).write_text(path.read_text().replace("/opt/backfire/bin/backfire", "/bin/true"))
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/backfire/bin/", "/bin/true "))
     return tmp_path
 
 
 def test_units_are_valid(units: Path) -> None:
     names = sorted(f"./{path.name}" for path in units.iterdir())
-    assert names == ["./backfire-audit.service", "./backfire-audit.timer", "./backfire.service"]
+    assert names == [
+        "./backfire-audit.service", "./backfire-audit.timer", "./backfire-page.service",
+        "./backfire-ray.service", "./backfire.service",
+    ]  # fmt: skip
     assert run("systemd-analyze", "verify", *names, cwd=units) == "", "not even a warning"
 
 
@@ -42,6 +45,11 @@ def test_units_are_valid(units: Path) -> None:
         ("backfire.service", "gpu.conf", 0.6),
         ("backfire.service", "metrics.conf", 1.1),
         ("backfire.service", "webhook.conf", 1.1),
+        ("backfire.service", "signing.conf", 0.4),
+        ("backfire.service", "ray.conf", 1.1),
+        ("backfire-ray.service", None, 2.0),
+        ("backfire-page.service", None, 0.4),
+        ("backfire-page.service", "page-tcp.conf", 1.1),
         ("backfire-audit.service", None, 0.4),
     ],
 )

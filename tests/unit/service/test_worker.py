@@ -32,7 +32,7 @@ FAILED = Failed(7, 2, Code.UNREADABLE, "p.png: is no picture", retryable=True)
         (-(signal.SIGRTMIN + 5), f"killed by signal {signal.SIGRTMIN + 5}"),
     ],
 )
-def test_however_a_process_ended_it_has_words(code: int, words: str) -> None:
+def test_every_end_of_a_process_is_described(code: int, words: str) -> None:
     assert exit_reason(code) == words
 
 
@@ -42,9 +42,9 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path, result: Result) -> N
     assert read_result(tmp_path, JOB) == result
 
 
-def test_a_result_counts_only_for_the_start_it_is_of(tmp_path: Path) -> None:
+def test_a_result_counts_only_for_the_start_that_made_it(tmp_path: Path) -> None:
     write_result(tmp_path, FINISHED)
-    assert read_result(tmp_path, replace(JOB, lease=3)) is None, "it was started anew since"
+    assert read_result(tmp_path, replace(JOB, lease=3)) is None, "the job was started again since"
     assert read_result(tmp_path, replace(JOB, id=8)) is None
     assert FINISHED.concerns(JOB)
     assert not FINISHED.concerns(replace(JOB, lease=3))
@@ -52,11 +52,11 @@ def test_a_result_counts_only_for_the_start_it_is_of(tmp_path: Path) -> None:
 
 
 OLDER = {"job": 7, "lease": 2, "verdict": "protected", "extension": ".png", "output_sha256": "a" * 64}
-"""Less than a former version wrote, which knew one type of outcome."""
+"""A part of what the first version of Backfire wrote, which had one type for all outcomes."""
 
 
 def test_a_result_of_the_first_version_is_read_after_an_upgrade(tmp_path: Path) -> None:
-    """Else what stands in the outbox, unrecorded, would be worked again and published a second time."""
+    """Otherwise a result that is in the outbox but not recorded would be made and published again."""
     old = {
         **OLDER, "reasons": ["one"], "timings_s": None, "seconds": 1.0, "code": None, "message": "",
         "retryable": False, "transient": False, "doubtful": False, "spent": False, "stopped": False,

@@ -1,4 +1,4 @@
-"""A student of a published autoencoder: trains, resumes, starts from a narrower one, becomes an editor."""
+"""A student of a published autoencoder is trained, resumed, widened and exported as an editor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from tests.support.pictures import photo
@@ -21,7 +22,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
     for seed in range(2):
         photo(seed=seed).save(photos / f"{seed}.png")
     teacher = pair(tmp_path / "pair")
-    for steps in (2, 4):  # the second run takes each kind of perturbation
+    for steps in (2, 4):  # the second run goes on until each kind of perturbation has come
         student.train_encoder(photos, teacher, run, Options(steps, batch=2, size=64), 16, None)
     assert "resumed at step 2" in capsys.readouterr().out
     student.train_decoder(photos, teacher, run, Options(1, batch=2, size=64), 16, None)
@@ -32,10 +33,17 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
     edited = editor.inpaint(picture, mask)
     assert torch.equal(edited[mask.expand_as(edited) == 0], picture[mask.expand_as(picture) == 0])
     assert not torch.equal(edited, picture)
+    student.export_pair(run, tmp_path / "micro.safetensors")
+    assert {name.partition(".")[0] for name in load_file(tmp_path / "micro.safetensors")} == {
+        "encoder",
+        "decoder",
+    }
 
 
 def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> None:
-    """To rounding up to the pooled blocks, whose norms see the new channels; near it after them."""
+    """Up to the pooled blocks it differs by rounding alone. Their norms include the new channels, so that
+    after them it is only near the narrower one.
+    """
     teacher = EncoderEditor.load("teacher", pair(tmp_path / "pair"))
     torch.manual_seed(1)
     narrow, wide = (student.student_of(teacher, channels)[0] for channels in (16, 24))
@@ -51,7 +59,7 @@ def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> Non
     assert (after - wanted).abs().mean() < 0.25 * (before - wanted).abs().mean()
 
 
-def test_perturbations_keep_their_size_and_their_place() -> None:
+def test_perturbations_keep_their_size_and_area() -> None:
     picture = torch.full((2, 3, 32, 32), 0.5)
     free = torch.zeros(2, 1, 32, 32)
     free[:, :, :16] = 1

@@ -1,4 +1,4 @@
-"""Training: an interrupted run ends where an unbroken one does, and its export is an editor."""
+"""Training: an interrupted and resumed run ends like an uninterrupted one, and its export is an editor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from backfire.inpaint.lama import Config, Generator, LamaEditor
-from backfire.inpaint.latent import ShiftMapEditor
 from backfire.inpaint.ldm import LdmEditor
 from tests.support.pictures import photo
-from training import data, lama, latent_mini, ldm_mini
+from training import autoencoder, data, lama, ldm_mini
 from training.run import Options, Run, save_half
 
 TINY = Config(base=8, blocks=1)
@@ -33,22 +31,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Train = Callable[[Path], None]
-
-
-@pytest.fixture
-def train(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    # Saved and logged at every step, where a real run does so now and then.
-    monkeypatch.setattr(lama, "Run", functools.partial(Run, save_s=-1.0, every=1))
-
-    def start(folder: Path) -> None:
-        lama.train(photos, folder, Options(STEPS, seed=5, batch=2, size=32), TINY)
-
-    return start
+def train(photos: Path, folder: Path, kind: type[Run] = Run) -> None:
+    """Train a tiny net; saves and logs at every step, where a real run does so now and then."""
+    start = functools.partial(kind, save_s=-1.0, every=1)
+    lama.train(photos, folder, Options(STEPS, seed=5, batch=2, size=32), TINY, start)
 
 
 class Interrupted(Run):
-    """Ctrl-C comes before the last step but one."""
+    """A run that is interrupted, as by Ctrl-C, before its last step but one."""
 
     def loop(self, one: Callable[[int], dict[str, torch.Tensor]], sample: Callable[[], torch.Tensor]) -> None:
         def interrupted(step: int) -> dict[str, torch.Tensor]:
@@ -64,18 +54,13 @@ def parts(folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_an_interrupted_run_goes_on_and_its_export_fills(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_is_resumed_and_its_export_is_an_editor(photos: Path, tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    train(unbroken)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lama, "Run", functools.partial(Interrupted, save_s=-1.0, every=1))
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    train(photos, unbroken)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, broken, Interrupted)
     assert torch.load(broken / "last.pt", weights_only=True)["step"] == STEPS - 2
-    train(broken)
+    train(photos, broken)
 
     rows = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
@@ -90,7 +75,7 @@ def test_an_interrupted_run_goes_on_and_its_export_fills(
     assert editor.net.config == TINY
     averaged = whole["ema"]["model.1.bn_l.running_var"]
     assert torch.equal(editor.net.state_dict()["model.1.bn_l.running_var"], averaged)
-    assert not torch.equal(averaged, torch.ones_like(averaged)), "statistics are learnt, not the start's"
+    assert not torch.equal(averaged, torch.ones_like(averaged)), "the statistics were learnt"
 
 
 def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) -> None:
@@ -100,18 +85,35 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
     torch.manual_seed(0)
     path = tmp_path / "mine.safetensors"
     save_half(Generator(TINY), path)
-    editor = judge.editor("unused", path, "lama")
+    (editor,) = judge.editors("unused", path, "lama")
     assert editor.name == "mine"
-    judge.judge(photos, editor, tmp_path / "judged", count=2, seed=1)
-    figures = json.loads((tmp_path / "judged" / "judge.json").read_text())
-    assert set(figures) == {"mine", "telea", "navier-stokes"}
-    assert all(np.isfinite(list(row.values())).all() for row in figures.values())
-    assert (tmp_path / "judged" / "fills.jpg").exists()
-    assert judge.editor("latent-mini", None, "latent").name == "latent-mini"
-    with pytest.raises(SystemExit, match="did you mean 'latent-mini'"):
-        judge.editor("latent-mni", None, "latent")
+    judge.judge(photos, [editor], tmp_path / "judged", count=2, seed=1)
+    found = json.loads((tmp_path / "judged" / "judge.json").read_text())
+    assert set(found["fills"]) == {"mine", "telea", "navier-stokes"}
+    assert all(np.isfinite(list(row.values())).all() for row in found["fills"].values())
+    assert found["run"]["weights_sha256"] == {"mine": editor.weights_sha256}
+    assert (found["run"]["photographs"], found["autoencoders"]) == (2, {})
+    assert (tmp_path / "judged" / "fills-mine.jpg").exists()
+    with pytest.raises(SystemExit, match="did you mean 'flux2-mini'"):
+        judge.editors("flux2-mni", None, "latent")
     with pytest.raises(SystemExit, match="cannot be loaded"):
-        judge.editor("unused", tmp_path / "absent", "lama")
+        judge.editors("unused", tmp_path / "absent", "lama")
+
+
+def test_judge_shows_every_editor_the_same_holes(tmp_path: Path, photos: Path) -> None:
+    pytest.importorskip("cv2")
+    from training import judge
+
+    def judged(names: str, folder: str) -> Any:
+        judge.judge(photos, judge.editors(names, None, "latent"), tmp_path / folder, count=2, seed=1)
+        return json.loads((tmp_path / folder / "judge.json").read_text())
+
+    both, alone = judged("flux2-mini,flux2-micro", "both"), judged("flux2-micro", "alone")
+    assert set(both["fills"]) == {"flux2-mini", "flux2-micro", "telea", "navier-stokes"}
+    for name in ("flux2-micro", "telea"):
+        assert both["fills"][name] == alone["fills"][name]
+    assert both["fills"]["flux2-mini"] != both["fills"]["flux2-micro"]
+    assert set(both["autoencoders"]) == {"flux2-mini", "flux2-micro"}
 
 
 def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:
@@ -133,34 +135,16 @@ def test_worker_processes_draw_the_same_crops(photos: Path) -> None:
         assert torch.equal(alone[1], helped[1])
 
 
-def test_latent_mini_trains_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
-    for steps in (1, 2):  # the second goes on from the first, and sees wider crops
-        options = Options(steps, batch=4, size=32)
-        latent_mini.autoencoder(photos, tmp_path / "autoencoder", options)
-        latent_mini.inpainter(photos, tmp_path / "autoencoder", tmp_path / "inpainter", options)
-    latent_mini.export(tmp_path / "inpainter", tmp_path / "mine.safetensors")
-    editor = ShiftMapEditor.from_file("mine", tmp_path / "mine.safetensors")
-    image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0), torch.device("cpu"))
-    with torch.inference_mode():
-        assert editor.inpaint(image, mask).shape == image.shape
-
-    # And on from what was exported: by turns the decoder and the net, after the critics alone.
-    before = load_file(tmp_path / "mine.safetensors")
-    latent_mini.inpainter(
-        photos, tmp_path / "mine.safetensors", tmp_path / "on", Options(7, batch=4, size=32)
-    )
-    latent_mini.export(tmp_path / "on", tmp_path / "on.safetensors")
-    after = load_file(tmp_path / "on.safetensors")
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"net", "decoder"}
-    assert not torch.equal(before["net.conv_out.weight"], after["net.conv_out.weight"])  # by critics alone
-
-
 def test_ldm_mini_trains_resumes_and_exports_an_editor(photos: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
+    with pytest.raises(SystemExit, match="run first: python -m training autoencoder"):
+        ldm_mini.decoder(photos, runs / "autoencoder", runs / "ldm-decoder", Options(1))
+    for steps in (1, 2):
+        autoencoder.train(photos, runs / "autoencoder", Options(steps, batch=4, size=32))
     for steps in (1, 2):  # the second goes on from the first
-        ldm_mini.unet(photos, runs / "ldm-unet", Options(steps, batch=2, size=32), crops=4)
-        ldm_mini.decoder(photos, runs / "ldm-decoder", Options(steps, batch=2, size=32))
+        options = Options(steps, batch=2, size=32)
+        ldm_mini.unet(photos, runs / "autoencoder", runs / "ldm-unet", options, crops=4)
+        ldm_mini.decoder(photos, runs / "autoencoder", runs / "ldm-decoder", options)
 
     ldm_mini.export(runs, tmp_path / "mine.safetensors")
     editor = LdmEditor.from_file("mine", tmp_path / "mine.safetensors")

@@ -1,4 +1,4 @@
-"""An inpainting net on an autoencoder of others: trains, goes on, and comes out as an editor."""
+"""An inpainting net on a published autoencoder is trained, resumed and exported as an editor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
     kept = (tmp_path / "run" / "latents.safetensors").stat().st_mtime_ns
     second = train(2)
     assert "resumed at step 1" in capsys.readouterr().out
-    assert (tmp_path / "run" / "latents.safetensors").stat().st_mtime_ns == kept, "encoded once"
+    assert (tmp_path / "run" / "latents.safetensors").stat().st_mtime_ns == kept, "the crops are encoded once"
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "run" / "sample-000002.jpg").exists()
     editor = PairInpainter.load("toy", [*paths, tmp_path / "net.safetensors"])
@@ -39,7 +39,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
     assert not torch.equal(editor.inpaint(picture, mask), picture)
 
 
-def test_other_settings_encode_again(tmp_path: Path) -> None:
+def test_other_options_encode_the_crops_again(tmp_path: Path) -> None:
     paths = pair(tmp_path / "pair")
     editor = EncoderEditor.load("pair", paths)
     pictures, file = [photo()], tmp_path / "latents.safetensors"

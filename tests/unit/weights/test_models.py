@@ -1,4 +1,4 @@
-"""Fetching against a server on loopback: whole, broken off, wrong, full disk; pins; what is refused."""
+"""Weights are fetched from a server on loopback, recorded and verified; what may go wrong with each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import io
 import json
 import os
 import shutil
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,11 +21,12 @@ from typing import Any
 import pytest
 
 from backfire import inpaint, weights
-from backfire.errors import ModelError
-from backfire.weights import File, Model, transfer
+from backfire.errors import ConfigError, ModelError
+from backfire.weights import File, Model
 from backfire.weights.download import fetch
+from backfire.weights.pipelines import Pipeline, pipelines
+from backfire.weights.transfer import Redirects
 from training import __main__ as training
-from training import latent_mini
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -34,15 +34,15 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 @dataclass
 class Site:
-    """What the server does and what it was asked."""
+    """What the server answers, and which ranges it was asked for."""
 
     url: str = ""
     data: bytes = DATA
     etag: str = '"one"'
     break_after: list[int] = field(default_factory=list)
-    """For each coming answer: close the connection after so many bytes."""
+    """For each of the next answers, after how many bytes the connection is closed."""
     status: list[int] = field(default_factory=list)
-    """For each coming answer: answer so instead."""
+    """For each of the next answers, the status that is sent instead of the file."""
     location: str = ""
     ranges: list[str | None] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             self.send_header("ETag", here.etag)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with suppress(ConnectionError):  # the client may have had enough
+            with suppress(ConnectionError):  # the client may have hung up
                 self.wfile.write(body[: here.break_after.pop(0)] if here.break_after else body)
 
         def log_message(self, *args: Any) -> None:
@@ -105,7 +105,7 @@ def no_sleep(seconds: float) -> None:
     pass
 
 
-def test_a_file_comes_whole_and_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once(site: Site, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     (path,) = fetch(model(site.url), tmp_path, progress=lambda _, done, total: seen.append((done, total)))
     assert path == tmp_path / "toy" / "weights.bin"
@@ -116,21 +116,21 @@ def test_a_file_comes_whole_and_is_not_asked_for_again(site: Site, tmp_path: Pat
     assert site.ranges == [None]
 
 
-def test_a_broken_connection_is_gone_on_with(site: Site, tmp_path: Path) -> None:
+def test_after_a_broken_connection_the_rest_is_fetched(site: Site, tmp_path: Path) -> None:
     site.break_after = [300_000, 200_000]
     (path,) = fetch(model(site.url), tmp_path, sleep=no_sleep)
     assert path.read_bytes() == DATA
     assert site.ranges == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_a_later_fetch_goes_on_where_an_interrupted_one_stopped(site: Site, tmp_path: Path) -> None:
+def test_a_later_fetch_resumes_an_interrupted_one(site: Site, tmp_path: Path) -> None:
     def interrupt(path: str, done: int, total: int | None) -> None:
         if done > 500_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fetch(model(site.url), tmp_path, progress=interrupt)
-    assert not (tmp_path / "toy" / "weights.bin").exists(), "the final name is for what is whole"
+    assert not (tmp_path / "toy" / "weights.bin").exists(), "only a complete file has its final name"
     have = (tmp_path / "toy" / "weights.bin.part").stat().st_size
     assert 0 < have < len(DATA)
     (path,) = fetch(model(site.url), tmp_path)
@@ -139,7 +139,7 @@ def test_a_later_fetch_goes_on_where_an_interrupted_one_stopped(site: Site, tmp_
 
 
 def test_halves_of_two_versions_are_not_joined(site: Site, tmp_path: Path) -> None:
-    """Nobody knows this file's digest: only the server can say that it has changed meanwhile."""
+    """The digest of this file is not known, so only the server can tell that it has changed."""
     site.break_after = [300_000]
     site.status = []
     toy = model(site.url, sha256=None, size=None)
@@ -152,14 +152,14 @@ def test_halves_of_two_versions_are_not_joined(site: Site, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("extra", [b"", b"more"])
-def test_a_part_as_long_as_the_file_or_longer(site: Site, tmp_path: Path, extra: bytes) -> None:
+def test_a_part_may_be_as_long_as_the_file_or_longer(site: Site, tmp_path: Path, extra: bytes) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "weights.bin.part").write_bytes(DATA + extra)
     (path,) = fetch(model(site.url), tmp_path, sleep=no_sleep)
     assert path.read_bytes() == DATA
 
 
-def test_a_wrong_digest_gets_no_name_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_file_of_the_wrong_digest_is_deleted(site: Site, tmp_path: Path) -> None:
     site.data = DATA[:-1] + b"!"
     with pytest.raises(ModelError, match=f"SHA-256 is [0-9a-f]{{64}}, expected {DIGEST}") as caught:
         fetch(model(site.url), tmp_path)
@@ -174,7 +174,7 @@ def test_a_wrong_size_is_refused(site: Site, tmp_path: Path) -> None:
         fetch(model(site.url, sha256=None, size=len(DATA) + 1), tmp_path)
 
 
-def test_an_unpublished_digest_is_recorded_and_holds(site: Site, tmp_path: Path) -> None:
+def test_an_unpublished_digest_is_recorded_and_required_from_then_on(site: Site, tmp_path: Path) -> None:
     toy = model(site.url, sha256=None)
     (path,) = fetch(toy, tmp_path)
     assert weights.pins(tmp_path) == {"toy/weights.bin": DIGEST}
@@ -184,7 +184,7 @@ def test_an_unpublished_digest_is_recorded_and_holds(site: Site, tmp_path: Path)
         fetch(toy, tmp_path)
 
 
-def test_a_first_copy_that_was_wrong_can_be_taken_back(site: Site, tmp_path: Path) -> None:
+def test_a_recorded_digest_that_was_wrong_can_be_deleted(site: Site, tmp_path: Path) -> None:
     toy = model(site.url, sha256=None)
     fetch(toy, tmp_path)
     (tmp_path / "toy" / "weights.bin").unlink()
@@ -198,7 +198,7 @@ def test_a_first_copy_that_was_wrong_can_be_taken_back(site: Site, tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "what"), [(b"", "empty"), (b"\n<!DOCTYPE html><title>Log in</title>", "a web page")]
 )
-def test_what_is_no_file_of_weights_is_not_trusted(
+def test_an_empty_file_or_a_web_page_is_not_trusted(
     site: Site, tmp_path: Path, data: bytes, what: str
 ) -> None:
     site.data = data
@@ -207,7 +207,7 @@ def test_what_is_no_file_of_weights_is_not_trusted(
     assert weights.pins(tmp_path) == {}
 
 
-def test_a_network_that_goes_while_it_sends_is_no_trouble_of_the_disk(
+def test_an_error_of_the_network_while_reading_is_not_taken_for_one_of_the_disk(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(self: http.client.HTTPResponse, amount: int) -> bytes:
@@ -234,13 +234,13 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         fetch(model("http://unused/"), tmp_path / "models", source=str(source))
 
 
-def test_a_damaged_record_trusts_nothing(site: Site, tmp_path: Path) -> None:
+def test_with_a_damaged_record_nothing_is_trusted(site: Site, tmp_path: Path) -> None:
     (tmp_path / weights.PINS).write_text("{")
     with pytest.raises(ModelError, match="restore it"):
         fetch(model(site.url, sha256=None), tmp_path)
 
 
-def test_not_found_is_final_and_names_the_way_out(site: Site, tmp_path: Path) -> None:
+def test_not_found_is_final_and_the_error_names_the_remedy(site: Site, tmp_path: Path) -> None:
     site.status = [404]
     with pytest.raises(ModelError, match=r"answers 404 .* --from") as caught:
         fetch(model(site.url), tmp_path, sleep=no_sleep)
@@ -254,7 +254,7 @@ def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
     assert waits == [1.0, 3.0]
 
 
-def test_no_network_is_said_after_some_tries(tmp_path: Path) -> None:
+def test_a_missing_network_is_an_error_after_some_tries(tmp_path: Path) -> None:
     waits: list[float] = []
     with pytest.raises(ModelError, match="Connection refused") as caught:
         fetch(model("http://127.0.0.1:9/x"), tmp_path, sleep=waits.append)
@@ -272,10 +272,10 @@ def test_redirects_stay_on_the_web(site: Site, tmp_path: Path, location: str) ->
 def test_redirects_never_leave_https() -> None:
     request = urllib.request.Request("https://example.org/weights.bin")
     with pytest.raises(ModelError, match=r"redirects to http://example\.org/x, which is refused"):
-        transfer._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/x")
+        Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/x")
 
 
-def test_an_answer_without_end_is_cut_off(site: Site, tmp_path: Path) -> None:
+def test_an_endless_answer_is_ended(site: Site, tmp_path: Path) -> None:
     seen: list[int] = []
     toy = model(site.url, sha256=None, size=10)
     with pytest.raises(ModelError, match="bytes, expected 10"):
@@ -301,7 +301,7 @@ class FullDisk(io.FileIO):
         return super().write(data)
 
 
-def test_the_licence_is_said_before_anything_is_fetched(
+def test_the_licence_is_printed_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from backfire.cli.commands import app
@@ -310,14 +310,66 @@ def test_the_licence_is_said_before_anything_is_fetched(
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ModelError, SystemExit)):
         app(["models", "fetch", "mat-places", "--from", "nowhere"])
-    assert "mat-places: licence CC BY-NC 4.0, non-commercial" in capsys.readouterr().err
+    said = "mat-places: 1 file of unknown size, licence CC BY-NC 4.0, non-commercial"
+    assert said in capsys.readouterr().err
 
 
-def test_a_full_disk_keeps_what_came_and_goes_on_later(
+def test_a_set_is_said_whole_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from backfire.cli import models
+    from backfire.cli.commands import app
+
+    (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+
+    def bring(model: Model, folder: Path, **_: Any) -> list[Path]:
+        said.append(capsys.readouterr().err)
+        paths = [folder / model.name / file.path for file in model.files]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return paths
+
+    monkeypatch.setattr(models, "bring", bring)
+    with pytest.raises(SystemExit) as ended:
+        app(["models", "fetch", "--set", "recommended"])
+    assert ended.value.code == 0
+    names = [model.name for model in weights.members("recommended")]
+    assert {"taef1", "taef2", "big-lama"} <= set(names)
+    assert len(said) == len(names)
+    assert [line.partition(":")[0] for line in said[0].splitlines()] == names
+    assert "big-lama: 206 MB, licence Apache-2.0" in said[0]
+
+
+def test_each_set_has_those_of_the_one_before() -> None:
+    light, recommended, gpu, everything = (set(map(id, weights.members(name))) for name in weights.SETS)
+    assert light < recommended < gpu < everything
+    # Once they are here they take part by default, and an edit of a minute would take a CPU hours a picture.
+    assert all(model.edit_cpu_s < 10 for model in weights.members("recommended"))
+    assert all(file.url for model in weights.members("all") for file in model.files)
+
+
+@pytest.mark.parametrize("arguments", [[], ["taef2", "--set", "light"], ["--set", "light", "--from", "x"]])
+def test_either_a_name_or_a_set_is_fetched(arguments: list[str]) -> None:
+    from backfire.cli.commands import app
+
+    with pytest.raises((ConfigError, SystemExit)) as caught:
+        app(["models", "fetch", *arguments])
+    assert not isinstance(caught.value, SystemExit) or caught.value.code != 0
+
+
+def test_after_a_full_disk_a_fetch_resumes_with_what_arrived(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened = Path.open
+
+    def on_full_disk(path: Path, mode: str = "r", *given: Any, **more: Any) -> Any:
+        return FullDisk(path, mode) if mode == "ab" else opened(path, mode, *given, **more)
+
     with monkeypatch.context() as patched:
-        patched.setattr(transfer, "_append", lambda path: FullDisk(path, "ab"))
+        patched.setattr(Path, "open", on_full_disk)
         with pytest.raises(ModelError, match=r"No space left.*resumes where it stopped") as caught:
             fetch(model(site.url), tmp_path)
     assert caught.value.retryable
@@ -328,7 +380,7 @@ def test_a_full_disk_keeps_what_came_and_goes_on_later(
     assert site.ranges[-1] == f"bytes={have}-"
 
 
-def test_too_little_room_is_said_before_anything_comes(
+def test_too_little_space_is_an_error_before_anything_is_written(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -337,7 +389,7 @@ def test_too_little_room_is_said_before_anything_comes(
         fetch(model(site.url), tmp_path)
 
 
-def test_a_file_or_a_folder_stands_in_and_is_held_to_the_same_digest(tmp_path: Path) -> None:
+def test_a_file_or_a_folder_can_be_the_source_and_must_have_the_same_digest(tmp_path: Path) -> None:
     (tmp_path / "mirror").mkdir()
     file = tmp_path / "mirror" / "weights.bin"
     file.write_bytes(DATA)
@@ -351,7 +403,7 @@ def test_a_file_or_a_folder_stands_in_and_is_held_to_the_same_digest(tmp_path: P
     assert file.read_bytes() == b"something else", "the source is never touched"
 
 
-def test_a_mirror_stands_in(site: Site, tmp_path: Path) -> None:
+def test_a_mirror_can_be_the_source(site: Site, tmp_path: Path) -> None:
     (path,) = fetch(model("http://127.0.0.1:9/x"), tmp_path, source=site.url.rpartition("/")[0] + "/")
     assert path.read_bytes() == DATA
 
@@ -360,7 +412,7 @@ def test_a_mirror_stands_in(site: Site, tmp_path: Path) -> None:
     ("source", "says"),
     [(None, "ask its authors"), ("file:///etc/hostname", "got file:"), ("/nowhere", "does not hold")],
 )
-def test_what_is_no_source_is_refused(tmp_path: Path, source: str | None, says: str) -> None:
+def test_an_unusable_source_is_refused(tmp_path: Path, source: str | None, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         fetch(model(None), tmp_path, source=source)
 
@@ -373,7 +425,7 @@ def test_two_fetches_do_not_write_one_file(site: Site, tmp_path: Path) -> None:
         fetch(model(site.url), tmp_path, progress=again)
 
 
-def test_the_catalogue_holds_what_is_known_and_no_more() -> None:
+def test_every_entry_of_the_catalogue_is_well_formed() -> None:
     for entry in weights.catalogue().values():
         assert entry.licence
         assert entry.home.startswith("https://")
@@ -381,7 +433,7 @@ def test_the_catalogue_holds_what_is_known_and_no_more() -> None:
             assert not Path(file.path).is_absolute()
             assert ".." not in Path(file.path).parts
             assert file.url is None or file.url.startswith("https://")
-            assert file.url or entry.note, "says how to get it"
+            assert file.url or entry.note, "the note says how to get it"
             assert file.sha256 is None or len(bytes.fromhex(file.sha256)) == 32
 
 
@@ -405,7 +457,7 @@ Command = Callable[..., tuple[int, Any]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`backfire models …`: its exit code, and what it printed or, with --json, said."""
+    """Runs `backfire models …`; returns its exit code and its output, decoded where that is JSON."""
     from backfire.cli.commands import app
 
     def command(*arguments: str) -> tuple[int, Any]:
@@ -418,7 +470,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-def test_what_ships_inside_is_held_to_its_digests(
+def test_weights_inside_the_package_must_have_their_digests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -427,18 +479,17 @@ def test_what_ships_inside_is_held_to_its_digests(
     copy = tmp_path / "weights"
     shutil.copytree(weights.INSIDE, copy)
     monkeypatch.setattr(weights, "INSIDE", copy)
-    editor = inpaint.BUILT_IN["latent-mini"]
+    editor = inpaint.BUILT_IN["flux2-mini"]
     assert editor.load().weights_sha256 == weights.inside()[editor.file.name]
     data = bytearray(editor.file.read_bytes())
-    data[-1] ^= 1  # the last of the weights: it would load, and work nearly as before
+    data[-1] ^= 1  # a bit of the last weight: the file would load, and work nearly as before
     editor.file.write_bytes(data)
-    assert [finding.state for finding in weights.verify_inside()] == ["ok", "changed", "ok", "ok"]
+    assert [finding.state for finding in weights.verify_inside()] == ["ok", "changed", "ok"]
     with pytest.raises(ModelError, match=r"SHA-256 is .*, expected .*; install backfire again"):
         editor.load()
     shutil.copy(editor.file, copy / "stray.safetensors")
-    monkeypatch.setattr(latent_mini, "export", lambda run, target: target.write_bytes(b"trained"))
-    monkeypatch.setattr(sys, "argv", ["training", "export", "--weights", str(editor.file)])
-    training.main()
+    editor.file.write_bytes(b"trained")
+    training.state_sums(copy)  # as `python -m training export` does
     assert weights.inside()[editor.file.name] == hashlib.sha256(b"trained").hexdigest()
     assert [found.path for found in weights.verify_inside() if found.state == "unpinned"] == [
         "stray.safetensors"
@@ -447,36 +498,81 @@ def test_what_ships_inside_is_held_to_its_digests(
     with pytest.raises(ModelError, match="install backfire again"):
         editor.load()
     assert run("verify")[0] == 3
-    assert "BAD latent-mini/latent-mini.safetensors: absent; install backfire again" in run("verify")[1]
+    assert "BAD flux2-mini/flux2-mini.safetensors: absent; install backfire again" in run("verify")[1]
     here = {model["name"]: model["here"] for model in run("list", "--json")[1]["models"]}
-    assert (here["latent-mini"], here["flux2-mini"]) == ("no", "yes")
+    assert (here["flux2-mini"], here["ldm-mini"]) == ("no", "yes")
     (copy / weights.SUMS).unlink()
     with pytest.raises(ModelError, match=r"SHA256SUMS: cannot be read .*; install backfire again"):
         inpaint.BUILT_IN["ldm-mini"].load()
 
 
-def test_a_file_put_there_by_hand_is_told_apart(tmp_path: Path) -> None:
+def test_a_file_that_was_not_fetched_is_unpinned(tmp_path: Path) -> None:
     (tmp_path / "mat-places").mkdir()
     (tmp_path / "mat-places" / "Places_512_FullData_G.pth").write_bytes(b"?")
     assert [finding.state for finding in weights.verify(tmp_path)] == ["unpinned"]
 
 
-def test_the_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> None:
+def test_the_commands_list_fetch_and_verify_models(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
-    monkeypatch.setattr(weights, "catalogue", lambda: {"toy": model(site.url)})
+
+    def here() -> str:
+        (listed,) = (one for one in run("list", "--json")[1]["models"] if one["name"] == "mat-places")
+        state: str = listed["here"]
+        return state
 
     assert run("verify")[1].splitlines()[0] == f"no models in {tmp_path / 'weights'}"
     assert run("verify")[1].count("ok  ") == len(weights.inside()), "what ships inside is hashed, too"
-    assert run("list", "--json")[1]["models"][-1]["here"] == "no"
-    assert DIGEST in run("fetch", "toy")[1]
-    assert run("list", "--json")[1]["models"][-1]["here"] == "yes"
+    assert here() == "no"
+    assert DIGEST in run("fetch", "mat-places", "--from", site.url)[1]
+    assert here() == "yes"
     assert run("verify")[0] == 0
-    (tmp_path / "weights" / "toy" / "weights.bin").write_bytes(b"rot")
+    file = tmp_path / "weights" / "mat-places" / "Places_512_FullData_G.pth"
+    file.write_bytes(b"rot")
     code, text = run("verify")
     assert code == 3
     assert "changed" in text
-    assert run("fetch", "toy", "--json") == (
-        0,
-        [{"file": str(tmp_path / "weights/toy/weights.bin"), "sha256": DIGEST}],
-    )
+    fetched = run("fetch", "mat-places", "--from", site.url, "--json")
+    assert fetched == (0, [{"file": str(file), "sha256": DIGEST}])
+
+
+def test_flux2_klein_is_pinned_whole(tmp_path: Path) -> None:
+    klein = weights.catalogue()["flux2-klein-4b"]
+    assert (klein.kind, klein.licence, klein.published) == ("flow", "Apache-2.0", len(klein.files))
+    assert "gpu" in klein.sets
+    assert "recommended" not in klein.sets
+    (pipeline,) = (one for one in pipelines() if one.catalogue == klein.name)
+    sizes = {file.path: file.size for file in klein.files}
+    size = sizes["transformer/diffusion_pytorch_model.safetensors"]
+    assert size == pytest.approx(2 * pipeline.parameters, rel=1e-4), "two bytes a parameter"
+    assert klein.home.endswith(pipeline.hub)
+    assert pipeline.gradient_gb < 24
+
+
+def test_what_a_gradient_takes_is_the_weights_and_the_larger_of_two_backward_passes() -> None:
+    small = Pipeline("o/n", "P", "L", "https://x", False, 10**9, 10**8, 1000, 1000, 10, encoder_gb=1)
+    assert small.gradient_gb == pytest.approx(2.2 + 1)
+    assert replace(small, encoder_gb=0).gradient_gb == pytest.approx(2.2 + 50 * 0.002)
+    assert replace(small, encoder_gb=0, tokens=10**6).gradient_gb == pytest.approx(2.2 + 50 * 2)
+
+
+def test_listed_pipelines_are_those_that_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command
+) -> None:
+    from backfire.inpaint.families import FAMILIES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    listed = {row["weights"]: row for row in run("list", "--json")[1]["pipelines"]}
+    assert {row["pipeline"] for row in listed.values()} == {family.pipeline for family in FAMILIES}
+    assert {row["here"] for row in listed.values()} == {"no"}
+    assert listed["Qwen/Qwen-Image"]["licence_read_in"] == "https://huggingface.co/Qwen/Qwen-Image"
+    (tmp_path / "hub" / "models--Qwen--Qwen-Image" / "snapshots" / "0").mkdir(parents=True)
+    (again,) = (one for one in run("list", "--json")[1]["pipelines"] if one["weights"] == "Qwen/Qwen-Image")
+    assert again["here"] == "yes"
+    text = run("list")[1]
+    assert all(name in text for name in listed)
+    assert "not pinned" in text
+    assert "models fetch flux2-klein-4b" in text

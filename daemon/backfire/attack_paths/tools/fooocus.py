@@ -38,7 +38,7 @@ def respective_field(mask: Mask, *, side: int = 1024) -> list[Handed]:
 def _size(height: int, width: int, side: int) -> tuple[int, int]:
     """Multiples of 64 with about the area of a square of `side`; of 8 where the crop has that area already.
 
-    The tool cuts up to 7 pixels off the latter, we resize.
+    The tool crops up to 7 pixels off the latter, we resize.
     """
 
     def rounded(down: int, across: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy  # it loads `ndimage`, which takes longest, when that is first used
 
 from backfire.attack_paths.handed import Filters, Handed, MaskRule, Padding
 from backfire.attack_paths.softening import Gaussian, filled
@@ -22,10 +22,10 @@ def _contours(mask: Mask) -> list[Box]:
     Pixels that touch at a corner belong together; what lies in a hole has no contour of its own.
     """
     at = Box.around(mask)
-    labels, _ = ndimage.label(filled(mask[at.slices]), np.ones((3, 3)))
+    labels, _ = scipy.ndimage.label(filled(mask[at.slices]), np.ones((3, 3)))
     boxes = [
         Box(at.left + columns.start, at.top + rows.start, at.left + columns.stop, at.top + rows.stop)
-        for rows, columns in ndimage.find_objects(labels)
+        for rows, columns in scipy.ndimage.find_objects(labels)
     ]
     return boxes[::-1]
 

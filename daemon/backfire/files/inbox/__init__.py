@@ -5,31 +5,30 @@ size, times and inode have not changed for the settle time. Callers give the tim
 Paths are bytes relative to the inbox.
 """
 
+from backfire.files.inbox.companions import belongs, has_ending_of_picture, is_companion, is_raw, owner
 from backfire.files.inbox.hints import Hints
 from backfire.files.inbox.mounts import NETWORK, filesystem, mount_of
-from backfire.files.inbox.scan import (
+from backfire.files.inbox.names import folded
+from backfire.files.inbox.scan import Scan, Signature, closed, rivals, scan, scan_beside, signature
+from backfire.files.inbox.settle import Tracker
+from backfire.files.inbox.sidecars import (
     ANNOTATIONS,
+    MASK_ENDING,
     NearMiss,
-    Scan,
-    Signature,
-    closed,
-    folded,
     in_masks_folder,
     is_for_folder,
     is_mask,
     mask_names,
     near_miss,
     proof_names,
-    rivals,
-    scan,
-    scan_beside,
-    signature,
+    why_unused,
 )
-from backfire.files.inbox.settle import Tracker
-from backfire.files.inbox.take import Taken, require_size, take
+from backfire.files.inbox.take import Taken, head, require_size, take
 
 __all__ = [
-    "ANNOTATIONS", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker", "closed",
-    "filesystem", "folded", "in_masks_folder", "is_for_folder", "is_mask", "mask_names", "mount_of",
-    "near_miss", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
+    "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker",
+    "belongs", "closed", "filesystem", "folded", "has_ending_of_picture", "head", "in_masks_folder",
+    "is_companion", "is_for_folder", "is_mask", "is_raw", "mask_names", "mount_of", "near_miss",
+    "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
+    "why_unused",
 ]  # fmt: skip

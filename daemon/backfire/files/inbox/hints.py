@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -21,14 +22,26 @@ warnings.filterwarnings("ignore", module=r"watchdog\.")
 class Hints:
     """Sets an event when something changes below the inbox; a missed change is found by the next scan.
 
+    Args:
+        root: the inbox.
+        mode: `watch.mode`; `auto` polls network file systems.
+        wake: the event.
+        filesystem: the type of the file system that holds a folder.
+
     Attributes:
         mode: `inotify`, or `polling` if that is configured, if the file system is a network one,
             or if inotify could not be started.
         trouble: why it polls although it was not told to; else empty.
     """
 
-    def __init__(self, root: Path, mode: str, wake: threading.Event) -> None:
-        self._root, self._wanted, self._wake = root, mode, wake
+    def __init__(
+        self,
+        root: Path,
+        mode: str,
+        wake: threading.Event,
+        filesystem: Callable[[Path], str] = mounts.filesystem,
+    ) -> None:
+        self._root, self._wanted, self._wake, self._filesystem = root, mode, wake, filesystem
         self._observer: BaseObserver | None = None
         self._watched: tuple[int, int] | None = None
         self.mode, self.trouble = mode, ""
@@ -37,7 +50,7 @@ class Hints:
     def _start(self) -> None:
         self.mode, self.trouble = self._wanted, ""
         if self.mode == "auto":
-            kind = mounts.filesystem(self._root)
+            kind = self._filesystem(self._root)
             self.mode = "polling" if kind in mounts.NETWORK else "inotify"
             self.trouble = f"{kind} raises no events for other hosts" if kind in mounts.NETWORK else ""
         if self.mode == "polling":

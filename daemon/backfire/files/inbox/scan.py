@@ -1,4 +1,4 @@
-"""What is in the inbox, and which mask or proof belongs to which picture. Paths are bytes below it."""
+"""What is in the inbox: scans of the folder, and what each file looked like. Paths are bytes below it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backfire.files import durable
-from backfire.types import EXTENSIONS, composed, shown
-
-MASK_ENDING = b".mask.png"
-FOR_A_FOLDER = re.compile(rb".*\.coco\.json|instances_.*\.json", re.DOTALL)
-"""Names, in lower case, of COCO files that hold the annotations of all pictures beside them, as Roboflow
-(`_annotations.coco.json`) and CVAT (`instances_default.json`) write them."""
-_PICTURE = b"(?:%b)" % b"|".join(re.escape(end.encode()) for ends in EXTENSIONS.values() for end in ends)
-_NEAR_MISS = re.compile(
-    rb"(?P<own>.+)[._ -](?:masks?|msk)%b|(?P<inner>.+)%b" % (_PICTURE, _PICTURE), re.DOTALL
+from backfire.files.inbox.companions import claims, is_companion, is_raw, owner
+from backfire.files.inbox.names import folded
+from backfire.files.inbox.sidecars import (
+    ANNOTATIONS,
+    NearMiss,
+    claimants,
+    is_for_folder,
+    is_mask,
+    is_proof,
+    mask_names,
+    near_miss,
+    proof_names,
 )
-ANNOTATIONS = b".json"
+
 HEARTBEAT_EACH = 1000
 """Files between two heartbeats of a scan."""
 
@@ -49,18 +52,6 @@ class Signature(NamedTuple):
         return Signature.of(status)._replace(ctime_ns=self.ctime_ns) == self
 
 
-class NearMiss(NamedTuple):
-    """What a file whose name is nearly that of a mask is probably meant for.
-
-    Attributes:
-        picture: the path of the picture, perhaps without its extension.
-        wanted: the path that the mask must have.
-    """
-
-    picture: bytes
-    wanted: bytes
-
-
 @dataclass(frozen=True)
 class Scan:
     """What was in the inbox.
@@ -79,15 +70,55 @@ class Scan:
 
     @cached_property
     def pictures(self) -> list[bytes]:
-        """All files that are neither masks nor proofs."""
-        return [path for path in self.files if not is_mask(path) and not self._is_proof(path)]
+        """All files that are neither masks, proofs nor companions; a raw file beside a picture is one."""
+        some = [
+            path
+            for path in self.files
+            if not (is_mask(path) or is_proof(path, self.proof) or is_companion(path))
+        ]
+        if not any(map(is_raw, some)):
+            return some
+        claimed = {name for path in some if not is_raw(path) for name in claims(path)}
+        return [path for path in some if not is_raw(path) or owner(path) not in claimed]
+
+    @cached_property
+    def _companions(self) -> dict[bytes, list[bytes]]:
+        """The files that accompany pictures, by the name that such a picture must have."""
+        pictures = set(self.pictures) if any(map(is_raw, self.files)) else set()
+        found: dict[bytes, list[bytes]] = {}
+        for path in self.files:
+            if is_companion(path) or (is_raw(path) and path not in pictures):
+                found.setdefault(owner(path), []).append(path)
+        return found
+
+    def accompanies(self, path: bytes) -> bool:
+        """Whether a file goes where the original of a picture goes, if there is one."""
+        return (is_companion(path) or is_raw(path)) and path in self._companions.get(owner(path), ())
+
+    def companions_of(self, picture: bytes) -> list[bytes]:
+        """The files beside a picture that go where its original goes."""
+        return [path for name in dict.fromkeys(claims(picture)) for path in self._companions.get(name, ())]
+
+    def lone_companions(self, none: Collection[bytes] = ()) -> set[bytes]:
+        """The files that would accompany a picture that is not there.
+
+        Args:
+            none: files that look like pictures by their names and are none.
+        """
+        claimed = self._claims if not none else _claims(path for path in self.pictures if path not in none)
+        return {path for name, paths in self._companions.items() if name not in claimed for path in paths}
 
     @cached_property
     def _masks(self) -> dict[bytes, bytes]:
         return {folded(path): path for path in self.files if is_mask(path)}
 
-    def _is_proof(self, path: bytes) -> bool:
-        return bool(self.proof) and path.lower().endswith(self.proof)
+    @cached_property
+    def mask_folders(self) -> set[bytes]:
+        """The folders whose pictures may be meant by the masks and annotations that are there."""
+        folders = {os.path.dirname(path) for path in self._masks.values()}
+        return folders | {
+            os.path.dirname(one) for one in folders if os.path.basename(one).lower() == b"masks"
+        }
 
     def masks_of(self, picture: bytes) -> list[bytes]:
         """The sidecar masks of a picture that are in the inbox."""
@@ -96,8 +127,9 @@ class Scan:
         names = {folded(name): name for name in mask_names(picture)}
         # The exact spelling comes first, because p.jpg and P.jpg may each have a mask.
         found = [name if name in self.files else self._masks.get(key) for key, name in names.items()]
-        shared = self._for_folders.get(os.path.dirname(picture), []) if not _is_annotated(found) else []
-        return [path for path in (*found, *shared) if path is not None and path != picture]
+        own = [path for path in found if path is not None and path != picture]
+        annotated = any(path.lower().endswith(ANNOTATIONS) for path in own)
+        return own if annotated else [*own, *self._for_folders.get(os.path.dirname(picture), [])]
 
     @cached_property
     def _for_folders(self) -> dict[bytes, list[bytes]]:
@@ -120,7 +152,7 @@ class Scan:
     @cached_property
     def _claims(self) -> set[bytes]:
         """The names of all pictures, `folded`, with and without their extensions."""
-        return {name for path in map(folded, self.pictures) for name in (path, os.path.splitext(path)[0])}
+        return _claims(self.pictures)
 
     def proof_of(self, picture: bytes) -> bytes | None:
         """The file that says that a picture is complete: NAME.EXT.done, else NAME.done."""
@@ -135,24 +167,9 @@ class Scan:
         return {
             path
             for name, path in self._masks.items()
-            if not self._claims.intersection(_claimants(name))
+            if not self._claims.intersection(claimants(name))
             and not (is_for_folder(path) and os.path.dirname(path) in served)
         }
-
-    def why_unused(self, path: bytes) -> str:
-        """What to do with a mask or annotation that no picture uses."""
-        if (miss := near_miss(path)) is not None:
-            return (
-                "looks like a mask, but has not the name of one, and is not taken for a picture beside "
-                f"{shown(miss.picture)}; call it {shown(miss.wanted)}, or give it a name without mask"
-            )
-        folder, name = os.path.split(path)
-        if is_for_folder(path):
-            return "holds the annotations of the pictures beside it, and there are none (any more)"
-        stem = name[: -len(MASK_ENDING)] if name.lower().endswith(MASK_ENDING) else os.path.splitext(name)[0]
-        place = os.path.dirname(folder) if os.path.basename(folder).lower() == b"masks" else folder
-        picture = shown(os.path.join(place, stem))
-        return f"is a mask or annotation by its name and waits for a picture {picture}.jpg, .png or the like"
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
@@ -236,7 +253,7 @@ def _why_closed(top: bytes, path: bytes, error: OSError) -> str:
 
 
 def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Scan:
-    """Some pictures, and all masks and proofs in their folders and in `masks` (`Masks`) below these."""
+    """Some pictures, and all masks, proofs and companions in their folders and in `masks` below these."""
     top, wanted = os.fsencode(root), set(pictures)
     files: dict[bytes, Signature] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
@@ -250,7 +267,7 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
                 if place in folders and path not in folders and entry.name.lower() == b"masks":
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(path)
-                elif path in wanted or is_mask(path) or (proof and path.lower().endswith(proof)):
+                elif _lies_beside(path, proof) or path in wanted:
                     with suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):
@@ -258,9 +275,13 @@ def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Sc
     return Scan(files, proof=proof)
 
 
-def folded(path: bytes) -> bytes:
-    """A path as masks are matched: upper and lower case and both Unicode spellings of é are the same."""
-    return path.lower() if path.isascii() else os.fsencode(composed(path).lower())
+def _claims(pictures: Iterable[bytes]) -> set[bytes]:
+    return {name for path in pictures for name in claims(path)}
+
+
+def _lies_beside(path: bytes, proof: bytes) -> bool:
+    """Whether a file is no picture of its own by its name."""
+    return is_mask(path) or is_companion(path) or is_raw(path) or is_proof(path, proof)
 
 
 @lru_cache(maxsize=4)
@@ -280,80 +301,9 @@ def rivals(root: Path, picture: bytes, ignore: Iterable[str], proof: bytes = b""
     with suppress(FileNotFoundError):
         for name in os.listdir(os.path.join(os.fsencode(root), folder)):
             path = os.path.join(folder, name)
-            is_proof = proof and path.lower().endswith(proof)
-            if folded(path).startswith(stem) and not (ignored(name) or is_mask(path) or is_proof):
+            if folded(path).startswith(stem) and not (ignored(name) or _lies_beside(path, proof)):
                 found.append(path)
     return found
-
-
-def in_masks_folder(path: bytes) -> bool:
-    """Whether only its folder, `masks`, makes a file a mask, so that it may be a picture after all."""
-    return is_mask(path) and not path.lower().endswith((MASK_ENDING, ANNOTATIONS))
-
-
-def is_mask(path: bytes) -> bool:
-    """Whether a file is a sidecar by its name: NAME.mask.png, any PNG in a folder `masks`, or JSON."""
-    lower = path.lower()
-    in_folder = os.path.basename(os.path.dirname(lower)) == b"masks"
-    return lower.endswith((MASK_ENDING, ANNOTATIONS)) or (in_folder and lower.endswith(b".png"))
-
-
-def is_for_folder(path: bytes) -> bool:
-    """Whether a file is a COCO file with the annotations of all pictures beside it."""
-    return FOR_A_FOLDER.fullmatch(os.path.basename(path).lower()) is not None
-
-
-def near_miss(path: bytes) -> NearMiss | None:
-    """The mask that a file is probably meant to be, such as `d_mask.png`, `e.mask.jpg` and `masks/c.jpg`."""
-    folder, name = os.path.split(path)
-    above, inner = os.path.split(folder)
-    lower = path.lower()
-    if b"mask" not in lower and b"msk" not in lower:  # most names: the pattern is slower
-        return None
-    found = _NEAR_MISS.fullmatch(name.lower())
-    if found is None or is_mask(path):
-        return None
-    if found["own"]:
-        picture = os.path.join(folder, name[: found.end("own")])
-        return NearMiss(picture, picture + MASK_ENDING)
-    if inner.lower() in (b"mask", b"masks"):
-        stem = name[: found.end("inner")]
-        return NearMiss(os.path.join(above, stem), os.path.join(above, b"masks", stem + b".png"))
-    return None
-
-
-def _is_annotated(masks: Iterable[bytes | None]) -> bool:
-    return any(mask is not None and mask.lower().endswith(ANNOTATIONS) for mask in masks)
-
-
-def mask_names(picture: bytes) -> list[bytes]:
-    """All paths that a picture's sidecars, painted or JSON, may have, relative to the inbox."""
-    folder, name = os.path.split(picture)
-    stem = os.path.splitext(name)[0]
-    return [
-        os.path.join(folder, stem + b".mask.png"),
-        os.path.join(folder, name + b".mask.png"),
-        os.path.join(folder, b"masks", stem + b".png"),
-        os.path.join(folder, b"masks", name + b".png"),
-        os.path.join(folder, stem + b".regions.json"),
-        os.path.join(folder, name + b".regions.json"),
-        os.path.join(folder, stem + b".json"),
-        os.path.join(folder, b"masks", stem + b".json"),
-    ]
-
-
-def proof_names(picture: bytes, ending: bytes) -> list[bytes]:
-    """The files that may say that a picture is complete; none without an ending."""
-    return [picture + ending, os.path.splitext(picture)[0] + ending] if ending else []
-
-
-def _claimants(mask: bytes) -> set[bytes]:
-    """The pictures, with or without their extension, that a `folded` mask may belong to."""
-    endings = (MASK_ENDING, b".regions.json", ANNOTATIONS)
-    found = {mask.removesuffix(ending) for ending in endings if mask.endswith(ending)}
-    folder, name = os.path.split(mask)
-    above, own = os.path.split(folder)
-    return found | {os.path.join(above, os.path.splitext(name)[0])} if own == b"masks" else found
 
 
 def signature(root: Path, path: bytes) -> Signature | None:

@@ -55,10 +55,7 @@ def take(
     """
     name = shown(path)
     try:
-        with safe_paths.folder_of(root, path) as (folder, last):
-            # NONBLOCK, because opening a FIFO would wait for its writer.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(last, flags, dir_fd=folder)
+        descriptor = _opened(root, path)
     except FileNotFoundError as error:
         raise InputError(Code.CHANGED, f"{name}: is gone", retryable=True) from error
     except OSError as error:
@@ -81,6 +78,26 @@ def take(
             Code.CHANGED, f"{name}: changed while it was read; it is tried again", retryable=True
         )
     return Taken(read.digest.hexdigest(), signature, read.zeros)
+
+
+def head(root: Path, path: bytes, most: int) -> bytes:
+    """The first `most` bytes of a file of the inbox; nothing outside `root` is ever opened.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with os.fdopen(descriptor := _opened(root, path), "rb") as source:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", shown(path))
+        return source.read(most)
+
+
+def _opened(root: Path, path: bytes) -> int:
+    """The descriptor of a file, open for reading; no link is followed."""
+    with safe_paths.folder_of(root, path) as (folder, last):
+        # NONBLOCK, because opening a FIFO would wait for its writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(last, flags, dir_fd=folder)
 
 
 def require_size(name: str, size: int, most: int | None) -> None:

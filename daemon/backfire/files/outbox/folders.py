@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backfire.errors import PublishError
 from backfire.files import durable
+from backfire.files.outbox.names import hidden
 from backfire.types import shown
 
 KNOWN_MOST = 10_000
 _known: dict[bytes, tuple[int, int]] = {}
 """Folders whose names are known to be on the disk, with device and inode; at most `KNOWN_MOST`."""
+_making = threading.Lock()
+"""Held while a shared folder is made, because several files may be put into it at once."""
 
 
 def forget() -> None:
@@ -53,19 +57,20 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
         raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
 
 
-def prepared(folder: Path, path: bytes, *, shared: bool = False) -> bytes:
+def prepared(folder: Path, path: bytes, *, shared_by: str | None = None) -> bytes:
     """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`.
 
     Args:
-        shared: folders that are made get the rights of `folder`; else only owner and group may see into them.
+        shared_by: the key of the job for which folders are made that get the rights of `folder`. Without one,
+            only owner and group may see into the folders that are made.
     """
     top = os.fsencode(folder)
     target = os.path.join(top, path)
-    _make_folder(os.path.dirname(target), top, shared=shared)
+    _make_folder(os.path.dirname(target), top, shared_by)
     return target
 
 
-def _make_folder(path: bytes, top: bytes, *, shared: bool) -> None:
+def _make_folder(path: bytes, top: bytes, shared_by: str | None) -> None:
     """Make a folder and those above it, and make the names of those below `top` durable.
 
     A folder that exists may have been made just before a crash, or this moment by another thread, so that
@@ -75,21 +80,50 @@ def _make_folder(path: bytes, top: bytes, *, shared: bool) -> None:
     if found is not None and (_known.get(path) == found or not path.startswith(top + b"/")):
         return
     above = os.path.dirname(path)
-    _make_folder(above, top, shared=shared)
+    _make_folder(above, top, shared_by)
     with suppress(FileExistsError):
-        os.mkdir(path, 0o777 if shared else 0o750)
-        if shared:
-            # Opened without following a link, which somebody may have put there in the meantime.
-            made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                share_rights(made, above)
-            finally:
-                os.close(made)
+        if shared_by is None:
+            os.mkdir(path, 0o750)
+        else:
+            _make_shared(path, above, shared_by)
     durable.sync(above)
     if (found := _identity(path)) is not None:
         if len(_known) >= KNOWN_MOST:
             _known.clear()
         _known[path] = found
+
+
+def _make_shared(path: bytes, above: bytes, key: str) -> None:
+    """Make a folder with the rights of the one above it.
+
+    It has a temporary name until it has those rights: one that a crash left without them under its own name
+    could not be told from one that a person made.
+
+    Raises:
+        FileExistsError: `path` is there already.
+    """
+    begun = hidden(path, key)
+    with _making:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(path))
+        with suppress(FileNotFoundError):
+            os.rmdir(begun)  # left by a crash
+        os.mkdir(begun, 0o777)
+        try:
+            # Opened without following a link, which somebody may have put there in the meantime.
+            made = os.open(begun, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                share_rights(made, above)
+            finally:
+                os.close(made)
+            os.rename(begun, path)
+        except OSError as error:
+            with suppress(OSError):
+                os.rmdir(begun)
+            # Somebody made the folder in the meantime, and perhaps put something into it.
+            if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(path)) from None
+            raise
 
 
 def share_rights(descriptor: int, folder: bytes) -> None:

@@ -87,12 +87,15 @@ def vacant(folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_resul
 
 
 def discard(folder: Path, path: bytes, *, key: str) -> None:
-    """Delete the temporary files that a crash left of a job beside `folder`/`path`."""
+    """Delete the temporary files that a crash left of a job beside `folder`/`path`, and folders above it."""
+    place = os.fsencode(folder)
     with suppress(OSError):
-        place = os.path.dirname(os.path.join(os.fsencode(folder), around(folder, path)))
-        for name in os.listdir(place):
-            if name.startswith(hidden_by(key)):
-                os.unlink(os.path.join(place, name))
+        for part in (b"", *around(folder, path).split(b"/")[:-1]):
+            place = os.path.join(place, part)
+            for name in os.listdir(place):
+                if name.startswith(hidden_by(key)):
+                    left = os.path.join(place, name)
+                    (os.rmdir if os.path.isdir(left) else os.unlink)(left)
 
 
 def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
@@ -162,7 +165,7 @@ def _clear(folder: int, aside: bytes, name: bytes, key: str, meant: Meant) -> bo
     if meant(folder, aside):
         os.unlink(aside, dir_fd=folder)
         return True
-    for free in (name, keyed(name, key)):
+    for free in (name, keyed(folder, name, key)):
         with suppress(FileExistsError):
             safe_paths.give_name(aside, free, folder=folder)
             with suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ from backfire.files import safe_paths
 from backfire.types import EXTENSIONS, shown
 
 NAME_MAX = 255
-"""Bytes of a file name on every common file system."""
+"""Bytes that most file systems allow in a file name; some allow fewer, such as eCryptfs with 143."""
 
 
 def names(folder: Path, path: bytes, *, key: str, sha256: str = "") -> list[bytes]:
@@ -21,7 +21,7 @@ def names(folder: Path, path: bytes, *, key: str, sha256: str = "") -> list[byte
     digest, because a job that was worked on two devices may have left two different results.
     """
     path = around(folder, path)
-    return [path, *(keyed(path, tag) for tag in (key, sha256) if tag)]
+    return [path, *(keyed(folder, path, tag) for tag in (key, sha256) if tag)]
 
 
 def around(folder: Path, path: bytes) -> bytes:
@@ -41,33 +41,62 @@ def around(folder: Path, path: bytes) -> bytes:
     free: list[bytes] = []
     for part in parents:
         while os.path.lexists(os.path.join(place, part)) and not os.path.isdir(os.path.join(place, part)):
-            part = _fitted(part, b".d")
+            part = _fitted(part, b".d", name_max(place))
         free.append(part)
         place = os.path.join(place, part)
     return os.path.join(*free, name)
 
 
-def keyed(path: bytes, key: str) -> bytes:
-    """The path with the first eight digits of a key before the extension: `a.1f2e3d4c.jpg`."""
+def name_max(folder: bytes | int) -> int:
+    """How many bytes a file name may have in a folder, given by its path or descriptor.
+
+    The nearest folder above answers for one that is not made yet. Where the file system says nothing, or more
+    than `NAME_MAX` because it counts characters, it is `NAME_MAX`.
+    """
+    try:
+        most = os.pathconf(folder, "PC_NAME_MAX")
+    except (FileNotFoundError, NotADirectoryError):
+        above = b"" if isinstance(folder, int) else os.path.dirname(folder)
+        return name_max(above) if above and above != folder else NAME_MAX
+    except OSError:
+        return NAME_MAX
+    return min(most, NAME_MAX) if most > 0 else NAME_MAX
+
+
+def keyed(folder: Path | int, path: bytes, key: str) -> bytes:
+    """The path with the first eight digits of a key before the extension: `a.1f2e3d4c.jpg`.
+
+    Args:
+        folder: where the path begins, or its descriptor; a name too long for its file system is shortened.
+    """
     stem, extension = os.path.splitext(path)
-    return _fitted(stem, b"." + key[:8].encode() + extension)
+    return _fitted(stem, b"." + key[:8].encode() + extension, _room(folder, path))
 
 
-def beside(path: bytes, suffix: bytes, key: str) -> bytes:
-    """The path with a suffix; a name that is too long for it is shortened and gets the key."""
-    if len(os.path.basename(path)) + len(suffix) <= NAME_MAX:
+def beside(folder: Path, path: bytes, suffix: bytes, key: str) -> bytes:
+    """The path with a suffix; a name in `folder` that is too long for it is shortened and gets the key."""
+    most = _room(folder, path)
+    if len(os.path.basename(path)) + len(suffix) <= most:
         return path + suffix
-    return _fitted(path, b"." + key[:8].encode() + suffix)
+    return _fitted(path, b"." + key[:8].encode() + suffix, most)
 
 
-def _fitted(stem: bytes, ending: bytes) -> bytes:
+def _room(folder: Path | int, path: bytes) -> int:
+    """How many bytes the last name of `folder`/`path` may have."""
+    if isinstance(folder, int):
+        return name_max(folder)
+    return name_max(os.path.dirname(os.path.join(os.fsencode(folder), path)))
+
+
+def _fitted(stem: bytes, ending: bytes, most: int) -> bytes:
     folder, name = os.path.split(stem)
-    return os.path.join(folder, name[: NAME_MAX - len(ending)] + ending)
+    return os.path.join(folder, name[: most - len(ending)] + ending)
 
 
 def hidden(target: bytes, key: str) -> bytes:
     """The temporary name, beside the final one, under which a job writes or checks a file."""
-    # A digest and not the name itself, because a 255-byte name has no room for more.
+    # A digest and not the name itself, because the longest name has no room for more. These 44 bytes fit
+    # into any file system that Linux can write to.
     tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
     return os.path.join(os.path.dirname(target), hidden_by(key) + f"{tag}.part".encode())
 
@@ -77,12 +106,16 @@ def hidden_by(key: str) -> bytes:
     return f".backfire-{key[:16]}-".encode()
 
 
-def renamed(path: bytes, extension: str) -> bytes:
-    """The path with the extension of what was written; another extension of the same format stays."""
+def renamed(folder: Path, path: bytes, extension: str) -> bytes:
+    """The path with the extension of what was written; another extension of the same format stays.
+
+    Args:
+        folder: where the path begins; a name too long for its file system is shortened.
+        path, extension: the path and, with its dot, the extension of the format.
+    """
     stem, own = os.path.splitext(path)
     wanted = extension.lower()
     same = next((several for several in EXTENSIONS.values() if wanted in several), (wanted,))
     if own.lower() in map(os.fsencode, same):
         return path
-    folder, name = os.path.split(stem)
-    return os.path.join(folder, name[: NAME_MAX - len(wanted)] + os.fsencode(wanted))
+    return _fitted(stem, os.fsencode(wanted), _room(folder, path))

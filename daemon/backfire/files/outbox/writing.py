@@ -108,7 +108,7 @@ def _hidden(
     """
     with explained(folder, path):
         path = around(folder, path)
-        temporary = hidden(prepared(folder, path, shared=shared), key)
+        temporary = hidden(prepared(folder, path, shared_by=key if shared else None), key)
         try:
             yield path, temporary, os.path.lexists(temporary)
         finally:

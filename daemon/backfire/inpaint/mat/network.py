@@ -76,7 +76,8 @@ class Draw:
     Attributes:
         latent: float32 1,latent, normally distributed.
         first: bool 1,channels,h,w: which of the first stage's smallest features are kept; a style replaces
-            the others. second: bool 1,width,h,w: the same for the second stage.
+            the others.
+        second: bool 1,width,h,w: the same for the second stage.
     """
 
     latent: Tensor

@@ -43,6 +43,9 @@ METHODS = Registry(
         "first-step": Known(
             "backfire.perturb.methods.first_step:FirstStep", "first_step", "paints by denoising"
         ),
+        "attention": Known(
+            "backfire.perturb.methods.attention:Attention", "attention_entropy", "denoises by a transformer"
+        ),
         "baseline": Known("backfire.perturb.methods.baseline:Baseline"),
     },
 )
@@ -63,6 +66,24 @@ def get(name: str, surrogates: Sequence[Editor] = ()) -> Method:
     return method
 
 
+def with_surrogates(settings: Settings) -> Settings:
+    """The settings with the names that `protect.surrogates: auto` stands for here, now; others as they are.
+
+    Raises:
+        ConfigError: there is no method of that name, or it can use none of the editors that are there.
+    """
+    if settings.protect.surrogates != "auto":
+        return settings
+    method = settings.protect.method
+    needs = METHODS.require(method).needs
+    present = inpaint.present(settings)
+    names = tuple(name for name in present if needs in inpaint.capabilities(name, settings))
+    if not names:
+        _require_fit(method, ", ".join(present) or "no editor that is not held out", fits=False)
+    protect = settings.protect.model_copy(update={"surrogates": names})
+    return settings.model_copy(update={"protect": protect})
+
+
 def require_fit(settings: Settings) -> None:
     """Check what the configuration says of methods, without loading one or reading weights.
 
@@ -71,7 +92,7 @@ def require_fit(settings: Settings) -> None:
     """
     name = settings.protect.method
     known = METHODS.require(name)
-    for surrogate in settings.protect.surrogates:
+    for surrogate in with_surrogates(settings).protect.surrogates:
         _require_fit(name, surrogate, fits=known.needs in inpaint.capabilities(surrogate, settings))
 
 

@@ -30,21 +30,26 @@ class EditorInput:
         image: float32 1,3,h,w, RGB in [0,1], unperturbed.
         mask: h,w bool, True in the region.
         protected: h,w bool, True in everything that is protected here.
-        rows, columns: h,H and w,W: how a perturbation H,W of the crop is resampled onto this input, see
-            `variants.placement`; None where the input is the crop itself.
+        place: what becomes of a perturbation 1,3,H,W of the crop on this path, 1,3,h,w, linear; None where
+            the input is the crop itself.
+        before: what happens to the picture on its way to this path, such as `transforms.chained`: from
+            1,3,y,x to 1,3,h,w, differentiable; None for nothing.
+        untouched: 1,3,y,x, the unperturbed picture before that; `place` places a perturbation in it.
     """
 
     image: Tensor
     mask: Mask
     protected: Mask
-    rows: Tensor | None = None
-    columns: Tensor | None = None
+    place: Callable[[Tensor], Tensor] | None = None
+    before: Callable[[Tensor], Tensor] | None = None
+    untouched: Tensor | None = None
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
         """The input with a perturbation 1,3,H,W of the crop; 1,3,h,w, differentiable."""
-        if self.rows is None or self.columns is None:
-            return self.image + perturbation
-        return self.image + self.rows @ perturbation @ self.columns.T
+        placed = perturbation if self.place is None else self.place(perturbation)
+        if self.before is None or self.untouched is None:
+            return self.image + placed
+        return self.before(self.untouched + placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +66,18 @@ class Task:
         start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
             before; the area admits it.
         warm: whether the start was made in a round before, to go on from without noise.
-        paths: for each region, the inputs of editors on other attack paths than this crop, in groups that
-            matter alike.
+        paths: for each region, the inputs of editors on attack paths, in groups that matter alike; those
+            beside this crop, or all of them where they are drawn by need.
         grain: side, in pixels, of the squares that are perturbed as one.
+        grids: how many grids of such squares the perturbation is a sum of, each twice as coarse as the one
+            before: what a tool shrinks keeps the coarse ones.
+        by_need: whether each iteration draws one of a region's paths, more often those that are further from
+            broken; else every second one is for the crop, and the other paths take turns.
         luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour, of
             which the eye sees less, may use all of it. None where luma has no bound of its own.
+        starts: tiles K,3,h,w in [-1,1] of the budget that were stored for the surrogates, see `starts`.
+        hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others;
+            the published one is 2. Edits further away than `area` reaches are left alone anyway.
         robust_to: the transforms that the perturbation is to survive: `jpeg`, `blur`.
         early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
     """
@@ -80,21 +92,37 @@ class Task:
     warm: bool = False
     paths: Sequence[Sequence[Sequence[EditorInput]]] = ()
     grain: int = 1
+    grids: int = 1
+    by_need: bool = False
     luma: Tensor | None = None
+    starts: Tensor | None = None
+    hide_weight: float = 4.0
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
     def inputs(self, region: int) -> list[Sequence[EditorInput]]:
-        """What editors are given of the region of that index, in groups: this crop, then its other paths."""
+        """What editors are given of the region of that index, in groups.
+
+        Where paths are drawn by need, these are all that count. Else this crop is the first group.
+        """
         others = self.paths[region] if self.paths else ()
+        if self.by_need and others:
+            return [*others]
         return [[EditorInput(self.image, self.regions[region], self.protected)], *others]
 
-    def grained(self, plane: Tensor) -> Tensor:
-        """The mean of 1,3,H,W over each square of `grain` pixels."""
-        if self.grain == 1:
+    def stored_starts(self) -> Iterator[Tensor]:
+        """Each of the stored starts, repeated over the crop: 1,3,H,W."""
+        if self.starts is not None:
+            for tile in self.starts:
+                yield tiled(tile, self.image) * self.budget.unit
+
+    def grained(self, plane: Tensor, grid: int = 0) -> Tensor:
+        """The mean of 1,3,H,W over each square of the grid of that number."""
+        side = self.grain << grid
+        if side == 1:
             return plane
-        small = F.avg_pool2d(plane, self.grain, ceil_mode=True, count_include_pad=False)
-        large = small.repeat_interleave(self.grain, dim=2).repeat_interleave(self.grain, dim=3)
+        small = F.avg_pool2d(plane, side, ceil_mode=True, count_include_pad=False)
+        large = small.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
         return large[..., : plane.shape[2], : plane.shape[3]]
 
     def project(self, perturbation: Tensor) -> Tensor:
@@ -114,6 +142,13 @@ class Task:
     def _visible(self, perturbation: Tensor) -> Tensor:
         """What a picture in [0,1] shows of a perturbation."""
         return (self.image + perturbation).clamp(0, 1) - self.image
+
+
+def tiled(tile: Tensor, like: Tensor) -> Tensor:
+    """A tile 3,h,w repeated from the top left corner over a picture 1,3,H,W; the picture's shape."""
+    height, width = like.shape[-2:]
+    down, across = -(-height // tile.shape[-2]), -(-width // tile.shape[-1])
+    return tile.to(like).repeat(1, down, across)[None, :, :height, :width]
 
 
 def _clipped(plane: Tensor, bound: Tensor) -> Tensor:

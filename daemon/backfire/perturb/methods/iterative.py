@@ -4,9 +4,9 @@ An iteration draws an attack path (`base.EditorInput`), a transform of the pictu
 and one edit of one region (`edit_masks`): expectation over transforms (EOT), one sample at a time. It asks
 each surrogate how it responds to the perturbed picture under the edit's mask, and takes a momentum sign step
 (MI-FGSM, arXiv 1710.06081) that pushes the response of a trigger edit away and keeps that of a benign edit.
-The
-momentum averages the last few iterations: three steps on one edit each cost what one step on three edits
-does, and get further. The responses to the clean picture are constant and computed once.
+The momentum, of which each attack path has its own (`Search`), averages the last few iterations: three
+steps on one edit each cost what one step on three edits does, and get further. The responses to the clean
+picture are constant and computed once.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ from torch import Tensor
 from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
 from backfire.perturb import edit_masks
-from backfire.perturb.edit_masks import Edit, Edits, mask_at, masked_mse
-from backfire.perturb.methods.base import IterationProgress, Proposal, Task, in_fixed_order, mixed_precision
+from backfire.perturb.edit_masks import FAR, INCOMPLETE, Edit, Edits, mask_at, masked_mse
+from backfire.perturb.methods.base import (
+    EditorInput,
+    IterationProgress,
+    Proposal,
+    Task,
+    in_fixed_order,
+    mixed_precision,
+)
 from backfire.perturb.transforms import Transform, transforms
 from backfire.types import Mask
 
@@ -31,29 +38,28 @@ MOMENTUM = 0.6
 """Less than is usual (0.9): at 80 steps 0.5 to 0.7 break more than 0.8, and that more than 0.9."""
 STEPS = 0.5, 0.1
 """The first and the last step, in shares of the budget."""
-HIDE_WEIGHT = 8.0
-"""Weight of the hide loss against each of the two others; the published one is 2. Edits further away are left
-alone by `Task.area`. Against flux2-mini, on a cat's face at 5 levels, an edit beside it keeps SSIM 0.95
-at weight 8 and 0.90 at 4; the trigger edit breaks to 0.15 and 0.12, the dilated one to 0.47 and 0.40."""
 CHECKS = 8
 """Into how many parts the iterations are divided; from the middle on each ends with an early-stop check."""
-INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 4, 2
-"""Shapes drawn on attack paths other than the crop: each is another clean edit to compute."""
+NEED = 0.1
+"""Added to how far the edits of a path are from the clean ones, before paths are drawn by its inverse: a path
+on which nothing breaks is drawn some ten times as often as one on which everything does."""
+INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
+"""Shapes drawn on attack paths other than the first, where the edit of the region alone is replayed."""
 
 
 Step = Callable[[Tensor, int], Tensor]
-"""(gradient 1,3,H,W, iteration) -> what is subtracted from the perturbation, 1,3,H,W; may keep a state."""
+"""(averaged gradient 1,3,H,W, iteration) -> what is subtracted from the perturbation, 1,3,H,W; may keep a
+state."""
 
 
-def momentum_sign(task: Task, iterations: int) -> Step:
+def sign_step(task: Task, iterations: int) -> Step:
     """The steps of MI-FGSM: large ones first to cross the budget, small ones last to settle."""
-    momentum = torch.zeros_like(task.image)
 
     def step(gradient: Tensor, iteration: int) -> Tensor:
-        momentum.mul_(MOMENTUM).add_(gradient)
         first, last = STEPS
         share = first + (last - first) * iteration / max(iterations - 1, 1)
-        return share * task.budget.unit * task.grained(momentum).sign()
+        signs = sum((task.grained(gradient, grid).sign() for grid in range(task.grids)), torch.zeros(()))
+        return share * task.budget.unit * signs / task.grids
 
     return step
 
@@ -77,7 +83,7 @@ class IterativeMethod:
     """
 
     draws = 1
-    stepper: Callable[[Task, int], Step] = staticmethod(momentum_sign)
+    stepper: Callable[[Task, int], Step] = staticmethod(sign_step)
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
         """What is looked at of an edit, see `edit_masks.Respond`; differentiable in `image`."""
@@ -106,112 +112,177 @@ class IterativeMethod:
         progress: IterationProgress,
     ) -> Proposal:
         """See `Method.run`. The regions of a crop take turns, an iteration each, and so do their paths."""
-        regions = [self._paths(task, index, surrogates, rng) for index in range(len(task.regions))]
-        choices = transforms(task.robust_to)
-        towards = target_picture(target, task.image)
-        perturbation = _start(task, rng)
-        done = 0
+        search = Search(self, task, surrogates, target, rng)
+        perturbation = search.start()
         step = self.stepper(task, iterations)
-        saliency = [torch.zeros_like(perturbation[0, 0]) for _ in surrogates]
-        scales: dict[tuple[Edits, int], Tensor] = {}
         for iteration in range(iterations):
-            turn, region = divmod(iteration, len(regions))
-            sample = self._sample(regions[region], turn, choices, rng)
-            gradient = torch.zeros_like(perturbation)
-            for index, surrogate in enumerate(surrogates):
-                find = partial(self._gradient, perturbation, sample, (index, surrogate), towards, rng)
-                one = in_fixed_order(surrogate, rng, find)
-                magnitude = one[0].abs().mean(dim=0)
-                saliency[index] += magnitude
-                # Scaled by its magnitude on trigger edits, so that no surrogate and no path drowns the
-                # others.
-                scale = scales.get((sample.path, index), magnitude.mean())
-                if sample.edit.breaks:
-                    scales[sample.path, index] = scale = scale.lerp(magnitude.mean(), 0.3)
-                gradient += one / scale.clamp(min=1e-12)
-            perturbation = task.project(perturbation - step(gradient, iteration))
+            perturbation = task.project(perturbation - step(search.gradient(perturbation), iteration))
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)
                 break
             progress(done, iterations)
-        return Proposal(perturbation, tuple(plane / done for plane in saliency), done)
+        return Proposal(perturbation, tuple(plane / done for plane in search.saliency), done)
 
-    def _paths(
-        self, task: Task, region: int, surrogates: Sequence[Editor], rng: np.random.Generator
-    ) -> list[list[Edits]]:
-        """The edits of a region on each of its paths, in groups, the crop first."""
-        (crop,), *others = task.inputs(region)
-        few = {"incomplete": INCOMPLETE_ELSEWHERE, "far": FAR_ELSEWHERE}
+
+class Search:
+    """The gradients of one run: what each iteration looks at, and what is remembered of those before.
+
+    Each attack path has an average of the gradients of its trigger edits and one of its benign edits. The sum
+    of all is followed. Otherwise what one iteration does for a tool, or for the edits beside a region,
+    would be undone by the next ones, which look at others.
+
+    Args:
+        method: says what is looked at of an edit.
+        target: as in `Method.run`.
+
+    Attributes:
+        saliency: by surrogate, H,W: the summed mean absolute gradient over channels.
+    """
+
+    def __init__(
+        self,
+        method: IterativeMethod,
+        task: Task,
+        surrogates: Sequence[Editor],
+        target: str,
+        rng: np.random.Generator,
+    ) -> None:
+        self._method, self._task, self._surrogates, self._rng = method, task, surrogates, rng
+        self._regions = [self._paths(index) for index in range(len(task.regions))]
+        self._transforms = transforms(task.robust_to)
+        self._towards = target_picture(target, task.image)
+        self._scales: dict[tuple[Edits, int], Tensor] = {}
+        self._averages: dict[tuple[int, bool], Tensor] = {}
+        self._made = 0
+        self.saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
+
+    def start(self) -> Tensor:
+        """Where to begin, 1,3,H,W: what is there already, the best of the stored starts, or noise."""
+        task = self._task
+        if task.warm and task.start is not None:
+            return task.project(task.start)
+        drawn = torch.from_numpy(self._rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
+        noise = task.grained(drawn.to(task.image.device)) * task.budget.unit / 2
+        stored = [task.project(plane) for plane in task.stored_starts()]
+        best = max(stored, key=self.broken) if stored else noise
+        return task.project(best if task.start is None else task.start + best)
+
+    def broken(self, perturbation: Tensor) -> float:
+        """How far edits of the regions are from the clean ones, the mean over regions, paths and surrogates.
+
+        Of each the relative error counts, at most 1: what breaks on every path is better than what breaks
+        altogether on one.
+        """
+        errors = []
+        for path in (path for groups in self._regions for group in groups for path in group):
+            edit = path.take("full")
+            assert edit is not None
+            for index, surrogate in enumerate(self._surrogates):
+                with torch.no_grad(), mixed_precision(perturbation.device):
+                    got = self._method.respond(surrogate, path.given.perturbed(perturbation), edit.mask, 0)
+                cells = mask_at(edit.mask, got, surrogate.multiple)
+                errors.append(min(float(edit_masks.relative_error(got, edit.clean[index], cells)), 1.0))
+        return sum(errors) / len(errors)
+
+    @property
+    def noted(self) -> float:
+        """As `broken`, of what the iterations have looked at, without another look."""
+        paths = [path for groups in self._regions for group in groups for path in group]
+        return sum(path.broken for path in paths) / len(paths)
+
+    def gradient(self, perturbation: Tensor) -> Tensor:
+        """The averaged gradient 1,3,H,W after one more look: at one edit of one region on one path."""
+        turn, region = divmod(self._made, len(self._regions))
+        self._made += 1
+        paths, rng = self._regions[region], self._rng
+        path = neediest(paths, rng) if self._task.by_need else _next(paths, turn)
+        sample = self._sample(path)
+        gradient = torch.zeros_like(perturbation)
+        for index, surrogate in enumerate(self._surrogates):
+            find = partial(self._of_one, perturbation, sample, index)
+            one = in_fixed_order(surrogate, rng, find)
+            magnitude = one[0].abs().mean(dim=0)
+            self.saliency[index] += magnitude
+            # Scaled by its magnitude on trigger edits, so that no surrogate and no path drowns the others.
+            scale = self._scales.get((path, index), magnitude.mean())
+            if sample.edit.breaks:
+                self._scales[path, index] = scale = scale.lerp(magnitude.mean(), 0.3)
+            gradient += one / scale.clamp(min=1e-12)
+        # The regions of a crop share the averages, as there may be many regions and a plane is large.
+        slot = [one for group in paths for one in group].index(path), sample.edit.breaks
+        known = self._averages.setdefault(slot, torch.zeros_like(gradient))
+        known.mul_(MOMENTUM).add_(gradient)
+        return torch.stack([*self._averages.values()]).sum(dim=0)
+
+    def _paths(self, region: int) -> list[list[Edits]]:
+        """The edits of a region on each of its paths, in groups, the most important path first."""
+        groups = self._task.inputs(region)
         return [
-            [Edits(crop, surrogates, rng, self.respond, self.shapes)],
-            *(
-                [Edits(other, surrogates, rng, self.respond, self.shapes, **few) for other in group]
-                for group in others
-            ),
+            [self._edits(given, elsewhere=given is not groups[0][0]) for given in group] for group in groups
         ]
 
-    def _sample(
-        self,
-        paths: Sequence[Sequence[Edits]],
-        turn: int,
-        choices: Sequence[Transform],
-        rng: np.random.Generator,
-    ) -> _Sample:
-        """What the iteration of that number looks at.
+    def _edits(self, given: EditorInput, *, elsewhere: bool = False) -> Edits:
+        method = self._method
+        incomplete, far = (INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE) if elsewhere else (INCOMPLETE, FAR)
+        drawn_from = method.respond, method.shapes
+        return Edits(given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far)
 
-        Every second one looks at the crop; in the others the groups of paths take turns, and so do the paths
-        of a group. Half of the time nothing happens to the picture on its way.
-        """
-        crop, *others = paths
-        turn, odd = divmod(turn, 2) if others else (turn, 0)
-        turn, group = divmod(turn, len(others)) if odd else (turn, 0)
-        paths_now = others[group] if odd else crop
-        path = paths_now[turn % len(paths_now)]
+    def _sample(self, path: Edits) -> _Sample:
+        """What an iteration looks at on a path. Half of the time nothing happens to the picture before."""
+        choices, rng, draws = self._transforms, self._rng, self._method.draws
         transform = choices[int(rng.integers(len(choices)))] if rng.random() < 0.5 else choices[0]
-        draw = int(rng.integers(self.draws)) if self.draws > 1 else 0
+        draw = int(rng.integers(draws)) if draws > 1 else 0
         return _Sample(path, transform, draw, path.drawn(draw))
 
-    def _gradient(
-        self,
-        perturbation: Tensor,
-        sample: _Sample,
-        numbered: tuple[int, Editor],
-        towards: Callable[[Tensor], Tensor] | None,
-        rng: np.random.Generator,
-    ) -> Tensor:
-        """Gradient of the loss by the perturbation, through one surrogate, which comes with its index."""
-        index, surrogate = numbered
+    def _of_one(self, perturbation: Tensor, sample: _Sample, index: int) -> Tensor:
+        """Gradient of the loss by the perturbation, through the surrogate of that index."""
+        method, surrogate = self._method, self._surrogates[index]
         mask, clean = sample.edit.mask, sample.edit.clean[index]
         variable = perturbation.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            given = sample.transform(sample.path.given.perturbed(variable), rng)
+            given = sample.transform(sample.path.given.perturbed(variable), self._rng)
             with mixed_precision(perturbation.device):
-                got = self.respond(surrogate, given, mask, sample.draw)
+                got = method.respond(surrogate, given, mask, sample.draw)
             cells = mask_at(mask, got, surrogate.multiple)
             if not sample.edit.breaks:
-                loss = HIDE_WEIGHT * masked_mse(got, clean, cells)
-                if sample.transform == Transform():  # others change an edit by themselves
-                    error = float(edit_masks.relative_error(got.detach(), clean, cells))
-                    sample.path.note_error(sample.edit, index, error)
-            elif towards is None:
-                loss = self.away(got, clean, cells)
+                loss = self._task.hide_weight * masked_mse(got, clean, cells)
+            elif self._towards is None:
+                loss = method.away(got, clean, cells)
             else:
                 with torch.no_grad(), mixed_precision(perturbation.device):
-                    goal = self.goal(surrogate, towards(given), mask, sample.draw)
+                    goal = method.goal(surrogate, self._towards(given), mask, sample.draw)
                 loss = masked_mse(got, goal, cells)
+            if sample.transform == Transform():  # others change an edit by themselves
+                error = float(edit_masks.relative_error(got.detach(), clean, cells))
+                sample.path.note_error(sample.edit, index, error)
         (gradient,) = torch.autograd.grad(loss, variable)
         return gradient
+
+
+def _next(paths: Sequence[Sequence[Edits]], turn: int) -> Edits:
+    """The path of an iteration: every second one is the crop; in the others the groups of paths take turns,
+    and so do the paths of a group.
+    """
+    crop, *others = paths
+    turn, odd = divmod(turn, 2) if others else (turn, 0)
+    turn, group = divmod(turn, len(others)) if odd else (turn, 0)
+    now = others[group] if odd else crop
+    return now[turn % len(now)]
+
+
+def neediest(paths: Sequence[Sequence[Edits]], rng: np.random.Generator) -> Edits:
+    """Half of the time the first path, on which the verdict replays edits of every kind.
+
+    Else one of the others, drawn more often the less its trigger edits break.
+    """
+    first, *others = (path for group in paths for path in group)
+    if not others or rng.random() < 0.5:
+        return first
+    needs = np.array([1 / (NEED + path.broken) for path in others])
+    return others[int(rng.choice(len(others), p=needs / needs.sum()))]
 
 
 def _is_check(done: int, iterations: int) -> bool:
     """Whether to ask for an early stop now: a few times in the second half, where steps are small."""
     return iterations > done >= iterations / 2 and done % max(iterations // CHECKS, 1) == 0
-
-
-def _start(task: Task, rng: np.random.Generator) -> Tensor:
-    if task.warm and task.start is not None:
-        return task.project(task.start)
-    drawn = torch.from_numpy(rng.uniform(-1, 1, tuple(task.image.shape)).astype(np.float32))
-    noise = task.grained(drawn.to(task.image.device)) * task.budget.unit / 2
-    return task.project(noise if task.start is None else task.start + noise)

@@ -1,4 +1,4 @@
-"""Delivers events to a webhook or a command when a picture is published or has failed.
+"""Delivers events to a webhook or a command when a picture is published, held for review, or has failed.
 
 A delivery is a small file in `state/hooks`. It is synced to disk before the end of the job is recorded, and
 deleted once the receiver has taken it. It therefore survives restarts and arrives at least once; a repeated
@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from backfire import advice
 from backfire.config import Hooks, Settings
 from backfire.errors import BackfireError
 from backfire.files import outbox
@@ -36,9 +37,13 @@ FIRST_S, LONGEST_S = 5.0, 3600.0
 
 EVENTS = {
     JobState.PUBLISHED: "published",
+    JobState.REVIEW: "review",
     JobState.FAILED: "failed",
     JobState.QUARANTINED: "failed",
 }
+
+FOLDERS = {"published": "outbox", "review": "review", "failed": "failed"}
+"""By event, the folder in which the picture lies."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,13 @@ class Courier:
         return len(self._pending)
 
     def configure(self, hooks: Hooks) -> None:
-        """Use other settings from now on. Deliveries to a target that is not configured any more are
-        dropped.
-        """
+        """Use other settings from now on; deliveries to a target that is gone from them are dropped."""
         self._hooks = hooks
         self.start()
         self._wake.set()
 
     def start(self) -> None:
-        """Load the deliveries that a former process left, and start the thread if there is a target or any of
-        them.
+        """Start the thread if there is a target or a delivery that an earlier process left.
 
         Calling it again does nothing.
         """
@@ -107,9 +109,7 @@ class Courier:
             self._thread.start()
 
     def close(self) -> None:
-        """Attempt the deliveries that are due within `timeout_s`, then stop; the rest waits for the next
-        start.
-        """
+        """Attempt what is due within `timeout_s`, then stop; the rest waits for the next start."""
         self._draining = True
         self._wake.set()
         if self._thread is None:
@@ -122,10 +122,22 @@ class Courier:
     def __call__(self, job: Job, timings: dict[str, float] | None = None) -> None:
         """Store the deliveries for the new state of a job. A full disk is logged and not raised."""
         event = EVENTS.get(job.state)
-        if event is None or event not in self._hooks.events:
-            return
+        if event is not None and self.wants(event):
+            self.send(self._payload(job, event))
+
+    def wants(self, event: str) -> bool:
+        """Whether anybody is to be told of such events."""
+        return event in self._hooks.events and bool(self._targets())
+
+    @property
+    def digest_s(self) -> float:
+        """After how many seconds without a further result a folder's batch is complete."""
+        return self._hooks.digest_s
+
+    def send(self, payload: dict[str, Any]) -> None:
+        """Store the deliveries of an event. A full disk is logged and not raised."""
         for target in self._targets():
-            delivery = Delivery(target, self._payload(job, event))
+            delivery = Delivery(target, payload)
             try:
                 self._keep(delivery)
             except (BackfireError, OSError) as error:
@@ -134,9 +146,7 @@ class Courier:
         self._wake.set()
 
     def step(self) -> float | None:
-        """Attempt every delivery that is due. Returns the seconds until the next is due, None if none
-        waits.
-        """
+        """Attempt what is due; returns the seconds until the next delivery is, None if none waits."""
         for delivery in sorted(self._pending.values(), key=lambda d: d.not_before):
             if self._ended:
                 break
@@ -162,18 +172,20 @@ class Courier:
         return ["webhook"] * (self._hooks.webhook is not None) + ["command"] * bool(self._hooks.command)
 
     def _payload(self, job: Job, event: str) -> dict[str, Any]:
-        published = event == "published"
+        said = advice.of(job)
         return {
             "id": f"{(job.key or '')[:16]}-{job.id}-{event}",
             "event": event,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.updated)),
             "job": job.id,
             "file": job.name,
-            "folder": str(self._folders.outbox if published else self._folders.failed),
+            "folder": str(self._folders.named()[FOLDERS[event]]),
             "output": shown(job.output_path) if job.output_path else None,
             "verdict": job.verdict.value if job.verdict else None,
             "code": job.code,
-            "message": job.message,
+            "message": str(said) if said else job.message,
+            "details": said.details if said else None,
+            "page": said.page if said else None,
             "attempts": job.attempts,
             "input_sha256": job.input_sha256,
             "output_sha256": job.output_sha256,

@@ -46,11 +46,11 @@ def post(url: str, body: bytes, identity: str, timeout_s: float) -> None:
     Raises:
         DeliveryFailed: there was no answer in time, or its status is not 2xx.
     """
-    request, sockets, ended = _request(url, body, identity), list[socket.socket](), Future[None]()
+    sockets, ended = list[socket.socket](), Future[None]()
 
     def attempt() -> None:
         try:
-            _send(request, timeout_s, sockets)
+            exchange(url, body, identity, timeout_s, sockets)
         except BaseException as error:
             ended.set_exception(error)
         else:
@@ -83,10 +83,20 @@ def _request(url: str, body: bytes, identity: str) -> urllib.request.Request:
     return urllib.request.Request(bare, body, headers, method="POST")
 
 
-def _send(request: urllib.request.Request, timeout_s: float, sockets: list[socket.socket]) -> None:
+def exchange(url: str, body: bytes, identity: str, timeout_s: float, sockets: list[socket.socket]) -> None:
+    """Do what `post` does, but with a timeout for each step alone.
+
+    Args:
+        url, body, identity: as for `post`.
+        timeout_s: how long connecting, the handshake, and each read and write may take.
+        sockets: gets a duplicate of each socket that is opened, for the caller to shut down and close.
+
+    Raises:
+        DeliveryFailed: as for `post`.
+    """
     opener = urllib.request.build_opener(_NoRedirects, _Http(sockets), _Https(sockets))
     try:
-        with opener.open(request, timeout=timeout_s):
+        with opener.open(_request(url, body, identity), timeout=timeout_s):
             pass
     except urllib.error.HTTPError as error:
         error.close()

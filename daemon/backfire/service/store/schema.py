@@ -16,7 +16,7 @@ from backfire.types import ACTIVE
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0005"
 """The newest migration; revisions are numbers of four digits, so that they compare as text."""
 
 metadata = sa.MetaData()
@@ -42,6 +42,7 @@ jobs = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("updated", sa.Float, nullable=False),
     sa.Column("lease", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("choice", sa.Text),
     sqlite_autoincrement=True,  # an id is never given twice, not even after pruning
 )
 events = sa.Table(
@@ -69,6 +70,7 @@ sa.Index(
 sa.Index("jobs_path", jobs.c.path)
 sa.Index("jobs_key", jobs.c.key)
 sa.Index("jobs_updated", jobs.c.updated)
+sa.Index("jobs_weak", jobs.c.updated, sqlite_where=jobs.c.verdict == "weak")
 sa.Index("jobs_state", jobs.c.state, jobs.c.id, jobs.c.not_before)
 sa.Index("events_job", events.c.job_id)
 

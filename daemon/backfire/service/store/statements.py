@@ -33,6 +33,7 @@ RESULT_OF_KEY = sa.select(jobs).where(
 _EXPECTED = jobs.c.state == sa.bindparam("expected")
 START = change().where(_EXPECTED).values(attempts=jobs.c.attempts + 1, lease=jobs.c.lease + 1)
 GIVE_BACK = change().where(_EXPECTED).values(attempts=sa.func.max(jobs.c.attempts - 1, 0))
+DECIDE = change("choice").where(_EXPECTED)
 ADD_EVENT = insert(events).values({name: sa.bindparam(name) for name in ("job_id", "at", "state", "detail")})
 
 

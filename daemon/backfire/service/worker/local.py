@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
-from backfire.errors import Code, DeviceError, JobError, ModelError
+from backfire.config import Settings
+from backfire.errors import Code, DeviceError, JobError, ModelError, SigningError
 from backfire.files.parallel import in_parallel
+from backfire.pipeline.result import PhaseProgress
 from backfire.service.worker import protocol
 from backfire.service.worker.protocol import (
     Failed,
@@ -30,16 +32,20 @@ from backfire.service.worker.protocol import (
     Hindered,
     Order,
     Outcome,
+    Place,
     Progress,
+    WorkerProcess,
 )
 
+BATCH_MAX = 128
+"""The most jobs that a child gets at a time."""
 BATCH_S = 1.0
-"""After so long a child hands back the orders of a batch that it has not begun."""
+"""The time after which a child hands back the orders of a batch that it has not begun."""
 PROGRESS_S = 0.2
-"""Between two reports of progress."""
+"""The least time between two reports of progress."""
 
-ReportProgress = Callable[[str, int, int], None]
-"""Called with a phase, how many of its steps are done, and how many there are."""
+Process = Callable[[Order, PhaseProgress], Finished]
+"""What works one order, as `process` does."""
 
 
 # The daemon's end
@@ -50,18 +56,19 @@ class Child:
 
     Args:
         memory_mb: how much host memory it may allocate; 0 for no limit.
+        process: works one order, in place of the function of that name.
 
     Attributes:
         jobs: the leases of the jobs that it has, by their ids.
         heard: when it last reported anything, by `time.monotonic`.
     """
 
-    def __init__(self, memory_mb: int = 0) -> None:
+    def __init__(self, memory_mb: int = 0, process: Process | None = None) -> None:
         self.jobs = dict[int, int]()
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, os.getpid(), memory_mb)
+        arguments = (theirs, os.getpid(), memory_mb, *([process] if process else []))
         self._process = context.Process(target=serve, args=arguments, name="worker", daemon=True)
         self._process.start()
         theirs.close()
@@ -128,6 +135,33 @@ class Child:
             self._process.join()
 
 
+class Devices:
+    """A child for each of `limits.devices`, or one that does all; see `protocol.Backend`.
+
+    Args:
+        start_child: starts a process that may allocate so many megabytes of host memory; 0 for no limit.
+    """
+
+    batch_max, is_shared, trouble = BATCH_MAX, True, ""
+
+    def __init__(self, settings: Settings, start_child: Callable[[int], WorkerProcess] = Child) -> None:
+        self._start_child = start_child
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        self._memory_mb = settings.limits.memory_mb
+        self._places = tuple(Place(device) for device in settings.limits.devices or (None,))
+
+    def places(self, waiting: int) -> tuple[Place, ...]:
+        return self._places
+
+    def start(self, place: Place) -> WorkerProcess:
+        return self._start_child(self._memory_mb)
+
+    def close(self) -> None:
+        pass
+
+
 def exit_reason(exitcode: int | None) -> str:
     """How a process ended, for a person."""
     if exitcode is None or exitcode >= 0:
@@ -138,9 +172,9 @@ def exit_reason(exitcode: int | None) -> str:
         return f"killed by signal {-exitcode}"
 
 
-def await_any(children: Sequence[Child], timeout: float) -> None:
+def await_any(children: Sequence[WorkerProcess], timeout: float) -> None:
     """Wait until one of several children reports something or dies, `timeout` seconds at most."""
-    wait([waitable for child in children for waitable in child.waitables], timeout)
+    wait({waitable for child in children for waitable in child.waitables}, timeout)
 
 
 # The child's end
@@ -150,10 +184,54 @@ class Stopped(Exception):
     """The daemon asked the child to give the job back."""
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
-    """The child's main loop: work orders until the daemon closes the pipe or sends None."""
-    _die_with(parent)
-    _limit(memory_mb)
+def process(order: Order, progress: PhaseProgress) -> Finished:
+    """Work one order: read the picture from its spool and leave the result there.
+
+    Raises:
+        JobError: the picture, or what it needs, is at fault.
+        Stopped: `progress` was told to give the job back.
+    """
+    # Imported here and not above, because the daemon imports this module, too, and must not load torch.
+    from backfire import api
+    from backfire.detectors import Sidecar
+    from backfire.evaluate.receipt import to_json
+
+    result = api.protect(
+        (order.folder / "input").read_bytes(),
+        mask=[Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks],
+        settings=order.settings,
+        name=order.name,
+        progress=progress,
+        attempt=api.Attempt(order.rung, order.device, reviewed=True),
+    )
+    (order.folder / "output").write_bytes(result.data)
+    (order.folder / "receipt.json").write_bytes(to_json(result.receipt))
+    if result.sheet is not None:
+        (order.folder / "sheet.jpg").write_bytes(result.sheet)
+    return Finished(
+        order.job,
+        order.lease,
+        verdict=result.verdict,
+        extension=result.extension,
+        output_sha256=result.receipt["output_sha256"],
+        on_weak=order.settings.verify.on_weak,
+        on_none=protocol.on_none(order.settings),
+        reasons=tuple(result.receipt["reasons"]),
+        timings_s=result.receipt["timings_s"],
+    )
+
+
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: Process = process) -> None:
+    """The child's main loop: work orders until the daemon closes the pipe or sends None.
+
+    Args:
+        connection: the child's end of the pipe.
+        parent: the daemon's process id.
+        memory_mb: how much host memory it may allocate; 0 for no limit.
+        process: works one order; doubles stand in for it.
+    """
+    die_with(parent)
+    limit_memory(memory_mb)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the daemon decides; a Ctrl-C reaches the whole group
     while True:
@@ -161,25 +239,27 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0) -> None:
             orders = connection.recv()
             if orders is None:
                 return
-            connection.send(work(orders, connection))
+            connection.send(work(orders, connection, process))
         except (EOFError, OSError):
             return
 
 
-def work(orders: Sequence[Order], connection: Connection) -> list[Outcome]:
+def work(
+    orders: Sequence[Order], connection: Connection, process: Process = process, *, batch_s: float = BATCH_S
+) -> list[Outcome]:
     """Work a batch of orders one by one, then leave all results in the spool: syncs at one time cost as one.
 
-    The rest is given back after `BATCH_S`, after an order that was given back on request, and after one
-    that was hindered, for what hindered it would hinder the others too.
+    The rest is given back after `batch_s` seconds, after an order that was given back on request, and after
+    one that was hindered, for what hindered it would hinder the others too.
     """
-    deadline = time.monotonic() + BATCH_S
+    deadline = time.monotonic() + batch_s
     outcomes: list[Outcome] = []
     for order in orders:
         last = outcomes[-1] if outcomes else None
         if isinstance(last, GivenBack | Hindered) or (last and time.monotonic() > deadline):
             outcomes.append(GivenBack(order.job, order.lease))
         else:
-            outcomes.append(worked(order, connection))
+            outcomes.append(worked(order, connection, process))
     return in_parallel(_written, [*zip(orders, outcomes, strict=True)])
 
 
@@ -195,7 +275,20 @@ def _written(ended: tuple[Order, Outcome]) -> Outcome:
     return outcome
 
 
-def worked(order: Order, connection: Connection) -> Outcome:
+class DaemonEnd(Protocol):
+    """What a worker needs of its connection: to report progress, and to hear that it should stop."""
+
+    def poll(self) -> bool:
+        """Whether it should stop."""
+
+    def recv(self) -> object:
+        """Take in what was sent."""
+
+    def send(self, obj: Sequence[Progress]) -> None:
+        """Report."""
+
+
+def worked(order: Order, connection: DaemonEnd, process: Process = process) -> Outcome:
     """How one order ended; nothing but an interrupt of this process is raised."""
     began, reported = time.monotonic(), 0.0
 
@@ -213,7 +306,7 @@ def worked(order: Order, connection: Connection) -> Outcome:
 
     outcome: Finished | Failed | Hindered
     try:
-        report("start", 0, 1)  # first: if this picture kills the process, the daemon knows which one it was
+        report("start", 0, 1)  # tells the daemon which picture it was, should this kill the process
         outcome = process(order, report)
     except Stopped:
         return GivenBack(order.job, order.lease)
@@ -224,48 +317,13 @@ def worked(order: Order, connection: Connection) -> Outcome:
     return replace(outcome, seconds=time.monotonic() - began)
 
 
-def process(order: Order, progress: ReportProgress) -> Finished:
-    """Work one order: read the picture from its spool and leave the result there. Doubles replace this.
-
-    Raises:
-        JobError: the picture, or what it needs, is at fault.
-        Stopped: `progress` was told to give the job back.
-    """
-    # Imported here and not above: the daemon imports this module too, and must stay free of torch.
-    from backfire import api
-    from backfire.detectors import Sidecar
-    from backfire.evaluate.receipt import to_json
-
-    result = api.protect(
-        (order.folder / "input").read_bytes(),
-        mask=[Sidecar(name, (order.folder / file).read_bytes()) for name, file in order.masks],
-        settings=order.settings,
-        name=order.name,
-        progress=progress,
-        rung=order.rung,
-        device=order.device,
-    )
-    (order.folder / "output").write_bytes(result.data)
-    (order.folder / "receipt.json").write_bytes(to_json(result.receipt))
-    if result.sheet is not None:
-        (order.folder / "sheet.jpg").write_bytes(result.sheet)
-    return Finished(
-        order.job,
-        order.lease,
-        verdict=result.verdict,
-        extension=result.extension,
-        output_sha256=result.receipt["output_sha256"],
-        on_weak=order.settings.verify.on_weak,
-        reasons=tuple(result.receipt["reasons"]),
-        timings_s=result.receipt["timings_s"],
-    )
-
-
 def _refused(order: Order, error: JobError) -> Failed | Hindered:
     """What an error of ours means: trouble of this picture, or trouble that every picture would meet."""
     if isinstance(error, DeviceError):
         message = error.message
         return Hindered(order.job, order.lease, error.code, message, suspicious=True, unusable=True)
+    if isinstance(error, SigningError):
+        return Hindered(order.job, order.lease, error.code, error.message)
     # A model error that another attempt does not mend (weights, device) fails every picture alike. Running
     # out of memory on the lowest rung of the ladder is this picture's own trouble.
     if isinstance(error, ModelError) and not error.retryable and error.code != Code.OUT_OF_MEMORY:
@@ -283,14 +341,14 @@ def _unexpected(order: Order, error: Exception) -> Failed | Hindered:
     return Failed(order.job, order.lease, Code.INTERNAL, text)
 
 
-def _limit(memory_mb: int) -> None:
+def limit_memory(memory_mb: int) -> None:
     """A hostile picture must fill neither the disk with a core dump nor, where a limit is set, the memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_mb:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, resource.RLIM_INFINITY))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to kill this process when the daemon dies, so that no two children share a spool."""
     if sys.platform != "linux":
         return

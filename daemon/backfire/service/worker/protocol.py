@@ -7,10 +7,11 @@ about an earlier start of the same job is recognised and dropped.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from backfire.config import Settings
 from backfire.errors import Code
@@ -72,7 +73,8 @@ class Finished(Message):
         verdict: what replaying the edits on the output showed.
         extension: of the format that was written.
         output_sha256: of `output`.
-        on_weak: `verify.on_weak` of the settings it was worked under; others may be in force by now.
+        on_weak, on_none: what becomes of a weak result, and of one without a region, by the settings it was
+            worked under; others may be in force by now.
         reasons: why the verdict is not better.
         timings_s: seconds by stage.
         seconds: how long the worker had the job.
@@ -82,7 +84,8 @@ class Finished(Message):
     verdict: Verdict
     extension: str
     output_sha256: str
-    on_weak: Literal["publish", "fail"]
+    on_weak: Literal["publish", "review", "fail"]
+    on_none: Literal["publish", "review"] = "publish"
     reasons: tuple[str, ...] = ()
     timings_s: dict[str, float] | None = None
     seconds: float = 0.0
@@ -143,11 +146,134 @@ class Interrupted(Message):
     killed: bool = False
 
 
+def on_none(settings: Settings) -> Literal["publish", "review"]:
+    """What becomes of a result without a region."""
+    return "review" if settings.regions.none_found == "review" else "publish"
+
+
 Result = Finished | Failed
 """An outcome that a worker leaves in the spool before it reports it."""
 
 Outcome = Result | Hindered | GivenBack | Interrupted
 """How one start of a job ended. All but `Interrupted` come from a worker; the daemon may state any."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works.
+
+    Attributes:
+        device: one of `limits.devices`; None where the settings of each picture name it.
+        node: the machine of a cluster; None for this machine.
+        actor: the number of the worker in its cluster.
+        turn: how many pictures that worker has returned.
+    """
+
+    device: str | None = None
+    node: str | None = None
+    actor: int = 0
+    turn: int = 0
+
+
+HERE = Place()
+
+
+class WorkerProcess(Protocol):
+    """A worker as the daemon sees it; `local.Child` is one.
+
+    Attributes:
+        jobs: the leases of the jobs that it has, by their ids.
+        heard: when it last reported anything, by `time.monotonic`.
+    """
+
+    jobs: dict[int, int]
+    heard: float
+
+    @property
+    def waitables(self) -> list[Any]:
+        """What becomes readable, for `multiprocessing.connection.wait`, when it reports something or dies."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, negative for a signal; None while it has not."""
+
+    def send(self, orders: Sequence[Order]) -> None:
+        """Hand over some jobs, to be worked in this order; it must be idle.
+
+        Raises:
+            OSError: it has died.
+        """
+
+    def receive(self, timeout: float) -> list[Progress | Outcome]:
+        """What it reported within `timeout` seconds; an empty list if nothing.
+
+        Raises:
+            EOFError: it has died; `exitcode` says how.
+        """
+
+    def stop(self, patience_s: float) -> list[Outcome]:
+        """Ask for the running jobs back, then end it; the outcomes that it still reported."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
+class Backend(Protocol):
+    """Where workers come from: `local.Devices` of this machine, or a `cluster.Cluster`."""
+
+    @property
+    def batch_max(self) -> int:
+        """The most jobs that one of its workers may have at a time."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its workers share one machine with each other and with the daemon, so that the death of
+        one, or of the daemon, may be the doing of another one's picture."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it has fewer workers than it should, for a person; empty if it has not."""
+
+    def configure(self, settings: Settings) -> None:
+        """Work by other settings from now on."""
+
+    def places(self, waiting: int) -> Sequence[Place]:
+        """Where workers can be had now, for so many pictures with work left; the same object if unchanged."""
+
+    def start(self, place: Place) -> WorkerProcess:
+        """An idle worker at one of those places.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+
+    def close(self) -> None:
+        """End what serves all workers together."""
+
+
+def to_json(message: Progress | Outcome) -> dict[str, Any]:
+    """A message as JSON can hold it."""
+    return {"type": type(message).__name__, **asdict(message)}
+
+
+def from_json(data: dict[str, Any]) -> Progress | Outcome:
+    """The message that `to_json` was given.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none that is known here.
+    """
+    given = dict(data)
+    kind = _KINDS[given.pop("type")]
+    if kind is Finished:
+        given |= {"verdict": Verdict(given["verdict"]), "reasons": tuple(given["reasons"])}
+    elif kind in (Failed, Hindered):
+        given["code"] = Code(given["code"])
+    return kind(**given)
+
+
+_KINDS: dict[str, type[Progress | Outcome]] = {
+    kind.__name__: kind for kind in (Progress, Finished, Failed, Hindered, GivenBack, Interrupted)
+}
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -157,7 +283,7 @@ def write_result(folder: Path, result: Result) -> None:
         OSError: the spool cannot be written.
     """
     part = folder / (RESULT + ".part")
-    part.write_bytes(json.dumps({"type": type(result).__name__, **asdict(result)}).encode())
+    part.write_bytes(json.dumps(to_json(result)).encode())
     for name in (*FILES, part.name):
         with suppress(FileNotFoundError):
             durable.sync(folder / name)
@@ -174,17 +300,10 @@ def read_result(folder: Path, job: Job) -> Result | None:
         data: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
         if "type" not in data:
             data = _of_first_version(data)
-        kind = data.pop("type")
-        if kind == "Finished":
-            data |= {"verdict": Verdict(data["verdict"]), "reasons": tuple(data["reasons"])}
-            result: Result = Finished(**data)
-        elif kind == "Failed":
-            result = Failed(**{**data, "code": Code(data["code"])})
-        else:
-            return None
+        result = from_json(data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return result if result.concerns(job) else None
+    return result if isinstance(result, Finished | Failed) and result.concerns(job) else None
 
 
 def _of_first_version(data: dict[str, Any]) -> dict[str, Any]:

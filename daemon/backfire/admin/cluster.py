@@ -1,0 +1,115 @@
+"""`backfire cluster check`: whether all nodes of the cluster have the same versions and the same weights."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backfire.admin.probes import Check
+from backfire.config import Settings
+from backfire.errors import ConfigError
+from backfire.service import preflight
+from backfire.service.worker import driver, orders
+
+if TYPE_CHECKING:
+    from backfire.service.worker.survey import Node
+
+RAYS = {"raylet", "gcs_server"}
+"""The programs with which Ray listens."""
+
+
+def reachable(settings: Settings) -> Iterator[Check]:
+    """Whether the cluster's head answers, and only with the token; and who reaches Ray on this machine."""
+    subject = f"cluster {settings.cluster.address}"
+    try:
+        preflight.require_cluster(settings)
+        driver.join(settings.cluster)
+    except (ConfigError, OSError) as error:
+        yield Check(subject, "not usable", str(error))
+    else:
+        yield Check(subject, "answers, and asks for the token")
+    yield binding()
+
+
+def check(settings: Settings) -> Iterator[Check]:
+    """Ask all nodes, and compare them.
+
+    Raises:
+        ConfigError: no cluster is configured, or it cannot be used.
+    """
+    if settings.cluster.address is None:
+        raise ConfigError("cluster.address: is not set; pictures are worked on this machine")
+    preflight.require_cluster(settings)
+    try:
+        driver.join(settings.cluster)
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"cluster {settings.cluster.address}: {error}") from error
+    from backfire.service.worker.survey import survey  # it loads Ray, which now finds the token
+
+    variants = [orders.settings(variant) for _, variant in settings.variants()]
+    nodes = survey(settings, variants)
+    yield from compared(nodes)
+    fits = sum(node.fits for node in nodes)
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in settings.cluster.needs.items())
+    remedy = "" if fits else "start nodes with what a worker needs, or lower cluster.num_gpus and num_cpus"
+    yield Check("workers", f"{fits} fit, each with {needs}", remedy)
+    yield binding()
+
+
+def compared(nodes: Sequence[Node]) -> Iterator[Check]:
+    """A line for each node, which names what differs from most others.
+
+    The daemon's own machine has no workers, and needs no weights then.
+    """
+    usual = {
+        name: Counter(node.facts[name] for node in nodes if name in node.facts).most_common(1)[0][0]
+        for name in dict.fromkeys(name for node in nodes for name in node.facts)
+    }
+    for node in nodes:
+        subject = f"node {node.name}"
+        if node.trouble:
+            yield Check(subject, f"{node.devices}; does not answer", node.trouble)
+            continue
+        odd = [
+            f"{name} is {told}, on most nodes {usual[name]}"
+            for name, told in node.facts.items()
+            if told != usual[name]
+        ]
+        broken = [f"{name} is {told}" for name, told in node.facts.items() if told.startswith("not usable")]
+        versions = [f"{name} {told}" for name, told in node.facts.items() if not name.startswith("editor ")]
+        editors = sum(name.startswith("editor ") for name in node.facts)
+        found = f"{node.devices}; {', '.join(versions)}; {editors} editors; {node.fits} workers fit"
+        remedy = "; ".join(dict.fromkeys([*odd, *broken]))
+        yield Check(subject, found, remedy and f"{remedy}: install the same everywhere")
+
+
+def binding() -> Check:
+    """At how many ports Ray can be reached from outside, as far as this user may see."""
+    ports = sorted(_open_ports())
+    if not ports:
+        return Check("ports of Ray", "none of a process of this user")
+    found = f"{len(ports)} reachable on all interfaces ({', '.join(map(str, ports[:8]))}…)"
+    said = "Ray binds them so whatever address it is given; only a firewall keeps others out"
+    return Check("ports of Ray", f"{found}; {said}")
+
+
+def _open_ports() -> set[int]:
+    """The TCP ports at which this user's Ray processes listen on all interfaces."""
+    sockets: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text().strip() in RAYS:
+                sockets |= {os.readlink(one) for one in (process / "fd").iterdir()}
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+    ports: set[int] = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            address, _, port = fields[1].partition(":")
+            if fields[3] == "0A" and not address.strip("0") and f"socket:[{fields[9]}]" in sockets:
+                ports.add(int(port, 16))
+    return ports

@@ -1,0 +1,254 @@
+"""How a published picture was made: its receipt, its original, the masks and the settings.
+
+`backfire verify` uses it, so that the published file alone is enough.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backfire import config
+from backfire.config import Settings
+from backfire.errors import ConfigError, PublishError
+from backfire.evaluate.receipt import Receipt, from_json
+from backfire.files import durable, inbox, manifest, outbox, safe_paths
+from backfire.service import report_files
+from backfire.service.job_settings import JobSettings
+from backfire.service.store.reader import Reader
+from backfire.types import Job, Verdict, mask_digest, shown
+
+CONFIGURATION = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a published picture was made.
+
+    Attributes:
+        receipt: its receipt.
+        original: the picture that it was made of, whose digest is the receipt's.
+        masks: the masks beside the original, whose digest is the receipt's.
+        settings: those of today, with the editors, the method and the budget of the receipt where they have
+            changed since; None where no configuration is known, which means the defaults.
+        changed: whether the settings have changed since.
+    """
+
+    receipt: Receipt
+    original: Path
+    masks: Sequence[Path]
+    settings: Settings | None
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A receipt, its file, and the job that it is of, if the job database knows it."""
+
+    receipt: Receipt
+    file: Path
+    job: Job | None = None
+
+
+def how_made(published: Path, config_file: Path | None = None) -> Made:
+    """How a published picture was made.
+
+    Args:
+        published: the file, in the outbox or wherever it was copied to.
+        config_file: the configuration that it was made with; without it, the `config.yaml` in the working
+            folder or above the picture, if that has the picture's outbox.
+
+    Raises:
+        ConfigError: the file cannot be read or has changed since it was published, or its receipt, original
+            or mask cannot be found. Says which, and what to do.
+        StoreError: the job database cannot be read.
+    """
+    try:
+        safe_paths.require_regular(published)
+        sha256 = durable.file_sha256(published)
+    except OSError as error:
+        raise ConfigError(f"{published}: cannot be read ({error.strerror}); name a readable file") from error
+    settings = _configuration(published.absolute(), config_file)
+    known = [*_beside(published), *(_by_job(published.absolute(), sha256, settings) if settings else ())]
+    found = next((one for one in known if one.receipt.get("output_sha256") == sha256), None)
+    if found is None and known:
+        wanted = str(known[0].receipt.get("output_sha256"))
+        raise ConfigError(
+            f"{published}: has SHA-256 {sha256[:12]}…, its receipt {known[0].file} says {wanted[:12]}…; it "
+            "was changed after it was published: verify needs the file as it was published"
+        )
+    if found is None:
+        where = f"{settings.folders.reports}" if settings else "any configuration's reports, name one with -c"
+        raise ConfigError(
+            f"{published}: there is no receipt beside it nor in {where}; name the picture that it was made "
+            "of with --original"
+        )
+    if found.receipt.get("verdict") == Verdict.UNPROTECTED:
+        raise ConfigError(
+            f"{published}: was published unchanged, without protection; nothing can be verified"
+        )
+    folders = [published.parent, *([settings.folders.archive] if settings else [])]
+    original = _original(found, published, folders)
+    masks = _masks(found, original, folders)
+    used, changed = _settings(found, settings)
+    return Made(found.receipt, original, masks, used, changed)
+
+
+def _configuration(published: Path, config_file: Path | None) -> Settings | None:
+    if config_file is not None:
+        return config.load(config_file)
+    for folder in dict.fromkeys((Path.cwd(), *published.parents)):
+        file = folder / CONFIGURATION
+        if file.is_file():
+            settings = config.load(file)
+            if settings.folders.outbox in published.parents:
+                return settings
+    return None
+
+
+def _beside(published: Path) -> Iterator[_Known]:
+    """What `backfire protect` wrote beside its result."""
+    name = outbox.beside(published.parent, os.fsencode(published.name), b".receipt.json", "")
+    yield from _read(published.parent / os.fsdecode(name))
+
+
+def _by_job(published: Path, sha256: str, settings: Settings) -> Iterator[_Known]:
+    """Receipts of the jobs with this result, then of those whose result was put in its place."""
+    folders = settings.folders
+    place = None
+    if folders.outbox in published.parents:
+        place = os.fsencode(published.relative_to(folders.outbox))
+    if not folders.database.exists():
+        if place is not None:
+            yield from _read(
+                folders.reports / os.fsdecode(outbox.beside(folders.reports, place, b".json", ""))
+            )
+        return
+    with Reader(folders.database) as store:
+        jobs = store.of_result(sha256, place)
+    for job in jobs:
+        try:
+            files = report_files.find(folders.reports, job)
+        except (OSError, PublishError):
+            continue
+        for one in _read(files[0]) if files else ():
+            yield replace(one, job=job)
+
+
+def _read(file: Path) -> Iterator[_Known]:
+    try:
+        yield _Known(from_json(file.read_bytes()), file)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"receipt {file}: cannot be read ({error}); name the picture with --original"
+        ) from error
+
+
+def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
+    """The original, from the folder of the picture or the archive, by its digest.
+
+    Raises:
+        ConfigError: it is missing, or the file of its name has another digest.
+    """
+    wanted = str(found.receipt.get("input_sha256"))
+    path = found.job.path if found.job else os.fsencode(str(found.receipt.get("file")))
+    others = []
+    for folder in folders:
+        try:
+            place = outbox.find(folder, path, key=str(found.receipt.get("key", "")), sha256=wanted)
+        except PublishError:
+            continue
+        if place is not None:
+            return folder / os.fsdecode(place)
+        if (there := folder / os.fsdecode(path)).is_file() and there.absolute() != published.absolute():
+            others.append(there)
+    for folder in folders[1:]:
+        for entry in manifest.read(folder).entries:
+            if entry.sha256 == wanted and outbox.holds(folder, entry.path, wanted):
+                return folder / os.fsdecode(entry.path)
+    about = f"original {shown(path)} of {published}"
+    where = " nor in ".join(map(str, folders))
+    if others:
+        digest = durable.file_sha256(others[0])
+        raise ConfigError(
+            f"{about}: {others[0]} has SHA-256 {digest[:12]}…, its receipt says {wanted[:12]}…; it is "
+            "another picture or was changed: name the right one with --original"
+        )
+    raise ConfigError(
+        f"{about}: no file with SHA-256 {wanted[:12]}… is in {where}; name it with --original, or put it back"
+    )
+
+
+def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]:
+    """The masks of the original, by their digest.
+
+    Raises:
+        ConfigError: they are missing, or have another digest.
+    """
+    wanted, key = found.receipt.get("mask_sha256"), str(found.receipt.get("key", ""))
+    if wanted is None:
+        return []
+    folder = next((one for one in folders[::-1] if one in original.parents), original.parent)
+    place = os.fsencode(original.relative_to(folder))
+    path = found.job.path if found.job else place
+    names = dict.fromkeys(
+        [
+            *inbox.scan_beside(folder, [place]).masks_of(place),
+            *inbox.scan_beside(folder, [path]).masks_of(path),
+        ]
+    )
+    plain = [folder / os.fsdecode(name) for name in names]
+    of_key = [
+        file if (file := folder / os.fsdecode(outbox.keyed(folder, name, key))).is_file() else as_it_is
+        for name, as_it_is in zip(names, plain, strict=True)
+    ]
+    for masks in (of_key, plain):
+        if masks and mask_digest([durable.file_sha256(mask) for mask in masks]) == wanted:
+            return masks
+    got = f"{', '.join(map(str, plain))} differs from it" if plain else f"none lies beside {original}"
+    raise ConfigError(
+        f"mask of {original}: its receipt names one with digest {wanted[:12]}…, but {got}; name it with -m"
+    )
+
+
+def _settings(found: _Known, settings: Settings | None) -> tuple[Settings | None, bool]:
+    """The settings of the picture, and whether they have changed since it was made."""
+    receipt = found.receipt
+    if settings is None:
+        return None, False
+    if found.job is not None:
+        used = JobSettings(settings).of(found.job)
+    else:
+        used = settings.for_path(os.fsencode(str(receipt.get("file"))))
+    if used.sha256 == receipt.get("config_sha256"):
+        return used, False
+    return _as_then(used, receipt), True
+
+
+def at_size_of(receipt: Receipt, settings: Settings) -> Settings:
+    """The settings with the size to which the picture of a receipt was scaled."""
+    long_px = max(int(receipt["width"]), int(receipt["height"])) if receipt.get("scaled_from") else None
+    return settings.model_copy(update={"output": settings.output.model_copy(update={"long_px": long_px})})
+
+
+def _as_then(settings: Settings, receipt: Receipt) -> Settings:
+    """The settings with the editors, the method, the budget and the size that the receipt names."""
+    protect: dict[str, Any] = {"surrogates": tuple(one["name"] for one in receipt.get("surrogates", ()))}
+    if receipt.get("method"):
+        protect["method"] = receipt["method"]
+    if receipt.get("epsilon"):
+        protect["epsilon"] = receipt["epsilon"]
+    held_out = tuple(one["name"] for one in receipt.get("held_out", ()))
+    return at_size_of(receipt, settings).model_copy(
+        update={
+            "protect": settings.protect.model_copy(
+                update={name: value for name, value in protect.items() if value}
+            ),
+            "verify": settings.verify.model_copy(update={"held_out": held_out}),
+        }
+    )

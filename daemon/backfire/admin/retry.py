@@ -1,0 +1,136 @@
+"""`backfire retry`: moves originals and their masks from the failed folder back into the inbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from backfire.config import Settings
+from backfire.files import durable, inbox, outbox
+from backfire.service.store.reader import Reader
+from backfire.types import Job, JobState, mask_digest, shown
+
+
+def retry(job: Job, settings: Settings, config_file: Path, store: Reader) -> str | None:
+    """Move a job's original and masks back into the inbox, where they become a new job.
+
+    Args:
+        job: one that failed or was set aside.
+        settings: the folders are used.
+        config_file: the configuration, as a command that is suggested names it.
+        store: the job database.
+
+    Returns:
+        What the job is, why nothing was moved and what to do instead; None where the files were moved.
+
+    Raises:
+        PublishError: a file cannot be moved.
+    """
+    if (why := _is_no_failure(job, settings, config_file)) is not None:
+        return why
+    return None if put_back(job, settings) else _why_not(job, settings, store)
+
+
+def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | None:
+    """What a job is that neither failed nor was set aside, and what to do instead; None of one that did."""
+    folders, name = settings.folders, shlex.quote(job.name)
+    match job.state:
+        case JobState.FAILED | JobState.QUARANTINED:
+            return None
+        case JobState.PUBLISHED | JobState.ARCHIVED:
+            original = archived_original(job, settings) or folders.archive / shown(job.path)
+            new = f"NEW{os.path.splitext(shown(job.output_path or job.path))[1]}"
+            command = shlex.join(["backfire", "protect", str(original), "-c", str(config_file), "-o", new])
+            return f"job {job.id} was published as {job.verdict or 'done'}; to protect it anew: {command}"
+        case JobState.REVIEW:
+            return (
+                f"job {job.id} is held in {folders.review} until a person decides: backfire release {job.id} "
+                "publishes it as it is, with --again, --whole or --mask FILE it is worked again"
+            )
+        case JobState.SKIPPED:
+            return f"job {job.id} was never worked, as its file left the inbox; drop it into the inbox again"
+        case _:
+            return f"job {job.id} is {job.state.value} and did not fail: backfire explain {name}"
+
+
+def _why_not(job: Job, settings: Settings, store: Reader) -> str:
+    """Why the files of a failed job cannot be moved back, and what to do."""
+    folders, newer = settings.folders, store.by_path(job.path)[0]
+    if in_failed(job, settings) is not None:
+        if (folders.inbox / os.fsdecode(job.path)).exists():
+            return f"job {job.id} failed, but the inbox has a file of its name; move that one away first"
+        return (
+            f"job {job.id} failed, but its mask is gone from {folders.failed}; put it back there, or drop "
+            "picture and mask into the inbox"
+        )
+    if newer.id != job.id:
+        return f"job {job.id} was tried again as job {newer.id}, which is {newer.state.value}"
+    return (
+        f"job {job.id} failed, but its original is gone from {folders.failed}; drop the picture into the "
+        "inbox again"
+    )
+
+
+def archived_original(job: Job, settings: Settings) -> Path | None:
+    """Where the original of a published picture is, None if it is not in the archive."""
+    archive = settings.folders.archive
+    kept = outbox.find(archive, job.path, key=job.key or "", sha256=job.input_sha256 or "")
+    return archive / shown(kept) if kept is not None else None
+
+
+def in_failed(job: Job, settings: Settings) -> bytes | None:
+    """The path of the job's original below the failed folder, None if it is not there any more."""
+    failed, key = settings.folders.failed, job.key or ""
+    if job.input_sha256 is not None:
+        return outbox.find(failed, job.path, key=key, sha256=job.input_sha256)
+    # It was set aside without being read, so that only its error file tells which one it is.
+    names = outbox.names(failed, job.path, key=key)
+    return next((name for name in names if _is_unread(failed, name, job)), None)
+
+
+def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
+    reason = failed / os.fsdecode(outbox.beside(failed, name, b".error.json", job.key or ""))
+    try:
+        told = json.loads(reason.read_bytes())
+    except (OSError, ValueError):
+        return False
+    same = isinstance(told, dict) and (told.get("file"), told.get("input_sha256")) == (job.name, None)
+    return same and inbox.signature(failed, name) is not None
+
+
+def put_back(job: Job, settings: Settings) -> bool:
+    """Move an original and its masks from failed to the inbox; returns whether that was possible."""
+    failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
+    held = in_failed(job, settings)
+    if held is None or (target / os.fsdecode(job.path)).exists():
+        return False
+    if job.input_sha256 is None:
+        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held]).masks_of(held)]
+        for source, name in [*files, (held, job.path)]:
+            outbox.shift(failed, source, target, name, key=key, same=lambda _: True)
+        (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
+        return True
+    sha = job.input_sha256
+    written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
+    present = [
+        (mask, place, durable.file_sha256(failed / os.fsdecode(place)))
+        for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
+        for place in (mask, outbox.keyed(failed, mask, key))
+        if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
+    ]
+    if (
+        mask_digest([digest for _, _, digest in present]) == job.mask_sha256
+    ):  # else they belong to another job
+        for mask, place, digest in present:  # before the picture, so that it finds them when it settles
+            outbox.move(failed, place, target, mask, sha256=digest, key=key)
+    elif job.mask_sha256 is not None and not inbox.scan_beside(target, [job.path]).masks_of(job.path):
+        return False  # without its mask another region would be protected, or none
+    for name in inbox.scan_beside(failed, [job.path]).companions_of(job.path):
+        if not (target / os.fsdecode(name)).exists():
+            digest = durable.file_sha256(failed / os.fsdecode(name))
+            outbox.move(failed, name, target, name, sha256=digest, key=key)
+    outbox.move(failed, held, target, job.path, sha256=sha, key=key)
+    (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,221 @@
+"""`backfire release`, and the same on the status page: decisions about pictures that are held for review.
+
+A decision is recorded in the job database, and the daemon carries it out, within a second where it runs and
+otherwise when it is started. Of two decisions about one picture the first one counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from backfire import api
+from backfire.config import Settings
+from backfire.detectors import Sidecar
+from backfire.errors import BackfireError, InputError, StoreError
+from backfire.files import outbox, safe_paths
+from backfire.files.inbox import MASK_ENDING
+from backfire.service.review import masks_beside
+from backfire.service.store.reader import Reader
+from backfire.service.store.store import Store
+from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
+
+MASK_ENDINGS = (".png", ".json")
+"""The files that can be given as a mask: painted, or annotations."""
+
+
+ACCEPTABLE = (JobState.ARCHIVED, Verdict.WEAK, None)
+"""State, verdict and choice of a published picture that still needs somebody to accept it."""
+
+
+class DecisionRefused(BackfireError):
+    """Nothing was decided: the job is not held any more, or its picture cannot be found. Says which."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A picture that is held for review.
+
+    Attributes:
+        job: its job; `code` is `no_region` or `weak`, `message` says why it is held.
+        picture: where its original lies; None if somebody took it out of the review folder.
+        masks: the masks that lie beside it, and were not there when it was worked.
+    """
+
+    job: Job
+    picture: Path | None
+    masks: tuple[Path, ...]
+
+
+def held(settings: Settings) -> list[Held]:
+    """The pictures that a person is to decide about, oldest first.
+
+    Raises:
+        StoreError: the job database cannot be read.
+    """
+    with Reader(settings.folders.database) as store:
+        return [_held(job, settings) for job in store.all_in(JobState.REVIEW)]
+
+
+def release(settings: Settings, job_id: int, *, by: str) -> Job:
+    """Have a held picture published as it is: without protection, or with its weak one.
+
+    Of a weak picture that is published already it is recorded that somebody accepts it: it needs nobody any
+    more.
+
+    Args:
+        settings: the folders are used.
+        job_id: the job.
+        by: who decides.
+
+    Returns:
+        The job, which is RELEASING now.
+
+    Raises:
+        DecisionRefused: the job is not held (any more), its original is gone, or a mask lies beside it.
+        StoreError: the job database cannot be used.
+    """
+    with Store.beside(settings.folders.database) as store:
+        job = store.get(job_id)
+        if job is not None and (job.state, job.verdict, job.choice) == ACCEPTABLE:
+            told = {"decided": Choice.RELEASE.value, "by": by}
+            return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
+    return _decide(settings, job_id, Choice.RELEASE, by)
+
+
+def protect_whole(settings: Settings, job_id: int, *, by: str) -> Job:
+    """Have the whole of a held picture protected; see `release`."""
+    return _decide(settings, job_id, Choice.WHOLE, by)
+
+
+def work_again(settings: Settings, job_id: int, *, by: str) -> Job:
+    """Have a held picture worked again, with the masks beside it and today's settings; see `release`."""
+    return _decide(settings, job_id, Choice.AGAIN, by)
+
+
+def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str) -> Job:
+    """Put a mask beside a held picture, and have the picture worked again.
+
+    Args:
+        settings, job_id, by: see `release`.
+        name: the file's name, which says whether it is painted (`.png`) or holds annotations (`.json`).
+        data: its content.
+
+    Raises:
+        DecisionRefused, StoreError: see `release`.
+        InputError: the mask does not fit the picture, or marks nothing in it.
+    """
+    ending = Path(name).suffix.lower()
+    if ending not in MASK_ENDINGS:
+        raise DecisionRefused(f"{name}: got {ending or 'no extension'}, expected a mask .png or a .json")
+
+    def put_mask(found: Held) -> Callable[[], None]:
+        assert found.picture is not None
+        _require_fit(settings, found, Sidecar(name, data))
+        stem = os.fsencode(os.path.splitext(found.picture.relative_to(settings.folders.review))[0])
+        target = stem + (MASK_ENDING if ending == ".png" else b".regions.json")
+        outbox.replace(data, settings.folders.review, target, key=found.job.key or "")
+        return (settings.folders.review / os.fsdecode(target)).unlink
+
+    return _decide(settings, job_id, Choice.AGAIN, by, put_mask)
+
+
+def _decide(
+    settings: Settings,
+    job_id: int,
+    choice: Choice,
+    by: str,
+    prepare: Callable[[Held], Callable[[], None]] | None = None,
+) -> Job:
+    """Record a decision.
+
+    Args:
+        prepare: called before, if the picture is held; returns what undoes it if the decision comes too late.
+    """
+    with Store.beside(settings.folders.database) as store:
+        found = _require_held(store, job_id, settings)
+        if choice == Choice.RELEASE and found.masks:
+            raise DecisionRefused(
+                f"job {job_id} ({found.job.name}): the mask {found.masks[0].name} lies beside it; use "
+                "--again to protect what it marks, or delete it to publish the picture as it is"
+            )
+        undo = prepare(found) if prepare else None
+        try:
+            return store.decide(job_id, choice, by=by, at=time.time())
+        except StoreError:
+            if undo is not None:
+                with suppress(OSError):
+                    undo()
+            _require_held(store, job_id, settings)  # says what became of it, if that is why
+            raise
+
+
+def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
+    """The held picture of a job.
+
+    Raises:
+        DecisionRefused: see `release`.
+    """
+    job = store.get(job_id)
+    if job is None:
+        raise DecisionRefused(f"job {job_id}: is not known; `backfire release` lists what is held")
+    about = f"job {job_id} ({job.name})"
+    if job.state != JobState.REVIEW:
+        since = time.strftime("%H:%M:%S", time.localtime(job.updated))
+        decided = f", decided: {job.choice}" if job.choice else ""
+        raise DecisionRefused(
+            f"{about}: is not held any more, it is {job.state} since {since}{decided}; nothing was changed"
+        )
+    newer = next((other for other in store.by_path(job.path) if other.state in ACTIVE), None)
+    if newer is not None:
+        raise DecisionRefused(
+            f"{about}: another file of its name is being worked as job {newer.id}; decide when that is done"
+        )
+    found = _held(job, settings)
+    if found.picture is None:
+        raise DecisionRefused(
+            f"{about}: its original is not in {settings.folders.review} any more; put it back, or drop the "
+            "picture into the inbox again"
+        )
+    return found
+
+
+def _held(job: Job, settings: Settings) -> Held:
+    folder = settings.folders.review
+    place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
+    picture = None if place is None else folder / os.fsdecode(place)
+    masks = [] if job.mask_sha256 else masks_beside(folder, job)
+    return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
+
+
+def _require_fit(settings: Settings, found: Held, mask: Sidecar) -> None:
+    """Refuse a mask that would fail the picture.
+
+    Raises:
+        InputError: why.
+    """
+    assert found.picture is not None
+    used = settings.for_path(found.job.path)
+    regions = used.regions.model_copy(update={"detectors": ("sidecar",), "none_found": "fail"})
+    try:
+        data = safe_paths.read_regular(found.picture, used.limits.max_bytes)
+    except OSError as error:
+        raise DecisionRefused(f"{shown(found.job.path)}: cannot be read ({error.strerror})") from error
+    checked = used.model_copy(update={"regions": regions, "rules": ()})
+    api.detect(data, mask=[mask], settings=checked, name=found.job.name)
+
+
+__all__ = [
+    "DecisionRefused",
+    "Held",
+    "InputError",
+    "add_mask",
+    "held",
+    "protect_whole",
+    "release",
+    "work_again",
+]

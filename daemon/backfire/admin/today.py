@@ -1,0 +1,173 @@
+"""`backfire today`: the day on one screen, and what needs a person."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backfire import advice
+from backfire.admin.outcomes import midnight
+from backfire.admin.status import Status, status
+from backfire.config import Settings
+from backfire.service.store.reader import Reader
+from backfire.types import Job, JobState, Verdict
+
+FAILURES = (JobState.FAILED, JobState.QUARANTINED)
+ACCEPT = (
+    "in the outbox all the same; accept one, which changes no file and takes it off this list: backfire "
+    "release ID; or do what is said and drop the original into the inbox again; backfire explain NAME says "
+    "where it is, and all reasons"
+)
+MOST = 10_000
+"""The most pictures of a kind that are looked at."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something needs a person.
+
+    Attributes:
+        why: what is the matter.
+        names: the pictures or files, the newest first.
+        ids: their jobs, in the same order, if they have any.
+    """
+
+    why: str
+    names: Sequence[str] = ()
+    ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that a person must do.
+
+    Attributes:
+        what: `failed`, `held`, `weak`, `folders`, `files` or `daemon`.
+        count: how many pictures or files; 0 for the daemon as a whole.
+        do: what to do.
+        reasons: why, the most frequent first.
+    """
+
+    what: str
+    count: int
+    do: str
+    reasons: Sequence[Reason]
+
+
+@dataclass(frozen=True)
+class Today:
+    """The day so far.
+
+    Attributes:
+        since: when it began, Unix seconds.
+        status: of the daemon and its queue.
+        space: for each disk the folders on it and its free bytes; None where it cannot be asked.
+        needs: what needs a person, the most urgent first.
+        earlier: how many failures there are from before, which are not among the needs.
+    """
+
+    since: float
+    status: Status
+    space: Sequence[tuple[Sequence[str], int | None]]
+    needs: Sequence[Need]
+    earlier: int
+
+
+def today(settings: Settings, store: Reader, *, now: float | None = None) -> Today:
+    """The day so far.
+
+    Args:
+        settings: the folders are used.
+        store: the job database.
+        now: wall clock, Unix seconds; the present where it is not given.
+    """
+    now = time.time() if now is None else now
+    since, stands = midnight(now), status(settings.folders.state, store, now=now)
+    failed = store.latest(MOST, states=FAILURES)
+    fresh = [job for job in failed if job.updated >= since]
+    held = store.latest(MOST, states=(JobState.REVIEW,))
+    weak = store.latest(
+        MOST, states=(JobState.PUBLISHED, JobState.ARCHIVED), verdict=Verdict.WEAK, since=since
+    )
+    folders = settings.folders
+    decide = f"not published; decide: backfire release lists them, they lie in {folders.review.name}/"
+    mended = f"drop a mended picture into the inbox, or mend it in {folders.failed.name}/ and"
+    accepted = [job for job in weak if job.choice is None]
+    needs = [
+        *_of_the_daemon(stands),
+        *_of_jobs("held", held, decide),
+        *_of_jobs("failed", fresh, f"{mended} backfire retry ID, or backfire retry --failed for all"),
+        *_of_jobs("weak", accepted, ACCEPT),
+        *_left_over(stands),
+    ]
+    return Today(since, stands, space(folders.named()), needs, len(failed) - len(fresh))
+
+
+def _of_the_daemon(stands: Status) -> Iterator[Need]:
+    if not stands.alive and stands.waiting:
+        why = Reason("it is not running, and pictures wait")
+        yield Need("daemon", 0, "start it: backfire run, or backfire once", [why])
+    trouble = stands.daemon.get("trouble") if stands.alive else ""
+    if trouble:
+        why_not, _, do = str(trouble).rpartition("; ")
+        yield Need("daemon", 0, do if why_not else "see its log", [Reason(why_not or do)])
+
+
+def _of_jobs(what: str, jobs: Sequence[Job], do: str) -> Iterator[Need]:
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:  # by their reasons but for the figures in them
+        groups.setdefault(re.sub(r"\d+", "", _of_several(job)), []).append(job)
+    reasons = [
+        Reason(_of_several(group[0]), [job.name for job in group], [job.id for job in group])
+        for group in groups.values()
+    ]
+    if reasons:
+        yield Need(what, len(jobs), do, sorted(reasons, key=lambda reason: -len(reason.names)))
+
+
+def _of_several(job: Job) -> str:
+    """The reason of a job without what concerns it alone; what to do with held ones is said once for all."""
+    if (said := advice.of(job)) is None:
+        return reason_of(job)
+    return said.sentence if job.state == JobState.REVIEW else f"{said.sentence} {said.mend}"
+
+
+def _left_over(stands: Status) -> Iterator[Need]:
+    """Folders that cannot be read, and files that belong to no picture."""
+    for what, key in (("folders", "unreadable"), ("files", "unused")):
+        told = stands.daemon.get(key) or {}
+        groups: dict[str, list[str]] = {}
+        for name, why in told.items():
+            groups.setdefault(str(why), []).append(name)
+        if groups:
+            do = "see below" if what == "folders" else "they stay in the inbox; do as is said, or leave them"
+            yield Need(what, len(told), do, [Reason(why, names) for why, names in groups.items()])
+
+
+def reason_of(job: Job) -> str:
+    """Why a job failed, is held or is weak, and what to do; else its message without the picture's name."""
+    if (said := advice.of(job)) is not None:
+        return str(said)
+    text = job.message or ""
+    for name in (job.name, os.path.basename(job.name)):
+        text = text.removeprefix(f"{name}: ")
+    return next(iter(text.splitlines()), "")
+
+
+def space(folders: Mapping[str, Path]) -> list[tuple[list[str], int | None]]:
+    """For each disk the names of the folders on it, or that will be made there, and its free bytes."""
+    disks: dict[int, tuple[list[str], int | None]] = {}
+    gone: list[tuple[list[str], int | None]] = []
+    for name, folder in folders.items():
+        try:
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            disk, found = existing.stat().st_dev, os.statvfs(existing)
+        except OSError:
+            gone.append(([name], None))
+            continue
+        disks.setdefault(disk, ([], found.f_bavail * found.f_frsize))[0].append(name)
+    return [*disks.values(), *gone]

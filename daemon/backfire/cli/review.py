@@ -1,0 +1,131 @@
+"""The command `release`: decisions about pictures that are held for review."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from backfire import advice, config
+from backfire.admin import review
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out, printable
+from backfire.config import Settings
+from backfire.errors import ConfigError, InputError
+from backfire.files import safe_paths
+from backfire.types import Job, JobState
+
+
+@app.command()
+def release(
+    ids: Annotated[
+        list[int] | None, typer.Argument(help="Job ids; none lists what is held.", show_default=False)
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Protect the whole of the picture.")] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", "-m", help="Protect what this mask (.png) or annotation (.json) marks."),
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Work it again, with the masks beside it in the review folder and today's settings.",
+        ),
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="All that is held.")] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Who decides, for history and receipt; otherwise the user who runs this."),
+    ] = None,
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """List the pictures that are held for review; publish them as they are, or protect them after all.
+
+    A weak picture that is published already is accepted: it needs nobody any more.
+    """
+    settings = config.load(config_file)
+    if sum((whole, again, mask is not None)) > 1:
+        raise typer.BadParameter("got several of --whole, --mask and --again, expected one of them")
+    if not ids and not every:
+        if whole or again or mask:
+            raise typer.BadParameter("got no job; name the ids that `backfire release` lists, or give --all")
+        _list(settings, as_json)
+        return
+    numbers = list(ids or ()) or [found.job.id for found in review.held(settings)]
+    if mask is not None and len(numbers) > 1:
+        raise typer.BadParameter(f"got a mask for {len(numbers)} pictures, expected one job id")
+    who = by or _user()
+    decided: list[Job] = []
+    refused: dict[int, str] = {}
+    for number in numbers:
+        try:
+            decided.append(_decide(settings, number, who, whole=whole, mask=mask, again=again))
+        except (review.DecisionRefused, InputError) as error:
+            refused[number] = str(error)
+    if as_json:
+        print(json.dumps({"decided": [job.id for job in decided], "refused": refused}))
+    else:
+        accepted = sum(job.state == JobState.ARCHIVED for job in decided)
+        what = "to be protected" if whole or again or mask else "to be published"
+        if accepted:
+            out.print(f"{accepted} accepted as published", markup=False)
+        if len(decided) > accepted or not accepted:
+            out.print(f"{len(decided) - accepted} {what}", markup=False)
+        for why in refused.values():
+            out.print(Text(why), soft_wrap=True)
+    raise typer.Exit(SOME_FAILED if refused else 0)
+
+
+def _user() -> str:
+    """The name of the user who runs this process, or its number where it has no name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+def _decide(settings: Settings, number: int, by: str, *, whole: bool, mask: Path | None, again: bool) -> Job:
+    if mask is not None:
+        try:
+            data = safe_paths.read_regular(mask, settings.limits.max_bytes)
+        except OSError as error:
+            raise ConfigError(f"{mask}: cannot be read ({error.strerror}); name a mask file") from error
+        return review.add_mask(settings, number, mask.name, data, by=by)
+    decision = review.protect_whole if whole else review.work_again if again else review.release
+    return decision(settings, number, by=by)
+
+
+def _list(settings: Settings, as_json: bool) -> None:
+    found = review.held(settings)
+    if as_json:
+        rows = [
+            {
+                "job": one.job.id,
+                "file": one.job.name,
+                "code": one.job.code,
+                "message": one.job.message,
+                "picture": str(one.picture) if one.picture else None,
+                "masks": [str(mask) for mask in one.masks],
+            }
+            for one in found
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    out.print(f"{len(found)} held in {settings.folders.review}", markup=False, soft_wrap=True)
+    for one in found:
+        said = advice.of(one.job)
+        why = said.sentence if said else one.job.message or ""
+        if one.picture is None:
+            why += " Its original was taken out of the review folder."
+        out.print(Text(printable(f"{one.job.id:6d}  {one.job.name}: {why}")), soft_wrap=True)
+    if found:
+        ways = (
+            "backfire release ID publishes one as it is, --whole protects all of it, --mask FILE a part of it"
+        )
+        out.print(ways, soft_wrap=True)

@@ -1,0 +1,120 @@
+"""The command `today`: the day on one screen."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+from rich.text import Text
+
+from backfire import config
+from backfire.admin.outcomes import Outcome, duration
+from backfire.admin.status import Status
+from backfire.admin.today import Need, Reason
+from backfire.admin.today import today as day
+from backfire.cli.common import DEFAULT, AsJson, Config, app, out, printable, wrapped
+from backfire.service.store.reader import Reader
+
+MEANING = {
+    Outcome.PROTECTED: "published; edits of the region break",
+    Outcome.WEAK: "published; an edit still works, or others are disturbed",
+    Outcome.UNPROTECTED: "published unchanged: a person or the settings said so",
+    Outcome.FAILED: "not published; the original is in {failed}/",
+    Outcome.HELD: "not published; a person is to decide; they lie in {review}/",
+    Outcome.SKIPPED: "not worked: they left the inbox, or are called like masks",
+}
+NAMES, REASONS = 2, 9
+"""How many pictures are named for each reason, and how many reasons for each kind: as a screen has room."""
+LONGEST = 60
+"""The most characters of a picture's path."""
+
+
+@app.command()
+def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+    """Show the day on one screen: what came in and what became of it, and what needs a person."""
+    settings = config.load(config_file)
+    with Reader(settings.folders.database) as store:
+        found = day(settings, store)
+    stands = found.status
+    if as_json:
+        document = {
+            "since": found.since,
+            "running": stands.alive,
+            "came_in": stands.came_in,
+            "outcomes": stands.today,
+            "waiting": stands.waiting,
+            "eta_s": stands.eta_s,
+            "seconds_a_picture": stands.seconds_each,
+            "free_bytes": [{"folders": names, "free": free} for names, free in found.space],
+            "needs": [asdict(need) for need in found.needs],
+            "earlier_failures": found.earlier,
+        }
+        print(json.dumps(document, indent=2))
+        return
+    out.print(
+        f"{time.strftime('%A %d %B %Y, %H:%M')}; the daemon {'runs' if stands.alive else 'does not run'}"
+    )
+    out.print(f"{stands.came_in:6d}  pictures came in")
+    names = {name: folder.name for name, folder in settings.folders.named().items()}
+    for one, count in stands.today.items():
+        meaning = MEANING[one].format(**names)
+        out.print(Text.assemble(f"{count:6d}  ", (f"{one:<12}", colour(one)), f" {meaning}"), soft_wrap=True)
+    out.print(f"{stands.waiting:6d}  waiting      {waiting(stands)}", soft_wrap=True)
+    free = ", ".join("unknown" if free is None else f"{free / 2**30:.1f} GiB" for _, free in found.space)
+    out.print(f"free space: {free}")
+    if not found.needs:
+        out.print("nothing needs a person")
+    else:
+        out.print("what needs a person:")
+    for need in found.needs:
+        _print(need)
+    if found.earlier:
+        out.print(f"and {found.earlier} failures from before today: backfire jobs --state failed")
+
+
+def _print(need: Need) -> None:
+    what = f"{need.count} {need.what}" if need.count else f"the {need.what}"
+    first, *rest = wrapped(f"{what}: {printable(need.do)}", 2)
+    line = Text.assemble("- ", (what, colour(need.what)), first[len(what) :])
+    out.print(line, soft_wrap=True)
+    for text in rest:
+        out.print(Text(f"  {text}"), soft_wrap=True)
+    shown = len(need.reasons) if len(need.reasons) == REASONS + 1 else REASONS
+    for reason in need.reasons[:shown]:
+        for number, text in enumerate(wrapped(_in_line(reason), 8)):
+            count = f"{len(reason.names):6d}" if reason.names and not number else ""
+            out.print(Text(f"{count:<6}  {text}"), soft_wrap=True)
+    if left := need.reasons[shown:]:
+        pictures = sum(len(reason.names) for reason in left)
+        out.print(f"{pictures:6d}  for other reasons: backfire jobs --since today")
+
+
+def _in_line(reason: Reason) -> str:
+    """Why, and the first pictures by name, with the ids of their jobs where they have any."""
+    ids = [f" is job {number}" for number in reason.ids[:NAMES]] or [""] * NAMES
+    first = zip(reason.names[:NAMES], ids, strict=False)
+    names = ", ".join(_brief(printable(name)) + number for name, number in first)
+    more = f" and {len(reason.names) - NAMES} more" if len(reason.names) > NAMES else ""
+    return printable(reason.why) + (f" ({names}{more})" if names else "")
+
+
+def _brief(name: str) -> str:
+    """A path that leaves room for others on the screen: of a long one beginning and end."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 3]}…{name[-LONGEST * 2 // 3 + 1 :]}"
+
+
+def colour(what: str) -> str:
+    """In which colour an outcome is shown."""
+    return {"protected": "green", "weak": "yellow", "held": "blue", "failed": "red"}.get(what, "default")
+
+
+def waiting(stands: Status) -> str:
+    """How long the queue takes, in words."""
+    if not stands.waiting:
+        return "nothing"
+    if stands.seconds_each is None or stands.eta_s is None:
+        return "no estimate before the first picture is done"
+    until = "" if stands.alive else " once the daemon runs"
+    pace = f"{stands.seconds_each:.1f} s a picture on this machine"
+    return f"about {duration(stands.eta_s)}{until} ({pace})"

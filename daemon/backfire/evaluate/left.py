@@ -1,0 +1,61 @@
+"""What is left of a protection in a copy that a site saved again, in plain words. No torch, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from backfire.attack_paths import PATHS
+from backfire.evaluate.receipt import Receipt
+from backfire.types import MaskKind
+
+BARELY = 0.1
+"""The share of the region below which nobody notices that its edit is another."""
+COLOUR_OFF = 4.0
+"""From so many levels on it is said that a copy's colours are off."""
+
+
+def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
+    """A sentence on the copy, then one for each tool: how edits of the regions come out by now.
+
+    Of several regions and surrogates the one that is least broken counts.
+
+    Args:
+        now: the receipt of the copy.
+        then: that of the published file, where it is known.
+    """
+    copy = now["as_published"]
+    size = f"{copy['width']}x{copy['height']} {copy['format']}, {copy['scale']:.0%} of the published size"
+    yield f"the copy: {size}; it lies on the picture to {max(copy['shift_px'], 0.05):.2g} px"
+    if copy["colour_off_levels"] >= COLOUR_OFF:
+        yield (
+            f"its colours are off by {copy['colour_off_levels']:.0f} levels in the mean, by a filter or "
+            "because the site dropped the colour profile; what that does to edits is counted as if it were "
+            "protection"
+        )
+    before = _worst(then) if then else {}
+    for path, edit in _worst(now).items():
+        tool = PATHS[path].tool if path in PATHS else path
+        was = before.get(path)
+        seen = f"plainly another over {edit['visible']:.0%} of the region"
+        seen += f" ({was['visible']:.0%} as published)" if was else ""
+        ssim = f"SSIM {edit['ssim']:.2f}" + (f" ({was['ssim']:.2f})" if was else "")
+        yield f"{tool}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
+
+
+def _said(visible: float, broken: bool) -> str:
+    if broken:
+        return "edits still come out broken"
+    return "edits come out as if it were not protected" if visible < BARELY else "edits are spoilt in part"
+
+
+def _worst(receipt: Receipt) -> dict[str, dict[str, Any]]:
+    """By attack path the edit of a region that is least broken, by any surrogate."""
+    found: dict[str, dict[str, Any]] = {}
+    for edit in receipt.get("edits") or ():
+        if edit["mask_kind"] != MaskKind.TRIGGER or edit["held_out"] or edit.get("visible") is None:
+            continue
+        known = found.get(edit["path"])
+        if known is None or (edit["visible"], -edit["ssim"]) < (known["visible"], -known["ssim"]):
+            found[edit["path"]] = edit
+    return found

@@ -1,0 +1,29 @@
+"""Stored starts: perturbations that were optimised once for an editor, over many pictures.
+
+A tile of one, repeated over a crop, breaks edits of pictures that it has never seen a little already, and the
+optimisation goes on from the best of a few tiles. After 30 iterations the edits of one photograph kept SSIM
+0.78 to 0.89 in the four tools, where those from noise kept 0.85 to 0.93. `python -m training start` makes
+tiles. FastProtect (arXiv 2412.11423) stores perturbations, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from backfire.inpaint.base import Editor
+
+
+def stored(surrogates: Sequence[Editor]) -> Tensor | None:
+    """The tiles of all surrogates that have some, K,3,h,w in [-1,1] of the budget; None where none has."""
+    found = []
+    for surrogate in surrogates:
+        resource = files(__name__).joinpath(f"{surrogate.name}.safetensors")
+        if resource.is_file():
+            with as_file(resource) as path:
+                found.append(load_file(path)["tiles"].float())
+    return torch.cat(found) if found else None

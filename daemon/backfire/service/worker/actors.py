@@ -1,0 +1,302 @@
+"""The process between the daemon and a Ray cluster: it has actors there, and a picture with each of them.
+
+Ray unpickles what nodes send, so that whoever controls a node controls this process; it is a child of the
+daemon, and what it tells the daemon is JSON. Ray's own retries are off: it would try a picture again without
+the daemon's knowledge, and give up in the end. A lost actor is replaced, and what its picture was is the
+daemon's to start again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
+
+from backfire import __version__
+from backfire.config.cluster import Cluster
+from backfire.errors import Code
+from backfire.service.worker import returned, survey
+from backfire.service.worker.node import Actor
+from backfire.service.worker.protocol import (
+    Failed,
+    GivenBack,
+    Hindered,
+    Interrupted,
+    Outcome,
+    Progress,
+    to_json,
+)
+
+BEAT_S = 1.0
+"""How often the daemon is told how things are."""
+LOOK_S = 5.0
+"""How often the cluster is asked for its nodes."""
+PENDING_S = 30.0
+"""The time after which it is told that an actor does not start: Ray itself says nothing of that."""
+AGAIN_S = 10.0
+"""The wait after an actor that did not start."""
+ASK_S = 2.0
+"""How often an actor is asked for its progress, as long as there are few."""
+ASKED_MOST = 50
+"""How many actors are asked in a second."""
+
+
+class Lost(Exception):
+    """The actor cannot be used any more."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """An actor, or one that is being started.
+
+    Attributes:
+        number: its name between daemon and driver; never used twice.
+        orders: what it is to work, at most one.
+        since: when it was started or became idle, by the monotonic clock.
+        ready: whether it can work.
+        busy: whether it has a picture.
+        trouble: why it did not start.
+    """
+
+    number: int
+    orders: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    since: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    busy: bool = False
+    trouble: str = ""
+    task: asyncio.Task[None] | None = None
+
+
+class Actors:
+    """Has actors and carries out what the daemon asks; see `cluster` for the messages.
+
+    Args:
+        connection: to the daemon.
+        settings: the section `cluster`.
+        actor: the class of the actors.
+    """
+
+    def __init__(self, connection: Connection, settings: Cluster, actor: type[Actor]) -> None:
+        self._connection, self._settings, self._class = connection, settings, actor
+        self._slots: dict[int, Slot] = {}
+        self._numbers = 0
+        self._waiting = 0
+        self._fit = 0
+        self._nodes = 0
+        self._open = True
+
+    async def run(self) -> None:
+        """Work until the daemon closes the pipe."""
+        ray.init(
+            address=self._settings.address,
+            namespace="backfire",
+            log_to_driver=False,
+            runtime_env=self._settings.runtime or None,
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._connection.fileno(), self._hear)
+        look = loop.create_task(self._look())
+        while self._open:
+            self._adjust()
+            self._beat()
+            await asyncio.sleep(BEAT_S)
+        look.cancel()
+        ray.shutdown()
+
+    # From and to the daemon
+
+    def _hear(self) -> None:
+        try:
+            while self._connection.poll():
+                message = json.loads(self._connection.recv_bytes())
+                if "waiting" in message:
+                    self._waiting = message["waiting"]
+                    self._adjust()
+                elif "settings" in message:
+                    self._settings = Cluster.model_validate(message["settings"])
+                elif (slot := self._slots.get(message["actor"])) is None:
+                    if "order" in message:
+                        self._tell(message["actor"], _given_back(message["order"], "its worker is gone"))
+                elif "order" in message:
+                    slot.busy = True
+                    slot.orders.put_nowait(message)
+                elif slot.task is not None:
+                    slot.task.cancel()
+        except (EOFError, OSError):
+            self._open = False
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with suppress(OSError):
+            self._connection.send_bytes(json.dumps(message).encode())
+
+    def _tell(self, actor: int, report: Outcome | Progress) -> None:
+        self._send({"actor": actor, "report": to_json(report)})
+
+    def _beat(self) -> None:
+        slots = self._slots.values()
+        now = time.monotonic()
+        late = sum(not slot.ready and not slot.trouble and now - slot.since > PENDING_S for slot in slots)
+        said = next((slot.trouble for slot in slots if slot.trouble), "")
+        if late:
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
+            said = (
+                f"{late} of {len(slots)} workers wait for a node: each needs {needs}, and {self._fit} fit on "
+                f"the cluster's {self._nodes} nodes; add nodes or lower cluster.actors"
+            )
+        elif self._nodes and not slots and not self._fit:
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
+            said = f"on no node of the cluster fits a worker, which needs {needs}; add nodes"
+        self._send({"beat": said, "nodes": self._nodes, "fit": self._fit})
+
+    # How many actors there are
+
+    async def _look(self) -> None:
+        while True:
+            with suppress(RayError, RuntimeError, OSError):
+                nodes = [one for one in await asyncio.to_thread(ray.nodes) if one["Alive"]]
+                self._nodes = len(nodes)
+                self._fit = sum(survey.fitting(one["Resources"], self._settings) for one in nodes)
+                self._adjust()
+            await asyncio.sleep(LOOK_S)
+
+    def _adjust(self) -> None:
+        """Start actors where pictures wait, and end those that nothing needs."""
+        settings, now = self._settings, time.monotonic()
+        most = self._fit if settings.actors == "auto" else settings.actors
+        wanted = max(min(settings.min_actors, most), min(most, self._waiting))
+        for _ in range(wanted - len(self._slots)):
+            self._numbers += 1
+            slot = self._slots[self._numbers] = Slot(self._numbers)
+            slot.task = asyncio.get_running_loop().create_task(self._serve(slot))
+        slots = self._slots.values()
+        idle = [slot for slot in slots if slot.ready and not slot.busy and now - slot.since > settings.idle_s]
+        # What is not there yet, perhaps as its node has gone, is not waited for either.
+        spare = [*(slot for slot in slots if not slot.ready), *idle]
+        for slot in spare[: max(len(slots) - wanted, 0)]:
+            if slot.task is not None:
+                slot.task.cancel()
+
+    # One actor
+
+    async def _serve(self, slot: Slot) -> None:
+        """Start an actor and give it one picture after the other, until it is lost or not needed."""
+        actor = None
+        try:
+            try:
+                actor = self._start()
+                await _result(actor.__ray_ready__.remote())
+                node = await _result(actor.name.remote())
+            except (RayError, ValueError) as error:
+                slot.trouble = f"a worker does not start: {_first_cause(error)}"
+                await asyncio.sleep(AGAIN_S)
+                return
+            slot.ready, slot.since = True, time.monotonic()
+            self._send({"actor": slot.number, "node": node})
+            while True:
+                message = await slot.orders.get()
+                report = await self._work(slot, actor, message["order"], Path(message["folder"]))
+                slot.busy, slot.since = False, time.monotonic()
+                if report is not None:
+                    self._tell(slot.number, report)
+        except Lost:
+            pass
+        finally:
+            del self._slots[slot.number]
+            self._send({"actor": slot.number, "gone": True})
+            if actor is not None:
+                ray.kill(actor)
+
+    def _start(self) -> Any:
+        settings = self._settings
+        return (
+            ray.remote(self._class)
+            .options(
+                num_cpus=settings.num_cpus,
+                num_gpus=settings.num_gpus,
+                resources=settings.resources or None,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=2,  # to be asked for its progress; it gets no second picture
+            )
+            .remote(__version__)
+        )
+
+    async def _work(self, slot: Slot, actor: Any, order: dict[str, Any], folder: Path) -> Outcome | None:
+        """How an order ended; None where what came back lies in the spool, and the daemon knows of it.
+
+        Raises:
+            Lost: the actor is, and the daemon knows how the order ended.
+        """
+        about = order["job"], order["lease"]
+        lost: Outcome
+        try:
+            names = ["input", *(file for _, file in order["masks"])]
+            picture, *masks = await asyncio.to_thread(lambda: [(folder / one).read_bytes() for one in names])
+            told, files = await self._awaited(slot, actor, actor.work.remote(order, picture, masks), order)
+            await asyncio.to_thread(returned.leave, folder, order["lease"], told, files)
+            self._send({"actor": slot.number, "returned": told["outcome"]})
+            return None
+        except TimeoutError:
+            lost = Interrupted(
+                *about, f"took longer than cluster.deadline_s, {self._settings.deadline_s:g} s"
+            )
+        except RayTaskError as error:  # the node's code raised; what is wrong with a picture it returns
+            return Failed(*about, Code.INTERNAL, str(error))
+        except OutOfMemoryError:
+            lost = Interrupted(*about, "worker died: its node ran out of memory", killed=True)
+        except ActorDiedError as error:
+            if "worker process has died" in str(error):
+                # Ray cannot tell whether it crashed or was killed, as kernels do when memory runs out.
+                lost = Interrupted(*about, f"worker died: {_first_cause(error)}", killed=True)
+            else:
+                lost = _given_back(order, f"its node is gone ({_first_cause(error)})")
+        except RayError as error:
+            lost = _given_back(order, f"its node or its files are gone ({type(error).__name__})")
+        except OSError as error:
+            return Hindered(*about, Code.INTERNAL, repr(error))
+        self._tell(slot.number, lost)
+        raise Lost
+
+    async def _awaited(self, slot: Slot, actor: Any, ref: Any, order: dict[str, Any]) -> Any:
+        """What an actor returns; its progress is told meanwhile.
+
+        Raises:
+            TimeoutError: it took longer than the deadline.
+            RayError: see Ray.
+        """
+        result = asyncio.ensure_future(_result(ref))
+        deadline = time.monotonic() + self._settings.deadline_s
+        while (left := deadline - time.monotonic()) > 0:
+            pause = max(ASK_S, len(self._slots) / ASKED_MOST)
+            done, _ = await asyncio.wait({result}, timeout=min(pause, left))
+            if done:
+                return result.result()
+            with suppress(RayError, TimeoutError):
+                at = await asyncio.wait_for(_result(actor.progress.remote()), ASK_S)
+                if at is not None:
+                    self._tell(slot.number, Progress(order["job"], order["lease"], *at))
+        result.cancel()
+        raise TimeoutError
+
+
+async def _result(ref: Any) -> Any:
+    return await asyncio.wrap_future(ref.future())
+
+
+def _given_back(order: dict[str, Any], reason: str) -> GivenBack:
+    return GivenBack(order["job"], order["lease"], reason)
+
+
+def _first_cause(error: Exception) -> str:
+    """What an error of Ray says in its last line, which names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])
+    return cause.partition(" Some common causes")[0][:400]

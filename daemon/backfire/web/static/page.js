@@ -1,0 +1,223 @@
+// Live rows, the divided picture, and drawing of regions. Without this script pages show the same and forms work.
+"use strict";
+
+// Live: the server says that something has changed; the page is fetched again, and only what differs is replaced,
+// so that focus, scroll position and what is being typed stay.
+
+const OWN = new Set(["open", "aria-pressed", "style", "hidden"]); // set by the reader, not by the server
+
+function morph(old, fresh) {
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || (old.id || "") !== (fresh.id || "")) {
+    old.replaceWith(fresh);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  if (old.matches("[data-draw], [data-compare]")) return; // somebody is at work on it
+  for (const { name, value } of [...fresh.attributes])
+    if (!OWN.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const { name } of [...old.attributes])
+    if (!OWN.has(name) && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  const known = new Map([...old.children].filter((one) => one.id).map((one) => [one.id, one]));
+  let at = old.firstChild;
+  for (const next of [...fresh.childNodes]) {
+    const same = next.id && known.get(next.id);
+    if (same && same !== at) old.insertBefore(same, at); // a row has moved
+    const target = same || (at && !at.id && !next.id ? at : null);
+    if (target) {
+      at = target.nextSibling;
+      morph(target, next);
+    } else old.insertBefore(next, at);
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
+  }
+}
+
+let fetching = false;
+
+async function refresh(version) {
+  if (fetching || version === document.body.dataset.version) return;
+  fetching = true;
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (answer.status >= 500) throw new Error(answer.status);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const focused = document.activeElement && document.activeElement.id;
+    document.title = fresh.title;
+    for (const id of ["stands", "main"]) {
+      const [old, next] = [document.getElementById(id), fresh.getElementById(id)];
+      if (old && next) morph(old, next);
+    }
+    const [trouble, told] = [document.querySelector(".trouble"), fresh.querySelector(".trouble")];
+    if (trouble && told) morph(trouble, told);
+    else if (trouble) trouble.remove();
+    else if (told) document.getElementById("main").before(told);
+    if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
+    document.body.dataset.version = fresh.body.dataset.version;
+  } catch {
+    setTimeout(() => refresh(version), 2000);
+  } finally {
+    fetching = false;
+  }
+}
+
+let source = null;
+let latest = "";
+
+function listen() {
+  if (source || document.hidden) return;
+  source = new EventSource("/live");
+  const lost = document.getElementById("lost");
+  source.onopen = () => {
+    lost.hidden = true;
+    document.body.dataset.live = "yes";
+  };
+  source.onmessage = (event) => refresh((latest = event.data));
+  source.onerror = () => {
+    lost.hidden = false;
+    delete document.body.dataset.live;
+    // A proxy that answers with an error page ends the source for good.
+    if (source && source.readyState === EventSource.CLOSED) {
+      source = null;
+      setTimeout(listen, 2000);
+    }
+  };
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden && source) {
+    source.close();
+    source = null;
+  }
+  listen();
+});
+setInterval(() => latest && refresh(latest), 1000); // what came while another one was fetched
+listen();
+
+// Pictures as large as the window allows, but small ones no more than three times as large as they are
+
+function fit(box, picture) {
+  const set = () => {
+    const { naturalWidth: wide, naturalHeight: high } = picture;
+    if (wide) box.style.setProperty("--fit", `${Math.round(Math.min((0.8 * innerHeight * wide) / high, 3 * wide))}px`);
+  };
+  picture.addEventListener("load", set);
+  addEventListener("resize", set);
+  set();
+}
+
+// The divided picture
+
+for (const box of document.querySelectorAll("[data-compare]")) {
+  const pair = box.querySelector(".pair");
+  const range = box.querySelector("input[type=range]");
+  const set = (share) => {
+    range.value = share;
+    pair.style.setProperty("--x", `${range.value}%`);
+  };
+  const follow = (event) => {
+    const { left, width } = pair.getBoundingClientRect();
+    set((100 * (event.clientX - left)) / width);
+  };
+  range.addEventListener("input", () => set(range.value));
+  pair.addEventListener("pointerdown", (event) => {
+    pair.setPointerCapture(event.pointerId);
+    follow(event);
+  });
+  pair.addEventListener("pointermove", (event) => pair.hasPointerCapture(event.pointerId) && follow(event));
+  const toggle = (name, kind, when) =>
+    box.querySelector(`[data-${name}]`)?.addEventListener("click", (event) => {
+      const pressed = event.currentTarget.getAttribute("aria-pressed") !== "true";
+      event.currentTarget.setAttribute("aria-pressed", pressed);
+      box.classList.toggle(kind, pressed === when);
+    });
+  fit(pair, pair.querySelector(".after"));
+  toggle("full", "full", true);
+  toggle("regions", "bare", false);
+}
+
+// Drawing a region: shapes in pixels of the picture, sent as JSON
+
+for (const form of document.querySelectorAll("[data-draw]")) {
+  const picture = form.querySelector("img");
+  const canvas = form.querySelector("canvas");
+  const field = form.elements.shapes;
+  fit(form.querySelector(".easel"), picture);
+  const shapes = [];
+  let drawing = null;
+
+  const place = (event) => {
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    const clamp = (share, most) => Math.round(Math.min(Math.max(share, 0), 1) * most);
+    return [
+      clamp((event.clientX - left) / width, picture.naturalWidth),
+      clamp((event.clientY - top) / height, picture.naturalHeight),
+    ];
+  };
+  const show = () => {
+    const { width, height } = canvas.getBoundingClientRect();
+    [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
+    const pen = canvas.getContext("2d");
+    pen.scale(canvas.width / picture.naturalWidth, canvas.height / picture.naturalHeight);
+    pen.fillStyle = pen.strokeStyle = "rgb(220 38 38 / 55%)";
+    pen.lineCap = pen.lineJoin = "round";
+    for (const shape of drawing ? [...shapes, drawing] : shapes) {
+      if (shape.rectangle) {
+        const [left, top, right, bottom] = shape.rectangle;
+        pen.fillRect(left, top, right - left, bottom - top);
+      } else {
+        pen.lineWidth = shape.width;
+        pen.beginPath();
+        pen.moveTo(...shape.stroke[0]);
+        for (const point of [shape.stroke[0], ...shape.stroke]) pen.lineTo(...point);
+        pen.stroke();
+      }
+    }
+    field.value = JSON.stringify(shapes);
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    if (!picture.naturalWidth) return;
+    canvas.setPointerCapture(event.pointerId);
+    const at = place(event);
+    const size = (form.querySelector("[data-size]").value / 100) * Math.max(picture.naturalWidth, picture.naturalHeight);
+    drawing =
+      form.elements.tool.value === "brush"
+        ? { stroke: [at], width: Math.max(Math.round(size), 1) }
+        : { start: at, rectangle: [...at, ...at] };
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!drawing) return;
+    const [x, y] = place(event);
+    if (drawing.stroke) drawing.stroke.push([x, y]);
+    else {
+      const [a, b] = drawing.start;
+      drawing.rectangle = [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)];
+    }
+    show();
+  });
+  canvas.addEventListener("pointerup", () => {
+    if (drawing?.stroke) shapes.push(drawing);
+    else if (drawing && drawing.rectangle[2] > drawing.rectangle[0] && drawing.rectangle[3] > drawing.rectangle[1])
+      shapes.push({ rectangle: drawing.rectangle });
+    drawing = null;
+    show();
+  });
+  form.querySelector("[data-undo]").addEventListener("click", () => {
+    shapes.pop();
+    show();
+  });
+}
+
+// The token in the address that the command prints: behind the #, so that no server and no log gets it
+
+const unlock = document.querySelector("[data-unlock]");
+if (unlock && location.hash.length > 1) {
+  unlock.elements.token.value = decodeURIComponent(location.hash.slice(1));
+  history.replaceState(null, "", location.pathname + location.search);
+  unlock.submit();
+}

@@ -1,0 +1,378 @@
+"""Pictures that are held for a person: at no step is an original lost, or anything published by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backfire.admin import review
+from backfire.admin.review import DecisionRefused
+from backfire.errors import InputError
+from backfire.files import outbox
+from backfire.service.worker.protocol import Finished, Order
+from backfire.types import Choice, Job, JobState, Verdict
+from benchmarks import passthrough
+from tests.support import nothing_found
+from tests.support.house import House
+from tests.support.jobs import events, picture, states, wait_until_idle
+from tests.support.pictures import encoded, mask_picture
+from tests.support.sandbox import Sandbox, wait_for
+
+NOTHING = "tests.support.nothing_found"
+SIDECARS: dict[str, Any] = {"detectors": ["sidecar"]}
+SOON = {"settle_s": 0, "rescan_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
+
+HOLD = [
+    "replace", "after replace", "put", "after put", "remove", "after remove", "unlink", "after unlink",
+    "record review", "after record review",
+]  # fmt: skip
+RELEASE = [
+    "move", "after move", "unlink", "after unlink", "record publishing", "after record publishing", "place",
+    "after place", "append", "record published", "after record published", "remove", "after remove",
+    "record archived", "after record archived",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def to_be_released(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """The daemon has held the picture p.png, and a person has released it; tests work on copies."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("held"), NOTHING)
+    sandbox.configure(regions=SIDECARS, watch=SOON)
+    sandbox.drop(original := picture(), "p.png")
+    done = sandbox.backfire("once")
+    assert done.returncode == 0, done.stderr
+    assert "1 held for review" in done.stderr
+    assert_held(sandbox, original)
+    assert sandbox.backfire("release", "1").returncode == 0
+    return sandbox
+
+
+def assert_held(sandbox: Sandbox, original: bytes) -> None:
+    assert states(sandbox) == ["review"]
+    assert sandbox.files("inbox") == sandbox.files("outbox") == sandbox.files("archive") == set()
+    assert sandbox.files("review") == {"p.png", "p.png.review.json"}
+    assert (sandbox.review / "p.png").read_bytes() == original
+    assert list(sandbox.base.rglob(".backfire-*")) == []
+
+
+def assert_released(sandbox: Sandbox, original: bytes) -> None:
+    assert states(sandbox) == ["archived"]
+    assert sandbox.files("inbox") == sandbox.files("review") == sandbox.files("failed") == set()
+    assert sandbox.files("outbox") == sandbox.files("archive") == {"p.png"}
+    assert (sandbox.outbox / "p.png").read_bytes() == original
+    assert (sandbox.archive / "p.png").read_bytes() == original
+    assert list(sandbox.base.rglob(".backfire-*")) == []
+    assert list((sandbox.state / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", HOLD)
+def test_killed_while_it_is_held(sandbox: Sandbox, step: str) -> None:
+    sandbox.configure(regions=SIDECARS, watch=SOON)
+    sandbox.drop(original := picture(), "p.png")
+    killed = sandbox.killed_once(step, NOTHING)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    sandbox.module = NOTHING
+    assert sandbox.backfire("once").returncode == 0
+    assert_held(sandbox, original)
+    assert events(sandbox).count("running") == 1
+    assert sandbox.backfire("release", "1").returncode == 0
+    assert sandbox.backfire("once").returncode == 0
+    assert_released(sandbox, original)
+
+
+@pytest.mark.parametrize("step", RELEASE)
+def test_killed_while_it_is_released(to_be_released: Sandbox, tmp_path: Path, step: str) -> None:
+    base = shutil.copytree(to_be_released.base, tmp_path / "copy", symlinks=True)
+    sandbox, original = Sandbox(base, NOTHING), picture()
+    killed = sandbox.killed_once(step, NOTHING)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sandbox.backfire("once").returncode == 0
+    assert_released(sandbox, original)
+    assert events(sandbox).count("running") == 1, "what is released was worked before"
+
+
+def test_a_person_decides_while_the_daemon_runs(sandbox: Sandbox) -> None:
+    told = sandbox.base / "told"
+    sandbox.module = NOTHING
+    hooks = {"command": ["sh", "-c", "cat >> told && echo >> told"]}
+    sandbox.configure(regions=SIDECARS, hooks=hooks)
+    originals = {name: picture(seed) for seed, name in enumerate(("a.png", "b.png", "d/c.png"))}
+    for name, data in originals.items():
+        sandbox.drop(data, name)
+    sandbox.start()
+    wait_for(lambda: states(sandbox) == ["review"] * 3, because="all to be held")
+    listed = json.loads(sandbox.backfire("release", "--json").stdout)
+    assert {row["file"]: row["code"] for row in listed} == dict.fromkeys(originals, "no_region")
+    number = {row["file"]: str(row["job"]) for row in listed}
+    mask = sandbox.base / "painted.png"
+    mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    assert sandbox.backfire("release", number["a.png"]).returncode == 0
+    assert sandbox.backfire("release", number["b.png"], "--mask", str(mask)).returncode == 0
+    assert sandbox.backfire("release", number["d/c.png"], "--whole").returncode == 0
+    wait_for(lambda: set(states(sandbox)) == {"archived"}, because="all to be published")
+    wait_until_idle(sandbox)
+    assert sandbox.files("outbox") == set(originals)
+    assert sandbox.files("archive") == {*originals, "b.mask.png"}
+    assert sandbox.files("review") == set()
+    late = sandbox.backfire("release", number["a.png"])
+    assert late.returncode == 3
+    assert "is not held any more, it is archived since" in late.stdout
+    wait_for(lambda: len(told.read_text().splitlines()) == 6, because="every hook")
+    payloads = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [payload["event"] for payload in payloads].count("review") == 3
+    first = next(payload for payload in payloads if payload["event"] == "review")
+    assert first["folder"] == str(sandbox.review)
+
+
+# In this process
+
+
+def weak(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+    outcome = passthrough.process(order, progress)
+    return replace(outcome, verdict=Verdict.WEAK, reasons=("the near edit changes",))
+
+
+@pytest.fixture
+def home(house: Callable[..., House]) -> House:
+    """A house that holds p.png, in which nothing was found."""
+    home = house(watch=SOON, regions=SIDECARS)
+    home.process = nothing_found.process
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.turn(times=6)
+    assert home.states() == ["review"]
+    return home
+
+
+def job(home: House, number: int = 1) -> Job:
+    found = home.service.jobs.store.get(number)
+    assert found is not None
+    return found
+
+
+def test_what_is_held_says_why_and_keeps_only_its_result(home: House) -> None:
+    one = job(home)
+    assert (one.code, one.verdict, one.choice) == ("no_region", None, None)
+    assert "backfire release 1" in (one.message or "")
+    note = json.loads(home.files("review")["p.png.review.json"])
+    assert (note["job"], note["code"]) == (1, "no_region")
+    assert set(home.files("state/spool/1")) == {"output", "receipt.json", "result.json", "taken.json"}
+    assert home.files("reports") == {}, "a receipt would say that it was published"
+    home.crash()
+    home.again()
+    assert "output" in home.files("state/spool/1"), "a restart keeps it"
+
+
+def test_the_first_decision_counts(home: House) -> None:
+    released = review.release(home.settings, 1, by="anna")
+    assert (released.state, released.choice) == (JobState.RELEASING, Choice.RELEASE)
+    with pytest.raises(DecisionRefused, match=r"job 1 \(p.png\): is not held any more, it is releasing"):
+        review.protect_whole(home.settings, 1, by="ben")
+    home.turn(times=4)
+    assert home.states() == ["archived"]
+    assert job(home).verdict == Verdict.UNPROTECTED
+    assert "'by': 'anna'" in home.reasons()
+    receipt = json.loads(home.files("reports")["p.png.json"])
+    assert (receipt["decision"]["choice"], receipt["decision"]["by"]) == ("release", "anna")
+    with pytest.raises(DecisionRefused, match="job 7: is not known"):
+        review.release(home.settings, 7, by="ben")
+
+
+def test_the_whole_is_protected_under_settings_of_its_own(home: House) -> None:
+    before = job(home)
+    review.protect_whole(home.settings, 1, by="anna")
+    home.turn(times=6)
+    after = job(home)
+    assert (after.state, after.verdict) == (JobState.ARCHIVED, Verdict.PROTECTED)
+    assert after.config_sha256 != before.config_sha256
+    assert after.key != before.key
+
+
+def test_a_mask_that_does_not_fit_is_refused_before_anything_moves(home: House) -> None:
+    small, blank = (
+        encoded(mask_picture((32, 24), (8, 8, 16, 16))),
+        encoded(mask_picture((64, 48), (0, 0, 0, 0))),
+    )
+    for data, why in ((small, "32x24"), (blank, "marks nothing"), (b"no picture", "mask")):
+        with pytest.raises(InputError, match=why):
+            review.add_mask(home.settings, 1, "m.png", data, by="anna")
+    with pytest.raises(DecisionRefused, match=r"expected a mask \.png or a \.json"):
+        review.add_mask(home.settings, 1, "m.gif", small, by="anna")
+    assert set(home.files("review")) == {"p.png", "p.png.review.json"}
+    assert home.states() == ["review"]
+
+
+def test_a_mask_that_somebody_put_there_is_not_passed_over(home: House) -> None:
+    (home.base / "review" / "p.mask.png").write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    with pytest.raises(DecisionRefused, match=r"the mask p\.mask\.png lies beside it; use --again"):
+        review.release(home.settings, 1, by="anna")
+    review.work_again(home.settings, 1, by="anna")
+    home.turn(times=6)
+    assert home.states() == ["archived"]
+    assert job(home).verdict == Verdict.PROTECTED
+    assert set(home.files("archive")) == {"p.png", "p.mask.png"}
+
+
+def test_another_picture_of_its_name_comes_first(home: House) -> None:
+    (home.base / "inbox" / "p.png").write_bytes(newer := picture(1))
+    home.turn()
+    with pytest.raises(DecisionRefused, match="another file of its name is being worked as job 2"):
+        review.release(home.settings, 1, by="anna")
+    home.turn(times=6)
+    assert home.states() == ["review", "review"]
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    review.release(home.settings, 1, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["archived", "archived"]
+    assert sorted(home.files("archive").values()) == sorted([picture(), newer])
+    assert len(home.files("outbox")) == 2
+
+
+def test_a_name_that_was_just_taken_leaves_it_held(home: House) -> None:
+    review.release(home.settings, 1, by="anna")
+    (home.base / "inbox" / "p.png").write_bytes(picture(1))
+    home.turn(times=1)
+    assert home.states() == ["review", "settling"] or home.states() == ["review"]
+    assert home.files("review")["p.png"] == picture()
+    assert "decide again when that is done" in home.reasons()
+
+
+def test_the_same_picture_again_is_held_once(home: House) -> None:
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.turn(times=6)
+    assert home.states() == ["skipped", "review"]
+    assert set(home.files("review")) == {"p.png", "p.png.review.json"}
+
+
+def test_an_original_that_was_taken_away_is_said(home: House) -> None:
+    review.release(home.settings, 1, by="anna")
+    (home.base / "review" / "p.png").unlink()
+    home.turn(times=2)
+    assert home.states() == ["skipped"]
+    assert "taken out of the review folder" in home.reasons()
+
+
+def test_without_its_original_nothing_can_be_decided(home: House) -> None:
+    (home.base / "review" / "p.png").unlink()
+    with pytest.raises(DecisionRefused, match="its original is not in"):
+        review.release(home.settings, 1, by="anna")
+    assert home.states() == ["review"]
+
+
+def test_a_result_that_is_gone_is_made_again_and_published(home: House) -> None:
+    (home.base / "state" / "spool" / "1" / "output").write_bytes(b"damaged")
+    review.release(home.settings, 1, by="anna")
+    home.turn(times=8)
+    assert home.states() == ["archived"]
+    assert home.files("outbox")["p.png"] == picture()
+
+
+def test_a_decision_is_about_this_content_alone(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that replaces the released one in the inbox is held again."""
+    review.release(home.settings, 1, by="anna")
+    real = outbox.move
+
+    def replaced(root: Path, source: bytes, folder: Path, path: bytes, **how: str) -> bytes:
+        placed = real(root, source, folder, path, **how)
+        (folder / os.fsdecode(path)).unlink()
+        (folder / os.fsdecode(path)).write_bytes(picture(5))
+        return placed
+
+    monkeypatch.setattr(outbox, "move", replaced)
+    home.turn(times=8)
+    assert home.states() == ["review"]
+    assert home.files("outbox") == {}
+    assert home.files("review")["p.png"] == picture(5)
+
+
+@pytest.mark.parametrize(
+    ("on_weak", "state"), [("review", "review"), ("publish", "archived"), ("fail", "failed")]
+)
+def test_a_weak_picture_may_be_held_too(house: Callable[..., House], on_weak: str, state: str) -> None:
+    home = house(watch=SOON, verify={"on_weak": on_weak})
+    home.process = weak
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.turn(times=6)
+    assert home.states() == [state]
+    if state == "review":
+        assert (job(home).code, job(home).verdict) == ("weak", Verdict.WEAK)
+        assert set(home.files("reports")) == {"p.png.json"}, "it helps to decide"
+        review.release(home.settings, 1, by="anna")
+        home.turn(times=4)
+        assert (job(home).state, job(home).verdict) == (JobState.ARCHIVED, Verdict.WEAK)
+        assert job(home).message == "the near edit changes"
+        (receipt,) = map(json.loads, home.files("reports").values())
+        assert (receipt["decision"]["choice"], receipt["decision"]["by"]) == ("release", "anna")
+
+
+@pytest.mark.parametrize("step", ["look_beside", "copy", "remove", "update"])
+def test_a_step_that_fails_is_done_again(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS)
+    home.process = nothing_found.process
+    owner = {
+        "look_beside": type(home.service.inbox),
+        "copy": type(home.service.publisher._originals),
+        "remove": type(home.service.publisher._originals),
+        "update": type(home.service.jobs.store),
+    }[step]
+    real, failed = getattr(owner, step), list[str]()
+
+    def once(self: Any, *arguments: Any, **options: Any) -> Any:
+        holding = any(one.state == JobState.HOLDING for one in home.service.jobs.active.values())
+        if holding and not failed:
+            failed.append(step)
+            raise OSError(5, "Input/output error")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, step, once)
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.live(5, times=12)
+    assert failed == [step]
+    assert home.states() == ["review"]
+    assert home.files("review")["p.png"] == picture()
+    assert home.files("inbox") == {}
+
+
+@pytest.mark.parametrize("moment", ["before it is held", "later"])
+def test_a_mask_in_the_inbox_is_a_decision(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS)
+    mask = home.base / "inbox" / "p.mask.png"
+
+    home.process = nothing_found.process
+    if moment.startswith("before"):
+        real = type(home.service.jobs).end
+
+        def end(self: Any, one: Job, state: JobState, **told: Any) -> None:
+            if state == JobState.REVIEW:
+                mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+            real(self, one, state, **told)
+
+        monkeypatch.setattr(type(home.service.jobs), "end", end)
+    (home.base / "inbox" / "p.png").write_bytes(picture())
+    home.turn(times=6)
+    if moment == "later":
+        assert home.states() == ["review"]
+        mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    home.turn(times=10)
+    assert home.states() == ["archived"]
+    assert job(home).verdict == Verdict.PROTECTED
+    assert set(home.files("archive")) == {"p.png", "p.mask.png"}
+    assert "the mask p.mask.png" in home.reasons()
+
+
+def test_a_mask_of_another_picture_decides_nothing(home: House) -> None:
+    (home.base / "inbox" / "other.mask.png").write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    home.turn(times=10)
+    assert home.states() == ["review"]

@@ -1,0 +1,50 @@
+"""What `backfire check` says of folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backfire.admin import check
+from backfire.admin.probes import Check
+from backfire.config import Settings, parse
+from backfire.evaluate.judge import THRESHOLDS
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_an_inbox_whose_parent_is_missing_is_reported(tmp_path: Path, missing: bool) -> None:
+    inbox = tmp_path / "mnt share" / "inbox"
+    if not missing:
+        inbox.parent.mkdir()
+    settings = parse({"folders": {"inbox": str(inbox)}, "regions": {"detectors": ["sidecar"]}}, base=tmp_path)
+    (found,) = [line for line in check.check(settings) if line.subject == "folder inbox"]
+    assert found.ok is not missing
+    if missing:
+        assert found.found == f"{inbox}: its parent {inbox.parent} does not exist"
+        assert found.remedy.endswith(f"make it: mkdir -p '{inbox}'")
+    assert not inbox.exists()
+
+
+def test_thresholds_that_every_picture_meets_are_reported_with_their_rule(tmp_path: Path) -> None:
+    def settings(**sections: object) -> Settings:
+        return parse({"folders": {"inbox": "inbox"}, **sections}, base=tmp_path)
+
+    def lines(**sections: object) -> dict[str, Check]:
+        return {line.subject: line for line in check.thresholds(settings(**sections))}
+
+    lenient = settings(verify={"far_ssim_min": 0})
+    told = next(line for line in check.check(lenient) if line.subject == "thresholds")
+    assert not told.ok
+    assert [(subject, line.ok) for subject, line in lines().items()] == [("thresholds", True)]
+    idle = {name: 1.0 if name.endswith("_max") or name == "control_factor" else 0.0 for name in THRESHOLDS}
+    for name, value in idle.items():
+        (line,) = lines(verify={name: value}).values()
+        assert not line.ok
+        assert line.found == f"verify: {name} {value:g}: which every picture meets"
+        assert "could be called protected" in line.remedy
+    ruled = lines(rules=[{"match": "a/**", "trigger_l1_min": 0}])
+    assert {subject: line.ok for subject, line in ruled.items()} == {
+        "thresholds": True,
+        "rules.0 (a/**): thresholds": False,
+    }

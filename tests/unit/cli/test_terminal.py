@@ -1,0 +1,71 @@
+"""What people read: texts of commands that other tests run with --json, and progress bars on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from backfire import weights
+from backfire.cli.commands import app
+from tests.support.jobs import picture
+from tests.support.sandbox import Sandbox, environment
+
+
+def configured(tmp_path: Path, **sections: object) -> str:
+    (tmp_path / "inbox").mkdir()
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"folders": {"inbox": "inbox"}, **sections}))
+    return str(config)
+
+
+@pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
+def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
+    tmp_path: Path, free_mb: int, status: int
+) -> None:
+    config = configured(tmp_path, limits={"free_mb": free_mb}, regions={"detectors": ["sidecar"]})
+    told = CliRunner().invoke(app, ["check", "-c", config])
+    lines = told.stdout.splitlines()
+    assert any(line.startswith("ok  ") for line in lines), told.output
+    bad = [number for number, line in enumerate(lines) if line.startswith("BAD ")]
+    if status == 0:
+        assert bad == []
+    else:
+        assert [lines[number].startswith("BAD space for ") for number in bad] == [True], told.stdout
+        assert lines[bad[0] + 1].startswith("      free some space: limits.free_mb asks for 1000000000 MB")
+    assert told.exit_code == status
+
+
+def test_models_list_names_every_model_in_full(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["models", "list", "-c", configured(tmp_path)])
+    assert told.exit_code == 0, told.output
+    first = {line.split()[0] for line in told.stdout.splitlines() if line.strip()}
+    assert {*weights.catalogue()} <= first
+    assert "folder: " in told.stdout
+
+
+def test_a_terminal_gets_a_progress_bar(sandbox: Sandbox) -> None:
+    sandbox.drop(picture(), "p.png")
+    reader, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.passthrough", "once"],
+        cwd=sandbox.base, stdout=subprocess.DEVNULL, stderr=terminal,
+        env={**environment(), "TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(reader, 4096)
+        except OSError:  # EIO: the last process that had the terminal open has ended
+            break
+    os.close(reader)
+    assert process.wait(60) == 0
+    assert b"p.png: " in shown
+    assert b"left:" in shown

@@ -1,0 +1,212 @@
+"""Copies that a site saved again: what lies on the picture, what does not, and what is told of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from typer.testing import CliRunner
+
+import backfire
+from backfire.cli.commands import app
+from backfire.errors import InputError
+from backfire.evaluate import left
+from backfire.evaluate.registration import register
+from backfire.types import Rgb
+from tests.support.pictures import encoded, mask_picture, photo
+from tests.support.receipts import require_documented
+from tests.support.sandbox import QUICK
+
+SIZE = 320, 256
+
+
+def pixels(picture: Image.Image) -> Rgb:
+    rgb: Rgb = np.asarray(picture.convert("RGB")).copy()
+    return rgb
+
+
+def saved(picture: Image.Image, quality: int = 75) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(picture, "JPEG", quality=quality)))
+
+
+def half(picture: Image.Image, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    return picture.resize((picture.width // 2, picture.height // 2), how)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        lambda one: (one, saved(one, 30)),
+        lambda one: (half(one), saved(half(one, Image.Resampling.NEAREST))),
+        lambda one: (half(one), saved(half(one, Image.Resampling.BOX), 50)),
+        lambda one: (one, one.filter(ImageFilter.GaussianBlur(1))),
+        lambda one: (one, one.point(lambda level: min(level * 1.15, 255))),
+    ],
+    ids=["JPEG 30", "half, nearest", "half, box, JPEG 50", "blurred", "brighter"],
+)
+def test_a_copy_lies_on_its_picture(site: Callable[[Image.Image], tuple[Image.Image, Image.Image]]) -> None:
+    reference, copy = site(photo(SIZE))
+    found = register(pixels(reference), pixels(copy))
+    assert found.is_same
+    assert found.shift_px <= 0.5
+
+
+@pytest.mark.parametrize("by", [2, 3, 7])
+def test_a_moved_copy_is_found_with_its_shift(by: int) -> None:
+    whole = photo((SIZE[0] + by, SIZE[1]))
+    found = register(pixels(whole.crop((0, 0, *SIZE))), pixels(whole.crop((by, 0, SIZE[0] + by, SIZE[1]))))
+    assert (found.is_same, found.is_moved) == (False, True)
+    assert found.shift_px == pytest.approx(by, abs=0.3)
+
+
+def test_a_part_of_a_pixel_is_measured() -> None:
+    large = photo((560, 384))
+    one, other = (large.crop((at, 0, at + 520, 384)).resize((130, 96), Image.Resampling.BOX) for at in (0, 2))
+    assert register(pixels(one), pixels(other)).shift_px == pytest.approx(0.5, abs=0.15)
+
+
+def test_other_pictures_are_no_copies() -> None:
+    one = photo(SIZE)
+    for other in (photo(SIZE, seed=5), one.transpose(Image.Transpose.FLIP_LEFT_RIGHT), one.rotate(180)):
+        found = register(pixels(one), pixels(other))
+        assert (found.is_same, found.is_moved) == (False, False)
+
+
+def test_a_slight_crop_is_no_copy_that_can_be_judged() -> None:
+    one = photo(SIZE)
+    found = register(pixels(one), pixels(one.crop((4, 3, 316, 253)).resize(SIZE)))
+    assert (found.is_same, found.is_moved) == (False, True)
+
+
+def test_of_a_flat_picture_nothing_can_be_told() -> None:
+    flat = Image.new("RGB", SIZE, (90, 120, 150))
+    found = register(pixels(flat), pixels(flat))
+    assert (found.correlation, found.is_same, found.is_moved) == (None, False, False)
+
+
+def test_a_colour_cast_is_measured() -> None:
+    one = pixels(photo(SIZE)) // 2
+    assert register(one, one + np.array([9, 0, 0], np.uint8)).colour_off == pytest.approx(9, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, its mask and what was published of it; tests add files and change none."""
+    folder = tmp_path_factory.mktemp("desk")
+    photo().save(folder / "a.png")
+    mask_picture().save(folder / "a.mask.png")
+    (folder / "out.png").write_bytes(backfire.protect(folder / "a.png", settings=QUICK).data)
+    return folder
+
+
+def judged(
+    desk: Path, copy: Image.Image, kind: str = "PNG", *, quality: int = 95, **settings: Any
+) -> dict[str, Any]:
+    data = encoded(copy, kind, quality=quality)
+    result = backfire.verify(data, desk / "a.png", settings={**QUICK, **settings}, as_published=True)
+    require_documented(result.receipt)
+    return result.receipt
+
+
+def triggers(receipt: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in receipt["edits"] if one["mask_kind"] == "trigger" and not one["held_out"]]
+
+
+def test_the_published_file_itself_is_judged_as_by_plain_verify(desk: Path) -> None:
+    plain = backfire.verify(desk / "out.png", desk / "a.png", settings=QUICK)
+    copy = judged(desk, Image.open(desk / "out.png"))
+    assert copy["edits"] == plain.receipt["edits"]
+    assert copy["as_published"]["scale"] == 1
+
+
+def test_regions_and_edits_follow_the_copy_and_a_site_alone_protects_nothing(desk: Path) -> None:
+    """The original, scaled and compressed by the site, must not count as broken by that."""
+    small = photo().resize((100, 80), Image.Resampling.BICUBIC)
+    receipt = judged(desk, small, "JPEG", quality=40, verify={"held_out": []})
+    assert [one["box"] for one in receipt["regions"]] == [[37, 27, 63, 53]]
+    assert receipt["verdict"] == "failed"
+    assert {one["visible"] for one in triggers(receipt)} == {0.0}
+    assert (receipt["as_published"]["format"], receipt["as_published"]["scale"]) == ("JPEG", 0.625)
+    lines = list(left.in_words(receipt))
+    assert lines[0].startswith(
+        "the copy: 100x80 JPEG, 62% of the published size; it lies on the picture to 0."
+    )
+    assert all("edits come out as if it were not protected" in line for line in lines[1:])
+    assert len(lines) == 1 + len({one["path"] for one in triggers(receipt)})
+
+
+def test_a_copy_that_was_scaled_up_is_judged_too(desk: Path) -> None:
+    receipt = judged(desk, Image.open(desk / "out.png").convert("RGB").resize((240, 192)))
+    assert [one["box"] for one in receipt["regions"]] == [[90, 66, 150, 126]]
+    assert receipt["as_published"]["scale"] == 1.5
+
+
+def test_what_cannot_be_judged_is_refused_with_its_reason(desk: Path) -> None:
+    protected = Image.open(desk / "out.png").convert("RGB")
+    refused = {
+        "is 128x128, the picture 160x128, which is another shape": protected.crop((0, 0, 128, 128)),
+        "is no copy of this picture": photo(seed=5),
+        "moved by up to [234].* px, so it was cropped": protected.crop((3, 2, 160, 128)).resize((160, 128)),
+        "expected 64 a side at least": protected.resize((60, 48)),
+        "too little texture": Image.new("RGB", (160, 128), "grey"),
+    }
+    for said, copy in refused.items():
+        with pytest.raises(InputError, match=said):
+            judged(desk, copy)
+
+
+def test_words_tell_what_was_and_what_is_left() -> None:
+    def receipt(visible: float, ssim: float, broken: bool) -> dict[str, Any]:
+        edit = {
+            "mask_kind": "trigger",
+            "held_out": False,
+            "path": "iopaint",
+            "visible": visible,
+            "ssim": ssim,
+        }
+        better = {**edit, "visible": 1.0}
+        placed = {"width": 800, "height": 600, "format": "WEBP", "scale": 0.5, "shift_px": 0.2}
+        return {
+            "edits": [better, edit],
+            "tools": {"iopaint": broken},
+            "as_published": {**placed, "colour_off_levels": 6.0},
+        }
+
+    first, colours, tool = left.in_words(receipt(0.3, 0.8, False), receipt(0.8, 0.5, True))
+    assert first == "the copy: 800x600 WEBP, 50% of the published size; it lies on the picture to 0.2 px"
+    assert colours.startswith("its colours are off by 6 levels")
+    expected = "plainly another over 30% of the region (80% as published), SSIM 0.80 (0.50)"
+    assert tool == f"IOPaint: edits are spoilt in part: {expected}"
+    assert "edits still come out broken" in list(left.in_words(receipt(0.7, 0.6, True)))[-1]
+
+
+def test_the_command_finds_what_was_published_by_its_receipt(desk: Path) -> None:
+    (desk / "c.yaml").write_text(json.dumps({"folders": {"inbox": "inbox"}, **QUICK}))
+    runner = CliRunner()
+    made = str(desk / "made.png")
+    arguments = [str(desk / "a.png"), "-o", made, "-c", str(desk / "c.yaml")]
+    runner.invoke(app, ["protect", *arguments])
+    copy = str(desk / "copy.jpg")
+    saved(Image.open(made).convert("RGB"), 60).save(copy, quality=60)
+    told = runner.invoke(app, ["verify", made, "--as-published", copy, "-c", str(desk / "c.yaml")])
+    assert told.exit_code in (0, 3), told.output
+    first, about, *tools = told.stdout.splitlines()
+    assert first.endswith(f"{copy}, a copy of a.png")
+    assert "160x128 JPEG, 100% of the published size" in about
+    assert tools
+    assert all("as published)" in line for line in tools)
+    alone = runner.invoke(
+        app, ["verify", "--as-published", copy, "--original", str(desk / "a.png"), "-c", str(desk / "c.yaml")]
+    )
+    assert alone.exit_code == told.exit_code
+    assert "as published)" not in alone.stdout
+    nothing = runner.invoke(app, ["verify", "--as-published", copy])
+    assert "got no picture; name the protected one, or --as-published with --original" in str(
+        nothing.exception
+    )

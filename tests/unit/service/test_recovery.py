@@ -1,0 +1,89 @@
+"""What the daemon refuses, waits for and logs when a folder, the disk or one of its own steps fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from backfire.errors import ConfigError
+from backfire.service.publisher import Publisher
+from tests.support.bugs import about, bug
+from tests.support.house import SOON, House, house
+from tests.support.system import full
+
+__all__ = ["house"]
+
+Make = Callable[..., House]
+
+
+def test_a_daemon_whose_inbox_is_gone_does_not_start_on_an_empty_one(house: Make) -> None:
+    """The share may not be mounted: an inbox that is made anew would hide what lies on it."""
+    home = house(watch=SOON)
+    home.crash()
+    (home.base / "inbox").rmdir()
+    with pytest.raises(ConfigError, match="was there before and is gone; mount the share"):
+        home.again()
+    assert not (home.base / "inbox").exists()
+    (home.base / "inbox").mkdir()
+    home.again()
+    home.drop("p.png")
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_a_remedy(house: Make) -> None:
+    home = house(watch=SOON)
+    home.crash()
+    (home.base / "archive").rmdir()
+    (home.base / "archive").write_bytes(b"a file")
+    with pytest.raises(ConfigError, match=r"archive .*: cannot be made .*give uid \d+ access"):
+        home.again()
+
+
+def test_an_inbox_that_goes_while_the_daemon_runs_is_logged_once_and_its_return_too(house: Make) -> None:
+    home = house(watch=SOON)
+    home.drop("p.png")
+    (home.base / "inbox").rename(home.base / "away")
+    with capture_logs() as lines:
+        home.turn(5, times=6)
+        (home.base / "away").rename(home.base / "inbox")
+        home.turn(5, times=6)
+    logged = [line["event"] for line in lines if line["event"].startswith("inbox_")]
+    assert logged == ["inbox_unavailable", "inbox_restored"]
+    assert home.states() == ["archived"]
+
+
+def test_little_disk_space_is_logged_once_and_its_return_too(house: Make) -> None:
+    home = house(watch=SOON, limits={"free_mb": 10**9})
+    home.drop("p.png")
+    with capture_logs() as lines:
+        home.turn(5, times=6)
+        assert "archived" not in home.states()
+        enough = home.settings.limits.model_copy(update={"free_mb": 0})
+        home.service.load = lambda: home.settings.model_copy(update={"limits": enough})
+        home.service.reload()
+        home.turn(5, times=8)
+    logged = [line for line in lines if line["event"].startswith("disk_space_")]
+    assert [line["event"] for line in logged] == ["disk_space_low", "disk_space_restored"]
+    assert "limits.free_mb asks for 1000000000" in logged[0]["error"]
+    assert home.states() == ["archived"]
+
+
+def test_an_internal_error_while_the_daemon_ends_is_logged_and_other_jobs_are_given_back(house: Make) -> None:
+    home = house(watch={**SOON, "rescan_s": 1, "mode": "polling"})
+    home.drop("bad.png")
+    with full(home.base / "outbox"):
+        home.turn(5, times=4)
+        assert home.states() == ["publishing"]
+        home.stuck = True
+        home.drop("b.png")
+        home.turn(2, times=3)
+    assert home.states() == ["publishing", "running"]
+    home.clock, home.wall = home.clock + 1000, home.wall + 1000
+    home.service.stop()
+    with bug(Publisher, "_result", when=about("bad.png")), capture_logs() as lines:
+        home.service.run()
+    assert home.states() == ["publishing", "ready"]
+    assert [line["path"] for line in lines if line["event"] == "internal_error"] == ["bad.png"]

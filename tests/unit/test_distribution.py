@@ -1,0 +1,107 @@
+"""What is published as sdist and wheel holds what the package needs, and is the same each time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+NOT_IN_THE_WHEEL = {"backfire/service/store/migrations/script.py.mako"}
+"""The template from which developers make migrations."""
+
+
+def package() -> set[str]:
+    """The files of the package below the source root."""
+    source = ROOT / "daemon"
+    files = {path.relative_to(source) for path in (source / "backfire").rglob("*") if path.is_file()}
+    return {str(file) for file in files if "__pycache__" not in file.parts}
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", "77")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(
+        ROOT / "daemon" / "backfire",
+        tmp_path / "daemon" / "backfire",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    script = "import setuptools.build_meta as backend; backend.build_wheel('out')"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    [wheel] = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == package() - NOT_IN_THE_WHEEL
+
+
+def test_the_version_is_the_same_wherever_it_is_written() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == VERSION
+    notes = subprocess.run(
+        [sys.executable, ROOT / "packaging/notes.py"], check=True, capture_output=True, text=True
+    ).stdout
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert notes.strip() in changelog.partition(f"\n## {VERSION}")[2]
+    assert "**New**" in notes
+    assert not re.search("^## ", notes, re.MULTILINE)
+
+
+def test_notes_of_a_version_without_a_section_are_an_error_that_says_what_to_write() -> None:
+    refused = subprocess.run(
+        [sys.executable, ROOT / "packaging/notes.py", "v99.0"], capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert "expected one for 99.0; write what users can do now" in refused.stderr
+
+
+def test_a_component_without_a_licence_is_named_and_the_others_are_listed(tmp_path: Path) -> None:
+    listed = tmp_path / "list.json"
+    components: list[dict[str, object]] = [
+        {"name": "b", "version": "2", "licenses": [{"expression": "MIT OR Apache-2.0"}]},
+        {"name": "a", "licenses": [{"license": {"name": "License :: OSI Approved :: BSD License"}}]},
+        {"name": "protobuf", "version": "7"},
+    ]
+    command = [sys.executable, str(ROOT / "packaging/licences.py"), str(listed)]
+    listed.write_text(json.dumps({"components": components}))
+    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[2:]
+    assert table == [
+        "| a |  | BSD License |",
+        "| b | 2 | MIT OR Apache-2.0 |",
+        "| protobuf | 7 | BSD-3-Clause |",
+    ]
+    listed.write_text(json.dumps({"components": [*components, {"name": "secretive"}]}))
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "no licence is given for secretive, expected one" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_commit_gives_the_same_files_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    built: list[dict[str, bytes]] = []
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        command = [sys.executable, str(ROOT / "packaging/dist.py"), str(folder), "--no-isolation"]
+        subprocess.run(command, check=True, capture_output=True)
+        built.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert sorted(built[0]) == [f"backfire-{VERSION}-py3-none-any.whl", f"backfire-{VERSION}.tar.gz"]
+    assert built[0] == built[1]
+    with tarfile.open(tmp_path / "once" / f"backfire-{VERSION}.tar.gz") as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+        info = sdist.extractfile(f"backfire-{VERSION}/PKG-INFO")
+        assert info is not None
+        readme = Parser().parsestr(info.read().decode()).get_payload()
+    assert {"daemon/backfire/api.py", "systemd/backfire.service", "tests/conftest.py"} <= names
+    targets = re.findall(r"\]\(([^)\s]+)\)", str(readme))
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []

@@ -1,0 +1,3 @@
+from tests.support.page import desk, serving
+
+__all__ = ["desk", "serving"]

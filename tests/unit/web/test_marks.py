@@ -1,0 +1,27 @@
+"""The page marks edits as the verdict does."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from backfire.config import Verify
+from backfire.evaluate.judge import THRESHOLDS, EditResult, misses
+from backfire.types import MaskKind
+from backfire.web.picture import is_good
+
+
+@pytest.mark.parametrize("kind", list(MaskKind))
+@pytest.mark.parametrize(("first", "held_out"), [(True, False), (False, False), (True, True)])
+def test_the_page_marks_an_edit_as_the_verdict_does(kind: MaskKind, first: bool, held_out: bool) -> None:
+    settings = Verify()
+    asked = settings.model_dump(include=set(THRESHOLDS))
+    marks = set()
+    figures = product((0.7, 0.8, 0.91, 0.97), (0.01, 0.04, 0.2), (None, 0.2, 0.3, 0.6, 0.9))
+    for ssim, l1, visible in figures:
+        edit = EditResult("one", 0, kind, ssim, l1, held_out, visible=visible)
+        mark = is_good(edit.row(), asked, first)
+        assert mark is (not misses(edit, settings, first=first)), edit
+        marks.add(mark)
+    assert marks == {True, False}
