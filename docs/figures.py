@@ -6,67 +6,38 @@ the worst in brackets.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "protection"
-MEASURED = "latent-mini"
-"""The editor of these runs: the default until the end of November 2026."""
+from backfire.attack_paths import PATHS
 
-SETS = {"photographs": ("dev", "dev"), "faces": ("people", "faces"), "pairs": ("people", "pairs")}
-"""Label, folder below `RESULTS`, and the set as the benchmarks call it."""
-
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = BENCHMARKS / "protection"
 Row = dict[str, str]
+
+
+FILLS = {"ssim": 3, "l1": 3, "sharpness": 2, "seam": 2}
+"""What `python -m training judge` measures, and the decimals that are shown."""
+CLASSICAL = {"telea": "OpenCV, Telea", "navier-stokes": "OpenCV, Navier-Stokes"}
 
 
 def rows(run: str, title: str = "Effect and cost", *, own: bool = True) -> list[Row]:
     """The rows of a results table under a title, by column; with `own` those that the surrogate judges."""
-    text = (RESULTS / run / "table.md").read_text()
+    found = table(RESULTS / run, title)
+    return [row for row in found if not own or row["on"] == row["judged by"]]
+
+
+def table(run: Path, title: str) -> list[Row]:
+    """The rows of the table under a title in a folder's `table.md`, by column."""
+    text = (run / "table.md").read_text()
     section = re.search(rf"^## {title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert section, f"{run}/table.md: no table under {title!r}"
     head, _, *lines = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in section[1].splitlines()
     )
-    found = [dict(zip((name.rstrip(" ↑↓") for name in head), line, strict=True)) for line in lines]
-    return [row for row in found if not own or row["on"] == row["judged by"]]
-
-
-def effect() -> str:
-    """What a protection does to edits by the default editor, and what treatments leave of it."""
-    measured = "edit SSIM", "edit L1", "near SSIM", "far SSIM", "PSNR"
-    treatments = {"jpeg 75": "kept after JPEG 75", "half size": "half size", "crop 10%": "crop by a tenth"}
-    lines = _head("pictures, protected by", *measured, *treatments.values(), "iterations", "CPU s")
-    for label, (run, name) in SETS.items():
-        treated = {row["protected by"]: row for row in _of(rows(run, "After treatments"), name)}
-        for row in _of(rows(run), name):
-            kept = [_kept(treated[row["protected by"]][treatment]) for treatment in treatments]
-            told = f"{label}, {method(row['protected by'])}"
-            lines.append(_line(told, *_measured(row), *kept, row["iterations"], _mean(row["CPU s"])))
-    return "\n".join(lines)
-
-
-def budgets() -> str:
-    """What a budget buys, beside the baseline with the same."""
-    by = {row["protected by"]: row for row in rows("sweep")}
-    lines = _head("budget", "edit SSIM", "PSNR", "baseline at the same epsilon")
-    for name, ours in by.items():
-        budget = re.fullmatch(r"implant@([\d.]+)x80", name)
-        if budget:
-            cells = _mean(ours["edit SSIM"]), _db(ours), _at(by[f"baseline@{budget[1]}x80"])
-            lines.append(_line(f"epsilon {budget[1]}", *cells))
-    return "\n".join(lines)
-
-
-def editors() -> str:
-    """Each editor optimised against and judged by itself: SSIM of the edit and PSNR, by method."""
-    found = [row for row in rows("transfer") if row["set"] == "dev"]
-    names = list(dict.fromkeys(row["on"] for row in found if "+" not in row["on"]))
-    lines = _head("method", *(f"`{name}`" for name in names))
-    for word in dict.fromkeys(row["protected by"] for row in found):
-        by = {row["on"]: row for row in found if row["protected by"] == word}
-        lines.append(_line(method(word), *(_at(by[name]) if name in by else "" for name in names)))
-    return "\n".join(lines)
+    return [dict(zip((name.rstrip(" ↑↓") for name in head), line, strict=True)) for line in lines]
 
 
 def against(run: str, editor: str) -> str:
@@ -75,6 +46,52 @@ def against(run: str, editor: str) -> str:
     for row in _of(rows(run), "dev", editor):
         lines.append(_line(method(row["protected by"]), *_measured(row), _mean(row["CPU s"])))
     return "\n".join(lines)
+
+
+IN_TOOLS = {"photographs of 480 px": "dev", "faces of 480 px": "faces", "pairs of 480 px": "pairs"}
+"""Label, and folder of the run of `python -m benchmarks paths`; those that were not run are left out."""
+
+
+def in_tools() -> str:
+    """The edit of the region in each tool: by the former default, which optimised for one, and by today's."""
+    figures = "SSIM (worst)", "L1", "visible"
+    before = (f"single-path: {name}" for name in figures)
+    lines = _head("pictures", "judged by", "tool", *before, *figures)
+    for label, run in _runs("Edits by attack path"):
+        trigger = [row for row in run if row["edit"] == "trigger"]
+        by = {(row["strength"], row["judged by"], row["path"]): row for row in trigger}
+        for row in trigger:
+            former = by.get(("single-path", row["judged by"], row["path"]))
+            if row["strength"] == "balanced" and former:
+                cells = [one[name] for one in (former, row) for name in figures]
+                lines.append(_line(label, f"`{row['judged by']}`", f"`{row['path']}`", *cells))
+    return "\n".join(lines)
+
+
+def kept_edits() -> str:
+    """Edits that must keep working, and those of a little more or less than the region, in the first tool."""
+    names = "dilated", "partial", "near", "far"
+    lines = _head("pictures", "strength", *(f"{name}: SSIM (worst)" for name in names))
+    for label, run in _runs("Edits by attack path"):
+        for strength in dict.fromkeys(row["strength"] for row in run):
+            of = {row["edit"]: row for row in reversed(run) if row["strength"] == strength}
+            lines.append(_line(label, f"`{strength}`", *(of[name]["SSIM (worst)"] for name in names)))
+    return "\n".join(lines)
+
+
+def verdicts() -> str:
+    """The verdicts by strength, on protected pictures and on unprotected ones, and what they cost."""
+    columns = "n", "verdicts", "unchanged or noise", "PSNR dB", "CPU s", "MB"
+    lines = _head("pictures", "strength", *columns)
+    for label, run in _runs("Verdicts and cost"):
+        lines += [_line(label, f"`{row['strength']}`", *(row[name] for name in columns)) for row in run]
+    return "\n".join(lines)
+
+
+def _runs(title: str) -> Iterator[tuple[str, list[Row]]]:
+    for label, name in IN_TOOLS.items():
+        if (BENCHMARKS / "paths" / name).is_dir():
+            yield label, table(BENCHMARKS / "paths" / name, title)
 
 
 def today() -> str:
@@ -89,18 +106,31 @@ def today() -> str:
 
 
 def summary() -> str:
-    """The table of the README."""
-    chosen = [
-        ("photographs of 224 px", "flux2-mini/dev", "dev", "flux2-mini"),
-        ("face pictures at 256 px", "flux2-mini/faces", "faces", "flux2-mini"),
-        ("photographs of 224 px, `latent-mini`, the former default", "dev", "dev", "latent-mini"),
-    ]
-    lines = _head("pictures", "regions", "edit (worst)", "beside the region", "far away", "PSNR", "baseline")
-    for label, run, name, editor in chosen:
-        by = {row["protected by"]: row for row in _of(rows(run), name, editor)}
-        ours = by["implant"]
-        kept = _mean(ours["near SSIM"]), _mean(ours["far SSIM"])
-        lines.append(_line(label, ours["n"], ours["edit SSIM"], *kept, _db(ours), _at(by["baseline"])))
+    """The table of the README: edits in each tool, by the embedded editor and by a published autoencoder."""
+    run = table(BENCHMARKS / "paths" / "dev", "Edits by attack path")
+    of = {
+        (row["strength"], row["judged by"], row["path"]): f"{_mean(row['SSIM (worst)'])}, {row['visible']}"
+        for row in run
+        if row["edit"] == "trigger"
+    }
+    count = next(row["n"] for row in run)
+    shown = f"default ({count} photographs)"
+    lines = _head("tool", shown, "on FLUX.2's published autoencoder", "former default, one tool")
+    for path in dict.fromkeys(path for _, _, path in of):
+        ways = ("balanced", "flux2-mini"), ("balanced", "latent-taef2"), ("single-path", "flux2-mini")
+        lines.append(_line(PATHS[path].tool, *(of[*way, path] for way in ways)))
+    return "\n".join(lines)
+
+
+def fills() -> str:
+    """How good the fills of the built-in editors are, beside OpenCV's and a published autoencoder's."""
+    found = json.loads((BENCHMARKS / "fills.json").read_text())
+    lines = _head("fills of", "SSIM", "L1", "sharpness", "seam", "sharpness of a whole picture")
+    for name, row in found["fills"].items():
+        shown = CLASSICAL.get(name, f"`{name}`")
+        figures = (f"{row[key]:.{digits}f}" for key, digits in FILLS.items())
+        whole = found["autoencoders"].get(name)
+        lines.append(_line(shown, *figures, f"{whole['sharpness']:.2f}" if whole else ""))
     return "\n".join(lines)
 
 
@@ -113,7 +143,7 @@ def method(word: str) -> str:
     return ", ".join(said)
 
 
-def _of(found: Iterable[Row], name: str, editor: str = MEASURED) -> Iterator[Row]:
+def _of(found: Iterable[Row], name: str, editor: str) -> Iterator[Row]:
     return (row for row in found if (row["set"], row["on"]) == (name, editor))
 
 
@@ -131,12 +161,6 @@ def _at(row: Row) -> str:
 
 def _measured(row: Row) -> tuple[str, ...]:
     return row["edit SSIM"], _mean(row["edit L1"]), row["near SSIM"], row["far SSIM"], _db(row)
-
-
-def _kept(cell: str) -> str:
-    """The share that is kept, from `0.481 (0.72), 90% (64%)`."""
-    share = re.search(r", (\d+)%", cell)
-    return f"{share[1]} %" if share else ""
 
 
 def _head(*names: str) -> list[str]:

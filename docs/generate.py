@@ -14,18 +14,20 @@ from typing import Any
 
 import typer
 
-from backfire.attack_paths import PATHS, Family
+from backfire.attack_paths import PATHS
 from backfire.cli.commands import app
 from backfire.config import Verify, describe
 from backfire.imaging import masks
+from backfire.types import Family
+from backfire.weights.pipelines import pipelines
 from docs import figures, packages
 
 DOCS = Path(__file__).parent
 
 COPIES = {
-    "images/effect-against-psnr.png": figures.RESULTS / "sweep" / "psnr.png",
-    "images/editor-to-editor.png": figures.RESULTS / "transfer" / "transfer.png",
-    "images/after-the-web.png": figures.RESULTS / "dev" / "robustness.png",
+    "images/broken-by-tool.png": figures.BENCHMARKS / "paths" / "dev" / "tools.png",
+    "images/effect-against-psnr.png": figures.RESULTS / "flux2-mini" / "dev" / "psnr.png",
+    "images/editor-to-editor.png": figures.RESULTS / "flux2-mini" / "transfer" / "transfer.png",
 }
 """Plots of the benchmarks that pages show; a site holds only what lies in its own folder."""
 
@@ -44,7 +46,7 @@ _SETTINGS = """\
 The configuration is a YAML file. Only `folders.inbox` must be set. Unknown keys are errors that name the
 nearest valid key; a renamed setting is an error that names the new one. Relative paths are relative to the
 file. `config.example.yaml` in the checkout shows all of this as YAML, and `backfire check` says whether a
-configuration will work. In the code `regions` is in `config/regions.py` and all else in `config/models.py`.
+configuration will work. In the code each section has a module of its own, such as `config/regions.py`.
 """
 
 
@@ -60,13 +62,14 @@ def generated() -> dict[Path, bytes]:
         "concepts/attack-paths.md": {"paths": attack_paths()},
         "concepts/verdicts.md": {"thresholds": thresholds()},
         "evaluation.md": {
+            "in-tools": figures.in_tools(),
+            "kept-edits": figures.kept_edits(),
+            "verdicts": figures.verdicts(),
             "today": figures.today(),
-            "effect": figures.effect(),
-            "budgets": figures.budgets(),
-            "editors": figures.editors(),
-            "latent-taef2": figures.against("transfer", "latent-taef2"),
             "ldm-mini": figures.against("diffusion", "ldm-mini"),
+            "fills": figures.fills(),
         },
+        "guides/editors.md": {"pipelines": flow_pipelines()},
         "reference/receipt.md": {"fields": receipt()},
     }
     pages |= {name: _filled((DOCS / name).read_text(), bodies) for name, bodies in parts.items()}
@@ -175,6 +178,32 @@ def attack_paths() -> str:
         source = f"[{path.source.name}]({path.source.link})"
         hands = f"{path.hands}. {path.note}" if path.note else path.hands
         lines.append(f"| `{name}` | {path.tool} | {_cell(hands)} | {families} | {source} |")
+    return "\n".join(lines)
+
+
+def flow_pipelines() -> str:
+    """The table of published pipelines on flow schedules."""
+    from backfire.inpaint.families import BY_CLASS, Sees  # brings torch
+
+    given = {
+        Sees.MASKED: "the masked picture, and the mask",
+        Sees.REFERENCE: "the whole picture, as a reference",
+        Sees.NOTHING: "noisy latents alone",
+    }
+    head = (
+        "weights",
+        "pipeline",
+        "what it is given of the picture",
+        "licence of the weights, and where it was",
+    )
+    lines = [f"| {' | '.join(head)} read | a gradient at 1 MP | how to get |", "|---|---|---|---|---|---|"]
+    for one in pipelines():
+        sees = given[BY_CLASS[one.pipeline].sees]
+        licence = f"[{one.licence}]({one.source})"
+        get = f"`models fetch {one.catalogue}`: pinned" if one.catalogue else "the hub name"
+        get += ", after `hf auth login`" if one.gated else ""
+        memory = f"{one.gradient_gb:.0f} GB"
+        lines.append(f"| `{one.hub}` | `{one.pipeline}` | {sees} | {licence} | {memory} | {get} |")
     return "\n".join(lines)
 
 
