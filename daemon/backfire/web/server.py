@@ -23,10 +23,12 @@ CONNECTIONS_MAX = 512
 
 def serve(options: Options) -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    # Made before anything can connect: who reaches the page finds its token in the state folder.
+    page = application(options)
     listening = _listen(options.address)
     server = uvicorn.Server(
         uvicorn.Config(
-            application(options),
+            page,
             http="h11",
             ws="none",
             loop="asyncio",
