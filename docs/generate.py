@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ configuration will work. In the code each section has a module of its own, such 
 """
 
 
-def generated() -> dict[Path, bytes]:
+@cache
+def generated() -> Mapping[Path, bytes]:
     """Every generated file with what it must hold."""
     pages = {
         "reference/cli.md": commands(),

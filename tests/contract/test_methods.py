@@ -477,7 +477,7 @@ def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_mor
             return editor.inpaint(given, mask_of(whole, given))
 
     def effect(paths: Literal["all", "first"]) -> float:
-        settings = Protect(iterations=8, margin_px=48, epsilon=6.4, paths=paths)
+        settings = Protect(iterations=4, margin_px=48, epsilon=6.4, paths=paths)
         changed = (
             Optimiser(settings, [editor], CPU, through=("iopaint", "forge-whole"))
             .optimise(

@@ -169,16 +169,41 @@ def test_a_raw_file_is_named_without_waiting_for_a_mask(house: Make, ending: str
     assert f".{ending.lower()}" in (job.message or "")
 
 
-def test_a_raw_file_is_named_at_once_though_a_backlog_waits(house: Make) -> None:
-    home = house(watch=SOON)
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("z.nef", b"II*\0" + bytes(range(256)) * 99, "unsupported"),
+        ("z.jpg", b"<!doctype html><p>Not found" + b" " * 9000, "unsupported"),
+        ("z.jpg", b"just words\n" * 2000, "unsupported"),
+        ("z.png", b"", "empty"),
+    ],
+)
+def test_what_is_no_picture_is_named_at_once_though_a_backlog_waits(
+    house: Make, name: str, content: bytes, code: str
+) -> None:
+    home = house(watch={**SOON, "incomplete_wait_s": 2})
     home.stuck = True
     home.drop(*(f"{number:02}.png" for number in range(2 * READY_AHEAD)))
     home.turn(times=6)
     assert home.states().count("ready") + home.states().count("running") <= READY_AHEAD + 1
-    drop(home, "z.nef", b"II*\0" + bytes(range(256)) * 99)
-    home.turn(times=6)
-    assert [job.code for job in home.service.jobs.store.by_path(b"z.nef")] == ["unsupported"]
+    drop(home, name, content)
+    home.turn(times=8)
+    (job,) = home.service.jobs.store.by_path(name.encode())
+    assert (job.state, job.code, job.attempts) == ("failed", code, 0)
+    assert ("s for the rest" in (job.message or "")) == (code == "empty")
+    assert (home.base / "failed" / name).read_bytes() == content
     assert home.states().count("settling") >= READY_AHEAD - 1, "the others still wait"
+
+
+def test_what_becomes_a_picture_while_it_waits_is_worked(house: Make) -> None:
+    home = house(watch={**SOON, "settle_s": 1, "incomplete_wait_s": 60})
+    drop(home, "a.png", b"")
+    home.turn(times=4)
+    assert home.states() == ["settling"]
+    assert "is empty" in home.reasons()
+    drop(home, "a.png", picture())
+    home.turn(times=8)
+    assert home.states() == ["archived"]
 
 
 def test_a_picture_that_is_only_called_raw_is_worked(house: Make) -> None:

@@ -28,7 +28,7 @@ from tests.support.jobs import (
     wait_until_idle,
 )
 from tests.support.pictures import encoded, mask_picture, photo
-from tests.support.sandbox import Sandbox, wait_for
+from tests.support.sandbox import LENIENT, Sandbox, wait_for
 
 Make = Callable[..., House]
 TWO: dict[str, Any] = {"devices": ["cpu", "cuda:0"], "free_mb": 0}
@@ -255,7 +255,7 @@ def test_two_real_workers_work_at_once_and_one_may_be_killed(gated: Sandbox) -> 
 
 def test_a_missing_device_is_named_in_the_error_and_a_device_in_the_settings_wins(tmp_path: Path) -> None:
     section = {"iterations": 1, "margin_px": 16}
-    document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": section}
+    document: dict[str, Any] = {"folders": {"inbox": "inbox"}, "protect": section, "verify": LENIENT}
     data = encoded(photo((96, 96)))
     source = Source("p.png", (Sidecar("p.mask.png", encoded(mask_picture((96, 96), (30, 30, 60, 60)))),))
     with pytest.raises(ModelError, match="cuda:77"):

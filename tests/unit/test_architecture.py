@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,8 @@ def _modules() -> list[Path]:
     return [p for p in sorted(PACKAGE.rglob("*.py")) if "migrations" not in p.parts]
 
 
-def _imports(path: Path) -> list[str]:
+@cache
+def _imports(path: Path) -> Sequence[str]:
     """Dotted names of what a module imports; of `from a import b` it is `a.b`."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -156,13 +157,13 @@ def fitted(text: str, size: int, wide: int) -> str:
     font = _font(size)
     if font.getlength(text) <= wide:
         return text
-    keep = len(text)
-    while keep > 2:
-        keep -= 1
-        short = f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}"
-        if font.getlength(short) <= wide:
-            return short
-    return "…"
+
+    def short(keep: int) -> str:
+        return f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}" if keep else "…"
+
+    # A text is the wider the more of it is kept.
+    most = bisect_right(range(1, len(text)), wide, key=lambda keep: font.getlength(short(keep)))
+    return short(most if most > 1 else 0)
 
 
 @cache

@@ -102,6 +102,18 @@ def raw_by_name(head: bytes, name: str) -> InputError | None:
     return refusals.unsupported(name, f"is {RAW} ({ending})", "export it as JPEG or TIFF", expected=FORMATS)
 
 
+def refusal(head: bytes, name: str) -> InputError | None:
+    """The error for a file that is empty, or whose first `HEAD` bytes show that it is no picture.
+
+    None for zeros and the mere start of a signature, which take the whole file to judge.
+    """
+    try:
+        sniff(head, name)
+    except InputError as error:
+        return error if error.code in (Code.EMPTY, Code.UNSUPPORTED) else None
+    return None
+
+
 def is_no_picture(head: bytes) -> bool:
     """Whether the first `HEAD` bytes of a file show that nobody means it as a picture, such as text or sound.
 

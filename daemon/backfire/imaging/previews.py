@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from backfire.imaging import tags
@@ -60,8 +61,13 @@ _SPOILT_JPEG = re.compile(rb"\xd8\xff[\xc4\xdb\xe0-\xef\xfe]")
 _TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 
 _GAP = rb"(?:\s|&#x?[0-9A-Fa-f]{1,4};|\\[nrt])"
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_-](?:" + _GAP + rb"*[A-Za-z0-9+/_-]){47,}")
-_HEX = re.compile(rb"(?:(?:\\x|0x|[%=])?[0-9A-Fa-f]{2}(?:[,:;-]|" + _GAP + rb")*){32,}")
+_LETTER = rb"[A-Za-z0-9+/_-]"
+# At least 48 letters; then whole runs of them, since a pattern that counts takes long texts letter by letter.
+_BASE64 = re.compile(
+    rb"(?=" + _LETTER + rb"(?:" + _GAP + rb"*" + _LETTER + rb"){47})"
+    + _LETTER + rb"++(?:" + _GAP + rb"++" + _LETTER + rb"++)*+"
+)  # fmt: skip
+_HEX = re.compile(rb"(?:(?:\\x|0x|[%=])?[0-9A-Fa-f]{2}(?:[,:;-]|" + _GAP + rb")*+){32,}+")
 _HEX_MARKS = re.compile(rb"\\x|0x|[%=,:;-]|" + _GAP)
 _GAPS = re.compile(_GAP)
 
@@ -235,7 +241,9 @@ def _text(data: bytes) -> str | None:
             text = body.decode(encoding).strip("\0")
         except UnicodeDecodeError:
             continue
-        readable = sum(letter.isprintable() or letter.isspace() for letter in text)
+        # Each kind of letter is looked at once: texts may have millions of letters.
+        kinds = Counter(text).items()
+        readable = sum(count for letter, count in kinds if letter.isprintable() or letter.isspace())
         written = sum(map(len, words := _WORDS.findall(text)))
         if readable >= 0.98 * len(text) and written <= LONGEST_WORDS * len(words):
             return text

@@ -238,6 +238,11 @@ class Inbox:
         """For how many seconds neither the picture nor what lies beside it has changed."""
         return min(self._stood_still_for(path) for path in _beside(job.path, self._scan))
 
+    def waited(self, job: Job) -> str:
+        """The end of a message on an incomplete file: how long its rest was waited for, if for a second."""
+        seconds = self.waited_for_rest(job)
+        return f"; waited {seconds:.0f} s for the rest" if seconds >= 1 else ""
+
     def note_incomplete(self, job: Job) -> None:
         """Have `awaits_rest` hold the job until its files change or have stood still for long enough."""
         self._incomplete[job.id] = self._jobs.spool(job).files()

@@ -15,6 +15,7 @@ from backfire.files import outbox
 from backfire.files.inbox import is_raw
 from backfire.files.parallel import in_parallel
 from backfire.imaging import formats
+from backfire.service.first_bytes import FirstBytes
 from backfire.service.inbox import Inbox
 from backfire.service.job_settings import JobSettings
 from backfire.service.jobs import Jobs, isolated
@@ -64,6 +65,7 @@ class Intake:
         monotonic: Callable[[], float],
     ) -> None:
         self._jobs, self._inbox, self._wake, self._monotonic = jobs, inbox, wake, monotonic
+        self._first_bytes = FirstBytes(inbox, monotonic)
         self._queue: Iterator[tuple[int, Job]] = iter(())
         self._first: tuple[int, Job] | None = None
         self._new: list[bytes] = []
@@ -136,12 +138,13 @@ class Intake:
                     detail = {"reason": "picture or mask changed while queued"}
                     jobs.update(job, JobState.SETTLING, detail=detail)
         waiting = [(job, inbox.files[job.path].size) for job in uncopied if job.path in inbox.files]
-        # Camera raw files are refused before any work, and whoever dropped them is to know that at once.
-        raw = [entry for entry in waiting if is_raw(entry[0].path)]
-        rest = [entry for entry in waiting if not is_raw(entry[0].path)] if raw else waiting
+        # What is no picture is refused before any work, and whoever dropped it is to know that at once.
+        self._first_bytes.look([job.path for job in uncopied])
+        refused = [entry for entry in waiting if self._is_refused(entry[0].path)]
+        rest = [entry for entry in waiting if not self._is_refused(entry[0].path)] if refused else waiting
         hindered = [entry for entry in rest if entry[0].id in jobs.hindered]
         fresh = [entry for entry in rest if entry[0].id not in jobs.hindered] if hindered else rest
-        queues = (WaitingQueue(entries, watch.priorities) for entries in (raw, fresh, hindered))
+        queues = (WaitingQueue(entries, watch.priorities) for entries in (refused, fresh, hindered))
         self._queue, self._first = chain(*queues), None
         unsettled = bool(waiting or self._new or inbox.unused.is_about_to_tell)
         pause = min(watch.rescan_s, max(watch.settle_s / 4, SCAN_EVERY_S)) if unsettled else watch.rescan_s
@@ -165,7 +168,7 @@ class Intake:
             late = self._monotonic() > now + COPY_S
             enough = sum(other >= rank for other in due) >= ahead
             full = enough or sum(other >= rank for other in held) >= MOST_AHEAD * ahead
-            if late or (full and not is_raw(job.path)):
+            if late or (full and not self._is_refused(job.path)):
                 self._first = entry
                 break
             if self._jobs.active.get(job.path) is not job or not self._jobs.due(job):
@@ -238,15 +241,19 @@ class Intake:
             "choice": job.choice,
         }
         doubt = self._jobs.spool(job).doubt(job.name, copies, checksum=self._settings.watch.proof == "sha256")
+        refusal = self._refusal(job)
+        if doubt is None and refusal is not None and refusal.code == Code.EMPTY:
+            doubt = refusal
         if doubt is not None and self._inbox.may_grow(job):
             self._inbox.note_incomplete(job)
             reason = {"code": doubt.code.value, "reason": doubt.message}
             self._jobs.update(job, JobState.SETTLING, detail=reason)
             return
         if doubt is None or doubt.code != Code.CHECKSUM:
-            doubt = self._refused_by_name(job)
+            doubt = refusal
         if doubt is not None:
-            content["code"], content["message"] = doubt.code.value, doubt.message
+            waited = self._inbox.waited(job) if doubt.code == Code.EMPTY else ""
+            content["code"], content["message"] = doubt.code.value, doubt.message + waited
             self._jobs.update(job, JobState.SETTING_ASIDE, **content)
             return
         content["attempts"] = job.attempts if job.input_sha256 == copies.picture.sha256 else 0
@@ -254,12 +261,15 @@ class Intake:
         detail = {"masks": masks} if masks else None
         self._jobs.update(job, JobState.READY, detail=detail, **content)
 
-    def _refused_by_name(self, job: Job) -> InputError | None:
-        """The error for a camera raw file, which needs neither a mask nor a worker to be refused."""
-        if not is_raw(job.path):
-            return None
+    def _is_refused(self, path: bytes) -> bool:
+        """Whether a file is refused by its name or its first bytes, without a worker."""
+        return is_raw(path) or self._first_bytes.refuse(path)
+
+    def _refusal(self, job: Job) -> InputError | None:
+        """The error for a camera raw file, or for a file whose first bytes are not those of any picture."""
         with self._jobs.spool(job).input.open("rb") as file:
-            return formats.raw_by_name(file.read(formats.HEAD), job.name)
+            head = file.read(formats.HEAD)
+        return formats.raw_by_name(head, job.name) if is_raw(job.path) else formats.refusal(head, job.name)
 
     def _end_missing(self, job: Job) -> None:
         """End a job whose file is gone: set aside just before a crash, or taken away by somebody."""

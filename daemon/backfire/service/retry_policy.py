@@ -116,10 +116,8 @@ class RetryPolicy:
             log.warning("retry", path=job.name, code=outcome.code, error=outcome.message, in_s=wait)
             self._jobs.update(job, JobState.READY, not_before=self._jobs.now() + wait, detail=detail)
         else:
-            message = outcome.message
-            if outcome.code in INCOMPLETE and (waited := self._inbox.waited_for_rest(job)) >= 1:
-                message += f"; waited {waited:.0f} s for the rest"
-            self._set_aside(job, outcome.code, message)
+            waited = self._inbox.waited(job) if outcome.code in INCOMPLETE else ""
+            self._set_aside(job, outcome.code, outcome.message + waited)
 
     def _hindered(self, job: Job, outcome: Hindered, worker: Worker) -> None:
         """Decide whether the system prevents all work, or only that on this picture and others like it.

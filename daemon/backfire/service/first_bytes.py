@@ -1,0 +1,48 @@
+"""Files in the inbox that are refused by their first bytes, so that they need not wait for a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from backfire.files import inbox as files
+from backfire.files.inbox import Signature
+from backfire.imaging import formats
+from backfire.service.inbox import Inbox
+from backfire.types import shown
+
+LOOK_S = 0.2
+"""For how many seconds one look opens files; those that are left are looked into after the next scan."""
+
+
+class FirstBytes:
+    """Knows which of the waiting files are empty or no pictures.
+
+    Args:
+        inbox: what is known of the folder.
+        monotonic: the clock.
+    """
+
+    def __init__(self, inbox: Inbox, monotonic: Callable[[], float]) -> None:
+        self._inbox, self._monotonic = inbox, monotonic
+        self._seen: dict[bytes, tuple[Signature, bool]] = {}
+        """By path: the file as it was looked into, and whether it is refused."""
+
+    def look(self, paths: Iterable[bytes]) -> None:
+        """Look into the files that have stood still for the settle time, each once as long as it stays so."""
+        until, known, self._seen = self._monotonic() + LOOK_S, self._seen, {}
+        for path in paths:
+            signature = self._inbox.files.get(path)
+            if signature is None:
+                continue
+            if (before := known.get(path)) is not None and before[0] == signature:
+                self._seen[path] = before
+            elif self._inbox.is_settled(path) and self._monotonic() < until:
+                with suppress(OSError):  # copying it will say what is wrong with it
+                    head = files.head(self._inbox.root, path, formats.HEAD)
+                    self._seen[path] = signature, formats.refusal(head, shown(path)) is not None
+
+    def refuse(self, path: bytes) -> bool:
+        """Whether a file that was looked into is no picture."""
+        known = self._seen.get(path)
+        return known is not None and known[1]
