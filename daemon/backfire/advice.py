@@ -124,6 +124,11 @@ def _placed(mend: str, language: str) -> str:
     return mend[:end] + stands + mend[end:]
 
 
+def names_setting(text: str) -> bool:
+    """Whether a text names a setting that is to be changed."""
+    return _SETTING.search(text) is not None
+
+
 def _entry(
     key: str, entry: Mapping[str, Any], language: str, code: str, words: Mapping[str, str] | None = None
 ) -> _Entry:

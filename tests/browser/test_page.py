@@ -206,7 +206,7 @@ def test_axe_finds_nothing(serving: Serving, desk: Desk, page: Page) -> None:
         page.goto(desk.url + path)
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         for colours in ("light", "dark"):
-            page.emulate_media(color_scheme=colours)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=colours)
             found = Axe().run(page)
             assert found.violations_count == 0, f"{path}, {colours}: {found.generate_report()}"
 

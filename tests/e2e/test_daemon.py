@@ -62,8 +62,8 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
     }
     assert sandbox.files("archive") == set(pictures) | masks
     assert sandbox.backfire("jobs").returncode == 0
-    for name in difficult:
-        assert "is done" in sandbox.backfire("explain", os.fsdecode(name)).stdout
+    for path in map(os.fsdecode, difficult):
+        assert "is done" in sandbox.backfire("explain", path).stdout
 
 
 def test_bad_files_fail_and_others_are_published(sandbox: Sandbox) -> None:

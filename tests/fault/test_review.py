@@ -313,6 +313,36 @@ def test_a_weak_picture_may_be_held_too(house: Callable[..., House], on_weak: st
         assert (receipt["decision"]["choice"], receipt["decision"]["by"]) == ("release", "anna")
 
 
+def test_a_weak_picture_is_accepted_whether_it_is_held_or_published(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, rules=[{"match": "held.png", "verify": {"on_weak": "review"}}])
+    home.process = weak
+    home.drop("held.png", "published.png")
+    home.turn(times=6)
+    numbers = {one.name: one.id for one in review.weak(home.settings)}
+    assert set(numbers) == {"held.png", "published.png"}
+    before = home.files("outbox")
+    with pytest.raises(
+        DecisionRefused, match=f"is published already; backfire accept {numbers['published.png']}"
+    ):
+        review.release(home.settings, numbers["published.png"], by="anna")
+    assert review.accept(home.settings, numbers["published.png"], by="anna").state == JobState.ARCHIVED
+    assert home.files("outbox") == before
+    assert review.accept(home.settings, numbers["held.png"], by="anna").state == JobState.RELEASING
+    home.turn(times=4)
+    assert set(home.files("outbox")) == {"held.png", "published.png"}
+    assert review.weak(home.settings) == []
+    for number in numbers.values():
+        with pytest.raises(DecisionRefused, match="was accepted already; nothing was changed"):
+            review.accept(home.settings, number, by="ben")
+
+
+def test_what_is_not_weak_cannot_be_accepted(home: House) -> None:
+    with pytest.raises(DecisionRefused, match=r"job 1 \(p.png\): is not weak; nothing was changed"):
+        review.accept(home.settings, 1, by="anna")
+    with pytest.raises(DecisionRefused, match="job 9: is not known"):
+        review.accept(home.settings, 9, by="anna")
+
+
 @pytest.mark.parametrize("step", ["look_beside", "copy", "remove", "update"])
 def test_a_step_that_fails_is_done_again(
     house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, step: str

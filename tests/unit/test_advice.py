@@ -94,8 +94,8 @@ def test_where_no_tool_breaks_it_the_strength_is_to_be_raised() -> None:
     assert found.sentence == "An edit of the region still works in part, in IOPaint."
     assert found.action == (
         "It is in the outbox all the same. Accept it, which changes no file and ends this notice: backfire "
-        "release 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original "
-        "into the inbox again."
+        "accept 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original "
+        "into the inbox again: its new result comes to lie beside this one."
     )
 
 
@@ -122,7 +122,7 @@ def test_what_is_held_names_the_decision(code: str) -> None:
     found = advice.of(job(JobState.REVIEW, code=code, message="why"))
     assert found is not None
     assert "waits for you" in found.sentence
-    assert "backfire release 17" in found.action
+    assert f"backfire {'accept' if code == 'weak' else 'release'} 17" in found.action
 
 
 def test_of_a_picture_that_is_well_there_is_nothing_to_say() -> None:
@@ -176,6 +176,7 @@ def test_the_status_page_says_the_same_with_its_buttons(language: str) -> None:
         assert here is not None
         assert "backfire retry" not in str(there)
         assert "backfire release" not in str(there)
+        assert "backfire accept" not in str(there)
         assert not re.search(r"[{}]", str(there))
         assert (there.sentence == here.sentence) == (language == "en")
         assert there.key == here.key

@@ -17,7 +17,7 @@ from backfire.errors import PublishError
 from backfire.files import inbox
 from backfire.service import report_files
 from backfire.service.store.reader import Reader
-from backfire.service.unused import pictures_of
+from backfire.service.unused import pictures_of, spelt
 from backfire.types import Event, Job, JobState, Verdict, shown
 
 WAITING = "; the daemon is not running: backfire run, or backfire once"
@@ -95,13 +95,17 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
 
 
 def _followed(path: bytes, settings: Settings, store: Reader) -> str | None:
-    """With which picture a companion left the inbox, and where it is; None where it is no such file."""
-    if not (inbox.is_companion(path) or inbox.is_raw(path)):
+    """With which picture a companion or a mask left the inbox, and where it is; None of other files."""
+    if inbox.is_mask(path):
+        what, pictures = "is the mask of", [one for stem in inbox.claimants(path) for one in spelt(stem)]
+    elif inbox.is_companion(path) or inbox.is_raw(path):
+        what, pictures = "belongs to", pictures_of(path)
+    else:
         return None
     folders = settings.folders
     for folder in (folders.archive, folders.failed, folders.review):
-        if inbox.signature(folder, path) is not None and (job := store.latest_of(pictures_of(path))):
-            return f"went with its picture {job.name} and is in {folder}"
+        if inbox.signature(folder, path) is not None and (job := store.latest_of(pictures)):
+            return f"{what} {job.name}, went with it, and is in {folder}; nothing is to be done with it"
     return None
 
 

@@ -1,4 +1,4 @@
-"""`backfire release`, and the same on the status page: decisions about pictures that are held for review.
+"""`backfire release` and `accept`, and the same on the status page: decisions about held and weak pictures.
 
 A decision is recorded in the job database, and the daemon carries it out, within a second where it runs and
 otherwise when it is started. Of two decisions about one picture the first one counts.
@@ -16,7 +16,7 @@ from pathlib import Path
 from backfire import api
 from backfire.config import Settings
 from backfire.detectors import Sidecar
-from backfire.errors import BackfireError, InputError, StoreError
+from backfire.errors import BackfireError, Code, InputError, StoreError
 from backfire.files import outbox, safe_paths
 from backfire.files.inbox import MASK_ENDING
 from backfire.service.review import masks_beside
@@ -28,8 +28,8 @@ MASK_ENDINGS = (".png", ".json")
 """The files that can be given as a mask: painted, or annotations."""
 
 
-ACCEPTABLE = (JobState.ARCHIVED, Verdict.WEAK, None)
-"""State, verdict and choice of a published picture that still needs somebody to accept it."""
+MOST = 10_000
+"""The most weak pictures that are looked at."""
 
 
 class DecisionRefused(BackfireError):
@@ -64,9 +64,6 @@ def held(settings: Settings) -> list[Held]:
 def release(settings: Settings, job_id: int, *, by: str) -> Job:
     """Have a held picture published as it is: without protection, or with its weak one.
 
-    Of a weak picture that is published already it is recorded that somebody accepts it: it needs nobody any
-    more.
-
     Args:
         settings: the folders are used.
         job_id: the job.
@@ -79,12 +76,51 @@ def release(settings: Settings, job_id: int, *, by: str) -> Job:
         DecisionRefused: the job is not held (any more), its original is gone, or a mask lies beside it.
         StoreError: the job database cannot be used.
     """
+    return _decide(settings, job_id, Choice.RELEASE, by)
+
+
+def weak(settings: Settings) -> list[Job]:
+    """The weak pictures, published or held, that nobody has accepted yet, oldest first; the newest `MOST`.
+
+    Raises:
+        StoreError: the job database cannot be read.
+    """
+    with Reader(settings.folders.database) as store:
+        published = store.latest(MOST, states=(JobState.ARCHIVED,), verdict=Verdict.WEAK)
+        held = store.all_in(JobState.REVIEW)
+    found = [job for job in (*published, *held) if _is_acceptable(job)]
+    return sorted(found, key=lambda job: job.id)
+
+
+def accept(settings: Settings, job_id: int, *, by: str) -> Job:
+    """Accept a weak result as it is: a published picture needs nobody any more, a held one is published.
+
+    Args:
+        settings, job_id, by: see `release`.
+
+    Returns:
+        The job, ARCHIVED or RELEASING.
+
+    Raises:
+        DecisionRefused: the job is not weak, was accepted already, or see `release`.
+        StoreError: the job database cannot be used.
+    """
     with Store.beside(settings.folders.database) as store:
         job = store.get(job_id)
-        if job is not None and (job.state, job.verdict, job.choice) == ACCEPTABLE:
+        if job is not None and job.state == JobState.ARCHIVED and _is_acceptable(job):
             told = {"decided": Choice.RELEASE.value, "by": by}
             return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
-    return _decide(settings, job_id, Choice.RELEASE, by)
+    if job is not None and not _is_acceptable(job):
+        why = "was accepted already" if job.verdict == Verdict.WEAK and job.choice else "is not weak"
+        raise DecisionRefused(f"job {job_id} ({job.name}): {why}; nothing was changed")
+    return release(settings, job_id, by=by)
+
+
+def _is_acceptable(job: Job) -> bool:
+    """Whether a result is weak, and somebody is to accept it."""
+    if job.state == JobState.REVIEW:
+        return job.code == Code.WEAK
+    return (job.state, job.verdict, job.choice) == (JobState.ARCHIVED, Verdict.WEAK, None)
 
 
 def protect_whole(settings: Settings, job_id: int, *, by: str) -> Job:
@@ -165,6 +201,8 @@ def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
         raise DecisionRefused(f"job {job_id}: is not known; `backfire release` lists what is held")
     about = f"job {job_id} ({job.name})"
     if job.state != JobState.REVIEW:
+        if _is_acceptable(job):
+            raise DecisionRefused(f"{about}: is published already; backfire accept {job_id} accepts it")
         since = time.strftime("%H:%M:%S", time.localtime(job.updated))
         decided = f", decided: {job.choice}" if job.choice else ""
         raise DecisionRefused(
@@ -213,9 +251,11 @@ __all__ = [
     "DecisionRefused",
     "Held",
     "InputError",
+    "accept",
     "add_mask",
     "held",
     "protect_whole",
     "release",
+    "weak",
     "work_again",
 ]

@@ -19,8 +19,8 @@ from backfire.types import Job, JobState, Verdict
 FAILURES = (JobState.FAILED, JobState.QUARANTINED)
 ACCEPT = (
     "in the outbox all the same; accept one, which changes no file and takes it off this list: backfire "
-    "release ID; or do what is said and drop the original into the inbox again; backfire explain NAME says "
-    "where it is, and all reasons"
+    "accept ID, or --all; or do what is said and drop the original into the inbox again, whose new result "
+    "comes to lie beside this one; backfire explain NAME says where the original is, and all reasons"
 )
 MOST = 10_000
 """The most pictures of a kind that are looked at."""
@@ -68,6 +68,7 @@ class Today:
         space: for each disk the folders on it and its free bytes; None where it cannot be asked.
         needs: what needs a person, the most urgent first.
         earlier: how many failures there are from before, which are not among the needs.
+        advises_settings: whether one of the needs is met by changing a setting.
     """
 
     since: float
@@ -75,6 +76,10 @@ class Today:
     space: Sequence[tuple[Sequence[str], int | None]]
     needs: Sequence[Need]
     earlier: int
+
+    @property
+    def advises_settings(self) -> bool:
+        return any(advice.names_setting(reason.why) for need in self.needs for reason in need.reasons)
 
 
 def today(settings: Settings, store: Reader, *, now: float | None = None) -> Today:

@@ -82,6 +82,7 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         now = goes_on if found.alive else "the daemon cannot start"
         out.print(Text(f"the configuration cannot be used, and {now}: {broken}", "red"), soft_wrap=True)
     _print_daemon(found)
+    out.print("in all:")
     for name, count in found.ever.items():
         more = f", {waiting(found)}" if name == Outcome.WAITING else ""
         out.print(f"{count:8d} {name}{more}", soft_wrap=True)

@@ -1,12 +1,13 @@
-"""The command `release`: decisions about pictures that are held for review."""
+"""The commands `release` and `accept`: decisions about pictures that are held, or weak."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -18,6 +19,15 @@ from backfire.config import Settings
 from backfire.errors import ConfigError, InputError
 from backfire.files import safe_paths
 from backfire.types import Job, JobState
+
+By = Annotated[
+    str | None,
+    typer.Option(help="Who decides, for history and receipt; otherwise the user who runs this."),
+]
+WAYS = (
+    "backfire release ID publishes one as it is, --whole protects all of it, --mask FILE a part of it: "
+    "what is white in a PNG of the picture's size, or what annotations (.json) mark"
+)
 
 
 @app.command()
@@ -38,17 +48,11 @@ def release(
         ),
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="All that is held.")] = False,
-    by: Annotated[
-        str | None,
-        typer.Option(help="Who decides, for history and receipt; otherwise the user who runs this."),
-    ] = None,
+    by: By = None,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """List the pictures that are held for review; publish them as they are, or protect them after all.
-
-    A weak picture that is published already is accepted: it needs nobody any more.
-    """
+    """List the pictures that are held for review; publish them as they are, or protect them after all."""
     settings = config.load(config_file)
     if sum((whole, again, mask is not None)) > 1:
         raise typer.BadParameter("got several of --whole, --mask and --again, expected one of them")
@@ -61,22 +65,57 @@ def release(
     if mask is not None and len(numbers) > 1:
         raise typer.BadParameter(f"got a mask for {len(numbers)} pictures, expected one job id")
     who = by or _user()
+
+    def decide(number: int) -> Job:
+        return _decide(settings, number, who, whole=whole, mask=mask, again=again)
+
+    what = "to be protected" if whole or again or mask else "to be published"
+    _each(numbers, decide, lambda decided: f"{len(decided)} {what}", as_json)
+
+
+@app.command()
+def accept(
+    ids: Annotated[
+        list[int] | None, typer.Argument(help="Job ids; none lists what is weak.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that is weak.")] = False,
+    by: By = None,
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """List the pictures whose protection is weak; accept them as they are, so that they need nobody any more.
+
+    A picture that is held for its weak result is published; of one that is published already no file changes.
+    """
+    settings = config.load(config_file)
+    if not ids and not every:
+        _list_weak(settings, as_json)
+        return
+    numbers = list(ids or ()) or [job.id for job in review.weak(settings)]
+    who = by or _user()
+
+    def told(decided: list[Job]) -> str:
+        held = sum(job.state == JobState.RELEASING for job in decided)
+        return f"{len(decided)} accepted" + (f", of them {held} to be published" if held else "")
+
+    _each(numbers, lambda number: review.accept(settings, number, by=who), told, as_json)
+
+
+def _each(
+    numbers: Iterable[int], decide: Callable[[int], Job], told: Callable[[list[Job]], str], as_json: bool
+) -> NoReturn:
+    """Decide about some jobs and say what came of it; exits with an error where one was refused."""
     decided: list[Job] = []
     refused: dict[int, str] = {}
     for number in numbers:
         try:
-            decided.append(_decide(settings, number, who, whole=whole, mask=mask, again=again))
+            decided.append(decide(number))
         except (review.DecisionRefused, InputError) as error:
             refused[number] = str(error)
     if as_json:
         print(json.dumps({"decided": [job.id for job in decided], "refused": refused}))
     else:
-        accepted = sum(job.state == JobState.ARCHIVED for job in decided)
-        what = "to be protected" if whole or again or mask else "to be published"
-        if accepted:
-            out.print(f"{accepted} accepted as published", markup=False)
-        if len(decided) > accepted or not accepted:
-            out.print(f"{len(decided) - accepted} {what}", markup=False)
+        out.print(told(decided), markup=False)
         for why in refused.values():
             out.print(Text(why), soft_wrap=True)
     raise typer.Exit(SOME_FAILED if refused else 0)
@@ -125,7 +164,20 @@ def _list(settings: Settings, as_json: bool) -> None:
             why += " Its original was taken out of the review folder."
         out.print(Text(printable(f"{one.job.id:6d}  {one.job.name}: {why}")), soft_wrap=True)
     if found:
-        ways = (
-            "backfire release ID publishes one as it is, --whole protects all of it, --mask FILE a part of it"
+        out.print(WAYS, soft_wrap=True)
+
+
+def _list_weak(settings: Settings, as_json: bool) -> None:
+    found = review.weak(settings)
+    if as_json:
+        print(
+            json.dumps([{"job": job.id, "file": job.name, "message": job.message} for job in found], indent=2)
         )
-        out.print(ways, soft_wrap=True)
+        return
+    out.print(f"{len(found)} weak", markup=False)
+    for job in found:
+        said = advice.of(job)
+        why = f"{said.sentence} {said.mend}" if said else job.message or ""
+        out.print(Text(printable(f"{job.id:6d}  {job.name}: {why}")), soft_wrap=True)
+    if found:
+        out.print("backfire accept ID accepts one as it is, --all all of them", soft_wrap=True)

@@ -24,6 +24,10 @@ MEANING = {
     Outcome.HELD: "not published; a person is to decide; they lie in {review}/",
     Outcome.SKIPPED: "not worked: they left the inbox, or are called like masks",
 }
+SETTINGS = (
+    "Settings stand in {config} and count for what is worked after a reload (systemctl reload backfire) or a "
+    "restart. A stronger protection shows more and takes longer."
+)
 NAMES, REASONS = 2, 9
 """How many pictures are named for each reason, and how many reasons for each kind: as a screen has room."""
 LONGEST = 60
@@ -69,6 +73,9 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         out.print("what needs a person:")
     for need in found.needs:
         _print(need)
+    if found.advises_settings:
+        for text in wrapped(SETTINGS.format(config=printable(str(config_file.absolute()))), 0):
+            out.print(Text(text), soft_wrap=True)
     if found.earlier:
         out.print(f"and {found.earlier} failures from before today: backfire jobs --state failed")
 

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -162,7 +163,7 @@ def fitted(text: str, size: int, wide: int) -> str:
         return f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}" if keep else "…"
 
     # A text is the wider the more of it is kept.
-    most = bisect_right(range(1, len(text)), wide, key=lambda keep: font.getlength(short(keep)))
+    most = bisect_right(range(1, len(text)), wide, key=lambda keep: ceil(font.getlength(short(keep))))
     return short(most if most > 1 else 0)
 
 

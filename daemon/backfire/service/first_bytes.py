@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from backfire.files import inbox as files
 from backfire.files.inbox import Signature
@@ -21,10 +20,14 @@ class FirstBytes:
     Args:
         inbox: what is known of the folder.
         monotonic: the clock.
+
+    Attributes:
+        most: the most bytes that a file may have to be opened at all.
     """
 
     def __init__(self, inbox: Inbox, monotonic: Callable[[], float]) -> None:
         self._inbox, self._monotonic = inbox, monotonic
+        self.most = 0
         self._seen: dict[bytes, tuple[Signature, bool]] = {}
         """By path: the file as it was looked into, and whether it is refused."""
 
@@ -38,9 +41,16 @@ class FirstBytes:
             if (before := known.get(path)) is not None and before[0] == signature:
                 self._seen[path] = before
             elif self._inbox.is_settled(path) and self._monotonic() < until:
-                with suppress(OSError):  # copying it will say what is wrong with it
-                    head = files.head(self._inbox.root, path, formats.HEAD)
-                    self._seen[path] = signature, formats.refusal(head, shown(path)) is not None
+                self._seen[path] = signature, self._is_refused(path)
+
+    def _is_refused(self, path: bytes) -> bool:
+        if any(one.size > self.most for one in self._inbox.files_of(path).values()):
+            return False  # it is set aside unread
+        try:
+            head = files.head(self._inbox.root, path, formats.HEAD)
+        except OSError:  # copying it will say what is wrong with it
+            return False
+        return formats.refusal(head, shown(path)) is not None
 
     def refuse(self, path: bytes) -> bool:
         """Whether a file that was looked into is no picture."""

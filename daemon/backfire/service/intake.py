@@ -81,6 +81,7 @@ class Intake:
     def configure(self, settings: Settings) -> None:
         """Work by other settings from now on; the folders must be the same."""
         self._settings, self._job_settings = settings, JobSettings(settings)
+        self._first_bytes.most = settings.limits.max_bytes
 
     @property
     def last_scan(self) -> float:

@@ -93,7 +93,7 @@ class RetryPolicy:
             message = f"{job.name}: protection is weak: {reasons}; verify.on_weak: publish would let it pass"
             self._set_aside(job, Code.WEAK, message, verdict)
         elif job.choice != Choice.RELEASE and verdict == Verdict.WEAK and outcome.on_weak == "review":
-            message = f"{job.name}: protection is weak: {reasons}; backfire release {job.id} publishes it"
+            message = f"{job.name}: protection is weak: {reasons}; backfire accept {job.id} publishes it"
             self._hold(job, Code.WEAK, message, verdict)
         elif job.choice != Choice.RELEASE and verdict == Verdict.UNPROTECTED and outcome.on_none == "review":
             message = f"{job.name}: {reasons}; backfire release {job.id} publishes it as it is"

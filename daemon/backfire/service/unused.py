@@ -123,9 +123,7 @@ class Unused:
             return True
         if miss.wanted in self._free:
             return False
-        spelt = (ending for endings in EXTENSIONS.values() for ending in endings)
-        names = [miss.picture + os.fsencode(one) for end in spelt for one in (end, end.upper())]
-        known = any(self._jobs.store.by_path(name) for name in (miss.picture, *names))
+        known = any(map(self._jobs.store.by_path, spelt(miss.picture)))
         if not known:
             self._free.add(miss.wanted)
         return known
@@ -189,8 +187,13 @@ def pictures_of(companion: bytes) -> list[bytes]:
     """The paths that the picture of a companion may have had."""
     folder, name = os.path.split(companion)
     own = name[: len(os.path.basename(inbox.owner(companion)))]
-    spelt = [end.encode() for endings in EXTENSIONS.values() for end in endings]
-    return [os.path.join(folder, own + end) for end in (b"", *spelt, *(end.upper() for end in spelt))]
+    return spelt(os.path.join(folder, own))
+
+
+def spelt(stem: bytes) -> list[bytes]:
+    """The paths of a picture, as its path may be without extension: as it is, and with each extension."""
+    endings = [end.encode() for endings in EXTENSIONS.values() for end in endings]
+    return [stem + end for end in (b"", *endings, *(end.upper() for end in endings))]
 
 
 def _why_it_stays(path: bytes) -> str:

@@ -89,8 +89,13 @@ def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painte
                 return trouble
             why = _command(["retry", number], options)
     else:
-        command = {"retry": ["retry", number], "whole": ["release", number, "--whole", *BY]}
-        why = _command(command.get(action, ["release", number, *BY]), options)
+        commands = {
+            "retry": ["retry", number],
+            "whole": ["release", number, "--whole", *BY],
+            "release": ["release", number, *BY],
+            "accept": ["accept", number, *BY],
+        }
+        why = _command(commands[action], options)
     return Outcome(ACTIONS[action]) if why is None else Outcome("action_failed", why)
 
 

@@ -149,11 +149,21 @@ def test_a_companion_that_moved_is_found_with_its_picture(weak: House) -> None:
     assert "desk/me.aae" not in weak.files("inbox")
     folder = weak.base / "archive"
     told = tell("explain", "desk/me.aae")
-    assert (
-        " ".join(told.stdout.split()) == f"desk/me.aae: went with its picture desk/me.png and is in {folder}"
-    )
+    went = f"went with it, and is in {folder}; nothing is to be done with it"
+    assert " ".join(told.stdout.split()) == f"desk/me.aae: belongs to desk/me.png, {went}"
     assert told.exit_code == 0
     assert tell("explain", "desk/other.aae").exit_code == UNKNOWN_FILE
+
+
+@pytest.mark.parametrize("mask", ["desk/me.mask.png", "desk/me.png.mask.png", "desk/masks/me.png"])
+def test_a_mask_that_moved_is_found_with_its_picture(weak: House, mask: str) -> None:
+    file = weak.base / "archive" / mask
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"mask")
+    told = tell("explain", mask)
+    assert told.exit_code == 0
+    assert told.stdout.startswith(f"{mask}: is the mask of desk/me.png, went with it, and is in")
+    assert tell("explain", "desk/other.mask.png").exit_code == UNKNOWN_FILE
 
 
 def test_a_picture_is_found_by_the_name_of_its_result(weak: House) -> None:

@@ -15,6 +15,7 @@ from backfire.files.inbox.sidecars import (
     ANNOTATIONS,
     MASK_ENDING,
     NearMiss,
+    claimants,
     in_masks_folder,
     is_for_folder,
     is_mask,
@@ -27,8 +28,9 @@ from backfire.files.inbox.take import Taken, head, require_size, take
 
 __all__ = [
     "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker",
-    "belongs", "closed", "filesystem", "folded", "has_ending_of_picture", "head", "in_masks_folder",
-    "is_companion", "is_for_folder", "is_mask", "is_raw", "mask_names", "mount_of", "near_miss",
+    "belongs", "claimants", "closed", "filesystem", "folded", "has_ending_of_picture", "head",
+    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_raw", "mask_names", "mount_of",
+    "near_miss",
     "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
     "why_unused",
 ]  # fmt: skip
