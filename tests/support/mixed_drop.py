@@ -80,9 +80,10 @@ def files(shared: Path) -> dict[bytes, bytes]:
     put("desk/portrait-3.jpg:Zone.Identifier", b"[ZoneTransfer]\nZoneId=3\n")
     put("web/nobody.dop", b"Sidecar = {}\n")
     # 4 raw files
+    samples = bytes(range(1, 256)) * 16
     for name in ("desk/IMG_0001.CR2", "desk/IMG_0002.NEF", "desk/IMG_0003.DNG"):
-        put(name, b"II*\0\x10\0\0\0CR\x02\0" + bytes(4000))
-    put("desk/IMG_0004.ARW", b"II*\0\x08\0\0\0" + bytes(4000))
+        put(name, b"II*\0\x10\0\0\0CR\x02\0" + samples)
+    put("desk/IMG_0004.ARW", b"II*\0\x08\0\0\0" + samples)
     # 3 with the same content as others
     put("web/copy-of-portrait-0.jpg", found[b"desk/portrait-0.jpg"])
     put("web/portrait-1.jpg", found[b"desk/portrait-1.jpg"])

@@ -62,7 +62,8 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
     """
     root = settings.folders.inbox
     meant = _meant(path, settings, config_file)
-    exact = next((one for one in meant if store.by_path(one) or inbox.signature(root, one) is not None), None)
+    known = (one for one in meant if store.by_path(one) or inbox.signature(root, one) is not None)
+    exact = next(known, None) or next((one for one in meant if _followed(one, settings, store)), None)
     of_name = [] if exact is not None else _of_name(meant, settings, store)
     relative = exact if exact is not None else of_name[0] if len(of_name) == 1 else meant[0]
     found = store.by_path(relative)
@@ -161,7 +162,8 @@ def _meant(path: Path, settings: Settings, config_file: Path) -> list[bytes]:
         for folder in settings.folders.named().values():
             if folder in absolute.parents:
                 meant.append(os.fsencode(absolute.relative_to(folder)))
-    return list(dict.fromkeys([*meant, os.fsencode(path)]))
+    # What lies elsewhere is at least known by its name.
+    return list(dict.fromkeys([*meant, os.fsencode(path.name if path.is_absolute() else path)]))
 
 
 def _closed(path: bytes, settings: Settings, unreadable: Mapping[str, str]) -> str | None:

@@ -22,6 +22,8 @@ ACCEPT = (
     "accept ID, or --all; or do what is said and drop the original into the inbox again, whose new result "
     "comes to lie beside this one; backfire explain NAME says where the original is, and all reasons"
 )
+ENDING = re.compile(r" \(\.\w+\)")
+"""The ending of a file, which its sentence may name."""
 MOST = 10_000
 """The most pictures of a kind that are looked at."""
 
@@ -138,7 +140,8 @@ def _of_several(job: Job) -> str:
     """The reason of a job without what concerns it alone; what to do with held ones is said once for all."""
     if (said := advice.of(job)) is None:
         return reason_of(job)
-    return said.sentence if job.state == JobState.REVIEW else f"{said.sentence} {said.mend}"
+    sentence = ENDING.sub("", said.sentence)
+    return sentence if job.state == JobState.REVIEW else f"{sentence} {said.mend}"
 
 
 def _left_over(stands: Status) -> Iterator[Need]:

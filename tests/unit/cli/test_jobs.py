@@ -24,6 +24,7 @@ from backfire.cli.common import UNKNOWN_FILE, print_receipt
 from backfire.config import Verify
 from backfire.errors import ConfigError, StoreError
 from backfire.evaluate.judge import EditResult
+from backfire.imaging import formats
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState, MaskKind, Verdict
 from benchmarks import passthrough
@@ -164,6 +165,8 @@ def test_a_mask_that_moved_is_found_with_its_picture(weak: House, mask: str) -> 
     assert told.exit_code == 0
     assert told.stdout.startswith(f"{mask}: is the mask of desk/me.png, went with it, and is in")
     assert tell("explain", "desk/other.mask.png").exit_code == UNKNOWN_FILE
+    # Seen from the folder of the configuration the path may also lead into the archive.
+    assert tell("explain", str(file)).stdout == told.stdout
 
 
 def test_a_picture_is_found_by_the_name_of_its_result(weak: House) -> None:
@@ -256,6 +259,20 @@ def test_today_says_what_needs_a_person_and_what_to_do(weak: House) -> None:
     store.update(job.id, JobState.RELEASING, at=now)
     needs = json.loads(tell("today", "--json").stdout)["needs"]
     assert [(need["what"], need["count"]) for need in needs] == [("failed", 2)]
+
+
+def test_today_tells_raw_files_of_several_makers_together(weak: House) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for name in ("a.nef", "b.cr2"):
+        (job,) = store.add([name.encode()], at=now)
+        refused = formats.raw_by_name(b"II*\0", name)
+        assert refused is not None
+        store.update(job.id, JobState.FAILED, at=now, code=refused.code.value, message=refused.message)
+    said = " ".join(tell("today").stdout.split())
+    assert (
+        " 2 The file is a camera raw file. Export it as JPEG or TIFF. (b.cr2 is job 3, a.nef is job 2)"
+        in said
+    )
 
 
 def test_retry_says_what_a_job_is_that_cannot_be_retried(weak: House) -> None:

@@ -406,8 +406,8 @@ def test_a_picture_is_protected_with_it_as_surrogate(
 
     Edits by random weights are no better broken than by noise, so that the verdict may be `failed`.
     """
-    photo().save(tmp_path / "a.png")
-    mask_picture().save(tmp_path / "m.png")
+    photo((80, 64)).save(tmp_path / "a.png")
+    mask_picture((80, 64), (24, 20, 56, 44)).save(tmp_path / "m.png")
     protect = {"method": method, "surrogates": ["tiny"], "iterations": 2, "paths": "first"}
     result = backfire.protect(
         tmp_path / "a.png",
