@@ -13,7 +13,7 @@ from pathlib import Path
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
-from backfire.errors import PublishError
+from backfire.errors import Code, PublishError
 from backfire.files import inbox
 from backfire.service import report_files
 from backfire.service.store.reader import Reader
@@ -106,7 +106,11 @@ def _followed(path: bytes, settings: Settings, store: Reader) -> str | None:
     folders = settings.folders
     for folder in (folders.archive, folders.failed, folders.review):
         if inbox.signature(folder, path) is not None and (job := store.latest_of(pictures)):
-            return f"{what} {job.name}, went with it, and is in {folder}; nothing is to be done with it"
+            settled = folder == folders.archive
+            do = (
+                "nothing is to be done with it" if settled else f"backfire explain {job.name} says what to do"
+            )
+            return f"{what} {job.name}, went with it, and is in {folder}; {do}"
     return None
 
 
@@ -218,7 +222,8 @@ def _waits_for(
         return f"{name}: {_of_a_mask(path, settings)}"
     result = folders.outbox / shown(job.output_path or b"")
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
-    again = f"when it is mended: backfire retry {job.id}"
+    # What is exported instead of a file of an unsupported kind is another file.
+    again = "" if job.code == Code.UNSUPPORTED else f"; when it is mended: backfire retry {job.id}"
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None
     original = archived or f"not in {folders.archive} (any more)"
     sentences = {
@@ -241,8 +246,8 @@ def _waits_for(
         JobState.PUBLISHED: "is published; its original waits for the archive",
         JobState.SKIPPED: "left the inbox before it was worked; drop it into the inbox again",
         JobState.ARCHIVED: f"is done{weak}; the result is {result}; its original is {original}",
-        JobState.FAILED: f"failed; the original is in {folders.failed}; {again}",
-        JobState.QUARANTINED: f"was set aside in {folders.failed}; {again}",
+        JobState.FAILED: f"failed; the original is in {folders.failed}{again}",
+        JobState.QUARANTINED: f"was set aside in {folders.failed}{again}",
     }
     sentence = sentences.get(job.state, job.state.value)
     return f"{name}: {sentence}" + ("" if alive or not here else WAITING)

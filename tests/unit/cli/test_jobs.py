@@ -165,8 +165,12 @@ def test_a_mask_that_moved_is_found_with_its_picture(weak: House, mask: str) -> 
     assert told.exit_code == 0
     assert told.stdout.startswith(f"{mask}: is the mask of desk/me.png, went with it, and is in")
     assert tell("explain", "desk/other.mask.png").exit_code == UNKNOWN_FILE
+    assert told.stdout.endswith("nothing is to be done with it\n")
     # Seen from the folder of the configuration the path may also lead into the archive.
     assert tell("explain", str(file)).stdout == told.stdout
+    (weak.base / "failed" / mask).parent.mkdir(parents=True)
+    file.rename(weak.base / "failed" / mask)
+    assert tell("explain", mask).stdout.endswith("; backfire explain desk/me.png says what to do\n")
 
 
 def test_a_picture_is_found_by_the_name_of_its_result(weak: House) -> None:
