@@ -27,6 +27,8 @@ REGION_HELPS = frozenset(
     {"no_region", "mask_unreadable", "mask_size", "mask_empty", "not_protected", "weak", "detector"}
 )
 """The codes of failures that a region drawn by hand may mend."""
+COPIED_AGAIN = frozenset({Code.UNREADABLE, Code.EMPTY, Code.TRUNCATED, Code.CHANGED, Code.CHECKSUM})
+"""The codes of files that are to come into the inbox again, so that there is nothing to retry."""
 Where = Literal["command_line", "status_page"]
 
 _REFUSED = re.compile(r": (?:says \.\w+, )?(?P<what>(?:is|has) [^;]+?), expected [^;]+; (?P<remedy>[^;]+)$")
@@ -107,8 +109,10 @@ def _frame(job: Job, known: Code | None, where: Where, mend: str) -> str:
         return f"held_{known.value}"
     if known is None:
         return "accepted" if job.choice is not None else "published"
-    if known == Code.UNSUPPORTED and "output." not in mend:
-        return "failed_other"  # what is exported is another file, which no retry would find
+    if known == Code.UNSUPPORTED:  # what is exported is another file, which no retry would find
+        return "failed_either" if "output." in mend else "failed_other"
+    if known in COPIED_AGAIN:
+        return "failed_again"
     drawn = where == "status_page" and known.value in REGION_HELPS and job.input_sha256 is not None
     return "failed_region" if drawn else "failed"
 

@@ -54,7 +54,8 @@ def judged(rows: list[EditResult], largest: int = 5) -> Job:
 
 CASES = {
     "no_tool": edits(trigger=0.8),
-    "incomplete": edits(partial=0.9),
+    "partial": edits(partial=0.9),
+    "dilated": edits(dilated=0.9),
     "beside": edits(near=0.5),
     "hardly": edits(trigger=0.99),
     "noise": [
@@ -94,8 +95,9 @@ def test_where_no_tool_breaks_it_the_strength_is_to_be_raised() -> None:
     assert found.sentence == "An edit of the region still works in part, in IOPaint."
     assert found.action == (
         "It is in the outbox all the same. Accept it, which changes no file and ends this notice: backfire "
-        "accept 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original "
-        "into the inbox again: its new result comes to lie beside this one."
+        "accept 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original, "
+        "with its mask if it has one, into the inbox again: its new result comes to lie beside this one, "
+        "under a longer name."
     )
 
 
@@ -112,8 +114,11 @@ def test_every_code_has_a_sentence_and_an_action(code: Code) -> None:
     found = advice.of(job(JobState.FAILED, code=code.value, message=f"a.jpg: {code}"))
     assert found is not None
     assert found.sentence.endswith(".")
-    other = ", and drop that into the inbox."  # what is exported is another file
-    assert found.action.endswith(other if code == Code.UNSUPPORTED else "; then: backfire retry 17.")
+    if code == Code.UNSUPPORTED:  # what is exported is another file
+        assert found.action.endswith(", and drop that into the inbox.")
+    else:
+        assert found.action.endswith("; then: backfire retry 17.") == (code not in advice.COPIED_AGAIN)
+        assert ("into the inbox" in found.action) == (code in advice.COPIED_AGAIN)
     assert found.details == f"a.jpg: {code}"
 
 
@@ -138,7 +143,7 @@ def test_a_weak_picture_whose_reason_nobody_knows_is_weak() -> None:
 
 
 def test_nobody_is_asked_to_accept_what_is_accepted_or_was_not_published() -> None:
-    weak = judged(CASES["incomplete"])
+    weak = judged(CASES["partial"])
     accepted = advice.of(dataclasses.replace(weak, choice=Choice.RELEASE))
     assert accepted is not None
     assert accepted.action == "It was accepted as it is."
@@ -248,4 +253,7 @@ def test_an_animation_is_named_with_the_count_of_its_frames() -> None:
     found = advice.of(job(JobState.FAILED, code="unsupported", message=caught.value.message))
     assert found is not None
     assert found.sentence == "The file has 2 pages or frames."
-    assert "set output.frames to first (in config.yaml, under output); then" in found.action
+    assert (
+        "publish the first alone: set output.frames: first (in config.yaml, under output), and then: "
+        in found.action
+    )

@@ -18,9 +18,14 @@ from backfire.types import Job, JobState, Verdict
 
 FAILURES = (JobState.FAILED, JobState.QUARANTINED)
 ACCEPT = (
-    "in the outbox all the same; accept one, which changes no file and takes it off this list: backfire "
-    "accept ID, or --all; or do what is said and drop the original into the inbox again, whose new result "
-    "comes to lie beside this one; backfire explain NAME says where the original is, and all reasons"
+    "published, but not well protected. Either leave one as it is: backfire accept ID (--all: all of them), "
+    "which changes no file and takes it off this list. Or do what is said below and drop the original, with "
+    "its mask if it has one, into the inbox again; the new result comes to lie beside this one, under a "
+    "longer name. backfire explain NAME says where the original is, and all reasons."
+)
+AGAIN = (
+    "backfire retry ID, or backfire retry --failed for all. One leaves this list when a picture of its name "
+    "comes again, or tomorrow."
 )
 ENDING = re.compile(r" \(\.\w+\)")
 """The ending of a file, which its sentence may name."""
@@ -102,12 +107,12 @@ def today(settings: Settings, store: Reader, *, now: float | None = None) -> Tod
     )
     folders = settings.folders
     decide = f"not published; decide: backfire release lists them, they lie in {folders.review.name}/"
-    mended = f"drop a mended picture into the inbox, or mend it in {folders.failed.name}/ and"
+    mended = f"drop a mended picture into the inbox, or mend it in {folders.failed.name}/ and then"
     accepted = [job for job in weak if job.choice is None]
     needs = [
         *_of_the_daemon(stands),
         *_of_jobs("held", held, decide),
-        *_of_jobs("failed", fresh, f"{mended} backfire retry ID, or backfire retry --failed for all"),
+        *_of_jobs("failed", fresh, f"{mended} {AGAIN}"),
         *_of_jobs("weak", accepted, ACCEPT),
         *_left_over(stands),
     ]

@@ -25,8 +25,10 @@ MEANING = {
     Outcome.SKIPPED: "not worked: they left the inbox, or are called like masks",
 }
 SETTINGS = (
-    "Settings stand in {config} and count for what is worked after a reload (systemctl reload backfire) or a "
-    "restart. A stronger protection shows more and takes longer."
+    "To change a setting: in {config}, under the heading that is named, change the line or write it "
+    "(protect: and below it strength: strong), then systemctl reload backfire, or restart. It counts for all "
+    "that is worked from then on: set it back afterwards if it is for some pictures only. strong shows more "
+    "and takes longer; subtle shows less and protects less."
 )
 NAMES, REASONS = 2, 9
 """How many pictures are named for each reason, and how many reasons for each kind: as a screen has room."""

@@ -67,7 +67,7 @@ def weak(house: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> House:
 def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: House) -> None:
     why = f"{REASONS[0]} (and 1 more)"
     assert [job["message"] for job in json.loads(tell("jobs", "--json").stdout)] == [why]
-    said = "An edit of half the region, or of a little more than the region, still works in part."
+    said = "Whoever edits only half of the region still succeeds in part."
     assert said in " ".join(tell("jobs").stdout.split())
     lines = [line.strip() for line in tell("explain", "desk/me.png").stdout.splitlines()]
     assert lines[0].startswith("desk/me.png: is done, but its protection is weak; the result is ")
@@ -248,7 +248,7 @@ def test_today_says_what_needs_a_person_and_what_to_do(weak: House) -> None:
     assert len(told.splitlines()) <= 24, "one screen"
     assert max(map(len, told.splitlines())) <= 80
     said = " ".join(told.split())
-    assert "- 2 failed: drop a mended picture into the inbox, or mend it in failed/ and" in said
+    assert "- 2 failed: drop a mended picture into the inbox, or mend it in failed/ and then" in said
     assert " 2 The picture's mask has another size than the picture. " in said
     assert "(b.png is job 3, a.png is job 2)" in said
     assert "- 1 held: not published; decide: backfire release" in said

@@ -109,9 +109,8 @@ def why_unused(path: bytes) -> str:
     """What to do with a mask or annotation that no picture uses."""
     if (miss := near_miss(path)) is not None:
         return (
-            f"looks like the mask of {shown(miss.picture)}, but masks are not called so, and it was not "
-            f"used; call it {shown(miss.wanted)} and drop the picture again with it, or, if it is a picture "
-            "itself, give it a name without mask"
+            f"was not used. If it is the mask of {shown(miss.picture)}, call it {shown(miss.wanted)} and "
+            "drop the picture again with it. If it is a picture itself, give it a name without mask"
         )
     folder, name = os.path.split(path)
     if is_for_folder(path):
