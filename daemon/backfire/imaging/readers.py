@@ -96,7 +96,8 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
         reader = {"TIFF": _tiff, "HEIF": _heif, "AVIF": _avif}.get(kind, _plain)
         raw = reader(data, kind, name, max_pixels)
         if raw.frames > 1 and frames == "refuse":
-            remedy = "save each as its own file and drop those, or publish the first alone: set output.frames: first"
+            either = "save each as its own file and drop those"
+            remedy = f"{either}, or publish the first alone: set output.frames: first"
             raise refusals.unsupported(name, f"has {raw.frames} pages or frames", remedy, expected="one")
         return kind, raw
 
