@@ -88,7 +88,7 @@ DOORS = {
     "pillow_heif": {"imaging/heif.py"},
     "diffusers": {"inpaint/pipelines.py", "inpaint/ldm.py"},
     "prometheus_client": {"service/metrics.py"},
-    "jinja2": {"web/application.py"},
+    "jinja2": {"web/rendering.py"},
     "starlette": {
         "service/endpoint.py",
         "web/application.py",
@@ -96,6 +96,7 @@ DOORS = {
         "web/guard.py",
         "web/live.py",
         "web/parameters.py",
+        "web/rendering.py",
     },
     "uvicorn": {"service/endpoint.py", "web/server.py"},
     "bagit": {"admin/bag.py"},

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import re
-import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -28,7 +22,6 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from backfire import __version__
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, Verdict, shown
@@ -39,35 +32,16 @@ from backfire.web.guard import Guard, Headers, is_own, token
 from backfire.web.live import Live
 from backfire.web.options import Options
 from backfire.web.painter import Painter
-from backfire.web.words import LANGUAGES, Words, plain
+from backfire.web.rendering import STATIC, Rendering, Seen
 
-HERE = Path(__file__).parent
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-LANGUAGE_S = 365 * 24 * 3600
 RECEIPT_BYTES = 16 << 20
-KEPT_PAGES = 32
 FOLDERS_S = 60.0
 
 
 def application(options: Options) -> Starlette:
     """The web application of one configuration."""
     return Page(options).application
-
-
-@dataclass
-class Seen:
-    """What one request may see, and how it is shown.
-
-    Attributes:
-        request: the request.
-        words: its language.
-        session: its session; empty without one.
-    """
-
-    request: Request
-    words: Words
-    session: str
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Page:
@@ -83,36 +57,16 @@ class Page:
         self.listing = Listing(options.database)
         self.board = Board(options, self.listing, now)
         self.painter = Painter()
-        self.live = Live(self.version)
         try:
             secret = token(options.folders["state"])
         except OSError:
             secret = ""  # nobody is let in, and all else can be read
         self.guard = Guard(secret)
-        static = _static_digests()
-        self.documents = Documents(
-            self.listing, options.folders, self.painter, self.guard, static["none.svg"]
-        )
-        self._started = secrets.token_hex(4)
-        self._rendered: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
-        self._computing: dict[tuple[str, ...], asyncio.Future[str]] = {}
-        self._counts: dict[str, tuple[str, int]] = {}
+        self.rendering = Rendering(self.listing, self.board, self.guard, now)
+        self.live = Live(self.rendering.version)
+        nothing = self.rendering.static["none.svg"]
+        self.documents = Documents(self.listing, options.folders, self.painter, self.guard, nothing)
         self._known_folders: tuple[float, list[str]] = (-FOLDERS_S, [])
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        self._templates.globals.update(
-            static=static,
-            version=__version__,
-            offered=actions.offered,
-            iso=_iso,
-            split_comment=_split_comment,
-        )
-        self._templates.filters["plain"] = plain
         hosts = [*LOOPBACK_HOSTS, *options.allowed_hosts]
         self.application = Starlette(
             routes=self._routes(),
@@ -137,122 +91,16 @@ class Page:
             Route("/unlock", self.unlock, methods=["GET", "POST"]),
             Route("/lock", self.lock, methods=["POST"]),
             Route("/live", self.events),
-            Mount("/static", StaticFiles(directory=HERE / "static")),
+            Mount("/static", StaticFiles(directory=STATIC)),
         ]
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await run_in_threadpool(self._warm)
+        await run_in_threadpool(self.rendering.warm)
         yield
         await self.live.close()
         self.painter.close()
         self.listing.close()
-
-    def _warm(self) -> None:
-        """Compile the templates and count, so that nobody has to wait for it."""
-        for name in self._templates.list_templates():
-            self._templates.get_template(name)
-        with contextlib.suppress(StoreError):
-            for section in FIRST:
-                self._count(section)
-
-    # What all pages have in common
-
-    def version(self) -> str:
-        """A text that differs whenever what pages show has changed; heartbeats without news do not count."""
-        try:
-            alive, value = self.board.alive(), self.listing.news()
-        except StoreError:
-            return f"{self._started}-none"
-        digest = hashlib.sha256(repr((alive, value)).encode()).hexdigest()[:12]
-        return f"{self._started}-{digest}"
-
-    def _seen(self, request: Request) -> Seen:
-        return Seen(request, Words(parameters.language(request), self._now), self.guard.session(request))
-
-    def _render(self, name: str, seen: Seen, **values: Any) -> str:
-        request, words = seen.request, seen.words
-        query = {key: value for key, value in request.query_params.items() if key != "lang"}
-        other = next(one for one in LANGUAGES if one != words.language)
-        return self._templates.get_template(name).render(
-            w=words,
-            session=seen.session,
-            form_key=self.guard.form_key(seen.session) if seen.session else "",
-            here=request.url.path,
-            back=request.url.path + (f"?{urlencode(query)}" if query else ""),
-            other_language=f"{request.url.path}?{urlencode({**query, 'lang': other})}",
-            other=other,
-            notice=parameters.notice(request, words),
-            **values,
-        )
-
-    async def _page(self, request: Request, compute: Callable[[Seen], str]) -> Response:
-        """A page, computed once for all who see the same of the same state of the database."""
-        seen = self._seen(request)
-        version = await run_in_threadpool(self.version)
-        query = str(request.query_params)
-        key = request.url.path, query, seen.words.language, seen.session
-        kept = self._rendered.get(key)
-        if kept is None or kept[0] != version or "done" in request.query_params:
-            # Those who ask for the same at the same time wait for one answer.
-            pending = self._computing.get((version, *key))
-            if pending is None or pending.done():
-                pending = asyncio.ensure_future(run_in_threadpool(compute, seen))
-                self._computing = {one: task for one, task in self._computing.items() if not task.done()}
-                self._computing[version, *key] = pending
-            kept = version, await asyncio.shield(pending)
-            self._rendered[key] = kept
-            self._rendered.move_to_end(key)
-            while len(self._rendered) > KEPT_PAGES:
-                self._rendered.popitem(last=False)
-        response = HTMLResponse(kept[1])
-        chosen = request.query_params.get("lang")
-        if chosen in LANGUAGES:
-            response.set_cookie(
-                parameters.LANGUAGE_COOKIE, chosen, max_age=LANGUAGE_S, samesite="lax", httponly=True
-            )
-        return response
-
-    def _frame(self, seen: Seen) -> dict[str, Any]:
-        """What the frame around every page shows: the daemon in one sentence, and its troubles."""
-        try:
-            daemon = self.board.daemon()
-            counts = {name: self._count(name) for name in ("needs", "working", "waiting", "done")}
-        except StoreError:
-            daemon, counts = Daemon(False, None, 0.0), {}
-        return {"daemon": daemon, "counts": counts, "stands": self._stands(daemon, counts, seen.words),
-                "version_now": self.version()}  # fmt: skip
-
-    def _count(self, section: str) -> int:
-        """How many pictures a list holds; counted again when something has changed."""
-        version = self.version()
-        known = self._counts.get(section)
-        if known is None or known[0] != version:
-            known = self._counts[section] = version, self.listing.count(section)
-        return known[1]
-
-    def _folders(self) -> list[str]:
-        """The folders to choose from; all jobs are read for them, so they may be a minute old."""
-        at, found = self._known_folders
-        if self._now() - at > FOLDERS_S:
-            found = [shown(folder) for folder in self.listing.folders()]
-            self._known_folders = self._now(), found
-        return found
-
-    def _stands(self, daemon: Daemon, counts: Mapping[str, int], words: Words) -> str:
-        if daemon.fact is None:
-            return words("not_there")
-        if not daemon.alive:
-            return words("stopped", when=words.clock(daemon.at))
-        working, waiting = counts.get("working", 0), counts.get("waiting", 0)
-        if not working and not waiting:
-            return words("watching")
-        text = words("busy", working=words.number(working), waiting=words.number(waiting))
-        each = self.board.seconds_each()
-        if each is not None:
-            until = self._now() + each * (working + waiting) / daemon.workers
-            text += ", " + words("done_about", when=words.clock(until))
-        return text + "."
 
     # Pages
 
@@ -260,7 +108,7 @@ class Page:
         """Needs you, working, waiting, done: the beginning of each."""
 
         def compute(seen: Seen) -> str:
-            frame = self._frame(seen)
+            frame = self.rendering.frame(seen)
             daemon: Daemon = frame["daemon"]
             sections = []
             if frame["counts"]:
@@ -268,15 +116,15 @@ class Page:
                     self.board.section(name, seen.words, daemon, most=most, count=frame["counts"][name])
                     for name, most in FIRST.items()
                 ]
-            return self._render("overview.html", seen, sections=sections, **frame)
+            return self.rendering.render("overview.html", seen, sections=sections, **frame)
 
-        return await self._page(request, compute)
+        return await self.rendering.page(request, compute)
 
     async def pictures(self, request: Request) -> Response:
         """One list with search, filters and pages."""
 
         def compute(seen: Seen) -> str:
-            frame, asked = self._frame(seen), request.query_params
+            frame, asked = self.rendering.frame(seen), request.query_params
             name = asked.get("show", "all")
             name = name if name in SECTIONS else "all"
             number = max(
@@ -288,7 +136,7 @@ class Page:
             def link(page: int) -> str:
                 return "/pictures?" + urlencode({**asked, "page": page})
 
-            return self._render(
+            return self.rendering.render(
                 "pictures.html",
                 seen,
                 section=section,
@@ -303,7 +151,7 @@ class Page:
                 **frame,
             )
 
-        return await self._page(request, compute)
+        return await self.rendering.page(request, compute)
 
     async def picture(self, request: Request) -> Response:
         """One picture: before and after, its edits, regions, receipt and history."""
@@ -311,14 +159,14 @@ class Page:
 
         def compute(seen: Seen) -> str:
             job = self.documents.known(request)
-            frame = self._frame(seen)
+            frame = self.rendering.frame(seen)
             row = self.board.row(job, seen.words, frame["daemon"], each=self.board.seconds_each())
             receipt = self._receipt(job)
             thresholds = self.options.thresholds_of(job.path)
             has_sheet = _is_there(files.report(job, self.options.folders, ".sheet.jpg"))
             has_published = _is_there(files.published(job, self.options.folders))
             others = [other for other in self.listing.of_path(job.path) if other.id != job.id][:20]
-            return self._render(
+            return self.rendering.render(
                 "picture.html",
                 seen,
                 row=row,
@@ -341,7 +189,7 @@ class Page:
                 **frame,
             )
 
-        return await self._page(request, compute)
+        return await self.rendering.page(request, compute)
 
     async def today(self, request: Request) -> Response:
         """The last 24 hours and the state of the daemon."""
@@ -351,7 +199,7 @@ class Page:
             found = today.day(self.listing.since(now - today.HOURS * 3600), now)
             each = self.board.seconds_each()
             latest = next(iter(self.listing.jobs("done", most=1)), None)
-            return self._render(
+            return self.rendering.render(
                 "today.html",
                 seen,
                 gpus=today.gpus(),
@@ -360,10 +208,10 @@ class Page:
                 plot=today.plot(found.hours),
                 each=each,
                 space=today.space(self.options.folders),
-                **self._frame(seen),
+                **self.rendering.frame(seen),
             )
 
-        return await self._page(request, compute)
+        return await self.rendering.page(request, compute)
 
     async def settings(self, request: Request) -> Response:
         """The configuration file as it is, with its comments and without its secrets."""
@@ -373,18 +221,26 @@ class Page:
             changed = None
             with contextlib.suppress(OSError):
                 changed = self.options.config.stat().st_mtime
-            return self._render(
+            return self.rendering.render(
                 "settings.html",
                 seen,
                 text=text,
                 changed=changed,
                 file=shown(os.fsencode(self.options.config)),
-                **self._frame(seen),
+                **self.rendering.frame(seen),
             )
 
-        return await self._page(request, compute)
+        return await self.rendering.page(request, compute)
 
-    # Pictures and files
+    # What pages show
+
+    def _folders(self) -> list[str]:
+        """The folders to choose from; all jobs are read for them, so they may be a minute old."""
+        at, found = self._known_folders
+        if self._now() - at > FOLDERS_S:
+            found = [shown(folder) for folder in self.listing.folders()]
+            self._known_folders = self._now(), found
+        return found
 
     def _receipt(self, job: Job) -> Mapping[str, Any]:
         """The receipt of a job; empty without one, or where it cannot be read."""
@@ -412,10 +268,12 @@ class Page:
                 return response
             wrong = True
             await asyncio.sleep(0.5)  # whoever tries all of them takes longer
-        seen = self._seen(request)
+        seen = self.rendering.seen(request)
         back = parameters.own(request.query_params.get("back", "/"))
         text = await run_in_threadpool(
-            lambda: self._render("unlock.html", seen, wrong=wrong, target=back, **self._frame(seen))
+            lambda: self.rendering.render(
+                "unlock.html", seen, wrong=wrong, target=back, **self.rendering.frame(seen)
+            )
         )
         return HTMLResponse(text, 403 if wrong else 200)
 
@@ -432,9 +290,9 @@ class Page:
         if action not in actions.ACTIONS:
             raise HTTPException(404)
         form = await parameters.form(request)
-        seen = self._seen(request)
+        seen = self.rendering.seen(request)
         if not self.guard.may_post(request, str(form.get("key", ""))):
-            return await self._message(seen, 403, seen.words("refused"), seen.words("stale_form"))
+            return await self.rendering.message(seen, 403, seen.words("refused"), seen.words("stale_form"))
         job = await self.documents.job(request)
         outcome = await run_in_threadpool(actions.act, action, job, form, self.options, self.painter)
         told = {"done": outcome.key, "name": job.name, "why": outcome.message}
@@ -455,42 +313,12 @@ class Page:
     # Errors
 
     async def _not_found(self, request: Request, _: Exception) -> Response:
-        seen = self._seen(request)
-        text = await run_in_threadpool(
-            lambda: self._render(
-                "message.html", seen, title=seen.words("unknown"), text=seen.words("unknown_text"),
-                **self._frame(seen)
-            )
-        )  # fmt: skip
-        return HTMLResponse(text, 404)
+        seen = self.rendering.seen(request)
+        return await self.rendering.message(seen, 404, seen.words("unknown"), seen.words("unknown_text"))
 
     async def _no_database(self, request: Request, error: Exception) -> Response:
-        seen = self._seen(request)
-        return await self._message(seen, 503, seen.words("daemon"), str(error))
-
-    async def _message(self, seen: Seen, status: int, title: str, text: str) -> Response:
-        def render() -> str:
-            return self._render("message.html", seen, title=title, text=text, **self._frame(seen))
-
-        return HTMLResponse(await run_in_threadpool(render), status)
-
-
-def _static_digests() -> dict[str, str]:
-    """The addresses of the static files; a new version of a file has a new one."""
-    found = {}
-    for file in (HERE / "static").iterdir():
-        found[file.name] = f"/static/{file.name}?{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    return found
-
-
-def _iso(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
-
-
-def _split_comment(line: str) -> tuple[str, str, str]:
-    """A line of YAML before its comment, `#`, and the comment; a `#` within quotes begins none."""
-    found = re.match(r"""((?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#)*)(#?)(.*)""", line)
-    return (found[1], found[2], found[3]) if found else (line, "", "")
+        seen = self.rendering.seen(request)
+        return await self.rendering.message(seen, 503, seen.words("daemon"), str(error))
 
 
 def _is_there(descriptor: int | None) -> bool:
