@@ -58,49 +58,6 @@ class Given:
         return self.time.to(net.dtype).expand(len(self.noisy)) / 1000
 
 
-@dataclass(frozen=True)
-class FlowFamily:
-    """One class of inpainting pipelines.
-
-    Attributes:
-        pipeline: diffusers' class.
-        also: other classes by which folders with the same weights are named.
-        velocity: (transformer, `Given`) -> the velocity N,C,h,w.
-        embed: (pipeline, text) -> the embedded prompt, 1,... each, by the pipeline's names.
-        sees: what of the picture the transformer is given.
-        channels: channels of the latents -> those that the transformer takes.
-        mu: (scheduler's configuration, tokens of the picture, steps) -> the shift of the schedule, for
-            schedulers that shift by the size of the picture.
-        combine: (velocity, velocity under the negative prompt, scale) -> the guided one; None where guidance
-            is a number that the transformer takes.
-        idle: up to this scale there is no such guidance.
-        cells: (mask N,1,H,W, latents N,C,h,w) -> the mask at the latents, N,C|1,h,w.
-        spaced: whether the pipeline gives the scheduler equal steps of sigma; else the scheduler spaces them.
-        joint: the module list whose first block has text and picture attend to each other.
-        picture_first: whether the picture's tokens come before the prompt's in that block.
-        unused: components that are not loaded.
-        steps, guidance, strength: what an edit takes if the configuration does not say.
-    """
-
-    pipeline: str
-    also: tuple[str, ...]
-    velocity: Callable[[Any, Given], Tensor]
-    embed: Callable[[Any, str], dict[str, Tensor]]
-    sees: Sees
-    channels: Callable[[int], int]
-    mu: Callable[[Any, int, int], float]
-    combine: Callable[[Tensor, Tensor, float], Tensor] | None
-    idle: float
-    cells: Callable[[Tensor, Tensor], Tensor]
-    spaced: bool
-    joint: str
-    picture_first: bool
-    unused: tuple[str, ...]
-    steps: int
-    guidance: float
-    strength: float
-
-
 # Tokens and planes
 
 
@@ -174,6 +131,57 @@ def _away_at_equal_norm(positive: Tensor, negative: Tensor, scale: float) -> Ten
 def _beyond(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
     """Z-Image counts the scale from 0."""
     return positive + scale * (positive - negative)
+
+
+def _patch(channels: int) -> int:
+    return 4 * channels
+
+
+def _cell(channels: int) -> int:
+    return channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowFamily:
+    """One class of inpainting pipelines; an entry says where it differs from most.
+
+    Attributes:
+        pipeline: diffusers' class.
+        also: other classes by which folders with the same weights are named.
+        velocity: (transformer, `Given`) -> the velocity N,C,h,w.
+        embed: (pipeline, text) -> the embedded prompt, 1,... each, by the pipeline's names.
+        sees: what of the picture the transformer is given.
+        channels: channels of the latents -> those that the transformer takes.
+        mu: (scheduler's configuration, tokens of the picture, steps) -> the shift of the schedule, for
+            schedulers that shift by the size of the picture.
+        combine: (velocity, velocity under the negative prompt, scale) -> the guided one; None where guidance
+            is a number that the transformer takes.
+        idle: up to this scale there is no such guidance.
+        cells: (mask N,1,H,W, latents N,C,h,w) -> the mask at the latents, N,C|1,h,w.
+        spaced: whether the pipeline gives the scheduler equal steps of sigma; else the scheduler spaces them.
+        joint: the module list whose first block has text and picture attend to each other.
+        picture_first: whether the picture's tokens come before the prompt's in that block.
+        unused: components that are not loaded.
+        steps, guidance, strength: what an edit takes if the configuration does not say.
+    """
+
+    pipeline: str
+    also: tuple[str, ...] = ()
+    velocity: Callable[[Any, Given], Tensor]
+    embed: Callable[[Any, str], dict[str, Tensor]]
+    sees: Sees
+    channels: Callable[[int], int] = _patch
+    mu: Callable[[Any, int, int], float] = _by_length
+    combine: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    idle: float = 0
+    cells: Callable[[Tensor, Tensor], Tensor] = _nearest
+    spaced: bool = True
+    joint: str = "transformer_blocks"
+    picture_first: bool = False
+    unused: tuple[str, ...] = ()
+    steps: int = 28
+    guidance: float
+    strength: float
 
 
 # Stable Diffusion 3
@@ -318,14 +326,6 @@ def _z_image_embed(pipe: Any, text: str) -> dict[str, Tensor]:
     return {"prompt_embeds": embeds[0][None]}
 
 
-def _patch(channels: int) -> int:
-    return 4 * channels
-
-
-def _cell(channels: int) -> int:
-    return channels
-
-
 _ENCODERS = ("image_encoder", "feature_extractor")
 """Components for pictures as prompts."""
 
@@ -337,35 +337,22 @@ FAMILIES = (
         embed=_sd3_embed,
         sees=Sees.NOTHING,
         channels=_cell,
-        mu=_by_length,
         combine=_away,
         idle=1,
-        cells=_nearest,
         spaced=False,
-        joint="transformer_blocks",
         picture_first=True,
         unused=_ENCODERS,
-        steps=28,
         guidance=7.0,
         strength=0.85,
     ),
     FlowFamily(
         pipeline="FluxFillPipeline",
-        also=(),
         velocity=_flux_fill,
         embed=_flux_embed,
         sees=Sees.MASKED,
         # Besides the latents and those of the masked picture, 8x8 pixels of the mask for each cell.
         channels=lambda channels: 4 * (2 * channels + 64),
-        mu=_by_length,
-        combine=None,
-        idle=0,
-        cells=_nearest,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
         unused=_ENCODERS,
-        steps=28,
         guidance=30.0,
         strength=1.0,
     ),
@@ -375,16 +362,7 @@ FAMILIES = (
         velocity=_flux,
         embed=_flux_embed,
         sees=Sees.NOTHING,
-        channels=_patch,
-        mu=_by_length,
-        combine=None,
-        idle=0,
-        cells=_nearest,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
         unused=_ENCODERS,
-        steps=28,
         guidance=7.0,
         strength=0.85,
     ),
@@ -394,16 +372,7 @@ FAMILIES = (
         velocity=_flux_kontext,
         embed=_flux_embed,
         sees=Sees.REFERENCE,
-        channels=_patch,
-        mu=_by_length,
-        combine=None,
-        idle=0,
-        cells=_nearest,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
         unused=_ENCODERS,
-        steps=28,
         guidance=3.5,
         strength=1.0,
     ),
@@ -413,15 +382,10 @@ FAMILIES = (
         velocity=_flux2,
         embed=_flux2_embed,
         sees=Sees.REFERENCE,
-        channels=_patch,
         mu=_by_length_and_steps,
         combine=_away,
         idle=1,
         cells=_bilinear,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
-        unused=(),
         steps=4,
         guidance=4.0,
         strength=1.0,
@@ -432,16 +396,8 @@ FAMILIES = (
         velocity=_qwen,
         embed=_qwen_embed,
         sees=Sees.NOTHING,
-        channels=_patch,
-        mu=_by_length,
         combine=_away_at_equal_norm,
         idle=1,
-        cells=_nearest,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
-        unused=(),
-        steps=28,
         guidance=4.0,
         strength=0.85,
     ),
@@ -451,16 +407,9 @@ FAMILIES = (
         velocity=_qwen_edit,
         embed=_qwen_edit_embed,
         sees=Sees.REFERENCE,
-        channels=_patch,
-        mu=_by_length,
         combine=_away_at_equal_norm,
         idle=1,
-        cells=_nearest,
-        spaced=True,
-        joint="transformer_blocks",
-        picture_first=False,
         unused=("processor",),
-        steps=28,
         guidance=4.0,
         strength=1.0,
     ),
@@ -471,14 +420,9 @@ FAMILIES = (
         embed=_z_image_embed,
         sees=Sees.NOTHING,
         channels=_cell,
-        mu=_by_length,
         combine=_beyond,
-        idle=0,
-        cells=_nearest,
-        spaced=True,
         joint="layers",
         picture_first=True,
-        unused=(),
         steps=8,
         guidance=0.0,
         strength=0.85,
