@@ -27,9 +27,10 @@ from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.tensors import to_picture, to_tensor
 from backfire.config import Folders, Output, Protect, Settings, Verify
 from backfire.evaluate import judge as judging
+from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import EditResult
 from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
-from backfire.evaluate.replay import Editors, replay
+from backfire.evaluate.replay import replay
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.perturb.optimiser import Optimiser

@@ -10,57 +10,25 @@ protection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backfire import attack_paths
 from backfire.attack_paths.cropping import Crop
-from backfire.attack_paths.hand_over import mask_of, put_back_part
-from backfire.attack_paths.handed import Handed
-from backfire.attack_paths.tensors import handed_pictures, picture_parts, to_picture
+from backfire.attack_paths.tensors import picture_parts, to_picture
 from backfire.config import Verify
+from backfire.evaluate.edits import Edit, Editors, Replayer, figures, in_levels
 from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter
-from backfire.evaluate.metrics import Picture, masked_ssim
+from backfire.evaluate.panels import edited_part, panels
 from backfire.evaluate.sheet import Pair, Panels, pair
-from backfire.evaluate.visibility import visible
 from backfire.imaging import masks
-from backfire.inpaint.base import Editor
-from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
 MOST_PANELS = 6
 """Regions shown to a person; the pictures of each take megabytes."""
-PANEL_PX = 800
-"""The long side, in pixels, up to which a crop is shown as it is; of larger ones every so many pixels are."""
-MOST_CALLS = 4
-"""A tool that calls its model for each contour of a mask is followed for so many of them, the largest."""
-CONTEXT = 40
-"""Pixels around an edit that are looked at with it, by windows and by the eye's blur."""
-
-
-@dataclass(frozen=True, eq=False)
-class Editors:
-    """The editors that edits are replayed with, and the device that they lie on.
-
-    Attributes:
-        paths: by editor, the attack paths on which it is replayed; IOPaint's for one that is not named.
-        most_px: the long side, in pixels, of what an editor is given at most; larger crops are scaled down.
-    """
-
-    device: torch.device
-    surrogates: Sequence[Editor]
-    held_out: Sequence[Editor] = ()
-    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    most_px: int = 1600
-
-    def paths_of(self, editor: Editor) -> tuple[str, ...]:
-        """The attack paths of an editor, the first of which decides whether a region is protected at all."""
-        return self.paths.get(editor.name, ("iopaint",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,24 +42,6 @@ class Replayed:
     edits: list[EditResult] = field(default_factory=list)
     panels: list[Panels] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class _Edit:
-    """An edit that one call of an editor made, where it touched the picture.
-
-    Attributes:
-        frame: the part of the picture that is looked at.
-        mask: where the edit repaints, on the frame.
-        pictures: H,W,3 in [0,1] each, on the frame: the edit of the original, of the published picture and,
-            where it was asked for, of the control.
-        target: what the edit was to resemble; None for `target: away`.
-    """
-
-    frame: Box
-    mask: Mask
-    pictures: list[Picture]
-    target: Picture | None
 
 
 def replay(
@@ -127,49 +77,53 @@ def replay(
             if MaskKind.FAR not in kinds:
                 found.not_measured.append(f"region {region}: no space in its crop for an edit 32 px away")
             of_region: list[EditResult] = []
-            first_shown: dict[MaskKind, list[_Edit]] = {}
+            first_shown: dict[MaskKind, list[Edit]] = {}
             pairs: list[Pair] = []
             for editor, is_held_out in everyone:
-                replayer = _Replayer(editor, target, seed, editors)
-                shown: dict[MaskKind, list[_Edit]] = {}
-                rows: list[EditResult] = []
-                for path in editors.paths_of(editor):
-                    first = path == editors.paths_of(editor)[0]
-                    for kind, plane in kinds.items():
-                        if kind != MaskKind.TRIGGER and (is_held_out or not first):
-                            continue
-                        with_control = kind == MaskKind.TRIGGER and first and not is_held_out
-                        edits = replayer.edits(pictures if with_control else pictures[:2], plane, path, kind)
-                        if not edits:
-                            found.not_measured.append(f"region {region}: {path} leaves nothing of it to edit")
-                            continue
-                        row = EditResult(
-                            editor=editor.name,
-                            region=region,
-                            held_out=is_held_out,
-                            path=path,
-                            mask_kind=kind,
-                            **_figures(edits, kind),
-                        )
-                        rows.append(row)
-                        if len(found.panels) < MOST_PANELS:
-                            before, after = (
-                                _edited(pictures[which], edits, which, crop.box) for which in (0, 1)
-                            )
-                            pairs.append(pair(row, before, after, plane[crop.box.slices]))
-                        if first:
-                            shown[kind] = edits
-                of_region.extend(rows)
+                replayer, paths = Replayer(editor, target, seed, editors), editors.paths_of(editor)
+                shown: dict[MaskKind, list[Edit]] = {}
+                for path, kind in _wanted(paths, kinds, is_held_out=is_held_out):
+                    first = path == paths[0]
+                    with_control = kind == MaskKind.TRIGGER and first and not is_held_out
+                    compared = pictures if with_control else pictures[:2]
+                    edits = replayer.edits(compared, kinds[kind], path, kind)
+                    if not edits:
+                        found.not_measured.append(f"region {region}: {path} leaves nothing of it to edit")
+                        continue
+                    row = EditResult(
+                        editor=editor.name,
+                        region=region,
+                        held_out=is_held_out,
+                        path=path,
+                        mask_kind=kind,
+                        **figures(edits, kind),
+                    )
+                    of_region.append(row)
+                    if len(found.panels) < MOST_PANELS:
+                        before, after = (edited_part(pictures[one], edits, one, crop.box) for one in (0, 1))
+                        pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
+                    if first:
+                        shown[kind] = edits
                 if editor is everyone[0][0]:
                     first_shown = shown
                 done += 1
                 progress(done, total)
             found.edits.extend(of_region)
             if len(found.panels) < MOST_PANELS and first_shown:
-                shown_first = _panels(crop, index, pictures, kinds, first_shown, of_region)
+                shown_first = panels(crop, index, pictures, kinds, first_shown, of_region)
                 found.panels.append(replace(shown_first, pairs=pairs))
             region += 1
     return replace(found, not_measured=list(dict.fromkeys(found.not_measured)))
+
+
+def _wanted(
+    paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool
+) -> Iterator[tuple[str, MaskKind]]:
+    """On which attack paths which edits are replayed: that of the region on all, the others on the first."""
+    for path in paths:
+        for kind in kinds:
+            if kind == MaskKind.TRIGGER or (path == paths[0] and not is_held_out):
+                yield path, kind
 
 
 @dataclass(frozen=True)
@@ -215,7 +169,7 @@ def holds(
             wanted += [(path, MaskKind.TRIGGER) for path in others if asked.everywhere]
             for path, kind in wanted:
                 progress(done, len(crop.regions))
-                replayer = _Replayer(editor, "away", seed, editors)
+                replayer = Replayer(editor, "away", seed, editors)
                 edits = replayer.edits([original, published], kinds[kind], path, kind)
                 if not edits:
                     continue
@@ -225,7 +179,7 @@ def holds(
                     held_out=False,
                     mask_kind=kind,
                     path=path,
-                    **_figures(edits, kind),
+                    **figures(edits, kind),
                 )
                 if misses(result, thresholds, first=path == first):
                     return False
@@ -255,7 +209,7 @@ def _controlled(original: Rgb, published: Rgb, crop: Crop, rng: np.random.Genera
     here = crop.box.slices
     before, after = (picture_parts([rgb], crop.box, torch.device("cpu")) for rgb in (original, published))
     noisy = original.copy()
-    noisy[here] = _in_levels(to_picture(control(before, after, rng)[0]))
+    noisy[here] = in_levels(to_picture(control(before, after, rng)[0]))
     return noisy
 
 
@@ -290,139 +244,3 @@ def _enlarged(plane: Mask, box: Box) -> Mask:
     columns = np.arange(box.width) * plane.shape[1] // box.width
     large: Mask = plane[rows[:, None], columns]
     return large
-
-
-@dataclass(frozen=True, eq=False)
-class _Replayer:
-    """One editor, and the seed of its own noise."""
-
-    editor: Editor
-    target: str
-    seed: int
-    editors: Editors
-
-    def edits(self, pictures: Sequence[Rgb], mask: Mask, path: str, kind: MaskKind) -> list[_Edit]:
-        """The edits of each picture under a mask of the whole picture, as one tool has them made.
-
-        In float32, which is what users run. Empty where the tool leaves nothing of the mask to edit.
-        """
-        calls = [
-            call for call in attack_paths.get(path).handed(mask) if call.mask.any() and call.weights.any()
-        ]
-        calls = sorted(calls, key=lambda call: -np.count_nonzero(call.weights))[:MOST_CALLS]
-        return [self._edit(pictures, call.at_most(self.editors.most_px), kind) for call in calls]
-
-    def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind) -> _Edit:
-        height, width = handed.edited.shape
-        device, touched = self.editors.device, handed.touched
-        frame = touched.grown(CONTEXT, width, height)
-        inside = (
-            slice(touched.top - frame.top, touched.bottom - frame.top),
-            slice(touched.left - frame.left, touched.right - frame.left),
-        )
-        given, parts = handed_pictures(pictures, handed, device), picture_parts(pictures, frame, device)
-        # A new generator each time: an editor that draws noise must draw the same for all pictures.
-        generator = torch.Generator(device=device).manual_seed(self.seed)
-        with torch.inference_mode():
-            mask = mask_of(handed, given).expand(len(pictures), -1, -1, -1)
-            out = self.editor.inpaint(given, mask, generator=generator)
-            parts[..., *inside] = put_back_part(out, parts[..., *inside], handed)
-        plane = np.zeros((frame.height, frame.width), np.bool_)
-        plane[inside] = handed.edited[touched.slices]
-        towards = target_picture(self.target, given[:1]) if kind in BREAKING else None
-        wanted = towards and to_picture(towards(picture_parts(pictures[:1], frame, device))[0])
-        return _Edit(frame, plane, [to_picture(part) for part in parts], wanted)
-
-
-def _figures(edits: Sequence[_Edit], kind: MaskKind) -> dict[str, Any]:
-    """The figures of an `EditResult`: means over the masks of all calls."""
-    shares = np.array([edit.mask.sum() for edit in edits]) / sum(edit.mask.sum() for edit in edits)
-
-    def mean(figure: Callable[[_Edit], float]) -> float:
-        return float(shares @ [figure(edit) for edit in edits])
-
-    found = {
-        "ssim": mean(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[1], edit.mask)),
-        "l1": mean(lambda edit: _l1(edit.pictures[0], edit.pictures[1], edit.mask)),
-    }
-    if kind in BREAKING:
-        found["visible"] = mean(lambda edit: visible(edit.pictures[0], edit.pictures[1], edit.mask))
-    if len(edits[0].pictures) > 2:
-        found["control_ssim"] = mean(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[2], edit.mask))
-    if all(edit.target is not None for edit in edits):
-        found["target_distance"] = mean(lambda edit: _l1(edit.target, edit.pictures[1], edit.mask))
-    return found
-
-
-def _l1(one: Any, other: Any, mask: Mask) -> float:
-    return float(np.abs(one - other)[mask].mean())
-
-
-def _panels(
-    crop: Crop,
-    index: int,
-    pictures: Sequence[Rgb],
-    kinds: Mapping[MaskKind, Mask],
-    edits: Mapping[MaskKind, Sequence[_Edit]],
-    rows: Sequence[EditResult],
-) -> Panels:
-    benign = MaskKind.FAR if MaskKind.FAR in kinds else MaskKind.NEAR
-    box, every = crop.box, -(-max(crop.box.height, crop.box.width) // PANEL_PX)
-    region = crop.regions[index]
-
-    def of(plane: Any) -> Any:
-        return np.ascontiguousarray(plane[box.slices][::every, ::every])
-
-    def edited(kind: MaskKind, which: int) -> Rgb:
-        part = _edited(pictures[which], edits.get(kind, ()), which, box)
-        shown: Rgb = np.ascontiguousarray(part[::every, ::every])
-        return shown
-
-    return Panels(
-        label=f"{region.label} {region.box.width}x{region.box.height}",
-        mask=of(kinds[MaskKind.TRIGGER]),
-        original=of(pictures[0]),
-        protected=of(pictures[1]),
-        edit_original=edited(MaskKind.TRIGGER, 0),
-        edit_protected=edited(MaskKind.TRIGGER, 1),
-        benign_original=edited(benign, 0),
-        benign_protected=edited(benign, 1),
-        benign_mask=of(kinds.get(benign, np.zeros_like(kinds[MaskKind.TRIGGER]))),
-        summary=list(_in_words(rows)),
-    )
-
-
-def _edited(picture: Rgb, edits: Sequence[_Edit], which: int, box: Box) -> Rgb:
-    """A part of the picture with what edits made of it there; `which` of their pictures is meant."""
-    part = picture[box.slices].copy()
-    for edit in edits:
-        frame = edit.frame
-        left, top = max(frame.left, box.left), max(frame.top, box.top)
-        right, bottom = min(frame.right, box.right), min(frame.bottom, box.bottom)
-        if left >= right or top >= bottom:
-            continue
-        inner = np.s_[top - frame.top : bottom - frame.top, left - frame.left : right - frame.left]
-        here = np.s_[top - box.top : bottom - box.top, left - box.left : right - box.left]
-        made = _in_levels(edit.pictures[which][inner])
-        part[here][edit.mask[inner]] = made[edit.mask[inner]]
-    return part
-
-
-def _in_words(rows: Sequence[EditResult]) -> Iterator[str]:
-    """The figures of the edits by the first editor in a few words each, then those by held-out editors."""
-    for row in rows:
-        if row.held_out:
-            yield f"{row.editor}, held out, in {row.path}: SSIM {row.ssim:.2f}"
-        elif row.editor != rows[0].editor:
-            continue
-        elif row.path != rows[0].path:
-            yield f"{row.path}: SSIM {row.ssim:.2f}"
-        elif row.mask_kind == MaskKind.TRIGGER:
-            yield f"edit of the region: plainly broken over {row.visible:.0%} of it, SSIM {row.ssim:.2f}"
-        else:
-            yield f"{row.mask_kind}: SSIM {row.ssim:.2f}"
-
-
-def _in_levels(picture: Picture) -> Rgb:
-    out: Rgb = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    return out

@@ -15,8 +15,9 @@ from backfire.config import Settings
 from backfire.detectors import Source
 from backfire.detectors.run import Found
 from backfire.errors import BudgetExceeded
+from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import Judgement
-from backfire.evaluate.replay import Asked, Editors, holds
+from backfire.evaluate.replay import Asked, holds
 from backfire.inpaint import hardware
 from backfire.inpaint.hardware import PeakMemory
 from backfire.perturb.optimiser import EarlyStop, Optimiser

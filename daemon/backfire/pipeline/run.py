@@ -21,10 +21,11 @@ from backfire.detectors import Source, run
 from backfire.detectors.run import Found
 from backfire.detectors.shapes import scaled
 from backfire.evaluate import receipt
+from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import Judgement, judge, tools
 from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
-from backfire.evaluate.replay import Editors, Replayed, replay
+from backfire.evaluate.replay import Replayed, replay
 from backfire.evaluate.sheet import Panels, Saliency, sheet
 from backfire.inpaint import hardware
 from backfire.perturb import methods

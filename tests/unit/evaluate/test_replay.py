@@ -15,8 +15,9 @@ from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
 from backfire.config import Verify
 from backfire.errors import ConfigError
+from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
-from backfire.evaluate.replay import Asked, Editors, Replayed, holds, replay
+from backfire.evaluate.replay import Asked, Replayed, holds, replay
 from backfire.types import Box, Budget, Family, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
