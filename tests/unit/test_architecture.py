@@ -101,7 +101,7 @@ DOORS = {
     "uvicorn": {"service/endpoint.py", "web/server.py"},
     "bagit": {"admin/bag.py"},
     "c2pa": {"provenance/signing.py"},
-    "ray": {f"service/worker/{one}.py" for one in ("actors", "node", "survey")},
+    "ray": {f"service/worker/{one}.py" for one in ("actors", "answers", "node", "survey")},
     "cryptography": {"provenance/credentials.py"},
 }
 

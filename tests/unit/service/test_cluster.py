@@ -1,88 +1,35 @@
-"""The daemon's end of a cluster, with messages in place of a driver, and the check of what came back."""
+"""The daemon's end of a cluster, with messages in place of a driver."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from backfire import config
-from backfire.config import Settings
-from backfire.errors import Code, ConfigError, JobError
-from backfire.pipeline.result import no_progress
+from backfire.errors import Code, ConfigError
+from backfire.files.parallel import in_parallel
 from backfire.service.worker import cluster, driver, orders, protocol, returned
-from backfire.service.worker.checkers import Checkers
-from backfire.service.worker.cluster import Cluster, Seat
-from backfire.service.worker.protocol import Failed, Finished, GivenBack, Interrupted, Order, Outcome, Place
-from backfire.types import Verdict, job_key
-from tests.support.pictures import encoded, photo
+from backfire.service.worker.protocol import (
+    Failed,
+    Finished,
+    GivenBack,
+    Interrupted,
+    Order,
+    Outcome,
+    Place,
+    Progress,
+)
+from backfire.service.worker.seat import Seat
+from backfire.types import Verdict
+from tests.support.desk import PICTURE, Desk, Spoken, configured, left, reported
 from tests.support.sandbox import wait_for
-
-PICTURE = encoded(photo((48, 64)))
-
-
-def configured(base: Path, **section: Any) -> Settings:
-    return config.parse(
-        {"folders": {"inbox": "inbox"}, "cluster": {"address": "127.0.0.1:6379", **section}}, base=base
-    )
-
-
-class Spoken:
-    """Takes the driver's place: what it tells is what the test puts into `tells`."""
-
-    def __init__(self) -> None:
-        self.waitables: list[Any] = []
-        self.heard = 1e12
-        self.got: list[dict[str, Any]] = []
-        self.tells: list[dict[str, Any]] = []
-        self.ended = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        self.got.append(message)
-
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        told, self.tells = self.tells, []
-        return told, self.ended
-
-    def kill(self) -> None:
-        pass
-
-
-class Desk:
-    """A cluster with one actor, whose driver the test speaks for."""
-
-    def __init__(self, base: Path, **section: Any) -> None:
-        self.settings = configured(base, **section)
-        self.cluster = Cluster(self.settings)
-        self.cluster.places(3)
-        self.base = base
-        self.tell({"beat": "", "nodes": 1, "fit": 1}, {"actor": 1, "node": "a"})
-
-    @property
-    def driver(self) -> Spoken:
-        return cast(Any, self.cluster._driver)  # type: ignore[no-any-return]
-
-    def tell(self, *messages: dict[str, Any]) -> None:
-        self.driver.tells += messages
-        self.cluster.pump()
-
-    def order(self, lease: int) -> Seat:
-        """Give the actor an order, as the pool does."""
-        (place,) = self.cluster.places(3)
-        seat = self.cluster.start(place)
-        assert isinstance(seat, Seat)
-        folder = self.base / "spool"
-        folder.mkdir(exist_ok=True)
-        (folder / "input").write_bytes(PICTURE)
-        seat.send([Order(7, lease, folder, "p.png", (), self.settings)])
-        return seat
 
 
 @pytest.fixture
@@ -97,26 +44,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     yield make
     for one in made:
         one.cluster.close()
-
-
-def reported(outcome: Outcome) -> dict[str, Any]:
-    return {"actor": 1, "report": protocol.to_json(outcome)}
-
-
-def finished(order: Order, data: bytes) -> Finished:
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Finished(order.job, order.lease, Verdict.PROTECTED, ".png", sha256, on_weak="fail")
-
-
-def left(order: Order, data: bytes, *, settings: Settings | None = None) -> Finished:
-    """Leave what an actor returns for an order; the receipt may be that of other settings."""
-    outcome = finished(order, data)
-    key = job_key(hashlib.sha256(PICTURE).hexdigest(), None, (settings or order.settings).sha256)
-    files = {"output": data, "receipt.json": json.dumps({"key": key}).encode()}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    told = {"outcome": protocol.to_json(outcome), "digests": digests}
-    returned.leave(order.folder, order.lease, told, files)
-    return outcome
 
 
 def test_a_late_and_a_doubled_result_of_an_old_lease_are_dropped(desk: Callable[..., Desk]) -> None:
@@ -162,7 +89,7 @@ def test_a_node_that_is_lost_gives_the_picture_back_until_that_is_no_accident(
 def test_the_driver_s_end_gives_all_pictures_back(desk: Callable[..., Desk]) -> None:
     home = desk()
     seat = home.order(lease=1)
-    home.driver.ended = True
+    home.driver.ended = "has ended"
     home.cluster.pump()
     assert [type(one) for one in seat.receive(0)] == [GivenBack]
     assert home.cluster.places(3) == ()
@@ -177,7 +104,7 @@ def test_pictures_are_worked_here_only_where_that_is_allowed_and_the_cluster_is_
     desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = desk(fallback="local")
-    home.driver.ended = True
+    home.driver.ended = "has ended"
     home.cluster.pump()
     assert home.cluster.places(3) == ()
     home.cluster._gone_at -= cluster.FALLBACK_S
@@ -208,47 +135,6 @@ def test_settings_travel_whole_and_without_secrets(tmp_path: Path) -> None:
     assert replace(there, settings=settings, folder=tmp_path) == order
 
 
-def test_what_came_back_as_it_was_ordered_is_taken_over(tmp_path: Path) -> None:
-    order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
-    (tmp_path / "input").write_bytes(PICTURE)
-    outcome = left(order, brighter(order.settings.protect.epsilon))
-    assert returned.check(order, no_progress) == outcome
-    assert (tmp_path / "output").read_bytes() == brighter(order.settings.protect.epsilon)
-
-
-def brighter(levels: float) -> bytes:
-    """The picture, changed by so many levels at one place."""
-    rgb = np.asarray(photo((48, 64))).copy()
-    assert rgb[10, 10].max() + levels <= 255
-    rgb[10, 10] += np.uint8(levels)
-    return encoded(Image.fromarray(rgb))
-
-
-@pytest.mark.parametrize("wrong", ["damaged", "budget", "came out", "other settings", "another order"])
-def test_what_came_back_otherwise_is_refused_and_worked_again(tmp_path: Path, wrong: str) -> None:
-    order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
-    (tmp_path / "input").write_bytes(PICTURE)
-    protect = order.settings.protect.model_copy(update={"margin_px": 17})
-    lies_in = returned.folder(tmp_path, 3)
-    match wrong:
-        case "damaged":
-            left(order, PICTURE)
-            (lies_in / "output").write_bytes(PICTURE + b"x")
-        case "budget":
-            left(order, brighter(order.settings.protect.epsilon + 1))
-        case "came out":
-            left(order, encoded(photo((48, 65))))
-        case "other settings":
-            left(order, PICTURE, settings=order.settings.model_copy(update={"protect": protect}))
-        case "another order":
-            left(replace(order, lease=2), PICTURE)
-            returned.folder(tmp_path, 2).rename(lies_in)
-    with pytest.raises(JobError, match=wrong) as raised:
-        returned.check(order, no_progress)
-    assert raised.value.retryable, "another node may return what it should"
-    assert not (tmp_path / "output").exists()
-
-
 @pytest.mark.parametrize(
     ("section", "said"),
     [
@@ -275,30 +161,177 @@ def test_a_token_that_is_missing_or_that_others_may_read_is_refused(tmp_path: Pa
     assert driver.token_file(settings.cluster) == tmp_path / "auth_token"
 
 
-@pytest.fixture
-def checkers() -> Iterator[Checkers]:
-    made = Checkers()
-    yield made
-    made.close()
+# A driver, or a node, that is not to be trusted
 
 
-def test_a_check_that_is_killed_is_made_again(checkers: Checkers, tmp_path: Path) -> None:
-    ordered = list[Order]()
-    for number in range(2):
-        spool = tmp_path / str(number)
-        spool.mkdir()
-        (spool / "input").write_bytes(PICTURE)
-        ordered.append(Order(number, 1, spool, "p.png", (), configured(tmp_path)))
-        left(ordered[-1], PICTURE)
-        checkers.add(ordered[-1])
-    assert checkers.step() == []
-    checkers._children[0]._process.kill()  # before it has begun with one of them
-    done: list[Outcome] = []
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {},
+        {"actor": "one", "gone": True},
+        {"actor": 1, "returned": {"type": "Finished", "job": 7, "lease": 1}},
+        {"actor": 1, "returned": {"type": "Settings", "job": 7, "lease": 1}},
+        {"actor": 1, "returned": protocol.to_json(Progress(7, 1, "optimise", 1, 2))},
+        {"actor": 1, "returned": protocol.to_json(GivenBack(7, 1))},
+        {"actor": 1, "report": {**protocol.to_json(Failed(7, 1, Code.INTERNAL, "")), "code": "nonsense"}},
+        {"actor": 1, "report": {**protocol.to_json(Failed(7, 1, Code.INTERNAL, "")), "seconds": "long"}},
+        {"actor": 1, "report": [1]},
+        {"beat": "", "nodes": "many"},
+    ],
+    ids=str,
+)
+def test_a_driver_that_talks_nonsense_is_ended_and_no_picture_is_lost(
+    desk: Callable[..., Desk], nonsense: dict[str, Any]
+) -> None:
+    home = desk()
+    seat = home.order(lease=1)
+    home.tell(nonsense, {"beat": "", "nodes": 1, "fit": 1})
+    assert [type(one) for one in seat.receive(0)] == [GivenBack]
+    assert "nobody understands" in home.cluster.trouble
 
-    def all_done() -> bool:
-        done.extend(checkers.step())
-        return len(done) == len(ordered)
 
-    wait_for(all_done)
-    assert {type(outcome) for outcome in done} == {Finished}
-    assert (tmp_path / "1" / "output").read_bytes() == PICTURE
+def test_a_driver_that_cannot_be_started_is_told_and_tried_again(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = desk()
+    home.driver.ended = "has ended"
+    home.cluster.pump()
+
+    def refuse() -> Spoken:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(cluster, "Driver", refuse)
+    home.cluster._start_at = 0
+    home.cluster.pump()
+    assert "Resource temporarily unavailable" in home.cluster.trouble
+    monkeypatch.setattr(cluster, "Driver", Spoken)
+    home.cluster._start_at = 0
+    home.cluster.pump()
+    assert home.driver.got
+
+
+def test_a_driver_that_dies_with_a_picture_again_and_again_costs_an_attempt_in_the_end(
+    desk: Callable[..., Desk],
+) -> None:
+    home, outcomes = desk(), list[Outcome]()
+    for lease in range(1, cluster.LOSSES_MAX + 2):
+        seat = home.order(lease)
+        home.driver.ended = "has ended (killed by SIGKILL)"
+        home.cluster.pump()
+        outcomes += seat.receive(0)  # type: ignore[arg-type]
+        home.cluster._start_at = 0
+        home.cluster.pump()
+        home.tell({"actor": 1, "node": "a"})
+    assert [type(outcome) for outcome in outcomes] == [GivenBack] * cluster.LOSSES_MAX + [Interrupted]
+
+
+def returns(home: Desk, seat: Seat, data: bytes, *, damage: bytes = b"") -> Outcome:
+    """What becomes of an order when its node returns some bytes, changed on their way."""
+    assert seat.order is not None
+    outcome = left(seat.order, data)
+    (returned.folder(seat.order.folder, outcome.lease) / "output").write_bytes(data + damage)
+    home.tell({"actor": 1, "returned": protocol.to_json(outcome)})
+    (ended,) = wait_for(lambda: seat.receive(0.1))
+    assert not isinstance(ended, Progress)
+    return ended
+
+
+def test_a_node_whose_results_are_refused_gets_a_new_worker_and_the_picture_bears_nothing(
+    desk: Callable[..., Desk],
+) -> None:
+    home = desk()
+    ended = returns(home, home.order(lease=1), PICTURE, damage=b"x")
+    assert isinstance(ended, GivenBack)
+    assert "damaged" in ended.reason
+    assert {"actor": 1} in home.driver.got, "the next result of this worker would be no better"
+    assert home.cluster.places(3) == ()
+
+
+def test_a_picture_whose_results_are_always_refused_fails_in_the_end_with_the_reason(
+    desk: Callable[..., Desk],
+) -> None:
+    home = desk()
+    for lease in range(1, cluster.LOSSES_MAX + 1):
+        assert isinstance(returns(home, home.order(lease), PICTURE, damage=b"x"), GivenBack)
+        home.tell({"actor": 1, "node": "a"})
+    ended = returns(home, home.order(cluster.LOSSES_MAX + 1), PICTURE, damage=b"x")
+    assert isinstance(ended, Failed)
+    assert ended.retryable
+    assert "damaged" in ended.message
+
+
+def test_a_check_ends_with_the_order_that_it_is_of(desk: Callable[..., Desk]) -> None:
+    home = desk()
+    seat = home.order(lease=1)
+    assert seat.order is not None
+    spool, outcome = seat.order.folder, left(seat.order, PICTURE)
+    home.tell({"actor": 1, "returned": protocol.to_json(outcome)})
+    assert home.cluster._checkers.waitables
+    seat.kill()  # as after an internal error; the next start of the job has the same spool
+    assert not home.cluster._checkers.waitables
+    again = home.order(lease=2)
+    second = returns(home, again, PICTURE)
+    assert isinstance(second, Finished)
+    result = protocol.from_json(json.loads((spool / protocol.RESULT).read_bytes()))
+    assert result.lease == 2, "no check of the first start writes here any more"
+
+
+def test_a_picture_that_is_checked_is_not_taken_for_hung(desk: Callable[..., Desk]) -> None:
+    home = desk()
+    seat = home.order(lease=1)
+    assert seat.order is not None
+    home.tell({"actor": 1, "returned": protocol.to_json(left(seat.order, PICTURE))})
+    seat.heard -= 10_000
+    home.cluster.pump()
+    assert time.monotonic() - seat.heard < 60
+
+
+def test_many_seats_are_ended_at_the_same_time(desk: Callable[..., Desk]) -> None:
+    home = desk()
+    home.tell(*({"actor": number, "node": "a"} for number in range(2000)))
+    seats = [home.cluster.start(place) for place in home.cluster.places(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        in_parallel(lambda seat: seat.stop(0), seats)
+    finally:
+        sys.setswitchinterval(before)
+    assert home.cluster.places(3) == ()
+
+
+# A reload
+
+
+def test_another_address_is_joined_by_another_driver_and_running_jobs_are_given_back(
+    desk: Callable[..., Desk],
+) -> None:
+    home = desk()
+    seat, first = home.order(lease=1), home.driver
+    home.cluster.configure(configured(home.base, address="127.0.0.1:6380"))
+    assert first.killed
+    (ended,) = seat.receive(0)
+    assert ended == GivenBack(7, 1, "the cluster's settings changed")
+    home.cluster.pump()
+    assert home.driver is not first
+    assert home.driver.got[0]["settings"]["address"] == "127.0.0.1:6380"
+    assert home.cluster.trouble == ""
+
+
+def test_other_settings_are_told_to_the_driver_that_runs(desk: Callable[..., Desk]) -> None:
+    home = desk()
+    seat, first = home.order(lease=1), home.driver
+    home.cluster.configure(configured(home.base, actors=7, num_gpus=0.5))
+    assert home.driver is first
+    assert first.got[-1]["settings"]["num_gpus"] == 0.5
+    assert seat.jobs == {7: 1}
+
+
+def test_devices_of_this_machine_follow_a_reload_while_they_stand_in(desk: Callable[..., Desk]) -> None:
+    home = desk(fallback="local")
+    home.driver.ended = "has ended"
+    home.cluster.pump()
+    home.cluster._gone_at -= cluster.FALLBACK_S
+    assert home.cluster.places(3) == (Place(),)
+    document = {"cluster": {"address": "127.0.0.1:6379", "fallback": "local"}, "limits": {"devices": ["cpu"]}}
+    home.cluster.configure(config.parse({"folders": {"inbox": "inbox"}, **document}, base=home.base))
+    assert home.cluster.places(3) == (Place("cpu"),)

@@ -9,22 +9,21 @@ daemon's to start again.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from backfire import __version__
 from backfire.config.cluster import Cluster
 from backfire.errors import Code
-from backfire.service.worker import returned, survey
+from backfire.service.worker import answers, returned, survey
 from backfire.service.worker.node import Actor
+from backfire.service.worker.pipe import DriversEnd, Message
 from backfire.service.worker.protocol import (
     Failed,
     GivenBack,
@@ -32,6 +31,7 @@ from backfire.service.worker.protocol import (
     Interrupted,
     Outcome,
     Progress,
+    from_json,
     to_json,
 )
 
@@ -47,6 +47,12 @@ ASK_S = 2.0
 """How often an actor is asked for its progress, as long as there are few."""
 ASKED_MOST = 50
 """How many actors are asked in a second."""
+NAME_MAX = 200
+"""How long the name of a node may be."""
+
+
+class Late(Exception):
+    """A picture took longer than `cluster.deadline_s`."""
 
 
 class Lost(Exception):
@@ -64,9 +70,11 @@ class Slot:
         ready: whether it can work.
         busy: whether it has a picture.
         trouble: why it did not start.
+        needs: what it reserves.
     """
 
     number: int
+    needs: dict[str, float]
     orders: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     since: float = field(default_factory=time.monotonic)
     ready: bool = False
@@ -79,13 +87,13 @@ class Actors:
     """Has actors and carries out what the daemon asks; see `cluster` for the messages.
 
     Args:
-        connection: to the daemon.
+        pipe: to the daemon.
         settings: the section `cluster`.
         actor: the class of the actors.
     """
 
-    def __init__(self, connection: Connection, settings: Cluster, actor: type[Actor]) -> None:
-        self._connection, self._settings, self._class = connection, settings, actor
+    def __init__(self, pipe: DriversEnd, settings: Cluster, actor: type[Actor]) -> None:
+        self._pipe, self._settings, self._class = pipe, settings, actor
         self._slots: dict[int, Slot] = {}
         self._numbers = 0
         self._waiting = 0
@@ -102,7 +110,11 @@ class Actors:
             runtime_env=self._settings.runtime or None,
         )
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._connection.fileno(), self._hear)
+
+        def take(message: Message | None) -> None:
+            loop.call_soon_threadsafe(self._hear, message)
+
+        self._pipe.listen(take)
         look = loop.create_task(self._look())
         while self._open:
             self._adjust()
@@ -113,54 +125,52 @@ class Actors:
 
     # From and to the daemon
 
-    def _hear(self) -> None:
-        try:
-            while self._connection.poll():
-                message = json.loads(self._connection.recv_bytes())
-                if "waiting" in message:
-                    self._waiting = message["waiting"]
-                    self._adjust()
-                elif "settings" in message:
-                    self._settings = Cluster.model_validate(message["settings"])
-                elif (slot := self._slots.get(message["actor"])) is None:
-                    if "order" in message:
-                        self._tell(message["actor"], _given_back(message["order"], "its worker is gone"))
-                elif "order" in message:
-                    slot.busy = True
-                    slot.orders.put_nowait(message)
-                elif slot.task is not None:
-                    slot.task.cancel()
-        except (EOFError, OSError):
+    def _hear(self, message: Message | None) -> None:
+        """Do what the daemon asks; None means that it is gone."""
+        if message is None:
             self._open = False
-
-    def _send(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):
-            self._connection.send_bytes(json.dumps(message).encode())
+        elif "waiting" in message:
+            self._waiting = message["waiting"]
+            self._adjust()
+        elif "settings" in message:
+            self._settings = Cluster.model_validate(message["settings"])
+        elif (slot := self._slots.get(message["actor"])) is None:
+            if "order" in message:
+                self._tell(message["actor"], _given_back(message["order"], "its worker is gone"))
+        elif "order" in message:
+            slot.busy = True
+            slot.orders.put_nowait(message)
+        elif slot.task is not None:
+            slot.task.cancel()
 
     def _tell(self, actor: int, report: Outcome | Progress) -> None:
-        self._send({"actor": actor, "report": to_json(report)})
+        self._pipe.send({"actor": actor, "report": to_json(report)})
 
     def _beat(self) -> None:
-        slots = self._slots.values()
-        now = time.monotonic()
+        slots, now = self._slots.values(), time.monotonic()
         late = sum(not slot.ready and not slot.trouble and now - slot.since > PENDING_S for slot in slots)
         said = next((slot.trouble for slot in slots if slot.trouble), "")
-        if late:
-            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
+        if late and len(slots) > self._fit:
             said = (
                 f"{late} of {len(slots)} workers wait for a node: each needs {needs}, and {self._fit} fit on "
                 f"the cluster's {self._nodes} nodes; add nodes or lower cluster.actors"
             )
+        elif late:
+            said = said or (
+                f"{late} of {len(slots)} workers have not started for {PENDING_S:g} s, though {self._fit} "
+                f"fit on the cluster's {self._nodes} nodes: others have reserved {needs} there, or a node "
+                "is slow to load; `ray status` tells which"
+            )
         elif self._nodes and not slots and not self._fit:
-            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
             said = f"on no node of the cluster fits a worker, which needs {needs}; add nodes"
-        self._send({"beat": said, "nodes": self._nodes, "fit": self._fit})
+        self._pipe.send({"beat": said, "nodes": self._nodes, "fit": self._fit})
 
     # How many actors there are
 
     async def _look(self) -> None:
         while True:
-            with suppress(RayError, RuntimeError, OSError):
+            with suppress(Exception):  # whatever it is, it is asked again; a lost cluster ends this process
                 nodes = [one for one in await asyncio.to_thread(ray.nodes) if one["Alive"]]
                 self._nodes = len(nodes)
                 self._fit = sum(survey.fitting(one["Resources"], self._settings) for one in nodes)
@@ -174,13 +184,14 @@ class Actors:
         wanted = max(min(settings.min_actors, most), min(most, self._waiting))
         for _ in range(wanted - len(self._slots)):
             self._numbers += 1
-            slot = self._slots[self._numbers] = Slot(self._numbers)
+            slot = self._slots[self._numbers] = Slot(self._numbers, settings.needs)
             slot.task = asyncio.get_running_loop().create_task(self._serve(slot))
         slots = self._slots.values()
         idle = [slot for slot in slots if slot.ready and not slot.busy and now - slot.since > settings.idle_s]
         # What is not there yet, perhaps as its node has gone, is not waited for either.
         spare = [*(slot for slot in slots if not slot.ready), *idle]
-        for slot in spare[: max(len(slots) - wanted, 0)]:
+        outdated = [slot for slot in slots if slot.needs != settings.needs and not slot.busy]
+        for slot in {*spare[: max(len(slots) - wanted, 0)], *outdated}:
             if slot.task is not None:
                 slot.task.cancel()
 
@@ -192,15 +203,15 @@ class Actors:
         try:
             try:
                 actor = self._start()
-                await _result(actor.__ray_ready__.remote())
-                node = await _result(actor.name.remote())
-            except (RayError, ValueError) as error:
-                slot.trouble = f"a worker does not start: {_first_cause(error)}"
+                await answers.result(actor.__ray_ready__.remote())
+                node = str(await answers.result(actor.name.remote()))[:NAME_MAX]
+            except Exception as error:  # of Ray, or of what is installed on the node
+                slot.trouble = f"a worker does not start: {answers.first_cause(error)}"
                 await asyncio.sleep(AGAIN_S)
                 return
             slot.ready, slot.since = True, time.monotonic()
-            self._send({"actor": slot.number, "node": node})
-            while True:
+            self._pipe.send({"actor": slot.number, "node": node})
+            while slot.needs == self._settings.needs:
                 message = await slot.orders.get()
                 report = await self._work(slot, actor, message["order"], Path(message["folder"]))
                 slot.busy, slot.since = False, time.monotonic()
@@ -210,7 +221,7 @@ class Actors:
             pass
         finally:
             del self._slots[slot.number]
-            self._send({"actor": slot.number, "gone": True})
+            self._pipe.send({"actor": slot.number, "gone": True})
             if actor is not None:
                 ray.kill(actor)
 
@@ -240,28 +251,25 @@ class Actors:
         try:
             names = ["input", *(file for _, file in order["masks"])]
             picture, *masks = await asyncio.to_thread(lambda: [(folder / one).read_bytes() for one in names])
-            told, files = await self._awaited(slot, actor, actor.work.remote(order, picture, masks), order)
+            # In a thread, since it writes the picture to the object store, which may have to make room first.
+            ref = await asyncio.to_thread(actor.work.remote, order, picture, masks)
+            came = await self._awaited(slot, actor, ref, order)
+            told, files = returned.understood(came, *about)
             await asyncio.to_thread(returned.leave, folder, order["lease"], told, files)
-            self._send({"actor": slot.number, "returned": told["outcome"]})
+            self._pipe.send({"actor": slot.number, "returned": told["outcome"]})
             return None
-        except TimeoutError:
+        except Late:
             lost = Interrupted(
                 *about, f"took longer than cluster.deadline_s, {self._settings.deadline_s:g} s"
             )
-        except RayTaskError as error:  # the node's code raised; what is wrong with a picture it returns
-            return Failed(*about, Code.INTERNAL, str(error))
-        except OutOfMemoryError:
-            lost = Interrupted(*about, "worker died: its node ran out of memory", killed=True)
-        except ActorDiedError as error:
-            if "worker process has died" in str(error):
-                # Ray cannot tell whether it crashed or was killed, as kernels do when memory runs out.
-                lost = Interrupted(*about, f"worker died: {_first_cause(error)}", killed=True)
-            else:
-                lost = _given_back(order, f"its node is gone ({_first_cause(error)})")
-        except RayError as error:
-            lost = _given_back(order, f"its node or its files are gone ({type(error).__name__})")
+        except RayError as error:  # before OSError, which it may be as well
+            lost = answers.outcome(await answers.cause(actor, error), *about)
+            if isinstance(lost, Failed):
+                return lost
         except OSError as error:
-            return Hindered(*about, Code.INTERNAL, repr(error))
+            return Hindered(*about, Code.INTERNAL, f"the daemon's spool cannot be used: {error!r}")
+        except Exception as error:  # of what the node sent, which is no fault of the picture
+            lost = _given_back(order, f"its node returned what cannot be understood ({error!r:.200})")
         self._tell(slot.number, lost)
         raise Lost
 
@@ -269,34 +277,27 @@ class Actors:
         """What an actor returns; its progress is told meanwhile.
 
         Raises:
-            TimeoutError: it took longer than the deadline.
+            Late: it took longer than the deadline.
             RayError: see Ray.
         """
-        result = asyncio.ensure_future(_result(ref))
+        result = asyncio.ensure_future(answers.result(ref))
         deadline = time.monotonic() + self._settings.deadline_s
         while (left := deadline - time.monotonic()) > 0:
             pause = max(ASK_S, len(self._slots) / ASKED_MOST)
             done, _ = await asyncio.wait({result}, timeout=min(pause, left))
             if done:
                 return result.result()
-            with suppress(RayError, TimeoutError):
-                at = await asyncio.wait_for(_result(actor.progress.remote()), ASK_S)
+            with suppress(RayError, TimeoutError, TypeError, ValueError):
+                at = await asyncio.wait_for(answers.result(actor.progress.remote()), ASK_S)
                 if at is not None:
-                    self._tell(slot.number, Progress(order["job"], order["lease"], *at))
+                    phase, step, steps = at
+                    said = {"type": "Progress", "phase": phase, "done": step, "total": steps}
+                    self._tell(slot.number, from_json({**said, "job": order["job"], "lease": order["lease"]}))
+        if result.done():
+            return result.result()
         result.cancel()
-        raise TimeoutError
-
-
-async def _result(ref: Any) -> Any:
-    return await asyncio.wrap_future(ref.future())
+        raise Late
 
 
 def _given_back(order: dict[str, Any], reason: str) -> GivenBack:
     return GivenBack(order["job"], order["lease"], reason)
-
-
-def _first_cause(error: Exception) -> str:
-    """What an error of Ray says in its last line, which names the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])
-    return cause.partition(" Some common causes")[0][:400]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,8 @@ from backfire.service.worker.protocol import GivenBack, Interrupted, Order, Outc
 
 MOST = max(len(os.sched_getaffinity(0)) - 1, 1)
 """How many there are, at most."""
+CHECK_S = 300.0
+"""How long the check of one picture may take: whoever waits behind it must not pay for bytes that hang."""
 
 
 class Checkers:
@@ -34,6 +37,17 @@ class Checkers:
         self._orders[order.job, order.lease] = order
         self._waiting.append(order)
 
+    def drop(self, order: Order) -> None:
+        """Check no more what came back for an order; a process that is at it is ended."""
+        self._orders.pop((order.job, order.lease), None)
+        if order in self._waiting:
+            self._waiting.remove(order)
+        for child in [*self._children]:
+            if child.jobs.get(order.job) == order.lease:
+                others = [one for about in child.jobs.items() if (one := self._orders.get(about))]
+                self._end(child)
+                self._waiting.extend(others)
+
     def step(self) -> list[Outcome]:
         """How checks have ended since the last time; those that wait are begun."""
         done: list[Outcome] = []
@@ -41,14 +55,19 @@ class Checkers:
             try:
                 reports = child.receive(0) if child.jobs else []
             except EOFError:
-                reports = self._bury(child)
+                reports = self._bury(child, local.exit_reason(child.exitcode))
+            if child.jobs and time.monotonic() - child.heard > CHECK_S:
+                reports += self._bury(child, f"it hung for {CHECK_S:g} s")
             for report in reports:
+                about = report.job, report.lease
                 if isinstance(report, Progress):
                     self._begun[child] = report.job
+                elif about not in self._orders:
+                    pass  # it was dropped
                 elif isinstance(report, GivenBack):  # it was not begun
-                    self._waiting.append(self._orders[report.job, report.lease])
+                    self._waiting.append(self._orders[about])
                 else:
-                    del self._orders[report.job, report.lease]
+                    del self._orders[about]
                     done.append(report)
         if self._waiting:
             self._hand_out()
@@ -60,16 +79,20 @@ class Checkers:
             child.kill()
         self._children = []
 
-    def _bury(self, child: Child) -> list[Progress | Outcome]:
+    def _bury(self, child: Child, how: str) -> list[Progress | Outcome]:
         """What the end of a process means: an attempt for the picture that it was at, none for the others."""
-        self._children.remove(child)
-        begun = self._begun.pop(child, None)
-        reason = f"the check of what came back died: {local.exit_reason(child.exitcode)}"
-        left = [*child.jobs.items()]
-        child.kill()
+        begun, left = self._begun.get(child), [*child.jobs.items()]
+        self._end(child)
+        reason = f"the check of what came back died: {how}"
         return [
             Interrupted(job, lease, reason) if job == begun else GivenBack(job, lease) for job, lease in left
         ]
+
+    def _end(self, child: Child) -> None:
+        """End a process; what it had of others is checked by the next one."""
+        self._children.remove(child)
+        self._begun.pop(child, None)
+        child.kill()
 
     def _hand_out(self) -> None:
         free = next((child for child in self._children if not child.jobs), None)

@@ -3,14 +3,15 @@
 To the driver go, in JSON: the settings of the section `cluster`; how many pictures have work left; an order
 for an actor; that an actor is to end. Back come: that an actor is ready, and on which node; what it reports
 of its order; that the files of a result lie in the spool, to be checked; that an actor is gone; a heartbeat.
+A driver that says anything else is ended, as one that dies is, and its pictures are given back.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import wait
 from typing import Any
 
 import structlog
@@ -20,8 +21,12 @@ from backfire.service.worker import orders
 from backfire.service.worker.checkers import Checkers
 from backfire.service.worker.driver import Driver
 from backfire.service.worker.local import Child, Devices
+from backfire.service.worker.pipe import Message
 from backfire.service.worker.protocol import (
+    Failed,
+    Finished,
     GivenBack,
+    Hindered,
     Interrupted,
     Order,
     Outcome,
@@ -30,6 +35,7 @@ from backfire.service.worker.protocol import (
     WorkerProcess,
     from_json,
 )
+from backfire.service.worker.seat import Seat
 
 log = structlog.get_logger()
 
@@ -40,61 +46,10 @@ AGAIN_S, AGAIN_MAX_S = 2.0, 60.0
 FALLBACK_S = 60.0
 """How long the cluster must be away before pictures are worked on this machine, where that is allowed."""
 LOSSES_MAX = 5
-"""How often the node of a picture may be lost before an attempt counts: it may be the picture's doing."""
-
-
-class Seat:
-    """An actor as the daemon sees it, until it has returned a picture; see `protocol.WorkerProcess`.
-
-    While that is checked here, its seat keeps the order, and the actor has a new seat with the next one.
-    """
-
-    exitcode: int | None = None
-
-    def __init__(self, cluster: Cluster, place: Place) -> None:
-        self._cluster, self.place = cluster, place
-        self.jobs = dict[int, int]()
-        self.heard = time.monotonic()
-        self.order: Order | None = None
-        self.told: list[Progress | Outcome] = []
-        self.gone = False
-
-    @property
-    def waitables(self) -> list[Any]:
-        return self._cluster.waitables
-
-    def send(self, orders: Sequence[Order]) -> None:
-        (self.order,) = orders  # `Cluster.batch_max` is one
-        self.jobs = {self.order.job: self.order.lease}
-        self.heard = time.monotonic()
-        self._cluster.order(self, self.order)
-
-    def receive(self, timeout: float) -> list[Progress | Outcome]:
-        if not self.told:
-            if timeout:
-                wait(self.waitables, timeout)
-            self._cluster.pump()
-        told, self.told = self.told, []
-        if not told and self.gone and self.order is None:
-            raise EOFError
-        return told
-
-    def conclude(self, outcome: Outcome) -> None:
-        """Report how the order ended."""
-        if self.order is not None and (outcome.job, outcome.lease) == (self.order.job, self.order.lease):
-            self.order, self.jobs = None, {}
-            self.told.append(outcome)
-
-    def stop(self, patience_s: float) -> list[Outcome]:
-        told = [one for one in self.told if not isinstance(one, Progress)]
-        if self.order is not None:
-            told.append(GivenBack(self.order.job, self.order.lease))
-        self.kill()
-        return told
-
-    def kill(self) -> None:
-        self.order, self.jobs, self.told = None, {}, []
-        self._cluster.end(self)
+"""How often in a row the node of a picture, or the driver, may be lost, or what a node returned be refused,
+before an attempt counts: it may be the picture's doing."""
+JOINED_WITH = ("address", "token_file", "runtime")
+"""The settings that only another driver can take up."""
 
 
 class Cluster:
@@ -108,6 +63,7 @@ class Cluster:
     batch_max = 1
 
     def __init__(self, settings: Settings, start_child: Callable[[int], WorkerProcess] = Child) -> None:
+        self._settings = settings
         self._local = Devices(settings, start_child)
         self._driver: Driver | None = None
         self._ready: dict[int, Seat] = {}
@@ -120,13 +76,19 @@ class Cluster:
         self._gone_at = time.monotonic()
         self._said = self._ended = ""
         self._reached = False
-        self.configure(settings)
+        self._lock = threading.Lock()
 
     def configure(self, settings: Settings) -> None:
-        self._settings = settings
+        """Work by other settings; under another address what the actors have is given back."""
+        before, self._settings = self._settings.cluster, settings
         self._local.configure(settings)
-        if self._driver is not None:
-            self._send(settings=settings.cluster.model_dump(mode="json"))
+        if self._driver is not None and any(
+            getattr(before, name) != getattr(settings.cluster, name) for name in JOINED_WITH
+        ):
+            log.info("cluster_left", address=before.address)
+            self._end_driver("the cluster's settings changed")
+            self._said, self._start_at, self._pause = "", 0.0, AGAIN_S
+        self._send(settings=settings.cluster.model_dump(mode="json"))
 
     @property
     def is_shared(self) -> bool:
@@ -174,16 +136,31 @@ class Cluster:
             raise OSError(f"the worker on {seat.place.node} is gone")
         self._send(actor=seat.place.actor, order=orders.packed(order), folder=str(order.folder))
 
-    def end(self, seat: Seat) -> None:
-        """End an actor; the driver starts another in its place if one is needed."""
-        if not seat.gone:
-            self._send(actor=seat.place.actor)
-            self._forget(seat)
+    def end(self, seat: Seat, order: Order | None) -> None:
+        """End an actor; the driver starts another in its place if one is needed. From any thread.
+
+        Args:
+            order: what the seat had; a check of what came back for it is ended, too, since it would put its
+                files where the next start of the job has its own.
+        """
+        with self._lock:
+            if order is not None and self._checking.pop((order.job, order.lease), None) is not None:
+                self._checkers.drop(order)
+            if not seat.gone:
+                self._send(actor=seat.place.actor)
+                self._forget(seat)
 
     def _lose(self, seat: Seat, reason: str) -> None:
         if seat.order is not None:
-            seat.conclude(GivenBack(seat.order.job, seat.order.lease, reason))
+            seat.conclude(self._lost(seat.order, reason))
         self._forget(seat)
+
+    def _lost(self, order: Order, reason: str) -> GivenBack | Interrupted:
+        """What it means for an order that its node is lost: no attempt, unless that happens on and on."""
+        lost = self._losses[order.job] = self._losses.get(order.job, 0) + 1
+        if lost > LOSSES_MAX:
+            return Interrupted(order.job, order.lease, f"{reason}, {lost} times in a row")
+        return GivenBack(order.job, order.lease, reason)
 
     def _forget(self, seat: Seat) -> None:
         seat.gone = True
@@ -191,7 +168,7 @@ class Cluster:
         self._replace()
 
     def _replace(self) -> None:
-        self._places = tuple(seat.place for seat in self._ready.values())
+        self._places = tuple(seat.place for seat in [*self._ready.values()])
 
     # The driver
 
@@ -201,20 +178,33 @@ class Cluster:
             self._start_driver()
         else:
             messages, ended = self._driver.receive()
-            for message in messages:
-                self._take(message)
-            silent = time.monotonic() - self._driver.heard > SILENCE_S
-            if ended or silent:
-                self._lose_driver("does not answer" if silent else "")
+            try:
+                for message in messages:
+                    self._take(message)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                ended = f"says what nobody understands ({error!r:.200})"
+            if time.monotonic() - self._driver.heard > SILENCE_S:
+                ended = ended or f"has been silent for {SILENCE_S:g} s"
+            if ended:
+                self._lose_driver(ended)
+        now = time.monotonic()
+        for seat in self._checking.values():
+            seat.heard = now  # a check that hangs is the checkers' matter
         for outcome in self._checkers.step():
-            if (seat := self._checking.pop((outcome.job, outcome.lease), None)) is not None:
-                seat.conclude(outcome)
+            if (checked := self._checking.pop((outcome.job, outcome.lease), None)) is not None:
+                self._checked(checked, outcome)
         self._fall_back()
 
     def _start_driver(self) -> None:
-        if time.monotonic() < self._start_at:
+        now = time.monotonic()
+        if now < self._start_at:
             return
-        self._driver = Driver()
+        try:
+            self._driver = Driver()
+        except OSError as error:
+            self._say(f"its driver cannot be started ({error.strerror or error}); it is tried again")
+            self._start_at, self._pause = now + self._pause, min(2 * self._pause, AGAIN_MAX_S)
+            return
         self._send(settings=self._settings.cluster.model_dump(mode="json"))
         self._send(waiting=max(self._waiting, 0))
 
@@ -222,34 +212,41 @@ class Cluster:
         if self._driver is not None:
             self._driver.send(message)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: Message) -> None:
+        """Act on one message.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is none that a driver sends.
+        """
         if "beat" in message:
-            self._beat(message)
+            self._beat(str(message["beat"]), int(message["nodes"]))
         elif "ended" in message:
-            self._ended = message["ended"]
+            self._ended = str(message["ended"])
+        elif "admitted" in message:
+            pass  # that it was heard is all
         elif "node" in message:
-            place = Place(node=message["node"], actor=message["actor"])
+            place = Place(node=str(message["node"]), actor=int(message["actor"]))
             self._ready[place.actor] = Seat(self, place)
             self._replace()
             log.info("worker_joined", node=place.node)
-        elif (seat := self._ready.get(message["actor"])) is None:
+        elif (seat := self._ready.get(int(message["actor"]))) is None:
             pass  # it was ended, and what it had is given back
         elif "gone" in message:
             log.info("worker_left", node=seat.place.node)
             self._lose(seat, "its worker is gone")
         elif "returned" in message:
             # What comes late, of an order that this actor has no more, is dropped.
-            told = message["returned"]
-            if seat.order is not None and seat.jobs == {told["job"]: told["lease"]}:
+            told = from_json(message["returned"])
+            if seat.order is not None and seat.jobs == {told.job: told.lease}:
                 self._returned(seat, seat.order, told)
         else:
             self._report(seat, from_json(message["report"]))
 
-    def _beat(self, message: dict[str, Any]) -> None:
+    def _beat(self, trouble: str, nodes: int) -> None:
         if not self._reached:
-            log.info("cluster_joined", address=self._settings.cluster.address, nodes=message["nodes"])
+            log.info("cluster_joined", address=self._settings.cluster.address, nodes=nodes)
         self._reached, self._pause = True, AGAIN_S
-        self._say(message["beat"])
+        self._say(trouble)
         for seat in self._ready.values():
             seat.heard = time.monotonic()  # a driver that lives kills actors at their deadline
 
@@ -258,9 +255,11 @@ class Cluster:
             log.warning("cluster_trouble", address=self._settings.cluster.address, error=trouble)
         self._said = trouble
 
-    def _returned(self, seat: Seat, order: Order, outcome: dict[str, Any]) -> None:
-        self._losses.pop(order.job, None)
-        if outcome["type"] == "Finished":
+    def _returned(self, seat: Seat, order: Order, outcome: Progress | Outcome) -> None:
+        """What a node returned: an outcome is believed, a result is checked first."""
+        if not isinstance(outcome, Finished | Failed | Hindered):
+            raise TypeError(f"{type(outcome).__name__} is not what a node returns")
+        if isinstance(outcome, Finished):
             self._checking[order.job, order.lease] = seat
             self._checkers.add(order)
             self._forget(seat)
@@ -268,37 +267,56 @@ class Cluster:
             self._ready[place.actor] = Seat(self, place)
             self._replace()
         else:
-            self._report(seat, from_json(outcome))
+            self._losses.pop(order.job, None)
+            seat.conclude(outcome)
+
+    def _checked(self, seat: Seat, outcome: Outcome) -> None:
+        """Believe the check; what it refused is the node's doing, and that node's worker is replaced."""
+        assert seat.order is not None
+        if isinstance(outcome, Failed):
+            log.error("result_refused", node=seat.place.node, path=seat.order.name, error=outcome.message)
+            lost = self._lost(seat.order, outcome.message)
+            outcome = lost if isinstance(lost, GivenBack) else outcome
+            if (again := self._ready.get(seat.place.actor)) is not None:
+                self._send(actor=again.place.actor)
+                self._lose(again, "its worker was replaced")
+        elif isinstance(outcome, Interrupted):
+            log.error("worker_died", path=seat.order.name, how=outcome.reason)
+        elif isinstance(outcome, Finished):
+            self._losses.pop(outcome.job, None)
+        seat.conclude(outcome)
 
     def _report(self, seat: Seat, report: Progress | Outcome) -> None:
+        order, node = seat.order, seat.place.node
+        if order is None or (report.job, report.lease) != (order.job, order.lease):
+            return  # of an order that this actor has no more
         if isinstance(report, Progress):
             seat.told.append(report)
             return
         if isinstance(report, GivenBack):
-            lost = self._losses[report.job] = self._losses.get(report.job, 0) + 1
-            log.warning("node_lost", node=seat.place.node, reason=report.reason)
-            if lost > LOSSES_MAX:
-                report = Interrupted(report.job, report.lease, f"{report.reason}, for the {lost}th time")
-        elif isinstance(report, Interrupted):
-            log.error("worker_died", node=seat.place.node, how=report.reason)
+            log.warning("node_lost", node=node, path=order.name, reason=report.reason)
+            report = self._lost(order, report.reason)
+        if isinstance(report, Interrupted):
+            log.error("worker_died", node=node, path=order.name, how=report.reason)
         seat.conclude(report)
 
-    def _lose_driver(self, why: str) -> None:
+    def _lose_driver(self, how: str) -> None:
         """Give back what the actors had, and start another driver after a while."""
-        assert self._driver is not None
-        self._driver.kill()
-        self._driver = None
-        self._say(why or self._ended or "its driver has ended")
-        self._ended = ""
+        self._say(self._ended or f"its driver {how}; another one is started")
         if self._reached:
             log.error("cluster_lost", address=self._settings.cluster.address, error=self._said)
+        self._end_driver("the cluster is gone")
+        self._start_at, self._pause = time.monotonic() + self._pause, min(2 * self._pause, AGAIN_MAX_S)
+
+    def _end_driver(self, reason: str) -> None:
+        assert self._driver is not None
+        self._driver.kill()
+        self._driver, self._ended = None, ""
         for seat in [*self._ready.values()]:
-            self._lose(seat, "the cluster is gone")
-        now = time.monotonic()
+            self._lose(seat, reason)
         if self._reached:
-            self._gone_at = now
+            self._gone_at = time.monotonic()
         self._reached = False
-        self._start_at, self._pause = now + self._pause, min(2 * self._pause, AGAIN_MAX_S)
 
     def _fall_back(self) -> None:
         """Have workers on this machine while the cluster is away for long, where that is allowed."""
@@ -306,6 +324,6 @@ class Cluster:
         if allowed and time.monotonic() - self._gone_at > FALLBACK_S:
             if not self._places:
                 log.warning("cluster_fallback", address=self._settings.cluster.address)
-                self._places = self._local.places(0)
+            self._places = self._local.places(0)
         elif self._places and self.is_shared:
             self._replace()

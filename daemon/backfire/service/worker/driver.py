@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import signal
@@ -11,20 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from backfire.config import cluster
 from backfire.errors import ConfigError
 from backfire.service.worker import local
+from backfire.service.worker.pipe import DaemonsEnd, DriversEnd, Message
 
 if TYPE_CHECKING:
     from backfire.service.worker.node import Actor
 
-PROBE_S = 30.0
-"""How long a question to the cluster's head may take."""
+PROBE_S = 25.0
+"""How long a question to the cluster's head may take; two of them are shorter than `cluster.SILENCE_S`."""
+AWAY = "does not answer; look whether its head runs, and at the firewall"
 
 # The daemon's end
 
@@ -34,41 +34,50 @@ class Driver:
 
     Attributes:
         heard: when it last told anything, by `time.monotonic`.
+
+    Raises:
+        OSError: it cannot be started.
     """
 
     def __init__(self) -> None:
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
+        self._pipe = DaemonsEnd(ours)
         self._process = context.Process(target=drive, args=(theirs, os.getpid()), name="driver", daemon=True)
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def waitables(self) -> list[Any]:
         """What becomes readable when it tells something or dies."""
-        return [self._connection, self._process.sentinel]
+        return [self._pipe.connection, self._process.sentinel]
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Tell it something."""
-        with suppress(OSError):  # it has died, which `receive` finds out
-            self._connection.send_bytes(json.dumps(message).encode())
+    def send(self, message: Message) -> None:
+        """Tell it something, from any thread; that it has died `receive` finds out."""
+        self._pipe.send(message)
 
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """What it has told, and whether it has ended."""
-        messages: list[dict[str, Any]] = []
-        try:
-            while self._connection.poll():
-                messages.append(json.loads(self._connection.recv_bytes()))
-        except (EOFError, OSError):
-            return messages, True
+    def receive(self) -> tuple[list[Message], str]:
+        """What it has told; and why it is of no use any more, empty while it is."""
+        messages = self._pipe.receive()
         if messages:
             self.heard = time.monotonic()
-        return messages, not messages and not self._process.is_alive()
+        ended = self._pipe.broken
+        if not ended and not messages and not self._process.is_alive():
+            ended = "has ended"
+        if ended == "has ended":
+            self._process.join(1)
+            ended += f" ({local.exit_reason(self._process.exitcode)})"
+        return messages, ended
 
     def kill(self) -> None:
         """End it now; Ray ends its actors then."""
-        self._connection.close()
+        self._pipe.connection.close()
         self._process.kill()
         self._process.join()
 
@@ -85,19 +94,21 @@ def drive(connection: Connection, parent: int, actor_class: Callable[[], type[Ac
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):  # Ray prints there what happens on nodes, between the daemon's lines of JSON
         os.dup2(nowhere, output)
+    pipe = DriversEnd(connection)
     try:
-        settings = cluster.Cluster.model_validate(json.loads(connection.recv_bytes())["settings"])
+        settings = cluster.Cluster.model_validate(pipe.receive()["settings"])
         join(settings)
+        pipe.send({"admitted": True})  # joining may take as long again
         # Imported here: it reads the environment, and the daemon, which imports this module, has no Ray.
         from backfire.service.worker import actors, node
 
         chosen = actor_class() if actor_class else node.Actor
-        asyncio.run(actors.Actors(connection, settings, chosen).run())
-    except (EOFError, BrokenPipeError):
+        asyncio.run(actors.Actors(pipe, settings, chosen).run())
+    except EOFError:
         pass  # the daemon is gone
     except Exception as error:
-        with suppress(OSError):
-            connection.send_bytes(json.dumps({"ended": str(error) or repr(error)}).encode())
+        pipe.send({"ended": str(error) or repr(error)})
+    pipe.close()
 
 
 def join(settings: cluster.Cluster) -> None:
@@ -112,9 +123,13 @@ def join(settings: cluster.Cluster) -> None:
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(settings))
-    if trouble := _refusal(settings):
-        raise ConnectionError(trouble)
-    if not _refusal(settings, {"RAY_AUTH_MODE": "disabled"}):
+    admitted = _asked(settings)
+    if admitted == "refuses":
+        raise ConnectionError("refuses the token; copy the token of its head to cluster.token_file")
+    anybody = _asked(settings, {"RAY_AUTH_MODE": "disabled"}) if admitted == "admits" else "silent"
+    if anybody == "silent":  # which does not mean that it asks for a token
+        raise ConnectionError(AWAY)
+    if anybody == "admits":
         raise ConfigError(
             "lets in clients without a token, so that anybody who reaches it can run programs there and "
             "here; start its nodes with RAY_AUTH_MODE=token"
@@ -141,8 +156,10 @@ def token_file(settings: cluster.Cluster) -> Path:
     return file
 
 
-def _refusal(settings: cluster.Cluster, environment: dict[str, str] | None = None) -> str:
-    """Why the cluster's head does not answer; empty if it does. Asked by Ray's own command."""
+def _asked(
+    settings: cluster.Cluster, environment: dict[str, str] | None = None
+) -> Literal["admits", "refuses", "silent"]:
+    """What the cluster's head says to a client. Asked by Ray's own command."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address"]
     try:
         told = subprocess.run(
@@ -155,9 +172,7 @@ def _refusal(settings: cluster.Cluster, environment: dict[str, str] | None = Non
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "does not answer; look whether its head runs, and at the firewall"
+        return "silent"
     if not told.returncode:
-        return ""
-    if "AuthenticationError" in told.stderr:
-        return "refuses the token; copy the token of its head to cluster.token_file"
-    return "does not answer; look whether its head runs, and at the firewall"
+        return "admits"
+    return "refuses" if "AuthenticationError" in told.stderr else "silent"

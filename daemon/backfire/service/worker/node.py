@@ -15,8 +15,9 @@ from typing import Any
 import ray
 
 from backfire import __version__
+from backfire.errors import Code
 from backfire.service.worker import local, orders, protocol
-from backfire.service.worker.protocol import FILES, Finished, Outcome, Progress
+from backfire.service.worker.protocol import FILES, Finished, Hindered, Outcome, Progress
 
 
 class Actor:
@@ -61,15 +62,20 @@ class Actor:
             The outcome with the digests of the files, and the files that belong to it, by name.
         """
         self._progress = None
-        with tempfile.TemporaryDirectory(prefix="backfire-") as made:
-            folder = Path(made)
-            (folder / "input").write_bytes(picture)
-            for (_, file), data in zip(order["masks"], masks, strict=True):
-                (folder / file).write_bytes(data)
-            outcome: Outcome = local.worked(orders.unpacked(order, folder), self, self.process)
-            files: dict[str, bytes] = {}
-            if isinstance(outcome, Finished):
-                files = {one: (folder / one).read_bytes() for one in FILES if (folder / one).exists()}
+        outcome: Outcome
+        files: dict[str, bytes] = {}
+        try:
+            with tempfile.TemporaryDirectory(prefix="backfire-", ignore_cleanup_errors=True) as made:
+                folder = Path(made)
+                (folder / "input").write_bytes(picture)
+                for (_, file), data in zip(order["masks"], masks, strict=True):
+                    (folder / file).write_bytes(data)
+                outcome = local.worked(orders.unpacked(order, folder), self, self.process)
+                if isinstance(outcome, Finished):
+                    files = {one: (folder / one).read_bytes() for one in FILES if (folder / one).exists()}
+        except OSError as error:  # such as a full disk, which is the node's trouble and no picture's
+            said = f"node {self.name()}: its temporary folder cannot be used ({error!r})"
+            outcome = Hindered(order["job"], order["lease"], Code.INTERNAL, said)
         digests = {one: hashlib.sha256(data).hexdigest() for one, data in files.items()}
         return {"outcome": protocol.to_json(outcome), "digests": digests}, files
 

@@ -10,8 +10,11 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from pydantic import TypeAdapter
 
 from backfire.config import Settings
 from backfire.errors import Code
@@ -264,16 +267,21 @@ def from_json(data: dict[str, Any]) -> Progress | Outcome:
     """
     given = dict(data)
     kind = _KINDS[given.pop("type")]
-    if kind is Finished:
-        given |= {"verdict": Verdict(given["verdict"]), "reasons": tuple(given["reasons"])}
-    elif kind in (Failed, Hindered):
-        given["code"] = Code(given["code"])
-    return kind(**given)
+    if unknown := given.keys() - {field.name for field in fields(kind)}:
+        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    message: Progress | Outcome = _checkers()[kind].validate_python(given)
+    return message
 
 
 _KINDS: dict[str, type[Progress | Outcome]] = {
     kind.__name__: kind for kind in (Progress, Finished, Failed, Hindered, GivenBack, Interrupted)
 }
+
+
+@cache
+def _checkers() -> dict[type[Progress | Outcome], TypeAdapter[Any]]:
+    """What checks the type of each field: what is read may be what another machine wrote."""
+    return {kind: TypeAdapter(kind) for kind in _KINDS.values()}
 
 
 def write_result(folder: Path, result: Result) -> None:
