@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -16,58 +14,18 @@ import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.nodes import STORE, Nodes
-from tests.support.jobs import children_of, kill, picture, running, trouble
+from tests.support.jobs import kill, picture, running, trouble
 from tests.support.sandbox import Sandbox, environment, wait_for
+from tests.support.yard import Yard, archived, daemon_of, drivers, free_port, job, said, state
 
 if find_spec("ray") is None:  # and not imported here: Ray reads its environment when it is loaded
     pytest.skip("needs the extra ray", allow_module_level=True)
 
 pytestmark = pytest.mark.slow  # a cluster alone takes some thirty seconds of a processor
-ONE: dict[str, Any] = {"num_gpus": 0, "num_cpus": 1}
-
-
-def daemon_of(base: Path, nodes: Nodes, **section: Any) -> Sandbox:
-    """A daemon with its workers on a cluster."""
-    sandbox = Sandbox(base, "tests.support.clustered")
-    sandbox.configure(
-        cluster={"address": nodes.address, "token_file": str(nodes.token), **ONE, **section},
-        limits={"free_mb": 0},
-    )
-    return sandbox
-
-
-def job(sandbox: Sandbox, name: str) -> Any:
-    with sqlite3.connect(sandbox.base / "state" / "backfire.sqlite") as connection:
-        connection.row_factory = sqlite3.Row
-        found = connection.execute("SELECT * FROM jobs WHERE path = ?", (name.encode(),)).fetchone()
-    return dict(found) if found else {}
-
-
-def state(sandbox: Sandbox, name: str) -> str:
-    return str(job(sandbox, name).get("state", ""))
-
-
-def said(sandbox: Sandbox, event: str) -> list[dict[str, Any]]:
-    """What the daemon has logged under a name."""
-    lines = [json.loads(line) for line in sandbox.log().splitlines() if line.startswith("{")]
-    return [line for line in lines if line.get("event") == event]
-
-
-def archived(sandbox: Sandbox, *names: str, seconds: float = 60) -> None:
-    every = {"archived"}
-    wait_for(lambda: {state(sandbox, name) for name in names} == every, seconds=seconds, because="archived")
-
-
-def drivers(sandbox: Sandbox) -> list[int]:
-    """The processes that the running daemon has as drivers: they have Ray loaded."""
-    daemon = sandbox.processes[-1].pid
-    return [one for one in children_of(daemon) if "ray" in Path(f"/proc/{one}/maps").read_text()]
-
 
 # One small cluster and one daemon for all of these
 
@@ -162,28 +120,6 @@ def test_a_wrong_token_is_said_and_nothing_fails(small: Sandbox, tmp_path: Path)
 
 
 # Clusters of several nodes
-
-
-class Yard:
-    """Makes clusters and daemons, and ends them with the test."""
-
-    def __init__(self, base: Path) -> None:
-        self.base, self._made = base, list[Nodes | Sandbox]()
-
-    def nodes(self, **head: Any) -> Nodes:
-        made = Nodes(self.base, **head)
-        self._made.append(made)
-        return made
-
-    def daemon(self, nodes: Nodes, base: Path | None = None, **section: Any) -> Sandbox:
-        home = daemon_of(base or self.base, nodes, **section)
-        self._made.insert(0, home)
-        home.start()
-        return home
-
-    def close(self) -> None:
-        for one in self._made:
-            one.close()
 
 
 @pytest.fixture
@@ -301,12 +237,6 @@ def test_a_cluster_that_is_gone_for_a_minute_is_waited_for(yard: Yard, tmp_path:
     assert again.address == nodes.address
     archived(home, "gate.png", "meanwhile.png", seconds=180)
     assert {job(home, name)["attempts"] for name in ("gate.png", "meanwhile.png")} == {1}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
 
 
 def test_two_daemons_share_a_cluster(yard: Yard, tmp_path: Path) -> None:

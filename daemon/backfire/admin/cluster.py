@@ -64,8 +64,8 @@ def compared(nodes: Sequence[Node]) -> Iterator[Check]:
 
     The daemon's own machine has no workers, and needs no weights then.
     """
-    usual = {
-        name: Counter(node.facts[name] for node in nodes if name in node.facts).most_common(1)[0][0]
+    told = {
+        name: Counter(node.facts[name] for node in nodes if name in node.facts)
         for name in dict.fromkeys(name for node in nodes for name in node.facts)
     }
     for node in nodes:
@@ -73,17 +73,22 @@ def compared(nodes: Sequence[Node]) -> Iterator[Check]:
         if node.trouble:
             yield Check(subject, f"{node.devices}; does not answer", node.trouble)
             continue
-        odd = [
-            f"{name} is {told}, on most nodes {usual[name]}"
-            for name, told in node.facts.items()
-            if told != usual[name]
-        ]
-        broken = [f"{name} is {told}" for name, told in node.facts.items() if told.startswith("not usable")]
-        versions = [f"{name} {told}" for name, told in node.facts.items() if not name.startswith("editor ")]
+        odd = [said for name, one in node.facts.items() if (said := _differs(name, one, told[name]))]
+        broken = [f"{name} is {one}" for name, one in node.facts.items() if one.startswith("not usable")]
+        versions = [f"{name} {one}" for name, one in node.facts.items() if not name.startswith("editor ")]
         editors = sum(name.startswith("editor ") for name in node.facts)
         found = f"{node.devices}; {', '.join(versions)}; {editors} editors; {node.fits} workers fit"
         remedy = "; ".join(dict.fromkeys([*odd, *broken]))
         yield Check(subject, found, remedy and f"{remedy}: install the same everywhere")
+
+
+def _differs(name: str, told: str, counts: Counter[str]) -> str:
+    """How what a node told differs from most others; of two that are as many, both differ."""
+    (usual, most), *others = counts.most_common(2)
+    if others and others[0][1] == most:
+        elsewhere = ", ".join(sorted(counts.keys() - {told}))
+        return f"{name} is {told}, on others {elsewhere}"
+    return "" if told == usual else f"{name} is {told}, on most nodes {usual}"
 
 
 def binding() -> Check:

@@ -287,8 +287,11 @@ class Service:
             preflight.require_names(settings)
             preflight.require_signer(settings)
             preflight.require_cluster(settings)
-            if settings.cluster.address != self.settings.cluster.address:
-                raise ConfigError("cluster.address: cannot change while the daemon runs; restart it")
+            if (settings.cluster.address is None) != (self.settings.cluster.address is None):
+                raise ConfigError(
+                    "cluster.address: the daemon cannot go from this machine to a cluster, or back, while it "
+                    "runs; restart it"
+                )
             if settings.folders != self.settings.folders:
                 raise ConfigError("folders: cannot change while the daemon runs; restart it")
         except ConfigError as error:

@@ -135,7 +135,7 @@ class Pool:
         """Work by other settings from now on; a worker whose place is gone finishes its jobs."""
         self._limits = settings.limits
         self._backend.configure(settings)
-        self.refresh(0)
+        self.refresh(self._waiting)
 
     @property
     def is_changed(self) -> bool:

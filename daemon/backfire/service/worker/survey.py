@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from backfire import __version__
 from backfire.config import Settings
 from backfire.config.cluster import Cluster
+from backfire.service.worker import answers
 
 PATIENCE_S = 300.0
-"""How long a node may take to read the weights of all editors."""
+"""How long the nodes may take to read the weights of all editors."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,24 @@ def survey(settings: Settings, variants: Sequence[dict[str, Any]]) -> list[Node]
             task = ray.remote(facts).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
             fits = fitting(node["Resources"], section)
             asked.append((node, fits, task.remote(list(variants) if fits else [])))
-        return [_told(node, fits, ref) for node, fits, ref in asked]
+        until = time.monotonic() + PATIENCE_S
+        return [_told(node, fits, ref, until) for node, fits, ref in asked]
     finally:
         ray.shutdown()
 
 
-def _told(node: dict[str, Any], fits: int, ref: Any) -> Node:
+def _told(node: dict[str, Any], fits: int, ref: Any, until: float) -> Node:
     has = node["Resources"]
     devices = [f"{has[name]:g} {name}" for name in ("CPU", "GPU") if has.get(name)]
     devices += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
     name, listed = f"{node['NodeManagerAddress']}-{node['NodeID'][:6]}", ", ".join(devices) or "no device"
     try:
-        return Node(name, fits, listed, ray.get(ref, timeout=PATIENCE_S))
-    except (RayError, TimeoutError) as error:
-        return Node(name, fits, listed, trouble=str(error).strip().splitlines()[-1])
+        return Node(name, fits, listed, ray.get(ref, timeout=max(until - time.monotonic(), 0)))
+    except GetTimeoutError:
+        trouble = f"has told nothing for {PATIENCE_S:g} s; look whether it is busy, or its disk slow"
+    except RayError as error:
+        trouble = answers.first_cause(error)
+    return Node(name, fits, listed, trouble=trouble)
 
 
 def fitting(has: dict[str, float], section: Cluster) -> int:

@@ -1,0 +1,56 @@
+"""`backfire cluster check` names the node that differs."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+from backfire.admin.cluster import compared
+from backfire.service.worker.survey import Node
+
+USUAL = {"Backfire": "1.0", "torch": "2.9", "editor mini": "0123456789ab"}
+
+
+def remedies(*nodes: Node) -> dict[str, str]:
+    return {check.subject.removeprefix("node "): check.remedy for check in compared(nodes)}
+
+
+def node(name: str, **other: str) -> Node:
+    facts = {**USUAL, **{key.replace("_", " "): value for key, value in other.items()}}
+    return Node(name, 1, "8 CPU", facts)
+
+
+def test_nodes_that_are_alike_are_all_well() -> None:
+    head = Node("head", 0, "no device", {"Backfire": "1.0", "torch": "2.9"})
+    assert set(remedies(head, node("a"), node("b")).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"Backfire": "0.9"}, "Backfire is 0.9, on most nodes 1.0"),
+        ({"editor_mini": "ba"}, "editor mini is ba"),
+    ],
+)
+def test_the_node_that_differs_is_named_and_no_other(what: dict[str, str], said: str) -> None:
+    found = remedies(node("a"), node("b", **what), node("c"))
+    assert said in found.pop("b")
+    assert set(found.values()) == {""}
+
+
+def test_of_two_nodes_that_differ_neither_is_called_the_usual_one() -> None:
+    found = remedies(node("a"), node("b", torch="2.8"))
+    assert "torch is 2.9, on others 2.8" in found["a"]
+    assert "torch is 2.8, on others 2.9" in found["b"]
+
+
+def test_weights_that_cannot_be_used_anywhere_are_said_of_all() -> None:
+    told = "not usable: fetch them"
+    found = remedies(node("a", editor_mini=told), node("b", editor_mini=told))
+    assert all("editor mini is not usable: fetch them" in remedy for remedy in found.values())
+
+
+def test_a_node_that_does_not_answer_is_named_with_the_reason() -> None:
+    found = remedies(node("a"), Node("b", 1, "8 CPU", trouble="its worker died"))
+    assert found == {"a": "", "b": "its worker died"}
