@@ -56,6 +56,10 @@ CASES = {
     "no_tool": edits(trigger=0.8),
     "partial": edits(partial=0.9),
     "dilated": edits(dilated=0.9),
+    "held_out": [
+        *edits(),
+        EditResult("two", 0, MaskKind.TRIGGER, 0.99, 0.01, held_out=True, control_ssim=None),
+    ],
     "beside": edits(near=0.5),
     "hardly": edits(trigger=0.99),
     "noise": [
