@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backfire.service.worker.protocol import Finished, Order, Progress
+from backfire import config
+from backfire.service.worker import local
+from backfire.service.worker.protocol import Finished, Order, Outcome, Progress
 from backfire.types import Job
 from benchmarks import passthrough
 from benchmarks.soak import png
@@ -68,6 +72,46 @@ def test_what_a_worker_has_not_begun_in_time_is_handed_back_without_an_attempt(h
     home.batch_s = 1.0
     home.turn(1, 6)
     assert home.states() == ["archived"] * 8
+
+
+class Heard:
+    """The daemon's end of a worker's pipe, which notes what it hears."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[list[str]] = []
+
+    def poll(self) -> bool:
+        return False
+
+    def recv(self) -> object:
+        raise AssertionError
+
+    def send(self, obj: Sequence[Progress | Outcome]) -> None:
+        if ended := [type(one).__name__ for one in obj if not isinstance(one, Progress)]:
+            self.outcomes.append(ended)
+
+
+def test_what_has_ended_is_reported_while_a_long_picture_is_at_work(tmp_path: Path) -> None:
+    orders = []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "input").write_bytes(png("a"))
+        settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+        orders.append(Order(number, 1, folder, f"{number}.png", (), settings))
+    heard = Heard()
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        if order.job == 1:
+            time.sleep(0.3)
+            progress("optimise", 1, 2)
+            assert heard.outcomes == [["Finished"]], "the first one is known before this one ends"
+            assert (orders[0].folder / "result.json").exists(), "and outlasts a crash of both"
+        return passthrough.process(order, progress)
+
+    rest = local.work(orders, heard, process, batch_s=0.2)
+    assert [type(one).__name__ for one in rest] == ["Finished", "GivenBack"]
+    assert heard.outcomes == [["Finished"]], "none is reported twice"
 
 
 def test_a_worker_that_dies_costs_only_the_job_that_it_worked_on_an_attempt(house: Make) -> None:

@@ -67,7 +67,8 @@ class Call:
     # Called by the daemon
 
     def send(self, message: Any) -> None:
-        if not isinstance(message[0], Order):  # the worker's code reports progress
+        if not isinstance(message[0], Order):  # the worker's code reports progress, or what has ended
+            self._told += [self.house.timed(one) for one in message if not isinstance(one, Progress)]
             return
         self.heard = time.monotonic()
         self.jobs = {order.job: order.lease for order in message}

@@ -245,22 +245,34 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0, process: Proc
 
 
 def work(
-    orders: Sequence[Order], connection: Connection, process: Process = process, *, batch_s: float = BATCH_S
+    orders: Sequence[Order], connection: BatchEnd, process: Process = process, *, batch_s: float = BATCH_S
 ) -> list[Outcome]:
     """Work a batch of orders one by one, then leave all results in the spool: syncs at one time cost as one.
 
     The rest is given back after `batch_s` seconds, after an order that was given back on request, and after
-    one that was hindered, for what hindered it would hinder the others too.
+    one that was hindered, for what hindered it would hinder the others too. An order that is at work by then
+    holds up nobody: what has ended before it is reported.
+
+    Returns:
+        The outcomes that were not reported before.
     """
     deadline = time.monotonic() + batch_s
-    outcomes: list[Outcome] = []
+    ended: list[tuple[Order, Outcome]] = []
+
+    def report_ended() -> None:
+        if ended and time.monotonic() > deadline:
+            outcomes = in_parallel(_written, ended)
+            ended.clear()
+            connection.send(outcomes)
+
+    last: Outcome | None = None
     for order in orders:
-        last = outcomes[-1] if outcomes else None
         if isinstance(last, GivenBack | Hindered) or (last and time.monotonic() > deadline):
-            outcomes.append(GivenBack(order.job, order.lease))
+            last = GivenBack(order.job, order.lease)
         else:
-            outcomes.append(worked(order, connection, process))
-    return in_parallel(_written, [*zip(orders, outcomes, strict=True)])
+            last = worked(order, connection, process, report_ended)
+        ended.append((order, last))
+    return in_parallel(_written, ended)
 
 
 def _written(ended: tuple[Order, Outcome]) -> Outcome:
@@ -288,8 +300,24 @@ class DaemonEnd(Protocol):
         """Report."""
 
 
-def worked(order: Order, connection: DaemonEnd, process: Process = process) -> Outcome:
-    """How one order ended; nothing but an interrupt of this process is raised."""
+class BatchEnd(DaemonEnd, Protocol):
+    """A connection that takes outcomes, too."""
+
+    def send(self, obj: Sequence[Progress | Outcome]) -> None:
+        """Report."""
+
+
+def worked(
+    order: Order,
+    connection: DaemonEnd,
+    process: Process = process,
+    at_work: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """How one order ended; nothing but an interrupt of this process is raised.
+
+    Args:
+        at_work: called whenever there is progress.
+    """
     began, reported = time.monotonic(), 0.0
 
     def report(phase: str, done: int, total: int) -> None:
@@ -301,6 +329,7 @@ def worked(order: Order, connection: DaemonEnd, process: Process = process) -> O
             if time.monotonic() - reported > PROGRESS_S or done == total:
                 reported = time.monotonic()
                 connection.send([Progress(order.job, order.lease, phase, done, total)])
+            at_work()
         except (EOFError, OSError):  # the daemon is gone
             raise Stopped from None
 
