@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from backfire import advice
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
@@ -21,6 +22,7 @@ from backfire.service.unused import pictures_of, spelt
 from backfire.types import Event, Job, JobState, Verdict, shown
 
 WAITING = "; the daemon is not running: backfire run, or backfire once"
+MASK_OF = "is the mask of"
 NEAR_AMONG = 5000
 """How many former paths, the newest ones, are looked at for names like one that is not known."""
 
@@ -98,7 +100,7 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
 def _followed(path: bytes, settings: Settings, store: Reader) -> str | None:
     """With which picture a companion or a mask left the inbox, and where it is; None of other files."""
     if inbox.is_mask(path):
-        what, pictures = "is the mask of", [one for stem in inbox.claimants(path) for one in spelt(stem)]
+        what, pictures = MASK_OF, [one for stem in inbox.claimants(path) for one in spelt(stem)]
     elif inbox.is_companion(path) or inbox.is_raw(path):
         what, pictures = "belongs to", pictures_of(path)
     else:
@@ -106,10 +108,10 @@ def _followed(path: bytes, settings: Settings, store: Reader) -> str | None:
     folders = settings.folders
     for folder in (folders.archive, folders.failed, folders.review):
         if inbox.signature(folder, path) is not None and (job := store.latest_of(pictures)):
-            settled = folder == folders.archive
-            do = (
-                "nothing is to be done with it" if settled else f"backfire explain {job.name} says what to do"
-            )
+            if folder == folders.failed and what == MASK_OF:  # it may be why the picture failed
+                do = f"backfire explain {job.name} says what to do"
+            else:
+                do = "it is never published, and nothing is to be done with it"
             return f"{what} {job.name}, went with it, and is in {folder}; {do}"
     return None
 
@@ -222,8 +224,8 @@ def _waits_for(
         return f"{name}: {_of_a_mask(path, settings)}"
     result = folders.outbox / shown(job.output_path or b"")
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
-    # What is exported instead of a file of an unsupported kind is another file.
-    again = "" if job.code == Code.UNSUPPORTED else f"; when it is mended: backfire retry {job.id}"
+    retried = job.code not in {Code.UNSUPPORTED, *advice.COPIED_AGAIN}  # others come as another file
+    again = f"; when it is mended: backfire retry {job.id}" if retried else ""
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None
     original = archived or f"not in {folders.archive} (any more)"
     sentences = {

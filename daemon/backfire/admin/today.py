@@ -18,14 +18,15 @@ from backfire.types import Job, JobState, Verdict
 
 FAILURES = (JobState.FAILED, JobState.QUARANTINED)
 ACCEPT = (
-    "published, but not well protected. Either leave one as it is: backfire accept ID (--all: all of them), "
-    "which changes no file and takes it off this list. Or do what is said below and drop the original, with "
-    "its mask if it has one, into the inbox again; the new result comes to lie beside this one, under a "
-    "longer name. backfire explain NAME says where the original is, and all reasons."
+    "published, but with a flaw. Either leave one as it is: backfire accept ID (--all: all of them), which "
+    "changes no file and takes it off this list. Or do what is said below and drop the original, with its "
+    "mask if it has one, into the inbox again; the new result comes to lie beside this one, under a longer "
+    "name: delete the one that you do not want, and accept this one. backfire explain NAME says where the "
+    "original is."
 )
 AGAIN = (
-    "backfire retry ID, or backfire retry --failed for all. One leaves this list when a picture of its name "
-    "comes again, or tomorrow."
+    "backfire retry ID, or backfire retry --failed for all. One leaves this list when a file of the same "
+    "name is dropped, or tomorrow."
 )
 ENDING = re.compile(r" \(\.\w+\)")
 """The ending of a file, which its sentence may name."""

@@ -28,7 +28,8 @@ SETTINGS = (
     "To change a setting: in {config}, under the heading that is named, change the line or write it "
     "(protect: and below it strength: strong), then systemctl reload backfire, or restart. It counts for all "
     "that is worked from then on: set it back afterwards if it is for some pictures only. strong shows more "
-    "and takes longer; subtle shows less and protects less."
+    "and takes longer; subtle shows less and protects less; escalate: [balanced, strong] goes on from one to "
+    "the other only where it must."
 )
 NAMES, REASONS = 2, 9
 """How many pictures are named for each reason, and how many reasons for each kind: as a screen has room."""
@@ -66,7 +67,7 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     for one, count in stands.today.items():
         meaning = MEANING[one].format(**names)
         out.print(Text.assemble(f"{count:6d}  ", (f"{one:<12}", colour(one)), f" {meaning}"), soft_wrap=True)
-    out.print(f"{stands.waiting:6d}  waiting      {waiting(stands)}", soft_wrap=True)
+    out.print(f"{stands.waiting:6d}  waiting      {waiting(stands)}".rstrip(), soft_wrap=True)
     free = ", ".join("unknown" if free is None else f"{free / 2**30:.1f} GiB" for _, free in found.space)
     out.print(f"free space: {free}")
     if not found.needs:
@@ -121,7 +122,7 @@ def colour(what: str) -> str:
 def waiting(stands: Status) -> str:
     """How long the queue takes, in words."""
     if not stands.waiting:
-        return "nothing"
+        return ""
     if stands.seconds_each is None or stands.eta_s is None:
         return "no estimate before the first picture is done"
     until = "" if stands.alive else " once the daemon runs"

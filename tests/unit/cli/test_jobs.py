@@ -150,7 +150,7 @@ def test_a_companion_that_moved_is_found_with_its_picture(weak: House) -> None:
     assert "desk/me.aae" not in weak.files("inbox")
     folder = weak.base / "archive"
     told = tell("explain", "desk/me.aae")
-    went = f"went with it, and is in {folder}; nothing is to be done with it"
+    went = f"went with it, and is in {folder}; it is never published, and nothing is to be done with it"
     assert " ".join(told.stdout.split()) == f"desk/me.aae: belongs to desk/me.png, {went}"
     assert told.exit_code == 0
     assert tell("explain", "desk/other.aae").exit_code == UNKNOWN_FILE
