@@ -56,8 +56,10 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
         covered[one.inside.slices] = True
         assert one.size[0] % path.multiple == one.size[1] % path.multiple == 0
         assert min(one.size) > 0
-        # Rounding to multiples changes the aspect of a narrow strip by up to a third.
-        assert path.squeezes or max(one.scale) / min(one.scale) < 1.4
+        (high, wide), aspect = one.scaled, one.box.width / one.box.height
+        off = min(abs(high - wide / aspect), abs(wide - high * aspect))
+        rounded = 64 if path is PATHS["fooocus"] else path.multiple
+        assert path.squeezes or off <= rounded, "the crop keeps its aspect, up to rounding"
         assert one.mask.shape == one.size
         assert one.mask.dtype == np.bool_
         assert one.weights.shape == (one.touched.height, one.touched.width)
@@ -84,7 +86,8 @@ def test_handing_a_picture_over_and_putting_it_back_unedited_changes_nothing(
         result = put_back(given, result, one)
         reached[one.touched.slices] |= torch.from_numpy(one.weights > 0)
     assert torch.equal(result[..., ~reached], image[..., ~reached])
-    assert (result - image).abs().max() < 0.01
+    # A result that is pasted a pixel off differs by more.
+    assert (result - image).abs().max() < 0.004
 
 
 def test_all_that_the_model_repaints_in_the_mask_is_blended_in(path: AttackPath, mask: Mask) -> None:
