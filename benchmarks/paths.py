@@ -3,7 +3,7 @@
     python -m benchmarks paths --set dev,faces --strengths single-path,balanced --held-out latent-taef2
 
 Each picture is protected at each strength, written as PNG and decoded. Its edits are then replayed as the
-daemon replays them: on every attack path of `verify.paths`, by the surrogate and by the held-out editors. The
+daemon replays them: on every attack path of `verify.paths`, by the surrogates and by the held-out editors. The
 same is done with an unchanged copy and with noise as large as the perturbation, which must both be failed.
 
 Each protected picture becomes a JSON line in OUT/rows.jsonl as soon as it is measured, and an interrupted run
@@ -36,11 +36,15 @@ HEAD = "set", "strength", "judged by", "edit", "path", "n", "SSIM (worst)", "L1"
 
 
 def measured(
-    case: sets.Case, settings: Protect, surrogate: Editor, held_out: Sequence[Editor], paths: PathsOf
+    case: sets.Case,
+    settings: Protect,
+    surrogates: Sequence[Editor],
+    held_out: Sequence[Editor],
+    paths: PathsOf,
 ) -> Row:
     """Protect one picture, replay its edits from the decoded file, and return the figures."""
-    made = measure.protected(case, settings, [surrogate], through=paths[surrogate.name])
-    edits, verdicts = measure.verdicts(case, made, settings, [surrogate], held_out, paths)
+    made = measure.protected(case, settings, surrogates, through=paths[surrogates[0].name])
+    edits, verdicts = measure.verdicts(case, made, settings, surrogates, held_out, paths)
     return {
         **measure.quality(case.rgb, made),
         "iterations": settings.iterations * sum(len(crop.regions) for crop in made.crops),
@@ -144,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
     parser.add_argument("--strengths", type=listed, default=["single-path", "balanced"])
     parser.add_argument("--iterations", type=int, help="instead of the strengths' own number")
-    parser.add_argument("--editor", default="flux2-mini", help="the surrogate")
+    parser.add_argument("--editors", type=listed, default=["flux2-mini"], help="the surrogates, together")
     parser.add_argument("--held-out", type=listed, default=[], help="editors that only judge")
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -154,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     given = parser().parse_args(argv)
-    names = [given.editor, *given.held_out]
+    names = [*given.editors, *given.held_out]
     own = {} if given.iterations is None else {"iterations": given.iterations}
     try:
         declared = None if given.config is None else config.load(given.config)
@@ -162,13 +166,13 @@ def main(argv: Sequence[str]) -> int:
         paths = measure.paths_of(names, declared)
     except BackfireError as error:
         raise SystemExit(str(error)) from error
-    surrogate, *held_out = editors
+    surrogates, held_out = editors[: len(given.editors)], editors[len(given.editors) :]
     cases = [
         case
         for name in given.set
         for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
     ]
-    measure.warm([surrogate])
+    measure.warm(surrogates)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:
         task = bar.add_task("paths", total=len(given.strengths) * len(cases))
@@ -185,7 +189,9 @@ def main(argv: Sequence[str]) -> int:
                     "paths": paths,
                     "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
                 }
-                rows.append(journal.row(what, partial(measured, case, settings, surrogate, held_out, paths)))
+                if len(surrogates) > 1:
+                    what["surrogates"] = given.editors
+                rows.append(journal.row(what, partial(measured, case, settings, surrogates, held_out, paths)))
                 bar.advance(task)
     text = tables(rows)
     (given.out / "table.md").write_text(text + "\n")

@@ -481,7 +481,7 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
-    arguments += ["--strengths", "single-path", "--editor", "flux2-mini", "--held-out", "flux2-micro"]
+    arguments += ["--strengths", "single-path", "--editors", "flux2-mini", "--held-out", "flux2-micro"]
     tools = {"iopaint", "forge-masked"}
     own = tmp_path / "config.yaml"
     own.write_text(json.dumps({"folders": {"inbox": "inbox"}, "verify": {"paths": sorted(tools)}}))
