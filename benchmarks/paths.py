@@ -3,8 +3,8 @@
     python -m benchmarks paths --set dev,faces --strengths single-path,balanced --held-out latent-taef2
 
 Each picture is protected at each strength, written as PNG and decoded. Its edits are then replayed as the
-daemon replays them: on every attack path of `verify.paths`, by the surrogates and by the held-out editors. The
-same is done with an unchanged copy and with noise as large as the perturbation, which must both be failed.
+daemon replays them: on every attack path of `verify.paths`, by the surrogates and by the held-out editors.
+The same is done with an unchanged copy and with noise as large as the perturbation: both must be failed.
 
 Each protected picture becomes a JSON line in OUT/rows.jsonl as soon as it is measured, and an interrupted run
 is resumed. At the end OUT/table.md and OUT/tools.png are written from the rows of this run.
