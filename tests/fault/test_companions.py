@@ -181,9 +181,11 @@ def test_a_raw_file_is_named_without_waiting_for_a_mask(house: Make, ending: str
 def test_what_is_no_picture_is_named_at_once_though_a_backlog_waits(
     house: Make, name: str, content: bytes, code: str
 ) -> None:
-    home = house(watch={**SOON, "incomplete_wait_s": 2})
+    detectors = {"detectors": ["sidecar", "faces"]}
+    home = house(watch={**SOON, "incomplete_wait_s": 2, "mask_wait_s": 3600}, regions=detectors)
     home.stuck = True
-    home.drop(*(f"{number:02}.png" for number in range(2 * READY_AHEAD)))
+    for number in range(2 * READY_AHEAD):
+        home.drop(f"{number:02}.png", f"{number:02}.mask.png")
     home.turn(times=6)
     assert home.states().count("ready") + home.states().count("running") <= READY_AHEAD + 1
     drop(home, name, content)

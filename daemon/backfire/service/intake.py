@@ -193,7 +193,7 @@ class Intake:
 
     def _awaits_mask(self, job: Job) -> bool:
         """Whether a mask may still come; a person who decided about a picture would have given it one."""
-        return job.choice is None and not is_raw(job.path) and self._inbox.awaits_mask(job.path)
+        return job.choice is None and not self._is_refused(job.path) and self._inbox.awaits_mask(job.path)
 
     def _note_mask_wait(self, job: Job) -> bool:
         """Record for `explain` that the job waits for a mask; whether that was not known yet."""
