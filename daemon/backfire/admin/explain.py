@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,15 @@ def reports_of(job: Job, settings: Settings) -> list[str]:
     with suppress(OSError, PublishError):
         return [shown(os.fsencode(file)) for file in report_files.find(settings.folders.reports, job)]
     return []
+
+
+def details_of(job: Job, settings: Settings) -> list[str]:
+    """All that a verdict was missed by, from the receipt; the job's own message where there is none."""
+    with suppress(OSError, PublishError, ValueError, AttributeError):
+        for file in report_files.find(settings.folders.reports, job):
+            if file.suffix == ".json" and (reasons := json.loads(file.read_bytes()).get("reasons")):
+                return [str(reason) for reason in reasons]
+    return [job.message] if job.message else []
 
 
 def _near(path: bytes, paths: list[bytes], settings: Settings) -> list[str]:

@@ -22,7 +22,7 @@ ACCEPT = (
     "changes no file and takes it off this list. Or do what is said below and drop the original, with its "
     "mask if it has one, into the inbox again; the new result comes to lie beside this one, under a longer "
     "name: delete the one that you do not want, and accept this one. backfire explain NAME says where the "
-    "original is."
+    "original is, and all reasons."
 )
 AGAIN = (
     "backfire retry ID, or backfire retry --failed for all. One leaves this list when a file of the same "

@@ -13,8 +13,8 @@ import typer
 from rich.text import Text
 
 from backfire import advice, config
+from backfire.admin.explain import details_of, reports_of
 from backfire.admin.explain import explain as explained
-from backfire.admin.explain import reports_of
 from backfire.admin.outcomes import Outcome, in_words, midnight, outcome
 from backfire.admin.retry import in_failed
 from backfire.admin.retry import retry as retried
@@ -221,8 +221,8 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
         if (said := advice.of(job)) is not None:
             out.print(Text(f"  {printable(str(said))}"), soft_wrap=True)
             out.print(Text(f"  more: {said.page}"), soft_wrap=True)
-        if job.message:
-            out.print(Text(f"  {'details: ' if said else ''}{printable(job.message)}"), soft_wrap=True)
+        for detail in details_of(job, settings):
+            out.print(Text(f"  {'details: ' if said else ''}{printable(detail)}"), soft_wrap=True)
         for file in reports_of(job, settings):
             out.print(Text(f"  {file}"), soft_wrap=True)
 

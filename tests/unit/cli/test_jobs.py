@@ -51,6 +51,8 @@ def weak(house: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> House:
     def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
         done = passthrough.process(order, progress)
         (order.folder / "sheet.jpg").write_bytes(b"sheet")
+        receipt = order.folder / "receipt.json"
+        receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "reasons": REASONS}))
         return replace(done, verdict=Verdict.WEAK, reasons=REASONS)
 
     home = house(watch=SOON)
@@ -73,9 +75,9 @@ def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: Hou
     assert lines[0].startswith("desk/me.png: is done, but its protection is weak; the result is ")
     assert lines[0].endswith(f"; its original is {weak.base / 'archive' / 'desk' / 'me.png'}")
     reports = [str(weak.base / "reports" / "desk" / f"me.png{end}") for end in (".json", ".sheet.jpg")]
-    assert lines[-3:] == [f"details: {why}", *reports]
-    assert lines[-5].startswith(f"{said} It is in the outbox all the same. Accept it, which changes no file")
-    assert lines[-4] == "more: docs/concepts/verdicts.md#what-to-do-about-a-weak-verdict"
+    assert lines[-4:] == [*(f"details: {reason}" for reason in REASONS), *reports]
+    assert lines[-6].startswith(f"{said} It is in the outbox all the same. Accept it, which changes no file")
+    assert lines[-5] == "more: docs/concepts/verdicts.md#what-to-do-about-a-weak-verdict"
     (job,) = json.loads(tell("explain", "desk/me.png", "--json").stdout)["jobs"]
     assert (job["message"], job["reports"]) == (why, reports)
 
