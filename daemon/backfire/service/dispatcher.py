@@ -207,7 +207,7 @@ class Dispatcher:
             try:
                 ready.append((worker, self._pool.start(worker), jobs))
             except OSError as error:
-                message = f"the worker cannot be started ({error.strerror})"
+                message = f"the worker cannot be started ({error.strerror or error})"
                 self._policy.pause(worker, jobs[0], Code.INTERNAL, message)
         if not ready:
             return

@@ -223,6 +223,16 @@ def test_a_driver_that_dies_with_a_picture_again_and_again_costs_an_attempt_in_t
         home.cluster.pump()
         home.tell({"actor": 1, "node": "a"})
     assert [type(outcome) for outcome in outcomes] == [GivenBack] * cluster.LOSSES_MAX + [Interrupted]
+    assert home.cluster.is_shared, "whose doing it was nobody knows: last attempts are made alone"
+
+
+def test_a_worker_that_ends_by_itself_is_no_loss(desk: Callable[..., Desk]) -> None:
+    home = desk()
+    for lease in range(1, 3 * cluster.LOSSES_MAX):
+        seat = home.order(lease)
+        home.tell({"actor": 1, "gone": True}, {"actor": 1, "node": "a"})
+        assert [type(one) for one in seat.receive(0)] == [GivenBack]
+    assert not home.cluster.is_shared
 
 
 def returns(home: Desk, seat: Seat, data: bytes, *, damage: bytes = b"") -> Outcome:

@@ -49,6 +49,8 @@ ASKED_MOST = 50
 """How many actors are asked in a second."""
 NAME_MAX = 200
 """How long the name of a node may be."""
+NODE_ID = 6
+"""How many characters of Ray's number of a node end its name."""
 
 
 class Late(Exception):
@@ -70,6 +72,7 @@ class Slot:
         ready: whether it can work.
         busy: whether it has a picture.
         trouble: why it did not start.
+        node: the name of its node, once it is ready.
         needs: what it reserves.
     """
 
@@ -80,6 +83,7 @@ class Slot:
     ready: bool = False
     busy: bool = False
     trouble: str = ""
+    node: str = ""
     task: asyncio.Task[None] | None = None
 
 
@@ -174,6 +178,10 @@ class Actors:
                 nodes = [one for one in await asyncio.to_thread(ray.nodes) if one["Alive"]]
                 self._nodes = len(nodes)
                 self._fit = sum(survey.fitting(one["Resources"], self._settings) for one in nodes)
+                alive = {one["NodeID"][:NODE_ID] for one in nodes}
+                for name in {slot.node for slot in self._slots.values() if slot.ready}:
+                    if name[-NODE_ID:] not in alive:
+                        self._abandon(name)
                 self._adjust()
             await asyncio.sleep(LOOK_S)
 
@@ -195,6 +203,18 @@ class Actors:
             if slot.task is not None:
                 slot.task.cancel()
 
+    def _abandon(self, node: str) -> None:
+        """End the idle actors of a node that is gone, before a picture finds out about each of them."""
+        for slot in [slot for slot in self._slots.values() if slot.node == node and not slot.busy]:
+            self._leave(slot)
+            if slot.task is not None:
+                slot.task.cancel()
+
+    def _leave(self, slot: Slot) -> None:
+        """Tell the daemon, once, that an actor is gone."""
+        if self._slots.pop(slot.number, None) is not None:
+            self._pipe.send({"actor": slot.number, "gone": True})
+
     # One actor
 
     async def _serve(self, slot: Slot) -> None:
@@ -204,13 +224,13 @@ class Actors:
             try:
                 actor = self._start()
                 await answers.result(actor.__ray_ready__.remote())
-                node = str(await answers.result(actor.name.remote()))[:NAME_MAX]
+                slot.node = str(await answers.result(actor.name.remote()))[-NAME_MAX:]
             except Exception as error:  # of Ray, or of what is installed on the node
                 slot.trouble = f"a worker does not start: {answers.first_cause(error)}"
                 await asyncio.sleep(AGAIN_S)
                 return
             slot.ready, slot.since = True, time.monotonic()
-            self._pipe.send({"actor": slot.number, "node": node})
+            self._pipe.send({"actor": slot.number, "node": slot.node})
             while slot.needs == self._settings.needs:
                 message = await slot.orders.get()
                 report = await self._work(slot, actor, message["order"], Path(message["folder"]))
@@ -220,8 +240,7 @@ class Actors:
         except Lost:
             pass
         finally:
-            del self._slots[slot.number]
-            self._pipe.send({"actor": slot.number, "gone": True})
+            self._leave(slot)
             if actor is not None:
                 ray.kill(actor)
 
@@ -266,6 +285,10 @@ class Actors:
             lost = answers.outcome(await answers.cause(actor, error), *about)
             if isinstance(lost, Failed):
                 return lost
+            if isinstance(lost, GivenBack):
+                self._abandon(
+                    slot.node
+                )  # the daemon hears of those first, and gives the picture to none of them
         except OSError as error:
             return Hindered(*about, Code.INTERNAL, f"the daemon's spool cannot be used: {error!r}")
         except Exception as error:  # of what the node sent, which is no fault of the picture

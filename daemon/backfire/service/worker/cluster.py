@@ -48,6 +48,8 @@ FALLBACK_S = 60.0
 LOSSES_MAX = 5
 """How often in a row the node of a picture, or the driver, may be lost, or what a node returned be refused,
 before an attempt counts: it may be the picture's doing."""
+SUSPICIOUS_S = 3600.0
+"""How long pictures make their last attempt alone after one had lost its driver too often."""
 JOINED_WITH = ("address", "token_file", "runtime")
 """The settings that only another driver can take up."""
 
@@ -76,6 +78,7 @@ class Cluster:
         self._gone_at = time.monotonic()
         self._said = self._ended = ""
         self._reached = False
+        self._suspicious_until = 0.0
         self._lock = threading.Lock()
 
     def configure(self, settings: Settings) -> None:
@@ -92,7 +95,8 @@ class Cluster:
 
     @property
     def is_shared(self) -> bool:
-        return any(place.node is None for place in self._places)
+        local = any(place.node is None for place in self._places)
+        return local or time.monotonic() < self._suspicious_until
 
     @property
     def trouble(self) -> str:
@@ -152,7 +156,7 @@ class Cluster:
 
     def _lose(self, seat: Seat, reason: str) -> None:
         if seat.order is not None:
-            seat.conclude(self._lost(seat.order, reason))
+            seat.conclude(GivenBack(seat.order.job, seat.order.lease, reason))
         self._forget(seat)
 
     def _lost(self, order: Order, reason: str) -> GivenBack | Interrupted:
@@ -305,6 +309,12 @@ class Cluster:
         self._say(self._ended or f"its driver {how}; another one is started")
         if self._reached:
             log.error("cluster_lost", address=self._settings.cluster.address, error=self._said)
+        for seat in self._ready.values():
+            if seat.order is not None:
+                lost = self._lost(seat.order, "the cluster is gone")
+                seat.conclude(lost)
+                if isinstance(lost, Interrupted):  # whose doing it is nobody knows
+                    self._suspicious_until = time.monotonic() + SUSPICIOUS_S
         self._end_driver("the cluster is gone")
         self._start_at, self._pause = time.monotonic() + self._pause, min(2 * self._pause, AGAIN_MAX_S)
 

@@ -46,7 +46,7 @@ class Actor:
         import backfire.pipeline.protect  # noqa: F401
 
     def name(self) -> str:
-        """The node's name, for people."""
+        """The node's name, for people; it ends in Ray's number of the node, see `actors.NODE_ID`."""
         return f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
 
     def progress(self) -> tuple[str, int, int] | None:

@@ -230,8 +230,8 @@ class Backend(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether its workers share one machine with each other and with the daemon, so that the death of
-        one, or of the daemon, may be the doing of another one's picture."""
+        """Whether the death of a worker, or of the daemon, may be the doing of another one's picture, as they
+        share one machine or whatever it was that died: then the last attempt of each is made alone."""
 
     @property
     def trouble(self) -> str:
