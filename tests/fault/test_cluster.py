@@ -164,6 +164,20 @@ def test_a_node_lost_before_in_and_after_work_costs_no_attempt(yard: Yard, tmp_p
     assert home.files("outbox") == {*names}
 
 
+def test_a_node_lost_with_many_idle_workers_costs_one_picture_no_attempt(yard: Yard) -> None:
+    nodes = yard.nodes(num_cpus=0)
+    first = nodes.add(num_cpus=8)
+    home = yard.daemon(nodes, min_actors=8)
+    wait_for(lambda: len(said(home, "worker_joined")) == 8, because="all workers to be there")
+    nodes.kill(first)
+    home.drop(picture(1), "p.png")
+    wait_for(lambda: len(said(home, "worker_left")) == 8, because="all workers to be gone")
+    nodes.add(num_cpus=1)
+    archived(home, "p.png", seconds=120)
+    assert job(home, "p.png")["attempts"] == 1
+    assert len(said(home, "node_lost")) <= 1
+
+
 def test_a_poisoned_picture_ends_workers_on_three_nodes_and_no_more(yard: Yard, tmp_path: Path) -> None:
     nodes = yard.nodes(num_cpus=0)
     for _ in range(3):

@@ -59,7 +59,7 @@ class Desk:
 
     @property
     def driver(self) -> Spoken:
-        return cast(Any, self.cluster._driver)  # type: ignore[no-any-return]
+        return cast(Any, self.cluster._link._driver)  # type: ignore[no-any-return]
 
     def tell(self, *messages: dict[str, Any]) -> None:
         self.driver.tells += messages

@@ -15,7 +15,7 @@ import pytest
 from backfire import config
 from backfire.errors import Code, ConfigError
 from backfire.files.parallel import in_parallel
-from backfire.service.worker import cluster, driver, orders, protocol, returned
+from backfire.service.worker import cluster, driver, link, orders, protocol, returned
 from backfire.service.worker.protocol import (
     Failed,
     Finished,
@@ -34,7 +34,7 @@ from tests.support.sandbox import wait_for
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
-    monkeypatch.setattr(cluster, "Driver", Spoken)
+    monkeypatch.setattr(link, "Driver", Spoken)
     made: list[Desk] = []
 
     def make(**section: Any) -> Desk:
@@ -107,10 +107,10 @@ def test_pictures_are_worked_here_only_where_that_is_allowed_and_the_cluster_is_
     home.driver.ended = "has ended"
     home.cluster.pump()
     assert home.cluster.places(3) == ()
-    home.cluster._gone_at -= cluster.FALLBACK_S
+    home.cluster._link.gone_at -= cluster.FALLBACK_S
     assert home.cluster.places(3) == (Place(),)
     assert home.cluster.is_shared
-    home.cluster._start_at = 0
+    home.cluster._link._start_at = 0
     home.cluster.pump()
     home.tell({"beat": "", "nodes": 1, "fit": 1}, {"actor": 9, "node": "b"})
     assert home.cluster.places(3) == (Place(node="b", actor=9),)
@@ -177,6 +177,7 @@ def test_a_token_that_is_missing_or_that_others_may_read_is_refused(tmp_path: Pa
         {"actor": 1, "report": {**protocol.to_json(Failed(7, 1, Code.INTERNAL, "")), "seconds": "long"}},
         {"actor": 1, "report": [1]},
         {"beat": "", "nodes": "many"},
+        {"actor": 1, "node": "another"},
     ],
     ids=str,
 )
@@ -200,12 +201,12 @@ def test_a_driver_that_cannot_be_started_is_told_and_tried_again(
     def refuse() -> Spoken:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(cluster, "Driver", refuse)
-    home.cluster._start_at = 0
+    monkeypatch.setattr(link, "Driver", refuse)
+    home.cluster._link._start_at = 0
     home.cluster.pump()
     assert "Resource temporarily unavailable" in home.cluster.trouble
-    monkeypatch.setattr(cluster, "Driver", Spoken)
-    home.cluster._start_at = 0
+    monkeypatch.setattr(link, "Driver", Spoken)
+    home.cluster._link._start_at = 0
     home.cluster.pump()
     assert home.driver.got
 
@@ -219,7 +220,7 @@ def test_a_driver_that_dies_with_a_picture_again_and_again_costs_an_attempt_in_t
         home.driver.ended = "has ended (killed by SIGKILL)"
         home.cluster.pump()
         outcomes += seat.receive(0)  # type: ignore[arg-type]
-        home.cluster._start_at = 0
+        home.cluster._link._start_at = 0
         home.cluster.pump()
         home.tell({"actor": 1, "node": "a"})
     assert [type(outcome) for outcome in outcomes] == [GivenBack] * cluster.LOSSES_MAX + [Interrupted]
@@ -340,7 +341,7 @@ def test_devices_of_this_machine_follow_a_reload_while_they_stand_in(desk: Calla
     home = desk(fallback="local")
     home.driver.ended = "has ended"
     home.cluster.pump()
-    home.cluster._gone_at -= cluster.FALLBACK_S
+    home.cluster._link.gone_at -= cluster.FALLBACK_S
     assert home.cluster.places(3) == (Place(),)
     document = {"cluster": {"address": "127.0.0.1:6379", "fallback": "local"}, "limits": {"devices": ["cpu"]}}
     home.cluster.configure(config.parse({"folders": {"inbox": "inbox"}, **document}, base=home.base))

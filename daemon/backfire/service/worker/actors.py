@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,12 @@ from backfire.service.worker.protocol import (
     from_json,
     to_json,
 )
+from backfire.service.worker.slots import Slot, trouble
 
 BEAT_S = 1.0
 """How often the daemon is told how things are."""
 LOOK_S = 5.0
 """How often the cluster is asked for its nodes."""
-PENDING_S = 30.0
-"""The time after which it is told that an actor does not start: Ray itself says nothing of that."""
 AGAIN_S = 10.0
 """The wait after an actor that did not start."""
 ASK_S = 2.0
@@ -59,32 +57,6 @@ class Late(Exception):
 
 class Lost(Exception):
     """The actor cannot be used any more."""
-
-
-@dataclass(eq=False)
-class Slot:
-    """An actor, or one that is being started.
-
-    Attributes:
-        number: its name between daemon and driver; never used twice.
-        orders: what it is to work, at most one.
-        since: when it was started or became idle, by the monotonic clock.
-        ready: whether it can work.
-        busy: whether it has a picture.
-        trouble: why it did not start.
-        node: the name of its node, once it is ready.
-        needs: what it reserves.
-    """
-
-    number: int
-    needs: dict[str, float]
-    orders: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
-    since: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    busy: bool = False
-    trouble: str = ""
-    node: str = ""
-    task: asyncio.Task[None] | None = None
 
 
 class Actors:
@@ -151,23 +123,7 @@ class Actors:
         self._pipe.send({"actor": actor, "report": to_json(report)})
 
     def _beat(self) -> None:
-        slots, now = self._slots.values(), time.monotonic()
-        late = sum(not slot.ready and not slot.trouble and now - slot.since > PENDING_S for slot in slots)
-        said = next((slot.trouble for slot in slots if slot.trouble), "")
-        needs = ", ".join(f"{amount:g} {name}" for name, amount in self._settings.needs.items())
-        if late and len(slots) > self._fit:
-            said = (
-                f"{late} of {len(slots)} workers wait for a node: each needs {needs}, and {self._fit} fit on "
-                f"the cluster's {self._nodes} nodes; add nodes or lower cluster.actors"
-            )
-        elif late:
-            said = said or (
-                f"{late} of {len(slots)} workers have not started for {PENDING_S:g} s, though {self._fit} "
-                f"fit on the cluster's {self._nodes} nodes: others have reserved {needs} there, or a node "
-                "is slow to load; `ray status` tells which"
-            )
-        elif self._nodes and not slots and not self._fit:
-            said = f"on no node of the cluster fits a worker, which needs {needs}; add nodes"
+        said = trouble(self._slots.values(), self._settings, fit=self._fit, nodes=self._nodes)
         self._pipe.send({"beat": said, "nodes": self._nodes, "fit": self._fit})
 
     # How many actors there are

@@ -19,7 +19,7 @@ import structlog
 from backfire.config import Settings
 from backfire.service.worker import orders
 from backfire.service.worker.checkers import Checkers
-from backfire.service.worker.driver import Driver
+from backfire.service.worker.link import Link
 from backfire.service.worker.local import Child, Devices
 from backfire.service.worker.pipe import Message
 from backfire.service.worker.protocol import (
@@ -39,10 +39,6 @@ from backfire.service.worker.seat import Seat
 
 log = structlog.get_logger()
 
-SILENCE_S = 60.0
-"""How long the driver may be silent before it is ended: Ray's calls block while a cluster's head is away."""
-AGAIN_S, AGAIN_MAX_S = 2.0, 60.0
-"""The wait after a driver that has ended, twice as long each time."""
 FALLBACK_S = 60.0
 """How long the cluster must be away before pictures are worked on this machine, where that is allowed."""
 LOSSES_MAX = 5
@@ -50,8 +46,6 @@ LOSSES_MAX = 5
 before an attempt counts: it may be the picture's doing."""
 SUSPICIOUS_S = 3600.0
 """How long pictures make their last attempt alone after one had lost its driver too often."""
-JOINED_WITH = ("address", "token_file", "runtime")
-"""The settings that only another driver can take up."""
 
 
 class Cluster:
@@ -67,52 +61,41 @@ class Cluster:
     def __init__(self, settings: Settings, start_child: Callable[[int], WorkerProcess] = Child) -> None:
         self._settings = settings
         self._local = Devices(settings, start_child)
-        self._driver: Driver | None = None
+        self._link = Link(settings.cluster)
         self._ready: dict[int, Seat] = {}
         self._checking: dict[tuple[int, int], Seat] = {}
         self._checkers = Checkers()
         self._losses: dict[int, int] = {}
         self._places: tuple[Place, ...] = ()
-        self._waiting = -1
-        self._start_at, self._pause = 0.0, AGAIN_S
-        self._gone_at = time.monotonic()
-        self._said = self._ended = ""
-        self._reached = False
         self._suspicious_until = 0.0
         self._lock = threading.Lock()
 
     def configure(self, settings: Settings) -> None:
         """Work by other settings; under another address what the actors have is given back."""
-        before, self._settings = self._settings.cluster, settings
+        self._settings = settings
         self._local.configure(settings)
-        if self._driver is not None and any(
-            getattr(before, name) != getattr(settings.cluster, name) for name in JOINED_WITH
-        ):
-            log.info("cluster_left", address=before.address)
-            self._end_driver("the cluster's settings changed")
-            self._said, self._start_at, self._pause = "", 0.0, AGAIN_S
-        self._send(settings=settings.cluster.model_dump(mode="json"))
+        if self._link.needs_another(settings.cluster):
+            self._lose_all("the cluster's settings changed")
+            self._link.leave()
+        self._link.configure(settings.cluster)
 
     @property
     def is_shared(self) -> bool:
-        local = any(place.node is None for place in self._places)
-        return local or time.monotonic() < self._suspicious_until
+        return self._is_local or time.monotonic() < self._suspicious_until
 
     @property
     def trouble(self) -> str:
-        return f"cluster {self._settings.cluster.address}: {self._said}" if self._said else ""
+        said = self._link.trouble
+        return f"cluster {self._settings.cluster.address}: {said}" if said else ""
 
     @property
     def waitables(self) -> list[Any]:
         """What becomes readable when an actor reports something, the driver dies or a check is done."""
-        driver = [] if self._driver is None else self._driver.waitables
-        return driver + self._checkers.waitables
+        return self._link.waitables + self._checkers.waitables
 
     def places(self, waiting: int) -> tuple[Place, ...]:
         self.pump()
-        if waiting != self._waiting:
-            self._waiting = waiting
-            self._send(waiting=waiting)
+        self._link.wait_for(waiting)
         return self._places
 
     def start(self, place: Place) -> WorkerProcess:
@@ -123,9 +106,7 @@ class Cluster:
         return self._ready[place.actor]
 
     def close(self) -> None:
-        if self._driver is not None:
-            self._driver.kill()
-            self._driver = None
+        self._link.close()
         self._checkers.close()
 
     # From and to the seats
@@ -138,7 +119,7 @@ class Cluster:
         """
         if seat.gone:
             raise OSError(f"the worker on {seat.place.node} is gone")
-        self._send(actor=seat.place.actor, order=orders.packed(order), folder=str(order.folder))
+        self._link.send(actor=seat.place.actor, order=orders.packed(order), folder=str(order.folder))
 
     def end(self, seat: Seat, order: Order | None) -> None:
         """End an actor; the driver starts another in its place if one is needed. From any thread.
@@ -151,7 +132,7 @@ class Cluster:
             if order is not None and self._checking.pop((order.job, order.lease), None) is not None:
                 self._checkers.drop(order)
             if not seat.gone:
-                self._send(actor=seat.place.actor)
+                self._link.send(actor=seat.place.actor)
                 self._forget(seat)
 
     def _lose(self, seat: Seat, reason: str) -> None:
@@ -178,19 +159,14 @@ class Cluster:
 
     def pump(self) -> None:
         """Take in what driver and checkers have reported, and start what is missing."""
-        if self._driver is None:
-            self._start_driver()
-        else:
-            messages, ended = self._driver.receive()
-            try:
-                for message in messages:
-                    self._take(message)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                ended = f"says what nobody understands ({error!r:.200})"
-            if time.monotonic() - self._driver.heard > SILENCE_S:
-                ended = ended or f"has been silent for {SILENCE_S:g} s"
-            if ended:
-                self._lose_driver(ended)
+        messages = self._link.receive()
+        try:
+            for message in messages:
+                self._take(message)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._link.ended = f"says what nobody understands ({error!r:.200})"
+        if self._link.ended:
+            self._lose_driver()
         now = time.monotonic()
         for seat in self._checking.values():
             seat.heard = now  # a check that hangs is the checkers' matter
@@ -199,23 +175,6 @@ class Cluster:
                 self._checked(checked, outcome)
         self._fall_back()
 
-    def _start_driver(self) -> None:
-        now = time.monotonic()
-        if now < self._start_at:
-            return
-        try:
-            self._driver = Driver()
-        except OSError as error:
-            self._say(f"its driver cannot be started ({error.strerror or error}); it is tried again")
-            self._start_at, self._pause = now + self._pause, min(2 * self._pause, AGAIN_MAX_S)
-            return
-        self._send(settings=self._settings.cluster.model_dump(mode="json"))
-        self._send(waiting=max(self._waiting, 0))
-
-    def _send(self, **message: Any) -> None:
-        if self._driver is not None:
-            self._driver.send(message)
-
     def _take(self, message: Message) -> None:
         """Act on one message.
 
@@ -223,13 +182,17 @@ class Cluster:
             ValueError, TypeError, KeyError, AttributeError: it is none that a driver sends.
         """
         if "beat" in message:
-            self._beat(str(message["beat"]), int(message["nodes"]))
+            self._link.beat(str(message["beat"]), int(message["nodes"]))
+            for present in self._ready.values():
+                present.heard = time.monotonic()  # a driver that lives kills actors at their deadline
         elif "ended" in message:
-            self._ended = str(message["ended"])
+            self._link.says_why(str(message["ended"]))
         elif "admitted" in message:
             pass  # that it was heard is all
         elif "node" in message:
             place = Place(node=str(message["node"]), actor=int(message["actor"]))
+            if place.actor in self._ready:
+                raise ValueError(f"worker {place.actor} is there already")
             self._ready[place.actor] = Seat(self, place)
             self._replace()
             log.info("worker_joined", node=place.node)
@@ -245,19 +208,6 @@ class Cluster:
                 self._returned(seat, seat.order, told)
         else:
             self._report(seat, from_json(message["report"]))
-
-    def _beat(self, trouble: str, nodes: int) -> None:
-        if not self._reached:
-            log.info("cluster_joined", address=self._settings.cluster.address, nodes=nodes)
-        self._reached, self._pause = True, AGAIN_S
-        self._say(trouble)
-        for seat in self._ready.values():
-            seat.heard = time.monotonic()  # a driver that lives kills actors at their deadline
-
-    def _say(self, trouble: str) -> None:
-        if trouble and trouble != self._said:
-            log.warning("cluster_trouble", address=self._settings.cluster.address, error=trouble)
-        self._said = trouble
 
     def _returned(self, seat: Seat, order: Order, outcome: Progress | Outcome) -> None:
         """What a node returned: an outcome is believed, a result is checked first."""
@@ -282,7 +232,7 @@ class Cluster:
             lost = self._lost(seat.order, outcome.message)
             outcome = lost if isinstance(lost, GivenBack) else outcome
             if (again := self._ready.get(seat.place.actor)) is not None:
-                self._send(actor=again.place.actor)
+                self._link.send(actor=again.place.actor)
                 self._lose(again, "its worker was replaced")
         elif isinstance(outcome, Interrupted):
             log.error("worker_died", path=seat.order.name, how=outcome.reason)
@@ -304,36 +254,32 @@ class Cluster:
             log.error("worker_died", node=node, path=order.name, how=report.reason)
         seat.conclude(report)
 
-    def _lose_driver(self, how: str) -> None:
-        """Give back what the actors had, and start another driver after a while."""
-        self._say(self._ended or f"its driver {how}; another one is started")
-        if self._reached:
-            log.error("cluster_lost", address=self._settings.cluster.address, error=self._said)
+    def _lose_driver(self) -> None:
+        """Give back what the actors had; another driver is started after a while."""
+        reason = "the cluster is gone"
         for seat in self._ready.values():
             if seat.order is not None:
-                lost = self._lost(seat.order, "the cluster is gone")
+                lost = self._lost(seat.order, reason)
                 seat.conclude(lost)
                 if isinstance(lost, Interrupted):  # whose doing it is nobody knows
                     self._suspicious_until = time.monotonic() + SUSPICIOUS_S
-        self._end_driver("the cluster is gone")
-        self._start_at, self._pause = time.monotonic() + self._pause, min(2 * self._pause, AGAIN_MAX_S)
+        self._lose_all(reason)
+        self._link.drop()
 
-    def _end_driver(self, reason: str) -> None:
-        assert self._driver is not None
-        self._driver.kill()
-        self._driver, self._ended = None, ""
+    def _lose_all(self, reason: str) -> None:
         for seat in [*self._ready.values()]:
             self._lose(seat, reason)
-        if self._reached:
-            self._gone_at = time.monotonic()
-        self._reached = False
 
     def _fall_back(self) -> None:
         """Have workers on this machine while the cluster is away for long, where that is allowed."""
-        allowed = self._settings.cluster.fallback == "local" and not self._reached
-        if allowed and time.monotonic() - self._gone_at > FALLBACK_S:
+        allowed = self._settings.cluster.fallback == "local" and not self._link.reached
+        if allowed and time.monotonic() - self._link.gone_at > FALLBACK_S:
             if not self._places:
                 log.warning("cluster_fallback", address=self._settings.cluster.address)
             self._places = self._local.places(0)
-        elif self._places and self.is_shared:
+        elif self._is_local:
             self._replace()
+
+    @property
+    def _is_local(self) -> bool:
+        return any(place.node is None for place in self._places)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backfire.service.worker.node import Actor
 
 PROBE_S = 25.0
-"""How long a question to the cluster's head may take; two of them are shorter than `cluster.SILENCE_S`."""
+"""How long a question to the cluster's head may take; two of them are shorter than `link.SILENCE_S`."""
 AWAY = "does not answer; look whether its head runs, and at the firewall"
 
 # The daemon's end
