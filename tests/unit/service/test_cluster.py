@@ -287,6 +287,17 @@ def test_a_check_ends_with_the_order_that_it_is_of(desk: Callable[..., Desk]) ->
     assert result.lease == 2, "no check of the first start writes here any more"
 
 
+def test_what_came_back_is_checked_before_a_stop_and_what_did_not_is_given_back(
+    desk: Callable[..., Desk],
+) -> None:
+    home = desk()
+    seat = home.order(lease=1)
+    assert seat.order is not None
+    home.tell({"actor": 1, "returned": protocol.to_json(left(seat.order, PICTURE))})
+    assert [type(one) for one in seat.stop(60)] == [Finished]
+    assert [type(one) for one in home.order(lease=2).stop(60)] == [GivenBack]
+
+
 def test_a_picture_that_is_checked_is_not_taken_for_hung(desk: Callable[..., Desk]) -> None:
     home = desk()
     seat = home.order(lease=1)

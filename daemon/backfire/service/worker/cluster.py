@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import wait
 from typing import Any
 
 import structlog
@@ -121,6 +122,15 @@ class Cluster:
             raise OSError(f"the worker on {seat.place.node} is gone")
         self._link.send(actor=seat.place.actor, order=orders.packed(order), folder=str(order.folder))
 
+    def await_check(self, order: Order, patience_s: float) -> None:
+        """Wait, from any thread, until what came back for an order is checked, if it has come."""
+        deadline = time.monotonic() + patience_s
+        while (order.job, order.lease) in self._checking and time.monotonic() < deadline:
+            with self._lock:
+                self._step_checks()
+                waitables = self._checkers.waitables
+            wait(waitables, 0.1)
+
     def end(self, seat: Seat, order: Order | None) -> None:
         """End an actor; the driver starts another in its place if one is needed. From any thread.
 
@@ -167,13 +177,16 @@ class Cluster:
             self._link.ended = f"says what nobody understands ({error!r:.200})"
         if self._link.ended:
             self._lose_driver()
+        self._step_checks()
+        self._fall_back()
+
+    def _step_checks(self) -> None:
         now = time.monotonic()
         for seat in self._checking.values():
             seat.heard = now  # a check that hangs is the checkers' matter
         for outcome in self._checkers.step():
             if (checked := self._checking.pop((outcome.job, outcome.lease), None)) is not None:
                 self._checked(checked, outcome)
-        self._fall_back()
 
     def _take(self, message: Message) -> None:
         """Act on one message.

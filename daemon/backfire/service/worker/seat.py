@@ -56,6 +56,8 @@ class Seat:
             self.told.append(outcome)
 
     def stop(self, patience_s: float) -> list[Outcome]:
+        if self.order is not None:  # a node has worked on it long enough, so that it is not thrown away
+            self._cluster.await_check(self.order, patience_s)
         told = [one for one in self.told if not isinstance(one, Progress)]
         if self.order is not None:
             told.append(GivenBack(self.order.job, self.order.lease))
