@@ -169,7 +169,9 @@ class Spool:
         return masks + proofs + companions
 
     def keep_result(self) -> None:
-        """Delete the private copies and keep what the worker made of them."""
+        """Delete the private copies, and what came back late from a cluster; keep the worker's result."""
+        for late in self.folder.glob("returned-*"):
+            shutil.rmtree(late, ignore_errors=True)
         copies = *self.folder.glob("mask-*"), *self.folder.glob("companion-*")
         for file in (self.input, self.proof, *copies):
             file.unlink(missing_ok=True)

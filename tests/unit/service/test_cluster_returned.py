@@ -16,6 +16,7 @@ from PIL import Image
 
 from backfire.errors import Code, JobError
 from backfire.pipeline.result import no_progress
+from backfire.service.spool import Spool
 from backfire.service.worker import checkers as checks
 from backfire.service.worker import protocol, returned
 from backfire.service.worker.checkers import Checkers
@@ -216,3 +217,29 @@ def test_a_check_that_hangs_ends_and_others_do_not_pay_for_it(
     assert isinstance(first, Interrupted)
     assert "hung for 3 s" in first.reason
     assert isinstance(second, Finished)
+
+
+def test_a_held_picture_keeps_its_result_and_nothing_that_came_late(tmp_path: Path) -> None:
+    order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
+    (tmp_path / "input").write_bytes(PICTURE)
+    left(replace(order, lease=2), PICTURE)  # of a start before, whose actor was taken for lost
+    left(order, PICTURE)
+    returned.check(order, no_progress)
+    Spool(tmp_path).keep_result()
+    kept = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert kept == {"output", "receipt.json"}
+
+
+def test_a_check_has_the_memory_that_a_worker_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    allowed = list[int]()
+
+    def start(memory_mb: int, process: object) -> None:
+        allowed.append(memory_mb)
+        raise MemoryError
+
+    monkeypatch.setattr(checks, "Child", start)
+    made = Checkers(memory_mb=4000)
+    made.add(Order(7, 3, tmp_path, "p.png", (), configured(tmp_path)))
+    with pytest.raises(MemoryError):
+        made.step()
+    assert allowed == [4000]

@@ -19,9 +19,14 @@ CHECK_S = 300.0
 
 
 class Checkers:
-    """Children whose work is `returned.check`; each gets what has come back since the last time."""
+    """Children whose work is `returned.check`; each gets what has come back since the last time.
 
-    def __init__(self) -> None:
+    Attributes:
+        memory_mb: how much host memory each that is started may allocate; 0 for no limit.
+    """
+
+    def __init__(self, memory_mb: int = 0) -> None:
+        self.memory_mb = memory_mb
         self._children: list[Child] = []
         self._begun: dict[Child, int] = {}
         self._orders: dict[tuple[int, int], Order] = {}
@@ -97,7 +102,7 @@ class Checkers:
     def _hand_out(self) -> None:
         free = next((child for child in self._children if not child.jobs), None)
         if free is None and len(self._children) < MOST:
-            free = Child(process=returned.check)
+            free = Child(self.memory_mb, returned.check)
             self._children.append(free)
         if free is not None:
             batch = [*self._waiting]

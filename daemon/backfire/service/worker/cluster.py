@@ -65,7 +65,7 @@ class Cluster:
         self._link = Link(settings.cluster)
         self._ready: dict[int, Seat] = {}
         self._checking: dict[tuple[int, int], Seat] = {}
-        self._checkers = Checkers()
+        self._checkers = Checkers(settings.limits.memory_mb)
         self._losses: dict[int, int] = {}
         self._places: tuple[Place, ...] = ()
         self._suspicious_until = 0.0
@@ -75,6 +75,7 @@ class Cluster:
         """Work by other settings; under another address what the actors have is given back."""
         self._settings = settings
         self._local.configure(settings)
+        self._checkers.memory_mb = settings.limits.memory_mb
         if self._link.needs_another(settings.cluster):
             self._lose_all("the cluster's settings changed")
             self._link.leave()

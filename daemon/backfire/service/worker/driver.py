@@ -72,7 +72,8 @@ class Driver:
             ended = "has ended"
         if ended == "has ended":
             self._process.join(1)
-            ended += f" ({local.exit_reason(self._process.exitcode)})"
+            if self._process.exitcode is not None:
+                ended += f" ({local.exit_reason(self._process.exitcode)})"
         return messages, ended
 
     def kill(self) -> None:

@@ -72,8 +72,9 @@ class DaemonsEnd:
                 messages.append(message)
         except BlockingIOError:
             self.broken = "stopped in the midst of a message"
-        except (EOFError, OSError):
-            self.broken = "has ended"
+        except (EOFError, OSError) as error:
+            too_large = error.args == ("bad message length",)
+            self.broken = "sends a message that is too large" if too_large else "has ended"
         except (ValueError, RecursionError) as error:
             self.broken = f"sends what is no message ({error})"
         return messages
