@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def _differs(name: str, told: str, counts: Counter[str]) -> str:
 
 def binding() -> Check:
     """At how many ports Ray can be reached from outside, as far as this user may see."""
-    ports = sorted(_open_ports())
+    ports = sorted(open_ports())
     if not ports:
         return Check("ports of Ray", "none of a process of this user")
     found = f"{len(ports)} reachable on all interfaces ({', '.join(map(str, ports[:8]))}…)"
@@ -101,19 +102,22 @@ def binding() -> Check:
     return Check("ports of Ray", f"{found}; {said}")
 
 
-def _open_ports() -> set[int]:
-    """The TCP ports at which this user's Ray processes listen on all interfaces."""
+def open_ports(proc: Path = Path("/proc")) -> set[int]:
+    """The TCP ports at which this user's Ray processes listen on all interfaces, as Linux tells."""
     sockets: set[str] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "comm").read_text().strip() in RAYS:
-                sockets |= {os.readlink(one) for one in (process / "fd").iterdir()}
-        except OSError:  # it has ended, or belongs to somebody else
-            continue
+    for process in proc.glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to somebody else
+            if (process / "comm").read_text().strip() not in RAYS:
+                continue
+            for one in (process / "fd").iterdir():
+                with suppress(OSError):  # it was closed just now
+                    sockets.add(os.readlink(one))
     ports: set[int] = set()
     for table in ("tcp", "tcp6"):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-            fields = line.split()
+        lines: list[str] = []
+        with suppress(OSError):  # there may be no IPv6, and elsewhere than on Linux there is neither
+            lines = (proc / "net" / table).read_text().splitlines()[1:]
+        for fields in map(str.split, lines):
             address, _, port = fields[1].partition(":")
             if fields[3] == "0A" and not address.strip("0") and f"socket:[{fields[9]}]" in sockets:
                 ports.add(int(port, 16))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
-from backfire.admin.cluster import compared
+from backfire.admin.cluster import compared, open_ports
 from backfire.service.worker.survey import Node
 
 USUAL = {"Backfire": "1.0", "torch": "2.9", "editor mini": "0123456789ab"}
@@ -54,3 +56,23 @@ def test_weights_that_cannot_be_used_anywhere_are_said_of_all() -> None:
 def test_a_node_that_does_not_answer_is_named_with_the_reason() -> None:
     found = remedies(node("a"), Node("b", 1, "8 CPU", trouble="its worker died"))
     assert found == {"a": "", "b": "its worker died"}
+
+
+def test_ports_of_ray_that_are_open_to_all_are_found_also_without_ipv6(tmp_path: Path) -> None:
+    for number, (name, sockets) in {"7": ("raylet", [1, 2]), "8": ("sshd", [3])}.items():
+        (tmp_path / number / "fd").mkdir(parents=True)
+        (tmp_path / number / "comm").write_text(f"{name}\n")
+        (tmp_path / number / "fd" / "0").write_text("closed just now, and opened as another file")
+        for socket in sockets:
+            (tmp_path / number / "fd" / str(socket)).symlink_to(f"socket:[{socket}]")
+    (tmp_path / "9").mkdir()
+    (tmp_path / "net").mkdir()
+    listening = "0: {}:{:04X} 00000000:0000 0A 0:0 0:0 0 1000 0 {}"
+    lines = [
+        listening.format("00000000", 6380, 1),
+        listening.format("0100007F", 6381, 2),
+        listening.format("00000000", 22, 3),
+    ]
+    (tmp_path / "net" / "tcp").write_text("\n".join(["sl local_address", *lines]))
+    assert open_ports(tmp_path) == {6380}
+    assert open_ports(tmp_path / "nothing") == set()
