@@ -230,6 +230,23 @@ def test_a_held_picture_keeps_its_result_and_nothing_that_came_late(tmp_path: Pa
     assert kept == {"output", "receipt.json"}
 
 
+def test_a_check_for_which_no_process_can_be_started_waits(
+    checkers: Checkers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
+    (tmp_path / "input").write_bytes(PICTURE)
+    left(order, PICTURE)
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "Child", refuse)
+        checkers.add(order)
+        assert checkers.step() == []
+    (outcome,) = wait_for(checkers.step)
+    assert isinstance(outcome, Finished)
+
+
 def test_a_check_has_the_memory_that_a_worker_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     allowed = list[int]()
 

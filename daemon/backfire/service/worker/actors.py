@@ -235,7 +235,9 @@ class Actors:
             return None
         except Late:
             lost = Interrupted(
-                *about, f"took longer than cluster.deadline_s, {self._settings.deadline_s:g} s"
+                *about,
+                f"took longer than cluster.deadline_s, {self._settings.deadline_s:g} s; raise it if the work "
+                "needs longer",
             )
         except RayError as error:  # before OSError, which it may be as well
             lost = answers.outcome(await answers.cause(actor, error), *about)

@@ -102,8 +102,9 @@ class Checkers:
     def _hand_out(self) -> None:
         free = next((child for child in self._children if not child.jobs), None)
         if free is None and len(self._children) < MOST:
-            free = Child(self.memory_mb, returned.check)
-            self._children.append(free)
+            with suppress(OSError):  # where no process can be started now, the next step tries again
+                free = Child(self.memory_mb, returned.check)
+                self._children.append(free)
         if free is not None:
             batch = [*self._waiting]
             self._waiting.clear()
