@@ -357,3 +357,31 @@ def test_devices_of_this_machine_follow_a_reload_while_they_stand_in(desk: Calla
     document = {"cluster": {"address": "127.0.0.1:6379", "fallback": "local"}, "limits": {"devices": ["cpu"]}}
     home.cluster.configure(config.parse({"folders": {"inbox": "inbox"}, **document}, base=home.base))
     assert home.cluster.places(3) == (Place("cpu"),)
+
+
+@pytest.mark.parametrize(
+    ("with_token", "without", "said"),
+    [
+        ("silent", "silent", "does not answer"),
+        ("refuses", "refuses", "refuses the token"),
+        ("admits", "admits", "RAY_AUTH_MODE=token"),
+        ("admits", "silent", "does not answer"),  # it was not asked, so that it may be open
+        ("admits", "refuses", ""),
+    ],
+)
+def test_only_a_cluster_that_admits_with_a_token_and_refuses_without_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_token: str, without: str, said: str
+) -> None:
+    def asked(section: Any, environment: dict[str, str] | None = None) -> str:
+        return without if environment else with_token
+
+    for name in ("RAY_AUTH_MODE", "RAY_gcs_rpc_server_reconnect_timeout_s"):
+        monkeypatch.setenv(name, "restored after the test")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.setattr(driver, "_asked", asked)
+    section = configured(tmp_path).cluster
+    if said:
+        with pytest.raises((ConfigError, ConnectionError), match=said):
+            driver.join(section)
+    else:
+        driver.join(section)
