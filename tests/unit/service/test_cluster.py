@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from backfire import config
 from backfire.errors import Code, ConfigError
 from backfire.files.parallel import in_parallel
 from backfire.service.worker import cluster, driver, link, orders, protocol, returned
+from backfire.service.worker.pipe import DaemonsEnd
 from backfire.service.worker.protocol import (
     Failed,
     Finished,
@@ -385,3 +387,31 @@ def test_only_a_cluster_that_admits_with_a_token_and_refuses_without_is_joined(
             driver.join(section)
     else:
         driver.join(section)
+
+
+class Gone:
+    """A driver's process that ends just after it was asked whether it lives."""
+
+    sentinel, exitcode = 0, -9
+
+    def __init__(self) -> None:
+        self.lives = True
+
+    def is_alive(self) -> bool:
+        lives, self.lives = self.lives, False
+        return lives
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+def test_what_a_driver_told_before_its_end_is_heard_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    made = object.__new__(driver.Driver)
+    made.heard, made._pipe, made._process = 0.0, DaemonsEnd(ours), cast(Any, Gone())
+    assert made.receive() == ([], "")
+    theirs.send_bytes(json.dumps({"ended": "lets in anybody"}).encode())
+    assert made.receive() == ([{"ended": "lets in anybody"}], "")
+    theirs.close()
+    assert made.receive() == ([], "has ended (killed by SIGKILL)")
+    ours.close()

@@ -64,12 +64,11 @@ class Driver:
 
     def receive(self) -> tuple[list[Message], str]:
         """What it has told; and why it is of no use any more, empty while it is."""
+        lives = self._process.is_alive()  # asked first: all that it told before its end has come then
         messages = self._pipe.receive()
         if messages:
             self.heard = time.monotonic()
-        ended = self._pipe.broken
-        if not ended and not messages and not self._process.is_alive():
-            ended = "has ended"
+        ended = self._pipe.broken or ("" if lives or messages else "has ended")
         if ended == "has ended":
             self._process.join(1)
             if self._process.exitcode is not None:
