@@ -158,7 +158,7 @@ class Greedy:
 
 
 def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: int = 0) -> dict[str, Any]:
-    """The receipt of a 320 px picture protected whole, with an editor of so much memory."""
+    """The receipt of a 280 px picture protected whole, with an editor of so much memory."""
     real = inpaint.get("flux2-mini", "cpu")
     monkeypatch.setattr(inpaint, "get", lambda name, *_: Greedy(real, batch=batch, side=side))
     settings = config.parse(
@@ -169,9 +169,9 @@ def protected(monkeypatch: pytest.MonkeyPatch, *, batch: int, side: int, rung: i
         },
         base=Path("/nowhere"),
     )
-    mask = encoded(mask_picture((320, 240), (80, 60, 240, 180)))
+    mask = encoded(mask_picture((280, 200), (80, 60, 200, 150)))
     source = Source("p.png", (Sidecar("p.mask.png", mask),))
-    return protect(picture(size=(320, 240)), source, settings, rung=rung).receipt
+    return protect(picture(size=(280, 200)), source, settings, rung=rung).receipt
 
 
 @pytest.mark.parametrize(

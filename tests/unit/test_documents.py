@@ -222,9 +222,9 @@ def test_the_documents_list_all_log_events() -> None:
     assert len(set(there)) > 20, "the pattern finds them"
 
 
-@pytest.mark.parametrize("path", sorted(generate.generated()), ids=name_of)
-def test_generated_documents_are_current(path: Path) -> None:
-    assert path.read_bytes() == generate.generated()[path], "run: python -m docs.generate"
+def test_generated_documents_are_current() -> None:
+    stale = [name_of(path) for path, text in generate.generated().items() if path.read_bytes() != text]
+    assert stale == [], "run: python -m docs.generate"
 
 
 def test_the_schema_of_the_receipt_is_valid() -> None:

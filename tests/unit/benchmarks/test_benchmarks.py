@@ -482,7 +482,7 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
 ) -> None:
     arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
     arguments += ["--strengths", "single-path", "--editors", "flux2-mini", "--held-out", "flux2-micro"]
-    tools = {"iopaint", "forge-masked"}
+    tools = {"iopaint"}
     own = tmp_path / "config.yaml"
     own.write_text(json.dumps({"folders": {"inbox": "inbox"}, "verify": {"paths": sorted(tools)}}))
     arguments += ["--iterations", "2", "--config", str(own)]
