@@ -466,10 +466,10 @@ def test_a_target_is_approached(name: str, surrogate: Editor, target: str) -> No
 def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_more() -> None:
     """On the embedded editor, with the same iterations and seed with and without the paths."""
     editor = inpaint.get("flux2-mini")
-    rgb: Rgb = np.asarray(photo((400, 300)).resize((640, 480)))
-    region = Region(Box(250, 200, 330, 280), "x", 1.0, "x")
-    (crop,) = cropping.plan([region], 480, 640, margin=48, work=768)
-    (whole,) = attack_paths.get("forge-whole").handed(region.plane(480, 640))
+    rgb: Rgb = np.asarray(photo((400, 200)).resize((640, 320)))
+    region = Region(Box(250, 120, 330, 200), "x", 1.0, "x")
+    (crop,) = cropping.plan([region], 320, 640, margin=48, work=768)
+    (whole,) = attack_paths.get("forge-whole").handed(region.plane(320, 640))
 
     def edited(picture: Rgb) -> torch.Tensor:
         given = handed_pictures([picture], whole, CPU)

@@ -1,6 +1,6 @@
 """The daemon on the shared pairs of pictures and masks, with two iterations: all but the effect is tested.
 
-At half their size, since their masks cover nearly all of them, and edits take most of the time.
+Made small, since their masks cover nearly all of them, and edits take most of the time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_pairs_are_published_and_archived(sandbox: Sandbox, shared: Path, tmp_pa
         mask = f"{name.rpartition('.')[0]}.mask.png"
         for one in (name, mask):
             with Image.open(shared / "pairs" / one) as picture:
-                picture.resize((256, 256)).save(tmp_path / one)
+                picture.resize((192, 192)).save(tmp_path / one)
         for one in (name, mask) if order == "picture first" else (mask, name):
             sandbox.drop(tmp_path / one, folder + one)
     wait_for(lambda: not sandbox.files("inbox"), seconds=400, because="the inbox to be empty")

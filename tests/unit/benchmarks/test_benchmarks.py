@@ -310,13 +310,13 @@ def test_a_run_measures_each_plan_on_each_set_once(
 ) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--set", "dev,pairs", "--side", "56", "--data", str(data), "--out", str(tmp_path), "--plain"]
-    arguments += ["--methods", "implant,baseline", "--epsilon", "4", "--iterations", "1"]
+    arguments += ["--methods", "encoder,baseline", "--epsilon", "4", "--iterations", "1"]
     assert protection.main(arguments) == 0
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     names = re.findall(r"^\| (\w+) \| (\S+) \|", table, re.MULTILINE)
     assert sorted(set(names)) == [
-        (of, method) for of in ("dev", "pairs") for method in ("baseline", "implant")
+        (of, method) for of in ("dev", "pairs") for method in ("baseline", "encoder")
     ]
     with Image.open(tmp_path / "psnr.png") as plot:
         assert plot.width > 300
