@@ -52,7 +52,7 @@ class FirstBytes:
             return False
         return formats.refusal(head, shown(path)) is not None
 
-    def refuse(self, path: bytes) -> bool:
+    def refuses(self, path: bytes) -> bool:
         """Whether a file that was looked into is no picture."""
         known = self._seen.get(path)
         return known is not None and known[1]

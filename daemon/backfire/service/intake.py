@@ -264,10 +264,12 @@ class Intake:
 
     def _is_refused(self, path: bytes) -> bool:
         """Whether a file is refused by its name or its first bytes, without a worker."""
-        return is_raw(path) or self._first_bytes.refuse(path)
+        return is_raw(path) or self._first_bytes.refuses(path)
 
     def _refusal(self, job: Job) -> InputError | None:
-        """The error for a camera raw file, or for a file whose first bytes are not those of any picture."""
+        """The error for a file that is refused without a worker, by the first bytes of its copy."""
+        if not self._is_refused(job.path):
+            return None
         with self._jobs.spool(job).input.open("rb") as file:
             head = file.read(formats.HEAD)
         return formats.raw_by_name(head, job.name) if is_raw(job.path) else formats.refusal(head, job.name)
