@@ -278,6 +278,11 @@ class Job:
         """The path as text for people."""
         return shown(self.path)
 
+    @property
+    def needs_acceptance(self) -> bool:
+        """Whether it is published and weak, and nobody has accepted that yet."""
+        return (self.state, self.verdict, self.choice) == (JobState.ARCHIVED, Verdict.WEAK, None)
+
 
 @dataclass(frozen=True)
 class Event:

@@ -107,7 +107,7 @@ def accept(settings: Settings, job_id: int, *, by: str) -> Job:
     """
     with Store.beside(settings.folders.database) as store:
         job = store.get(job_id)
-        if job is not None and job.state == JobState.ARCHIVED and _is_acceptable(job):
+        if job is not None and job.needs_acceptance:
             told = {"decided": Choice.RELEASE.value, "by": by}
             return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
     if job is not None and not _is_acceptable(job):
@@ -118,9 +118,7 @@ def accept(settings: Settings, job_id: int, *, by: str) -> Job:
 
 def _is_acceptable(job: Job) -> bool:
     """Whether a result is weak, and somebody is to accept it."""
-    if job.state == JobState.REVIEW:
-        return job.code == Code.WEAK
-    return (job.state, job.verdict, job.choice) == (JobState.ARCHIVED, Verdict.WEAK, None)
+    return job.needs_acceptance or (job.state == JobState.REVIEW and job.code == Code.WEAK)
 
 
 def protect_whole(settings: Settings, job_id: int, *, by: str) -> Job:

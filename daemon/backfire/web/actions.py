@@ -18,7 +18,7 @@ from typing import Any
 from backfire.advice import REGION_HELPS
 from backfire.errors import PublishError
 from backfire.files import inbox, outbox
-from backfire.types import Job, JobState, Verdict
+from backfire.types import Job, JobState
 from backfire.web import files
 from backfire.web.options import Options
 from backfire.web.painter import Painter
@@ -55,12 +55,7 @@ def offered(job: Job) -> list[str]:
         return ["region", "accept"] if job.code == "weak" else ["region", "whole", "release"]
     if job.state in (JobState.FAILED, JobState.QUARANTINED):
         return ["region", "retry"] if job.code in REGION_HELPS and job.input_sha256 else ["retry"]
-    return ["accept"] if needs_acceptance(job) else []
-
-
-def needs_acceptance(job: Job) -> bool:
-    """Whether a published picture is weak and nobody has accepted that yet."""
-    return (job.state, job.verdict, job.choice) == (JobState.ARCHIVED, Verdict.WEAK, None)
+    return ["accept"] if job.needs_acceptance else []
 
 
 def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painter: Painter) -> Outcome:
