@@ -35,7 +35,11 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="export: the file to write; judge: weights to load instead of --editor"
     )
-    parser.add_argument("--start", type=Path, help="student: weights from which the training starts")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="student, inpainter: an editor's file, with whose weights the training starts",
+    )
     parser.add_argument("--channels", type=int, default=64, help="student: channels of its convolutions")
     parser.add_argument(
         "--kind",
@@ -67,8 +71,8 @@ def main() -> None:
     is_student = given.command.startswith("student")
     if (is_student or given.command == "inpainter") and not given.latents:
         parser.error(f"{given.command} needs --latents, the encoder and the decoder that it learns from")
-    if given.start and not (is_student and given.start.is_file()):
-        parser.error(f"--start {given.start}: it takes a file of a student's weights, for a student")
+    if given.start and not ((is_student or given.command == "inpainter") and given.start.is_file()):
+        parser.error(f"--start {given.start}: it takes the file of an editor, for a student or an inpainter")
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
     if given.threads:
@@ -119,7 +123,7 @@ def main() -> None:
 def _on_latents(given: argparse.Namespace, common: Options) -> None:
     folder = given.runs / "pair"
     if given.command == "inpainter":
-        latent_pair.inpainter(given.data, given.latents, folder, common, given.crops)
+        latent_pair.inpainter(given.data, given.latents, folder, common, given.crops, given.start)
     else:
         target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from backfire.inpaint.base import Latent
-from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.encoders import EncoderEditor, below
 from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
@@ -111,12 +111,20 @@ def encoded(
     return latents
 
 
-def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: Options, crops: int) -> None:
+def inpainter(
+    photos: Path,
+    pair_paths: Sequence[Path],
+    folder: Path,
+    options: Options,
+    crops: int,
+    start: Path | None = None,
+) -> None:
     """Train in `folder`, or resume an interrupted run there.
 
     Args:
         pair_paths: encoder and decoder of the autoencoder.
         crops: how many crops to encode in advance.
+        start: the safetensors file of an editor with a net to go on from.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
@@ -125,6 +133,8 @@ def inpainter(photos: Path, pair_paths: Sequence[Path], folder: Path, options: O
     channels = latents["whole"].shape[1]
     torch.manual_seed(seed)
     net, critic = prepared(InpaintNet(channels, WIDTH)), prepared(LatentCritic(channels))
+    if start is not None:
+        net.load_state_dict(below(load_file(start), "net."))
     ema = copy.deepcopy(net)
     opt_g, opt_d = adam([net]), adam([critic])
     run = Run(folder, options, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})

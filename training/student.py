@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backfire.inpaint.encoders import NET_FILE, EncoderEditor
+from backfire.inpaint.encoders import NET_FILE, EncoderEditor, below
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
@@ -140,8 +140,7 @@ def train_encoder(
     Args:
         teacher: the files of the published autoencoder, as an editor of kind `latent` takes them.
         channels: of the student's convolutions.
-        start: a state dict with the encoder `E` and decoder `D` of a student to start from; it may be
-            narrower.
+        start: the safetensors file of a student to start from, as `export` writes it; it may be narrower.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
@@ -149,7 +148,7 @@ def train_encoder(
     encoder, _ = student_of(taught, channels)
     taught.to(device)
     if start is not None:
-        widened(encoder, torch.load(start, "cpu", weights_only=True)["E"])
+        widened(encoder, below(load_file(start), "encoder."))
     encoder = prepared(encoder)
     ema = copy.deepcopy(encoder).requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -223,9 +222,9 @@ def train_decoder(
     critics = prepared(Critics(2))
     taught.to(device)
     if start is not None:
-        state = torch.load(start, "cpu", weights_only=True)
-        widened(decoder, state["D"])
-        widened(encoder, state["E"])
+        state = load_file(start)
+        widened(decoder, below(state, "decoder."))
+        widened(encoder, below(state, "encoder."))
     if (folder / "encoder" / "last.pt").exists():
         encoder = averaged(folder / "encoder", encoder)
     encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)
@@ -285,7 +284,7 @@ def export(folder: Path, net: Path, target: Path) -> None:
     if (net / "last.pt").exists():
         state |= _averages(net=net)
     else:
-        state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
+        state |= {f"net.{name}": value for name, value in below(load_file(NET_FILE), "net.").items()}
     _save(state, target)
 
 

@@ -117,7 +117,7 @@ class PairInpainter(LatentEditor):
             raise _refused(name, pair[0], got, "list a folder and the net, or encoder, decoder and the net")
         of_pair, encoder, decoder, multiple = _autoencoder(name, pair)
         state, net_sha256 = read_state(name, net_path)
-        net, latent = _net(name, net_path, _below(state, "net.") or state)
+        net, latent = _net(name, net_path, below(state, "net.") or state)
         with torch.inference_mode():
             have = encoder(torch.zeros(1, 3, 64, 64)).shape[1]
         if (have, multiple) != (latent, DOWNSCALE):
@@ -135,12 +135,12 @@ class PairInpainter(LatentEditor):
             ModelError: the file is missing, damaged or of another architecture.
         """
         state, digest = read_state(name, path)
-        encoder, decoder = (_part(name, path, _below(state, role))[0] for role in ("encoder.", "decoder."))
-        net = _below(state, "net.")
+        encoder, decoder = (_part(name, path, below(state, role))[0] for role in ("encoder.", "decoder."))
+        net = below(state, "net.")
         if not net:
             path = NET_FILE
             shared, net_sha256 = read_state(name, path)
-            net, digest = _below(shared, "net."), _joint([digest, net_sha256])
+            net, digest = below(shared, "net."), _joint([digest, net_sha256])
         return cls(name, digest, encoder, _net(name, path, net)[0], decoder)
 
 
@@ -252,7 +252,7 @@ def _from_diffusers(name: str, folder: Path) -> _Parts:
         raise _refused(name, folder, wrong, "keep one precision; a .bin is not read")
     if kind == "AutoencoderTiny":
         state, _ = read_state(name, files[1])
-        parts = [_part(name, files[1], _below(state, role)) for role in ("encoder.", "decoder.")]
+        parts = [_part(name, files[1], below(state, role)) for role in ("encoder.", "decoder.")]
         return _joined(name, files, parts)
     if kind not in autoencoders.SPACES:
         expected = ", ".join(autoencoders.SPACES)
@@ -261,7 +261,8 @@ def _from_diffusers(name: str, folder: Path) -> _Parts:
     return digest(files), _VaeEncoder(vae), _VaeDecoder(vae), autoencoders.SPACES[kind].factor(vae)
 
 
-def _below(state: State, prefix: str) -> State:
+def below(state: State, prefix: str) -> State:
+    """The tensors whose names begin with the prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

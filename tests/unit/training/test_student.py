@@ -16,7 +16,9 @@ from training import latent_pair, student
 from training.run import Options
 
 
-def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_trains_resumes_is_exported_and_goes_on_from_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos, run = tmp_path / "photos", tmp_path / "student"
     photos.mkdir()
     for seed in range(2):
@@ -33,6 +35,15 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
     edited = editor.inpaint(picture, mask)
     assert torch.equal(edited[mask.expand_as(edited) == 0], picture[mask.expand_as(picture) == 0])
     assert not torch.equal(edited, picture)
+    # Another run that begins with the exported file is no further from it than one small step.
+    exported, again = load_file(tmp_path / "mini.safetensors"), tmp_path / "again"
+    more, start = Options(1, seed=2, batch=2, size=64), tmp_path / "mini.safetensors"
+    student.train_encoder(photos, teacher, again, more, 16, start)
+    student.train_decoder(photos, teacher, again, more, 16, start)
+    latent_pair.inpainter(photos, teacher, tmp_path / "net again", more, crops=2, start=start)
+    student.export(again, tmp_path / "net again", tmp_path / "again.safetensors")
+    for name, weight in load_file(tmp_path / "again.safetensors").items():
+        assert torch.allclose(weight.float(), exported[name].float(), atol=2e-3), name
     student.export_pair(run, tmp_path / "micro.safetensors")
     assert {name.partition(".")[0] for name in load_file(tmp_path / "micro.safetensors")} == {
         "encoder",
