@@ -142,10 +142,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m benchmarks paths", description=__doc__, formatter_class=about)
-    parser.add_argument("--set", type=listed, default=["dev"], help=f"some of {', '.join(sets.NAMES)}")
-    parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
-    parser.add_argument("--side", type=int, default=480, help="scale pictures down to this longer side")
-    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
+    sets.add_options(parser, side=480)
     parser.add_argument("--strengths", type=listed, default=["single-path", "balanced"])
     parser.add_argument("--iterations", type=int, help="instead of the strengths' own number")
     parser.add_argument("--editors", type=listed, default=["flux2-mini"], help="the surrogates, together")
@@ -167,11 +164,7 @@ def main(argv: Sequence[str]) -> int:
     except BackfireError as error:
         raise SystemExit(str(error)) from error
     surrogates, held_out = editors[: len(given.editors)], editors[len(given.editors) :]
-    cases = [
-        case
-        for name in given.set
-        for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
-    ]
+    cases = sets.chosen(given)
     measure.warm(surrogates)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:

@@ -145,10 +145,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks protection", description=__doc__, formatter_class=about
     )
-    parser.add_argument("--set", type=listed, default=["dev"], help=f"some of {', '.join(sets.NAMES)}")
-    parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
-    parser.add_argument("--side", type=int, default=512, help="scale pictures down to this longer side")
-    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
+    sets.add_options(parser, side=512)
     parser.add_argument("--methods", type=listed, default=["implant", "baseline"])
     parser.add_argument("--editors", type=listed, default=["flux2-mini"], help="each is surrogate and judge")
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
@@ -177,9 +174,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     given = parser().parse_args(argv)
-    for name in given.set:
-        if name not in sets.NAMES:
-            raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(sets.NAMES)}")
     try:
         declared = None if given.config is None else config.load(given.config)
         judges = [inpaint.get(name, settings=declared) for name in given.editors]
@@ -187,11 +181,7 @@ def main(argv: Sequence[str]) -> int:
         raise SystemExit(str(error)) from error
     ways = plans(given, judges)
     distance, features = perceptual.lpips(), perceptual.clip(given.clip)
-    cases = [
-        case
-        for name in given.set
-        for case in sets.cases(name, count=given.count, side=given.side, folder=given.data)
-    ]
+    cases = sets.chosen(given)
     measure.warm(judges)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:

@@ -27,6 +27,7 @@ def child_environment() -> dict[str, str]:
 CODE = (
     "daemon/backfire/perturb/*.py",
     "daemon/backfire/perturb/methods/*.py",
+    "daemon/backfire/perturb/starts/*.*",
     "daemon/backfire/inpaint/*.py",
     "daemon/backfire/attack_paths/*.py",
     "daemon/backfire/attack_paths/tools/*.py",
@@ -36,7 +37,7 @@ CODE = (
     "benchmarks/measure.py",
     "benchmarks/sets.py",
 )
-"""The code that rows of a protection depend on, besides weights and settings."""
+"""The code and the stored starts that rows of a protection depend on, besides weights and settings."""
 
 
 def read(log: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,10 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
     * dev: photographs with one random region each, an ellipse or a box a sixth to a third wide.
 
     Raises:
-        SystemExit: the folder does not exist.
+        SystemExit: there is no such set, or the folder does not exist.
     """
+    if name not in FOLDERS:
+        raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(NAMES)}")
     where = folder / FOLDERS[name]
     if not where.is_dir():
         raise SystemExit(f"{where}: no such folder; give --data a folder with pairs/, faces/ and photos/dev/")
@@ -73,6 +76,50 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
             masks = [seeded(height, width, np.random.default_rng(seed))]
         if masks := [mask for mask in masks if mask.any()]:
             yield Case(name, path.name, rgb, tuple(masks))
+
+
+def chosen(given: argparse.Namespace) -> list[Case]:
+    """The pictures that the options of a command line name: `set`, `count`, `side`, `data` and `part`."""
+    every = [
+        case
+        for name in given.set
+        for case in cases(name, count=given.count, side=given.side, folder=given.data)
+    ]
+    number, parts = given.part
+    return every[number - 1 :: parts]
+
+
+def part(text: str) -> tuple[int, int]:
+    """`1/2`, the first of two parts, as numbers.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    number, parts = map(int, text.split("/"))
+    if not 1 <= number <= parts:
+        raise ValueError
+    return number, parts
+
+
+def add_options(parser: argparse.ArgumentParser, *, side: int) -> None:
+    """Add the options that `chosen` reads.
+
+    Args:
+        side: the default of `--side`.
+    """
+    names = ", ".join(NAMES)
+    parser.add_argument("--set", type=lambda text: text.split(","), default=["dev"], help=f"some of {names}")
+    parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
+    parser.add_argument("--side", type=int, default=side, help="scale pictures down to this longer side")
+    parser.add_argument("--data", type=Path, default=SHARED, help="the folder with the sets")
+    parser.add_argument(
+        "--part",
+        type=part,
+        default=(1, 1),
+        metavar="I/N",
+        help="measure only the I-th of N parts of the pictures; processes with one each can share an --out, "
+        "and a run without it then makes the tables",
+    )
 
 
 def scaled_to(rgb: Rgb, side: int) -> Rgb:

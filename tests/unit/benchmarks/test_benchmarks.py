@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -74,6 +75,25 @@ def test_masks_follow_their_pictures(data: Path) -> None:
     rows, columns = np.nonzero(face.masks[0])
     assert face.rgb.shape == (75, 75, 3)
     assert (rows.mean(), columns.mean()) == pytest.approx((17, 33), abs=5)
+
+
+def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def names(*given: str) -> list[str]:
+        parser = argparse.ArgumentParser()
+        sets.add_options(parser, side=64)
+        options = ["--set", "dev,pairs,dev", "--data", str(data), *given]
+        return [case.of for case in sets.chosen(parser.parse_args(options))]
+
+    assert names() == ["dev", "pairs", "dev"]
+    assert [names("--part", part) for part in ("1/2", "2/2")] == [["dev", "dev"], ["pairs"]]
+    with pytest.raises(SystemExit):
+        names("--part", "3/2")
+    assert "--part" in capsys.readouterr().err
+
+
+def test_an_unknown_set_is_refused_by_name(data: Path) -> None:
+    with pytest.raises(SystemExit, match="portraits"):
+        list(sets.cases("portraits", count=1, side=64, folder=data))
 
 
 def test_the_error_for_a_missing_set_names_its_folder(tmp_path: Path) -> None:
