@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backfire import cli
-from backfire.service.worker import driver, local, orders, protocol, returned
+from backfire.service.worker import child, driver, orders, protocol, returned
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, job_key
 from benchmarks import passthrough
@@ -136,7 +136,7 @@ def drive_alone(connection: Connection, parent: int) -> None:
 
     What it does to a picture's files is what the real one does, so that it shows what the daemon bears.
     """
-    local.die_with(parent)
+    child.die_with(parent)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(Alone(connection).run())
 

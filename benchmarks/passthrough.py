@@ -15,11 +15,11 @@ from multiprocessing.connection import Connection
 
 from backfire import cli
 from backfire.imaging import containers, formats, refusals
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, job_key, mask_digest
 
-real_serve = local.serve
+real_serve = child.serve
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
@@ -54,7 +54,7 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     )
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0, process: local.Process = process) -> None:
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: child.Process = process) -> None:
     """The real worker, with `process` in place of its own."""
     real_serve(connection, parent, memory_mb, process)
 
@@ -62,7 +62,7 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0, process: loca
 def main() -> None:
     """The commands of `backfire`, with that worker."""
     # Imported by its real name, since the worker process could not find a `serve` in `__main__`.
-    local.serve = importlib.import_module("benchmarks.passthrough").serve
+    child.serve = importlib.import_module("benchmarks.passthrough").serve
     cli.main()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backfire import config
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import Finished, Order, Outcome, Progress
 from backfire.types import Job
 from benchmarks import passthrough
@@ -109,7 +109,7 @@ def test_what_has_ended_is_reported_while_a_long_picture_is_at_work(tmp_path: Pa
             assert (orders[0].folder / "result.json").exists(), "and outlasts a crash of both"
         return passthrough.process(order, progress)
 
-    rest = local.work(orders, heard, process, batch_s=0.2)
+    rest = child.work(orders, heard, process, batch_s=0.2)
     assert [type(one).__name__ for one in rest] == ["Finished", "GivenBack"]
     assert heard.outcomes == [["Finished"]], "none is reported twice"
 

@@ -21,7 +21,7 @@ from backfire.pipeline.result import PhaseProgress
 from backfire.service.dispatcher import Dispatcher
 from backfire.service.jobs import Jobs
 from backfire.service.retry_policy import RetryPolicy
-from backfire.service.worker import local, protocol
+from backfire.service.worker import child, protocol
 from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Order, Outcome, Progress
 from backfire.types import Job, JobState
 from benchmarks import passthrough
@@ -120,7 +120,7 @@ def test_an_error_that_looks_like_that_of_a_closed_pipe_does_not_end_the_worker(
 
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     orders = [Order(1, 1, tmp_path, "p.png", (), settings)]
-    (outcome,) = local.work(orders, Told(), process)  # type: ignore[arg-type]
+    (outcome,) = child.work(orders, Told(), process)  # type: ignore[arg-type]
     assert isinstance(outcome, Failed | Hindered)
     assert outcome.code == "internal"
 
@@ -144,7 +144,7 @@ class Told:
 def test_a_worker_whose_daemon_is_gone_stops(tmp_path: Path) -> None:
     settings = config.parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     orders = [Order(number, 1, tmp_path, "p.png", (), settings) for number in (1, 2)]
-    outcomes = local.work(orders, Told(gone=True))  # type: ignore[arg-type]
+    outcomes = child.work(orders, Told(gone=True))  # type: ignore[arg-type]
     assert [type(outcome) for outcome in outcomes] == [GivenBack, GivenBack]
 
 

@@ -26,7 +26,7 @@ from backfire.service.originals import Originals
 from backfire.service.publisher import Publisher
 from backfire.service.reports import Reports
 from backfire.service.retry_policy import RetryPolicy
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState, Verdict
 from benchmarks import passthrough
@@ -142,7 +142,7 @@ def test_a_running_job_is_resumed_after_an_internal_error_elsewhere(house: Make)
 # Errors of the system
 
 
-def refusing(error: Exception, *names: str) -> local.Process:
+def refusing(error: Exception, *names: str) -> child.Process:
     """A worker that meets an error with some pictures."""
 
     def process(order: Order, progress: PhaseProgress) -> Finished:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from backfire import cli
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import Finished, Order
 from benchmarks import passthrough
 
@@ -31,12 +31,12 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     return outcome
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0, process: local.Process = process) -> None:
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: child.Process = process) -> None:
     passthrough.real_serve(connection, parent, memory_mb, process)
 
 
 if __name__ == "__main__":
     from tests.support import gated
 
-    local.serve = gated.serve
+    child.serve = gated.serve
     cli.main()

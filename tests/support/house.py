@@ -18,7 +18,7 @@ from backfire.files.inbox import Hints
 from backfire.files.outbox import folders
 from backfire.service import loop, pool
 from backfire.service.loop import Service
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import GivenBack, Interrupted, Order, Outcome, Progress
 from benchmarks import passthrough
 from benchmarks.soak import png
@@ -75,7 +75,7 @@ class Call:
         self.house.sent.append([order.name for order in message])
         if not self.house.stuck:
             process, batch_s = self.house.process, self.house.batch_s
-            outcomes = local.work(message, self, process, batch_s=batch_s)  # type: ignore[arg-type]
+            outcomes = child.work(message, self, process, batch_s=batch_s)  # type: ignore[arg-type]
             self._told += [self.house.timed(outcome) for outcome in outcomes]
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
@@ -125,9 +125,9 @@ class House:
 
     def __init__(self, base: Path, **sections: Any) -> None:
         self.base, self.clock, self.wall, self.tick = base, 1000.0, 1e9, 0.0
-        self.process: local.Process = passthrough.process
+        self.process: child.Process = passthrough.process
         self.seconds: float | None = None
-        self.batch_s = local.BATCH_S
+        self.batch_s = child.BATCH_S
         self.stuck = self.silent = False
         self.hire: Callable[[House], Call] = Call
         self.sent: list[list[str]] = []

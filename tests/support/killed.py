@@ -16,7 +16,7 @@ from typing import Any
 from backfire import cli
 from backfire.files import manifest, outbox
 from backfire.service.store.store import Store
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.types import JobState
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     else:
         module = manifest if what == "append" else outbox
         setattr(module, what, around(getattr(module, what), before=before, when=always))
-    local.serve = importlib.import_module(worker).serve
+    child.serve = importlib.import_module(worker).serve
     sys.argv[1:] = ["once"]
     cli.main()
 

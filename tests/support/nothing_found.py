@@ -8,7 +8,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from backfire import cli
-from backfire.service.worker import local
+from backfire.service.worker import child
 from backfire.service.worker.protocol import Finished, Order, on_none
 from backfire.types import Verdict
 from benchmarks import passthrough
@@ -20,10 +20,10 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
     return outcome if found else replace(outcome, verdict=Verdict.UNPROTECTED)
 
 
-def serve(connection: Connection, parent: int, memory_mb: int = 0, process: local.Process = process) -> None:
+def serve(connection: Connection, parent: int, memory_mb: int = 0, process: child.Process = process) -> None:
     passthrough.real_serve(connection, parent, memory_mb, process)
 
 
 if __name__ == "__main__":
-    local.serve = importlib.import_module("tests.support.nothing_found").serve
+    child.serve = importlib.import_module("tests.support.nothing_found").serve
     cli.main()

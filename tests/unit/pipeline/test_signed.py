@@ -16,7 +16,7 @@ from backfire.pipeline.protect import protect
 from backfire.pipeline.result import Result
 from backfire.pipeline.verify import verify
 from backfire.provenance import signing
-from backfire.service.worker.local import worked
+from backfire.service.worker.child import worked
 from backfire.service.worker.protocol import Hindered, Order
 from backfire.types import Verdict
 from tests.support.authority import Authority, actions, active, by_camera, read

@@ -13,7 +13,7 @@ SERVICE = Path(backfire.service.__file__).parent
 STAGES = [
     {"intake"},
     {"dispatcher", "deduplicate"},
-    {"worker.local", "worker.cluster"},
+    {"worker.local", "worker.child", "worker.cluster"},
     {"retry_policy"},
     {"publisher", "reports", "set_aside", "originals"},
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backfire.config import cluster
 from backfire.errors import ConfigError
-from backfire.service.worker import local
+from backfire.service.worker import child, local
 from backfire.service.worker.pipe import DaemonsEnd, DriversEnd, Message
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class Driver:
 
 def drive(connection: Connection, parent: int, actor_class: Callable[[], type[Actor]] | None = None) -> None:
     """The child's main function; `actor_class` names a class in place of `node.Actor`."""
-    local.die_with(parent)
-    local.limit_memory(0)
+    child.die_with(parent)
+    child.limit_memory(0)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the daemon decides
     nowhere = os.open(os.devnull, os.O_WRONLY)

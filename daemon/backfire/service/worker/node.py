@@ -16,7 +16,7 @@ import ray
 
 from backfire import __version__
 from backfire.errors import Code
-from backfire.service.worker import local, orders, protocol
+from backfire.service.worker import child, orders, protocol
 from backfire.service.worker.protocol import FILES, Finished, Hindered, Outcome, Progress
 
 
@@ -30,7 +30,7 @@ class Actor:
         RuntimeError: this node has another one, so that its results would be others.
     """
 
-    process: local.Process = staticmethod(local.process)
+    process: child.Process = staticmethod(child.process)
     """Works one order; doubles stand in for it."""
 
     def __init__(self, version: str) -> None:
@@ -70,7 +70,7 @@ class Actor:
                 (folder / "input").write_bytes(picture)
                 for (_, file), data in zip(order["masks"], masks, strict=True):
                     (folder / file).write_bytes(data)
-                outcome = local.worked(orders.unpacked(order, folder), self, self.process)
+                outcome = child.worked(orders.unpacked(order, folder), self, self.process)
                 if isinstance(outcome, Finished):
                     files = {one: (folder / one).read_bytes() for one in FILES if (folder / one).exists()}
         except OSError as error:  # such as a full disk, which is the node's trouble and no picture's
@@ -79,7 +79,7 @@ class Actor:
         digests = {one: hashlib.sha256(data).hexdigest() for one, data in files.items()}
         return {"outcome": protocol.to_json(outcome), "digests": digests}, files
 
-    # What `local.worked` needs of its end of the pipe: nobody asks for the job back, the actor is killed.
+    # What `child.worked` needs of its end of the pipe: nobody asks for the job back, the actor is killed.
 
     def poll(self) -> bool:
         return False
