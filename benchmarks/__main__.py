@@ -15,6 +15,7 @@ COMMANDS = {
     "formats": "time and memory of reading and writing every format, compared with Pillow alone",
     "protection": "how a protection affects edits, and what remains of it after JPEG, resizing and so on",
     "paths": "in which tools edits break, by attack path and editor, and the verdicts",
+    "ensembles": "what an editor's edits lose when a perturbation has to break those of others, too",
     "speed": "time to the same effect as the published baseline; time and memory by picture size",
     "figures": "all runs behind docs/evaluation.md, and whether their results meet the targets",
 }

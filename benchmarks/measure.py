@@ -33,6 +33,7 @@ from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
 from backfire.evaluate.replay import replay
 from backfire.imaging import masks
 from backfire.inpaint.base import Editor
+from backfire.perturb.methods.base import Method
 from backfire.perturb.optimiser import Optimiser
 from backfire.types import Box, Budget, Mask, Rgb
 from benchmarks import battery, perceptual
@@ -81,6 +82,7 @@ def protected(
     *,
     whole: bool = False,
     through: Sequence[str] = (),
+    method: Method | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
     """Protect a picture.
@@ -88,6 +90,7 @@ def protected(
     Args:
         whole: whether the method optimises all of it instead of crops around the regions.
         through: the attack paths to optimise through, where the settings say all of them.
+        method: instead of the one that the settings name.
     """
     height, width = case.rgb.shape[:2]
     regions = case.regions()
@@ -99,7 +102,7 @@ def protected(
     with peak() as memory:
         began, worked = time.perf_counter(), time.process_time()
         changed = (
-            Optimiser(settings, surrogates, CPU, through=through)
+            Optimiser(settings, surrogates, CPU, method, through)
             .optimise(case.rgb, crops, grey=False, rng=np.random.default_rng(case.seed), progress=progress)
             .rgb
         )

@@ -20,9 +20,11 @@ from PIL import Image
 
 from backfire import inpaint
 from backfire.config import Protect
+from backfire.perturb.methods.iterative import summed
 from backfire.types import Rgb
 from benchmarks import (
     battery,
+    ensembles,
     figures,
     measure,
     memory,
@@ -75,6 +77,13 @@ def test_masks_follow_their_pictures(data: Path) -> None:
     rows, columns = np.nonzero(face.masks[0])
     assert face.rgb.shape == (75, 75, 3)
     assert (rows.mean(), columns.mean()) == pytest.approx((17, 33), abs=5)
+
+
+def test_gradients_that_contradict_each_other_are_turned_until_they_do_not() -> None:
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    apart = ensembles.pcgrad([first, second])
+    assert torch.allclose(apart, torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 1.0]))
+    assert torch.equal(ensembles.pcgrad([first, -second]), summed([first, -second]))
 
 
 def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,11 @@ def sign_step(task: Task, iterations: int) -> Step:
     return step
 
 
+def summed(gradients: Sequence[Tensor]) -> Tensor:
+    """The gradients of all surrogates as one, each of which is scaled to the same magnitude before."""
+    return torch.stack([*gradients]).sum(dim=0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sample:
     """What one iteration looks at: an edit to break or to keep, on one attack path, after one transform."""
@@ -80,9 +85,11 @@ class IterativeMethod:
     Attributes:
         draws: how many noises of the editor's own are drawn from.
         stepper: the optimiser: (task, iterations) -> `Step`, made anew for each run.
+        combine: makes one gradient of those of the surrogates, 1,3,H,W each.
     """
 
     draws = 1
+    combine: Callable[[Sequence[Tensor]], Tensor] = staticmethod(summed)
     stepper: Callable[[Task, int], Step] = staticmethod(sign_step)
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
@@ -198,7 +205,7 @@ class Search:
         paths, rng = self._regions[region], self._rng
         path = neediest(paths, rng) if self._task.by_need else _next(paths, turn)
         sample = self._sample(path)
-        gradient = torch.zeros_like(perturbation)
+        gradients: list[Tensor] = []
         for index, surrogate in enumerate(self._surrogates):
             find = partial(self._of_one, perturbation, sample, index)
             one = in_fixed_order(surrogate, rng, find)
@@ -208,7 +215,8 @@ class Search:
             scale = self._scales.get((path, index), magnitude.mean())
             if sample.edit.breaks:
                 self._scales[path, index] = scale = scale.lerp(magnitude.mean(), 0.3)
-            gradient += one / scale.clamp(min=1e-12)
+            gradients.append(one / scale.clamp(min=1e-12))
+        gradient = self._method.combine(gradients)
         # The regions of a crop share the averages, as there may be many regions and a plane is large.
         slot = [one for group in paths for one in group].index(path), sample.edit.breaks
         known = self._averages.setdefault(slot, torch.zeros_like(gradient))
