@@ -48,22 +48,21 @@ def against(run: str, editor: str) -> str:
     return "\n".join(lines)
 
 
-IN_TOOLS = {"photographs of 480 px": "dev", "faces of 480 px": "faces", "pairs of 480 px": "pairs"}
+IN_TOOLS = {"photographs of 480 px": "dev", "faces, full size": "faces", "pictures with masks": "pairs"}
 """Label, and folder of the run of `python -m benchmarks paths`; those that were not run are left out."""
 
 
 def in_tools() -> str:
-    """The edit of the region in each tool: by the former default, which optimised for one, and by today's."""
+    """The edit of the region in each tool: by today's default, and by the former one, which optimised for one."""
     figures = "SSIM (worst)", "L1", "visible"
-    before = (f"single-path: {name}" for name in figures)
-    lines = _head("pictures", "judged by", "tool", *before, *figures)
+    lines = _head("pictures", "judged by", "tool", "n", *figures, "`single-path`: n", *figures)
     for label, run in _runs("Edits by attack path"):
         trigger = [row for row in run if row["edit"] == "trigger"]
         by = {(row["strength"], row["judged by"], row["path"]): row for row in trigger}
         for row in trigger:
-            former = by.get(("single-path", row["judged by"], row["path"]))
-            if row["strength"] == "balanced" and former:
-                cells = [one[name] for one in (former, row) for name in figures]
+            if row["strength"] == "balanced":
+                former = by.get(("single-path", row["judged by"], row["path"]), {})
+                cells = [one.get(name, "") for one in (row, former) for name in ("n", *figures)]
                 lines.append(_line(label, f"`{row['judged by']}`", f"`{row['path']}`", *cells))
     return "\n".join(lines)
 
@@ -71,11 +70,12 @@ def in_tools() -> str:
 def kept_edits() -> str:
     """Edits that must keep working, and those of a little more or less than the region, in the first tool."""
     names = "dilated", "partial", "near", "far"
-    lines = _head("pictures", "strength", *(f"{name}: SSIM (worst)" for name in names))
+    lines = _head("pictures", "strength", "n", *(f"{name}: SSIM (worst)" for name in names))
     for label, run in _runs("Edits by attack path"):
         for strength in dict.fromkeys(row["strength"] for row in run):
             of = {row["edit"]: row for row in reversed(run) if row["strength"] == strength}
-            lines.append(_line(label, f"`{strength}`", *(of[name]["SSIM (worst)"] for name in names)))
+            count = next(iter(of.values()))["n"]
+            lines.append(_line(label, f"`{strength}`", count, *(of[name]["SSIM (worst)"] for name in names)))
     return "\n".join(lines)
 
 
@@ -94,14 +94,17 @@ def _runs(title: str) -> Iterator[tuple[str, list[Row]]]:
             yield label, table(BENCHMARKS / "paths" / name, title)
 
 
-def today() -> str:
-    """What the default settings do, and how much of it carries over to a published autoencoder."""
-    lines = _head("pictures", "judged by", "regions", "edit (worst)", "beside the region", "far away", "PSNR")
-    for label, run in (("photographs of 224 px", "transfer"), ("face pictures at 256 px", "faces")):
-        for row in rows(f"flux2-mini/{run}", own=False):
-            if (row["on"], row["protected by"]) == ("flux2-mini", "implant"):
-                judge, kept = f"`{row['judged by']}`", (row["near SSIM"], row["far SSIM"])
-                lines.append(_line(label, judge, row["n"], row["edit SSIM"], *map(_mean, kept), _db(row)))
+TREATED = {"Other edits of the region": "edit of the region", "After treatments": "before the edit"}
+"""Title of a table of `python -m benchmarks protection`, and what its columns are."""
+
+
+def treated(title: str) -> str:
+    """What is left of the effect where the region is painted otherwise, or the picture was treated before."""
+    (row,) = rows("flux2-mini/dev", title)
+    lines = _head(TREATED[title], "SSIM (worst)", "of the plain effect (least)")
+    for name, cell in list(row.items())[list(row).index("plain") :]:
+        ssim, _, share = cell.partition(", ")
+        lines.append(_line("as it is" if name == "plain" else name, ssim, share))
     return "\n".join(lines)
 
 
@@ -113,9 +116,9 @@ def summary() -> str:
         for row in run
         if row["edit"] == "trigger"
     }
-    count = next(row["n"] for row in run)
-    shown = f"default ({count} photographs)"
-    lines = _head("tool", shown, "on FLUX.2's published autoencoder", "former default, one tool")
+    count, before = (next(row["n"] for row in run if row["strength"] == of) for of in ("balanced", "single-path"))
+    shown = f"default ({count} photographs)", f"former default, one tool ({before})"
+    lines = _head("tool", shown[0], "on FLUX.2's published autoencoder", shown[1])
     for path in dict.fromkeys(path for _, _, path in of):
         ways = ("balanced", "flux2-mini"), ("balanced", "latent-taef2"), ("single-path", "flux2-mini")
         lines.append(_line(PATHS[path].tool, *(of[*way, path] for way in ways)))

@@ -27,8 +27,7 @@ DOCS = Path(__file__).parent
 
 COPIES = {
     "images/broken-by-tool.png": figures.BENCHMARKS / "paths" / "dev" / "tools.png",
-    "images/effect-against-psnr.png": figures.RESULTS / "flux2-mini" / "dev" / "psnr.png",
-    "images/editor-to-editor.png": figures.RESULTS / "flux2-mini" / "transfer" / "transfer.png",
+    "images/effect-against-psnr.png": figures.RESULTS / "flux2-mini" / "sweep" / "psnr.png",
 }
 """Plots of the benchmarks that pages show; a site holds only what lies in its own folder."""
 
@@ -67,7 +66,8 @@ def generated() -> Mapping[Path, bytes]:
             "in-tools": figures.in_tools(),
             "kept-edits": figures.kept_edits(),
             "verdicts": figures.verdicts(),
-            "today": figures.today(),
+            "other-edits": figures.treated("Other edits of the region"),
+            "treatments": figures.treated("After treatments"),
             "ldm-mini": figures.against("diffusion", "ldm-mini"),
             "fills": figures.fills(),
         },

@@ -328,8 +328,7 @@ def test_while_edits_do_not_break_a_further_round_starts_from_the_perturbation(
 
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
-    settings = Protect(escalate=("balanced", "strong"), flat_share=0.3)
-    made = Optimiser(settings, [surrogate], CPU, Whole()).optimise(
+    made = Optimiser(Protect(escalate=("balanced", "strong")), [surrogate], CPU, Whole()).optimise(
         rgb,
         crops,
         grey=False,

@@ -14,7 +14,7 @@ _ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 4,
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS | {"epsilon": 5, "flat_share": 0.15, "reach_px": 24, "iterations": 80},
-    "balanced": _ALL_PATHS | {"epsilon": 8, "flat_share": 0.15, "reach_px": 32, "iterations": 100},
+    "balanced": _ALL_PATHS | {"epsilon": 8, "flat_share": 0.3, "reach_px": 32, "iterations": 100},
     "strong": _ALL_PATHS | {"epsilon": 10, "flat_share": 0.5, "reach_px": 48, "iterations": 160},
     "single-path": _ONE_PATH | {"epsilon": 5, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
@@ -49,7 +49,7 @@ class Protect(Section):
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.3
     """The share of epsilon in flat areas, where the eye sees most."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 32
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
