@@ -53,7 +53,7 @@ IN_TOOLS = {"photographs of 480 px": "dev", "faces, full size": "faces", "pictur
 
 
 def in_tools() -> str:
-    """The edit of the region in each tool: by today's default, and by the former one, which optimised for one."""
+    """The edit of the region in each tool, by today's default and by the former one, for one tool."""
     figures = "SSIM (worst)", "L1", "visible"
     lines = _head("pictures", "judged by", "tool", "n", *figures, "`single-path`: n", *figures)
     for label, run in _runs("Edits by attack path"):
@@ -116,9 +116,9 @@ def summary() -> str:
         for row in run
         if row["edit"] == "trigger"
     }
-    count, before = (next(row["n"] for row in run if row["strength"] == of) for of in ("balanced", "single-path"))
-    shown = f"default ({count} photographs)", f"former default, one tool ({before})"
-    lines = _head("tool", shown[0], "on FLUX.2's published autoencoder", shown[1])
+    counts = {row["strength"]: row["n"] for row in run}
+    shown, before = f"default ({counts['balanced']} photographs)", f"({counts['single-path']})"
+    lines = _head("tool", shown, "on FLUX.2's published autoencoder", f"former default, one tool {before}")
     for path in dict.fromkeys(path for _, _, path in of):
         ways = ("balanced", "flux2-mini"), ("balanced", "latent-taef2"), ("single-path", "flux2-mini")
         lines.append(_line(PATHS[path].tool, *(of[*way, path] for way in ways)))
