@@ -13,6 +13,7 @@ of an editor.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.implant import Implant
 from benchmarks import measure, sets
 from benchmarks.protection import listed
-from benchmarks.rows import Journal, Row
+from benchmarks.rows import Journal, Row, code
 
 OUT = Path("benchmarks/results/ensembles")
 
@@ -61,6 +62,12 @@ WAYS: dict[str, tuple[Callable[[], Method], str]] = {
     "common latents": (Encoder, "inverted"),
 }
 """By name, the method and its target."""
+ALONE = "alone"
+"""The way in which each editor is optimised against by itself, which is that of `sum`."""
+
+
+def _way(name: str) -> tuple[Callable[[], Method], str]:
+    return WAYS["sum" if name == ALONE else name]
 
 
 def measured(
@@ -68,7 +75,8 @@ def measured(
 ) -> Row:
     """Protect one picture against the editors, and tell the effect on each of them."""
     through = dict.fromkeys(path for one in editors for path in paths[one.name])
-    made = measure.protected(case, settings, editors, through=tuple(through), method=WAYS[way][0]())
+    method = _way(way)[0]()
+    made = measure.protected(case, settings, editors, through=tuple(through), method=method)
     judges, rng = Editors(measure.CPU, editors, (), paths), np.random.default_rng(case.seed)
     edits = replay(case.rgb, made.rgb, made.crops, judges, target=settings.target, rng=rng).edits
     effects = {
@@ -84,19 +92,19 @@ def table(rows: Sequence[Row]) -> str:
     """By ensemble, way and editor: the effect, that of the editor alone, and the share that is kept."""
     lines = ["| ensemble | way | editor | n | effect | alone | kept | PSNR | CPU s |", "|---" * 9 + "|"]
     alone = {
-        (row["picture"], name): effect
+        (row["set"], row["picture"], name): effect
         for row in rows
-        if len(row["effects"]) == 1
+        if row["way"] == ALONE
         for name, effect in row["effects"].items()
     }
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["way"] != ALONE):
         groups.setdefault(("+".join(row["effects"]), row["way"]), []).append(row)
     for (ensemble, way), group in groups.items():
         psnr, cpu_s = (np.mean([row[key] for row in group]) for key in ("psnr", "cpu_s"))
         for name in group[0]["effects"]:
             got = np.mean([row["effects"][name] for row in group])
-            own = np.mean([alone[row["picture"], name] for row in group])
+            own = np.mean([alone[row["set"], row["picture"], name] for row in group])
             figures = f"{got:.3f} | {own:.3f} | {got / own:.0%} | {psnr:.1f} | {cpu_s:.0f}"
             lines.append(f"| {ensemble} | {way} | {name} | {len(group)} | {figures} |")
     return "\n".join(lines)
@@ -112,6 +120,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(argv)
     ensembles = [text.split("+") for text in given.ensembles]
+    if unknown := [way for way in given.ways if way not in WAYS]:
+        raise SystemExit(f"--ways: got {unknown[0]!r}, expected some of {', '.join(WAYS)}")
+    if single := [names for names in ensembles if len(names) < 2]:
+        raise SystemExit(
+            f"--ensembles: got {single[0][0]!r} alone, expected two editors or more, such as a+b"
+        )
     names = [*dict.fromkeys(name for ensemble in ensembles for name in ensemble)]
     try:
         declared = None if given.config is None else config.load(given.config)
@@ -120,25 +134,26 @@ def main(argv: Sequence[str]) -> int:
         raise SystemExit(str(error)) from error
     paths = measure.paths_of(names, declared)
     plans = [
-        *((["sum"], [name]) for name in names),
+        *(([ALONE], [name]) for name in names),
         *((given.ways, ensemble) for ensemble in ensembles),
     ]
     each = [(way, [editors[name] for name in group]) for ways, group in plans for way in ways]
     cases, rows = sets.chosen(given), list[Row]()
+    version = hashlib.sha256((code() + Path(__file__).read_text()).encode()).hexdigest()[:16]
     measure.warm([*editors.values()])
-    journal = Journal(given.out / "rows.jsonl")
+    journal = Journal(given.out / "rows.jsonl", version)
     with Progress() as bar:
         task = bar.add_task("ensembles", total=len(each) * len(cases))
         for case in cases:
             for way, group in each:
-                settings = Protect.model_validate({"target": WAYS[way][1]})
+                settings = Protect.model_validate({"target": _way(way)[1]})
                 what = {
                     "set": case.of,
                     "picture": case.name,
                     "size": [case.rgb.shape[1], case.rgb.shape[0]],
                     "way": way,
                     "surrogates": [f"{one.name}@{one.weights_sha256[:8]}" for one in group],
-                    "paths": paths,
+                    "paths": {one.name: paths[one.name] for one in group},
                     "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
                 }
                 bar.update(task, description=f"{way} {case.name}")

@@ -93,12 +93,12 @@ def part(text: str) -> tuple[int, int]:
     """`1/2`, the first of two parts, as numbers.
 
     Raises:
-        ValueError: there is no such part.
+        argparse.ArgumentTypeError: there is no such part.
     """
-    number, parts = map(int, text.split("/"))
-    if not 1 <= number <= parts:
-        raise ValueError
-    return number, parts
+    number, _, parts = text.partition("/")
+    if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+        return int(number), int(parts)
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 1 to N, such as 1/2")
 
 
 def add_options(parser: argparse.ArgumentParser, *, side: int) -> None:

@@ -55,7 +55,7 @@ IN_TOOLS = {"photographs of 480 px": "dev", "faces, full size": "faces", "pictur
 def in_tools() -> str:
     """The edit of the region in each tool, by today's default and by the former one, for one tool."""
     figures = "SSIM (worst)", "L1", "visible"
-    lines = _head("pictures", "judged by", "tool", "n", *figures, "`single-path`: n", *figures)
+    lines = _head("pictures", "judged by", "tool", "edits", *figures, "`single-path`: edits", *figures)
     for label, run in _runs("Edits by attack path"):
         trigger = [row for row in run if row["edit"] == "trigger"]
         by = {(row["strength"], row["judged by"], row["path"]): row for row in trigger}
@@ -70,12 +70,13 @@ def in_tools() -> str:
 def kept_edits() -> str:
     """Edits that must keep working, and those of a little more or less than the region, in the first tool."""
     names = "dilated", "partial", "near", "far"
-    lines = _head("pictures", "strength", "n", *(f"{name}: SSIM (worst)" for name in names))
+    lines = _head("pictures", "strength", *(f"{name}: SSIM (worst), edits" for name in names))
     for label, run in _runs("Edits by attack path"):
         for strength in dict.fromkeys(row["strength"] for row in run):
             of = {row["edit"]: row for row in reversed(run) if row["strength"] == strength}
-            count = next(iter(of.values()))["n"]
-            lines.append(_line(label, f"`{strength}`", count, *(of[name]["SSIM (worst)"] for name in names)))
+            rows = (of.get(name) for name in names)
+            cells = (f"{row['SSIM (worst)']}, {row['n']}" if row else "" for row in rows)
+            lines.append(_line(label, f"`{strength}`", *cells))
     return "\n".join(lines)
 
 
@@ -96,15 +97,17 @@ def _runs(title: str) -> Iterator[tuple[str, list[Row]]]:
 
 TREATED = {"Other edits of the region": "edit of the region", "After treatments": "before the edit"}
 """Title of a table of `python -m benchmarks protection`, and what its columns are."""
+SAID = {"plain": "as it is", "the worst of all": "the worst of these for each picture"}
+"""Columns of these tables that need other words."""
 
 
 def treated(title: str) -> str:
     """What is left of the effect where the region is painted otherwise, or the picture was treated before."""
-    (row,) = rows("flux2-mini/dev", title)
+    row = next(row for row in rows("flux2-mini/dev", title) if row["protected by"] == "balanced")
     lines = _head(TREATED[title], "SSIM (worst)", "of the plain effect (least)")
     for name, cell in list(row.items())[list(row).index("plain") :]:
         ssim, _, share = cell.partition(", ")
-        lines.append(_line("as it is" if name == "plain" else name, ssim, share))
+        lines.append(_line(SAID.get(name, name), ssim, share))
     return "\n".join(lines)
 
 
@@ -156,10 +159,6 @@ def _mean(cell: str) -> str:
 
 def _db(row: Row) -> str:
     return f"{_mean(row['PSNR dB'])} dB"
-
-
-def _at(row: Row) -> str:
-    return f"{_mean(row['edit SSIM'])} at {_db(row)}"
 
 
 def _measured(row: Row) -> tuple[str, ...]:

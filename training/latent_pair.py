@@ -17,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from backfire.inpaint.base import Latent
-from backfire.inpaint.encoders import EncoderEditor, below
+from backfire.inpaint.encoders import EncoderEditor
 from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import at, ema_update, weighted
-from training.run import Options, Run, adam, machine, prepared, set_rate
+from training.run import Options, Run, adam, machine, prepared, set_rate, weights_of
 
 WIDTH = 96, 144
 """The net's outer and inner channels: 2.3 M parameters, 4.6 MB, small enough to ship with the package."""
@@ -124,7 +124,7 @@ def inpainter(
     Args:
         pair_paths: encoder and decoder of the autoencoder.
         crops: how many crops to encode in advance.
-        start: the safetensors file of an editor with a net to go on from.
+        start: the safetensors file of an editor with a net to go on from, or of a net alone.
     """
     pictures, device, seed = data.load(photos), machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
@@ -134,7 +134,7 @@ def inpainter(
     torch.manual_seed(seed)
     net, critic = prepared(InpaintNet(channels, WIDTH)), prepared(LatentCritic(channels))
     if start is not None:
-        net.load_state_dict(below(load_file(start), "net."))
+        net.load_state_dict(weights_of(start, "net"))
     ema = copy.deepcopy(net)
     opt_g, opt_d = adam([net]), adam([critic])
     run = Run(folder, options, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -64,6 +65,33 @@ def save_half(module: nn.Module, target: Path) -> None:
     save_file(state, target)
 
 
+def weights_of(start: Path, part: str) -> dict[str, Tensor]:
+    """The weights of a part of an editor, such as `encoder`, with which a training begins.
+
+    Args:
+        start: the safetensors file of an editor, or of that part alone.
+        part: the prefix of the names, without its dot.
+
+    Raises:
+        SystemExit: the file cannot be read, or has no such part.
+    """
+    try:
+        state = load_file(start)
+    except (OSError, SafetensorError) as error:
+        raise SystemExit(f"--start {start}: cannot be read as a safetensors file ({error})") from error
+    found = {
+        name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")
+    }
+    alone = state if part == "net" and "conv_in.weight" in state else {}
+    if not (found or alone):
+        names = ", ".join(sorted({name.partition(".")[0] for name in state}))
+        raise SystemExit(
+            f"--start {start}: got a file with {names}, expected an editor's with {part}; give such as "
+            "daemon/backfire/inpaint/weights/flux2-mini.safetensors"
+        )
+    return found or alone
+
+
 @dataclass(frozen=True)
 class Options:
     """The options that all trainings take.
@@ -108,6 +136,8 @@ class Run:
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
             print(f"resumed at step {self.step}", flush=True)
+            if self.progress >= 1:
+                print(f"{self.folder}: this run is done; to train on, give --runs another folder", flush=True)
 
     def save(self) -> None:
         state = {

@@ -30,7 +30,7 @@ from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, pyramid_l1
-from training.run import Options, Run, adam, averaged, machine, prepared, set_rate
+from training.run import Options, Run, adam, averaged, machine, prepared, set_rate, weights_of
 
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
 LEVELS = 1.5, 8.0
@@ -148,7 +148,7 @@ def train_encoder(
     encoder, _ = student_of(taught, channels)
     taught.to(device)
     if start is not None:
-        widened(encoder, below(load_file(start), "encoder."))
+        widened(encoder, weights_of(start, "encoder"))
     encoder = prepared(encoder)
     ema = copy.deepcopy(encoder).requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -222,9 +222,8 @@ def train_decoder(
     critics = prepared(Critics(2))
     taught.to(device)
     if start is not None:
-        state = load_file(start)
-        widened(decoder, below(state, "decoder."))
-        widened(encoder, below(state, "encoder."))
+        widened(decoder, weights_of(start, "decoder"))
+        widened(encoder, weights_of(start, "encoder"))
     if (folder / "encoder" / "last.pt").exists():
         encoder = averaged(folder / "encoder", encoder)
     encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)

@@ -86,6 +86,22 @@ def test_gradients_that_contradict_each_other_are_turned_until_they_do_not() -> 
     assert torch.equal(ensembles.pcgrad([first, -second]), summed([first, -second]))
 
 
+def test_what_an_ensemble_keeps_is_counted_from_each_editor_alone() -> None:
+    def row(way: str, **effects: float) -> Row:
+        return {"set": "dev", "picture": "a", "way": way, "effects": effects, "psnr": 40.0, "cpu_s": 1.0}
+
+    rows = [row("alone", x=0.8), row("alone", y=0.4), row("sum", x=0.6, y=0.3), row("pcgrad", x=0.4, y=0.4)]
+    kept_by = [
+        line.split(" | ")[1:3] + line.split(" | ")[6:7] for line in ensembles.table(rows).splitlines()[2:]
+    ]
+    assert kept_by == [
+        ["sum", "x", "75%"],
+        ["sum", "y", "75%"],
+        ["pcgrad", "x", "50%"],
+        ["pcgrad", "y", "100%"],
+    ]
+
+
 def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def names(*given: str) -> list[str]:
         parser = argparse.ArgumentParser()

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from tests.support.pictures import photo
 from tests.unit.inpaint.test_encoders import image, pair
 from training import latent_pair, student
-from training.run import Options
+from training.run import Options, weights_of
 
 
 def test_it_trains_resumes_is_exported_and_goes_on_from_that(
@@ -49,6 +49,16 @@ def test_it_trains_resumes_is_exported_and_goes_on_from_that(
         "encoder",
         "decoder",
     }
+
+
+def test_a_start_without_what_is_trained_is_refused(tmp_path: Path) -> None:
+    save_file({"net.conv_in.weight": torch.zeros(1)}, tmp_path / "net.safetensors")
+    assert set(weights_of(tmp_path / "net.safetensors", "net")) == {"conv_in.weight"}
+    with pytest.raises(SystemExit, match=r"got a file with net, expected an editor's with encoder"):
+        weights_of(tmp_path / "net.safetensors", "encoder")
+    (tmp_path / "old.pt").write_bytes(b"PK")
+    with pytest.raises(SystemExit, match=r"old\.pt: cannot be read"):
+        weights_of(tmp_path / "old.pt", "encoder")
 
 
 def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> None:
