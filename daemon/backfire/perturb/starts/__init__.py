@@ -2,8 +2,9 @@
 
 A tile of one, repeated over a crop, breaks edits of pictures that it has never seen a little already, and the
 optimisation goes on from the best of a few tiles. After 30 iterations the edits of one photograph kept SSIM
-0.78 to 0.89 in the four tools, where those from noise kept 0.85 to 0.93. `python -m training start` makes
-tiles; those of `flux2-mini` were made for its weights of 2026-11-28. FastProtect (arXiv 2412.11423) stores perturbations, too.
+0.78 to 0.89 in the four tools, where those from noise kept 0.85 to 0.93 (2026-11-28, the weights of
+`flux2-mini` of that day, for which its tiles were made). `python -m training start` makes tiles. FastProtect
+(arXiv 2412.11423) stores perturbations, too.
 """
 
 from __future__ import annotations
