@@ -97,7 +97,12 @@ def _runs(title: str) -> Iterator[tuple[str, list[Row]]]:
 
 TREATED = {"Other edits of the region": "edit of the region", "After treatments": "before the edit"}
 """Title of a table of `python -m benchmarks protection`, and what its columns are."""
-SAID = {"plain": "as it is", "the worst of all": "the worst of these for each picture"}
+SAID = {
+    "plain": "as it is",
+    "crop path": "cropped to 128 px around it",
+    "cut otherwise": "cropped to 64 to 200 px around it",
+    "the worst of all": "the worst of these for each picture",
+}
 """Columns of these tables that need other words."""
 
 
@@ -107,7 +112,8 @@ def treated(title: str) -> str:
     lines = _head(TREATED[title], "SSIM (worst)", "of the plain effect (least)")
     for name, cell in list(row.items())[list(row).index("plain") :]:
         ssim, _, share = cell.partition(", ")
-        lines.append(_line(SAID.get(name, name), ssim, share))
+        if cell:  # of a treatment that changes none of the pictures there is no figure
+            lines.append(_line(SAID.get(name, name), ssim, share))
     return "\n".join(lines)
 
 
