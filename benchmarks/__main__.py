@@ -17,7 +17,7 @@ COMMANDS = {
     "paths": "in which tools edits break, by attack path and editor, and the verdicts",
     "ensembles": "what an editor's edits lose when a perturbation has to break those of others, too",
     "speed": "time to the same effect as the published baseline; time and memory by picture size",
-    "figures": "all runs behind docs/evaluation.md, and whether their results meet the targets",
+    "figures": "several runs of protection and speed in turn, and whether their results meet the targets",
 }
 
 

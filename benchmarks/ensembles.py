@@ -1,6 +1,6 @@
 """Measures how much of its own effect each editor keeps when a perturbation is made against several.
 
-    python -m benchmarks ensembles --ensembles flux2-mini+ldm-mini,flux2-mini+flux2-micro+ldm-mini
+    python -m benchmarks ensembles --ensembles flux2-mini+flux2-micro
 
 Each picture is protected against every editor alone, and against each ensemble in several ways of making one
 gradient of several. `sum` adds gradients of equal magnitude, which is what the product does. `pcgrad` first

@@ -1,4 +1,4 @@
-"""Runs all benchmarks behind docs/evaluation.md in turn, and tells whether their results meet the targets.
+"""Runs `protection` and `speed` on several sets in turn, and tells whether the results meet the targets.
 
     python -m benchmarks figures                     # all of them: hours on two cores
     python -m benchmarks figures --only dev,sweep --count 4 --side 160

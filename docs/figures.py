@@ -23,10 +23,9 @@ FILLS = {"ssim": 3, "l1": 3, "sharpness": 2, "seam": 2}
 CLASSICAL = {"telea": "OpenCV, Telea", "navier-stokes": "OpenCV, Navier-Stokes"}
 
 
-def rows(run: str, title: str = "Effect and cost", *, own: bool = True) -> list[Row]:
-    """The rows of a results table under a title, by column; with `own` those that the surrogate judges."""
-    found = table(RESULTS / run, title)
-    return [row for row in found if not own or row["on"] == row["judged by"]]
+def rows(run: str, title: str = "Effect and cost") -> list[Row]:
+    """The rows of a results table under a title that the surrogate judges, by column."""
+    return [row for row in table(RESULTS / run, title) if row["on"] == row["judged by"]]
 
 
 def table(run: Path, title: str) -> list[Row]:
@@ -74,8 +73,8 @@ def kept_edits() -> str:
     for label, run in _runs("Edits by attack path"):
         for strength in dict.fromkeys(row["strength"] for row in run):
             of = {row["edit"]: row for row in reversed(run) if row["strength"] == strength}
-            rows = (of.get(name) for name in names)
-            cells = (f"{row['SSIM (worst)']}, {row['n']}" if row else "" for row in rows)
+            edits = (of.get(name) for name in names)
+            cells = (f"{row['SSIM (worst)']}, {row['n']}" if row else "" for row in edits)
             lines.append(_line(label, f"`{strength}`", *cells))
     return "\n".join(lines)
 

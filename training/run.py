@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backfire.inpaint.encoders import below
+
 
 def machine() -> torch.device:
     """The first GPU if there is one, else the CPU."""
@@ -79,17 +81,14 @@ def weights_of(start: Path, part: str) -> dict[str, Tensor]:
         state = load_file(start)
     except (OSError, SafetensorError) as error:
         raise SystemExit(f"--start {start}: cannot be read as a safetensors file ({error})") from error
-    found = {
-        name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")
-    }
-    alone = state if part == "net" and "conv_in.weight" in state else {}
-    if not (found or alone):
+    found = below(state, f"{part}.") or (state if part == "net" and "conv_in.weight" in state else {})
+    if not found:
         names = ", ".join(sorted({name.partition(".")[0] for name in state}))
         raise SystemExit(
             f"--start {start}: got a file with {names}, expected an editor's with {part}; give such as "
             "daemon/backfire/inpaint/weights/flux2-mini.safetensors"
         )
-    return found or alone
+    return found
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backfire.inpaint.encoders import NET_FILE, EncoderEditor, below
+from backfire.inpaint.encoders import NET_FILE, EncoderEditor
 from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
@@ -283,7 +283,7 @@ def export(folder: Path, net: Path, target: Path) -> None:
     if (net / "last.pt").exists():
         state |= _averages(net=net)
     else:
-        state |= {f"net.{name}": value for name, value in below(load_file(NET_FILE), "net.").items()}
+        state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
     _save(state, target)
 
 
