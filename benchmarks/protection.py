@@ -35,7 +35,7 @@ from benchmarks import measure, perceptual, sets, summary
 from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row
 
-PAPER = ("epsilon", "iterations", "flat_share", "reach_px")
+PAPER = ("epsilon", "iterations", "flat_share", "flat_luma_share", "reach_px")
 """The settings that the published baseline defines, besides the method."""
 OUT = Path("benchmarks/results/protection/run")
 

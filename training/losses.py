@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,11 +49,15 @@ class Critics(nn.Module):
     """Discriminators of the picture, of the picture at half its size (92-pixel patches) and so on.
 
     The coarser ones judge what a fill depicts rather than its grain. Returns a list of features per scale.
+
+    Args:
+        scales: how many there are.
+        critic: makes one of them; each is called with the picture and the mask, and returns its features.
     """
 
-    def __init__(self, scales: int = 3) -> None:
+    def __init__(self, scales: int = 3, critic: Callable[[], nn.Module] = Discriminator) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(Discriminator() for _ in range(scales))
+        self.scales = nn.ModuleList(critic() for _ in range(scales))
 
     def forward(self, image: Tensor, mask: Tensor) -> list[list[Tensor]]:
         judged = []
@@ -99,6 +105,7 @@ def duel(
     mask: Tensor,
     judged: Tensor,
     penalised: bool,
+    penalty: float = PENALTY,
 ) -> dict[str, Tensor]:
     """Train the critics for one step, and return their losses for the generator.
 
@@ -110,6 +117,7 @@ def duel(
         mask: N,1,H,W, the hole; it is an input of the critics.
         judged: N,1,H,W, 1 where the critics' patches count.
         penalised: whether to apply the gradient penalty in this step; it costs as much as the step itself.
+        penalty: its weight, times the picture's area.
 
     Returns:
         `d`, the critics' loss, whose step is done; `g` and `fm`, the adversarial and the feature matching
@@ -125,7 +133,7 @@ def duel(
     if penalised:
         (slope,) = torch.autograd.grad(logits, true, create_graph=True)
         area = image.shape[-2] * image.shape[-1]
-        loss = d + PENALTY * area * slope.square().sum(dim=(1, 2, 3)).mean()
+        loss = d + penalty * area * slope.square().sum(dim=(1, 2, 3)).mean()
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()

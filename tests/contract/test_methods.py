@@ -328,7 +328,9 @@ def test_while_edits_do_not_break_a_further_round_starts_from_the_perturbation(
 
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
-    made = Optimiser(Protect(escalate=("balanced", "strong")), [surrogate], CPU, Whole()).optimise(
+    made = Optimiser(
+        Protect(escalate=("balanced", "strong"), flat_luma_share=0.5), [surrogate], CPU, Whole()
+    ).optimise(
         rgb,
         crops,
         grey=False,
@@ -369,7 +371,7 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(surrogate: Editor
             return Proposal(torch.full_like(task.image, 1.0), (task.image[0, 0],), iterations)
 
     made = Optimiser(
-        Protect(margin_px=64, luma_share=0.5, reach_px=40, epsilon=6.4, flat_share=1),
+        Protect(margin_px=64, flat_luma_share=0.5, reach_px=40, epsilon=6.4, flat_share=1),
         [surrogate],
         CPU,
         Grey(),
@@ -543,7 +545,7 @@ def test_a_cheating_method_cannot_exceed_the_budget(surrogate: Editor) -> None:
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
     changed = (
-        Optimiser(Protect(epsilon=6.4, flat_share=1), [surrogate], CPU, Cheat())
+        Optimiser(Protect(epsilon=6.4, flat_share=1, flat_luma_share=1), [surrogate], CPU, Cheat())
         .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
         .rgb
     )

@@ -13,16 +13,27 @@ from backfire.config.section import Section, Share
 _ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 4, "stored_start": True}
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
 STRENGTHS: dict[str, dict[str, Any]] = {
-    "subtle": _ALL_PATHS | {"epsilon": 5, "flat_share": 0.15, "reach_px": 24, "iterations": 80},
-    "balanced": _ALL_PATHS | {"epsilon": 8, "flat_share": 0.3, "reach_px": 32, "iterations": 100},
-    "strong": _ALL_PATHS | {"epsilon": 10, "flat_share": 0.5, "reach_px": 48, "iterations": 160},
-    "single-path": _ONE_PATH | {"epsilon": 5, "flat_share": 1.0, "reach_px": 24, "iterations": 80},
+    "subtle": _ALL_PATHS
+    | {"epsilon": 5, "flat_share": 0.6, "flat_luma_share": 0.15, "reach_px": 24, "iterations": 80},
+    "balanced": _ALL_PATHS
+    | {"epsilon": 8, "flat_share": 0.6, "flat_luma_share": 0.15, "reach_px": 32, "iterations": 100},
+    "strong": _ALL_PATHS
+    | {"epsilon": 10, "flat_share": 0.8, "flat_luma_share": 0.3, "reach_px": 48, "iterations": 160},
+    "single-path": _ONE_PATH
+    | {"epsilon": 5, "flat_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
-    | {"method": "baseline", "epsilon": 6.4, "flat_share": 1.0, "reach_px": 4096, "iterations": 20},
+    | {
+        "method": "baseline",
+        "epsilon": 6.4,
+        "flat_share": 1.0,
+        "flat_luma_share": 1.0,
+        "reach_px": 4096,
+        "iterations": 20,
+    },
 }
 """The settings of `protect` that each strength stands for; keys that stand beside it win."""
 
-GROWING = "epsilon", "flat_share", "reach_px"
+GROWING = "epsilon", "flat_share", "flat_luma_share", "reach_px"
 """The settings that a further round of `protect.escalate` may raise, beside its iterations."""
 
 
@@ -49,8 +60,11 @@ class Protect(Section):
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.6
     """The share of epsilon in flat areas, where the eye sees most."""
+    flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """The share of epsilon by which luma may move there; colour, of which the eye sees less, may use all of
+    `flat_share`. Grey pictures have no colour, and move by the geometric mean of the two."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 32
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     paths: Literal["all", "first"] = "all"
@@ -74,8 +88,6 @@ class Protect(Section):
     which is faster."""
     margin_px: Annotated[int, Field(ge=16, le=1024)] = 128
     """The pixels of context around a region in larger pictures, which is what editors crop."""
-    luma_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The share of epsilon for luma; with less, colour carries the perturbation, which the eye sees less."""
     grain_px: Annotated[int, Field(ge=1, le=8)] = 1
     """The side of the squares of pixels that are changed as one; 2 survives scaling better and shows more."""
     stop_early: bool = False

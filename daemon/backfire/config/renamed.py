@@ -1,6 +1,7 @@
 """Names of earlier versions, for errors that say the present one; none of them is accepted."""
 
 SETTINGS = {
+    "protect.luma_share": "protect.flat_luma_share",
     "protect.withstand": "protect.robust_to",
     "verify.partial_l1_min": "verify.incomplete_l1_min",
     "verify.partial_ssim_max": "verify.incomplete_ssim_max",

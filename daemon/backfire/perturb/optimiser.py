@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -162,7 +163,7 @@ class _Work:
         rounds = settings.rounds()
         for number, now in enumerate(rounds, 1):
             budget = Budget(now.epsilon)
-            bound, luma = bounds(self._rgb, crop, now, before)
+            bound, luma = bounds(self._rgb, crop, now, before, grey=self._grey)
             work = task(
                 area=_to_plane(bound / budget.unit, crop.size, device),
                 luma=None if luma is None else _to_plane(luma / budget.unit, crop.size, device),
@@ -208,24 +209,31 @@ class _Work:
         return asked
 
 
-def bounds(rgb: Rgb, crop: Crop, settings: Protect, before: Array) -> tuple[Array, Array | None]:
+def bounds(
+    rgb: Rgb, crop: Crop, settings: Protect, before: Array, *, grey: bool
+) -> tuple[Array, Array | None]:
     """How far the pixels of a crop may move, on [0,1] images, and their luma where it has a bound.
 
     Args:
         before: H,W,3, the perturbation that is there already; both bounds admit it.
+        grey: whether only luma may move.
 
     Returns:
         H,W float32 each.
     """
-    own = cropping.taper(crop.box, rgb.shape[0], rgb.shape[1]) * Budget(settings.epsilon).unit
-    own = own * contrast_masking.budget_share(rgb[crop.box.slices], settings.flat_share)
-    own = own * cropping.reached(crop, settings.reach_px, settings.reach_share)
+    free = cropping.taper(crop.box, rgb.shape[0], rgb.shape[1]) * Budget(settings.epsilon).unit
+    free = free * cropping.reached(crop, settings.reach_px, settings.reach_share)
     if settings.keep_region_exact:
-        own[crop.inside()] = 0
-    bound: Array = np.maximum(own, np.abs(before).max(axis=2))
-    if settings.luma_share == 1:
-        return bound, None
-    return bound, np.maximum(settings.luma_share * own, np.abs(before @ contrast_masking.LUMA))
+        free[crop.inside()] = 0
+
+    def within(flat: float) -> Array:
+        share: Array = free * contrast_masking.budget_share(rgb[crop.box.slices], flat)
+        return share
+
+    flat, luma = settings.flat_share, settings.flat_luma_share
+    even = grey or luma >= flat
+    bound: Array = np.maximum(within(math.sqrt(flat * luma) if grey else flat), np.abs(before).max(axis=2))
+    return bound, None if even else np.maximum(within(luma), np.abs(before @ contrast_masking.LUMA))
 
 
 @dataclass(eq=False)
