@@ -20,6 +20,8 @@ ENDLESS = sys.maxsize
 
 Seen = Callable[[int], tuple[int, int]]
 """Step → the number of crops in its batch, and their side in pixels."""
+Hole = Callable[[int, np.random.Generator], NDArray[np.float32]]
+"""(side, random numbers) → a mask, S,S, 1 = repaint."""
 
 
 def load(folder: Path) -> list[Image.Image]:
@@ -60,11 +62,28 @@ def hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return (np.asarray(canvas) > 127).astype(np.float32)
 
 
+def small_hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """As `hole`, but as of a credit line, a signature or a spot: at most a fifth of the side across."""
+    canvas = Image.new("L", (size, size), 0)
+    draw = ImageDraw.Draw(canvas)
+    along, across = size * rng.uniform(0.08, 0.8), size * rng.uniform(0.05, 0.2)
+    w, h = (along, across) if rng.random() < 0.75 else (across, along)
+    x, y = rng.uniform(-0.05 * size, size - 0.9 * w), rng.uniform(-0.05 * size, size - 0.9 * h)
+    shape = draw.ellipse if rng.random() < 0.25 else draw.rectangle
+    shape((x, y, x + w, y + h), fill=255)
+    return (np.asarray(canvas) > 127).astype(np.float32)
+
+
 def draw(
-    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, device: torch.device
+    pictures: list[Image.Image],
+    count: int,
+    size: int,
+    rng: np.random.Generator,
+    device: torch.device,
+    holes: Hole = hole,
 ) -> tuple[Tensor, Tensor]:
     """A batch of random crops N,3,S,S in [0,1], channels-last, and masks N,1,S,S in {0,1}, 1 = repaint."""
-    return _ready(*_drawn(pictures, count, size, rng), device)
+    return _ready(*_drawn(pictures, count, size, rng, holes), device)
 
 
 def stream(
@@ -99,12 +118,12 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _drawn(
-    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator
+    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, holes: Hole = hole
 ) -> tuple[Tensor, Tensor]:
     """A batch as uint8: image N,S,S,3 and mask N,1,S,S."""
     chosen = rng.integers(0, len(pictures), count)
     image = np.stack([crop(pictures[i], size, rng) for i in chosen])
-    mask = np.stack([hole(size, rng) for _ in range(count)]).astype(np.uint8)
+    mask = np.stack([holes(size, rng) for _ in range(count)]).astype(np.uint8)
     return torch.from_numpy(image), torch.from_numpy(mask)[:, None]
 
 

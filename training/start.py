@@ -122,7 +122,7 @@ def _search(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
     paths = Paths(rgb, [crop], (), through, machine()).of(region, crop, rng)
-    bound, _ = bounds(rgb, crop, settings, np.zeros(rgb.shape, np.float32))
+    bound, _ = bounds(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(
         image=to_tensor(rgb, crop.size, machine()),
