@@ -88,6 +88,31 @@ def verdicts() -> str:
     return "\n".join(lines)
 
 
+def strengths() -> str:
+    """What each strength breaks in each tool, and what it costs."""
+    folder = BENCHMARKS / "paths" / "strengths"
+    edits = [row for row in table(folder, "Edits by attack path") if row["judged by"] == "flux2-mini"]
+    paths = [row["path"] for row in edits if row["edit"] == "trigger"]
+    tools = [PATHS[path].tool for path in dict.fromkeys(paths)]
+    costs = "photographs", "`protected`", "PSNR dB (worst)", "FLIP (worst)", "CPU s"
+    lines = _head("`strength`", *tools, "half of the region", "beside it", *costs)
+    for cost in table(folder, "Verdicts and cost"):
+        mine = [row for row in edits if row["strength"] == cost["strength"]]
+        broken = [
+            f"{_mean(row['SSIM (worst)'])}, {row['visible']}" for row in mine if row["edit"] == "trigger"
+        ]
+        others = [_mean(row["SSIM (worst)"]) for row in mine if row["edit"] in ("partial", "near")]
+        found = re.search(r"(\d+) protected", cost["verdicts"])
+        cells = cost["n"], found[1] if found else "0", cost["PSNR dB"], cost["FLIP"], cost["CPU s"]
+        lines.append(_line(f"`{cost['strength']}`", *broken, *others, *cells))
+    return "\n".join(lines)
+
+
+def ensembles() -> str:
+    """How much of its own effect each editor keeps when a perturbation is made against several."""
+    return (BENCHMARKS / "ensembles" / "table.md").read_text().strip()
+
+
 def _runs(title: str) -> Iterator[tuple[str, list[Row]]]:
     for label, name in IN_TOOLS.items():
         if (BENCHMARKS / "paths" / name).is_dir():
@@ -105,14 +130,19 @@ SAID = {
 """Columns of these tables that need other words."""
 
 
+ROBUST = {"": "flux2-mini/dev", "`robust_to: [chain]`: ": "flux2-mini/chain"}
+"""Column heads, and the runs of `balanced` with and without it."""
+
+
 def treated(title: str) -> str:
     """What is left of the effect where the region is painted otherwise, or the picture was treated before."""
-    row = next(row for row in rows("flux2-mini/dev", title) if row["protected by"] == "balanced")
-    lines = _head(TREATED[title], "SSIM (worst)", "of the plain effect (least)")
-    for name, cell in list(row.items())[list(row).index("plain") :]:
-        ssim, _, share = cell.partition(", ")
+    runs = [next(r for r in rows(run, title) if r["protected by"] == "balanced") for run in ROBUST.values()]
+    heads = [f"{head}{name}" for head in ROBUST for name in ("SSIM (worst)", "of the plain effect (least)")]
+    lines = _head(TREATED[title], *heads)
+    for name, cell in list(runs[0].items())[list(runs[0]).index("plain") :]:
         if cell:  # of a treatment that changes none of the pictures there is no figure
-            lines.append(_line(SAID.get(name, name), ssim, share))
+            cells = [part for run in runs for part in run[name].partition(", ")[::2]]
+            lines.append(_line(SAID.get(name, name), *cells))
     return "\n".join(lines)
 
 

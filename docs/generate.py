@@ -70,7 +70,9 @@ def generated() -> Mapping[Path, bytes]:
             "treatments": figures.treated("After treatments"),
             "ldm-mini": figures.against("diffusion", "ldm-mini"),
             "fills": figures.fills(),
+            "ensembles": figures.ensembles(),
         },
+        "guides/strength.md": {"strengths": figures.strengths()},
         "guides/editors.md": {"pipelines": flow_pipelines()},
         "reference/receipt.md": {"fields": receipt()},
     }

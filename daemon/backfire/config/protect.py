@@ -14,11 +14,11 @@ _ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 4,
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
-    | {"epsilon": 5, "flat_share": 0.6, "flat_luma_share": 0.15, "reach_px": 24, "iterations": 80},
+    | {"epsilon": 5, "flat_share": 0.8, "flat_luma_share": 0.05, "reach_px": 24, "iterations": 80},
     "balanced": _ALL_PATHS
-    | {"epsilon": 8, "flat_share": 0.6, "flat_luma_share": 0.15, "reach_px": 32, "iterations": 100},
+    | {"epsilon": 8, "flat_share": 0.8, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 100},
     "strong": _ALL_PATHS
-    | {"epsilon": 10, "flat_share": 0.8, "flat_luma_share": 0.3, "reach_px": 48, "iterations": 160},
+    | {"epsilon": 10, "flat_share": 1.0, "flat_luma_share": 0.15, "reach_px": 48, "iterations": 160},
     "single-path": _ONE_PATH
     | {"epsilon": 5, "flat_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
@@ -60,9 +60,9 @@ class Protect(Section):
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.6
+    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     """The share of epsilon in flat areas, where the eye sees most."""
-    flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """The share of epsilon by which luma may move there; colour, of which the eye sees less, may use all of
     `flat_share`. Grey pictures have no colour, and move by the geometric mean of the two."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 32

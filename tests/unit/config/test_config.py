@@ -237,7 +237,7 @@ def test_a_strength_stands_for_settings_but_keys_beside_it_take_precedence() -> 
 def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
     assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (10, 160)]
-    assert [one.flat_share for one in rounds] == [0.6, 0.6, 0.8]
+    assert [one.flat_share for one in rounds] == [0.8, 0.8, 1.0]
     assert [one.reach_px for one in rounds] == [32, 32, 48]
     assert protect().rounds() == [protect()]
     with pytest.raises(
