@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from backfire import attack_paths, inpaint
 from backfire.attack_paths import cropping
@@ -304,6 +305,34 @@ def test_luma_changes_by_its_share_of_the_budget_and_chroma_by_all_of_it(surroga
     change = dark.project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
     luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1) / dark.budget.unit
     assert float(luma.abs().max()) < 0.25, "clipping at white changes luma, too; 0.41 without a second bound"
+
+
+def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None:
+    """Half of the picture is flat and half is texture; the method asks for more than it may have anywhere."""
+
+    class Speckle:
+        def run(self, task: Task, *_: Any, iterations: int, **__: Any) -> Proposal:
+            drawn = np.random.default_rng(1).choice([-1.0, 1.0], tuple(task.image.shape)).astype(np.float32)
+            return Proposal(torch.from_numpy(drawn), (task.image[0, 0],), iterations)
+
+    rgb: Rgb = np.full((200, 200, 3), 120, np.uint8)
+    rgb[:, 100:] = np.random.default_rng(0).integers(60, 180, (200, 100, 3))
+    crops = cropping.plan([Region(Box(80, 80, 120, 120), "x", 1.0, "x")], 200, 200, margin=32, work=256)
+
+    def changed(grey: bool) -> NDArray[np.float64]:
+        made = Optimiser(Protect(epsilon=8), [surrogate], CPU, Speckle()).optimise(
+            rgb, crops, grey=grey, rng=np.random.default_rng(0), progress=lambda done, total: None
+        )
+        return made.rgb.astype(float) - rgb
+
+    flat, texture = np.s_[85:115, 82:92], np.s_[85:115, 108:118]
+    colour = changed(grey=False)
+    assert np.abs(colour[flat]).max() == 6, "0.8 of eight levels"
+    assert np.abs(colour[flat] @ LUMA).max() < 1.1, "0.4 of a level, and what rounding the channels adds"
+    assert np.abs(colour[texture] @ LUMA).max() > 6
+    grey = changed(grey=True)
+    assert np.abs(grey[flat]).max() == 2, "8 times the geometric mean of 0.8 and 0.05, rounded"
+    assert np.abs(grey[texture]).max() == 8
 
 
 @pytest.mark.parametrize(("answer", "rounds"), [(True, 1), (False, 3)])
