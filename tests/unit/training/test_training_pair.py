@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from backfire.inpaint.base import Latent
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from tests.support.pictures import photo
 from tests.unit.inpaint.test_encoders import image, pair
-from training import latent_pair
+from training import data, latent_pair
 from training.run import Options
 
 
@@ -53,3 +57,27 @@ def test_other_options_encode_the_crops_again(tmp_path: Path) -> None:
     }
     assert torch.equal(one["whole"], again["whole"])
     assert not torch.equal(one["whole"], other["whole"])
+
+
+def test_the_colours_of_cells_are_foretold_from_latents() -> None:
+    """Of an encoder whose latents are a linear map of the mean colours of cells, they are so exactly."""
+
+    class Linear:
+        def encode(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            cells = F.avg_pool2d(image, 8)
+            return torch.cat([cells @ torch.eye(cells.shape[-1]), 3 - 2 * cells[:, :1]], dim=1)
+
+    options = Options(1, seed=1, size=64)
+    found = latent_pair.colours([photo(), photo(seed=1)], cast(Latent, Linear()), options)
+    picture, _ = image()
+    assert torch.allclose(found(Linear().encode(picture, picture)), F.avg_pool2d(picture, 8), atol=1e-3)
+
+
+def test_small_holes_are_at_most_a_fifth_across_and_lie_anywhere() -> None:
+    rng = np.random.default_rng(0)
+    holes = [data.small_hole(100, rng) > 0 for _ in range(200)]
+    sides = [(int(hole.any(axis=1).sum()), int(hole.any(axis=0).sum())) for hole in holes]
+    assert all(1 <= min(side) <= 21 and max(side) <= 81 for side in sides)
+    assert np.mean([across > down for down, across in sides]) > 0.6, "most are lines of text"
+    assert np.any(holes, axis=0)[5:95, 5:95].all(), "no place is left out"
+    assert any(hole[0].any() or hole[:, 0].any() for hole in holes), "some are cut by the edge"
