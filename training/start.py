@@ -122,13 +122,14 @@ def _search(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
     paths = Paths(rgb, [crop], (), through, machine()).of(region, crop, rng)
-    bound, _ = bounds(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
+    bound, luma = bounds(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(
         image=to_tensor(rgb, crop.size, machine()),
         regions=crop.masks(),
         protected=crop.protected(),
         area=torch.from_numpy(bound / budget.unit)[None, None].to(machine()),
+        luma=None if luma is None else torch.from_numpy(luma / budget.unit)[None, None].to(machine()),
         budget=budget,
         paths=[paths],
         grids=settings.grids,

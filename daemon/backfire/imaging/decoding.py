@@ -66,9 +66,9 @@ class Picture:
     frames: int = 1
 
     @property
-    def grey(self) -> bool:
-        """Whether the picture is stored in grey."""
-        return bool(self.samples.shape[2] == 1)
+    def colourless(self) -> bool:
+        """Whether the picture is grey, or stored in colour but black and white."""
+        return self.samples.shape[2] == 1 or bool((self.rgb == self.rgb[..., :1]).all())
 
     @property
     def orientation(self) -> int:

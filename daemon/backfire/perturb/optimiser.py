@@ -172,7 +172,7 @@ class _Work:
                 warm=number > 1,
             )
             if early_stop is not None and settings.stop_early:
-                work = replace(work, early_stop=self._stopping(work, crop, bound, early_stop))
+                work = replace(work, early_stop=self._stopping(work, crop, (bound, luma), early_stop))
             iterations = now.iterations * len(crop.regions)
             proposed = self._method.run(
                 work,
@@ -183,7 +183,7 @@ class _Work:
                 progress=_shifted(progress, self.done, self.total),
             )
             start = work.project(proposed.perturbation)
-            self._perturbation[here] = _at_own_size(start, crop, bound)
+            self._perturbation[here] = _at_own_size(start, crop, bound, luma)
             self.result[here] = quantised(self._rgb[here], self._perturbation[here])
             self.gradients += np.array(proposed.gradients) * proposed.iterations
             self.made, self.done = self.made + proposed.iterations, self.done + iterations
@@ -196,13 +196,13 @@ class _Work:
         self.saliency.append(tuple(plane.cpu().numpy() for plane in proposed.saliency))
 
     def _stopping(
-        self, task: Task, crop: Crop, bound: Array, early_stop: EarlyStop
+        self, task: Task, crop: Crop, bounds: tuple[Array, Array | None], early_stop: EarlyStop
     ) -> Callable[[Tensor], bool]:
         """`early_stop`, asked of a perturbation. It writes into `result`, as a copy may be large."""
         here = crop.box.slices
 
         def asked(perturbation: Tensor) -> bool:
-            at_own_size = _at_own_size(task.project(perturbation), crop, bound)
+            at_own_size = _at_own_size(task.project(perturbation), crop, *bounds)
             self.result[here] = quantised(self._rgb[here], at_own_size)
             return early_stop(self.result, crop, None)
 
@@ -232,7 +232,8 @@ def bounds(
 
     flat, luma = settings.flat_share, settings.flat_luma_share
     even = grey or luma >= flat
-    bound: Array = np.maximum(within(math.sqrt(flat * luma) if grey else flat), np.abs(before).max(axis=2))
+    share = math.sqrt(flat * min(flat, luma)) if grey else flat
+    bound: Array = np.maximum(within(share), np.abs(before).max(axis=2))
     return bound, None if even else np.maximum(within(luma), np.abs(before @ contrast_masking.LUMA))
 
 
@@ -339,13 +340,16 @@ def _to_plane(plane: Array, size: tuple[int, int], device: torch.device) -> Tens
     return tensor if tensor.shape[-2:] == size else F.interpolate(tensor, size=size, mode="area")
 
 
-def _at_own_size(perturbation: Tensor, crop: Crop, bound: Array) -> Array:
-    """1,3,h,w -> H,W,3 float32 at the crop's own size, within the bound H,W."""
+def _at_own_size(perturbation: Tensor, crop: Crop, bound: Array, luma: Array | None) -> Array:
+    """1,3,h,w -> H,W,3 float32 at the crop's own size, within the bounds H,W of `bounds`."""
     if crop.scaled:
         size = crop.box.height, crop.box.width
         perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
     at_own_size = perturbation[0].permute(1, 2, 0).cpu().numpy()
     clipped: Array = np.clip(at_own_size, -bound[:, :, None], bound[:, :, None])
+    if crop.scaled and luma is not None:
+        bright = np.maximum(np.abs(clipped @ contrast_masking.LUMA), 1e-9)
+        clipped *= np.minimum(luma / bright, 1)[:, :, None]
     return clipped
 
 

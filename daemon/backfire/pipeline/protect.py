@@ -78,7 +78,7 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
         ).optimise(
             picture.rgb,
             crops,
-            grey=picture.grey or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
+            grey=picture.colourless or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             rng=run.rng("optimise"),
             progress=lambda done, total: run.progress("optimise", done, total),
             early_stop=_early_stop(run, editors) if asked.stop_early or asked.escalate else None,

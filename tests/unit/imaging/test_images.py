@@ -113,7 +113,7 @@ def changed(picture: Picture, kind: str = "sign", seed: int = 1) -> Rgb:
     noise = np.random.default_rng(seed).choice([-LEVELS, LEVELS], picture.rgb.shape)
     if kind == "smooth":
         noise = noise[::8, ::8].repeat(8, 0).repeat(8, 1)[: noise.shape[0], : noise.shape[1]]
-    if picture.grey:
+    if picture.samples.shape[2] == 1:
         noise = noise[..., :1]
     pixels: Rgb = np.clip(picture.rgb + noise, 0, 255).astype(np.uint8)
     return pixels
@@ -201,8 +201,8 @@ def test_modes_are_kept(kind: str, mode: str) -> None:
     written = opened(encoded.data)
     grey_lost = {"L": "RGB", "LA": "RGBA"}.get(mode, mode)  # WebP has no grey
     assert written.mode == (grey_lost if kind == "WEBP" else mode)
-    assert picture.grey == (mode in ("L", "LA") and kind != "WEBP")
-    if picture.grey:
+    assert (picture.samples.shape[2] == 1) == (mode in ("L", "LA") and kind != "WEBP")
+    if picture.samples.shape[2] == 1:
         assert (picture.rgb == picture.rgb[..., :1]).all()
     again = taken(encoded.data)
     assert max_change(again.rgb, picture.rgb) <= LEVELS

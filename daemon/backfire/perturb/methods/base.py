@@ -126,18 +126,19 @@ class Task:
         return large[..., : plane.shape[2], : plane.shape[3]]
 
     def project(self, perturbation: Tensor) -> Tensor:
-        """The nearest allowed perturbation: grey if it must be, within area x budget, image in [0,1]."""
+        """An allowed perturbation near it: grey if it must be, within area x budget, image in [0,1]."""
         bound = self.area * self.budget.unit
         if self.grey:
             perturbation = perturbation.mean(dim=1, keepdim=True).expand_as(self.image)
         perturbation = self._visible(_clipped(perturbation, bound))
         if self.luma is None or self.grey:
             return perturbation
-        for _ in range(2):  # clipping moves luma once more
-            bright = (perturbation * perturbation.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-            back = _clipped(bright, self.luma * self.budget.unit) - bright
-            perturbation = self._visible(_clipped(perturbation + back, bound))
-        return perturbation
+        most = self.luma * self.budget.unit
+        for _ in range(4):  # clipping moves luma once more, each time by less
+            bright = _luma(perturbation)
+            perturbation = self._visible(_clipped(perturbation + _clipped(bright, most) - bright, bound))
+        # To shrink what is left over breaks no other bound.
+        return perturbation * (most / _luma(perturbation).abs().clamp(min=1e-9)).clamp(max=1)
 
     def _visible(self, perturbation: Tensor) -> Tensor:
         """What a picture in [0,1] shows of a perturbation."""
@@ -149,6 +150,11 @@ def tiled(tile: Tensor, like: Tensor) -> Tensor:
     height, width = like.shape[-2:]
     down, across = -(-height // tile.shape[-2]), -(-width // tile.shape[-1])
     return tile.to(like).repeat(1, down, across)[None, :, :height, :width]
+
+
+def _luma(perturbation: Tensor) -> Tensor:
+    """1,3,H,W -> 1,1,H,W."""
+    return (perturbation * perturbation.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def _clipped(plane: Tensor, bound: Tensor) -> Tensor:
