@@ -89,6 +89,7 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
                     epsilon=epsilon,
                     iterations=iterations,
                     flat_share=given.flat_share,
+                    flat_luma_share=given.flat_luma_share,
                     robust_to=given.robust_to,
                 )
                 swept = sweep and name.partition(":")[0] in methods.NAMES
@@ -159,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
         help="the default is each method's own",
     )
     parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
+    parser.add_argument("--flat-luma-share", type=float, default=Protect().flat_luma_share)
     parser.add_argument("--robust_to", type=listed, default=list(Protect().robust_to))
     parser.add_argument("--plain", action="store_true", help="only the edits full, near and far: for sweeps")
     parser.add_argument(

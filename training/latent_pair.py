@@ -2,8 +2,8 @@
 
 Only the net is trained and exported, nothing of the autoencoder. Since that stays fixed, every crop is
 encoded just once, whole and with a hole, and the net trains on latents alone, about twenty times faster
-than through pixels. The known cells have an L1 loss; the hole has a small L1 loss, an adversarial hinge loss
-from a critic of latents, and feature matching.
+than through pixels. The known cells have an L1 loss. The hole has a small L1 loss, one of its latents' means
+and one of its colours, and two critics of latents with feature matching, see `losses.duel`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ PENALTY = 2e-4
 PENALISED = 16
 """The penalty is applied once in so many steps."""
 CHUNK = 16
+HOLES = "half of them small"
+"""Which holes the crops have, kept beside their latents."""
 FITTED = 96
 """Crops to which `colours` is fitted."""
 SHOWN = 6
 
 
 class LatentCritic(nn.Module):
-    """Patch discriminator of latents N,C,h,w (11 cells or 88 pixels wide) and their mask N,1,h,w.
+    """Patch discriminator of latents N,C,h,w (15 cells or 120 pixels wide) and their mask N,1,h,w.
 
     It is also given the latents' grain, what a mean over 3x3 cells takes away, since blurred fills lack it.
     Returns all features, logits last.
@@ -68,8 +70,15 @@ class LatentCritic(nn.Module):
 
 
 def coarse(difference: Tensor, hole: Tensor) -> Tensor:
-    """L1 of the means over 4x4 cells: whether the colours of a hole are right, whatever their detail."""
-    return weighted(F.avg_pool2d(difference, 4).abs(), F.max_pool2d(hole, 4))
+    """L1 of the means over 4x4 cells of a hole: whether its colours are right, whatever their detail.
+
+    Args:
+        difference: N,C,h,w, of latents or colours from the true ones.
+        hole: N,1,h,w in {0,1}, 1 = hole; what lies outside does not count.
+    """
+    share = F.avg_pool2d(hole, 4, ceil_mode=True, count_include_pad=False)
+    mean = F.avg_pool2d(difference * hole, 4, ceil_mode=True, count_include_pad=False)
+    return weighted(mean.abs() / share.clamp(min=1e-3), share)
 
 
 @torch.no_grad()
@@ -117,7 +126,8 @@ def encoded(
         much of each latent cell is hole.
     """
     seed, size, device = options.seed, options.size, machine()
-    facts = {"encoder": pair.weights_sha256, "count": str(count), "seed": str(seed), "size": str(size)}
+    facts = {"encoder": pair.weights_sha256, "holes": HOLES}
+    facts |= {"count": str(count), "seed": str(seed), "size": str(size)}
     if file.exists():
         with safe_open(file, "pt") as kept:
             if kept.metadata() == facts:
@@ -180,11 +190,11 @@ def inpainter(
             filled = torch.lerp(truth, got, hole)
         judged = duel(critics, opt_d, truth, filled, cells, hole, step % PENALISED == 0, PENALTY)
         difference = got - truth
-        tint = (colour(got) - colour(truth)) * hole
+        tint = colour(got) - colour(truth)
         out = {
             "known": weighted(difference.abs(), 1 - hole),
             "hole": weighted(difference.abs(), hole),
-            "coarse": coarse(difference * hole, hole),
+            "coarse": coarse(difference, hole),
             "colour": coarse(tint, hole),
             **judged,
         }

@@ -46,13 +46,14 @@ class Discriminator(nn.Module):
 
 
 class Critics(nn.Module):
-    """Discriminators of the picture, of the picture at half its size (92-pixel patches) and so on.
+    """Discriminators of pictures or latents, of the same at half their size (twice the patch) and so on.
 
     The coarser ones judge what a fill depicts rather than its grain. Returns a list of features per scale.
 
     Args:
         scales: how many there are.
-        critic: makes one of them; each is called with the picture and the mask, and returns its features.
+        critic: makes one of them. It is called with N,C,H,W and the mask N,1,H,W, 1 = hole, and returns its
+            features.
     """
 
     def __init__(self, scales: int = 3, critic: Callable[[], nn.Module] = Discriminator) -> None:
@@ -113,11 +114,11 @@ def duel(
 
     Args:
         critics, optimiser: the critics, and the optimiser of their weights.
-        image, shown: N,3,H,W, the true and the generated pictures.
+        image, shown: N,C,H,W, the true and the generated pictures or latents.
         mask: N,1,H,W, the hole; it is an input of the critics.
         judged: N,1,H,W, 1 where the critics' patches count.
         penalised: whether to apply the gradient penalty in this step; it costs as much as the step itself.
-        penalty: its weight, times the picture's area.
+        penalty: its weight, times the area H x W.
 
     Returns:
         `d`, the critics' loss, whose step is done; `g` and `fm`, the adversarial and the feature matching

@@ -131,6 +131,11 @@ class Run:
         path = self.folder / "last.pt"
         if path.exists():
             state = torch.load(path, machine(), weights_only=True)
+            if state["parts"].keys() != self.parts.keys():
+                raise SystemExit(
+                    f"{path}: got a run with {', '.join(state['parts'])}, expected {', '.join(self.parts)}; "
+                    "it was made by another version: give --runs another folder"
+                )
             self.step, self.seconds = state["step"], state["seconds"]
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])

@@ -319,8 +319,8 @@ def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None
     rgb[:, 100:] = np.random.default_rng(0).integers(60, 180, (200, 100, 3))
     crops = cropping.plan([Region(Box(80, 80, 120, 120), "x", 1.0, "x")], 200, 200, margin=32, work=256)
 
-    def changed(grey: bool) -> NDArray[np.float64]:
-        made = Optimiser(Protect(epsilon=8), [surrogate], CPU, Speckle()).optimise(
+    def changed(grey: bool, **settings: Any) -> NDArray[np.float64]:
+        made = Optimiser(Protect(epsilon=8, **settings), [surrogate], CPU, Speckle()).optimise(
             rgb, crops, grey=grey, rng=np.random.default_rng(0), progress=lambda done, total: None
         )
         return made.rgb.astype(float) - rgb
@@ -333,6 +333,13 @@ def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None
     grey = changed(grey=True)
     assert np.abs(grey[flat]).max() == 2, "8 times the geometric mean of 0.8 and 0.05, rounded"
     assert np.abs(grey[texture]).max() == 8
+    even = changed(grey=True, flat_share=0.2, flat_luma_share=1)
+    assert np.abs(even[flat]).max() == 2, "not more than in colour"
+    bare = changed(grey=False, keep_region_exact=True)
+    assert np.abs(bare[82:118, 82:118]).max() == 0 < np.abs(bare).max()
+    crops = [replace(crops[0], size=(crops[0].box.height // 2, crops[0].box.width // 2))]
+    assert crops[0].scaled
+    assert np.abs(changed(grey=False)[flat] @ LUMA).max() < 0.9, "where the crop is worked at a smaller size"
 
 
 @pytest.mark.parametrize(("answer", "rounds"), [(True, 1), (False, 3)])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from backfire.config.renamed import SETTINGS
+from backfire.config.renamed import GONE, SETTINGS
 from backfire.config.section import Section, sections_below
 from backfire.config.settings import Settings
 
@@ -41,6 +41,9 @@ def unknown_key(where: str, valid: Collection[str]) -> str:
     for old, new in SETTINGS.items():
         if where in (old, old.rpartition(".")[2]):  # a rule may hold the key without its section
             return f"{where!r} is now called {new if section else new.rpartition('.')[2]!r}; write that"
+    for old, why in GONE.items():
+        if where in (old, old.rpartition(".")[2]):
+            return f"{where!r} is no setting any more: {why}; take it out"
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
     return f"unknown key {where!r}; {hint}"

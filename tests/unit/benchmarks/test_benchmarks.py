@@ -244,12 +244,14 @@ def test_the_peak_of_memory_is_that_of_the_work_alone() -> None:
 def test_a_method_may_name_its_own_budget(
     name: str, method: str, epsilon: float, iterations: int | None
 ) -> None:
-    found = protection.settings_of(name, epsilon=6.4, iterations=20, flat_share=0.5, robust_to=["jpeg"])
+    found = protection.settings_of(
+        name, epsilon=6.4, iterations=20, flat_share=0.5, flat_luma_share=0.2, robust_to=["jpeg"]
+    )
     assert (found.method, found.epsilon) == (method, epsilon)
     assert iterations in (None, found.iterations)
     assert found.target == ("flat" if ":" in name else "away")
     if method == "baseline":
-        assert (found.flat_share, found.robust_to) == (1, ())
+        assert (found.flat_share, found.flat_luma_share, found.robust_to) == (1, 1, ())
 
 
 def test_an_unknown_method_names_the_known() -> None:

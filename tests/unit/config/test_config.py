@@ -129,6 +129,14 @@ def test_an_old_name_is_an_error_that_names_the_new_one() -> None:
         assert new in {setting.path for setting in settings()}
 
 
+def test_a_setting_that_is_gone_is_an_error_that_says_why() -> None:
+    """Not a new name: the value of the old setting would mean something else in the new one."""
+    with pytest.raises(ConfigError, match=r"'protect\.luma_share' is no setting any more: .*; take it out"):
+        protect(luma_share=1)
+    with pytest.raises(ConfigError, match=r"rules\.0: 'luma_share' is no setting any more"):
+        ruled({"match": "*", "luma_share": 1})
+
+
 def test_folders_default_to_siblings_of_the_inbox(tmp_path: Path) -> None:
     folders = parse({"folders": {"inbox": "drop/in"}}, tmp_path).folders
     assert folders.inbox == tmp_path / "drop" / "in"
@@ -238,6 +246,7 @@ def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
     assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (10, 160)]
     assert [one.flat_share for one in rounds] == [0.8, 0.8, 1.0]
+    assert [one.flat_luma_share for one in rounds] == [0.05, 0.05, 0.15]
     assert [one.reach_px for one in rounds] == [32, 32, 48]
     assert protect().rounds() == [protect()]
     with pytest.raises(

@@ -122,6 +122,15 @@ def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_pat
     lama.export(tmp_path / "run", tmp_path / "mine.safetensors", TINY)
 
 
+def test_a_run_of_another_version_is_refused(photos: Path, tmp_path: Path) -> None:
+    lama.train(photos, tmp_path / "run", Options(steps=1, batch=2, size=32), TINY)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    state["parts"]["critic"] = state["parts"].pop("critics")
+    torch.save(state, tmp_path / "run" / "last.pt")
+    with pytest.raises(SystemExit, match=r"critic.*expected .*critics.*give --runs another folder"):
+        lama.train(photos, tmp_path / "run", Options(steps=2, batch=2, size=32), TINY)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 and newer, of a fork
 def test_worker_processes_draw_the_same_crops(photos: Path) -> None:
     pictures = data.load(photos)

@@ -81,3 +81,27 @@ def test_small_holes_are_at_most_a_fifth_across_and_lie_anywhere() -> None:
     assert np.mean([across > down for down, across in sides]) > 0.6, "most are lines of text"
     assert np.any(holes, axis=0)[5:95, 5:95].all(), "no place is left out"
     assert any(hole[0].any() or hole[:, 0].any() for hole in holes), "some are cut by the edge"
+
+
+def test_an_offset_costs_as_much_in_a_small_hole_as_in_a_large_one() -> None:
+    """Also where the crop is no multiple of four cells; what lies outside the hole does not count."""
+    offset = torch.full((1, 5, 10, 10), 0.5)
+    large, small = torch.zeros(1, 1, 10, 10), torch.zeros(1, 1, 10, 10)
+    large[..., 2:10, 1:9], small[..., 9, 3:5] = 1, 1
+    assert float(latent_pair.coarse(offset, large)) == pytest.approx(0.5)
+    assert float(latent_pair.coarse(offset, small)) == pytest.approx(0.5)
+    assert float(latent_pair.coarse(offset * (1 - small), small)) == 0
+    wave = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(5, 5)[None, None]
+    assert float(latent_pair.coarse(wave, torch.ones(1, 1, 10, 10))) == pytest.approx(0, abs=1e-6)
+
+
+def test_crops_with_other_holes_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = EncoderEditor.load("pair", pair(tmp_path / "pair"))
+    file, options = tmp_path / "latents.safetensors", Options(1, seed=1, size=64)
+    latent_pair.encoded([photo()], editor, file, 2, options)
+    made = file.stat().st_mtime_ns
+    latent_pair.encoded([photo()], editor, file, 2, options)
+    assert file.stat().st_mtime_ns == made
+    monkeypatch.setattr(latent_pair, "HOLES", "large")
+    latent_pair.encoded([photo()], editor, file, 2, options)
+    assert file.stat().st_mtime_ns > made
