@@ -55,13 +55,14 @@ def settings_of(name: str, **given: Any) -> Protect:
     Args:
         name: `implant`, `implant@3`, `implant:flat@3x40`, `subtle`; see the module's docstring.
         given: settings for what the name leaves open; None stands for the method's default. The published
-            baseline takes epsilon and iterations only.
+            baseline takes epsilon and iterations only, and a strength `robust_to` only.
 
     Raises:
         SystemExit: the name is neither a method nor a strength.
     """
     if name in STRENGTHS:
-        return Protect.model_validate({"strength": name})
+        robust_to = () if name == "paper" else given.get("robust_to") or ()
+        return Protect.model_validate({"strength": name, "robust_to": robust_to})
     parts = re.fullmatch(r"([\w-]+?)(?::(away|flat|inverted))?(?:@([\d.]+))?(?:x(\d+))?", name)
     if parts is None or parts[1] not in methods.NAMES:
         known = ", ".join((*methods.NAMES, *STRENGTHS))

@@ -252,6 +252,8 @@ def test_a_method_may_name_its_own_budget(
     assert found.target == ("flat" if ":" in name else "away")
     if method == "baseline":
         assert (found.flat_share, found.flat_luma_share, found.robust_to) == (1, 1, ())
+    else:
+        assert found.robust_to == ("jpeg",), "what is asked for is not dropped without a word"
 
 
 def test_an_unknown_method_names_the_known() -> None:
