@@ -68,7 +68,8 @@ class Picture:
     @property
     def colourless(self) -> bool:
         """Whether the picture is grey, or stored in colour but black and white."""
-        return self.samples.shape[2] == 1 or bool((self.rgb == self.rgb[..., :1]).all())
+        bands = (self.rgb[top : top + 256] for top in range(0, len(self.rgb), 256))  # it may be large
+        return self.samples.shape[2] == 1 or all(bool((band == band[..., :1]).all()) for band in bands)
 
     @property
     def orientation(self) -> int:
