@@ -2,7 +2,8 @@
 
     python -m benchmarks paths --set dev,faces --strengths single-path,balanced --held-out latent-taef2
 
-Each picture is protected at each strength, written as PNG and decoded. Its edits are then replayed as the
+Each picture is protected at each strength (`single-path:4` takes the first four pictures of each set alone),
+written as PNG and decoded. Its edits are then replayed as the
 daemon replays them: on every attack path of `verify.paths`, by the surrogates and by the held-out editors.
 The same is done with an unchanged copy and with noise as large as the perturbation: both must be failed.
 
@@ -152,6 +153,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _plan(cases: Sequence[sets.Case], strengths: Sequence[str]) -> Iterator[tuple[sets.Case, str]]:
+    """What to protect at which strength; `single-path:4` counts for the first four pictures of each set."""
+    seen = Counter[str]()
+    for case in cases:
+        seen[case.of] += 1
+        for strength, _, most in (text.partition(":") for text in strengths):
+            if not most or seen[case.of] <= int(most):
+                yield case, strength
+
+
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     given = parser().parse_args(argv)
@@ -164,28 +175,27 @@ def main(argv: Sequence[str]) -> int:
     except BackfireError as error:
         raise SystemExit(str(error)) from error
     surrogates, held_out = editors[: len(given.editors)], editors[len(given.editors) :]
-    cases = sets.chosen(given)
+    plan = [*_plan(sets.chosen(given), given.strengths)]
     measure.warm(surrogates)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:
-        task = bar.add_task("paths", total=len(given.strengths) * len(cases))
-        for case in cases:
-            for strength in given.strengths:
-                bar.update(task, description=f"{strength} {case.name}")
-                settings = Protect.model_validate({"strength": strength, **own})
-                what = {
-                    "set": case.of,
-                    "picture": case.name,
-                    "size": [case.rgb.shape[1], case.rgb.shape[0]],
-                    "strength": strength,
-                    "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in editors],
-                    "paths": paths,
-                    "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
-                }
-                if len(surrogates) > 1:
-                    what["surrogates"] = given.editors
-                rows.append(journal.row(what, partial(measured, case, settings, surrogates, held_out, paths)))
-                bar.advance(task)
+        task = bar.add_task("paths", total=len(plan))
+        for case, strength in plan:
+            bar.update(task, description=f"{strength} {case.name}")
+            settings = Protect.model_validate({"strength": strength, **own})
+            what = {
+                "set": case.of,
+                "picture": case.name,
+                "size": [case.rgb.shape[1], case.rgb.shape[0]],
+                "strength": strength,
+                "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in editors],
+                "paths": paths,
+                "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
+            }
+            if len(surrogates) > 1:
+                what["surrogates"] = given.editors
+            rows.append(journal.row(what, partial(measured, case, settings, surrogates, held_out, paths)))
+            bar.advance(task)
     text = tables(rows)
     (given.out / "table.md").write_text(text + "\n")
     plot(rows, given.out / "tools.png")

@@ -38,12 +38,13 @@ def unknown_key(where: str, valid: Collection[str]) -> str:
         valid: the keys that it may be.
     """
     section, _, key = where.rpartition(".")
-    for old, new in SETTINGS.items():
-        if where in (old, old.rpartition(".")[2]):  # a rule may hold the key without its section
-            return f"{where!r} is now called {new if section else new.rpartition('.')[2]!r}; write that"
-    for old, why in GONE.items():
-        if where in (old, old.rpartition(".")[2]):
-            return f"{where!r} is no setting any more: {why}; take it out"
+    # A rule may hold the key without its section.
+    old = next((old for old in (*SETTINGS, *GONE) if where in (old, old.rpartition(".")[2])), None)
+    if old in SETTINGS:
+        new = SETTINGS[old]
+        return f"{where!r} is now called {new if section else new.rpartition('.')[2]!r}; write that"
+    if old in GONE:
+        return f"{where!r} is no setting any more: {GONE[old]}; take it out"
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
     return f"unknown key {where!r}; {hint}"

@@ -64,7 +64,7 @@ class Protect(Section):
     """The share of epsilon in flat areas, where the eye sees most."""
     flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """The share of epsilon by which luma may move there; colour, of which the eye sees less, may use all of
-    `flat_share`. Grey pictures have no colour, and move by the geometric mean of the two."""
+    `flat_share`. Where luma alone can change, as in grey pictures, the geometric mean of the two counts."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 32
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     paths: Literal["all", "first"] = "all"

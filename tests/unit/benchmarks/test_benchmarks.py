@@ -530,7 +530,14 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
-    arguments += ["--strengths", "single-path", "--editors", "flux2-mini", "--held-out", "flux2-micro"]
+    arguments += [
+        "--strengths",
+        "single-path:1,balanced:0",
+        "--editors",
+        "flux2-mini",
+        "--held-out",
+        "flux2-micro",
+    ]
     tools = {"iopaint"}
     own = tmp_path / "config.yaml"
     own.write_text(json.dumps({"folders": {"inbox": "inbox"}, "verify": {"paths": sorted(tools)}}))
@@ -542,3 +549,4 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
     assert {row[4] for row in rows if row[:2] == ["dev", "single-path"] and row[3:4] == ["trigger"]} == tools
     assert {row[2] for row in rows if row[3:4] == ["trigger"]} == {"flux2-mini", "flux2-micro"}
     assert [row[4] for row in rows if row[:3] == ["dev", "single-path", "1"]] == ["2 failed"]
+    assert not [row for row in rows if "balanced" in row], "of which no picture was wanted"

@@ -59,7 +59,7 @@ def test_other_options_encode_the_crops_again(tmp_path: Path) -> None:
     assert not torch.equal(one["whole"], other["whole"])
 
 
-def test_the_colours_of_cells_are_foretold_from_latents() -> None:
+def test_the_colours_of_cells_are_predicted_from_latents() -> None:
     """Of an encoder whose latents are a linear map of the mean colours of cells, they are so exactly."""
 
     class Linear:
