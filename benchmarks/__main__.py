@@ -16,8 +16,7 @@ COMMANDS = {
     "protection": "how a protection affects edits, and what remains of it after JPEG, resizing and so on",
     "paths": "in which tools edits break, by attack path and editor, and the verdicts",
     "ensembles": "what an editor's edits lose when a perturbation has to break those of others, too",
-    "speed": "time to the same effect as the published baseline; time and memory by picture size",
-    "figures": "several runs of protection and speed in turn, and whether their results meet the targets",
+    "speed": "time to the same effect as the baseline or a strength; time and memory by picture size",
 }
 
 

@@ -1,17 +1,20 @@
-"""Compares the time to the same effect of the published baseline and ours, and measures how costs grow.
+"""Compares the time to the same effect of a reference and ours, and measures how costs grow.
 
-    python -m benchmarks speed --runs 5
+    python -m benchmarks speed --runs 5 --references paper,single-path
 
-Equal effect: the baseline optimises the whole picture for its 20 iterations. Ours optimises the crops that
-the daemon would, with the fewest iterations (in steps, see `LADDER`) whose effect on edits of the decoded
-file equals the baseline's. Both run one after the other in one process, after a warm-up. The ratio compares
+The references are strengths: `paper`, the published baseline, which optimises the whole picture for its 20
+iterations, and `single-path`, the default of former releases.
+
+Equal effect: a reference runs as its strength says. Ours optimises the crops that the daemon would, with the
+fewest iterations (in steps, see `LADDER`) whose effect on edits of the decoded file, in the first tool,
+equals that of the reference. Both run one after the other in one process, after a warm-up. The ratio compares
 processor seconds of the optimisation alone: the edits that measure the effect and the runs with fewer
-iterations do not count. If even the most iterations do not reach the baseline, the picture counts as `short`
+iterations do not count. If even the most iterations do not reach the reference, the picture counts as `short`
 and is left out of the mean.
 
-The baseline does not fit into memory for pictures larger than --most million pixels. It is then timed for
---few iterations on a picture of that size, and the time is scaled by pixels and iterations, which favours it
-because attention grows faster. The effect to reach is then the baseline's on the crop.
+The published baseline does not fit into memory for pictures larger than --most million pixels. It is then
+timed for --few iterations on a picture of that size, and the time is scaled by pixels and iterations, which
+favours it because attention grows faster. The effect to reach is then the baseline's on the crop.
 
 Growth: time and peak memory by picture size and number of regions, each in a process of its own.
 """
@@ -42,15 +45,18 @@ from benchmarks.protection import listed
 from benchmarks.rows import Journal, Row, child_environment
 from benchmarks.sets import Case
 
+PAPER = "paper"
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 80, 120, 160)
 OUT = Path("benchmarks/results/protection/speed")
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How many iterations the baseline makes, and how many ours may make, in rising order."""
+    """How many iterations the reference makes (None: as its strength says), and how many ours may make, in
+    rising order.
+    """
 
-    baseline: int = STRENGTHS["paper"]["iterations"]
+    reference: int | None = None
     ours: Sequence[int] = LADDER
 
 
@@ -115,43 +121,50 @@ def equal(
     *,
     most: float,
     few: int,
+    reference: str = PAPER,
     reach: int | None = None,
     steps: Steps = Steps(),
 ) -> Row:
-    """Measure both methods on one picture, ours until it has the baseline's effect."""
+    """Measure a reference and ours on one picture, ours until it has the effect of the reference.
+
+    Args:
+        reference: a strength; that of the published baseline works on the whole picture.
+    """
     trial = Trial(case, [editor], plain=True)
     height, width = case.rgb.shape[:2]
-    fits = width * height <= most * 1e6
+    whole = reference == PAPER
+    fits = not whole or width * height <= most * 1e6
     measure.warm([editor])
     trial.effect(case.rgb)  # makes the clean edit beforehand
-    if fits:
-        published = measure.protected(case, settings("baseline", steps.baseline), [editor], whole=True)
-        cost = published.cpu_s
-    else:
+    wanted_by = Protect.model_validate({"strength": reference})
+    if steps.reference is not None:
+        wanted_by = wanted_by.model_copy(update={"iterations": steps.reference})
+    made = measure.protected(case, wanted_by, [editor], whole=whole and fits)
+    cost = made.cpu_s
+    if not fits:
         side = int(np.sqrt(most * 1e6))
         small = Case("speed", case.name, _filled(case.rgb, side, side), (_region(case, side, side, 0),))
         timed = measure.protected(small, settings("baseline", few), [editor], whole=True)
-        cost = timed.cpu_s * steps.baseline / few * (width * height) / side**2
-        published = measure.protected(case, settings("baseline", steps.baseline), [editor])
-    wanted = trial.effect(published.rgb)
-    iterations, made, effect = ours(trial, editor, method, wanted, reach, steps.ours)
+        cost = timed.cpu_s * wanted_by.iterations / few * (width * height) / side**2
+    wanted = trial.effect(made.rgb)
+    iterations, reached, effect = ours(trial, editor, method, wanted, reach, steps.ours)
     return {
-        "baseline": {
+        "reference": {
             "cpu_s": round(cost, 2),
             "scaled": not fits,
-            "peak_mb": published.peak_mb,
-            "effect": round(wanted, 4),
-            **measure.quality(case.rgb, published),
-        },
-        "ours": {
-            "cpu_s": made.cpu_s,
-            "iterations": iterations,
             "peak_mb": made.peak_mb,
-            "effect": round(effect, 4),
+            "effect": round(wanted, 4),
             **measure.quality(case.rgb, made),
         },
+        "ours": {
+            "cpu_s": reached.cpu_s,
+            "iterations": iterations,
+            "peak_mb": reached.peak_mb,
+            "effect": round(effect, 4),
+            **measure.quality(case.rgb, reached),
+        },
         "short": effect < wanted,
-        "ratio": round(cost / max(made.cpu_s, 1e-3), 2),
+        "ratio": round(cost / max(reached.cpu_s, 1e-3), 2),
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -199,23 +212,25 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     runs = [row for row in rows if row["kind"] == "equal"]
     lines = []
-    for size, method in dict.fromkeys((tuple(row["size"]), row["method"]) for row in runs):
-        here = [row for row in runs if (tuple(row["size"]), row["method"]) == (size, method)]
+    for key in dict.fromkeys(map(_kind, runs)):
+        here = [row for row in runs if _kind(row) == key]
+        size, reference, method = key
         ratios = [row["ratio"] for row in here if not row["short"]]
         spread = (
             f"{np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else "not reached"
         )
-        scaled = " (scaled)" if here[0]["baseline"]["scaled"] else ""
+        scaled = " (scaled)" if here[0]["reference"]["scaled"] else ""
         lines.append(
             [
                 f"{size[0]}x{size[1]}",
+                reference,
                 method,
                 f"{len(ratios)} of {len(here)}",
-                _mean(here, "baseline", "effect", 3),
+                _mean(here, "reference", "effect", 3),
                 _mean(here, "ours", "effect", 3),
-                _mean(here, "baseline", "psnr", 1),
+                _mean(here, "reference", "psnr", 1),
                 _mean(here, "ours", "psnr", 1),
-                _mean(here, "baseline", "cpu_s", 1) + scaled,
+                _mean(here, "reference", "cpu_s", 1) + scaled,
                 _mean(here, "ours", "cpu_s", 1),
                 ", ".join(str(row["ours"]["iterations"]) for row in here),
                 spread,
@@ -223,8 +238,8 @@ def table(rows: Sequence[Row]) -> str:
         )
     if lines:
         head = (
-            "picture", "method", "reached", "baseline's effect", "ours", "baseline's PSNR", "ours",
-            "baseline's CPU s", "ours", "our iterations", "times faster (spread)",
+            "picture", "reference", "ours", "reached", "its effect", "ours", "its PSNR", "ours",
+            "its CPU s", "ours", "our iterations", "times faster (spread)",
         )  # fmt: skip
         parts.append("## To the same effect\n\n" + summary.table(head, lines))
     points = [row for row in rows if row["kind"] == "growth"]
@@ -245,6 +260,12 @@ def table(rows: Sequence[Row]) -> str:
     loads = [row["load"] for row in rows]
     note = f"CPU seconds of optimising; the machine's load was {min(loads):g} to {max(loads):g}."
     return "\n\n".join([*parts, note])
+
+
+def _kind(row: Row) -> tuple[tuple[int, int], str, str]:
+    """The size of a run's picture, its reference and our method."""
+    width, height = row["size"]
+    return (width, height), row["reference_strength"], row["method"]
 
 
 def _mean(rows: Sequence[Row], who: str, what: str, digits: int) -> str:
@@ -275,7 +296,8 @@ def main(argv: Sequence[str]) -> int:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m benchmarks speed", description=__doc__, formatter_class=about)
     parser.add_argument("--editor", default="flux2-mini")
-    parser.add_argument("--method", default="implant")
+    parser.add_argument("--method", default="implant", help="ours")
+    parser.add_argument("--references", type=listed, default=[PAPER], help=f"some of {', '.join(STRENGTHS)}")
     parser.add_argument(
         "--reach-px", type=int, help="protect.reach_px for ours; the baseline perturbs the whole picture"
     )
@@ -298,18 +320,20 @@ def main(argv: Sequence[str]) -> int:
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     points = growth(given)
     with Progress() as bar:
-        task = bar.add_task("speed", total=len(given.equal) * given.runs + len(points))
-        for size in map(_size, given.equal):
+        plan = [(_size(size), reference) for size in given.equal for reference in given.references]
+        task = bar.add_task("speed", total=len(plan) * given.runs + len(points))
+        for size, reference in plan:
             for case in pictures(given.runs, *size, given.data):
-                bar.update(task, description=f"{size[0]}x{size[1]} {case.name}")
+                bar.update(task, description=f"{size[0]}x{size[1]} {reference} {case.name}")
                 method = given.method if given.reach_px is None else f"{given.method} to {given.reach_px} px"
                 what = {"kind": "equal", "size": list(size), "picture": case.name, "method": method}
+                what["reference_strength"] = reference
                 what |= {
                     "editor": f"{editor.name}@{editor.weights_sha256[:8]}",
                     "most": given.most,
                     "few": given.few,
                 }
-                how = {"most": given.most, "few": given.few, "reach": given.reach_px}
+                how = {"most": given.most, "few": given.few, "reach": given.reach_px, "reference": reference}
                 run = partial(equal, case, editor, given.method, **how)
                 rows.append(journal.row(what, run))
                 bar.advance(task)
