@@ -50,14 +50,17 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
 
     * pairs: pictures with a mask file each;
     * faces: pictures of faces; the regions are those of the face detector at full size;
-    * dev: photographs with one random region each, an ellipse or a box a sixth to a third wide.
+    * dev: photographs with one random region each, an ellipse or a box a sixth to a third wide;
+    * dev@0.5: the same with regions half as wide as the shorter side, or any other share of it.
 
     Raises:
         SystemExit: there is no such set, or the folder does not exist.
     """
-    if name not in FOLDERS:
-        raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(NAMES)}")
-    where = folder / FOLDERS[name]
+    base, _, share = name.partition("@")
+    wide = _share(share)
+    if base not in FOLDERS or (share and (base != "dev" or wide is None)):
+        raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(NAMES)}, or such as dev@0.5")
+    where = folder / FOLDERS[base]
     if not where.is_dir():
         raise SystemExit(f"{where}: no such folder; give --data a folder with pairs/, faces/ and photos/dev/")
     paths = sorted(p for p in where.iterdir() if p.suffix in {".jpg", ".png"} and ".mask" not in p.name)
@@ -73,7 +76,7 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
             masks = [_nearest(region.plane(*whole.shape[:2]), width, height) for region in found]
         else:
             seed = int.from_bytes(path.name.encode(), "little") % 2**32
-            masks = [seeded(height, width, np.random.default_rng(seed))]
+            masks = [seeded(height, width, np.random.default_rng(seed), wide)]
         if masks := [mask for mask in masks if mask.any()]:
             yield Case(name, path.name, rgb, tuple(masks))
 
@@ -108,7 +111,9 @@ def add_options(parser: argparse.ArgumentParser, *, side: int) -> None:
         side: the default of `--side`.
     """
     names = ", ".join(NAMES)
-    parser.add_argument("--set", type=lambda text: text.split(","), default=["dev"], help=f"some of {names}")
+    parser.add_argument(
+        "--set", type=lambda text: text.split(","), default=["dev"], help=f"some of {names}, or dev@SHARE"
+    )
     parser.add_argument("--count", type=int, default=20, help="the most pictures of each set")
     parser.add_argument("--side", type=int, default=side, help="scale pictures down to this longer side")
     parser.add_argument("--data", type=Path, default=SHARED, help="the folder with the sets")
@@ -136,9 +141,23 @@ def _nearest(mask: Mask, width: int, height: int) -> Mask:
     return plane
 
 
-def seeded(height: int, width: int, rng: np.random.Generator) -> Mask:
-    """A random ellipse or box away from the picture's border, a sixth to a third of the shorter side wide."""
-    h, w = (int(min(height, width) * share) for share in rng.uniform(1 / 6, 1 / 3, 2))
+def _share(text: str) -> float | None:
+    """A share of at most a half, which fits away from the border; None where the text is none."""
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 < share <= 0.5 else None
+
+
+def seeded(height: int, width: int, rng: np.random.Generator, wide: float | None = None) -> Mask:
+    """A random ellipse or box away from the picture's border.
+
+    Args:
+        wide: its width and height as a share of the picture's shorter side; None: a sixth to a third each.
+    """
+    drawn = rng.uniform(1 / 6, 1 / 3, 2)
+    h, w = (int(min(height, width) * share) for share in (drawn if wide is None else (wide, wide)))
     top = int(rng.integers(height // 8, height - h - height // 8))
     left = int(rng.integers(width // 8, width - w - width // 8))
     plane = np.zeros((height, width), dtype=np.bool_)
