@@ -35,7 +35,7 @@ from benchmarks import measure, perceptual, sets, summary
 from benchmarks.measure import Trial
 from benchmarks.rows import Journal, Row
 
-PAPER = ("epsilon", "iterations", "flat_share", "flat_luma_share", "reach_px")
+PAPER = ("epsilon", "iterations", "colour_share", "flat_luma_share", "reach_px")
 """The settings that the published baseline defines, besides the method."""
 OUT = Path("benchmarks/results/protection/run")
 
@@ -89,7 +89,7 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
                     name,
                     epsilon=epsilon,
                     iterations=iterations,
-                    flat_share=given.flat_share,
+                    colour_share=given.colour_share,
                     flat_luma_share=given.flat_luma_share,
                     robust_to=given.robust_to,
                 )
@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
         default=[None],
         help="the default is each method's own",
     )
-    parser.add_argument("--flat-share", type=float, default=Protect().flat_share)
+    parser.add_argument("--colour-share", type=float, default=Protect().colour_share)
     parser.add_argument("--flat-luma-share", type=float, default=Protect().flat_luma_share)
     parser.add_argument("--robust_to", type=listed, default=list(Protect().robust_to))
     parser.add_argument("--plain", action="store_true", help="only the edits full, near and far: for sweeps")

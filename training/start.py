@@ -23,9 +23,10 @@ from backfire.attack_paths.tensors import to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
 from backfire.perturb import methods
+from backfire.perturb.bounds import Bounds, plane
 from backfire.perturb.methods.base import Task, tiled
 from backfire.perturb.methods.iterative import IterativeMethod, Search
-from backfire.perturb.optimiser import Paths, bounds
+from backfire.perturb.optimiser import Paths
 from backfire.types import Box, Budget, Mask, Region, Rgb
 from training import data
 from training.run import Options, Run, machine
@@ -122,14 +123,14 @@ def _search(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
     paths = Paths(rgb, [crop], (), through, machine()).of(region, crop, rng)
-    bound, luma = bounds(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
+    bounds = Bounds.of(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(
         image=to_tensor(rgb, crop.size, machine()),
         regions=crop.masks(),
         protected=crop.protected(),
-        area=torch.from_numpy(bound / budget.unit)[None, None].to(machine()),
-        luma=None if luma is None else torch.from_numpy(luma / budget.unit)[None, None].to(machine()),
+        area=plane(bounds.most / budget.unit, crop.size, machine()),
+        apart=None if bounds.apart is None else plane(bounds.apart / budget.unit, crop.size, machine()),
         budget=budget,
         paths=[paths],
         grids=settings.grids,

@@ -21,9 +21,10 @@ from backfire.imaging import masks
 from backfire.inpaint.base import Editor
 from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder, InpaintNet, LatentEditor
 from backfire.inpaint.targets import target_picture
-from backfire.perturb import methods
+from backfire.perturb import bounds, methods
 from backfire.perturb.contrast_masking import LUMA
 from backfire.perturb.edit_masks import mask_at, masked_mse
+from backfire.perturb.methods import iterative
 from backfire.perturb.methods.base import Proposal, Task
 from backfire.perturb.methods.iterative import IterativeMethod
 from backfire.perturb.optimiser import Optimiser
@@ -76,7 +77,8 @@ def task(*, grey: bool = False) -> Task:
     image = to_tensor(picture(), (96, 96), CPU)
     if grey:
         image = image.mean(dim=1, keepdim=True).expand(1, 3, 96, 96).contiguous()
-    return Task(image, [mask], mask, torch.ones(1, 1, 96, 96), Budget(6.4), grey)
+    apart = torch.tensor([1.0, 0, 0])[:, None, None].expand(1, 3, 96, 96) if grey else None
+    return Task(image, [mask], mask, torch.ones(1, 1, 96, 96), Budget(6.4), apart=apart)
 
 
 @pytest.fixture(scope="module", params=methods.NAMES)
@@ -291,20 +293,33 @@ def test_the_pixels_of_a_grain_change_alike(surrogate: Editor, grain: int) -> No
     assert float(squares[0, 2, 12, 16]) == pytest.approx(float(plane[0, 2, 12, 16]))
 
 
-def test_luma_changes_by_its_share_of_the_budget_and_chroma_by_all_of_it(surrogate: Editor) -> None:
-    half = torch.full((1, 1, 96, 96), 0.5)
-    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), luma=half)
+def test_luma_and_colour_each_change_by_their_share_of_the_budget(surrogate: Editor) -> None:
+    shares = torch.tensor([0.5, 0.3, 0.1])[:, None, None].expand(1, 3, 96, 96)
+    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), apart=shares)
     change = run("encoder", surrogate, work) / work.budget.unit
-    luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1)
-    assert 0.4 < float(luma.abs().max()) < 0.51
-    assert float(change.abs().max()) > 0.99
-    grey = replace(task(grey=True), luma=half)
-    assert float(run("encoder", surrogate, grey).abs().max()) > 0.99 * grey.budget.unit, "it has luma only"
+    found = bounds.to_ycbcr(change).abs().amax(dim=(0, 2, 3))
+    assert found.tolist() == pytest.approx([0.5, 0.3, 0.1], abs=1e-3)
     green = torch.tensor([0.2, 1.0, 0.2])[:, None, None].expand(1, 3, 96, 96)
-    dark = replace(work, image=green, luma=torch.full((1, 1, 96, 96), 0.1))
-    change = dark.project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
-    luma = (change * torch.tensor(LUMA)[:, None, None]).sum(dim=1) / dark.budget.unit
-    assert float(luma.abs().max()) < 0.25, "clipping at white changes luma, too; 0.41 without a second bound"
+    bright = replace(work, image=green)
+    change = bright.project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    assert float((green + change).max()) <= 1
+    excess = bounds.to_ycbcr(change).abs() / bright.budget.unit - shares
+    assert float(excess.max()) < 1e-3, "what is clipped at white moves the others, too"
+
+
+def test_a_step_goes_down_in_luma_and_colour_alike(surrogate: Editor) -> None:
+    """Where luma may hardly move, signs of red, green and blue that agree would make no step at all."""
+    flat = torch.tensor([0.0, 0.5, 0.5])[:, None, None].expand(1, 3, 96, 96)
+    gradient = torch.tensor([1.0, 2.0, -2.0])[:, None, None].repeat(1, 1, 96, 96)
+    gradient[..., 48:] /= 100
+    step = iterative.sign_step(replace(task(), apart=flat), 1)(gradient, 0) / task().budget.unit
+    luma, blue, red = bounds.to_ycbcr(step)[0, :, 0, 0].tolist()
+    assert luma == pytest.approx(0, abs=1e-6)
+    assert blue == pytest.approx(-0.25, abs=1e-4), "half of half of the budget"
+    assert -0.1 < red < -0.001, "it gains less by this"
+    assert float(step[..., 48:].abs().max()) < 0.05 * float(step.abs().max()), (
+        "and little where slopes are low"
+    )
 
 
 def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None:
@@ -327,14 +342,14 @@ def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None
 
     flat, texture = np.s_[85:115, 82:92], np.s_[85:115, 108:118]
     colour = changed(grey=False)
-    assert np.abs(colour[flat]).max() == 6, "0.8 of eight levels"
+    assert np.abs(colour[flat]).max() == 5, "1.772 times 2.4 levels of Cb, and 0.4 of luma"
     assert np.abs(colour[flat] @ LUMA).max() < 0.9, "0.4 of a level, and what rounding the channels adds"
     assert np.abs(colour[texture] @ LUMA).max() > 6
     grey = changed(grey=True)
-    assert np.abs(grey[flat]).max() == 2, "8 times the geometric mean of 0.8 and 0.05, rounded"
+    assert np.abs(grey[flat]).max() == 1, "8 times the geometric mean of 0.3 and 0.05, rounded"
     assert np.abs(grey[texture]).max() == 8
-    even = changed(grey=True, flat_share=0.2, flat_luma_share=1)
-    assert np.abs(even[flat]).max() == 2, "not more than in colour"
+    even = changed(grey=True, colour_share=0.2, flat_luma_share=1)
+    assert np.abs(even[flat]).max() == 8, "not less than luma may move beside colour"
     bare = changed(grey=False, keep_region_exact=True)
     assert np.abs(bare[82:118, 82:118]).max() == 0 < np.abs(bare).max()
     crops = [replace(crops[0], size=(crops[0].box.height // 2, crops[0].box.width // 2))]
@@ -392,7 +407,8 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(surrogate: Editor
     """The perturbation is grey, so that the smaller share of luma in the overlap would reduce it."""
     start = torch.full((1, 3, 96, 96), 3 / 255)
     share = torch.full((1, 1, 96, 96), 0.5)
-    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), area=share, luma=share, start=start)
+    apart = share.expand(1, 3, 96, 96)
+    work = replace(task(), image=torch.full((1, 3, 96, 96), 0.5), area=share, apart=apart, start=start)
     assert torch.allclose(work.project(start), start, atol=1e-6)
     regions = [Region(Box(100, 40, 180, 240), "x", 1.0, "x"), Region(Box(260, 40, 340, 240), "x", 1.0, "x")]
     crops = cropping.plan(regions, 280, 440, margin=64, work=256)
@@ -407,7 +423,7 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(surrogate: Editor
             return Proposal(torch.full_like(task.image, 1.0), (task.image[0, 0],), iterations)
 
     made = Optimiser(
-        Protect(margin_px=64, flat_luma_share=0.5, reach_px=40, epsilon=6.4, flat_share=1),
+        Protect(margin_px=64, flat_luma_share=0.5, reach_px=40, epsilon=6.4),
         [surrogate],
         CPU,
         Grey(),
@@ -419,7 +435,7 @@ def test_an_earlier_crop_keeps_its_luma_where_another_overlaps(surrogate: Editor
         progress=lambda done, total: None,
     )
     assert int(made.rgb.max()) == 103, "half of six levels"
-    first, second = (work.luma for work in works)
+    first, second = (None if work.apart is None else work.apart[:, :1] for work in works)
     assert first is not None
     assert second is not None
     assert float(first.max()) == pytest.approx(0.5, abs=0.01) == float(second.max())
@@ -581,7 +597,7 @@ def test_a_cheating_method_cannot_exceed_the_budget(surrogate: Editor) -> None:
     rgb: Rgb = np.full((300, 300, 3), 100, dtype=np.uint8)
     crops = cropping.plan([Region(Box(100, 100, 150, 150), "x", 1.0, "x")], 300, 300, margin=32, work=768)
     changed = (
-        Optimiser(Protect(epsilon=6.4, flat_share=1, flat_luma_share=1), [surrogate], CPU, Cheat())
+        Optimiser(Protect(epsilon=6.4, colour_share=1, flat_luma_share=1), [surrogate], CPU, Cheat())
         .optimise(rgb, crops, grey=False, rng=np.random.default_rng(0), progress=lambda d, t: None)
         .rgb
     )

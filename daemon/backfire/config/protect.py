@@ -10,22 +10,22 @@ from pydantic import Field, field_validator, model_validator
 from backfire.config.renamed import METHODS
 from backfire.config.section import Section, Share
 
-_ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 4, "stored_start": True}
+_ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 3, "stored_start": True}
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
-    | {"epsilon": 5, "flat_share": 0.8, "flat_luma_share": 0.05, "reach_px": 24, "iterations": 80},
+    | {"epsilon": 5, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 24, "iterations": 80},
     "balanced": _ALL_PATHS
-    | {"epsilon": 8, "flat_share": 0.8, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 100},
+    | {"epsilon": 8, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 40, "iterations": 100},
     "strong": _ALL_PATHS
-    | {"epsilon": 10, "flat_share": 1.0, "flat_luma_share": 0.15, "reach_px": 48, "iterations": 160},
+    | {"epsilon": 10, "colour_share": 0.5, "flat_luma_share": 0.15, "reach_px": 56, "iterations": 160},
     "single-path": _ONE_PATH
-    | {"epsilon": 5, "flat_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
+    | {"epsilon": 5, "colour_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
     | {
         "method": "baseline",
         "epsilon": 6.4,
-        "flat_share": 1.0,
+        "colour_share": 1.0,
         "flat_luma_share": 1.0,
         "reach_px": 4096,
         "iterations": 20,
@@ -33,7 +33,7 @@ STRENGTHS: dict[str, dict[str, Any]] = {
 }
 """The settings of `protect` that each strength stands for; keys that stand beside it win."""
 
-GROWING = "epsilon", "flat_share", "flat_luma_share", "reach_px"
+GROWING = "epsilon", "colour_share", "flat_luma_share", "reach_px"
 """The settings that a further round of `protect.escalate` may raise, beside its iterations."""
 
 
@@ -60,12 +60,13 @@ class Protect(Section):
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    flat_share: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """The share of epsilon in flat areas, where the eye sees most."""
+    colour_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """The share of epsilon by which colour (each of Cb and Cr) may move in flat areas; in texture, where luma
+    may use all of epsilon, it is three fifths of that. 1 in this and `flat_luma_share` is an even budget."""
     flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """The share of epsilon by which luma may move there; colour, of which the eye sees less, may use all of
-    `flat_share`. Where luma alone can change, as in grey pictures, the geometric mean of the two counts."""
-    reach_px: Annotated[int, Field(ge=16, le=4096)] = 32
+    """The share of epsilon by which luma may move in flat areas, where the eye sees most. Where luma alone
+    can change, as in grey pictures, it is the geometric mean of this and `colour_share`."""
+    reach_px: Annotated[int, Field(ge=16, le=4096)] = 40
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     paths: Literal["all", "first"] = "all"
     """Which of the attack paths of `verify.paths` the perturbation is optimised through; first breaks more in
@@ -73,7 +74,7 @@ class Protect(Section):
     grids: Annotated[int, Field(ge=1, le=4)] = 2
     """How many grids the perturbation is a sum of, each twice as coarse as the one before; coarse ones
     survive scaling, and show more."""
-    hide_weight: Annotated[float, Field(ge=0, le=100)] = 4
+    hide_weight: Annotated[float, Field(ge=0, le=100)] = 3
     """How much edits beside the region and further away count in the optimisation, against edits of it."""
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""

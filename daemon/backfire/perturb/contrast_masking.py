@@ -1,8 +1,4 @@
-"""Contrast masking: where the eye forgives a perturbation. Plain numpy.
-
-A perturbation hides in texture and shows in flat areas (a wall, a sky, skin), so flat areas get a
-smaller share of the budget.
-"""
+"""Contrast masking: where texture hides a perturbation. Plain numpy."""
 
 from __future__ import annotations
 
@@ -12,25 +8,25 @@ from scipy import ndimage
 
 from backfire.types import Rgb
 
-BUSY = 10.0
+BUSY = 14.0
 """Local standard deviation, in levels of 255, from which texture hides all of the budget."""
+NEARBY = 11
+"""The side, in pixels, of the square in which the quietest place decides: a feather against a sky is no
+texture, and dots on it are seen at once."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """The weights of red, green and blue in luma (ITU-R BT.601, as JPEG has it)."""
 
 
-def budget_share(rgb: Rgb, flat: float) -> NDArray[np.float32]:
-    """The share of the budget that each pixel may use, H,W in [flat, 1].
+def texture(rgb: Rgb) -> NDArray[np.float32]:
+    """How much of a perturbation in luma the surroundings of each pixel hide: 0 where all is flat, 1 where
+    all of the budget is hidden; H,W.
 
     Args:
         rgb: uint8 H,W,3.
-        flat: the share in perfectly flat areas; 1 makes the budget even.
     """
-    if flat >= 1:
-        return np.ones(rgb.shape[:2], dtype=np.float32)
     luma = rgb.astype(np.float32) @ LUMA
     mean = ndimage.gaussian_filter(luma, 1.5)
     deviation = np.sqrt(np.maximum(ndimage.gaussian_filter(luma**2, 1.5) - mean**2, 0))
-    # The smallest one nearby, since the flat side of an edge is flat to the eye.
-    quiet = ndimage.gaussian_filter(ndimage.minimum_filter(deviation, size=5), 1.5)
-    out: NDArray[np.float32] = (flat + (1 - flat) * np.clip(quiet / BUSY, 0, 1)).astype(np.float32)
-    return out
+    quiet = ndimage.gaussian_filter(ndimage.minimum_filter(deviation, size=NEARBY), 1.5)
+    hidden: NDArray[np.float32] = np.clip(quiet / BUSY, 0, 1).astype(np.float32)
+    return hidden

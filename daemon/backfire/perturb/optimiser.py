@@ -1,8 +1,7 @@
-"""Optimise the perturbation of each crop, project it into the budget, and quantise it to whole levels."""
+"""Optimise the perturbation of each crop within its bounds, and write it into the picture."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,17 +9,17 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from backfire import attack_paths
-from backfire.attack_paths import cropping, variants
+from backfire.attack_paths import variants
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.hand_over import hand_over
 from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
-from backfire.perturb import contrast_masking, methods, starts
+from backfire.perturb import methods, starts
+from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
 from backfire.types import Budget, Region, Rgb
@@ -30,7 +29,6 @@ EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
 
 The picture is in whole levels. Within a round `after` is None. At the end of a round it is the budget of the
 picture so far, and then it is enough that the edits of the region break, whatever becomes of others."""
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +148,6 @@ class _Work:
             image=to_tensor(self._rgb[here], crop.size, device),
             regions=crop.masks(),
             protected=crop.protected(),
-            grey=self._grey,
             paths=paths,
             grain=settings.grain_px,
             grids=settings.grids,
@@ -159,20 +156,21 @@ class _Work:
             hide_weight=settings.hide_weight,
             robust_to=settings.robust_to,
         )
-        start = _to_plane(before, crop.size, device) if before.any() else None
+        start = plane(before, crop.size, device) if before.any() else None
         rounds = settings.rounds()
         for number, now in enumerate(rounds, 1):
             budget = Budget(now.epsilon)
-            bound, luma = bounds(self._rgb, crop, now, before, grey=self._grey)
+            bounds = Bounds.of(self._rgb, crop, now, before, grey=self._grey)
+            apart = None if bounds.apart is None else plane(bounds.apart / budget.unit, crop.size, device)
             work = task(
-                area=_to_plane(bound / budget.unit, crop.size, device),
-                luma=None if luma is None else _to_plane(luma / budget.unit, crop.size, device),
+                area=plane(bounds.most / budget.unit, crop.size, device),
+                apart=apart,
                 budget=budget,
                 start=start,
                 warm=number > 1,
             )
             if early_stop is not None and settings.stop_early:
-                work = replace(work, early_stop=self._stopping(work, crop, (bound, luma), early_stop))
+                work = replace(work, early_stop=self._stopping(work, crop, bounds, early_stop))
             iterations = now.iterations * len(crop.regions)
             proposed = self._method.run(
                 work,
@@ -183,7 +181,7 @@ class _Work:
                 progress=_shifted(progress, self.done, self.total),
             )
             start = work.project(proposed.perturbation)
-            self._perturbation[here] = _at_own_size(start, crop, bound, luma)
+            self._perturbation[here] = bounds.at_own_size(start, crop)
             self.result[here] = quantised(self._rgb[here], self._perturbation[here])
             self.gradients += np.array(proposed.gradients) * proposed.iterations
             self.made, self.done = self.made + proposed.iterations, self.done + iterations
@@ -196,45 +194,17 @@ class _Work:
         self.saliency.append(tuple(plane.cpu().numpy() for plane in proposed.saliency))
 
     def _stopping(
-        self, task: Task, crop: Crop, bounds: tuple[Array, Array | None], early_stop: EarlyStop
+        self, task: Task, crop: Crop, bounds: Bounds, early_stop: EarlyStop
     ) -> Callable[[Tensor], bool]:
         """`early_stop`, asked of a perturbation. It writes into `result`, as a copy may be large."""
         here = crop.box.slices
 
         def asked(perturbation: Tensor) -> bool:
-            at_own_size = _at_own_size(task.project(perturbation), crop, *bounds)
+            at_own_size = bounds.at_own_size(task.project(perturbation), crop)
             self.result[here] = quantised(self._rgb[here], at_own_size)
             return early_stop(self.result, crop, None)
 
         return asked
-
-
-def bounds(
-    rgb: Rgb, crop: Crop, settings: Protect, before: Array, *, grey: bool
-) -> tuple[Array, Array | None]:
-    """How far the pixels of a crop may move, on [0,1] images, and their luma where it has a bound.
-
-    Args:
-        before: H,W,3, the perturbation that is there already; both bounds admit it.
-        grey: whether only luma may move.
-
-    Returns:
-        H,W float32 each.
-    """
-    free = cropping.taper(crop.box, rgb.shape[0], rgb.shape[1]) * Budget(settings.epsilon).unit
-    free = free * cropping.reached(crop, settings.reach_px, settings.reach_share)
-    if settings.keep_region_exact:
-        free[crop.inside()] = 0
-
-    def within(flat: float) -> Array:
-        share: Array = free * contrast_masking.budget_share(rgb[crop.box.slices], flat)
-        return share
-
-    flat, luma = settings.flat_share, settings.flat_luma_share
-    even = grey or luma >= flat
-    share = math.sqrt(flat * min(flat, luma)) if grey else flat
-    bound: Array = np.maximum(within(share), np.abs(before).max(axis=2))
-    return bound, None if even else np.maximum(within(luma), np.abs(before @ contrast_masking.LUMA))
 
 
 @dataclass(eq=False)
@@ -332,29 +302,3 @@ class Paths:
 
 def _shifted(progress: IterationProgress, offset: int, total: int) -> IterationProgress:
     return lambda done, _: progress(offset + done, total)
-
-
-def _to_plane(plane: Array, size: tuple[int, int], device: torch.device) -> Tensor:
-    """H,W or H,W,C float32 -> 1,C,h,w."""
-    tensor = torch.from_numpy(np.atleast_3d(plane)).to(device).permute(2, 0, 1)[None].contiguous()
-    return tensor if tensor.shape[-2:] == size else F.interpolate(tensor, size=size, mode="area")
-
-
-def _at_own_size(perturbation: Tensor, crop: Crop, bound: Array, luma: Array | None) -> Array:
-    """1,3,h,w -> H,W,3 float32 at the crop's own size, within the bounds H,W of `bounds`."""
-    if crop.scaled:
-        size = crop.box.height, crop.box.width
-        perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
-    at_own_size = perturbation[0].permute(1, 2, 0).cpu().numpy()
-    clipped: Array = np.clip(at_own_size, -bound[:, :, None], bound[:, :, None])
-    if crop.scaled and luma is not None:
-        bright = np.maximum(np.abs(clipped @ contrast_masking.LUMA), 1e-9)
-        clipped *= np.minimum(luma / bright, 1)[:, :, None]
-    return clipped
-
-
-def quantised(rgb: Rgb, perturbation: Array) -> Rgb:
-    """The picture plus a perturbation H,W,3 on the [0,1] scale, in whole levels."""
-    levels = np.rint(perturbation * 255).astype(np.int16)
-    result: Rgb = np.clip(rgb.astype(np.int16) + levels, 0, 255).astype(np.uint8)
-    return result

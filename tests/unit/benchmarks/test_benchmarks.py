@@ -72,6 +72,10 @@ def test_masks_follow_their_pictures(data: Path) -> None:
     (again,) = sets.cases("dev", count=9, side=100, folder=data)
     assert (dev.masks[0] == again.masks[0]).all()
     assert 0 < dev.masks[0].mean() < 1 / 9
+    (half,) = sets.cases("dev@0.5", count=9, side=100, folder=data)
+    assert half.of == "dev@0.5"
+    across = np.ptp(np.argwhere(half.masks[0]), axis=0).tolist()
+    assert across == pytest.approx([min(half.rgb.shape[:2]) / 2] * 2, abs=1)
     (face,) = sets.cases("faces", count=9, side=75, folder=data)
     rows, columns = np.nonzero(face.masks[0])
     assert face.rgb.shape == (75, 75, 3)
@@ -118,6 +122,9 @@ def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.Captur
 def test_an_unknown_set_is_refused_by_name(data: Path) -> None:
     with pytest.raises(SystemExit, match="portraits"):
         list(sets.cases("portraits", count=1, side=64, folder=data))
+    for wrong in ("dev@0.6", "dev@half", "faces@0.2"):
+        with pytest.raises(SystemExit, match=r"or such as dev@0\.5"):
+            list(sets.cases(wrong, count=1, side=64, folder=data))
 
 
 def test_the_error_for_a_missing_set_names_its_folder(tmp_path: Path) -> None:
@@ -244,13 +251,13 @@ def test_a_method_may_name_its_own_budget(
     name: str, method: str, epsilon: float, iterations: int | None
 ) -> None:
     found = protection.settings_of(
-        name, epsilon=6.4, iterations=20, flat_share=0.5, flat_luma_share=0.2, robust_to=["jpeg"]
+        name, epsilon=6.4, iterations=20, colour_share=0.5, flat_luma_share=0.2, robust_to=["jpeg"]
     )
     assert (found.method, found.epsilon) == (method, epsilon)
     assert iterations in (None, found.iterations)
     assert found.target == ("flat" if ":" in name else "away")
     if method == "baseline":
-        assert (found.flat_share, found.flat_luma_share, found.robust_to) == (1, 1, ())
+        assert (found.colour_share, found.flat_luma_share, found.robust_to) == (1, 1, ())
     else:
         assert found.robust_to == ("jpeg",), "what is asked for is not dropped without a word"
 

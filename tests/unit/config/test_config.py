@@ -245,9 +245,9 @@ def test_a_strength_stands_for_settings_but_keys_beside_it_take_precedence() -> 
 def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
     assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (10, 160)]
-    assert [one.flat_share for one in rounds] == [0.8, 0.8, 1.0]
+    assert [one.colour_share for one in rounds] == [0.3, 0.3, 0.5]
     assert [one.flat_luma_share for one in rounds] == [0.05, 0.05, 0.15]
-    assert [one.reach_px for one in rounds] == [32, 32, 48]
+    assert [one.reach_px for one in rounds] == [40, 40, 56]
     assert protect().rounds() == [protect()]
     with pytest.raises(
         ConfigError, match=r"escalate: got method baseline.*set protect\.method: implant, or escalate: "
@@ -269,7 +269,7 @@ def test_the_strength_of_a_rule_takes_precedence_over_general_keys() -> None:
         (strong["epsilon"], 9),
         (5, 9),
     ]
-    assert found[2].flat_share == subtle["flat_share"]
+    assert found[2].colour_share == subtle["colour_share"]
 
 
 def test_a_size_for_publishing_counts_only_where_it_is_set() -> None:

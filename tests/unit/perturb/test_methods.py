@@ -198,15 +198,15 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
     assert all(edits.drawn().breaks for _ in range(6))
 
 
-def test_flat_areas_get_less_of_the_budget_also_beside_a_textured_area() -> None:
+def test_texture_hides_and_flat_areas_do_not_also_beside_it() -> None:
     rgb = np.full((64, 128, 3), 128, dtype=np.uint8)
     rgb[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
-    share = contrast_masking.budget_share(rgb, 0.4)
-    assert share.shape == (64, 128)
-    assert share.min() == pytest.approx(0.4)
-    assert share[:, 80:].min() > 0.95
-    assert share[:, :60].max() < 0.5
-    assert (contrast_masking.budget_share(rgb, 1.0) == 1).all()
+    rgb[20:44, 30:33] = 30  # a thin dark line on the flat side is no texture
+    hidden = contrast_masking.texture(rgb)
+    assert hidden.shape == (64, 128)
+    assert hidden[:, 80:].min() > 0.95
+    assert hidden[:, :60].max() < 0.4
+    assert hidden[:, :20].max() < 0.01
 
 
 def tensor_bytes() -> int:

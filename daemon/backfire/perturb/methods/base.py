@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
-from backfire.perturb.contrast_masking import LUMA
+from backfire.perturb.bounds import within
 from backfire.types import Budget, Mask
 
 IterationProgress = Callable[[int, int], None]
@@ -62,7 +62,6 @@ class Task:
         protected: H,W bool, everything protected here: the regions and what of neighbours reaches in.
         area: float32 1,1,H,W in [0,1]: the share of the budget that each pixel may use.
         budget: the bound on the perturbation.
-        grey: whether the perturbation must be equal in all three channels.
         start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
             before; the area admits it.
         warm: whether the start was made in a round before, to go on from without noise.
@@ -73,8 +72,8 @@ class Task:
             before: what a tool shrinks keeps the coarse ones.
         by_need: whether each iteration draws one of a region's paths, more often those that are further from
             broken; else every second one is for the crop, and the other paths take turns.
-        luma: 1,1,H,W in [0,1]: the share of the budget by which each pixel's luma may move; its colour, of
-            which the eye sees less, may use all of it. None where luma has no bound of its own.
+        apart: 1,3,H,W: the shares of the budget by which luma, Cb and Cr of each pixel may move, see
+            `bounds`; None where these have no bounds of their own.
         starts: tiles K,3,h,w in [-1,1] of the budget that were stored for the surrogates, see `starts`.
         hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others;
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
@@ -87,16 +86,15 @@ class Task:
     protected: Mask
     area: Tensor
     budget: Budget
-    grey: bool = False
     start: Tensor | None = None
     warm: bool = False
     paths: Sequence[Sequence[Sequence[EditorInput]]] = ()
     grain: int = 1
     grids: int = 1
     by_need: bool = False
-    luma: Tensor | None = None
+    apart: Tensor | None = None
     starts: Tensor | None = None
-    hide_weight: float = 4.0
+    hide_weight: float = 3.0
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
@@ -126,23 +124,10 @@ class Task:
         return large[..., : plane.shape[2], : plane.shape[3]]
 
     def project(self, perturbation: Tensor) -> Tensor:
-        """An allowed perturbation near it: grey if it must be, within area x budget, image in [0,1]."""
-        bound = self.area * self.budget.unit
-        if self.grey:
-            perturbation = perturbation.mean(dim=1, keepdim=True).expand_as(self.image)
-        perturbation = self._visible(_clipped(perturbation, bound))
-        if self.luma is None or self.grey:
-            return perturbation
-        most = self.luma * self.budget.unit
-        for _ in range(4):  # clipping moves luma once more, each time by less
-            bright = _luma(perturbation)
-            perturbation = self._visible(_clipped(perturbation + _clipped(bright, most) - bright, bound))
-        # To shrink what is left over breaks no other bound.
-        return perturbation * (most / _luma(perturbation).abs().clamp(min=1e-9)).clamp(max=1)
-
-    def _visible(self, perturbation: Tensor) -> Tensor:
-        """What a picture in [0,1] shows of a perturbation."""
-        return (self.image + perturbation).clamp(0, 1) - self.image
+        """An allowed perturbation near it: within area x budget and the bounds apart, image in [0,1]."""
+        unit = self.budget.unit
+        apart = None if self.apart is None else self.apart * unit
+        return within(perturbation, self.area * unit, apart, self.image)
 
 
 def tiled(tile: Tensor, like: Tensor) -> Tensor:
@@ -150,15 +135,6 @@ def tiled(tile: Tensor, like: Tensor) -> Tensor:
     height, width = like.shape[-2:]
     down, across = -(-height // tile.shape[-2]), -(-width // tile.shape[-1])
     return tile.to(like).repeat(1, down, across)[None, :, :height, :width]
-
-
-def _luma(perturbation: Tensor) -> Tensor:
-    """1,3,H,W -> 1,1,H,W."""
-    return (perturbation * perturbation.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-
-
-def _clipped(plane: Tensor, bound: Tensor) -> Tensor:
-    return torch.minimum(torch.maximum(plane, -bound), bound)
 
 
 @dataclass(frozen=True, eq=False)

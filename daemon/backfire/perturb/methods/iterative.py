@@ -22,6 +22,7 @@ from torch import Tensor
 from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
 from backfire.perturb import edit_masks
+from backfire.perturb.bounds import gradient_in_ycbcr, to_rgb
 from backfire.perturb.edit_masks import FAR, INCOMPLETE, Edit, Edits, mask_at, masked_mse
 from backfire.perturb.methods.base import (
     EditorInput,
@@ -38,6 +39,8 @@ MOMENTUM = 0.6
 """Less than is usual (0.9): at 80 steps 0.5 to 0.7 break more than 0.8, and that more than 0.9."""
 STEPS = 0.5, 0.1
 """The first and the last step, in shares of the budget."""
+FULL = 2.0
+"""How large the gain of a pixel must be for a full step, as its inverse share of the root mean square."""
 CHECKS = 8
 """Into how many parts the iterations are divided; from the middle on each ends with an early-stop check."""
 NEED = 0.1
@@ -53,13 +56,31 @@ state."""
 
 
 def sign_step(task: Task, iterations: int) -> Step:
-    """The steps of MI-FGSM: large ones first to cross the budget, small ones last to settle."""
+    """The steps of MI-FGSM: large ones first to cross the budget, small ones last to settle.
+
+    Where luma and colour have bounds of their own, the step is made in these: one in red, green and blue is
+    mostly one in luma, which a flat area may not take. And it is shorter where it gains less, see `FULL`, so
+    that pixels which hardly matter hardly change.
+    """
+
+    def over_grids(gradient: Tensor, of_one: Callable[[Tensor], Tensor]) -> Tensor:
+        grids = (of_one(task.grained(gradient, grid)) for grid in range(task.grids))
+        return sum(grids, torch.zeros(())) / task.grids
+
+    def by_gain(gradient: Tensor) -> Tensor:
+        assert task.apart is not None
+        gain = gradient * task.apart
+        size = gain.square().sum().div((task.apart > 0).sum().clamp(min=1)).sqrt()
+        return (FULL * gain / size.clamp(min=1e-20)).clamp(-1, 1)
 
     def step(gradient: Tensor, iteration: int) -> Tensor:
         first, last = STEPS
         share = first + (last - first) * iteration / max(iterations - 1, 1)
-        signs = sum((task.grained(gradient, grid).sign() for grid in range(task.grids)), torch.zeros(()))
-        return share * task.budget.unit * signs / task.grids
+        if task.apart is None:
+            direction = over_grids(gradient, torch.sign)
+        else:
+            direction = to_rgb(task.apart * over_grids(gradient_in_ycbcr(gradient), by_gain))
+        return share * task.budget.unit * direction
 
     return step
 
