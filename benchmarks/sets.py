@@ -56,9 +56,9 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
     Raises:
         SystemExit: there is no such set, or the folder does not exist.
     """
-    base, _, share = name.partition("@")
+    base, at, share = name.partition("@")
     wide = _share(share)
-    if base not in FOLDERS or (share and (base != "dev" or wide is None)):
+    if base not in FOLDERS or (at and (base != "dev" or wide is None)):
         raise SystemExit(f"--set: got {name!r}, expected some of {', '.join(NAMES)}, or such as dev@0.5")
     where = folder / FOLDERS[base]
     if not where.is_dir():
@@ -142,12 +142,12 @@ def _nearest(mask: Mask, width: int, height: int) -> Mask:
 
 
 def _share(text: str) -> float | None:
-    """A share of at most a half, which fits away from the border; None where the text is none."""
+    """A share of a twentieth to a half, which fits away from the border; None where the text is none."""
     try:
         share = float(text)
     except ValueError:
         return None
-    return share if 0 < share <= 0.5 else None
+    return share if 0.05 <= share <= 0.5 else None
 
 
 def seeded(height: int, width: int, rng: np.random.Generator, wide: float | None = None) -> Mask:

@@ -61,9 +61,18 @@ class Steps:
 
 
 def settings(method: str, iterations: int, reach: int | None = None) -> Protect:
-    """A method's default settings with that many iterations and, if given, `reach` as `reach_px`."""
+    """A method's default settings with that many iterations and, if given, `reach` as `reach_px`.
+
+    The effect is that in the first tool, so the method optimises for that alone, as the references do.
+    """
     share = None if reach is None else 0.0
-    return protection.settings_of(f"{method}x{iterations}", reach_px=reach, reach_share=share)
+    name = f"{method}x{iterations}"
+    return protection.settings_of(name, reach_px=reach, reach_share=share, paths="first")
+
+
+def of_strength(name: str) -> Protect:
+    """The settings of a strength."""
+    return Protect.model_validate({"strength": name})
 
 
 def pictures(count: int, width: int, height: int, folder: Path) -> Iterator[Case]:
@@ -136,7 +145,7 @@ def equal(
     fits = not whole or width * height <= most * 1e6
     measure.warm([editor])
     trial.effect(case.rgb)  # makes the clean edit beforehand
-    wanted_by = Protect.model_validate({"strength": reference})
+    wanted_by = of_strength(reference)
     if steps.reference is not None:
         wanted_by = wanted_by.model_copy(update={"iterations": steps.reference})
     made = measure.protected(case, wanted_by, [editor], whole=whole and fits)
@@ -316,6 +325,8 @@ def main(argv: Sequence[str]) -> int:
     if given.point is not None:
         print(json.dumps(point(given.point)))
         return 0
+    if unknown := set(given.references) - set(STRENGTHS):
+        raise SystemExit(f"--references: got {', '.join(unknown)}, expected some of {', '.join(STRENGTHS)}")
     editor = inpaint.get(given.editor)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     points = growth(given)
@@ -328,6 +339,10 @@ def main(argv: Sequence[str]) -> int:
                 method = given.method if given.reach_px is None else f"{given.method} to {given.reach_px} px"
                 what = {"kind": "equal", "size": list(size), "picture": case.name, "method": method}
                 what["reference_strength"] = reference
+                what["settings"] = [
+                    one.model_dump(mode="json", exclude={"device", "attempts"})
+                    for one in (settings(given.method, 1, given.reach_px), of_strength(reference))
+                ]
                 what |= {
                     "editor": f"{editor.name}@{editor.weights_sha256[:8]}",
                     "most": given.most,

@@ -23,7 +23,7 @@ from backfire.attack_paths.tensors import to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
 from backfire.perturb import methods
-from backfire.perturb.bounds import Bounds, plane
+from backfire.perturb.bounds import Bounds, gradient_in_ycbcr, plane, to_rgb
 from backfire.perturb.methods.base import Task, tiled
 from backfire.perturb.methods.iterative import IterativeMethod, Search
 from backfire.perturb.optimiser import Paths
@@ -86,7 +86,7 @@ def train(photos: Path, name: str, folder: Path, options: Options, count: int) -
         if step >= EARLY and (number not in chosen or rng.random() < AGAIN):
             chosen[number] = int(np.argmax([looks.broken(each) for each in placed]))
         best = chosen.get(number, number % count)
-        gradient = folded(looks.gradient(placed[best]) * task.area)
+        gradient = folded(_gain(task, looks.gradient(placed[best])))
         own.momentum[best] = MOMENTUM * own.momentum[best] + gradient / gradient.abs().mean().clamp(min=1e-12)
         first, last = STEPS
         share = first + (last - first) * run.progress
@@ -104,6 +104,13 @@ def export(folder: Path, target: Path) -> None:
     state = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["tiles"]
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({"tiles": state["tiles"].half().contiguous()}, target)
+
+
+def _gain(task: Task, gradient: Tensor) -> Tensor:
+    """A gradient 1,3,H,W by red, green and blue, weighed by how far each pixel may go in luma and colour."""
+    if task.apart is None:
+        return gradient * task.area
+    return to_rgb(gradient_in_ycbcr(gradient) * task.apart)
 
 
 def folded(plane: Tensor) -> Tensor:

@@ -301,10 +301,15 @@ def test_luma_and_colour_each_change_by_their_share_of_the_budget(surrogate: Edi
     assert found.tolist() == pytest.approx([0.5, 0.3, 0.1], abs=1e-3)
     green = torch.tensor([0.2, 1.0, 0.2])[:, None, None].expand(1, 3, 96, 96)
     bright = replace(work, image=green)
-    change = bright.project(torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    change = bright.project(noise)
     assert float((green + change).max()) <= 1
     excess = bounds.to_ycbcr(change).abs() / bright.budget.unit - shares
     assert float(excess.max()) < 1e-3, "what is clipped at white moves the others, too"
+    nearly = torch.tensor([250 / 255, 0.5, 0.2])[:, None, None].expand_as(green)
+    change = replace(task(grey=True), image=nearly).project(noise.abs() + 1)
+    assert float(np.ptp(change[0].numpy(), axis=0).max()) < 1e-6, "grey"
+    assert float(change[0, 0, 0, 0]) * 255 == pytest.approx(5, abs=0.01), "as far as red can go"
 
 
 def test_a_step_goes_down_in_luma_and_colour_alike(surrogate: Editor) -> None:
@@ -312,12 +317,14 @@ def test_a_step_goes_down_in_luma_and_colour_alike(surrogate: Editor) -> None:
     flat = torch.tensor([0.0, 0.5, 0.5])[:, None, None].expand(1, 3, 96, 96)
     gradient = torch.tensor([1.0, 2.0, -2.0])[:, None, None].repeat(1, 1, 96, 96)
     gradient[..., 48:] /= 100
-    step = iterative.sign_step(replace(task(), apart=flat), 1)(gradient, 0) / task().budget.unit
+    gradient[..., 95] = float("nan")
+    step = iterative.budget_step(replace(task(), apart=flat), 1)(gradient, 0) / task().budget.unit
     luma, blue, red = bounds.to_ycbcr(step)[0, :, 0, 0].tolist()
     assert luma == pytest.approx(0, abs=1e-6)
     assert blue == pytest.approx(-0.25, abs=1e-4), "half of half of the budget"
     assert -0.1 < red < -0.001, "it gains less by this"
-    assert float(step[..., 48:].abs().max()) < 0.05 * float(step.abs().max()), (
+    assert float(step[..., 95].abs().max()) == 0, "a slope that is no number costs its own pixels alone"
+    assert float(step[..., 48:].abs().max()) < 0.1 * float(step.abs().max()), (
         "and little where slopes are low"
     )
 
@@ -346,7 +353,7 @@ def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None
     assert np.abs(colour[flat] @ LUMA).max() < 0.9, "0.4 of a level, and what rounding the channels adds"
     assert np.abs(colour[texture] @ LUMA).max() > 6
     grey = changed(grey=True)
-    assert np.abs(grey[flat]).max() == 1, "8 times the geometric mean of 0.3 and 0.05, rounded"
+    assert np.abs(grey[flat]).max() == 2, "8 times a fifth, rounded"
     assert np.abs(grey[texture]).max() == 8
     even = changed(grey=True, colour_share=0.2, flat_luma_share=1)
     assert np.abs(even[flat]).max() == 8, "not less than luma may move beside colour"
@@ -355,6 +362,10 @@ def test_in_flat_areas_colour_changes_and_luma_hardly(surrogate: Editor) -> None
     crops = [replace(crops[0], size=(crops[0].box.height // 2, crops[0].box.width // 2))]
     assert crops[0].scaled
     assert np.abs(changed(grey=False)[flat] @ LUMA).max() < 0.9, "where the crop is worked at a smaller size"
+    rgb[:, :100] = [255, 180, 60]
+    assert np.abs(changed(grey=False)[flat] @ LUMA).max() < 0.9, "and where red can only go down"
+    rgb[:] = rgb[:, :, :1]
+    assert np.ptp(changed(grey=True), axis=2).max() == 0 < np.abs(changed(grey=True)).max()
 
 
 @pytest.mark.parametrize(("answer", "rounds"), [(True, 1), (False, 3)])

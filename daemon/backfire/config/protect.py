@@ -64,8 +64,8 @@ class Protect(Section):
     """The share of epsilon by which colour (each of Cb and Cr) may move in flat areas; in texture, where luma
     may use all of epsilon, it is three fifths of that. 1 in this and `flat_luma_share` is an even budget."""
     flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """The share of epsilon by which luma may move in flat areas, where the eye sees most. Where luma alone
-    can change, as in grey pictures, it is the geometric mean of this and `colour_share`."""
+    """The share of epsilon by which luma may move in flat areas, where the eye sees most; at least a fifth
+    where luma alone can change, as in grey pictures."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 40
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     paths: Literal["all", "first"] = "all"

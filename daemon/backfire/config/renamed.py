@@ -8,7 +8,7 @@ SETTINGS = {
 """Settings that have another name now."""
 
 GONE = {
-    "protect.flat_share": "colour now has a bound of its own everywhere, protect.colour_share",
+    "protect.flat_share": "colour has a bound of its own now, protect.colour_share, with other values",
     "protect.luma_share": "flat areas now have a bound for luma of their own, protect.flat_luma_share",
 }
 """Settings that are no more, and why they are not needed."""

@@ -7,8 +7,8 @@ BT.601, as JPEG has them) have bounds of their own beside that of red, green and
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], np.
 """The inverse. Luma alone moves all three channels by exactly as much."""
 IN_TEXTURE = 0.6
 """The share of colour's bound that is left where texture hides brightness, which carries more there."""
+GREY = 0.2
+"""The least share of the budget for luma in flat areas where it alone can change, as in grey pictures."""
+STRIP = 256
+"""How many rows of a large picture are looked at together."""
 NOISE = 1e-6
 """What is lost in rounding of numbers: moves that exceed a bound by so little are left as they are."""
 
@@ -64,44 +68,60 @@ class Bounds:
         flat, colour = settings.flat_luma_share, settings.colour_share
         if flat >= 1 <= colour and not grey:
             return cls(most, None)
-        if grey:  # luma carries what colour cannot, and shows more
-            flat, colour = math.sqrt(flat * max(flat, colour)), 0.0
+        if grey:
+            flat, colour = max(flat, GREY), 0.0
         hidden = contrast_masking.texture(rgb[crop.box.slices])
         luma = free * (flat + (1 - flat) * hidden)
         specks = free * colour * (1 - (1 - IN_TEXTURE) * hidden)
-        apart = np.stack([luma, specks, specks], axis=2)
-        return cls(most, np.maximum(apart, np.abs(before @ TO_YCBCR.T)).astype(np.float32))
+        apart = np.maximum(np.stack([luma, specks, specks], axis=2), np.abs(before @ TO_YCBCR.T))
+        if grey:
+            apart[:, :, 1:] = 0
+        return cls(most, apart.astype(np.float32))
 
-    def at_own_size(self, perturbation: Tensor, crop: Crop) -> Array:
-        """1,3,h,w at the crop's working size -> H,W,3 at its own, within these bounds."""
-        if crop.scaled:
-            size = crop.box.height, crop.box.width
-            perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
-        device = perturbation.device
-        most = plane(self.most, perturbation.shape[-2:], device)
-        apart = None if self.apart is None else plane(self.apart, perturbation.shape[-2:], device)
-        allowed: Array = within(perturbation, most, apart)[0].permute(1, 2, 0).cpu().numpy()
-        return allowed
+    def at_own_size(self, perturbation: Tensor, crop: Crop, rgb: Rgb) -> Array:
+        """What a projected perturbation is at the crop's own size, where it may be larger than it was worked.
+
+        Args:
+            perturbation: 1,3,h,w at the crop's working size, within these bounds there.
+            rgb: uint8 H,W,3, the crop.
+
+        Returns:
+            H,W,3 within these bounds.
+        """
+        if not crop.scaled:
+            return _picture(perturbation)
+        height, width = crop.box.height, crop.box.width
+        large = F.interpolate(perturbation, size=(height, width), mode="bicubic", align_corners=False).cpu()
+        out: Array = np.empty((height, width, 3), np.float32)
+        for top in range(0, height, STRIP):
+            rows = slice(top, top + STRIP)
+            most, image = _planes(self.most[rows]), _planes(rgb[rows].astype(np.float32)) / 255
+            apart = None if self.apart is None else _planes(self.apart[rows])
+            out[rows] = _picture(within(large[:, :, rows], most, apart, image))
+        return out
 
 
-def within(perturbation: Tensor, most: Tensor, apart: Tensor | None, image: Tensor | None = None) -> Tensor:
+def within(perturbation: Tensor, most: Tensor, apart: Tensor | None, image: Tensor) -> Tensor:
     """An allowed perturbation near one.
 
     Args:
         perturbation: 1,3,H,W on the [0,1] scale.
         most: 1,1,H,W, how far red, green and blue may move.
         apart: 1,3,H,W, how far luma, Cb and Cr may move; None where they have no bounds of their own.
-        image: 1,3,H,W, the picture, which must stay in [0,1]; None: it is not looked at.
+        image: 1,3,H,W, the picture, which must stay in [0,1].
     """
 
     def in_rgb(change: Tensor) -> Tensor:
-        change = _clipped(change, most)
-        return change if image is None else (image + change).clamp(0, 1) - image
+        return (image + _clipped(change, most)).clamp(0, 1) - image
 
     if apart is None:
         return in_rgb(perturbation)
+    luma_alone = apart[:, 1:].amax(dim=1, keepdim=True) == 0
+    darker, brighter = -image.amin(dim=1, keepdim=True), 1 - image.amax(dim=1, keepdim=True)
     for _ in range(2):  # what is clipped in RGB moves luma and colour once more
-        perturbation = in_rgb(to_rgb(_clipped(to_ycbcr(perturbation), apart)))
+        luma, colour = _clipped(to_ycbcr(perturbation), apart).tensor_split([1], dim=1)
+        luma = torch.where(luma_alone, torch.minimum(torch.maximum(luma, darker), brighter), luma)
+        perturbation = in_rgb(to_rgb(torch.cat([luma, colour], dim=1)))
     moved = to_ycbcr(perturbation).abs()
     excess = torch.where(moved > apart + NOISE, apart / moved.clamp(min=NOISE), torch.ones_like(moved))
     # To shrink what is left over breaks no other bound.
@@ -110,23 +130,23 @@ def within(perturbation: Tensor, most: Tensor, apart: Tensor | None, image: Tens
 
 def plane(array: Array, size: tuple[int, int] | torch.Size, device: torch.device) -> Tensor:
     """H,W or H,W,C float32 -> 1,C,h,w of that size, its cells' means."""
-    tensor = torch.from_numpy(np.atleast_3d(array)).to(device).permute(2, 0, 1)[None].contiguous()
+    tensor = _planes(array).to(device)
     return tensor if tensor.shape[-2:] == tuple(size) else F.interpolate(tensor, size=size, mode="area")
 
 
 def to_ycbcr(change: Tensor) -> Tensor:
     """1,3,H,W, differences of red, green and blue -> differences of luma, Cb and Cr."""
-    return _turned(change, TO_YCBCR)
+    return _turned(change, _matrix("to YCbCr", change.device))
 
 
 def to_rgb(change: Tensor) -> Tensor:
     """The inverse of `to_ycbcr`."""
-    return _turned(change, TO_RGB)
+    return _turned(change, _matrix("to RGB", change.device))
 
 
 def gradient_in_ycbcr(gradient: Tensor) -> Tensor:
     """The gradient by luma, Cb and Cr of what has this gradient by red, green and blue; 1,3,H,W both."""
-    return _turned(gradient, TO_RGB.T)
+    return _turned(gradient, _matrix("to RGB", gradient.device).T)
 
 
 def quantised(rgb: Rgb, perturbation: Array) -> Rgb:
@@ -136,8 +156,24 @@ def quantised(rgb: Rgb, perturbation: Array) -> Rgb:
     return result
 
 
-def _turned(planes: Tensor, matrix: Array) -> Tensor:
-    return torch.einsum("ij,njhw->nihw", planes.new_tensor(matrix), planes)
+@cache
+def _matrix(way: str, device: torch.device) -> Tensor:
+    return torch.from_numpy({"to YCbCr": TO_YCBCR, "to RGB": TO_RGB}[way]).to(device)
+
+
+def _turned(planes: Tensor, matrix: Tensor) -> Tensor:
+    return torch.einsum("ij,njhw->nihw", matrix, planes)
+
+
+def _planes(array: Array) -> Tensor:
+    """H,W or H,W,C -> 1,C,H,W."""
+    return torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1)[None].contiguous()
+
+
+def _picture(perturbation: Tensor) -> Array:
+    """1,3,H,W -> H,W,3."""
+    out: Array = perturbation[0].permute(1, 2, 0).cpu().numpy()
+    return out
 
 
 def _clipped(planes: Tensor, bound: Tensor) -> Tensor:

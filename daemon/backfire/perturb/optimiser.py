@@ -181,7 +181,7 @@ class _Work:
                 progress=_shifted(progress, self.done, self.total),
             )
             start = work.project(proposed.perturbation)
-            self._perturbation[here] = bounds.at_own_size(start, crop)
+            self._perturbation[here] = bounds.at_own_size(start, crop, self._rgb[here])
             self.result[here] = quantised(self._rgb[here], self._perturbation[here])
             self.gradients += np.array(proposed.gradients) * proposed.iterations
             self.made, self.done = self.made + proposed.iterations, self.done + iterations
@@ -200,7 +200,7 @@ class _Work:
         here = crop.box.slices
 
         def asked(perturbation: Tensor) -> bool:
-            at_own_size = bounds.at_own_size(task.project(perturbation), crop)
+            at_own_size = bounds.at_own_size(task.project(perturbation), crop, self._rgb[here])
             self.result[here] = quantised(self._rgb[here], at_own_size)
             return early_stop(self.result, crop, None)
 

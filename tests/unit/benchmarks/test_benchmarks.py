@@ -122,7 +122,7 @@ def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.Captur
 def test_an_unknown_set_is_refused_by_name(data: Path) -> None:
     with pytest.raises(SystemExit, match="portraits"):
         list(sets.cases("portraits", count=1, side=64, folder=data))
-    for wrong in ("dev@0.6", "dev@half", "faces@0.2"):
+    for wrong in ("dev@", "dev@0.6", "dev@0.01", "dev@half", "faces@0.2"):
         with pytest.raises(SystemExit, match=r"or such as dev@0\.5"):
             list(sets.cases(wrong, count=1, side=64, folder=data))
 

@@ -22,7 +22,7 @@ from backfire.inpaint.base import Editor
 from backfire.perturb import contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
-from backfire.perturb.methods.iterative import IterativeMethod, Search, neediest, sign_step
+from backfire.perturb.methods.iterative import IterativeMethod, Search, budget_step, neediest
 from backfire.perturb.optimiser import Paths
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
 from backfire.types import Box, Budget, Region, Rgb
@@ -294,7 +294,7 @@ def test_coarse_grids_survive_where_a_tool_shrinks_the_picture(grids: int, kept:
     whole = np.ones((64, 64), np.bool_)
     work = Task(image, [whole], whole, torch.ones(1, 1, 64, 64), Budget(6), grids=grids)
     gradient = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    step = sign_step(work, 1)(gradient, 0)
+    step = budget_step(work, 1)(gradient, 0)
     assert float(step.abs().max()) <= 0.5 * work.budget.unit + 1e-6
     small = torch.nn.functional.avg_pool2d(step, 4)
     share = float(small.square().mean() / step.square().mean())

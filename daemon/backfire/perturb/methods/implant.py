@@ -11,7 +11,7 @@ Three losses over edits of the perturbed picture, each under its own mask:
 than the published flat colour), towards the pure colour furthest from the picture (`target: flat`, the
 published one), or towards its negative (`inverted`). What differs from the published script: the clean
 edits are constant and computed once; an iteration looks at one edit instead of three, and there are four
-times as many; momentum sign steps that fit the budget replace Adam at four times the budget; and on request
+times as many; momentum steps that fit the budget replace Adam at four times the budget; and on request
 (`protect.robust_to`) iterations look at other crops and sizes of the picture, at JPEG and at blur.
 """
 

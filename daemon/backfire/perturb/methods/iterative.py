@@ -2,11 +2,11 @@
 
 An iteration draws an attack path (`base.EditorInput`), a transform of the picture on its way (`transforms`)
 and one edit of one region (`edit_masks`): expectation over transforms (EOT), one sample at a time. It asks
-each surrogate how it responds to the perturbed picture under the edit's mask, and takes a momentum sign step
-(MI-FGSM, arXiv 1710.06081) that pushes the response of a trigger edit away and keeps that of a benign edit.
-The momentum, of which each attack path has its own (`Search`), averages the last few iterations: three
-steps on one edit each cost what one step on three edits does, and get further. The responses to the clean
-picture are constant and computed once.
+each surrogate how it responds to the perturbed picture under the edit's mask, and takes a momentum step
+(`budget_step`, after MI-FGSM, arXiv 1710.06081) that pushes the response of a trigger edit away and keeps
+that of a benign edit. The momentum, of which each attack path has its own (`Search`), averages the last few
+iterations: three steps on one edit each cost what one step on three edits does, and get further. The
+responses to the clean picture are constant and computed once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MOMENTUM = 0.6
 """Less than is usual (0.9): at 80 steps 0.5 to 0.7 break more than 0.8, and that more than 0.9."""
 STEPS = 0.5, 0.1
 """The first and the last step, in shares of the budget."""
-FULL = 2.0
+FULL = 3.0
 """How large the gain of a pixel must be for a full step, as its inverse share of the root mean square."""
 CHECKS = 8
 """Into how many parts the iterations are divided; from the middle on each ends with an early-stop check."""
@@ -55,7 +55,7 @@ Step = Callable[[Tensor, int], Tensor]
 state."""
 
 
-def sign_step(task: Task, iterations: int) -> Step:
+def budget_step(task: Task, iterations: int) -> Step:
     """The steps of MI-FGSM: large ones first to cross the budget, small ones last to settle.
 
     Where luma and colour have bounds of their own, the step is made in these: one in red, green and blue is
@@ -63,24 +63,23 @@ def sign_step(task: Task, iterations: int) -> Step:
     that pixels which hardly matter hardly change.
     """
 
-    def over_grids(gradient: Tensor, of_one: Callable[[Tensor], Tensor]) -> Tensor:
-        grids = (of_one(task.grained(gradient, grid)) for grid in range(task.grids))
-        return sum(grids, torch.zeros(())) / task.grids
+    apart = None if task.apart is None else [task.grained(task.apart, grid) for grid in range(task.grids)]
 
-    def by_gain(gradient: Tensor) -> Tensor:
-        assert task.apart is not None
-        gain = gradient * task.apart
-        size = gain.square().sum().div((task.apart > 0).sum().clamp(min=1)).sqrt()
-        return (FULL * gain / size.clamp(min=1e-20)).clamp(-1, 1)
+    def on_grid(gradient: Tensor, grid: int) -> Tensor:
+        slope = task.grained(gradient, grid)
+        if apart is None:
+            return slope.sign()
+        bound = apart[grid]
+        gain = (slope * bound).nan_to_num(0, 0, 0)
+        size = gain.square().sum().div((bound > 0).sum().clamp(min=1)).sqrt()
+        return bound * (FULL * gain / size.clamp(min=1e-20)).clamp(-1, 1)
 
     def step(gradient: Tensor, iteration: int) -> Tensor:
         first, last = STEPS
         share = first + (last - first) * iteration / max(iterations - 1, 1)
-        if task.apart is None:
-            direction = over_grids(gradient, torch.sign)
-        else:
-            direction = to_rgb(task.apart * over_grids(gradient_in_ycbcr(gradient), by_gain))
-        return share * task.budget.unit * direction
+        slopes = gradient if apart is None else gradient_in_ycbcr(gradient)
+        direction = sum((on_grid(slopes, grid) for grid in range(task.grids)), torch.zeros(())) / task.grids
+        return share * task.budget.unit * (direction if apart is None else to_rgb(direction))
 
     return step
 
@@ -111,7 +110,7 @@ class IterativeMethod:
 
     draws = 1
     combine: Callable[[Sequence[Tensor]], Tensor] = staticmethod(summed)
-    stepper: Callable[[Task, int], Step] = staticmethod(sign_step)
+    stepper: Callable[[Task, int], Step] = staticmethod(budget_step)
 
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
         """What is looked at of an edit, see `edit_masks.Respond`; differentiable in `image`."""
