@@ -10,15 +10,15 @@ from pydantic import Field, field_validator, model_validator
 from backfire.config.renamed import METHODS
 from backfire.config.section import Section, Share
 
-_ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 3, "stored_start": True}
+_ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 1.5, "stored_start": True}
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
-    | {"epsilon": 5, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 24, "iterations": 80},
+    | {"epsilon": 8, "colour_share": 0.25, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80},
     "balanced": _ALL_PATHS
-    | {"epsilon": 8, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 40, "iterations": 100},
+    | {"epsilon": 12, "colour_share": 0.21, "flat_luma_share": 0.03, "reach_px": 40, "iterations": 100},
     "strong": _ALL_PATHS
-    | {"epsilon": 10, "colour_share": 0.5, "flat_luma_share": 0.15, "reach_px": 56, "iterations": 160},
+    | {"epsilon": 16, "colour_share": 0.3, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160},
     "single-path": _ONE_PATH
     | {"epsilon": 5, "colour_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
@@ -55,15 +55,15 @@ class Protect(Section):
     releases before did by default, and paper is the published baseline."""
     method: str = "implant"
     """The method: implant, encoder, first-step, attention, or baseline, which is the published one."""
-    epsilon: Annotated[float, Field(ge=1, le=64)] = 8
+    epsilon: Annotated[float, Field(ge=1, le=64)] = 12
     """The budget: how far a pixel may move, in levels of 255; files hold whole levels, so that 6.4 moves
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    colour_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """The share of epsilon by which colour (each of Cb and Cr) may move in flat areas; in texture, where luma
-    may use all of epsilon, it is three fifths of that. 1 in this and `flat_luma_share` is an even budget."""
-    flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    colour_share: Annotated[float, Field(ge=0, le=1)] = 0.21
+    """The share of epsilon by which colour (each of Cb and Cr) may move; luma may use all of epsilon, but in
+    flat areas. 1 in this and `flat_luma_share` is an even budget."""
+    flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.03
     """The share of epsilon by which luma may move in flat areas, where the eye sees most; at least a fifth
     where luma alone can change, as in grey pictures."""
     reach_px: Annotated[int, Field(ge=16, le=4096)] = 40
@@ -74,7 +74,7 @@ class Protect(Section):
     grids: Annotated[int, Field(ge=1, le=4)] = 2
     """How many grids the perturbation is a sum of, each twice as coarse as the one before; coarse ones
     survive scaling, and show more."""
-    hide_weight: Annotated[float, Field(ge=0, le=100)] = 3
+    hide_weight: Annotated[float, Field(ge=0, le=100)] = 1.5
     """How much edits beside the region and further away count in the optimisation, against edits of it."""
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""

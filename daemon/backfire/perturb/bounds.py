@@ -1,7 +1,7 @@
 """How far each pixel of a crop may move, in any channel, in luma and in colour, and the move that is allowed.
 
 Brightness shows in flat areas (a wall, a sky, skin) and hides in texture; fine grain in colour shows little
-anywhere, but more than brightness does in texture. So luma and the two colour differences of Y'CbCr (ITU-R
+in either, as long as it is faint. So luma and the two colour differences of Y'CbCr (ITU-R
 BT.601, as JPEG has them) have bounds of their own beside that of red, green and blue.
 """
 
@@ -30,8 +30,6 @@ TO_YCBCR = np.array(
 """From differences of red, green and blue to those of luma, Cb and Cr."""
 TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], np.float32)
 """The inverse. Luma alone moves all three channels by exactly as much."""
-IN_TEXTURE = 0.6
-"""The share of colour's bound that is left where texture hides brightness, which carries more there."""
 GREY = 0.2
 """The least share of the budget for luma in flat areas where it alone can change, as in grey pictures."""
 STRIP = 256
@@ -72,8 +70,8 @@ class Bounds:
             flat, colour = max(flat, GREY), 0.0
         hidden = contrast_masking.texture(rgb[crop.box.slices])
         luma = free * (flat + (1 - flat) * hidden)
-        specks = free * colour * (1 - (1 - IN_TEXTURE) * hidden)
-        apart = np.maximum(np.stack([luma, specks, specks], axis=2), np.abs(before @ TO_YCBCR.T))
+        apart = np.stack([luma, free * colour, free * colour], axis=2)
+        apart = np.maximum(apart, np.abs(before @ TO_YCBCR.T))
         if grey:
             apart[:, :, 1:] = 0
         return cls(most, apart.astype(np.float32))

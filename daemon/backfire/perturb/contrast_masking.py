@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from backfire.types import Rgb
 
-BUSY = 14.0
+BUSY = 18.0
 """Local standard deviation, in levels of 255, from which texture hides all of the budget."""
 NEARBY = 11
 """The side, in pixels, of the square in which the quietest place decides: a feather against a sky is no

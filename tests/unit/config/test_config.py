@@ -40,7 +40,7 @@ def test_every_setting_is_described() -> None:
     assert told["hooks.timeout_s"].values == "more than 0, at most 600"
     assert told["verify.on_weak"].values == "one of publish, review, fail"
     assert told["protect.epsilon"].default == "null"
-    assert "balanced 8, strong 10" in told["protect.epsilon"].text
+    assert "balanced 12, strong 16" in told["protect.epsilon"].text
     assert told["regions.torchscript.model"].text == told["regions.onnx.model"].text
 
 
@@ -244,9 +244,9 @@ def test_a_strength_stands_for_settings_but_keys_beside_it_take_precedence() -> 
 
 def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
-    assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (6, 80), (10, 160)]
-    assert [one.colour_share for one in rounds] == [0.3, 0.3, 0.5]
-    assert [one.flat_luma_share for one in rounds] == [0.05, 0.05, 0.15]
+    assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (8, 80), (16, 160)]
+    assert [one.colour_share for one in rounds] == [0.21, 0.25, 0.3]
+    assert [one.flat_luma_share for one in rounds] == [0.03, 0.05, 0.1]
     assert [one.reach_px for one in rounds] == [40, 40, 56]
     assert protect().rounds() == [protect()]
     with pytest.raises(

@@ -94,7 +94,7 @@ class Task:
     by_need: bool = False
     apart: Tensor | None = None
     starts: Tensor | None = None
-    hide_weight: float = 3.0
+    hide_weight: float = 1.5
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
