@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from backfire.attack_paths import PATHS
@@ -90,21 +90,31 @@ def verdicts() -> str:
 
 def strengths() -> str:
     """What each strength breaks in each tool, and what it costs."""
-    folder = BENCHMARKS / "paths" / "strengths"
+    return _by("strengths", "strength", "`strength`", lambda strength: f"`{strength}`")
+
+
+def regions() -> str:
+    """What breaks of regions of each width, and what it costs."""
+    return _by("regions", "set", "width of the region", lambda of: f"{float(of.partition('@')[2]):.0%}")
+
+
+def _by(run: str, column: str, head: str, named: Callable[[str], str]) -> str:
+    """What breaks in each tool by a column of a run of `paths`, and what it costs."""
+    folder = BENCHMARKS / "paths" / run
     edits = [row for row in table(folder, "Edits by attack path") if row["judged by"] == "flux2-mini"]
     paths = [row["path"] for row in edits if row["edit"] == "trigger"]
     tools = [PATHS[path].tool for path in dict.fromkeys(paths)]
     costs = "photographs", "`protected`", "PSNR dB (worst)", "FLIP (worst)", "CPU s"
-    lines = _head("`strength`", *tools, "half of the region", "beside it", *costs)
+    lines = _head(head, *tools, "half of the region", "beside it", *costs)
     for cost in table(folder, "Verdicts and cost"):
-        mine = [row for row in edits if row["strength"] == cost["strength"]]
+        mine = [row for row in edits if row[column] == cost[column]]
         broken = [
             f"{_mean(row['SSIM (worst)'])}, {row['visible']}" for row in mine if row["edit"] == "trigger"
         ]
         others = [_mean(row["SSIM (worst)"]) for row in mine if row["edit"] in ("partial", "near")]
         found = re.search(r"(\d+) protected", cost["verdicts"])
         cells = cost["n"], found[1] if found else "0", cost["PSNR dB"], cost["FLIP"], cost["CPU s"]
-        lines.append(_line(f"`{cost['strength']}`", *broken, *others, *cells))
+        lines.append(_line(named(cost[column]), *broken, *others, *cells))
     return "\n".join(lines)
 
 

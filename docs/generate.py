@@ -71,6 +71,7 @@ def generated() -> Mapping[Path, bytes]:
             "ldm-mini": figures.against("diffusion", "ldm-mini"),
             "fills": figures.fills(),
             "ensembles": figures.ensembles(),
+            "regions": figures.regions(),
         },
         "guides/strength.md": {"strengths": figures.strengths()},
         "guides/editors.md": {"pipelines": flow_pipelines()},

@@ -142,7 +142,7 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
     assert {p.name for p in (top / "outbox").rglob("[!.]*") if p.is_file()} == {
         "astronaut.png",
         "cat.png",
-        "galaxies.jpg",
+        "rocket.jpg",
     }
     assert "reports" in result.stdout
     if module == "backfire.cli":

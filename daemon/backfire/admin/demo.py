@@ -1,7 +1,7 @@
 """`backfire demo`: sample pictures through the real daemon, in a folder of their own.
 
 The pictures ship with scikit-image: an astronaut (NASA, public domain), whose face the detector finds, and
-galaxies (NASA, public domain) and a cat (CC0), which get a credit line and a mask for it here. Taking a
+a rocket (SpaceX, public domain) and a cat (CC0), which get a credit line and a mask for it here. Taking a
 credit line off a picture is what most thieves do, and what editors do well. The pictures are made smaller,
 because without a GPU every pixel takes time.
 """
@@ -30,11 +30,11 @@ def prepare(folder: Path) -> Path:
     config = folder / "config.yaml"
     config.write_text(CONFIG)
     _sample("astronaut.png", (320, 320)).save(inbox / "astronaut.png")
-    galaxies = _sample("hubble_deep_field.jpg", (360, 310))
-    _credited(galaxies, (188, 110)).save(inbox / "desk" / "galaxies.mask.png")
-    galaxies.save(inbox / "desk" / "galaxies.jpg", quality=92)
+    rocket = _sample("rocket.jpg", (320, 214))
+    _credited(rocket, (80, 16)).save(inbox / "desk" / "rocket.mask.png")
+    rocket.save(inbox / "desk" / "rocket.jpg", quality=92)
     cat = _sample("chelsea.png", (360, 240))
-    _credited(cat, (190, 204)).save(inbox / "cat.mask.png")
+    _credited(cat, (196, 198)).save(inbox / "cat.mask.png")
     cat.save(inbox / "cat.png")
     return config
 
