@@ -140,7 +140,11 @@ SAID = {
 """Columns of these tables that need other words."""
 
 
-ROBUST = {"": "flux2-mini/dev", "`robust_to: [chain]`: ": "flux2-mini/chain"}
+ROBUST = {
+    "": "flux2-mini/dev",
+    "`robust_to: [jpeg]`: ": "flux2-mini/jpeg",
+    "`robust_to: [chain]`: ": "flux2-mini/chain",
+}
 """Column heads, and the runs of `balanced` with and without it."""
 
 

@@ -30,11 +30,11 @@ def prepare(folder: Path) -> Path:
     config = folder / "config.yaml"
     config.write_text(CONFIG)
     _sample("astronaut.png", (320, 320)).save(inbox / "astronaut.png")
-    rocket = _sample("rocket.jpg", (320, 214))
-    _credited(rocket, (80, 16)).save(inbox / "desk" / "rocket.mask.png")
+    rocket = _sample("rocket.jpg", (384, 256))
+    _credited(rocket, (150, 10)).save(inbox / "desk" / "rocket.mask.png")
     rocket.save(inbox / "desk" / "rocket.jpg", quality=92)
     cat = _sample("chelsea.png", (360, 240))
-    _credited(cat, (196, 198)).save(inbox / "cat.mask.png")
+    _credited(cat, (110, 16)).save(inbox / "cat.mask.png")
     cat.save(inbox / "cat.png")
     return config
 
