@@ -27,7 +27,6 @@ DOCS = Path(__file__).parent
 
 COPIES = {
     "images/broken-by-tool.png": figures.BENCHMARKS / "paths" / "dev" / "tools.png",
-    "images/effect-against-psnr.png": figures.RESULTS / "flux2-mini" / "sweep" / "psnr.png",
 }
 """Plots of the benchmarks that pages show; a site holds only what lies in its own folder."""
 

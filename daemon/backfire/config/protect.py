@@ -18,7 +18,8 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "balanced": _ALL_PATHS
     | {"epsilon": 12, "colour_share": 0.21, "flat_luma_share": 0.03, "reach_px": 40, "iterations": 100},
     "strong": _ALL_PATHS
-    | {"epsilon": 16, "colour_share": 0.3, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160},
+    | {"epsilon": 16, "colour_share": 0.3, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160}
+    | {"hide_weight": 2.5},
     "single-path": _ONE_PATH
     | {"epsilon": 5, "colour_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
