@@ -243,7 +243,7 @@ def test_the_peak_of_memory_is_that_of_the_work_alone() -> None:
         ("first-step@3", "first-step", 3, 20),
         ("implant@3.2x40", "implant", 3.2, 40),
         ("implant:flat@3", "implant", 3, 20),
-        ("subtle", "implant", 5, None),
+        ("subtle", "implant", 8, None),
         ("baseline", "baseline", 6.4, 20),
     ],
 )
@@ -344,7 +344,7 @@ def test_a_protection_changes_edits_and_an_unchanged_picture_does_not(case: Case
     assert (verdicts["unchanged"], verdicts["noise"]) == ("failed", "failed")
     assert {edit.path for edit in edits} == {*paths[editor.name]}
     quality = measure.quality(case.rgb, made)
-    assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 8
+    assert quality["max_change"] == np.abs(made.rgb.astype(int) - case.rgb).max() <= 12
     assert 30 < quality["psnr"] < 45
     assert 0.001 < quality["flip"] < quality["flip_p99"] < 0.5
     assert measure.quality(case.rgb, replace(made, rgb=case.rgb))["flip_p99"] == 0
