@@ -47,7 +47,7 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
         require_documented(receipt)
         with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(published)) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
-        assert 1 <= differences(data, published).max() <= 8
+        assert 1 <= differences(data, published).max() <= 12
         assert receipt["max_change_levels"] == differences(data, published).max()
         assert receipt["input_sha256"] == hashlib.sha256(data).hexdigest()
         assert receipt["output_sha256"] == hashlib.sha256(published).hexdigest()

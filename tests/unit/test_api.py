@@ -72,7 +72,7 @@ def test_a_picture_is_protected_and_verified_from_its_own_bytes(desk: Path) -> N
         np.asarray(Image.open(source).convert("RGB")).astype(int)
         for source in (desk / "a.png", io.BytesIO(result.data))
     )
-    assert 0 < np.abs(after - before).max() <= 8
+    assert 0 < np.abs(after - before).max() <= 12
     assert result.receipt["max_change_levels"] == np.abs(after - before).max()
     assert (result.extension, result.receipt["file"], result.receipt["verdict"]) == (
         ".png",
@@ -174,7 +174,7 @@ def test_a_picture_is_scaled_and_then_protected(desk: Path) -> None:
     small, came_out = imaging.scaled(plain, 120).rgb, np.asarray(Image.open(io.BytesIO(result.data)))
     assert came_out.shape == (96, 120, 3)
     largest = np.abs(came_out.astype(int) - small).max()
-    assert 0 < largest == receipt["max_change_levels"] <= 8
+    assert 0 < largest == receipt["max_change_levels"] <= 12
     (desk / "out.png").write_bytes(result.data)
     again = backfire.verify(desk / "out.png", desk / "a.png", mask=desk / "m.png", settings=settings)
     assert again.receipt["edits"] == receipt["edits"]
