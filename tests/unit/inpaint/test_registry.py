@@ -387,7 +387,7 @@ def test_the_receipt_of_an_escalated_picture_says_so_and_it_is_verified_with_its
     result = sandbox.backfire("protect", str(picture), "-o", str(out), *given)
     assert result.stdout, result.stderr
     (receipt,) = json.loads(result.stdout)
-    assert (receipt["epsilon"], receipt["rounds"]) == (5, [2])
+    assert (receipt["epsilon"], receipt["rounds"]) == (8, [2])
     assert receipt["iterations_made"] == 1 + 80
     assert 2 < receipt["max_change_levels"] <= 5
     assert not any("budget" in reason for reason in receipt["reasons"])
