@@ -233,6 +233,7 @@ def test_grey_pictures_get_grey_perturbations(name: str, surrogate: Editor) -> N
     change = run(name, surrogate, task(grey=True))
     assert torch.allclose(change[:, 0], change[:, 1], atol=1e-6)
     assert torch.allclose(change[:, 0], change[:, 2], atol=1e-6)
+    assert float(change.abs().max()) > 0.99 * task().budget.unit, "luma alone has all of the budget"
 
 
 def test_progress_is_reported_at_each_iteration_and_may_stop_it(name: str, surrogate: Editor) -> None:
