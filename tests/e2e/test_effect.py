@@ -146,9 +146,9 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
     }
     assert "reports" in result.stdout
     if module == "backfire.cli":
-        receipts = [json.loads(path.read_bytes()) for path in (top / "reports").rglob("*.json")]
-        verdicts = [receipt["verdict"] for receipt in receipts]
+        receipts = {path.name: json.loads(path.read_bytes()) for path in (top / "reports").rglob("*.json")}
+        verdicts = {name: receipt["verdict"] for name, receipt in receipts.items()}
         assert len(verdicts) == 3
-        assert set(verdicts) <= {"protected", "weak"}
-        assert "protected" in verdicts
+        assert set(verdicts.values()) <= {"protected", "weak"}
+        assert verdicts["rocket.jpg.json"] == "protected", "the README shows this picture"
     assert sandbox.backfire("demo", "show").returncode == 2, "a second run overwrites nothing"
