@@ -297,6 +297,8 @@ def verdicts(
     surrogates: Sequence[Editor],
     held_out: Sequence[Editor],
     paths: PathsOf,
+    *,
+    everywhere: bool = False,
 ) -> tuple[list[EditResult], dict[str, str]]:
     """The replayed edits of a protected picture, and the daemon's verdicts on it and on two controls.
 
@@ -305,6 +307,7 @@ def verdicts(
 
     Args:
         paths: by editor, the attack paths on which it is replayed.
+        everywhere: whether surrogates make all edits on every path, and not only those of the region.
     """
     perturbation = made.rgb.astype(np.int16) - case.rgb
     signs = np.random.default_rng([*case.seed, 1]).choice(
@@ -315,7 +318,9 @@ def verdicts(
     for name, rgb in (("noise", noise), ("unchanged", case.rgb), ("published", made.rgb)):
         rng = np.random.default_rng(case.seed)
         editors = Editors(CPU, surrogates, held_out if rgb is made.rgb else (), paths)
-        edits = replay(case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng).edits
+        edits = replay(
+            case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng, everywhere=everywhere
+        ).edits
         largest = imaging.max_change(rgb, case.rgb)
         found[name] = judging.judge(edits, largest, Budget(settings.epsilon), Verify())[0].value
     return edits, found

@@ -2,10 +2,12 @@
 
     python -m benchmarks paths --set dev,faces --strengths single-path,balanced --held-out latent-taef2
 
-Each picture is protected at each strength (`single-path:4` takes the first four pictures of each set alone),
-written as PNG and decoded. Its edits are then replayed as the
+Each picture is protected at each strength, written as PNG and decoded. Its edits are then replayed as the
 daemon replays them: on every attack path of `verify.paths`, by the surrogates and by the held-out editors.
 The same is done with an unchanged copy and with noise as large as the perturbation: both must be failed.
+
+A strength may be followed by settings of `protect` that replace its own, and by how many pictures of each
+set to take: `balanced+iterations=15+stored_start=false:4`.
 
 Each protected picture becomes a JSON line in OUT/rows.jsonl as soon as it is measured, and an interrupted run
 is resumed. At the end OUT/table.md and OUT/tools.png are written from the rows of this run.
@@ -21,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from rich.progress import Progress
 
 from backfire import config, inpaint
@@ -42,10 +45,21 @@ def measured(
     surrogates: Sequence[Editor],
     held_out: Sequence[Editor],
     paths: PathsOf,
+    judged_on: PathsOf,
+    *,
+    everywhere: bool,
 ) -> Row:
-    """Protect one picture, replay its edits from the decoded file, and return the figures."""
+    """Protect one picture, replay its edits from the decoded file, and return the figures.
+
+    Args:
+        paths: by editor, the attack paths to optimise through.
+        judged_on: those to replay the edits on.
+        everywhere: whether the surrogates make all edits on every path, and not only those of the region.
+    """
     made = measure.protected(case, settings, surrogates, through=paths[surrogates[0].name])
-    edits, verdicts = measure.verdicts(case, made, settings, surrogates, held_out, paths)
+    edits, verdicts = measure.verdicts(
+        case, made, settings, surrogates, held_out, judged_on, everywhere=everywhere
+    )
     return {
         **measure.quality(case.rgb, made),
         "iterations": settings.iterations * sum(len(crop.regions) for crop in made.crops),
@@ -145,16 +159,19 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks paths", description=__doc__, formatter_class=about)
     sets.add_options(parser, side=480)
     parser.add_argument("--strengths", type=listed, default=["single-path", "balanced"])
-    parser.add_argument("--iterations", type=int, help="instead of the strengths' own number")
     parser.add_argument("--editors", type=listed, default=["flux2-mini"], help="the surrogates, together")
     parser.add_argument("--held-out", type=listed, default=[], help="editors that only judge")
+    parser.add_argument(
+        "--judged-on", type=listed, default=[], help="further attack paths, on which edits are only judged"
+    )
+    parser.add_argument("--everywhere", action="store_true", help="make benign edits, too, on every path")
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--out", type=Path, default=OUT)
     return parser
 
 
 def _plan(cases: Sequence[sets.Case], strengths: Sequence[str]) -> Iterator[tuple[sets.Case, str]]:
-    """What to protect at which strength; `single-path:4` counts for the first four pictures of each set."""
+    """What to protect at which strength, see the module's docstring."""
     seen = Counter[str]()
     for case in cases:
         seen[case.of] += 1
@@ -163,11 +180,24 @@ def _plan(cases: Sequence[sets.Case], strengths: Sequence[str]) -> Iterator[tupl
                 yield case, strength
 
 
+def settings_of(text: str) -> Protect:
+    """The settings that a strength, and the settings which replace its own, stand for.
+
+    Raises:
+        SystemExit: there is no such strength or setting.
+    """
+    strength, *replaced = text.split("+")
+    own = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in replaced)}
+    try:
+        return Protect.model_validate({"strength": strength, **own})
+    except ValueError as error:
+        raise SystemExit(f"--strengths: {text!r}: {error}") from error
+
+
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     given = parser().parse_args(argv)
     names = [*given.editors, *given.held_out]
-    own = {} if given.iterations is None else {"iterations": given.iterations}
     try:
         declared = None if given.config is None else config.load(given.config)
         editors = [inpaint.get(name, settings=declared) for name in names]
@@ -175,6 +205,7 @@ def main(argv: Sequence[str]) -> int:
     except BackfireError as error:
         raise SystemExit(str(error)) from error
     surrogates, held_out = editors[: len(given.editors)], editors[len(given.editors) :]
+    judged_on = {name: tuple(dict.fromkeys([*own, *given.judged_on])) for name, own in paths.items()}
     plan = [*_plan(sets.chosen(given), given.strengths)]
     measure.warm(surrogates)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
@@ -182,19 +213,24 @@ def main(argv: Sequence[str]) -> int:
         task = bar.add_task("paths", total=len(plan))
         for case, strength in plan:
             bar.update(task, description=f"{strength} {case.name}")
-            settings = Protect.model_validate({"strength": strength, **own})
-            what = {
+            settings = settings_of(strength)
+            what: Row = {
                 "set": case.of,
                 "picture": case.name,
                 "size": [case.rgb.shape[1], case.rgb.shape[0]],
                 "strength": strength,
                 "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in editors],
-                "paths": paths,
+                "paths": judged_on,
                 "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
             }
             if len(surrogates) > 1:
                 what["surrogates"] = given.editors
-            rows.append(journal.row(what, partial(measured, case, settings, surrogates, held_out, paths)))
+            if given.judged_on:
+                what["through"] = paths
+            if given.everywhere:
+                what["everywhere"] = True
+            measure_it = partial(measured, case, settings, surrogates, held_out, paths, judged_on)
+            rows.append(journal.row(what, partial(measure_it, everywhere=given.everywhere)))
             bar.advance(task)
     text = tables(rows)
     (given.out / "table.md").write_text(text + "\n")

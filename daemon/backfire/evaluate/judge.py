@@ -44,8 +44,8 @@ class EditResult:
             [-1,1], L1 in [0,1].
         visible: the share of the masked area over which a person sees plainly that the two edits differ, in
             [0,1], see `visibility`; None for benign edits, which are not to differ.
-        control_ssim: the SSIM for random noise as large as the perturbation (trigger edits by surrogates on
-            their first attack path only).
+        control_ssim: the SSIM for random noise as large as the perturbation (trigger edits by surrogates
+            only).
         target_distance: L1 to the target picture (`target: flat` and `inverted` only).
         held_out: whether the editor took no part in the optimisation; it makes trigger edits alone.
         path: the attack path; only trigger edits are replayed on others than the editor's first.
@@ -124,7 +124,8 @@ def judge(
     * `failed`: the budget is exceeded, a number is not finite, or of some region the trigger edit through a
       surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
       is asked, or no more than plain noise breaks it.
-    * `weak`: some threshold is missed; where edits do not break in some tool, the tools are named.
+    * `weak`: some threshold is missed, or in some other tool the edit changes nothing or by no more than
+      plain noise changes it; where edits do not break in some tool, the tools are named.
     * `protected`: all thresholds are met on every attack path, and the effect carries over: by each held-out
       editor, the edit of the region breaks in half of its tools at least.
 
@@ -159,7 +160,7 @@ def judge(
     told = [in_tools(broken)] if not all(broken.values()) else []
     weak = told + [reason for _, reason in sorted(missed, key=lambda one: -one[0])]
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED
-    return verdict, failed + weak
+    return verdict, [*dict.fromkeys(failed + weak)]
 
 
 def tools(edits: Sequence[EditResult], settings: Verify) -> dict[str, bool]:
@@ -226,6 +227,10 @@ def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float
         return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
     most, least, seen = _asked(edit, settings, first)
     found = []
+    # Asked whatever the settings are, so that thresholds that ask nothing make no tool "broken".
+    noise = 0.0 if edit.control_ssim is None else 1 - edit.control_ssim
+    if edit.l1 == 0 or 1 - edit.ssim <= noise:
+        found.append((float("inf"), f"breaks by {1 - edit.ssim:.2f}, plain noise by {noise:.2f}"))
     if not edit.ssim <= most and not _is_plain(edit, settings, first):
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
         found.append((_factor(1 - most, 1 - edit.ssim), miss))

@@ -4,8 +4,8 @@ Every edit reaches its editor as the tools of `verify.paths` hand it over, and i
 back into the picture. Through the first tool all edits of a region are replayed, through the others the edit
 of the region itself. A held-out editor makes the edit of the region alone, through all of its tools. Each is
 compared with the clean edit: the same editor and tool, on the original, under the same mask. A control of
-random noise as large as the perturbation keeps the verdict honest: what noise does to an edit is no
-protection.
+random noise as large as the perturbation, on each path of a surrogate, keeps the verdict honest: what noise
+does to an edit is no protection.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def replay(
     *,
     target: str,
     rng: np.random.Generator,
+    everywhere: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Replayed:
     """Edit both pictures by every editor, region by region.
@@ -61,6 +62,7 @@ def replay(
         crops: what was optimised.
         target: `protect.target`; `flat` and `inverted` are measured against their target picture.
         rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
+        everywhere: whether surrogates make all edits on every path, and not only those of the region.
         progress: called with (done, total), before the first region and then for each region and editor.
     """
     everyone = [(editor, False) for editor in editors.surrogates] + [(one, True) for one in editors.held_out]
@@ -82,9 +84,9 @@ def replay(
             for editor, is_held_out in everyone:
                 replayer, paths = Replayer(editor, target, seed, editors), editors.paths_of(editor)
                 shown: dict[MaskKind, list[Edit]] = {}
-                for path, kind in _wanted(paths, kinds, is_held_out=is_held_out):
+                for path, kind in _wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
                     first = path == paths[0]
-                    with_control = kind == MaskKind.TRIGGER and first and not is_held_out
+                    with_control = kind == MaskKind.TRIGGER and not is_held_out
                     compared = pictures if with_control else pictures[:2]
                     edits = replayer.edits(compared, kinds[kind], path, kind)
                     if not edits:
@@ -117,12 +119,12 @@ def replay(
 
 
 def _wanted(
-    paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool
+    paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool, everywhere: bool
 ) -> Iterator[tuple[str, MaskKind]]:
     """On which attack paths which edits are replayed: that of the region on all, the others on the first."""
     for path in paths:
         for kind in kinds:
-            if kind == MaskKind.TRIGGER or (path == paths[0] and not is_held_out):
+            if kind == MaskKind.TRIGGER or ((path == paths[0] or everywhere) and not is_held_out):
                 yield path, kind
 
 

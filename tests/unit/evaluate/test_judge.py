@@ -90,6 +90,27 @@ def test_a_fill_that_moves_by_nothing_is_failed_whatever_is_asked() -> None:
     assert judge(rows, 6, BUDGET, anything)[0] == Verdict.FAILED
 
 
+ANYTHING = Verify(incomplete_ssim_max=1, incomplete_l1_min=0, incomplete_visible_min=0, control_factor=0)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "ssim", "l1", "control"),
+    [(False, 1.0, 0.0, 0.97), (False, 0.4, 0.0, 0.97), (False, 0.4, 0.1, 0.4), (True, 1.0, 0.0, None)],
+)
+def test_in_no_tool_is_no_more_than_noise_broken_whatever_is_asked(
+    held_out: bool, ssim: float, l1: float, control: float | None
+) -> None:
+    name = "other" if held_out else "flux2-mini"
+    other = dataclasses.replace(edits()[0], editor=name, path="forge-whole", visible=0.0, held_out=held_out)
+    assert judge([*edits(), other], 6, BUDGET, ANYTHING)[0] == Verdict.PROTECTED
+    changed = dataclasses.replace(other, ssim=ssim, l1=l1, control_ssim=control)
+    outcome, reasons = judge([*edits(), changed], 6, BUDGET, ANYTHING)
+    assert outcome == Verdict.WEAK
+    if not held_out:
+        assert reasons[0] == "broken in IOPaint; not broken in Forge or A1111 (whole picture)"
+        assert "plain noise by" in reasons[1]
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_a_region_without_a_trigger_edit_is_failed(held_out: bool) -> None:
     """Neither benign edits nor held-out editors can stand in for it."""
