@@ -52,17 +52,27 @@ IN_TOOLS = {"photographs of 480 px": "dev", "faces, full size": "faces", "pictur
 
 
 def in_tools() -> str:
-    """The edit of the region in each tool, by today's default and by the former one, for one tool."""
-    figures = "SSIM (worst)", "L1", "visible"
-    lines = _head("pictures", "judged by", "tool", "edits", *figures, "`single-path`: edits", *figures)
+    """The edit of the region in each tool by each editor, and by the former default that was made for one."""
+    lines: list[str] = []
     for label, run in _runs("Edits by attack path"):
         trigger = [row for row in run if row["edit"] == "trigger"]
-        by = {(row["strength"], row["judged by"], row["path"]): row for row in trigger}
-        for row in trigger:
-            if row["strength"] == "balanced":
-                former = by.get(("single-path", row["judged by"], row["path"]), {})
-                cells = [one.get(name, "") for one in (row, former) for name in ("n", *figures)]
-                lines.append(_line(label, f"`{row['judged by']}`", f"`{row['path']}`", *cells))
+        by = {
+            (
+                row["strength"],
+                row["judged by"],
+                row["path"],
+            ): f"{row['SSIM (worst)']}, {row['L1']}, {row['visible']}"
+            for row in trigger
+        }
+        counts = {row["strength"]: row["n"] for row in trigger}
+        judges = list(dict.fromkeys(judge for _, judge, _ in by))
+        if not lines:
+            heads = "pictures", "edits", "tool", *(f"`{judge}`" for judge in judges)
+            lines = _head(*heads, "`single-path`: edits", f"`{judges[0]}`")
+        for path in dict.fromkeys(path for strength, _, path in by if strength == "balanced"):
+            now = (by[("balanced", judge, path)] for judge in judges)
+            former = counts.get("single-path", ""), by.get(("single-path", judges[0], path), "")
+            lines.append(_line(label, counts["balanced"], PATHS[path].tool, *now, *former))
     return "\n".join(lines)
 
 
@@ -81,7 +91,7 @@ def kept_edits() -> str:
 
 def verdicts() -> str:
     """The verdicts by strength, on protected pictures and on unprotected ones, and what they cost."""
-    columns = "n", "verdicts", "unchanged or noise", "PSNR dB", "CPU s", "MB"
+    columns = "n", "verdicts", "unchanged or noise", "PSNR dB", "FLIP", "CPU s", "MB"
     lines = _head("pictures", "strength", *columns)
     for label, run in _runs("Verdicts and cost"):
         lines += [_line(label, f"`{row['strength']}`", *(row[name] for name in columns)) for row in run]
@@ -161,7 +171,7 @@ def treated(title: str) -> str:
 
 
 def summary() -> str:
-    """The table of the README: edits in each tool, by the embedded editor and by a published autoencoder."""
+    """The table of the README: edits in each tool, by the built-in editor and by a published autoencoder."""
     run = table(BENCHMARKS / "paths" / "dev", "Edits by attack path")
     of = {
         (row["strength"], row["judged by"], row["path"]): f"{_mean(row['SSIM (worst)'])}, {row['visible']}"
@@ -170,7 +180,9 @@ def summary() -> str:
     }
     counts = {row["strength"]: row["n"] for row in run}
     shown, before = f"default ({counts['balanced']} photographs)", f"({counts['single-path']})"
-    lines = _head("tool", shown, "on FLUX.2's published autoencoder", f"former default, one tool {before}")
+    lines = _head(
+        "tool", shown, "with `taef2` as autoencoder", f"default before 2026-11-29, one tool {before}"
+    )
     for path in dict.fromkeys(path for _, _, path in of):
         ways = ("balanced", "flux2-mini"), ("balanced", "latent-taef2"), ("single-path", "flux2-mini")
         lines.append(_line(PATHS[path].tool, *(of[*way, path] for way in ways)))

@@ -52,8 +52,9 @@ class Protect(Section):
     """How the perturbation is optimised."""
 
     strength: Literal["subtle", "balanced", "strong", "single-path", "paper"] = "balanced"
-    """A word that decides the next settings where they are null; single-path optimises for one tool alone, as
-    releases before did by default, and paper is the published baseline."""
+    """A word that gives the settings from `method` to `stored_start` their values where they are null;
+    single-path, the default before 2026-11-29, optimises for one tool alone, and paper is the published
+    baseline."""
     method: str = "implant"
     """The method: implant, encoder, first-step, attention, or baseline, which is the published one."""
     epsilon: Annotated[float, Field(ge=1, le=64)] = 12
@@ -62,8 +63,8 @@ class Protect(Section):
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
     colour_share: Annotated[float, Field(ge=0, le=1)] = 0.21
-    """The share of epsilon by which colour (each of Cb and Cr) may move; luma may use all of epsilon, but in
-    flat areas. 1 in this and `flat_luma_share` is an even budget."""
+    """The share of epsilon by which colour (each of Cb and Cr) may move; luma may use all of epsilon except
+    in flat areas. 1 in this and `flat_luma_share` is an even budget."""
     flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.03
     """The share of epsilon by which luma may move in flat areas, where the eye sees most; at least a fifth
     where luma alone can change, as in grey pictures."""
@@ -71,7 +72,7 @@ class Protect(Section):
     """The pixels around a region that may be changed at least; more breaks more, and shows more."""
     paths: Literal["all", "first"] = "all"
     """Which of the attack paths of `verify.paths` the perturbation is optimised through; first breaks more in
-    the first tool, in a third of the time, and next to nothing in the others."""
+    the first tool and next to nothing in the others, and takes less time."""
     grids: Annotated[int, Field(ge=1, le=4)] = 2
     """How many grids the perturbation is a sum of, each twice as coarse as the one before; coarse ones
     survive scaling, and show more."""
@@ -80,7 +81,8 @@ class Protect(Section):
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""
     reach_share: Share = 0.16
-    """The same as a share of the region's shorter side; the larger of the two counts, up to margin_px."""
+    """How far around a region pixels may be changed at least, as a share of its shorter side; of this and
+    `reach_px` the larger counts, up to margin_px."""
     surrogates: Literal["auto"] | tuple[str, ...] = "auto"
     """The editors that the perturbation is optimised against; auto is flux2-mini and every declared or
     published editor whose weights are there and that the method can use, without those of `verify.held_out`.

@@ -27,17 +27,18 @@ class Verify(Section):
     trigger_l1_min: Share = 0.05
     """The least L1 difference from the clean edit that an edit of the region must have."""
     trigger_visible_min: Share = 0.5
-    """The least share of the region over which a person must see plainly that its edit is another."""
+    """The least share of the region over which its edit must be plainly different, as `edits[].visible` of
+    the receipt says."""
     incomplete_ssim_max: Share = 0.85
     """The most SSIM for an edit of half the region, of a little more than the region, on another attack path
     than the first, or by a held-out editor."""
     incomplete_l1_min: Share = 0.03
     """The least L1 difference for such an edit."""
     incomplete_visible_min: Share = 0.25
-    """The least share of its area over which a person must see plainly that such an edit is another."""
+    """The least share of its area over which such an edit must be plainly different."""
     plain_visible_min: Share = 0.75
-    """The share of the region over which its edit must plainly be another for its SSIM not to matter, as SSIM
-    hardly tells a wrong colour where there is no texture."""
+    """Where an edit of the region is plainly different over this share of the region, its SSIM is not asked,
+    as SSIM hardly notices a wrong colour where there is no texture."""
     incomplete_plain_visible_min: Share = 0.5
     """The same for edits of half the region or a little more, and on another attack path than the first."""
     near_ssim_min: Share = 0.90
@@ -45,7 +46,8 @@ class Verify(Section):
     far_ssim_min: Share = 0.92
     """The least SSIM that an edit 32 px or more away from the region must keep."""
     control_factor: Annotated[float, Field(ge=0)] = 2.0
-    """How many times as much as under plain noise of the same size an edit of the region must break."""
+    """An edit of the region must break this many times as much as it does under plain noise of the same
+    size."""
 
     @field_validator("paths")
     @classmethod

