@@ -63,6 +63,15 @@ def save(
     return folder
 
 
+def without_tensor(path: Path, tensor: str) -> None:
+    """Take one tensor out of a file of weights."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    del state[tensor]
+    save_file(state, path, metadata={"format": "pt"})
+
+
 def _unet(xl: bool, channels: int) -> Any:
     # The UNet of XL also takes the pooled prompt and six sizes, embedded in 8 numbers each.
     extra = {

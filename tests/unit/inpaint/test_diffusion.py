@@ -369,6 +369,49 @@ def test_pickled_text_encoders_are_refused(copied: Path) -> None:
     assert "safetensors (no pickles)" in refusal(copied)
 
 
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.weight"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
+        ("text_encoder/model.safetensors", "encoder.layers.1.mlp.fc1.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(copied: Path, file: str, tensor: str) -> None:
+    """diffusers and transformers would go on with random numbers in its place."""
+    pipelines.without_tensor(copied / file, tensor)
+    assert f"the weights in {copied / Path(file).parent} lack {tensor}; fetch" in refusal(copied)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
+def test_a_missing_component_is_named(copied: Path, part: str) -> None:
+    shutil.rmtree(copied / part)
+    assert f"{copied} lacks {part} (" in refusal(copied)
+
+
+def test_a_tokenizer_without_its_configuration_is_named(copied: Path) -> None:
+    (copied / "tokenizer" / "tokenizer_config.json").unlink()
+    assert f"{copied} lacks tokenizer/tokenizer_config.json (CLIPTokenizer)" in refusal(copied)
+
+
+@pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_without_its_vocabulary_is_named(
+    folders: dict[str, Path], copied: Path, missing: str
+) -> None:
+    """transformers would load it silently, with a few special tokens for all words."""
+    folder = copied / "tokenizer"
+    (before,) = load(copied, prompts=["abc"], steps=1).prompts
+    # The other way to write the same vocabulary.
+    for file in folders["sd"].with_name("sd-vocabulary").iterdir():
+        shutil.copy(file, folder)
+    (folder / "tokenizer.json").unlink()
+    (after,) = load(copied, prompts=["abc"], steps=1).prompts
+    assert torch.equal(before.embeds["prompt_embeds"], after.embeds["prompt_embeds"])
+    (folder / missing).unlink()
+    lacking = f"lacks tokenizer/tokenizer.json, or in its place tokenizer/{missing} (CLIPTokenizer); fetch"
+    assert lacking in refusal(copied)
+
+
 def test_damaged_weights_are_named(copied: Path) -> None:
     weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

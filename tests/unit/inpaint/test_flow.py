@@ -317,14 +317,6 @@ def refusal(folder: Path | str, **options: Any) -> str:
     return caught.value.message
 
 
-def without(path: Path, tensor: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(path)
-    del state[tensor]
-    save_file(state, path, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     ("file", "tensor"),
     [
@@ -334,7 +326,7 @@ def without(path: Path, tensor: str) -> None:
     ],
 )
 def test_a_missing_tensor_is_named(copied: Path, file: str, tensor: str) -> None:
-    without(copied / file, tensor)
+    pipelines.without_tensor(copied / file, tensor)
     assert f"the weights in {copied / Path(file).parent} lack {tensor}; fetch" in refusal(copied)
 
 
@@ -347,6 +339,22 @@ def test_a_missing_component_is_named(copied: Path, part: str) -> None:
 def test_a_tokenizer_without_its_configuration_is_named(copied: Path) -> None:
     (copied / "tokenizer" / "tokenizer_config.json").unlink()
     assert f"{copied} lacks tokenizer/tokenizer_config.json" in refusal(copied)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "others"),
+    [
+        ("flux2-klein", "tokenizer", "tokenizer/vocab.json and tokenizer/merges.txt (Qwen2Tokenizer)"),
+        ("flux", "tokenizer_2", "tokenizer_2/spiece.model (T5Tokenizer)"),
+    ],
+)
+def test_a_tokenizer_without_its_vocabulary_is_named(
+    folders: dict[str, Path], tmp_path: Path, kind: str, part: str, others: str
+) -> None:
+    """transformers would load it silently, with a few special tokens for all words."""
+    path = shutil.copytree(folders[kind], tmp_path / kind)
+    (path / part / "tokenizer.json").unlink()
+    assert f"{path} lacks {part}/tokenizer.json, or in its place {others}; fetch" in refusal(path)
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
