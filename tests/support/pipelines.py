@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 WIDTH = 16
@@ -61,6 +63,30 @@ def save(
         )
     pipe.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def without_tensor(path: Path, tensor: str) -> None:
+    """Take one tensor out of a file of weights."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    del state[tensor]
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def cached(folder: Path, name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a pipeline under `name` into `cache`, which becomes the hub's cache, with the hub out of reach;
+    returns the name.
+    """
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return name
 
 
 def _unet(xl: bool, channels: int) -> Any:

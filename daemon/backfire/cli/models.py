@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -165,13 +165,7 @@ def fetch(
     else:
         require(str(group), weights.SETS, "--set")
         models = weights.members(str(group))
-    for model in models:
-        err.print(
-            Text(f"{model.name}: {_size(model)}, licence {model.licence}; {model.home}"), soft_wrap=True
-        )
-    if group is not None and not yes and sys.stdin.isatty():
-        typer.confirm(f"fetch these into {folder}?", abort=True, err=True)
-    rows = [row for model in models for row in _fetched(model, folder, source)]
+    rows = fetch_all(models, folder, source=source, ask=group is not None and not yes)
     if as_json:
         print(json.dumps([{"file": str(path), "sha256": digest} for path, digest, _ in rows], indent=2))
         return
@@ -180,22 +174,48 @@ def fetch(
         out.print(Text(f"{path}  SHA-256 {digest} ({word})"), soft_wrap=True)
 
 
-def _fetched(
-    model: weights.Model, folder: Path, source: str | None
-) -> Iterator[tuple[Path, str | None, bool]]:
-    """Each file of a model once it is here, its SHA-256, and whether that is the published one."""
+Row = tuple[Path, str | None, bool]
+"""A file that was fetched, its SHA-256, and whether that is the published one."""
+
+
+def fetch_all(
+    models: Sequence[weights.Model], folder: Path, *, source: str | None = None, ask: bool
+) -> list[Row]:
+    """Say sizes and licences of all models, then fetch them with a progress bar.
+
+    Args:
+        folder: `models.folder`.
+        source: see `weights.download.fetch`.
+        ask: whether to ask first, where somebody can answer.
+
+    Raises:
+        typer.Abort: the answer is no.
+        ModelError: see `weights.download.fetch`.
+    """
+    for model in models:
+        line = f"{model.name}: {_size(model.files)}, licence {model.licence}; {model.home}"
+        err.print(Text(line), soft_wrap=True)
+    if len(models) > 1:
+        err.print(Text(f"in all: {_size([file for model in models for file in model.files])}"))
+    if ask and sys.stdin.isatty():
+        typer.confirm(f"fetch these into {folder}?", abort=True, err=True)
+    return [row for model in models for row in _fetched(model, folder, source)]
+
+
+def _fetched(model: weights.Model, folder: Path, source: str | None) -> Iterator[Row]:
     with _bar() as advance:
         files = bring(model, folder, source=source, progress=advance)
     for path, found, file in zip(files, weights.verify(folder, model.name), model.files, strict=True):
         yield path, found.got, file.sha256 is not None
 
 
-def _size(model: weights.Model) -> str:
+def _size(files: Sequence[weights.File]) -> str:
     """What is known of how much is to be fetched."""
-    unknown = sum(file.size is None for file in model.files)
-    known = f"{model.known_size / 1e6:,.0f} MB" if model.known_size else ""
-    rest = f"{unknown} {'file' if unknown == 1 else 'files'} of unknown size" if unknown else ""
-    return " and ".join(filter(None, (known, rest)))
+    known, unknown = sum(file.size or 0 for file in files), sum(file.size is None for file in files)
+    rest = f"{unknown} {'file' if unknown == 1 else 'files'} of unknown size"
+    if not unknown:
+        return f"{known / 1e6:,.0f} MB"
+    return f"at least {known / 1e6:,.0f} MB, {rest}" if known else rest
 
 
 @commands.command()

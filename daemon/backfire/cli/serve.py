@@ -14,10 +14,10 @@ import typer
 
 from backfire import config, log, weights
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
+from backfire.cli.models import fetch_all
 from backfire.config import Settings
 from backfire.errors import ConfigError
 from backfire.service.loop import Service, Summary
-from backfire.weights.download import fetch as bring
 
 
 @app.command()
@@ -71,6 +71,7 @@ def demo(
             "--fetch", help="First fetch the light models, so that they are protected against, too."
         ),
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before models are fetched.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the daemon over sample pictures and say where the results are."""
@@ -80,12 +81,10 @@ def demo(
         raise ConfigError(f"{folder}: is a file, expected a folder that is new or empty; name another one")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
+    if fetch:  # before the folder is made, so that after a "no" the same command can be given again
+        fetch_all(weights.members("light"), config.Models().folder, ask=not yes)
     log.setup()
     settings = config.load(prepare(folder))
-    if fetch:
-        for model in weights.members("light"):
-            err.print(f"fetching {model.name}: licence {model.licence}; {model.home}", markup=False)
-            bring(model, settings.models.folder)
     err.print(f"the sample pictures are in {settings.folders.inbox}; protecting them", markup=False)
     summary = serve(settings, until_idle=True)
     receipts = [json.loads(path.read_bytes()) for path in sorted(settings.folders.reports.rglob("*.json"))]
@@ -102,4 +101,8 @@ def demo(
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)
     out.print("open the *.sheet.jpg files in reports to see edits of the original and of the protected copy")
+    if not fetch:
+        out.print(
+            "backfire demo --fetch (make demo DEMO=--fetch) also protects against published autoencoders"
+        )
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)

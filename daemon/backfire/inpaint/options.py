@@ -74,8 +74,9 @@ class DiffusionOptions(Options):
         dtype: the number format. Under float16 the autoencoder stays in float32 unless its configuration says
             that it does not overflow.
         mask_blur: the pixels by which the mask is blurred (a Gaussian kernel of 2 * mask_blur + 1) before it
-            is thresholded at one half, as IOPaint does with 11. Sharp corners and thin strokes of the mask
-            are then neither repainted nor hidden. 0 takes the mask itself.
+            is thresholded at one half and given to the pipeline. Sharp corners and thin strokes of the mask
+            are then neither repainted nor hidden. 0 gives the mask itself, as IOPaint does: its own blur
+            only softens the seam where the edit is put back.
         variant: the variant of the files, such as `fp16`.
     """
 

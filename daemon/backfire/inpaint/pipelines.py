@@ -95,10 +95,15 @@ class Folder:
         return found
 
     def _require(self, component: str, kind: str) -> None:
-        wanted = "tokenizer_config.json" if component.startswith("tokenizer") else "*"
-        if not any((self.path / component).glob(wanted)):
-            missing = component if wanted == "*" else f"{component}/{wanted}"
-            raise error(self.name, f"{self.path} lacks {missing} ({kind})", "fetch the pipeline again, whole")
+        folder = self.path / component
+        lacks = "" if any(folder.glob("*")) else component
+        if component.startswith("tokenizer") and not lacks:
+            if not (folder / "tokenizer_config.json").is_file():
+                lacks = f"{component}/tokenizer_config.json"
+            else:
+                lacks = _lacking_vocabulary(folder, class_named("transformers", kind))
+        if lacks:
+            raise error(self.name, f"{self.path} lacks {lacks} ({kind})", "fetch the pipeline again, whole")
 
     def _variant(self, component: str) -> str | None:
         marked = f"*.{self.variant}*.safetensors"
@@ -195,6 +200,19 @@ def class_named(library: str, kind: str) -> Any:
     if not isinstance(found, type):
         raise ValueError(f"{library} has no class {kind}; a newer one may")
     return found
+
+
+def _lacking_vocabulary(folder: Path, tokenizer: Any) -> str:
+    """The files that a tokenizer's folder lacks, '' for none.
+
+    Without a vocabulary, transformers 5 makes a tokenizer of a few special tokens and says nothing, so that
+    every prompt gets a wrong embedding.
+    """
+    parts = dict(getattr(tokenizer, "vocab_files_names", {}))  # AutoTokenizer lists none
+    whole = [file for key, file in parts.items() if key == "tokenizer_file"]  # stands for all of the others
+    ways = filter(None, [whole, [file for file in parts.values() if file not in whole]])
+    absent = [[f"{folder.name}/{file}" for file in way if not (folder / file).is_file()] for way in ways]
+    return ", or in its place ".join(map(" and ".join, absent)) if all(absent) else ""
 
 
 def _path(name: str, weights: str, unused: Sequence[str], variant: str | None) -> Path:

@@ -69,3 +69,20 @@ def test_a_terminal_gets_a_progress_bar(sandbox: Sandbox) -> None:
     assert process.wait(60) == 0
     assert b"p.png: " in shown
     assert b"left:" in shown
+
+
+def test_on_a_terminal_the_demo_asks_before_it_fetches(tmp_path: Path) -> None:
+    reader, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "backfire.cli", "demo", "show", "--fetch"],
+        cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment(), "XDG_DATA_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    os.close(terminal)
+    os.write(reader, b"n\n")
+    told = process.communicate(timeout=60)[0].decode()
+    os.close(reader)
+    assert process.returncode == 1
+    assert [model.name in told for model in weights.members("light")] == [True] * 4
+    assert f"fetch these into {tmp_path / 'home' / 'backfire' / 'models'}?" in told.replace("\n", "")
+    assert list(tmp_path.iterdir()) == [], "no folder is left that would be in the way of the next try"

@@ -17,6 +17,7 @@ from backfire.config import Verify
 from backfire.errors import ConfigError
 from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
+from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
 from backfire.types import Box, Budget, Family, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
@@ -131,6 +132,27 @@ def test_a_held_out_editor_makes_the_trigger_edits_alone_and_the_sheet_names_it(
     assert len(found.edits) - len(rows) > len(USUAL), "the surrogate makes the other edits too"
     assert [pair.edit for pair in found.panels[0].pairs] == found.edits, "every edit is kept as pictures"
     assert found.panels[0].summary[-4:] == [f"other, held out, in {path}: SSIM 1.00" for path in USUAL]
+
+
+def test_the_sheet_tells_the_edits_of_its_editor_and_those_of_held_out_ones_in_words() -> None:
+    crop = planned(1200, 800, Box(500, 300, 660, 460))[0]
+    original = picture(1200, 800)
+    mask = np.zeros(original.shape[:2], dtype=np.bool_)
+    trigger = MaskKind.TRIGGER
+    rows = [
+        EditResult("one", 0, trigger, 0.314, 0.2, False, visible=0.87),
+        EditResult("one", 0, MaskKind.FAR, 0.98, 0.01, False),
+        EditResult("one", 0, trigger, 0.4, 0.2, False, path="forge-whole", visible=0.5),
+        EditResult("two", 0, trigger, 0.6, 0.2, False, visible=0.9),
+        EditResult("three", 0, trigger, 0.5, 0.2, True, visible=0.9),
+    ]
+    shown = panels(crop, 0, (original, original), {trigger: mask}, {}, rows)
+    assert shown.summary == [
+        "edit of the region: plainly broken over 87% of it, SSIM 0.31",
+        "far: SSIM 0.98",
+        "forge-whole: SSIM 0.40",
+        "three, held out, in iopaint: SSIM 0.50",
+    ]
 
 
 def test_a_region_that_vanishes_in_a_tool_is_not_measured_there() -> None:

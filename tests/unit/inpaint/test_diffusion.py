@@ -6,7 +6,6 @@ The pipelines are tiny and random, but saved and loaded like real ones.
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import shutil
 import sys
@@ -369,6 +368,49 @@ def test_pickled_text_encoders_are_refused(copied: Path) -> None:
     assert "safetensors (no pickles)" in refusal(copied)
 
 
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.weight"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
+        ("text_encoder/model.safetensors", "encoder.layers.1.mlp.fc1.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(copied: Path, file: str, tensor: str) -> None:
+    """diffusers and transformers would go on with random numbers in its place."""
+    pipelines.without_tensor(copied / file, tensor)
+    assert f"the weights in {copied / Path(file).parent} lack {tensor}; fetch" in refusal(copied)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
+def test_a_missing_component_is_named(copied: Path, part: str) -> None:
+    shutil.rmtree(copied / part)
+    assert f"{copied} lacks {part} (" in refusal(copied)
+
+
+def test_a_tokenizer_without_its_configuration_is_named(copied: Path) -> None:
+    (copied / "tokenizer" / "tokenizer_config.json").unlink()
+    assert f"{copied} lacks tokenizer/tokenizer_config.json (CLIPTokenizer)" in refusal(copied)
+
+
+@pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_without_its_vocabulary_is_named(
+    folders: dict[str, Path], copied: Path, missing: str
+) -> None:
+    """transformers would load it silently, with a few special tokens for all words."""
+    folder = copied / "tokenizer"
+    (before,) = load(copied, prompts=["abc"], steps=1).prompts
+    # The other way to write the same vocabulary.
+    for file in folders["sd"].with_name("sd-vocabulary").iterdir():
+        shutil.copy(file, folder)
+    (folder / "tokenizer.json").unlink()
+    (after,) = load(copied, prompts=["abc"], steps=1).prompts
+    assert torch.equal(before.embeds["prompt_embeds"], after.embeds["prompt_embeds"])
+    (folder / missing).unlink()
+    lacking = f"lacks tokenizer/tokenizer.json, or in its place tokenizer/{missing} (CLIPTokenizer); fetch"
+    assert lacking in refusal(copied)
+
+
 def test_damaged_weights_are_named(copied: Path) -> None:
     weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -422,16 +464,8 @@ def test_impossible_options_are_named(options: dict[str, Any], message: str) -> 
 def test_hub_names_come_from_the_cache_or_are_refused_offline(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constants = importlib.import_module("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    commit = "0" * 40
-    cache = tmp_path / "models--somebody--tiny"
-    shutil.copytree(folders["sd"], cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    cached = load("somebody/tiny", steps=1)
-    assert cached.weights_sha256 == load(folders["sd"], steps=1).weights_sha256
+    name = pipelines.cached(folders["sd"], "somebody/tiny", tmp_path, monkeypatch)
+    assert load(name, steps=1).weights_sha256 == load(folders["sd"], steps=1).weights_sha256
     message = refusal(Path("nobody/nothing"))
     assert "nobody/nothing is no folder, not in the hub's cache, and cannot be fetched" in message
     assert "go online once" in message

@@ -211,6 +211,10 @@ def test_the_receipt_is_a_table_and_json(server: Server) -> None:
     text = server.ask(f"/picture/{one}").text
     assert re.search(r"✓</span> broken", text)
     assert re.search(r"✗</span> not kept", text)
+    assert re.findall(r'class="soft">(SSIM[^<]*)<', text) == [
+        "SSIM 0.30, plainly seen over 90%",
+        "SSIM 0.88",
+    ]
     assert "<dt>timings_s.optimise</dt><dd>12.5</dd>" in text
     document = json.loads(server.ask(f"/picture/{one}/receipt.json").body)
     assert document["key"] == server.desk.store.get(one).key  # type: ignore[union-attr]

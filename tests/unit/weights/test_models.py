@@ -19,11 +19,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
 from backfire import inpaint, weights
 from backfire.errors import ConfigError, ModelError
 from backfire.weights import File, Model
-from backfire.weights.download import fetch
+from backfire.weights.download import FileProgress, fetch
 from backfire.weights.pipelines import Pipeline, pipelines
 from backfire.weights.transfer import Redirects
 from training import __main__ as training
@@ -317,30 +319,75 @@ def test_the_licence_is_printed_before_anything_is_fetched(
 def test_a_set_is_said_whole_before_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from backfire.cli import models
     from backfire.cli.commands import app
 
     (tmp_path / "config.yaml").write_text("{folders: {inbox: inbox}, models: {folder: weights}}")
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-
-    def bring(model: Model, folder: Path, **_: Any) -> list[Path]:
-        said.append(capsys.readouterr().err)
-        paths = [folder / model.name / file.path for file in model.files]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return paths
-
-    monkeypatch.setattr(models, "bring", bring)
+    said = Fetched(monkeypatch, lambda: capsys.readouterr().err).said
     with pytest.raises(SystemExit) as ended:
         app(["models", "fetch", "--set", "recommended"])
     assert ended.value.code == 0
     names = [model.name for model in weights.members("recommended")]
     assert {"taef1", "taef2", "big-lama"} <= set(names)
     assert len(said) == len(names)
-    assert [line.partition(":")[0] for line in said[0].splitlines()] == names
+    *lines, total = said[0].splitlines()
+    assert [line.partition(":")[0] for line in lines] == names
     assert "big-lama: 206 MB, licence Apache-2.0" in said[0]
+    assert total == said_of("recommended")
+
+
+def said_of(group: str) -> str:
+    """The line about the size of a whole set, by the catalogue."""
+    files = [file for model in weights.members(group) for file in model.files]
+    known = sum(file.size or 0 for file in files) / 1e6
+    unknown = sum(file.size is None for file in files)
+    assert unknown > 1, "the catalogue knows all sizes: take files of unknown size out of the test"
+    return f"in all: at least {known:,.0f} MB, {unknown} files of unknown size"
+
+
+class Fetched:
+    """In place of downloads: empty files, and what had been said when each model was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]) -> None:
+        from backfire.cli import models
+
+        self.said: list[str] = []
+
+        def bring(model: Model, folder: Path, *, progress: FileProgress, **_: Any) -> list[Path]:
+            self.said.append(heard())
+            paths = [folder / model.name / file.path for file in model.files]
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                progress(path.name, 1, 2)
+            return paths
+
+        monkeypatch.setattr(models, "bring", bring)
+
+
+def test_the_demo_says_what_it_fetches_before_it_does_and_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backfire.cli import models, serve
+    from backfire.cli.commands import app
+    from backfire.service.loop import Summary
+
+    told = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(models, "err", told)
+    monkeypatch.setattr(serve, "serve", lambda settings, until_idle: Summary())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    said = Fetched(monkeypatch, lambda: told.file.getvalue()).said  # type: ignore[attr-defined]  # a StringIO
+    ended = CliRunner().invoke(app, ["demo", str(tmp_path / "show"), "--fetch"])
+    assert ended.exit_code == 0, ended.output
+    names = [model.name for model in weights.members("light")]
+    lines = said[0].splitlines()
+    assert [line.partition(":")[0] for line in lines[: len(names)]] == names
+    assert f"taesd: 10 MB, licence MIT; {weights.catalogue()['taesd'].home}" in lines
+    assert said_of("light") in lines
+    assert len(said) == len(names)
+    assert "taesd_encoder.pth" in told.file.getvalue(), "the bar"  # type: ignore[attr-defined]
+    assert all(weights.is_there(name, tmp_path / "home" / "backfire" / "models") for name in names)
+    assert (tmp_path / "show" / "inbox" / "astronaut.png").is_file()
 
 
 def test_each_set_has_those_of_the_one_before() -> None:
