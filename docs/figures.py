@@ -108,6 +108,47 @@ def regions() -> str:
     return _by("regions", "set", "width of the region", lambda of: f"{float(of.partition('@')[2]):.0%}")
 
 
+CARRIED = {
+    "dev": ("flux2-mini", "photographs of 480 px"),
+    "faces": ("flux2-mini", "faces, full size"),
+    "pairs": ("flux2-mini", "pictures with masks"),
+    "autoencoder": ("flux2-mini", "photographs of 480 px"),
+    "students": ("flux2-mini and flux2-micro", "photographs of 480 px"),
+    "reverse": ("latent-taef2", "photographs of 480 px"),
+    "reverse-faces": ("latent-taef2", "faces, full size"),
+}
+"""Runs of `paths`: what their pictures were optimised against, and which they are."""
+
+
+def carried() -> str:
+    """How much of the effect on the surrogate is left with editors that took no part, in each tool.
+
+    The effect is 1 - SSIM of the edit of the region, the mean over the pictures; the share is that of the
+    first surrogate's.
+    """
+    lines: list[str] = []
+    for run, (surrogates, pictures) in CARRIED.items():
+        edits = table(BENCHMARKS / "paths" / run, "Edits by attack path")
+        of: dict[str, dict[str, float]] = {}
+        for row in edits:
+            if row["edit"] == "trigger" and row["strength"] == "balanced":
+                of.setdefault(row["judged by"], {})[row["path"]] = 1 - float(_mean(row["SSIM (worst)"]))
+        own = next(iter(of.values()))
+        lines = lines or _head(
+            "optimised against", "pictures", "edits by", *(PATHS[path].tool for path in own)
+        )
+        count = next(row["n"] for row in edits if row["strength"] == "balanced")
+        for judge, by in of.items():
+            if run == "autoencoder" and judge != "taef2":
+                continue  # the surrogate's own effect is in the first rows
+            cells = [
+                f"{effect:.2f}" + ("" if by is own else f" ({effect / own[path]:.0%})")
+                for path, effect in by.items()
+            ]
+            lines.append(_line(surrogates, f"{count} {pictures}", f"`{judge}`", *cells))
+    return "\n".join(lines)
+
+
 def _by(run: str, column: str, head: str, named: Callable[[str], str]) -> str:
     """What breaks in each tool by a column of a run of `paths`, and what it costs."""
     folder = BENCHMARKS / "paths" / run
