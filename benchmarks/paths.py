@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ import yaml
 from rich.progress import Progress
 
 from backfire import config, inpaint
+from backfire.attack_paths import PATHS
 from backfire.config import Protect
 from backfire.errors import BackfireError
 from backfire.inpaint.base import Editor
@@ -132,18 +134,22 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     found = {key: found[key] for key in shown}
     tools = list(dict.fromkeys(tool for by in found.values() for tool in by))
     wide = 0.8 / len(found)
-    with plots.axes(path, (9.0, 4.2), ylabel="share of the region plainly seen, %") as axes:
+    with plots.axes(path, (9.0, 4.2), ylabel="share of the region plainly different, %") as axes:
         for number, ((strength, judge), by) in enumerate(found.items()):
             at = [index + (number - (len(found) - 1) / 2) * wide for index in range(len(tools))]
-            label = f"{strength}, judged by {judge}"
             bars = axes.bar(
-                at, [float(np.mean(by.get(tool, [0]))) for tool in tools], wide * 0.9, label=label
+                at,
+                [float(np.mean(by.get(tool, [0]))) for tool in tools],
+                wide * 0.9,
+                label=f"strength {strength}, edits by {judge}",
             )
-            for x, tool in zip(at, tools, strict=True):
+            for x, bar, tool in zip(at, bars, tools, strict=True):
                 axes.plot([x] * len(by.get(tool, [])), by.get(tool, []), ".", color="black", markersize=3)
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, label_type="center")
-        axes.set_xticks(range(len(tools)), tools)
-        axes.set_ylim(0, 108)
+                # Below the axis of the bars, where no dot can cover it.
+                axes.text(x, -2, f"{bar.get_height():.0f}", ha="center", va="top", fontsize=8)
+        axes.set_xticks(range(len(tools)), [textwrap.fill(PATHS[tool].tool, 24) for tool in tools])
+        axes.tick_params(axis="x", length=0, pad=14)
+        axes.set_ylim(0, 104)
 
 
 def _lines(table: Iterator[Sequence[object]]) -> Iterator[str]:
