@@ -299,6 +299,7 @@ def verdicts(
     paths: PathsOf,
     *,
     everywhere: bool = False,
+    controls: bool = True,
 ) -> tuple[list[EditResult], dict[str, str]]:
     """The replayed edits of a protected picture, and the daemon's verdicts on it and on two controls.
 
@@ -308,6 +309,7 @@ def verdicts(
     Args:
         paths: by editor, the attack paths on which it is replayed.
         everywhere: whether surrogates make all edits on every path, and not only those of the region.
+        controls: whether to judge the two controls, too.
     """
     perturbation = made.rgb.astype(np.int16) - case.rgb
     signs = np.random.default_rng([*case.seed, 1]).choice(
@@ -315,7 +317,8 @@ def verdicts(
     )
     noise = np.clip(case.rgb + np.abs(perturbation) * signs, 0, 255).astype(np.uint8)
     edits, found = list[EditResult](), {}
-    for name, rgb in (("noise", noise), ("unchanged", case.rgb), ("published", made.rgb)):
+    pictures = {"noise": noise, "unchanged": case.rgb} if controls else {}
+    for name, rgb in {**pictures, "published": made.rgb}.items():
         rng = np.random.default_rng(case.seed)
         editors = Editors(CPU, surrogates, held_out if rgb is made.rgb else (), paths)
         edits = replay(

@@ -50,6 +50,7 @@ def measured(
     judged_on: PathsOf,
     *,
     everywhere: bool,
+    controls: bool,
 ) -> Row:
     """Protect one picture, replay its edits from the decoded file, and return the figures.
 
@@ -57,10 +58,11 @@ def measured(
         paths: by editor, the attack paths to optimise through.
         judged_on: those to replay the edits on.
         everywhere: whether the surrogates make all edits on every path, and not only those of the region.
+        controls: whether to judge the unchanged copy and the noise, too.
     """
     made = measure.protected(case, settings, surrogates, through=paths[surrogates[0].name])
     edits, verdicts = measure.verdicts(
-        case, made, settings, surrogates, held_out, judged_on, everywhere=everywhere
+        case, made, settings, surrogates, held_out, judged_on, everywhere=everywhere, controls=controls
     )
     return {
         **measure.quality(case.rgb, made),
@@ -103,7 +105,9 @@ def _verdicts(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
         groups.setdefault((row["set"], row["strength"]), []).append(row)
     for key, group in groups.items():
         said = Counter(row["verdicts"]["published"] for row in group)
-        others = Counter(row["verdicts"][name] for row in group for name in ("unchanged", "noise"))
+        others = Counter(
+            row["verdicts"][name] for row in group for name in row["verdicts"] if name != "published"
+        )
         psnr, flip = ([row[key] for row in group] for key in ("psnr", "flip"))
         yield (
             *key,
@@ -171,6 +175,11 @@ def parser() -> argparse.ArgumentParser:
         "--judged-on", type=listed, default=[], help="further attack paths, on which edits are only judged"
     )
     parser.add_argument("--everywhere", action="store_true", help="make benign edits, too, on every path")
+    parser.add_argument(
+        "--published-only",
+        action="store_true",
+        help="judge neither an unchanged copy nor noise, which is faster",
+    )
     parser.add_argument("--config", type=Path, help="a configuration that declares further editors")
     parser.add_argument("--out", type=Path, default=OUT)
     return parser
@@ -236,7 +245,10 @@ def main(argv: Sequence[str]) -> int:
             if given.everywhere:
                 what["everywhere"] = True
             measure_it = partial(measured, case, settings, surrogates, held_out, paths, judged_on)
-            rows.append(journal.row(what, partial(measure_it, everywhere=given.everywhere)))
+            if given.published_only:
+                what["controls"] = False
+            choices = {"everywhere": given.everywhere, "controls": not given.published_only}
+            rows.append(journal.row(what, partial(measure_it, **choices)))
             bar.advance(task)
     text = tables(rows)
     (given.out / "table.md").write_text(text + "\n")

