@@ -38,7 +38,19 @@ from benchmarks.protection import listed
 from benchmarks.rows import Journal, Row
 
 OUT = Path("benchmarks/results/paths/run")
-HEAD = "set", "strength", "judged by", "edit", "path", "n", "SSIM (worst)", "L1", "visible", "broken"
+HEAD = (
+    "set",
+    "strength",
+    "judged by",
+    "edit",
+    "path",
+    "n",
+    "SSIM (worst)",
+    "L1",
+    "visible",
+    "broken",
+    "under noise",
+)
 
 
 def measured(
@@ -95,7 +107,9 @@ def _edits(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
         seen = [edit["visible"] for edit in edits if edit["visible"] is not None]
         broken = f"{sum(one >= 0.5 for one in seen)} of {len(seen)}" if seen else ""
         figures = f"{np.mean(ssim):.3f} ({worst:.3f})", f"{np.mean([e['l1'] for e in edits]):.3f}"
-        yield *key, len(edits), *figures, f"{np.mean(seen):.2f}" if seen else "", broken
+        controls = [edit["control_ssim"] for edit in edits if edit["control_ssim"] is not None]
+        noise = f"{np.mean(controls):.3f} ({min(controls):.3f})" if controls else ""
+        yield *key, len(edits), *figures, f"{np.mean(seen):.2f}" if seen else "", broken, noise
 
 
 def _verdicts(rows: Sequence[Row]) -> Iterator[Sequence[object]]:

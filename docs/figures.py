@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from backfire.attack_paths import PATHS
+from backfire.attack_paths import PATHS, USUAL
+from backfire.types import Family
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
 RESULTS = BENCHMARKS / "protection"
@@ -146,6 +147,50 @@ def carried() -> str:
                 for path, effect in by.items()
             ]
             lines.append(_line(surrogates, f"{count} {pictures}", f"`{judge}`", *cells))
+    return "\n".join(lines)
+
+
+def everywhere() -> str:
+    """In each tool: edits of the region, beside it and further away, and of the region under noise."""
+    edits = table(BENCHMARKS / "paths" / "everywhere", "Edits by attack path")
+    by = {(row["path"], row["edit"]): row for row in edits}
+    lines = _head("tool", "edits", "the region", "beside it", "further away", "the region, under noise")
+    for path in dict.fromkeys(row["path"] for row in edits):
+        cells = (by[path, edit]["SSIM (worst)"] for edit in ("trigger", "near", "far"))
+        trigger = by[path, "trigger"]
+        lines.append(_line(PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
+    return "\n".join(lines)
+
+
+def further() -> str:
+    """The edit of the region in tools that the perturbation was not made for."""
+    edits = table(BENCHMARKS / "paths" / "further", "Edits by attack path")
+    lines = _head("tool", "edits", "SSIM (worst)", "L1", "visible", "under noise")
+    for row in edits:
+        if row["edit"] == "trigger" and row["path"] not in USUAL[Family.LATENT]:
+            figures = (row[name] for name in ("n", "SSIM (worst)", "L1", "visible", "under noise"))
+            lines.append(_line(PATHS[row["path"]].tool, *figures))
+    return "\n".join(lines)
+
+
+def starts() -> str:
+    """What the stored start and the early stop contribute: the edit of the region in each tool."""
+    run = BENCHMARKS / "paths" / "start"
+    edits, costs = table(run, "Edits by attack path"), table(run, "Verdicts and cost")
+    tools = list(dict.fromkeys(row["path"] for row in edits if row["edit"] == "trigger"))
+    lines = _head("iterations", "begins with", *(PATHS[path].tool for path in tools), "PSNR dB", "CPU s")
+    for cost in costs:
+        _, *replaced = cost["strength"].split("+")
+        settings = dict(one.split("=") for one in replaced)
+        count = "until it holds" if "stop_early" in settings else settings.get("iterations", "100")
+        start = "noise" if "stored_start" in settings else "the stored start"
+        by = {
+            row["path"]: row
+            for row in edits
+            if row["strength"] == cost["strength"] and row["edit"] == "trigger"
+        }
+        cells = (f"{_mean(by[path]['SSIM (worst)'])}, {by[path]['visible']}" for path in tools)
+        lines.append(_line(count, start, *cells, _mean(cost["PSNR dB"]), cost["CPU s"]))
     return "\n".join(lines)
 
 
