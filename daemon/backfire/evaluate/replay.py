@@ -82,11 +82,8 @@ def replay(
             for editor, is_held_out in everyone:
                 replayer, paths = Replayer(editor, target, seed, editors), editors.paths_of(editor)
                 shown: dict[MaskKind, list[Edit]] = {}
-                for path, kind in _wanted(paths, kinds, is_held_out=is_held_out):
-                    first = path == paths[0]
-                    with_control = kind == MaskKind.TRIGGER and first and not is_held_out
-                    compared = pictures if with_control else pictures[:2]
-                    edits = replayer.edits(compared, kinds[kind], path, kind)
+                for path, kind, compared in wanted(paths, kinds, is_held_out=is_held_out):
+                    edits = replayer.edits(pictures[:compared], kinds[kind], path, kind)
                     if not edits:
                         found.not_measured.append(f"region {region}: {path} leaves nothing of it to edit")
                         continue
@@ -102,7 +99,7 @@ def replay(
                     if len(found.panels) < MOST_PANELS:
                         before, after = (edited_part(pictures[one], edits, one, crop.box) for one in (0, 1))
                         pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
-                    if first:
+                    if path == paths[0]:
                         shown[kind] = edits
                 if editor is everyone[0][0]:
                     first_shown = shown
@@ -116,14 +113,19 @@ def replay(
     return replace(found, not_measured=list(dict.fromkeys(found.not_measured)))
 
 
-def _wanted(
+def wanted(
     paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool
-) -> Iterator[tuple[str, MaskKind]]:
-    """On which attack paths which edits are replayed: that of the region on all, the others on the first."""
+) -> Iterator[tuple[str, MaskKind, int]]:
+    """On which attack paths which edits of a region are replayed, and on how many pictures.
+
+    The edit of the region is replayed on all paths, the others on the first, each on the original and the
+    published picture. One of a surrogate is made of the control, too.
+    """
     for path in paths:
         for kind in kinds:
-            if kind == MaskKind.TRIGGER or (path == paths[0] and not is_held_out):
-                yield path, kind
+            first = path == paths[0] and not is_held_out
+            if kind == MaskKind.TRIGGER or first:
+                yield path, kind, 3 if first and kind == MaskKind.TRIGGER else 2
 
 
 @dataclass(frozen=True)
