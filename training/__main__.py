@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from backfire import weights
+from backfire import attack_paths, config, inpaint, weights
+from backfire.config import Folders, Settings
+from backfire.errors import BackfireError
 from backfire.files import durable
 from training import autoencoder, lama, latent_pair, ldm_mini, start, student
 from training.run import Options
@@ -22,15 +25,16 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument(
         "--editor",
+        "--editors",
         default="flux2-mini",
-        help="export, judge: name of the editor; judge: of several, with commas between them",
+        help="export, judge, start: name of the editor; judge, start: of several, with commas between them",
     )
     parser.add_argument(
         "--weights", type=Path, help="export: the file to write; judge: weights to load instead of --editor"
@@ -53,7 +57,16 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
-    parser.add_argument("--count", type=int, default=100, help="judge: number of pictures")
+    parser.add_argument("--config", type=Path, help="start: a configuration that declares further editors")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="start: the folder for EDITOR.safetensors; without it, starts in the configuration's "
+        "models.folder, or the package itself where there is no --config",
+    )
+    parser.add_argument(
+        "--count", type=int, help="judge: number of pictures (100); start: number of tiles (3)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument(
@@ -67,7 +80,7 @@ def main() -> None:
         "the autoencoder to learn from",
     )
     parser.add_argument("--crops", type=int, default=4800, help="ldm, inpainter: crops encoded in advance")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     is_student = given.command.startswith("student")
     if (is_student or given.command == "inpainter") and not given.latents:
         parser.error(f"{given.command} needs --latents, the encoder and the decoder that it learns from")
@@ -82,9 +95,7 @@ def main() -> None:
     if given.latents and given.command in ("inpainter", "export"):
         _on_latents(given, common)
     elif given.command == "start":
-        folder = given.runs / f"start-{given.editor}"
-        start.train(given.data, given.editor, folder, common, given.count)
-        start.export(folder, STARTS / f"{given.editor}.safetensors")
+        _starts(given, common)
     elif is_student:
         folder = given.runs / f"student-{given.channels}"
         train = student.train_encoder if given.command == "student" else student.train_decoder
@@ -102,7 +113,7 @@ def main() -> None:
 
         editors = judge.editors(given.editor, given.weights, given.kind, given.latents or ())
         folder = given.runs / "judge" / "-".join(editor.name for editor in editors)
-        judge.judge(given.data, editors, folder, given.count, given.seed)
+        judge.judge(given.data, editors, folder, given.count or 100, given.seed)
     else:
         target = given.weights or WEIGHTS / f"{given.editor}.safetensors"
         if given.editor == "lama-mini":
@@ -118,6 +129,30 @@ def main() -> None:
                 f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"
             )
         state_sums(target.parent)
+
+
+def _starts(given: argparse.Namespace, common: Options) -> None:
+    """Make stored starts for each of the editors, one after the other, and say where they are."""
+    try:
+        declared = given.config and config.load(given.config)
+        settings = declared or Settings(folders=Folders(inbox=Path("inbox")))
+        # What is to be made anew may be missing, or be of other weights.
+        bare = {name: one.model_copy(update={"start": None}) for name, one in settings.editors.items()}
+        settings = settings.model_copy(update={"editors": bare})
+        out = given.out or (settings.models.folder / "starts" if declared else STARTS)
+        named = None if settings.verify.paths == "auto" else settings.verify.paths
+        for name in given.editor.split(","):
+            editor = inpaint.get(name, settings=settings)
+            through = attack_paths.chosen(named, inpaint.family(name, settings), name)
+            # A run that is resumed goes on with the same weights.
+            folder = given.runs / f"start-{name}-{editor.weights_sha256[:8]}"
+            made_for = start.For(editor, through, settings.protect)
+            start.train(given.data, made_for, folder, common, given.count or 3)
+            target = out / f"{name}.safetensors"
+            start.export(folder, target, editor)
+            print(f"{target}: made" + (f"; set editors.{name}.start to it" if declared else ""))
+    except BackfireError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _on_latents(given: argparse.Namespace, common: Options) -> None:

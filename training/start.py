@@ -8,20 +8,22 @@ different from each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 from torch import Tensor
 
-from backfire import attack_paths, inpaint
 from backfire.attack_paths import cropping
 from backfire.attack_paths.tensors import to_tensor
 from backfire.config import Protect
+from backfire.errors import ConfigError
+from backfire.inpaint import starts
 from backfire.inpaint.base import Editor
+from backfire.inpaint.starts import SIDE
 from backfire.perturb import methods
 from backfire.perturb.bounds import Bounds, gradient_in_ycbcr, plane, to_rgb
 from backfire.perturb.methods.base import Task, tiled
@@ -31,9 +33,6 @@ from backfire.types import Box, Budget, Mask, Region, Rgb
 from training import data
 from training.run import Options, Run, machine
 
-SIDE = 64
-"""The side of a tile in pixels; a multiple of the 8 px of a latent cell, so that a crop's cells and a tile's
-fall together."""
 PREPARED = 48
 """Photographs whose edits are kept in memory."""
 EARLY, AGAIN = 60, 0.2
@@ -57,13 +56,27 @@ class _Tiles(torch.nn.Module):
         self.register_buffer("momentum", torch.zeros_like(drawn))
 
 
-def train(photos: Path, name: str, folder: Path, options: Options, count: int) -> None:
-    """Optimise `count` tiles for an embedded editor in `folder`, or resume an interrupted run there."""
+@dataclass(frozen=True, eq=False)
+class For:
+    """What tiles are made for: an editor, the attack paths on which it is judged, and how it is optimised."""
+
+    editor: Editor
+    through: Sequence[str]
+    settings: Protect
+
+
+def train(photos: Path, made_for: For, folder: Path, options: Options, count: int) -> None:
+    """Optimise `count` tiles in `folder`, or resume an interrupted run there.
+
+    Raises:
+        ConfigError: the method cannot use the editor, or begins with no stored start.
+    """
+    editor, through, settings = made_for.editor, made_for.through, made_for.settings
+    if not isinstance(methods.get(settings.method, [editor]), IterativeMethod):
+        wrong = f"got {settings.method}, which begins with no stored start, expected another method"
+        raise ConfigError(f"protect.method: {wrong}; set protect.method: implant")
     pictures, device = data.load(photos), machine()
-    editor = inpaint.get(name)
     editor.to(device)
-    settings = Protect()
-    through = attack_paths.USUAL[inpaint.BUILT_IN[name].stands_for]
     own = _Tiles(count, options.seed).to(device)
     run = Run(folder, options, {"tiles": own})
     run.every = 20
@@ -99,11 +112,10 @@ def train(photos: Path, name: str, folder: Path, options: Options, count: int) -
     run.loop(one, sample)
 
 
-def export(folder: Path, target: Path) -> None:
-    """Write the tiles of a run as a safetensors file in half precision."""
+def export(folder: Path, target: Path, editor: Editor) -> None:
+    """Write the tiles of a run for an editor as a safetensors file in half precision."""
     state = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["tiles"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"tiles": state["tiles"].half().contiguous()}, target)
+    starts.write(state["tiles"], target, editor.weights_sha256)
 
 
 def _gain(task: Task, gradient: Tensor) -> Tensor:
@@ -129,7 +141,7 @@ def _search(
     (crop,) = cropping.plan(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
-    paths = Paths(rgb, [crop], (), through, machine()).of(region, crop, rng)
+    paths = Paths(rgb, [crop], (), through, machine(), settings.work_px).of(region, crop, rng)
     bounds = Bounds.of(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(

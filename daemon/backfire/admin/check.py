@@ -15,20 +15,16 @@ from backfire import attack_paths, detectors, inpaint
 from backfire.admin import cluster, probes
 from backfire.admin.probes import Check
 from backfire.admin.today import space
-from backfire.attack_paths import cropping
 from backfire.config import Regions, Settings, Verify
 from backfire.errors import BackfireError
 from backfire.evaluate import judge
 from backfire.files import inbox
 from backfire.perturb import methods
 from backfire.provenance import credentials, signing
-from backfire.types import Box, Region, shown
+from backfire.types import shown
 
 LOW_SPACE = 2 << 30
 """Free bytes below which the check warns."""
-PROBE = 384, 512
-"""Height and width of the picture on which iterations are timed."""
-TIMED = 2
 MOST_FOLDERS = 20
 """The most subfolders of the inbox that are named because they cannot be read."""
 
@@ -84,9 +80,12 @@ def check(settings: Settings) -> Iterator[Check]:
                 broken |= set() if found.ok else {name}
                 yield found
             seen.add((name, "editor"))
-        if (variant.protect, "pace") not in seen and not broken.intersection(surrogates):
+        judged = variant.verify.paths, variant.verify.held_out
+        if (variant.protect, judged) not in seen and not broken.intersection(
+            (*surrogates, *variant.verify.held_out)
+        ):
             yield _loads(f"{where}time for a picture", partial(_pace, variant))
-        seen.add((variant.protect, "pace"))
+        seen.add((variant.protect, judged))
 
 
 def thresholds(settings: Settings) -> Iterator[Check]:
@@ -133,50 +132,9 @@ def _editor(name: str, settings: Settings) -> str:
 
 
 def _pace(settings: Settings) -> str:
-    """How long the optimisation takes, from two timed iterations on a picture of noise."""
-    import numpy as np
+    from backfire.admin import pace  # brings torch
 
-    from backfire.inpaint.hardware import pick_device
-    from backfire.perturb.optimiser import Optimiser
-
-    # Choosing a stored start comes before the iterations that are timed, and takes longer than they.
-    protect = settings.protect.model_copy(update={"stored_start": False})
-    device = pick_device(protect.device)
-    editors = [inpaint.get(name, device, settings) for name in protect.surrogates]
-    rng, (height, width) = np.random.default_rng(0), PROBE
-    region = Region(Box(width // 3, height // 3, 2 * width // 3, 2 * height // 3), "mask", 1.0, "check")
-    crops = cropping.plan(
-        [region], height, width, margin=protect.margin_px, work=protect.work_px, whole=protect.whole_px
-    )
-    paths = attack_paths.of_editors(settings)
-    through = dict.fromkeys(path for name in protect.surrogates for path in paths[name])
-    ends: list[float] = []
-
-    def progress(done: int, total: int) -> None:
-        ends.append(time.monotonic())
-        if len(ends) > TIMED:  # the first one also warms up, and is not counted
-            raise _TimedError
-
-    with suppress(_TimedError):
-        Optimiser(protect, editors, device, through=tuple(through)).optimise(
-            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
-            crops,
-            grey=False,
-            rng=rng,
-            progress=progress,
-        )
-    seconds = (ends[-1] - ends[0]) / max(len(ends) - 1, 1) * protect.iterations
-    surrogates = ", ".join(protect.surrogates)
-    what = (
-        f"about {seconds:,.0f} s to optimise for one region of a picture of {width}x{height} px on {device}"
-    )
-    return (
-        f"{what} with {surrogates}; larger crops take more, up to protect.work_px, and judging comes on top"
-    )
-
-
-class _TimedError(Exception):
-    """Ends an optimisation once enough of its iterations are timed."""
+    return pace.estimate(settings).sentence
 
 
 def _signer(settings: Settings) -> Iterator[Check]:

@@ -12,11 +12,12 @@ from backfire.errors import ConfigError
 NAME = "config.yaml"
 
 
-def init(folder: Path) -> Path:
+def init(folder: Path, long_px: int | None = None) -> Path:
     """Write a configuration into a folder and make the folders beside it; nothing is overwritten.
 
     Args:
         folder: where the configuration and the folders are to be; made where it is missing.
+        long_px: `output.long_px`, 64 or more; None keeps the size of every picture.
 
     Returns:
         The configuration's file.
@@ -29,7 +30,7 @@ def init(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
         with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(starter())
+            opened.write(starter(long_px))
         for made in config.load(file).folders.named().values():
             made.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:

@@ -12,7 +12,7 @@ from backfire.config.section import Section
 
 
 class DeclaredEditor(Section):
-    """An editor beside the built-in ones; keys other than `kind` and `weights` are options of its kind."""
+    """An editor beside the built-in ones; keys other than these are options of its kind."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -21,6 +21,9 @@ class DeclaredEditor(Section):
     weights: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files or folders, names that `backfire models list` shows, or what else the kind understands,
     such as a hub name; paths are absolute once the file is loaded."""
+    start: Path | None = None
+    """A file of stored starts for these weights, which `python -m training start` makes; see
+    `protect.stored_start`."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -45,8 +45,12 @@ def everything() -> str:
     return "\n".join(lines) + "\n"
 
 
-def starter() -> str:
-    """The essential settings with their descriptions, and the names and defaults of all others, as YAML."""
+def starter(long_px: int | None = None) -> str:
+    """The essential settings with their descriptions, and the names and defaults of all others, as YAML.
+
+    Args:
+        long_px: the value of `output.long_px`; all other settings have their defaults.
+    """
     lines = [*_comment(_STARTER, "")]
     essential = {name.partition(".")[0] for name in ESSENTIAL}
     for setting in settings():
@@ -57,7 +61,8 @@ def starter() -> str:
         if setting.path in ESSENTIAL:
             lines += _comment(_told(setting), pad)
         live = setting.path in ESSENTIAL or (setting.depth == 0 and top in essential)
-        value = "" if setting.section else f" {setting.default}"
+        given = long_px is not None and setting.path == "output.long_px"
+        value = "" if setting.section else f" {long_px if given else setting.default}"
         # The # stands where the key belongs, so that taking it away leaves a valid line.
         lines.append(f"{pad}{'' if live else '# '}{setting.name}:{value}")
     return "\n".join(lines) + "\n"

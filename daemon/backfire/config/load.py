@@ -145,9 +145,9 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _with_weights(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The data with an absolute folder of models, and absolute weights where they are a path.
+    """The data with an absolute folder of models, and absolute starts and weights where these are a path.
 
-    They are a path where they begin with `.`, `/` or `~`, or where such a file exists. Anything else is a
+    Weights are a path where they begin with `.`, `/` or `~`, or where such a file exists. Anything else is a
     name of the catalogue or of a hub, which only the kind of the editor can tell apart.
     """
     models, editors = data.get("models"), data.get("editors")
@@ -164,13 +164,17 @@ def _with_weights(data: dict[str, Any], base: Path) -> dict[str, Any]:
         path = _absolute(Path(weights), base)
         return str(path) if weights.startswith((".", "/", "~")) or path.exists() else weights
 
-    placed = {
-        name: {**one, "weights": place(one["weights"])}
-        if isinstance(one, Mapping) and "weights" in one
-        else one
-        for name, one in editors.items()
-    }
-    return {**data, "editors": placed}
+    def declared(editor: object) -> object:
+        if not isinstance(editor, Mapping):
+            return editor
+        placed = dict(editor)
+        if "weights" in placed:
+            placed["weights"] = place(placed["weights"])
+        if isinstance(placed.get("start"), str | Path):
+            placed["start"] = _absolute(Path(placed["start"]), base)
+        return placed
+
+    return {**data, "editors": {name: declared(one) for name, one in editors.items()}}
 
 
 def _absolute(path: Path, base: Path) -> Path:

@@ -126,6 +126,9 @@ class Settings(Section):
         # What came later and is not used is left out: the digest stays, and nothing is done again.
         if not self.editors:
             del deciding["editors"]
+        for editor in deciding.get("editors", {}).values():
+            if editor["start"] is None:
+                del editor["start"]
         if self.output.long_px is None:
             del deciding["output"]["long_px"]
         if self.output.data_mining == "keep":

@@ -84,11 +84,10 @@ def replay(
             for editor, is_held_out in everyone:
                 replayer, paths = Replayer(editor, target, seed, editors), editors.paths_of(editor)
                 shown: dict[MaskKind, list[Edit]] = {}
-                for path, kind in _wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
-                    first = path == paths[0]
-                    with_control = kind == MaskKind.TRIGGER and not is_held_out
-                    compared = pictures if with_control else pictures[:2]
-                    edits = replayer.edits(compared, kinds[kind], path, kind)
+                for path, kind, compared in wanted(
+                    paths, kinds, is_held_out=is_held_out, everywhere=everywhere
+                ):
+                    edits = replayer.edits(pictures[:compared], kinds[kind], path, kind)
                     if not edits:
                         found.not_measured.append(f"region {region}: {path} leaves nothing of it to edit")
                         continue
@@ -104,7 +103,7 @@ def replay(
                     if len(found.panels) < MOST_PANELS:
                         before, after = (edited_part(pictures[one], edits, one, crop.box) for one in (0, 1))
                         pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
-                    if first:
+                    if path == paths[0]:
                         shown[kind] = edits
                 if editor is everyone[0][0]:
                     first_shown = shown
@@ -118,14 +117,23 @@ def replay(
     return replace(found, not_measured=list(dict.fromkeys(found.not_measured)))
 
 
-def _wanted(
-    paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool, everywhere: bool
-) -> Iterator[tuple[str, MaskKind]]:
-    """On which attack paths which edits are replayed: that of the region on all, the others on the first."""
+def wanted(
+    paths: Sequence[str], kinds: Iterable[MaskKind], *, is_held_out: bool, everywhere: bool = False
+) -> Iterator[tuple[str, MaskKind, int]]:
+    """On which attack paths which edits of a region are replayed, and on how many pictures.
+
+    The edit of the region is replayed on all paths, the others on the first, each on the original and the
+    published picture. One of a surrogate is made of the control, too.
+
+    Args:
+        everywhere: whether a surrogate makes the other edits on all paths, too.
+    """
     for path in paths:
         for kind in kinds:
-            if kind == MaskKind.TRIGGER or ((path == paths[0] or everywhere) and not is_held_out):
-                yield path, kind
+            if kind == MaskKind.TRIGGER:
+                yield path, kind, 2 if is_held_out else 3
+            elif (path == paths[0] or everywhere) and not is_held_out:
+                yield path, kind, 2
 
 
 @dataclass(frozen=True)

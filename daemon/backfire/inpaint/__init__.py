@@ -56,7 +56,7 @@ class Kind(Entry):
     def known(self) -> tuple[str, ...]:
         """All keys that a declaration may have."""
         own = [field.name for field in fields(self.options)] if self.options else []
-        return "kind", "weights", *own, *(["dtype"] if self.casts else [])
+        return "kind", "weights", "start", *own, *(["dtype"] if self.casts else [])
 
     def checked(self, given: Mapping[str, Any]) -> Options | None:
         """The options of a declaration, all of which are known; None where the kind has none.
@@ -340,4 +340,10 @@ def _declared(name: str, declared: DeclaredEditor, folder: Path) -> Editor:
             message = f"editor {name}: weights {wanted}: no such file, nor a catalogue name ({names})"
             raise ModelError(Code.MODEL, message, retryable=False)
         paths.append(weights.located(wanted, folder) if known else Path(wanted))
-    return kind.load(name, tuple(paths), declared.options)
+    editor: Any = kind.load(name, tuple(paths), declared.options)
+    if declared.start is not None:
+        from backfire.inpaint import starts  # brings torch
+
+        editor.stored_start = starts.read(declared.start, name, editor.weights_sha256)
+    loaded: Editor = editor
+    return loaded

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from backfire.cli import manual
 from backfire.cli.commands import app
 from backfire.config.example import ESSENTIAL, starter
 from backfire.errors import ConfigError
+from tests.support.sandbox import environment
 
 
 def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: Path) -> None:
@@ -38,6 +42,51 @@ def test_init_here_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     commands = [line.partition("#")[0].strip() for line in told.stdout.splitlines()[-3:]]
     assert commands == ["backfire check", "backfire once", "backfire run"]
     assert (tmp_path / "inbox").is_dir()
+
+
+def at_terminal(typed: bytes, *arguments: str) -> str:
+    """What `backfire init` shows at a terminal at which somebody types."""
+    ours, terminal = pty.openpty()
+    os.write(ours, typed)
+    ran = subprocess.run(
+        [sys.executable, "-m", "backfire.cli", "init", *arguments],
+        stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    os.close(terminal)
+    os.close(ours)
+    return ran.stdout
+
+
+def long_px(folder: Path) -> int | None:
+    return config.load(folder / "config.yaml").output.long_px
+
+
+@pytest.mark.parametrize(("typed", "expected"), [(b"\n", None), (b"12\nlarge\n2048\n", 2048)])
+def test_init_asks_at_a_terminal_how_large_pictures_are_published(
+    tmp_path: Path, typed: bytes, expected: int | None
+) -> None:
+    told = at_terminal(typed, str(tmp_path / "new"))
+    assert long_px(tmp_path / "new") == expected
+    assert told.count("Longer side of published pictures in pixels") == typed.count(b"\n")
+    for wrong in (b"12", b"large"):
+        refused = f"output.long_px: got {wrong.decode()!r}, expected a number of pixels, 64 or more" in told
+        assert refused == (wrong in typed)
+
+
+def test_init_asks_nothing_where_the_answer_is_given_or_nobody_would_see_the_question(tmp_path: Path) -> None:
+    given = at_terminal(b"512\n", str(tmp_path / "given"), "--long-px", "1600")
+    as_json = at_terminal(b"512\n", str(tmp_path / "json"), "--json")
+    again = at_terminal(b"512\n", str(tmp_path / "given"))
+    piped = CliRunner().invoke(app, ["init", str(tmp_path / "piped")], input="512\n", catch_exceptions=False)
+    assert not [told for told in (given, as_json, again, piped.output) if "Longer side" in told]
+    assert [long_px(tmp_path / name) for name in ("given", "json", "piped")] == [1600, None, None]
+    assert "exists already and is kept" in again
+    kept = CliRunner().invoke(app, ["init", str(tmp_path / "kept"), "--long-px", "0"], catch_exceptions=False)
+    assert (kept.exit_code, long_px(tmp_path / "kept")) == (0, None)
+    refused = CliRunner().invoke(app, ["init", str(tmp_path / "refused"), "--long-px", "63"])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "refused").exists()
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:

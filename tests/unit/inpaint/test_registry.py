@@ -165,7 +165,7 @@ def test_check_says_the_surrogates_and_how_long_they_take(tmp_path: Path) -> Non
     found = {one.subject: one for one in check.check(settings(tmp_path, {}))}
     assert found["surrogates"].found == "flux2-mini"
     said = found["time for a picture"].found
-    assert re.match(r"about [\d,]+ s to optimise for one region .* with flux2-mini;", said)
+    assert re.match(r"about [\d,]+ s for one region .* to judge with flux2-mini, flux2-micro;", said)
     assert found["time for a picture"].ok
 
 
