@@ -154,9 +154,11 @@ def everywhere() -> str:
     """In each tool: edits of the region, beside it and further away, and of the region under noise."""
     edits = table(BENCHMARKS / "paths" / "everywhere", "Edits by attack path")
     by = {(row["path"], row["edit"]): row for row in edits}
-    lines = _head("tool", "edits", "the region", "beside it", "further away", "the region, under noise")
+    kinds = "trigger", "dilated", "partial", "near", "far"
+    heads = "the region", "a little more", "half of it", "beside it", "further away"
+    lines = _head("tool", "edits", *heads, "the region, under noise")
     for path in dict.fromkeys(row["path"] for row in edits):
-        cells = (by[path, edit]["SSIM (worst)"] for edit in ("trigger", "near", "far"))
+        cells = (by[path, kind]["SSIM (worst)"] for kind in kinds)
         trigger = by[path, "trigger"]
         lines.append(_line(PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
     return "\n".join(lines)

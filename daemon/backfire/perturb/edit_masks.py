@@ -91,6 +91,19 @@ def triggers(mask: Mask, rng: np.random.Generator) -> list[Mask]:
     return shapes
 
 
+def repainted(mask: Mask, rng: np.random.Generator, shapes: Shapes = triggers) -> list[Mask]:
+    """`shapes`, and as many again and more: contours as uneven as a hand's, shifts, strokes, a quarter more.
+
+    After DiffusionGuard (arXiv 2410.05694), which draws another contour in each iteration. A large stock
+    takes its place, since the clean edit of each is made but once.
+    """
+    found = shapes(mask, rng)
+    found += [masks.uneven(mask, rng) for _ in range(8)] + [masks.stroke(mask, rng) for _ in range(4)]
+    for down, right in rng.integers(-SHIFT, SHIFT + 1, size=(4, 2)):
+        found.append(masks.shifted(mask, int(down), int(right)))
+    return [*found, masks.covering(mask, 1.25)]
+
+
 class Edits:
     """The edits of one region on one attack path. Clean responses are computed once, when first asked for.
 

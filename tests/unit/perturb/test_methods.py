@@ -20,8 +20,9 @@ from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
 from backfire.inpaint.base import Editor
 from backfire.perturb import contrast_masking
-from backfire.perturb.edit_masks import Edits, relative_error
+from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
+from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import IterativeMethod, Search, budget_step, neediest
 from backfire.perturb.optimiser import Paths
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
@@ -187,6 +188,28 @@ def test_incomplete_triggers_touch_the_region_and_benign_ones_do_not() -> None:
             edit = edits.take(kind)
             assert edit is not None
             assert bool((edit.mask[0, 0] > 0)[region].any()) == touches, kind
+
+
+def test_masks_that_are_painted_otherwise_are_drawn_in_every_tool_on_request() -> None:
+    work, surrogate = task(), Counting()
+    here = crop(work)
+    for asked, kinds in (((), {"full"}), (("masks",), {"full", "dilated", "incomplete"})):
+        given = replace(work, paths=[[[here], [here]]], robust_to=asked)
+        search = Search(Implant(), given, [surrogate], "away", np.random.default_rng(0))
+        *_, elsewhere = (path for group in search._regions[0] for path in group)
+        drawn = [elsewhere.drawn() for _ in range(40)]
+        assert {edit.kind for edit in drawn if edit.breaks} == kinds
+    shapes = {edit.mask.numpy().tobytes() for edit in drawn if edit.kind == "incomplete"}
+    assert len(shapes) > 3, "not one shape alone"
+
+
+def test_shapes_painted_otherwise_begin_with_the_usual_ones_and_touch_the_region() -> None:
+    mask = task().regions[0]
+    usual = triggers(mask, np.random.default_rng(3))
+    more = repainted(mask, np.random.default_rng(3))
+    assert all(np.array_equal(one, other) for one, other in zip(usual, more, strict=False))
+    assert len(more) > 2 * len(usual)
+    assert all((plane & mask).any() for plane in more)
 
 
 def test_a_crop_without_room_has_no_far_edit() -> None:

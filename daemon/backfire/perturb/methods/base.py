@@ -77,7 +77,8 @@ class Task:
         starts: tiles K,3,h,w in [-1,1] of the budget that were stored for the surrogates, see `starts`.
         hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others;
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
-        robust_to: the transforms that the perturbation is to survive: `jpeg`, `blur`.
+        robust_to: what the perturbation is to survive: the transforms `jpeg` and `blur`, and `masks` that are
+            painted otherwise.
         early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
     """
 

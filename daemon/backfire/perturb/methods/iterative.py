@@ -48,6 +48,8 @@ NEED = 0.1
 on which nothing breaks is drawn some ten times as often as one on which everything does."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
 """Shapes drawn on attack paths other than the first, where the edit of the region alone is replayed."""
+REPAINTED, REPAINTED_ELSEWHERE = 32, 8
+"""Incomplete triggers drawn on the first attack path and on the others with `robust_to: [masks]`."""
 
 
 Step = Callable[[Tensor, int], Tensor]
@@ -253,7 +255,11 @@ class Search:
     def _edits(self, given: EditorInput, *, elsewhere: bool = False) -> Edits:
         method = self._method
         incomplete, far = (INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE) if elsewhere else (INCOMPLETE, FAR)
-        drawn_from = method.respond, method.shapes
+        shapes = method.shapes
+        if "masks" in self._task.robust_to:
+            incomplete = REPAINTED_ELSEWHERE if elsewhere else REPAINTED
+            shapes = partial(edit_masks.repainted, shapes=shapes)
+        drawn_from = method.respond, shapes
         return Edits(given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far)
 
     def _sample(self, path: Edits) -> _Sample:
