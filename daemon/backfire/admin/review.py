@@ -22,7 +22,7 @@ from backfire.files.inbox import MASK_ENDING
 from backfire.service.review import masks_beside
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
-from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
+from backfire.types import ACTIVE, Choice, Job, JobState, shown
 
 MASK_ENDINGS = (".png", ".json")
 """The files that can be given as a mask: painted, or annotations."""
@@ -86,7 +86,7 @@ def weak(settings: Settings) -> list[Job]:
         StoreError: the job database cannot be read.
     """
     with Reader(settings.folders.database) as store:
-        published = store.latest(MOST, states=(JobState.ARCHIVED,), verdict=Verdict.WEAK)
+        published = store.needing("weak", MOST)
         held = store.all_in(JobState.REVIEW)
     found = [job for job in (*published, *held) if _is_acceptable(job)]
     return sorted(found, key=lambda job: job.id)
@@ -111,7 +111,7 @@ def accept(settings: Settings, job_id: int, *, by: str) -> Job:
             told = {"decided": Choice.RELEASE.value, "by": by}
             return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
     if job is not None and not _is_acceptable(job):
-        why = "was accepted already" if job.verdict == Verdict.WEAK and job.choice else "is not weak"
+        why = "was accepted already" if job.is_accepted else "is not weak"
         raise DecisionRefused(f"job {job_id} ({job.name}): {why}; nothing was changed")
     return release(settings, job_id, by=by)
 

@@ -70,6 +70,7 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             "jobs": counts,
             "verdicts": verdicts,
             "today": found.today,
+            "working": found.working,
             "waiting": found.waiting,
             "eta_s": found.eta_s,
             "seconds_a_picture": found.seconds_each,
@@ -82,9 +83,11 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         now = goes_on if found.alive else "the daemon cannot start"
         out.print(Text(f"the configuration cannot be used, and {now}: {broken}", "red"), soft_wrap=True)
     _print_daemon(found)
-    out.print("in all:")
+    if found.ever:
+        out.print("in all:")
+    last = next((name for name in (Outcome.WAITING, Outcome.WORKING) if name in found.ever), None)
     for name, count in found.ever.items():
-        more = f", {waiting(found)}" if name == Outcome.WAITING else ""
+        more = f", {waiting(found)}" if name == last else ""
         out.print(f"{count:8d} {name}{more}", soft_wrap=True)
     out.print(f"today: {in_words(found.today) or 'nothing yet'}")
     if {Outcome.WEAK, Outcome.FAILED, Outcome.HELD} & found.ever.keys():

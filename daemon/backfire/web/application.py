@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from backfire.admin.outcomes import midnight, outcomes
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, Verdict, shown
@@ -197,6 +198,8 @@ class Page:
         def compute(seen: Seen) -> str:
             now = self._now()
             found = today.day(self.listing.since(now - today.HOURS * 3600), now)
+            counts = outcomes(self.listing.tally(midnight(now)))
+            told = [one for one in today.SHOWN if one in counts or one in today.ALWAYS]
             each = self.board.seconds_each()
             latest = next(iter(self.listing.jobs("done", most=1)), None)
             return self.rendering.render(
@@ -205,6 +208,7 @@ class Page:
                 gpus=today.gpus(),
                 receipt=self._receipt(latest) if latest else {},
                 day=found,
+                outcomes=[(one, counts.get(one, 0)) for one in told],
                 plot=today.plot(found.hours),
                 each=each,
                 space=today.space(self.options.folders),

@@ -26,7 +26,7 @@ from backfire.errors import ConfigError, StoreError
 from backfire.evaluate.judge import EditResult
 from backfire.imaging import formats
 from backfire.service.worker.protocol import Finished, Order
-from backfire.types import JobState, MaskKind, Verdict
+from backfire.types import Choice, JobState, MaskKind, Verdict
 from benchmarks import passthrough
 from tests.support.house import House, house
 from tests.support.pictures import encoded, photo
@@ -236,6 +236,59 @@ def test_status_and_today_say_how_long_the_queue_takes_here(weak: House) -> None
     told = tell("today").stdout
     assert "11  pictures came in" in told
     assert "9  waiting      about 60 s" in told
+
+
+def test_status_and_today_tell_what_is_worked_from_what_waits(weak: House) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for state in (JobState.RUNNING, JobState.SETTING_ASIDE, JobState.READY):
+        (job,) = store.add([f"{state}.png".encode()], at=now)
+        store.update(job.id, state, at=now)
+    for command in ("status", "today"):
+        document = json.loads(tell(command, "--json").stdout)
+        assert (document["working"], document["waiting"]) == (2, 1)
+        assert re.search(r"^ +2 +working$", tell(command).stdout, re.MULTILINE)
+        assert re.search(r"^ +1 +waiting", tell(command).stdout, re.MULTILINE)
+
+
+def test_files_that_no_picture_uses_need_nobody(weak: House) -> None:
+    store = weak.service.jobs.store
+    store.update(1, JobState.ARCHIVED, at=time.time(), choice=Choice.RELEASE)
+    store.set_fact("daemon", {"unused": {"notes.txt": "is no picture"}}, at=time.time())
+    told = tell("today").stdout
+    assert "nothing needs a person\n1 file that no picture uses stays in the inbox:\n" in told
+    assert re.search(r"^ +1 +is no picture \(notes\.txt\)$", told, re.MULTILINE)
+    store.set_fact("daemon", {"unused": {"a.txt": "x", "b.txt": "x"}}, at=time.time())
+    assert "2 files that no picture uses stay in the inbox:\n" in tell("today").stdout
+
+
+def test_a_weak_picture_of_another_day_is_not_forgotten(weak: House) -> None:
+    store = weak.service.jobs.store
+    store.update(1, JobState.ARCHIVED, at=time.time() - 3 * 86400)
+    assert "and 1 weak picture from before today: backfire accept" in tell("today").stdout
+    assert json.loads(tell("today", "--json").stdout)["earlier_weak"] == 1
+    assert "1 weak\n" in tell("accept").stdout
+
+
+def test_a_changed_setting_is_told_to_the_daemon_as_it_runs(
+    weak: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    store.update(1, JobState.ARCHIVED, at=now, message="not broken in IOPaint")
+    store.set_fact("daemon", {"pid": 4321}, at=now)
+    monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: False)
+    assert "the daemon reads it when it is started" in " ".join(tell("today").stdout.split())
+    monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: True)
+    assert "where the daemon is a service of the system, else kill -HUP 4321" in " ".join(
+        tell("today").stdout.split()
+    )
+
+
+def test_status_of_an_empty_day_has_no_heading_without_figures(weak: House) -> None:
+    assert "in all:" in tell("status").stdout
+    weak.service.jobs.store.prune(before=time.time() + 60)
+    told = tell("status").stdout
+    assert "in all:" not in told
+    assert "today: nothing yet" in told
 
 
 def test_today_says_what_needs_a_person_and_what_to_do(weak: House) -> None:
