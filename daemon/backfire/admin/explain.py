@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from backfire import advice
+from backfire.admin import decisions
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
@@ -240,6 +241,8 @@ def _waits_for(
         return f"{name}: {_of_a_mask(path, settings)}"
     result = folders.outbox / shown(job.output_path or b"")
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
+    if job.is_accepted:
+        weak = f"; its protection is weak, which was {decisions.last(events) or decisions.ACCEPTED}"
     retried = job.code not in {Code.UNSUPPORTED, *advice.COPIED_AGAIN}  # others come as another file
     again = f"; when it is mended: backfire retry {job.id}" if retried else ""
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backfire.advice import REGION_HELPS
@@ -74,10 +75,10 @@ def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painte
         if isinstance(mask, Outcome):
             return mask
         if job.state == JobState.REVIEW:
-            with tempfile.NamedTemporaryFile(suffix=".png") as file:
-                file.write(mask)
-                file.flush()
-                why = _command(["release", number, "--mask", file.name, *BY], options)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "drawn.png"  # the history names it
+                file.write_bytes(mask)
+                why = _command(["release", number, "--mask", str(file), *BY], options)
         else:
             trouble = _beside(job, mask, options)
             if trouble is not None:

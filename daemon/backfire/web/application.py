@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from backfire.admin import decisions
 from backfire.admin.outcomes import midnight, outcomes
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
@@ -183,7 +184,7 @@ class Page:
                 has_sheet=has_sheet,
                 sheet_size=picture.sheet_size(receipt) if has_sheet and seen.session else None,
                 tool_of=lambda path: picture.tool_of(path, self.options.tools),
-                events=self.listing.history(job.id),
+                events=[(event, decisions.details(event)) for event in self.listing.history(job.id)],
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
                 actions=actions.offered(job),
                 output=shown(job.output_path) if job.output_path else "",
