@@ -313,6 +313,21 @@ def test_a_failed_picture_is_tried_again(serving: Serving, desk: Desk) -> None:
     assert "its original is gone from" in server.ask(again.headers["location"]).text
 
 
+def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
+    serving: Serving, desk: Desk
+) -> None:
+    cut = desk.failed("cut.jpg", "truncated")
+    other = desk.failed("changed.jpg", "changed")
+    server = serving(desk)
+    server.unlock()
+    page = server.ask(f"/picture/{cut.id}").text
+    assert "What is shown is the part that can be read" in page
+    assert f"/picture/{cut.id}/retry" not in page
+    page = server.ask(f"/picture/{other.id}").text
+    assert "What is shown is the part" not in page
+    assert f"/picture/{other.id}/retry" in page
+
+
 def test_a_region_drawn_on_a_failed_picture_becomes_its_mask(serving: Serving, desk: Desk) -> None:
     job = desk.failed("press/a.jpg")
     server = serving(desk)
