@@ -52,6 +52,11 @@ def shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: what could move its cursor or colour it becomes a backslash escape."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def composed(name: bytes | str) -> str:
     """A file name in Unicode's NFC, for comparison: macOS writes é as two characters, others as one."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
