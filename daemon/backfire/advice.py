@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backfire.errors import Code
-from backfire.types import Job, JobState, Verdict
+from backfire.types import Choice, Job, JobState, Verdict
 
 CATALOGUE: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def _frame(job: Job, known: Code | None, where: Where, mend: str) -> str:
     if job.state in (JobState.HOLDING, JobState.REVIEW) and known in (Code.NO_REGION, Code.WEAK):
         return f"held_{known.value}"
     if known is None:
-        return "accepted" if job.choice is not None else "published"
+        return "accepted" if job.choice == Choice.RELEASE else "published"
     if known == Code.UNSUPPORTED:  # what is exported is another file, which no retry would find
         return "failed_either" if "output." in mend else "failed_other"
     if known in COPIED_AGAIN:

@@ -1,30 +1,43 @@
-"""The set-up of structlog: coloured lines on a terminal, JSON lines elsewhere, always on stderr.
+"""The set-up of structlog: lines for people on a terminal, JSON lines elsewhere, always on stderr.
 
 Repeated warnings and errors are held back (`RateLimit`), so that a fault that affects ten thousand
-pictures does not fill the disk. The line of each finished job is `info` and is always written.
+pictures does not fill the disk. The line of each finished job is always written.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
+from backfire.types import printable
+
+JOB = "job"
+"""The event of a finished job, whose line is never left out."""
+OF_STATE = {"review": "held for you", "quarantined": "failed and set aside", "skipped": "left out"}
+"""What became of a picture, where its state does not say it."""
 BURST, WINDOW_S = 10, 60.0
 """How many warnings or errors of one name are written within how many seconds."""
 
 
 def setup(*, pretty: bool | None = None, level: int = logging.INFO) -> None:
-    """Configure structlog for this process; `pretty=None` asks whether stderr is a terminal."""
-    if pretty is None:
-        pretty = sys.stderr.isatty()
+    """Configure structlog for this process.
+
+    Args:
+        pretty: write for people rather than programs; None asks whether stderr is a terminal.
+        level: the least level that is written.
+    """
+    on_terminal = sys.stderr.isatty()
+    pretty = on_terminal if pretty is None else pretty
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(ensure_ascii=False)
+        ForPeople(colours=on_terminal) if pretty else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     structlog.configure(
         processors=[
@@ -75,12 +88,61 @@ class RateLimit:
             self._seen.clear()
             if suppressed:
                 event_dict = {**event_dict, "suppressed": suppressed}
-        if method in ("warning", "warn", "error", "exception", "critical"):
-            event = str(event_dict.get("event"))
+        event = str(event_dict.get("event"))
+        if event != JOB and method in ("warning", "warn", "error", "exception", "critical"):
             self._seen[event] += 1
             if self._seen[event] > self._burst:
                 raise structlog.DropEvent
         return event_dict
+
+
+class ForPeople:
+    """Writes the end of a job, and that the daemon stops, as a sentence; all else as structlog does.
+
+    A key without a value is left out.
+
+    Args:
+        colours: whether the lines may be coloured.
+    """
+
+    def __init__(self, *, colours: bool) -> None:
+        self._other = structlog.dev.ConsoleRenderer(colors=colours)
+
+    def __call__(
+        self, logger: object, method: str, event_dict: structlog.typing.EventDict
+    ) -> str | bytes | bytearray | tuple[object, ...]:
+        """A structlog renderer."""
+        told = {key: value for key, value in event_dict.items() if value is not None}
+        clock = time.strftime("%H:%M:%S")
+        match told.get("event"):
+            case "job":
+                return f"{clock}  {of_job(told)}"
+            case "stopping":
+                return f"{clock}  stopping; nothing is lost"
+            case "drained":
+                name = printable(str(told.get("path")))
+                again = "is done again after the next start" if told.get("again") else "is finished"
+                return f"{clock}  {name}: {again}"
+        return self._other(logger, method, told)
+
+
+def of_job(told: Mapping[str, Any]) -> str:
+    """The line of a finished job for people: the picture, what became of it, how long, and what to do.
+
+    Args:
+        told: the keys of the line that have a value.
+    """
+    name, state = str(told.get("path")), str(told.get("state"))
+    became = str(told.get("verdict", "published")) if state == "archived" else OF_STATE.get(state, state)
+    words = [f"{name}: {became}"]
+    if (worked := told.get("worked_s")) is not None:
+        words.append(f"worked on for {worked:g} s")
+    if (seconds := told.get("seconds")) is not None:
+        words.append(f"{seconds:g} s after it was found")
+    line, said = ", ".join(words), told.get("message", told.get("reason", ""))
+    if state == "archived" and said:
+        said = f"{told.get('sentence', said)} backfire explain {shlex.quote(name)} says what to do."
+    return printable(f"{line}. {said}".rstrip())
 
 
 class _Logger:

@@ -52,6 +52,11 @@ def shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: what could move its cursor or colour it becomes a backslash escape."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def composed(name: bytes | str) -> str:
     """A file name in Unicode's NFC, for comparison: macOS writes é as two characters, others as one."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
@@ -280,8 +285,17 @@ class Job:
 
     @property
     def needs_acceptance(self) -> bool:
-        """Whether it is published and weak, and nobody has accepted that yet."""
-        return (self.state, self.verdict, self.choice) == (JobState.ARCHIVED, Verdict.WEAK, None)
+        """Whether it is published and weak, and nobody has accepted that yet.
+
+        Who had a held picture protected after all has not seen its result, and so has not accepted it.
+        """
+        return (self.state, self.verdict) == (JobState.ARCHIVED, Verdict.WEAK) and not self.is_accepted
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether a person had its weak result published, or left it published."""
+        is_out = self.state in (JobState.PUBLISHED, JobState.ARCHIVED)
+        return is_out and self.verdict == Verdict.WEAK and self.choice == Choice.RELEASE
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def test_what_is_no_picture_is_named_at_once_though_a_backlog_waits(
     home.turn(times=8)
     (job,) = home.service.jobs.store.by_path(name.encode())
     assert (job.state, job.code, job.attempts) == ("failed", code, 0)
-    assert ("s for the rest" in (job.message or "")) == (code == "empty")
+    assert ("; nothing was added to it for" in (job.message or "")) == (code == "empty")
     assert (home.base / "failed" / name).read_bytes() == content
     assert home.states().count("settling") >= READY_AHEAD - 1, "the others still wait"
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import structlog
 
-from backfire.log import RateLimit
+from backfire.log import ForPeople, RateLimit
+
+OUT = {"state": "archived"}
 
 
 class Clock:
@@ -38,7 +41,48 @@ def test_other_events_and_the_lines_of_jobs_are_not_suppressed() -> None:
     passed(limit, "postponed")
     assert passed(limit, "postponed") is None
     assert passed(limit, "retry") is not None
-    assert all(passed(limit, "job", "info") for _ in range(50))
+    assert all(passed(limit, "job", method) for method in ("info", "warning") for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (
+            {"path": "me.png", **OUT, "verdict": "protected", "seconds": 42.5, "worked_s": 12.1},
+            "me.png: protected, worked on for 12.1 s, 42.5 s after it was found.",
+        ),
+        (
+            {"path": "d/a b.png", **OUT, "verdict": "weak", "sentence": "It is weak.", "message": "Do."},
+            "d/a b.png: weak. It is weak. backfire explain 'd/a b.png' says what to do.",
+        ),
+        (
+            {"path": "c\x1b[31m.jpg", "state": "failed", "message": "It ends early. Copy it."},
+            "c\\x1b[31m.jpg: failed. It ends early. Copy it.",
+        ),
+        (
+            {"path": "g.png", "state": "skipped", "reason": "left the inbox before it was worked"},
+            "g.png: left out. left the inbox before it was worked",
+        ),
+    ],
+)  # fmt: skip
+def test_on_a_terminal_a_finished_job_is_one_line_for_people(told: dict[str, Any], line: str) -> None:
+    unknown = dict.fromkeys(("id", "timings_s", "details"))
+    shown = ForPeople(colours=False)(None, "info", {"event": "job", "level": "info", **unknown, **told})
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  (.*)", str(shown))[1] == line  # type: ignore[index]
+
+
+def test_on_a_terminal_what_is_done_again_after_a_stop_is_named_and_empty_keys_are_left_out() -> None:
+    write = ForPeople(colours=False)
+
+    def line(**told: Any) -> str:
+        return str(write(None, "info", {"level": "info", **told}))[10:]
+
+    assert line(event="stopping") == "stopping; nothing is lost"
+    assert line(event="drained", path="a.jpg", again=True) == "a.jpg: is done again after the next start"
+    assert line(event="drained", path="a.jpg", again=False) == "a.jpg: is finished"
+    other = line(event="worker_paused", path="a.jpg", node=None)
+    assert "path=a.jpg" in other
+    assert "None" not in other
 
 
 def test_the_line_is_not_mutated() -> None:

@@ -12,12 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from backfire import advice
+from backfire.admin import decisions
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
 from backfire.errors import Code, PublishError
 from backfire.files import inbox
 from backfire.service import report_files
+from backfire.service.inbox import INCOMPLETE
 from backfire.service.store.reader import Reader
 from backfire.service.unused import pictures_of, spelt
 from backfire.types import Event, Job, JobState, Verdict, shown
@@ -77,8 +79,9 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
     unknown = not (found or here or closed or followed)
     alive = is_alive(settings.folders.state, fact)
     rule = settings.rule_of(relative)
+    jobs = [(job, store.history(job.id)) for job in found]
     candidates = [shown(one) for one in of_name] if unknown and of_name else []
-    waits_for = _waits_for(relative, settings, found, closed, here=here, alive=alive)
+    waits_for = _waits_for(relative, settings, jobs, closed, here=here, alive=alive)
     unused = fact[0].get("unused", {}).get(shown(relative)) if fact and here and not found else None
     if unused is not None:  # the daemon has seen that it belongs to no picture
         waits_for = f"{shown(relative)}: {unused}"
@@ -91,7 +94,7 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
         in_inbox=here,
         waits_for=waits_for,
         rule=None if rule is None else f"rules.{rule} ({settings.rules[rule].match})",
-        jobs=[(job, store.history(job.id)) for job in found],
+        jobs=jobs,
         near=_near(relative, store.paths(NEAR_AMONG), settings) if unknown and not candidates else [],
         candidates=candidates,
         unknown=unknown,
@@ -193,8 +196,12 @@ def _closed(path: bytes, settings: Settings, unreadable: Mapping[str, str]) -> s
     return None
 
 
-def _settling(settings: Settings, job: Job) -> str:
+def _settling(settings: Settings, job: Job, events: Sequence[Event]) -> str:
     watch = settings.watch
+    told = events[-1].detail if events else {}
+    if told.get("code") in INCOMPLETE:
+        longest = watch.settle_s + watch.incomplete_wait_s
+        return f"ends too early: waits for the rest, and fails when nothing was added to it for {longest:g} s"
     proof = inbox.scan_beside(settings.folders.inbox, [job.path], watch.proof_ending).proof_of(job.path)
     if watch.proof != "none" and proof is None:
         return f"waits for its .{watch.proof} file"
@@ -209,7 +216,7 @@ def _settling(settings: Settings, job: Job) -> str:
 def _waits_for(
     path: bytes,
     settings: Settings,
-    found: list[Job],
+    found: Sequence[tuple[Job, Sequence[Event]]],
     closed: str | None,
     *,
     here: bool,
@@ -229,17 +236,19 @@ def _waits_for(
                 f"{name}: goes where the original of its picture goes; without a picture of its name it stays"
             )
         return f"{name}: not seen yet" + ("" if alive else WAITING)
-    job, watch, folders = found[0], settings.watch, settings.folders
+    (job, events), watch, folders = found[0], settings.watch, settings.folders
     if here and job.state == JobState.SKIPPED and inbox.near_miss(path):
         return f"{name}: {_of_a_mask(path, settings)}"
     result = folders.outbox / shown(job.output_path or b"")
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
+    if job.is_accepted:
+        weak = f"; its protection is weak, which was {decisions.last(events) or decisions.ACCEPTED}"
     retried = job.code not in {Code.UNSUPPORTED, *advice.COPIED_AGAIN}  # others come as another file
     again = f"; when it is mended: backfire retry {job.id}" if retried else ""
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None
     original = archived or f"not in {folders.archive} (any more)"
     sentences = {
-        JobState.SETTLING: _settling(settings, job),
+        JobState.SETTLING: _settling(settings, job, events),
         JobState.WAITING_MASK: (
             f"waits up to {watch.mask_wait_s:g} s for a mask"
             if time.time() < job.updated + watch.mask_wait_s

@@ -1,4 +1,4 @@
-"""What became of a job, in the words that all commands use, and lengths of time in words."""
+"""What became of a job, in the words that all commands and the page use, and lengths of time in words."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ class Outcome(StrEnum):
 OF_STATE = {
     JobState.FAILED: Outcome.FAILED,
     JobState.QUARANTINED: Outcome.FAILED,
-    JobState.SETTING_ASIDE: Outcome.FAILED,
     JobState.REVIEW: Outcome.HELD,
-    JobState.HOLDING: Outcome.HELD,
     JobState.SKIPPED: Outcome.SKIPPED,
     JobState.RUNNING: Outcome.WORKING,
+    JobState.PUBLISHING: Outcome.WORKING,
+    JobState.SETTING_ASIDE: Outcome.WORKING,
+    JobState.HOLDING: Outcome.WORKING,
 }
+"""Until its files lie where they belong a picture is in work, whatever its verdict, as on the status page."""
 
 
 def outcome(state: JobState, verdict: Verdict | None) -> Outcome:
     """What became of a job in this state and with this verdict."""
-    if state in (JobState.PUBLISHING, JobState.PUBLISHED, JobState.ARCHIVED):
+    if state in (JobState.PUBLISHED, JobState.ARCHIVED):
         return Outcome(verdict) if verdict else Outcome.WORKING
     return OF_STATE.get(state, Outcome.WAITING)
 

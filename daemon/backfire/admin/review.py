@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backfire import api
+from backfire.admin import decisions
 from backfire.config import Settings
 from backfire.detectors import Sidecar
 from backfire.errors import BackfireError, Code, InputError, StoreError
@@ -22,7 +23,7 @@ from backfire.files.inbox import MASK_ENDING
 from backfire.service.review import masks_beside
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
-from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
+from backfire.types import ACTIVE, Choice, Job, JobState, shown
 
 MASK_ENDINGS = (".png", ".json")
 """The files that can be given as a mask: painted, or annotations."""
@@ -86,7 +87,7 @@ def weak(settings: Settings) -> list[Job]:
         StoreError: the job database cannot be read.
     """
     with Reader(settings.folders.database) as store:
-        published = store.latest(MOST, states=(JobState.ARCHIVED,), verdict=Verdict.WEAK)
+        published = store.needing("weak", MOST)
         held = store.all_in(JobState.REVIEW)
     found = [job for job in (*published, *held) if _is_acceptable(job)]
     return sorted(found, key=lambda job: job.id)
@@ -108,12 +109,12 @@ def accept(settings: Settings, job_id: int, *, by: str) -> Job:
     with Store.beside(settings.folders.database) as store:
         job = store.get(job_id)
         if job is not None and job.needs_acceptance:
-            told = {"decided": Choice.RELEASE.value, "by": by}
+            told = {"decided": Choice.RELEASE.value, "by": by, "how": decisions.ACCEPTED}
             return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
     if job is not None and not _is_acceptable(job):
-        why = "was accepted already" if job.verdict == Verdict.WEAK and job.choice else "is not weak"
+        why = "was accepted already" if job.is_accepted else "is not weak"
         raise DecisionRefused(f"job {job_id} ({job.name}): {why}; nothing was changed")
-    return release(settings, job_id, by=by)
+    return _decide(settings, job_id, Choice.RELEASE, by, how=decisions.ACCEPTED)
 
 
 def _is_acceptable(job: Job) -> bool:
@@ -155,7 +156,7 @@ def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str
         outbox.replace(data, settings.folders.review, target, key=found.job.key or "")
         return (settings.folders.review / os.fsdecode(target)).unlink
 
-    return _decide(settings, job_id, Choice.AGAIN, by, put_mask)
+    return _decide(settings, job_id, Choice.AGAIN, by, put_mask, how=decisions.with_mask(name))
 
 
 def _decide(
@@ -164,11 +165,13 @@ def _decide(
     choice: Choice,
     by: str,
     prepare: Callable[[Held], Callable[[], None]] | None = None,
+    how: str | None = None,
 ) -> Job:
     """Record a decision.
 
     Args:
         prepare: called before, if the picture is held; returns what undoes it if the decision comes too late.
+        how: the decision in words, where the choice alone does not say it.
     """
     with Store.beside(settings.folders.database) as store:
         found = _require_held(store, job_id, settings)
@@ -179,7 +182,7 @@ def _decide(
             )
         undo = prepare(found) if prepare else None
         try:
-            return store.decide(job_id, choice, by=by, at=time.time())
+            return store.decide(job_id, choice, by=by, at=time.time(), how=how)
         except StoreError:
             if undo is not None:
                 with suppress(OSError):
@@ -202,7 +205,8 @@ def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
         if _is_acceptable(job):
             raise DecisionRefused(f"{about}: is published already; backfire accept {job_id} accepts it")
         since = time.strftime("%H:%M:%S", time.localtime(job.updated))
-        decided = f", decided: {job.choice}" if job.choice else ""
+        known = decisions.last(store.history(job_id)) if job.choice else ""
+        decided = f"; it was {known}" if known else ""
         raise DecisionRefused(
             f"{about}: is not held any more, it is {job.state} since {since}{decided}; nothing was changed"
         )

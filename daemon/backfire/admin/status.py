@@ -23,7 +23,7 @@ class Status:
         heard: when it did, Unix seconds; None if never.
         today, ever: counts of pictures by outcome, since midnight and in all.
         came_in: how many pictures were found since midnight.
-        waiting: how many wait or are worked on.
+        working, waiting: how many are worked on, and how many wait for that.
         seconds_each: the mean seconds that a worker took over each of the last pictures; None if there are
             none yet.
     """
@@ -34,16 +34,22 @@ class Status:
     today: Mapping[Outcome, int]
     ever: Mapping[Outcome, int]
     came_in: int
+    working: int
     waiting: int
     seconds_each: float | None
 
     @property
+    def left(self) -> int:
+        """How many are still to be done."""
+        return self.working + self.waiting
+
+    @property
     def eta_s(self) -> float | None:
-        """Seconds until all that waits is done, at the pace of the last pictures; None if nobody can tell."""
+        """Seconds until all of them are done, at the pace of the last pictures; None if nobody can tell."""
         if self.seconds_each is None:
             return None
         workers: int = max(self.daemon.get("workers", 1), 1)
-        return self.waiting * self.seconds_each / workers
+        return self.left * self.seconds_each / workers
 
 
 def status(state: Path, store: Reader, *, now: float | None = None) -> Status:
@@ -68,7 +74,8 @@ def status(state: Path, store: Reader, *, now: float | None = None) -> Status:
         },
         ever=ever,
         came_in=store.found_since(today),
-        waiting=ever.get(Outcome.WAITING, 0) + ever.get(Outcome.WORKING, 0),
+        working=ever.get(Outcome.WORKING, 0),
+        waiting=ever.get(Outcome.WAITING, 0),
         seconds_each=sum(times) / len(times) if times else None,
     )
 

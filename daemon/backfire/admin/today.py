@@ -14,15 +14,14 @@ from backfire.admin.outcomes import midnight
 from backfire.admin.status import Status, status
 from backfire.config import Settings
 from backfire.service.store.reader import Reader
-from backfire.types import Job, JobState, Verdict
+from backfire.types import Job, JobState
 
-FAILURES = (JobState.FAILED, JobState.QUARANTINED)
 ACCEPT = (
     "published, but with a flaw. Either leave one as it is: backfire accept ID (--all: all of them), which "
     "changes no file and takes it off this list. Or do what is said below and drop the original, with its "
-    "mask if it has one, into the inbox again; the new result comes to lie beside this one, under a longer "
-    "name: delete the one that you do not want, and accept this one. backfire explain NAME says where the "
-    "original is, and all reasons."
+    "mask if it has one, into the inbox again, which ends this notice, too; the new result comes to lie "
+    "beside this one, under a longer name: delete the one that you do not want. backfire explain NAME says "
+    "where the original is, and all reasons."
 )
 AGAIN = (
     "backfire retry ID, or backfire retry --failed for all. One leaves this list when a file of the same "
@@ -54,7 +53,7 @@ class Need:
     """Something that a person must do.
 
     Attributes:
-        what: `failed`, `held`, `weak`, `folders`, `files` or `daemon`.
+        what: `failed`, `held`, `weak`, `folders` or `daemon`.
         count: how many pictures or files; 0 for the daemon as a whole.
         do: what to do.
         reasons: why, the most frequent first.
@@ -75,7 +74,9 @@ class Today:
         status: of the daemon and its queue.
         space: for each disk the folders on it and its free bytes; None where it cannot be asked.
         needs: what needs a person, the most urgent first.
+        left_over: why files stay in the inbox that no picture uses; nothing has to be done about them.
         earlier: how many failures there are from before, which are not among the needs.
+        earlier_weak: how many weak pictures from before nobody has accepted yet.
         advises_settings: whether one of the needs is met by changing a setting.
     """
 
@@ -83,7 +84,9 @@ class Today:
     status: Status
     space: Sequence[tuple[Sequence[str], int | None]]
     needs: Sequence[Need]
+    left_over: Sequence[Reason]
     earlier: int
+    earlier_weak: int
 
     @property
     def advises_settings(self) -> bool:
@@ -100,28 +103,32 @@ def today(settings: Settings, store: Reader, *, now: float | None = None) -> Tod
     """
     now = time.time() if now is None else now
     since, stands = midnight(now), status(settings.folders.state, store, now=now)
-    failed = store.latest(MOST, states=FAILURES)
-    fresh = [job for job in failed if job.updated >= since]
-    held = store.latest(MOST, states=(JobState.REVIEW,))
-    weak = store.latest(
-        MOST, states=(JobState.PUBLISHED, JobState.ARCHIVED), verdict=Verdict.WEAK, since=since
-    )
+    # The page lists the same jobs under "Needs you", whenever they ended.
+    failed, held, weak = (store.needing(kind, MOST) for kind in ("failed", "held", "weak"))
+    fresh, fresh_weak = ([job for job in jobs if job.updated >= since] for jobs in (failed, weak))
     folders = settings.folders
     decide = f"not published; decide: backfire release lists them, they lie in {folders.review.name}/"
     mended = f"drop a mended picture into the inbox, or mend it in {folders.failed.name}/ and then"
-    accepted = [job for job in weak if job.choice is None]
     needs = [
         *_of_the_daemon(stands),
         *_of_jobs("held", held, decide),
         *_of_jobs("failed", fresh, f"{mended} {AGAIN}"),
-        *_of_jobs("weak", accepted, ACCEPT),
-        *_left_over(stands),
+        *_of_jobs("weak", fresh_weak, ACCEPT),
+        *_of_folders(stands),
     ]
-    return Today(since, stands, space(folders.named()), needs, len(failed) - len(fresh))
+    return Today(
+        since,
+        stands,
+        space(folders.named()),
+        needs,
+        left_over=_by_reason(stands.daemon.get("unused")),
+        earlier=len(failed) - len(fresh),
+        earlier_weak=len(weak) - len(fresh_weak),
+    )
 
 
 def _of_the_daemon(stands: Status) -> Iterator[Need]:
-    if not stands.alive and stands.waiting:
+    if not stands.alive and stands.left:
         why = Reason("it is not running, and pictures wait")
         yield Need("daemon", 0, "start it: backfire run, or backfire once", [why])
     trouble = stands.daemon.get("trouble") if stands.alive else ""
@@ -150,16 +157,18 @@ def _of_several(job: Job) -> str:
     return sentence if job.state == JobState.REVIEW else f"{sentence} {said.mend}"
 
 
-def _left_over(stands: Status) -> Iterator[Need]:
-    """Folders that cannot be read, and files that belong to no picture."""
-    for what, key in (("folders", "unreadable"), ("files", "unused")):
-        told = stands.daemon.get(key) or {}
-        groups: dict[str, list[str]] = {}
-        for name, why in told.items():
-            groups.setdefault(str(why), []).append(name)
-        if groups:
-            do = "see below" if what == "folders" else "they stay in the inbox; do as is said, or leave them"
-            yield Need(what, len(told), do, [Reason(why, names) for why, names in groups.items()])
+def _of_folders(stands: Status) -> Iterator[Need]:
+    """Folders that cannot be read."""
+    if reasons := _by_reason(stands.daemon.get("unreadable")):
+        yield Need("folders", sum(len(reason.names) for reason in reasons), "see below", reasons)
+
+
+def _by_reason(told: Mapping[str, str] | None) -> list[Reason]:
+    """Paths and what was told of each, by what was told."""
+    groups: dict[str, list[str]] = {}
+    for name, why in (told or {}).items():
+        groups.setdefault(str(why), []).append(name)
+    return [Reason(why, names) for why, names in groups.items()]
 
 
 def reason_of(job: Job) -> str:

@@ -27,6 +27,7 @@ from rich.text import Text
 from backfire.admin.outcomes import midnight
 from backfire.config import Verify
 from backfire.evaluate.judge import EditResult, asked_in_words, first_paths, misses
+from backfire.types import printable as printable
 
 if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
@@ -91,11 +92,6 @@ def bar() -> Iterator[PhaseProgress]:
 def named(advance: PhaseProgress, name: str) -> PhaseProgress:
     """The bar's callback with a picture's name before each phase."""
     return lambda phase, done, total: advance(f"{name}: {phase}", done, total)
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: what could move its cursor or colour it becomes a backslash escape."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def wrapped(text: str, indent: int) -> list[str]:

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from backfire import advice, config
+from backfire.admin import decisions
 from backfire.admin.explain import details_of, reports_of
 from backfire.admin.explain import explain as explained
 from backfire.admin.outcomes import Outcome, in_words, midnight, outcome
@@ -70,6 +71,7 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             "jobs": counts,
             "verdicts": verdicts,
             "today": found.today,
+            "working": found.working,
             "waiting": found.waiting,
             "eta_s": found.eta_s,
             "seconds_a_picture": found.seconds_each,
@@ -82,9 +84,11 @@ def status(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         now = goes_on if found.alive else "the daemon cannot start"
         out.print(Text(f"the configuration cannot be used, and {now}: {broken}", "red"), soft_wrap=True)
     _print_daemon(found)
-    out.print("in all:")
+    if found.ever:
+        out.print("in all:")
+    last = next((name for name in (Outcome.WAITING, Outcome.WORKING) if name in found.ever), None)
     for name, count in found.ever.items():
-        more = f", {waiting(found)}" if name == Outcome.WAITING else ""
+        more = f", {waiting(found)}" if name == last else ""
         out.print(f"{count:8d} {name}{more}", soft_wrap=True)
     out.print(f"today: {in_words(found.today) or 'nothing yet'}")
     if {Outcome.WEAK, Outcome.FAILED, Outcome.HELD} & found.ever.keys():
@@ -158,6 +162,8 @@ def jobs(
     if as_json:
         print(json.dumps([_job_document(job) for job in listed], indent=2))
         return
+    if listed:
+        out.print(f"{'job':>6}  {'changed':<12}  {'outcome':<11}  picture")
     for job in listed:
         what = outcome(job.state, job.verdict)
         head = f"{job.id:6d}  {_short(job.updated):<12}  "
@@ -216,7 +222,7 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
     for job, events in told.jobs:
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:
-            detail = ", ".join(f"{key} {_words(value)}" for key, value in event.detail.items())
+            detail = ", ".join(_detail(key, value) for key, value in decisions.details(event).items())
             out.print(Text(f"  {_local(event.at)}  {event.state.value:<13} {detail}"), soft_wrap=True)
         if (said := advice.of(job)) is not None:
             out.print(Text(f"  {printable(str(said))}"), soft_wrap=True)
@@ -227,8 +233,9 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
             out.print(Text(f"  {file}"), soft_wrap=True)
 
 
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _detail(key: str, value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if key == "decided" else f"{key} {text}"
 
 
 @app.command()
@@ -260,7 +267,8 @@ def retry(
         told = {"retried": moved, "not_moved": names, "why": dict(missing), "unknown": unknown}
         print(json.dumps(told))
     else:
-        out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
+        if moved or not (missing or unknown):
+            out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
         for name, why in missing:
             out.print(Text(f"{printable(name)}: not moved: {why}"), soft_wrap=True)
         for number in unknown:

@@ -24,6 +24,7 @@ By = Annotated[
     str | None,
     typer.Option(help="Who decides, for history and receipt; otherwise the user who runs this."),
 ]
+HEADING = f"{'job':>6}  picture: why"
 WAYS = (
     "backfire release ID publishes one as it is, --whole protects all of it, --mask FILE a part of it: "
     "what is white in a PNG of the picture's size, or what annotations (.json) mark"
@@ -115,7 +116,8 @@ def _each(
     if as_json:
         print(json.dumps({"decided": [job.id for job in decided], "refused": refused}))
     else:
-        out.print(told(decided), markup=False)
+        if decided or not refused:
+            out.print(told(decided), markup=False)
         for why in refused.values():
             out.print(Text(why), soft_wrap=True)
     raise typer.Exit(SOME_FAILED if refused else 0)
@@ -157,6 +159,8 @@ def _list(settings: Settings, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     out.print(f"{len(found)} held in {settings.folders.review}", markup=False, soft_wrap=True)
+    if found:
+        out.print(HEADING)
     for one in found:
         said = advice.of(one.job)
         why = said.sentence if said else one.job.message or ""
@@ -175,6 +179,8 @@ def _list_weak(settings: Settings, as_json: bool) -> None:
         )
         return
     out.print(f"{len(found)} weak", markup=False)
+    if found:
+        out.print(HEADING)
     for job in found:
         said = advice.of(job)
         why = f"{said.sentence} {said.mend}" if said else job.message or ""

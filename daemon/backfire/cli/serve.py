@@ -83,7 +83,7 @@ def demo(
         raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
     if fetch:  # before the folder is made, so that after a "no" the same command can be given again
         fetch_all(weights.members("light"), config.Models().folder, ask=not yes)
-    log.setup()
+    log.setup(pretty=True)  # somebody reads it, also through a pipe
     settings = config.load(prepare(folder))
     err.print(f"the sample pictures are in {settings.folders.inbox}; protecting them", markup=False)
     summary = serve(settings, until_idle=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.text import Text
@@ -26,7 +27,7 @@ MEANING = {
 }
 SETTINGS = (
     "To change a setting: in {config}, under the heading that is named, change the line or write it "
-    "(protect: and below it strength: strong), then systemctl reload backfire, or restart. It counts for all "
+    "(protect: and below it strength: strong); then {reload}. It counts for all "
     "that is worked from then on: set it back afterwards if it is for some pictures only. strong shows more "
     "and takes longer; subtle shows less and protects less; escalate: [balanced, strong] goes on from one to "
     "the other only where it must."
@@ -50,12 +51,15 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             "running": stands.alive,
             "came_in": stands.came_in,
             "outcomes": stands.today,
+            "working": stands.working,
             "waiting": stands.waiting,
             "eta_s": stands.eta_s,
             "seconds_a_picture": stands.seconds_each,
             "free_bytes": [{"folders": names, "free": free} for names, free in found.space],
             "needs": [asdict(need) for need in found.needs],
+            "left_over": [asdict(reason) for reason in found.left_over],
             "earlier_failures": found.earlier,
+            "earlier_weak": found.earlier_weak,
         }
         print(json.dumps(document, indent=2))
         return
@@ -67,8 +71,10 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     for one, count in stands.today.items():
         meaning = MEANING[one].format(**names)
         out.print(Text.assemble(f"{count:6d}  ", (f"{one:<12}", colour(one)), f" {meaning}"), soft_wrap=True)
+    if stands.working:
+        out.print(f"{stands.working:6d}  working")
     out.print(f"{stands.waiting:6d}  waiting      {waiting(stands)}".rstrip(), soft_wrap=True)
-    free = ", ".join("unknown" if free is None else f"{free / 2**30:.1f} GiB" for _, free in found.space)
+    free = ", ".join("unknown" if free is None else f"{free / 1e9:.1f} GB" for _, free in found.space)
     out.print(f"free space: {free}")
     if not found.needs:
         out.print("nothing needs a person")
@@ -77,25 +83,53 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     for need in found.needs:
         _print(need)
     if found.advises_settings:
-        for text in wrapped(SETTINGS.format(config=printable(str(config_file.absolute()))), 0):
+        config_name = printable(str(config_file.absolute()))
+        for text in wrapped(SETTINGS.format(config=config_name, reload=_reload(stands)), 0):
             out.print(Text(text), soft_wrap=True)
     if found.earlier:
-        out.print(f"and {found.earlier} failures from before today: backfire jobs --state failed")
+        out.print(f"and {_counted(found.earlier, 'failure')} from before today: backfire jobs --state failed")
+    if found.earlier_weak:
+        out.print(f"and {_counted(found.earlier_weak, 'weak picture')} from before today: backfire accept")
+    if found.left_over:
+        files = sum(len(reason.names) for reason in found.left_over)
+        stay = "stays" if files == 1 else "stay"
+        out.print(f"{_counted(files, 'file')} that no picture uses {stay} in the inbox:")
+        _print_reasons(found.left_over)
+
+
+def _counted(count: int, thing: str) -> str:
+    """A number of things, such as `1 file` or `2 files`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _reload(stands: Status) -> str:
+    """How the daemon is told of a changed setting, as it runs now."""
+    if not stands.alive:
+        return "the daemon reads it when it is started"
+    return (
+        f"systemctl reload backfire where the daemon is a service of the system, else kill -HUP "
+        f"{stands.daemon.get('pid')}"
+    )
 
 
 def _print(need: Need) -> None:
     what = f"{need.count} {need.what}" if need.count else f"the {need.what}"
+    what = what.removesuffix("s") if need.count == 1 else what  # one folder
     first, *rest = wrapped(f"{what}: {printable(need.do)}", 2)
     line = Text.assemble("- ", (what, colour(need.what)), first[len(what) :])
     out.print(line, soft_wrap=True)
     for text in rest:
         out.print(Text(f"  {text}"), soft_wrap=True)
-    shown = len(need.reasons) if len(need.reasons) == REASONS + 1 else REASONS
-    for reason in need.reasons[:shown]:
+    _print_reasons(need.reasons)
+
+
+def _print_reasons(reasons: Sequence[Reason]) -> None:
+    shown = len(reasons) if len(reasons) == REASONS + 1 else REASONS
+    for reason in reasons[:shown]:
         for number, text in enumerate(wrapped(_in_line(reason), 8)):
             count = f"{len(reason.names):6d}" if reason.names and not number else ""
             out.print(Text(f"{count:<6}  {text}"), soft_wrap=True)
-    if left := need.reasons[shown:]:
+    if left := reasons[shown:]:
         pictures = sum(len(reason.names) for reason in left)
         out.print(f"{pictures:6d}  for other reasons: backfire jobs --since today")
 
@@ -121,7 +155,7 @@ def colour(what: str) -> str:
 
 def waiting(stands: Status) -> str:
     """How long the queue takes, in words."""
-    if not stands.waiting:
+    if not stands.left:
         return ""
     if stands.seconds_each is None or stands.eta_s is None:
         return "no estimate before the first picture is done"

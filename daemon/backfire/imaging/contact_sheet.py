@@ -142,7 +142,7 @@ def _draw_tile(
         inside = ((side - picture.width) // 2, (side - picture.height) // 2)
         page.paste(picture, (left + inside[0], top + inside[1]))
     draw.rectangle((left, top + side, left + side - 1, top + side + BAND - 1), fill=colour)
-    mark = fitted(f"{tile.mark}  {tile.number}", 12, side - 6)
+    mark = fitted(f"{tile.mark}  #{tile.number}", 12, side - 6)
     draw.text((left + 4, top + side + 2), mark, fill=PAPER, font=_font(12))
     name = fitted(tile.name, 11, side)
     draw.text((left, top + side + BAND + 2), name, fill=INK, font=_font(11))

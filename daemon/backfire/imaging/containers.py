@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from mmap import mmap
 
 ISO_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid", b"idat"})
 """The boxes that the top level of a HEIF or AVIF may have."""
 
 C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+SEGMENTS = 10_000
+"""The most segments of a JPEG that a quick look walks through; one of 600 MB can have as many."""
 END = 4096
 """The last bytes of a JPEG 2000 in which its end marker is looked for, as other bytes may follow it."""
 
@@ -36,6 +39,22 @@ def is_complete(data: bytes, kind: str) -> bool:
         case "GIF":
             return _gif_ends(data)
     return True
+
+
+def is_cut_short(data: bytes | mmap, kind: str) -> bool:
+    """Whether a quick look shows that the end of a JPEG, PNG or WebP is missing.
+
+    Where this is so, `is_complete` is false. The reverse does not hold, because this is for the daemon, which
+    must not be held up: whatever the bytes are, the look costs little more than to find a word in them.
+    """
+    match kind:
+        case "JPEG":
+            return data.rfind(b"\xff\xd9", _jpeg_pixels(data)) < 0
+        case "PNG":
+            return data.rfind(b"IEND") < 0
+        case "WEBP":
+            return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return False
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -139,6 +158,20 @@ def _jpeg_ends(data: bytes) -> bool:
         if marker[1] not in (b"\x01", b"\xd8"):
             at += int.from_bytes(data[at : at + 2], "big")
     return False
+
+
+def _jpeg_pixels(data: bytes | mmap) -> int:
+    """Where the segments end that precede the pixels of a JPEG, or the first `SEGMENTS` of them."""
+    at = 2
+    for _ in range(SEGMENTS):
+        marker = _MARKER.match(data, at)
+        if marker is None or marker[1] in (b"\xda", b"\xd9"):
+            break
+        size = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        if size < 2:
+            break
+        at = marker.end() + size
+    return at
 
 
 def _isobmff_ends(data: bytes) -> bool:

@@ -330,4 +330,5 @@ class Dispatcher:
                 except InternalError as error:  # it must not affect the other jobs
                     log.error("internal_error", path=job.name, exc_info=error.__cause__)
                 else:
-                    log.info("drained", path=job.name)
+                    again = outcome is None or isinstance(outcome, GivenBack | Interrupted)
+                    log.info("drained", path=job.name, again=again)

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from backfire.config import Settings
+from backfire.errors import Code
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
@@ -28,6 +29,8 @@ PATH_MAX = 4096 - 64
 """The most bytes of a result's path: Linux's limit less the room for temporary names and endings."""
 MASKLESS = 5
 """The number of known pictures, none of them with a mask, from which a folder counts as one without masks."""
+INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
+"""The codes of a file that ends too early, which may still be being written."""
 ASK_AGAIN_S = 60.0
 """How long the answer of the job database about the masks of a folder is used again."""
 
@@ -239,9 +242,12 @@ class Inbox:
         return min(self._stood_still_for(path) for path in _beside(job.path, self._scan))
 
     def waited(self, job: Job) -> str:
-        """The end of a message on an incomplete file: how long its rest was waited for, if for a second."""
+        """The end of a message on an incomplete file: how long nothing came of its rest, if for a second.
+
+        That time passes in line behind others, too, so that it does not say what the file waited for.
+        """
         seconds = self.waited_for_rest(job)
-        return f"; waited {seconds:.0f} s for the rest" if seconds >= 1 else ""
+        return f"; nothing was added to it for {seconds:.0f} s" if seconds >= 1 else ""
 
     def note_incomplete(self, job: Job) -> None:
         """Have `awaits_rest` hold the job until its files change or have stood still for long enough."""

@@ -16,7 +16,7 @@ from backfire.files.inbox import is_raw
 from backfire.files.parallel import in_parallel
 from backfire.imaging import formats
 from backfire.service.first_bytes import FirstBytes
-from backfire.service.inbox import Inbox
+from backfire.service.inbox import INCOMPLETE, Inbox
 from backfire.service.job_settings import JobSettings
 from backfire.service.jobs import Jobs, isolated
 from backfire.service.queue import WaitingQueue, priority
@@ -208,11 +208,16 @@ class Intake:
         if not jobs:
             return
         copied = in_parallel(self._try_to_copy, jobs)
+        cut_short: dict[int, InputError | None] = {}
+        for job, copies in zip(jobs, copied, strict=True):  # before the transaction, which is to be short
+            if isinstance(copies, Copies):
+                with isolated(job):
+                    cut_short[job.id] = self._jobs.spool(job).cut_short(job.name)
         with self._jobs.together():
             for job, copies in zip(jobs, copied, strict=True):
                 if isinstance(copies, Copies):
                     with isolated(job):
-                        self._record(job, copies)
+                        self._record(job, copies, cut_short[job.id])
         for job, error in zip(jobs, copied, strict=True):
             if isinstance(error, InputError) and error.code == Code.TOO_LARGE:
                 self._jobs.refuse(job, self._inbox.files_of(job.path), error.code, error.message)
@@ -228,8 +233,14 @@ class Intake:
         except (InputError, OSError) as error:
             return error
 
-    def _record(self, job: Job, copies: Copies) -> None:
-        """Make a job ready, unless something says that its files are not whole."""
+    def _record(self, job: Job, copies: Copies, cut_short: InputError | None) -> None:
+        """Make a job ready, unless something says that its files are not whole.
+
+        Args:
+            job, copies: the job, and what was copied for it.
+            cut_short: the error if the picture's end is missing. A worker would find the same, but only after
+                what is before it; by then a file that is still to come looks like one that never will.
+        """
         mask_sha256 = mask_digest([mask.sha256 for mask in copies.masks])
         if job.input_sha256 != copies.picture.sha256:  # what a person decided was about other content
             job = replace(job, choice=None)
@@ -243,17 +254,19 @@ class Intake:
         }
         doubt = self._jobs.spool(job).doubt(job.name, copies, checksum=self._settings.watch.proof == "sha256")
         refusal = self._refusal(job)
-        if doubt is None and refusal is not None and refusal.code == Code.EMPTY:
+        refusal = refusal or cut_short
+        if doubt is None and refusal is not None and refusal.code in INCOMPLETE:
             doubt = refusal
         if doubt is not None and self._inbox.may_grow(job):
             self._inbox.note_incomplete(job)
-            reason = {"code": doubt.code.value, "reason": doubt.message}
+            more = "; waits for the rest" if doubt.code in INCOMPLETE else ""
+            reason = {"code": doubt.code.value, "reason": doubt.message + more}
             self._jobs.update(job, JobState.SETTLING, detail=reason)
             return
         if doubt is None or doubt.code != Code.CHECKSUM:
             doubt = refusal
         if doubt is not None:
-            waited = self._inbox.waited(job) if doubt.code == Code.EMPTY else ""
+            waited = self._inbox.waited(job) if doubt.code in INCOMPLETE else ""
             content["code"], content["message"] = doubt.code.value, doubt.message + waited
             self._jobs.update(job, JobState.SETTING_ASIDE, **content)
             return

@@ -90,6 +90,8 @@ class Jobs:
     failed: int = 0
     _retry_at: dict[int, float] = field(default_factory=dict)
     _ended: list[tuple[Job, dict[str, Any]]] = field(default_factory=list)
+    _begun_at: dict[int, float] = field(default_factory=dict)
+    _worked_s: dict[int, float] = field(default_factory=dict)
     _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
@@ -141,12 +143,14 @@ class Jobs:
     def start(self, job: Job, settings: Settings) -> Job:
         """READY → RUNNING under these settings and a new lease, with one attempt more."""
         self.settings[job.id] = settings
+        self._begun_at[job.id] = self.monotonic()
         return self._remember(self.store.start_attempt(job.id, at=self.now()))
 
     def give_back(
         self, job: Job, state: JobState = JobState.READY, *, detail: dict[str, Any] | None = None
     ) -> Job:
         """RUNNING → `state`; the attempt does not count."""
+        self._begun_at.pop(job.id, None)
         return self._remember(self.store.give_back(job.id, at=self.now(), state=state, detail=detail))
 
     def update(
@@ -169,6 +173,8 @@ class Jobs:
             changes: other columns of the job.
         """
         self.failed_tries.pop(job.id, None)
+        if (begun := self._begun_at.pop(job.id, None)) is not None:
+            self._worked_s[job.id] = round(self.monotonic() - begun, 1)
         now = self.now()
         for listen in self.listeners:
             listen(replace(job, state=state, updated=now, **changes), timings)
@@ -238,20 +244,25 @@ class Jobs:
         self.published += job.state == JobState.ARCHIVED
         self.failed += job.state in (JobState.FAILED, JobState.QUARANTINED)
         said = advice.of(job)
-        log.info(
-            "job",
-            id=job.id,
-            path=job.name,
-            state=job.state.value,
-            verdict=job.verdict.value if job.verdict else None,
-            code=job.code,
-            message=str(said) if said else job.message,
-            details=said.details if said else None,
-            output=shown(job.output_path) if job.output_path else None,
-            attempts=job.attempts,
-            seconds=round(job.updated - job.created, 1),
+        line = {
+            "id": job.id,
+            "path": job.name,
+            "state": job.state.value,
+            "verdict": job.verdict.value if job.verdict else None,
+            "code": job.code,
+            "message": str(said) if said else job.message,
+            "sentence": said.sentence if said else None,
+            "details": said.details if said else None,
+            "output": shown(job.output_path) if job.output_path else None,
+            "attempts": job.attempts,
+            "seconds": round(job.updated - job.created, 1),
+            "worked_s": self._worked_s.pop(job.id, None),
             **told,
-        )
+        }
+        if job.state in (JobState.FAILED, JobState.QUARANTINED):
+            log.warning("job", **line)
+        else:
+            log.info("job", **line)
 
     # Waiting
 

@@ -153,6 +153,8 @@ class Service:
         finally:
             hints.close()
             notify("STOPPING=1")
+            if self._stopping:
+                log.info("stopping")
             self._end()
             stop_listening()
         jobs, unreadable = self.jobs, len(self.inbox.unreadable)

@@ -14,7 +14,7 @@ import structlog
 from backfire.config import Settings
 from backfire.errors import Code
 from backfire.evaluate.receipt import in_short
-from backfire.service.inbox import Inbox
+from backfire.service.inbox import INCOMPLETE, Inbox
 from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, Jobs
 from backfire.service.pool import Pool, Worker
 from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Interrupted, Outcome
@@ -22,8 +22,6 @@ from backfire.types import Choice, Job, JobState, Verdict
 
 log = structlog.get_logger()
 
-INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
-"""The codes of a file that ends too early, which may still be being written."""
 HINDERED_S = 30.0
 """The longest wait of a hindered job for its next try, unless other jobs are worked in the meantime."""
 INTERNAL_ERRORS_MAX = 3

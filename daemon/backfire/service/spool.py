@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from backfire.errors import Code, InputError
 from backfire.files import durable, inbox
 from backfire.files.inbox import Scan, Signature, Taken
+from backfire.imaging import containers, formats, refusals
 from backfire.types import shown
 
 
@@ -112,7 +114,7 @@ class Spool:
         """
         if copies.proof is None:
             hollow = any(copy.hollow for copy in (copies.picture, *copies.masks))
-            message = f"{name}: ends in zeros, like a file that is still being filled; waits for the rest"
+            message = f"{name}: ends in zeros, like a file that is still being filled"
             return InputError(Code.TRUNCATED, message) if hollow else None
         if not checksum:
             return None
@@ -125,6 +127,23 @@ class Spool:
             f"{name}: has SHA-256 {copies.picture.sha256[:12]}…, its checksum file says "
             f"{said[:12].decode('ascii', 'replace')}…; copy both again",
         )
+
+    def cut_short(self, name: str) -> InputError | None:
+        """The error for a copy of a picture whose end is missing, as the worker would find it.
+
+        None where that takes a closer look, and where it is no picture.
+        """
+        with self.input.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:  # nothing can be mapped
+                return None
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                try:
+                    kind = formats.sniff(data[: formats.HEAD], name)
+                except InputError:
+                    return None
+                return (
+                    refusals.cut_short(name, f"the {kind}") if containers.is_cut_short(data, kind) else None
+                )
 
     def _note(
         self,

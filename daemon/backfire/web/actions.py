@@ -13,10 +13,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backfire.advice import REGION_HELPS
-from backfire.errors import PublishError
+from backfire.errors import Code, PublishError
 from backfire.files import inbox, outbox
 from backfire.types import Job, JobState
 from backfire.web import files
@@ -54,6 +55,11 @@ def offered(job: Job) -> list[str]:
     if job.state == JobState.REVIEW:
         return ["region", "accept"] if job.code == "weak" else ["region", "whole", "release"]
     if job.state in (JobState.FAILED, JobState.QUARANTINED):
+        if job.code in (
+            Code.EMPTY,
+            Code.TRUNCATED,
+        ):  # the same bytes would fail again: all of them have to come
+            return []
         return ["region", "retry"] if job.code in REGION_HELPS and job.input_sha256 else ["retry"]
     return ["accept"] if job.needs_acceptance else []
 
@@ -74,10 +80,10 @@ def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painte
         if isinstance(mask, Outcome):
             return mask
         if job.state == JobState.REVIEW:
-            with tempfile.NamedTemporaryFile(suffix=".png") as file:
-                file.write(mask)
-                file.flush()
-                why = _command(["release", number, "--mask", file.name, *BY], options)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "drawn.png"  # the history names it
+                file.write_bytes(mask)
+                why = _command(["release", number, "--mask", str(file), *BY], options)
         else:
             trouble = _beside(job, mask, options)
             if trouble is not None:

@@ -22,6 +22,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from backfire.admin import decisions
+from backfire.admin.outcomes import midnight, outcomes
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, Verdict, shown
@@ -182,7 +184,7 @@ class Page:
                 has_sheet=has_sheet,
                 sheet_size=picture.sheet_size(receipt) if has_sheet and seen.session else None,
                 tool_of=lambda path: picture.tool_of(path, self.options.tools),
-                events=self.listing.history(job.id),
+                events=[(event, decisions.details(event)) for event in self.listing.history(job.id)],
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
                 actions=actions.offered(job),
                 output=shown(job.output_path) if job.output_path else "",
@@ -197,6 +199,8 @@ class Page:
         def compute(seen: Seen) -> str:
             now = self._now()
             found = today.day(self.listing.since(now - today.HOURS * 3600), now)
+            counts = outcomes(self.listing.tally(midnight(now)))
+            told = [one for one in today.SHOWN if one in counts or one in today.ALWAYS]
             each = self.board.seconds_each()
             latest = next(iter(self.listing.jobs("done", most=1)), None)
             return self.rendering.render(
@@ -205,6 +209,7 @@ class Page:
                 gpus=today.gpus(),
                 receipt=self._receipt(latest) if latest else {},
                 day=found,
+                outcomes=[(one, counts.get(one, 0)) for one in told],
                 plot=today.plot(found.hours),
                 each=each,
                 space=today.space(self.options.folders),

@@ -237,4 +237,4 @@ def mark_of(job: Job) -> str:
 def needs_a_person(job: Job) -> bool:
     """Whether a job waits for a person, as far as that can be told from it alone."""
     is_out = job.state in (JobState.PUBLISHED, JobState.ARCHIVED)
-    return job.state in TO_DECIDE or (is_out and job.verdict == Verdict.WEAK and job.choice is None)
+    return job.state in TO_DECIDE or (is_out and job.verdict == Verdict.WEAK and not job.is_accepted)

@@ -1,4 +1,4 @@
-"""What happened in the last 24 hours: counts, a plot of throughput and queue, free space."""
+"""What the page says of the day: a plot of throughput and queue over 24 hours, free space, GPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from backfire.admin.outcomes import Outcome, outcome
 from backfire.service.store.listing import Ended
-from backfire.types import ACTIVE, JobState
+from backfire.types import ACTIVE
 
 HOURS = 24
 GPU_S = 3.0
 """How long nvidia-smi may take; it does where a driver hangs."""
-WIDE, TALL, FOOT = 720, 160, 18
+WIDE, TALL, FOOT, LEFT = 720, 160, 18, 40
+"""The plot's size, and the room below and on the left for the figures of its axes."""
+
+
+ALWAYS = (Outcome.PROTECTED, Outcome.WEAK, Outcome.FAILED)
+"""The outcomes that are told of a day even where there are none."""
+SHOWN = [one for one in Outcome if one not in (Outcome.WORKING, Outcome.WAITING)]
+"""The outcomes of a day, as `backfire today` counts them; what is to be done stands on the first page."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,9 @@ class Day:
     """The last 24 hours.
 
     Attributes:
-        marks: how many pictures ended with each mark.
         hours: hour by hour, the oldest first.
     """
 
-    marks: Mapping[str, int]
     hours: Sequence[Hour]
 
     @property
@@ -49,7 +55,7 @@ class Day:
 
 
 def day(jobs: Sequence[Ended], now: float) -> Day:
-    """Counts the last 24 hours.
+    """Counts the last 24 hours: a failed picture that was tried again once, and none that left unworked.
 
     Args:
         jobs: those that changed in that time, and those with work left.
@@ -57,8 +63,7 @@ def day(jobs: Sequence[Ended], now: float) -> Day:
     """
     end = now - now % 3600 + 3600
     start = end - HOURS * 3600
-    ended = [job for job in jobs if job.state not in ACTIVE and job.updated >= start]
-    marks = Counter(_mark(job) for job in ended)
+    ended = [job for job in jobs if job.counts and job.updated >= start and _is_finished(job)]
     finished = Counter(int((job.updated - start) // 3600) for job in ended)
     # The queue at the end of each hour: those found by then less those that ended by then.
     steps: Counter[int] = Counter()
@@ -70,16 +75,15 @@ def day(jobs: Sequence[Ended], now: float) -> Day:
     for index in range(HOURS):
         waiting += steps[index]
         hours.append(Hour(start + index * 3600, finished[index], max(waiting, 0)))
-    return Day(marks, hours)
+    return Day(hours)
 
 
 def _hour(seconds: float) -> int:
     return min(max(int(seconds // 3600), 0), HOURS - 1)
 
 
-def _mark(job: Ended) -> str:
-    bad = (JobState.FAILED, JobState.QUARANTINED)
-    return job.state.value if job.state in bad or job.verdict is None else job.verdict.value
+def _is_finished(job: Ended) -> bool:
+    return outcome(job.state, job.verdict) not in (Outcome.WORKING, Outcome.WAITING, Outcome.SKIPPED)
 
 
 @dataclass(frozen=True)
@@ -90,35 +94,48 @@ class Plot:
         bars: (left, top, width, height) of each hour's bar.
         line: the points of the line, as the attribute of a polyline.
         ticks: (x, text) below.
+        levels: (y, text) on the left, of bars and line alike.
         most, longest: the largest bar's and the line's highest value.
     """
 
     bars: Sequence[tuple[float, float, float, float]]
     line: str
     ticks: Sequence[tuple[float, str]]
+    levels: Sequence[tuple[float, str]]
     most: int
     longest: int
     wide: int = WIDE
     tall: int = TALL
+    left: int = LEFT
 
 
 def plot(hours: Sequence[Hour]) -> Plot:
-    """Bars for what was finished, and a line for what waited, each to its own scale."""
+    """Bars for what was finished and a line for what waited, on one scale, so that one axis serves both."""
     most = max((hour.finished for hour in hours), default=0)
     longest = max((hour.waiting for hour in hours), default=0)
-    step, high = WIDE / max(len(hours), 1), TALL - FOOT - 4
+    top, levels = _scale(max(most, longest))
+    step, high = (WIDE - LEFT) / max(len(hours), 1), TALL - FOOT - 8
+
+    def y(value: float) -> float:
+        return round(8 + high * (1 - value / top), 1)
+
     bars, points, ticks = [], [], []
     for index, hour in enumerate(hours):
-        height = high * hour.finished / max(most, 1)
-        bars.append(
-            (round(index * step + 3, 1), round(4 + high - height, 1), round(step - 6, 1), round(height, 1))
-        )
-        points.append(f"{(index + 0.5) * step:.1f},{4 + high - high * hour.waiting / max(longest, 1):.1f}")
+        left, up = LEFT + index * step, y(hour.finished)
+        bars.append((round(left + 3, 1), up, round(step - 6, 1), round(y(0) - up, 1)))
+        points.append(f"{left + step / 2:.1f},{y(hour.waiting):.1f}")
         if time.localtime(hour.begins).tm_hour % 6 == 0:
-            ticks.append(
-                (round(index * step + step / 2, 1), time.strftime("%H:%M", time.localtime(hour.begins)))
-            )
-    return Plot(bars, " ".join(points), ticks, most, longest)
+            ticks.append((round(left + step / 2, 1), time.strftime("%H:%M", time.localtime(hour.begins))))
+    return Plot(bars, " ".join(points), ticks, [(y(value), f"{value:,}") for value in levels], most, longest)
+
+
+def _scale(largest: int) -> tuple[int, Sequence[int]]:
+    """The top of an axis that reaches a value, and the whole numbers on it, two to five of them."""
+    step = 1
+    while 4 * step < largest:  # 1, 2, 5, 10, 20, 50 ...
+        step = step * 5 // 2 if str(step).startswith("2") else step * 2
+    top = max(-(-largest // step), 1) * step
+    return top, range(0, top + 1, step)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from backfire.admin import decisions
 from backfire.cli.commands import app
 from backfire.cli.common import UNKNOWN_FILE, print_receipt
 from backfire.config import Verify
@@ -26,7 +28,7 @@ from backfire.errors import ConfigError, StoreError
 from backfire.evaluate.judge import EditResult
 from backfire.imaging import formats
 from backfire.service.worker.protocol import Finished, Order
-from backfire.types import JobState, MaskKind, Verdict
+from backfire.types import Choice, Event, JobState, MaskKind, Verdict
 from benchmarks import passthrough
 from tests.support.house import House, house
 from tests.support.pictures import encoded, photo
@@ -236,6 +238,101 @@ def test_status_and_today_say_how_long_the_queue_takes_here(weak: House) -> None
     told = tell("today").stdout
     assert "11  pictures came in" in told
     assert "9  waiting      about 60 s" in told
+
+
+def test_decisions_are_told_in_the_words_of_the_commands(weak: House) -> None:
+    store = weak.service.jobs.store
+    assert "   job  picture: why\n     1  desk/me.png: " in tell("accept").stdout
+    assert tell("accept", "1", "--by", "anna").exit_code == 0
+    told = tell("explain", "desk/me.png").stdout
+    assert "is done; its protection is weak, which was accepted by anna; the result is" in told
+    assert re.search(r" archived +accepted, by anna$", told, re.MULTILINE)
+    again = tell("accept", "1")
+    assert again.stdout == "job 1 (desk/me.png): was accepted already; nothing was changed\n"
+    (job,) = store.add([b"held.png"], at=time.time())
+    review = store.update(job.id, JobState.REVIEW, at=time.time(), code="no_region")
+    assert tell("release").stdout.splitlines()[1:2] == ["   job  picture: why"]
+    folder = weak.settings.folders.review
+    folder.mkdir(exist_ok=True)
+    (folder / "held.png").write_bytes(data := encoded(photo()))
+    store.update(review.id, JobState.REVIEW, at=time.time(), input_sha256=hashlib.sha256(data).hexdigest())
+    mask = np.zeros((photo().height, photo().width), np.uint8)
+    mask[10:40, 10:40] = 255
+    Image.fromarray(mask).save("deer.png")
+    assert "1 to be protected" in tell("release", "2", "--mask", "deer.png", "--by", "bert").stdout
+    late = tell("release", "2").stdout
+    assert late.endswith("; it was released with the mask deer.png by bert; nothing was changed\n")
+    assert not late.startswith("0 "), "the reason alone, without a count of nothing"
+    history = tell("explain", "held.png").stdout
+    assert re.search(r" releasing +released with the mask deer\.png, by bert$", history, re.MULTILINE)
+    assert tell("retry", "1").stdout.startswith("desk/me.png: not moved: ")
+
+
+@pytest.mark.parametrize(
+    ("state", "choice", "words"),
+    [
+        (JobState.ARCHIVED, "release", "accepted"),
+        (JobState.RELEASING, "release", "released as it is"),
+        (JobState.RELEASING, "whole", "released to be protected whole"),
+        (JobState.RELEASING, "again", "released to be worked again"),
+        (JobState.RELEASING, "of a later version", "of a later version"),
+    ],
+)
+def test_decisions_of_earlier_versions_are_told_too(state: JobState, choice: str, words: str) -> None:
+    assert decisions.in_words(Event(0.0, state, {"decided": choice, "by": "root"})) == words
+
+
+def test_status_and_today_tell_what_is_worked_from_what_waits(weak: House) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for state in (JobState.RUNNING, JobState.SETTING_ASIDE, JobState.READY):
+        (job,) = store.add([f"{state}.png".encode()], at=now)
+        store.update(job.id, state, at=now)
+    for command in ("status", "today"):
+        document = json.loads(tell(command, "--json").stdout)
+        assert (document["working"], document["waiting"]) == (2, 1)
+        assert re.search(r"^ +2 +working$", tell(command).stdout, re.MULTILINE)
+        assert re.search(r"^ +1 +waiting", tell(command).stdout, re.MULTILINE)
+
+
+def test_files_that_no_picture_uses_need_nobody(weak: House) -> None:
+    store = weak.service.jobs.store
+    store.update(1, JobState.ARCHIVED, at=time.time(), choice=Choice.RELEASE)
+    store.set_fact("daemon", {"unused": {"notes.txt": "is no picture"}}, at=time.time())
+    told = tell("today").stdout
+    assert "nothing needs a person\n1 file that no picture uses stays in the inbox:\n" in told
+    assert re.search(r"^ +1 +is no picture \(notes\.txt\)$", told, re.MULTILINE)
+    store.set_fact("daemon", {"unused": {"a.txt": "x", "b.txt": "x"}}, at=time.time())
+    assert "2 files that no picture uses stay in the inbox:\n" in tell("today").stdout
+
+
+def test_a_weak_picture_of_another_day_is_not_forgotten(weak: House) -> None:
+    store = weak.service.jobs.store
+    store.update(1, JobState.ARCHIVED, at=time.time() - 3 * 86400)
+    assert "and 1 weak picture from before today: backfire accept" in tell("today").stdout
+    assert json.loads(tell("today", "--json").stdout)["earlier_weak"] == 1
+    assert "1 weak\n" in tell("accept").stdout
+
+
+def test_a_changed_setting_is_told_to_the_daemon_as_it_runs(
+    weak: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    store.update(1, JobState.ARCHIVED, at=now, message="not broken in IOPaint")
+    store.set_fact("daemon", {"pid": 4321}, at=now)
+    monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: False)
+    assert "the daemon reads it when it is started" in " ".join(tell("today").stdout.split())
+    monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: True)
+    assert "where the daemon is a service of the system, else kill -HUP 4321" in " ".join(
+        tell("today").stdout.split()
+    )
+
+
+def test_status_of_an_empty_day_has_no_heading_without_figures(weak: House) -> None:
+    assert "in all:" in tell("status").stdout
+    weak.service.jobs.store.prune(before=time.time() + 60)
+    told = tell("status").stdout
+    assert "in all:" not in told
+    assert "today: nothing yet" in told
 
 
 def test_today_says_what_needs_a_person_and_what_to_do(weak: House) -> None:

@@ -147,6 +147,28 @@ def test_a_file_truncated_anywhere_is_refused(make: str) -> None:
             assert code in (Code.TRUNCATED, Code.UNREADABLE, Code.UNSUPPORTED, Code.TOO_LARGE)
 
 
+@pytest.mark.parametrize("make", GOOD)
+def test_the_quick_look_finds_what_is_cut_and_nothing_that_the_decoder_takes(make: str) -> None:
+    data = bytes(GOOD[make]())
+    kind = formats.sniff(data, make)
+    assert not containers.is_cut_short(data, kind)
+    assert not containers.is_cut_short(data + bytes(10), kind), "what follows the end does not count"
+    cuts = sorted({*boundaries(data), *np.linspace(64, len(data) - 20, 40).astype(int).tolist()})
+    found = [cut for cut in cuts if containers.is_cut_short(data[:cut], kind)]
+    assert all(not containers.is_complete(data[:cut], kind) for cut in found)
+    if kind in ("JPEG", "PNG", "WEBP"):
+        assert len(found) > 0.9 * len(cuts)
+
+
+@pytest.mark.parametrize(
+    "hostile", [b"\xff\xd8" + b"\xff\xe0\0\2" * (1 << 22), b"\xff\xd8" + b"\xff\x01" * (1 << 23)]
+)
+def test_the_quick_look_holds_nobody_up(hostile: bytes) -> None:
+    began = time.process_time()
+    assert containers.is_cut_short(hostile, "JPEG")
+    assert time.process_time() - began < 0.5
+
+
 @pytest.mark.parametrize("kind", sorted({*NAMES} - {"BMP", "TIFF"}))  # whose samples may be zeros
 def test_a_tail_of_zeros_is_refused(kind: str) -> None:
     data = file(scene(200, 200), kind)

@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from backfire.admin.explain import explain
+from backfire.errors import InputError
 from backfire.files.inbox import Hints
+from backfire.imaging.decoding import decode
 from backfire.service.worker.protocol import Finished, Order
+from backfire.types import JobState
 from benchmarks.soak import png
 from tests.support.house import House, house
+from tests.support.pictures import encoded, photo
 
 __all__ = ["house"]
 
@@ -188,6 +193,47 @@ def test_a_mask_that_comes_against_expectation_has_the_picture_worked_again(
     assert "p.mask.png" in home.files("archive")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_ends_too_early_does_not_wait_for_a_worker(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is told from its bytes what it waits for, it fails in time, and its rest may come meanwhile."""
+    home = house(watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 30})
+    home.stuck = True
+    home.drop("before.png")
+    home.turn(times=5)
+    assert home.states() == ["running"], "the only worker is busy, and stays so"
+    cut, later = (home.base / "inbox" / name for name in ("cut", "later"))
+    whole = encoded(photo(), kind)
+    cut.write_bytes(whole[: len(whole) // 2])
+    later.write_bytes(whole[: len(whole) // 2])
+    home.turn(times=6)
+    config_file = home.base / "config.yaml"
+    told = explain(cut, home.settings, config_file, home.service.jobs.store).waits_for
+    assert told.startswith(
+        "cut: ends too early: waits for the rest, and fails when nothing was added to it for 32 s"
+    )
+    later.write_bytes(whole)
+    home.turn(times=32)
+    states = {job.name: job for job in home.service.jobs.store.jobs()}
+    assert states["later"].state == JobState.READY
+    assert (states["cut"].state, states["cut"].code, states["cut"].attempts) == (
+        JobState.FAILED,
+        "truncated",
+        0,
+    )
+    worker_says = decoding_error(whole[: len(whole) // 2])
+    message = states["cut"].message or ""
+    assert message.startswith(worker_says), "it is refused by the same rule and in the same words"
+    assert re.fullmatch(r"; nothing was added to it for 3[2-5] s", message.removeprefix(worker_says))
+
+
+def decoding_error(data: bytes) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(data, name="cut", max_pixels=1 << 20)
+    return caught.value.message
+
+
 def test_a_picture_that_ends_too_early_says_how_long_it_was_waited_for(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 2, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 30})
     (home.base / "inbox" / "p.png").write_bytes(png("p")[:-20])
@@ -196,4 +242,4 @@ def test_a_picture_that_ends_too_early_says_how_long_it_was_waited_for(house: Ca
     home.turn(times=30)
     (job,) = home.service.jobs.store.jobs()
     assert job.code == "truncated"
-    assert re.search(r"; waited 3[2-5] s for the rest$", job.message or "")
+    assert re.search(r"; nothing was added to it for 3[2-5] s$", job.message or "")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from backfire.admin.outcomes import outcomes
 from backfire.errors import StoreError
 from backfire.service.store.listing import Filters, Listing
 from backfire.service.store.store import Store
 from backfire.types import Choice, JobState, Verdict
+from backfire.web.today import HOURS, Hour, day, plot
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ def test_what_needs_a_person_is_the_failed_the_held_and_the_weak_in_this_order(s
     (accepted,) = store.by_path(b"accepted")
     store.update(accepted.id, accepted.state, at=9, choice=Choice.RELEASE)
     listing = Listing(store.path)
+    assert names(listing, "done") == ["accepted", "again", "ok"], "what needs a person is not done"
     wanted = ["q1", "f1", "h1", "w2", "w1"]
     assert names(listing, "needs") == wanted
     assert listing.count("needs") == 5
@@ -79,6 +82,62 @@ def test_lists_of_work_are_in_the_order_of_time_and_others_newest_first(store: S
     assert names(listing, "waiting") == ["first", "second", "settling"]
     assert names(listing, "working") == ["at work"]
     assert names(listing, "done") == ["new", "old"]
+
+
+def test_the_page_and_the_commands_count_and_list_the_same(store: Store) -> None:
+    fill(
+        store,
+        ("old", JobState.FAILED, None),
+        ("cut", JobState.FAILED, None),
+        ("cut", JobState.QUARANTINED, None),  # retried, and failed again
+        ("back", JobState.FAILED, None),
+        ("back", JobState.READY, None),  # retried, and not worked yet
+        ("held", JobState.REVIEW, None),
+        ("weak", JobState.ARCHIVED, Verdict.WEAK),
+        ("anew", JobState.ARCHIVED, Verdict.WEAK),
+        ("anew", JobState.ARCHIVED, Verdict.PROTECTED),  # its original was dropped again
+        ("whole", JobState.ARCHIVED, Verdict.WEAK),
+    )
+    (whole,) = store.by_path(b"whole")
+    store.update(whole.id, whole.state, at=9, choice=Choice.WHOLE)  # nobody has seen that it came out weak
+    listing = Listing(store.path)
+    assert outcomes(listing.tally(1)) == outcomes(store.tally(1))
+    assert outcomes(listing.tally(1)) == {"failed": 1, "held": 1, "weak": 3, "protected": 1, "waiting": 1}
+    needed = [job for kind in ("failed", "held", "weak") for job in store.needing(kind, 100)]
+    assert sorted(job.name for job in needed) == sorted(names(listing, "needs"))
+    assert sorted(names(listing, "needs")) == ["cut", "held", "old", "weak", "whole"]
+    assert not {"weak", "whole"} & set(names(listing, "done"))
+    assert len(store.needing("failed", 1)) == 1
+
+
+def test_a_failure_that_was_tried_again_is_finished_once_in_the_plot(store: Store) -> None:
+    now = 1_000_000.0
+    for state in (JobState.FAILED, JobState.FAILED, JobState.SKIPPED, JobState.SETTLING):
+        path = b"gone" if state == JobState.SKIPPED else b"cut"
+        (job,) = store.add([path], at=now)
+        store.update(job.id, state, at=now)
+    found = day(Listing(store.path).since(now - HOURS * 3600), now)
+    assert (found.finished, found.hours[-1].waiting) == (0, 1), "it waits again, and one was taken away"
+    (job,) = (job for job in store.by_path(b"cut") if job.state == JobState.SETTLING)
+    store.update(job.id, JobState.FAILED, at=now)
+    found = day(Listing(store.path).since(now - HOURS * 3600), now)
+    assert (found.finished, found.hours[-1].waiting) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("finished", "waiting", "levels"),
+    [(0, 0, ["0", "1"]), (3, 1, ["0", "1", "2", "3"]), (9, 70, ["0", "20", "40", "60", "80"])],
+)
+def test_bars_and_line_of_the_plot_share_an_axis_of_whole_numbers(
+    finished: int, waiting: int, levels: list[str]
+) -> None:
+    drawn = plot([Hour(0, finished, waiting)])
+    assert [text for _, text in drawn.levels] == levels
+    places = {int(text): y for y, text in drawn.levels}
+    ((_, top, _, height),) = drawn.bars
+    assert top + height == pytest.approx(places[0])
+    if finished in places:
+        assert top == pytest.approx(places[finished])
 
 
 def test_a_search_takes_both_spellings_of_an_accented_letter_and_no_wildcards(store: Store) -> None:

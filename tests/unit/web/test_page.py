@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -114,6 +115,21 @@ def test_today_tells_of_the_gpu_where_there_is_one(
     assert "NVIDIA H200, 4.2 GB of memory for the last picture" in text
     assert shown in text
     assert ("<dt>GPU</dt>" in text) == bool(shown)
+
+
+def test_today_counts_what_is_held_and_a_picture_that_failed_twice_once(serving: Serving, desk: Desk) -> None:
+    for _ in range(2):
+        desk.failed("cut.jpg", "truncated")
+    desk.held("held.jpg")
+    text = serving(desk).ask("/today").text
+    figures = text.partition('class="figures"')[2].partition("</ul>")[0]
+    found = re.findall(r"<strong>([^<]*)</strong>.*?</svg>([^<]*)<", figures, re.DOTALL)
+    assert found == [("0", "protected"), ("0", "weak"), ("1", "failed"), ("1", "to review")]
+    disk = text.partition('class="disks"')[2]
+    used, total = (int(re.search(rf'<meter[^>]* {name}="(\d+)"', disk)[1]) for name in ("value", "max"))  # type: ignore[index]
+    really = shutil.disk_usage(desk.base)
+    assert total == really.total
+    assert used == pytest.approx(total - really.free, rel=0.05), "the bar is filled by what is used"
 
 
 def test_german_is_spoken_where_the_browser_asks_or_the_reader_chose(server: Server) -> None:
@@ -238,7 +254,7 @@ def test_filters_and_pages(serving: Serving, desk: Desk) -> None:
     def names(query: str) -> list[str]:
         return re.findall(r'class="name">([^<]*)<', server.ask(f"/pictures?{query}").text)
 
-    everything = names("show=done") + names("show=done&page=2") + names("show=done&page=3")
+    everything = names("show=all") + names("show=all&page=2") + names("show=all&page=3")
     assert sorted(everything) == [f"{index:03}.png" for index in range(100)]
     assert len(names("verdict=weak")) == 10
     assert len(names("verdict=weak&folder=a")) == 10
@@ -297,6 +313,21 @@ def test_a_failed_picture_is_tried_again(serving: Serving, desk: Desk) -> None:
     assert "its original is gone from" in server.ask(again.headers["location"]).text
 
 
+def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
+    serving: Serving, desk: Desk
+) -> None:
+    cut = desk.failed("cut.jpg", "truncated")
+    other = desk.failed("changed.jpg", "changed")
+    server = serving(desk)
+    server.unlock()
+    page = server.ask(f"/picture/{cut.id}").text
+    assert "What is shown is the part that can be read" in page
+    assert f"/picture/{cut.id}/retry" not in page
+    page = server.ask(f"/picture/{other.id}").text
+    assert "What is shown is the part" not in page
+    assert f"/picture/{other.id}/retry" in page
+
+
 def test_a_region_drawn_on_a_failed_picture_becomes_its_mask(serving: Serving, desk: Desk) -> None:
     job = desk.failed("press/a.jpg")
     server = serving(desk)
@@ -350,11 +381,17 @@ def test_a_weak_picture_is_accepted_and_needs_nobody_any_more(serving: Serving, 
     job = desk.published("a.png", Verdict.WEAK)
     server = serving(desk)
     server.unlock()
-    assert 'id="needs"' in server.ask("/").text
+
+    def listed(text: str, section: str) -> str:
+        return text.partition(f'id="{section}"')[2].partition("</section>")[0]
+
+    before = server.ask("/").text
+    assert ("a.png" in listed(before, "needs"), "a.png" in listed(before, "done")) == (True, False)
     answer = server.ask(f"/picture/{job.id}/accept", {"key": server.form_key(), "back": "/"})
     shown = server.ask(answer.headers["location"]).text
     assert "a.png is accepted as it is." in shown
-    assert "Nothing needs you." in shown
+    assert "Nothing needs you." in listed(shown, "needs")
+    assert "weak</span>\n accepted" in listed(shown, "done")
 
 
 # Without a database, and under load

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,23 +35,34 @@ def _in(states: Sequence[JobState]) -> str:
     return ", ".join(f"'{state.value}'" for state in states)
 
 
-_FAILED = f"j.state IN ({_in((JobState.FAILED, JobState.QUARANTINED))}) AND {_IN_FORCE}"
+_BAD = _in((JobState.FAILED, JobState.QUARANTINED))
+_FAILED = f"j.state IN ({_BAD}) AND {_IN_FORCE}"
 _HELD = f"j.state IN ({_in((JobState.REVIEW,))}) AND {_IN_FORCE}"
 _OUT = _in((JobState.PUBLISHED, JobState.ARCHIVED))
-_WEAK = f"j.verdict = 'weak' AND j.choice IS NULL AND +j.state IN ({_OUT}) AND {_IN_FORCE}"
+_WEAK = f"j.verdict = 'weak' AND j.choice IS NOT 'release' AND +j.state IN ({_OUT}) AND {_IN_FORCE}"
 """The plus keeps SQLite from the index of states, in which nearly all jobs are archived."""
+COUNTS = f"(j.state NOT IN ({_BAD}) OR {_IN_FORCE})"
+"""Whether a job `j` is counted and listed: a failed one is not once its picture is a job again."""
+TALLY = f"""
+    SELECT j.state, j.verdict, count(*) FROM jobs AS j
+    WHERE {COUNTS} AND j.updated >= ? GROUP BY j.state, j.verdict"""
+"""How many jobs have changed since a time, by state and verdict, for the page and for the commands."""
 NEEDS = f"({_FAILED}) OR ({_HELD}) OR ({_WEAK})"
 WORKING = f"""
     j.state IN ({_in((JobState.RUNNING, JobState.PUBLISHING, JobState.SETTING_ASIDE, JobState.HOLDING))})"""
 WAITING = f"""
     j.state IN ({_in((JobState.READY, JobState.RELEASING, JobState.WAITING_MASK, JobState.SETTLING))})"""
-DONE = f"j.state IN ({_OUT})"
+DONE = f"j.state IN ({_OUT}) AND (j.verdict IS NOT 'weak' OR NOT ({_WEAK}))"
+"""A weak picture is done when somebody has accepted it; until then it needs a person."""
 EVERYTHING = "1"
 
 SECTIONS = {"needs": NEEDS, "working": WORKING, "waiting": WAITING, "done": DONE, "all": EVERYTHING}
 """What the page's lists hold, as conditions on a job `j`."""
 
-PARTS = {"needs": (_FAILED, _HELD, _WEAK)}
+NEEDED = {"failed": _FAILED, "held": _HELD, "weak": _WEAK}
+"""What needs a person, by kind, as conditions on a job `j`; no two of them hold the same job."""
+
+PARTS = {"needs": tuple(NEEDED.values())}
 """Lists that are made of several, one after the other, no two of which hold the same job."""
 
 _ORDER = {"waiting": "j.state = 'ready' DESC, j.updated, j.id", "working": "j.updated, j.id"}
@@ -101,12 +112,13 @@ def _like(text: str) -> str:
 
 
 class Ended(NamedTuple):
-    """When a job was found and when it last changed (Unix seconds), and how it stands."""
+    """When a job was found and when it last changed (Unix seconds), how it stands, and whether it counts."""
 
     created: float
     updated: float
     state: JobState
     verdict: Verdict | None
+    counts: bool = True
 
 
 class Listing:
@@ -238,14 +250,18 @@ class Listing:
     def since(self, at: float) -> list[Ended]:
         """The jobs that changed since a time (Unix seconds), and all that have work left."""
         query = f"""
-            SELECT created, updated, state, verdict FROM jobs WHERE updated >= ?
+            SELECT j.created, j.updated, j.state, j.verdict, {COUNTS} FROM jobs AS j WHERE j.updated >= ?
             UNION ALL
-            SELECT created, updated, state, verdict FROM jobs
-            WHERE state IN ({_in(sorted(ACTIVE))}) AND updated < ?"""
+            SELECT j.created, j.updated, j.state, j.verdict, 1 FROM jobs AS j
+            WHERE j.state IN ({_in(sorted(ACTIVE))}) AND j.updated < ?"""
         return [
-            Ended(created, updated, JobState(state), verdict and Verdict(verdict))
-            for created, updated, state, verdict in self._rows(query, [at, at])
+            Ended(created, updated, JobState(state), verdict and Verdict(verdict), bool(counts))
+            for created, updated, state, verdict, counts in self._rows(query, [at, at])
         ]
+
+    def tally(self, since: float) -> dict[tuple[JobState, Verdict | None], int]:
+        """How many jobs have changed since a time, by state and verdict; see `Reader.tally`."""
+        return tallied(self._rows(TALLY, [since]))
 
     def folders(self) -> list[bytes]:
         """The folders directly below the inbox that jobs come from."""
@@ -306,6 +322,11 @@ class Listing:
 def _where(condition: str, filters: Filters) -> tuple[str, list[Any]]:
     conditions, values = filters.conditions()
     return " AND ".join([f"({condition})", *conditions]), values
+
+
+def tallied(rows: Iterable[Sequence[Any]]) -> dict[tuple[JobState, Verdict | None], int]:
+    """The rows of `TALLY` by state and verdict."""
+    return {(JobState(state), Verdict(verdict) if verdict else None): count for state, verdict, count in rows}
 
 
 def _job(row: tuple[Any, ...]) -> Job:

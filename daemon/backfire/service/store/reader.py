@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from backfire.service.store.database import Database
+from backfire.service.store.listing import COUNTS, NEEDED, TALLY, tallied
 from backfire.service.store.schema import events as _events
 from backfire.service.store.schema import facts as _facts
 from backfire.service.store.schema import jobs as _jobs
@@ -19,11 +20,13 @@ from backfire.types import ACTIVE, Choice, Event, Job, JobState, Verdict
 
 _FIELDS = tuple(_jobs.c.keys())
 
-_later = _jobs.alias("later")
-_IN_FORCE = sa.or_(
-    _jobs.c.state.not_in([JobState.FAILED, JobState.QUARANTINED]),
-    ~sa.exists().where(_later.c.path == _jobs.c.path, _later.c.id > _jobs.c.id),
-)
+
+def _of_jobs(condition: str) -> sa.ColumnElement[bool]:
+    """A condition on a job `j`, as `listing` has them, for the table itself."""
+    return sa.literal_column(condition.replace("j.", f"{_jobs.name}."), sa.Boolean)
+
+
+_IN_FORCE = _of_jobs(COUNTS)
 """Whether a job counts: one that failed does not any more once its picture is a job again."""
 
 
@@ -108,14 +111,18 @@ class Reader(Database):
 
         A failed job whose picture was tried again as another job does not count.
         """
-        query = sa.select(_jobs.c.state, _jobs.c.verdict, sa.func.count()).where(
-            _IN_FORCE, _jobs.c.updated >= since
-        ).group_by(_jobs.c.state, _jobs.c.verdict)  # fmt: skip
         with self._transaction() as connection:
-            return {
-                (JobState(state), Verdict(verdict) if verdict else None): count
-                for state, verdict, count in connection.execute(query)
-            }
+            return tallied(connection.exec_driver_sql(TALLY, (since,)).all())
+
+    def needing(self, kind: str, limit: int) -> list[Job]:
+        """The jobs that need a person for one reason, the newest first; the page lists the same.
+
+        Args:
+            kind: `failed`, `held` or `weak`; see `listing.NEEDED`.
+            limit: how many at most.
+        """
+        query = sa.select(_jobs).where(_of_jobs(NEEDED[kind])).order_by(_jobs.c.id.desc())
+        return self._select(query.limit(limit))
 
     def found_since(self, at: float) -> int:
         """How many pictures were found since a time, Unix seconds; one that was tried again counts once."""

@@ -163,16 +163,17 @@ class Store(Reader):
         """
         return self._move(GIVE_BACK, job_id, state, at, detail, expected=JobState.RUNNING)
 
-    def decide(self, job_id: int, choice: Choice, *, by: str, at: float) -> Job:
+    def decide(self, job_id: int, choice: Choice, *, by: str, at: float, how: str | None = None) -> Job:
         """REVIEW → RELEASING with what a person decided; a daemon that runs beside this process goes on.
 
         Args:
             by: the name of the person.
+            how: the decision in words, for the history, where the choice alone does not say it.
 
         Raises:
             StoreError: no such job, it is not held (any more), or its path has an active job.
         """
-        detail = {"decided": choice.value, "by": by}
+        detail = {"decided": choice.value, "by": by} | ({"how": how} if how else {})
         return self._move(
             DECIDE, job_id, JobState.RELEASING, at, detail, expected=JobState.REVIEW, choice=choice
         )
