@@ -23,7 +23,7 @@ EXIT_STATUS = {
 
 FILES = {
     "config.yaml": "The configuration, in the working folder unless -c names another. "
-    "The commands protect, verify and detect use the defaults without -c.",
+    "The commands protect and detect use the defaults without -c.",
 }
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
@@ -155,9 +156,16 @@ def with_decision(document: Receipt, *, choice: Choice, by: str, at: float) -> R
     return {**document, "decision": {"choice": choice.value, "by": by, "at": moment}}
 
 
-def with_output(document: Receipt, output: str | None) -> Receipt:
-    """The receipt with the path of the published file, None where nothing was published."""
-    return {**document, "output": output}
+def by_hand(document: Receipt, output: str | None, mask: Path | None = None) -> Receipt:
+    """The receipt of a picture that was protected by hand, without a daemon.
+
+    Args:
+        output: the path of the result, None where none was written.
+        mask: what was named as its mask. Only the name of an absolute path is kept, as the receipt may be
+            published beside the picture.
+    """
+    named = {} if mask is None else {"mask": mask.name if mask.is_absolute() else str(mask)}
+    return {**document, **named, "output": output}
 
 
 def in_short(reasons: Sequence[str]) -> str | None:

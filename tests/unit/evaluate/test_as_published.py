@@ -210,3 +210,33 @@ def test_the_command_finds_what_was_published_by_its_receipt(desk: Path) -> None
     assert "got no picture; name the protected one, or --as-published with --original" in str(
         nothing.exception
     )
+
+
+def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_path: Path) -> None:
+    """As in the quickstart: what was protected with -m is verified by its name alone, or with -m."""
+    photo().save(tmp_path / "me.png")
+    mask_picture().save(tmp_path / "poster.png")
+    (tmp_path / "c.yaml").write_text(json.dumps({"folders": {"inbox": "inbox"}, **QUICK}))
+    made, mask, copy = (str(tmp_path / name) for name in ("made.png", "poster.png", "copy.png"))
+    settings, runner = ["-c", str(tmp_path / "c.yaml")], CliRunner()
+    runner.invoke(app, ["protect", str(tmp_path / "me.png"), "-o", made, "-m", mask, *settings])
+    receipt = json.loads((tmp_path / "made.png.receipt.json").read_text())
+    require_documented(receipt)
+    assert str(tmp_path) not in json.dumps({**receipt, "output": None}), "the path of the mask is nobody's"
+    edits = []
+    for named in ([], ["-m", mask]):
+        told = runner.invoke(app, ["verify", made, "--json", *named, *settings])
+        assert told.exit_code in (0, 3), told.output
+        edits.append([one["ssim"] for one in json.loads(told.stdout)["edits"]])
+    assert edits == [[one["ssim"] for one in receipt["edits"]]] * 2
+    Image.open(made).save(copy)
+    told = runner.invoke(app, ["verify", made, "--as-published", copy, "-m", mask, "--json", *settings])
+    assert [one["ssim"] for one in json.loads(told.stdout)["edits"]] == edits[0]
+
+
+def test_what_cannot_be_judged_has_a_status_of_its_own(desk: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    photo((300, 200)).save(other)
+    told = CliRunner().invoke(app, ["verify", str(other), "--original", str(desk / "a.png")])
+    assert told.exit_code == 2
+    assert "the protected picture is 300x200, the original 160x128" in told.output.replace("\n", "")
