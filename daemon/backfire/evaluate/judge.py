@@ -84,7 +84,7 @@ class Judgement:
         psnr_db: over the crops; None where nothing was changed.
         max_change_levels: the largest change of a sample as the file stores it, in levels of 255.
         not_measured: what could not be replayed, in words; it weakens nothing.
-        tools: by attack path, whether edits of every region break, by every editor that was replayed on it.
+        tools: see the function `tools`; edits of a little more or less than the region do not count in it.
         settings: the thresholds; None where nothing was edited.
     """
 
@@ -164,7 +164,11 @@ def judge(
 
 
 def tools(edits: Sequence[EditResult], settings: Verify) -> dict[str, bool]:
-    """By attack path, whether edits of every region break, by every surrogate that was replayed on it."""
+    """By attack path, whether the edit of exactly the region breaks, of every region and by every surrogate.
+
+    Only trigger edits count, since they alone are replayed on every path. It is no verdict: where a dilated
+    or a partial edit misses its thresholds, it is `weak` although every tool is named as broken.
+    """
     first = first_paths(edits)
     broken: dict[str, bool] = {}
     for edit in edits:
@@ -188,7 +192,7 @@ def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator
 
 
 def in_tools(broken: Mapping[str, bool]) -> str:
-    """In which tools edits of the regions break, and in which they do not, in words for a person."""
+    """In which tools the edits of exactly the regions break, and in which they do not, for a person."""
     said = [
         f"{start} {', '.join(PATHS[name].tool if name in PATHS else name for name in named)}"
         for start, named in (

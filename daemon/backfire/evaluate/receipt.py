@@ -186,7 +186,9 @@ def in_words(document: Receipt) -> list[str]:
         said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
     told = document.get("tools")
     if told and all(told.values()):
-        said += f"; {in_tools(told)}"
+        # Beside another verdict than `protected` the bare sentence reads as if all were well.
+        about = "" if verdict == Verdict.PROTECTED else "edits of exactly the region are "
+        said += f"; {about}{in_tools(told)}"
     edits = [edit for edit in document.get("edits") or [] if not edit.get("held_out")]
     touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
     seen = [edit["visible"] for edit in edits if edit.get("visible") is not None]

@@ -60,6 +60,16 @@ def test_a_receipt_in_words() -> None:
     )
 
 
+def test_beside_a_weak_verdict_the_tools_are_those_of_exactly_the_region() -> None:
+    tools = {"iopaint": True, "forge-whole": True}
+    said, _ = receipt.in_words({**document(), "tools": tools})
+    assert said == (
+        "weak: too alike; edits of exactly the region are broken in IOPaint, Forge or A1111 (whole picture)"
+    )
+    good, _ = receipt.in_words({**document(), "tools": tools, "verdict": "protected", "reasons": []})
+    assert good.endswith("come out as usual; broken in IOPaint, Forge or A1111 (whole picture)")
+
+
 def test_a_receipt_is_read_back_as_it_was_written() -> None:
     told = document()
     data = receipt.to_json(told)
