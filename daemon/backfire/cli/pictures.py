@@ -236,6 +236,8 @@ def verify(
         said = Text.assemble(
             (result.verdict, colour_of(result.verdict)), f"  {as_published}, a copy of {name}"
         )
+        if result.verdict == "failed":
+            said.append(f": {result.receipt['reasons'][0]}")
         out.print(said, soft_wrap=True)
         for line in left.in_words(result.receipt, known):
             out.print(Text(f"  {line}"), soft_wrap=True)
