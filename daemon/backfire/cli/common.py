@@ -21,12 +21,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from backfire.admin.outcomes import midnight
+from backfire.cli import edits
 from backfire.config import Verify
-from backfire.evaluate.judge import EditResult, asked_in_words, first_paths, misses
+from backfire.evaluate import words
+from backfire.evaluate.judge import EditResult
 
 if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
@@ -129,7 +130,7 @@ def colour_of(verdict: str) -> str:
 
 
 def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> None:
-    """Verdict, reasons and, where there are any, the replayed edits as a table.
+    """Verdict, reasons and, where there are any, the replayed edits, a line each.
 
     Args:
         to: where it is printed.
@@ -142,20 +143,8 @@ def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> 
         line.append(f"  (PSNR {receipt['psnr_db']:.1f} dB, at most {receipt['max_change_levels']} levels)")
     to.print(line, soft_wrap=True)
     for reason in receipt["reasons"]:
-        to.print(Text(f"  {reason}"), soft_wrap=True)
+        to.print(Text(f"  {words.reason(reason)}"), soft_wrap=True)
     if not receipt.get("edits"):
         return
-    table = Table(
-        "region", "edit", "in", "editor", "SSIM to clean edit", "L1", "asked", "", "SSIM under plain noise"
-    )
-    results = [EditResult.of(edit) for edit in receipt["edits"]]
-    first = first_paths(results)
-    for one in results:
-        is_first = one.path == first[one.editor, one.region]
-        control = "" if one.control_ssim is None else f"{one.control_ssim:.3f}"
-        mark = Text("missed", "red") if misses(one, asked, first=is_first) else Text("met", "green")
-        limits = asked_in_words(one, asked, first=is_first)
-        numbers = f"{one.ssim:.3f}", f"{one.l1:.3f}", limits, mark, control
-        place = f"{one.path}, on white" if one.flattened else one.path
-        table.add_row(str(one.region), one.mask_kind, place, one.editor, *numbers)
-    to.print(table)
+    for edit in edits.lines([EditResult.of(one) for one in receipt["edits"]], asked):
+        to.print(edit, soft_wrap=True)

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from backfire.attack_paths import PATHS
 from backfire.config import Verify
+from backfire.evaluate.words import tool
 from backfire.types import Budget, MaskKind, Verdict
 
 HARDLY = 8
@@ -194,7 +194,7 @@ def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator
 def in_tools(broken: Mapping[str, bool]) -> str:
     """In which tools the edits of exactly the regions break, and in which they do not, for a person."""
     said = [
-        f"{start} {', '.join(PATHS[name].tool if name in PATHS else name for name in named)}"
+        f"{start} {', '.join(map(tool, named))}"
         for start, named in (
             ("broken in", [name for name, breaks in broken.items() if breaks]),
             ("not broken in", [name for name, breaks in broken.items() if not breaks]),
@@ -213,14 +213,16 @@ def misses(edit: EditResult, settings: Verify, *, first: bool = True) -> list[st
     return [miss for _, miss in _missed(edit, settings, first)]
 
 
-def asked_in_words(edit: EditResult, settings: Verify, *, first: bool = True) -> str:
-    """The thresholds that are asked of an edit, for a table; `first` as in `misses`."""
+def limits(edit: EditResult, settings: Verify, *, first: bool = True) -> tuple[str, str, str]:
+    """What is asked of SSIM, L1 and the share that is seen, for a table; `first` as in `misses`.
+
+    A figure of which nothing is asked has an empty text.
+    """
     if edit.mask_kind not in BREAKING:
-        return f"SSIM >= {_floor(edit, settings):g}"
+        return f">={_floor(edit, settings):g}", "", ""
     most, least, seen = _asked(edit, settings, first)
-    plainly = "" if edit.visible is None else f", seen >= {seen:.0%}"
-    most_ssim = "" if _is_plain(edit, settings, first) else f"SSIM <= {most:g}, "
-    return f"{most_ssim}L1 >= {least:g}{plainly}"
+    most_ssim = "" if _is_plain(edit, settings, first) else f"<={most:g}"
+    return most_ssim, f">={least:g}", "" if edit.visible is None else f">={seen:.0%}"
 
 
 def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float, str]]:

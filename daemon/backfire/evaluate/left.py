@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from backfire.attack_paths import PATHS
 from backfire.evaluate.receipt import Receipt
+from backfire.evaluate.words import tool
 from backfire.types import MaskKind
 
 BARELY = 0.1
@@ -37,12 +37,11 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
             "protection"
         )
     for path, edit in worst.items():
-        tool = PATHS[path].tool if path in PATHS else path
         was = before.get(path)
         seen = f"plainly another over {edit['visible']:.0%} of the region"
         seen += f" ({was['visible']:.0%} as published)" if was else ""
         ssim = f"SSIM {edit['ssim']:.2f}" + (f" ({was['ssim']:.2f})" if was else "")
-        yield f"{tool}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
+        yield f"{tool(path)}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
 
 
 def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
-from backfire.evaluate import premis
+from backfire.evaluate import premis, words
 from backfire.evaluate.judge import BREAKING, Judgement, in_tools
 from backfire.types import Choice, Region, Verdict
 
@@ -183,7 +183,7 @@ def in_words(document: Receipt) -> list[str]:
     if verdict == Verdict.PROTECTED:
         said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
     else:
-        said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
+        said = f"{verdict}: {words.reason(in_short(reasons) or '')}" if reasons else str(verdict)
     told = document.get("tools")
     if told and all(told.values()):
         # Beside another verdict than `protected` the bare sentence reads as if all were well.
