@@ -56,6 +56,11 @@ Mask = Annotated[
         "an annotation file; without it, those that lie beside the picture.",
     ),
 ]
+NAME_A_MASK = (
+    "paint what is to be protected white on a black picture of the same size and name that with -m mask.png, "
+    "or set regions.none_found in a configuration that -c names"
+)
+"""What helps a command that found nothing to protect."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from backfire.admin.published import at_size_of, configuration_of, how_made
 from backfire.cli.common import (
     BAD_CONFIG,
+    NAME_A_MASK,
     SOME_FAILED,
     AsJson,
     Mask,
@@ -26,7 +27,7 @@ from backfire.cli.common import (
     print_receipt,
 )  # fmt: skip
 from backfire.config import Settings
-from backfire.errors import BackfireError, ConfigError, InputError, JobError
+from backfire.errors import BackfireError, ConfigError, InputError, JobError, NoRegionError
 from backfire.evaluate import left, receipt
 from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
@@ -74,6 +75,8 @@ def protect(
         except BackfireError as error:
             if len(pictures) == 1 and isinstance(error, ConfigError):
                 raise
+            if isinstance(error, NoRegionError):
+                error = error.with_remedy(NAME_A_MASK)
             code = error.code.value if isinstance(error, JobError) else "config"
             document = {"file": str(picture), "verdict": "failed", "code": code, "reasons": [str(error)]}
             written = []
@@ -226,6 +229,8 @@ def verify(
                 progress=advance,
             )
     except JobError as error:  # a status of its own: nobody is to take it for a verdict
+        if isinstance(error, NoRegionError):
+            error = error.with_remedy(NAME_A_MASK)
         err.print(Text(f"backfire: {error}", "red"), soft_wrap=True)
         raise typer.Exit(BAD_CONFIG) from error
     if sheet is not None and result.sheet is not None:
