@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 import time
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE, UNKNOWN_FILE, INTERRUPTED = 2, 3, 4, 5, 130
 DEFAULT = Path("config.yaml")
+BY_HAND = 0o666
+"""The rights of a file that a person has written for themselves, less those that their umask takes."""
+
+users_umask: int | None = None
+"""The umask that the program was started with; None where a command runs within another program."""
 
 app = typer.Typer(
     help="Protect pictures so that AI edits of their sensitive regions backfire.",
@@ -62,6 +68,15 @@ NAME_A_MASK = (
 )
 """What helps a command that found nothing to protect."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def write_as_user() -> None:
+    """Let files have the rights that their user's umask leaves, in place of the daemon's stricter one.
+
+    For commands that write files which a person asked for, who then publishes them or hands them on.
+    """
+    if users_umask is not None:
+        os.umask(users_umask)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from backfire.cli.common import (
     bar,
     err,
     out,
+    write_as_user,
 )
 from backfire.config import Settings
 from backfire.errors import ConfigError, JobError, NoRegionError
@@ -47,6 +48,7 @@ def detect(
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise ConfigError(f"--sheet {sheet}: got {sheet.suffix or 'no extension'}, expected .jpg or .png")
+    write_as_user()
     rows: list[dict[str, Any]] = []
     pages: list[tuple[str, Rgb]] = []
     with bar() as advance:

@@ -13,6 +13,7 @@ from rich.text import Text
 from backfire.admin.published import at_size_of, configuration_of, how_made
 from backfire.cli.common import (
     BAD_CONFIG,
+    BY_HAND,
     NAME_A_MASK,
     SOME_FAILED,
     AsJson,
@@ -25,6 +26,7 @@ from backfire.cli.common import (
     named,
     out,
     print_receipt,
+    write_as_user,
 )  # fmt: skip
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, InputError, JobError, NoRegionError
@@ -50,6 +52,7 @@ def protect(
     """Protect pictures here and now, without daemon or database; receipt and sheet lie beside the result."""
     from backfire import api  # here, as the daemon needs none of the imaging libraries it brings
 
+    write_as_user()
     several = len(pictures) > 1 or output.is_dir()
     if len(pictures) > 1 and mask is not None:
         raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
@@ -132,13 +135,13 @@ def _write(
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
         name = outbox.renamed(folder, os.fsencode(target.name), result.extension)
-        placed = outbox.place(result.data, folder, name, key=result.receipt["key"])
+        placed = outbox.place(result.data, folder, name, key=result.receipt["key"], mode=BY_HAND)
         output = str(folder / os.fsdecode(placed))
     document, written = receipt.by_hand(result.receipt, output, mask), []
     for suffix, data in ((b".receipt.json", receipt.to_json(document)), (b".sheet.jpg", result.sheet)):
         if data is not None:
             report = outbox.beside(folder, os.fsencode(target.name), suffix, result.receipt["key"])
-            outbox.replace(data, folder, report)
+            outbox.replace(data, folder, report, mode=BY_HAND)
             written.append(str(folder / os.fsdecode(report)))
     return document, written
 
@@ -198,6 +201,7 @@ def verify(
     """
     from backfire import api
 
+    write_as_user()
     masks: Path | list[Path] | None = mask
     known: dict[str, Any] | None = None
     if protected is None and (original is None or as_published is None):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,16 @@ def test_where_nothing_is_found_the_sheet_shows_the_picture_and_the_remedy_is_th
     with Image.open(desk / "s.png") as sheet, Image.open(desk / "in" / "a.png") as picture:
         shown, whole = (np.asarray(one.convert("RGB")) for one in (sheet, picture))
     assert (shown == whole[64, 80]).all(axis=2).any(), "the picture itself is on it"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_that_was_asked_for_has_the_rights_that_the_users_umask_leaves(desk: Path, umask: int) -> None:
+    """The program's own umask is for what the daemon writes."""
+    sheet = desk / "s.png"
+    command = [sys.executable, "-m", "backfire.cli", "detect", str(desk / "in" / "a.png")]
+    command += ["--sheet", str(sheet), "-c", str(desk / "c.yaml")]
+    subprocess.run(command, umask=umask, check=True, stdout=subprocess.DEVNULL)
+    assert stat.S_IMODE(sheet.stat().st_mode) == 0o666 & ~umask
 
 
 def test_a_sheet_that_shows_nothing_is_not_written_and_it_is_said(desk: Path) -> None:
