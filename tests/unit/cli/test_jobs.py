@@ -69,7 +69,7 @@ def weak(house: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> House:
 def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: House) -> None:
     why = f"{REASONS[0]} (and 1 more)"
     assert [job["message"] for job in json.loads(tell("jobs", "--json").stdout)] == [why]
-    said = "Whoever edits only half of the region still succeeds in part."
+    said = "An edit of half the region does not break enough."
     assert said in " ".join(tell("jobs").stdout.split())
     lines = [line.strip() for line in tell("explain", "desk/me.png").stdout.splitlines()]
     assert lines[0].startswith("desk/me.png: is done, but its protection is weak; the result is ")
