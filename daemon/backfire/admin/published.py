@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from backfire import config
 from backfire.config import Settings
@@ -302,9 +302,16 @@ def _settings(found: _Known, settings: Settings | None) -> tuple[Settings | None
         used = JobSettings(settings).of(found.job)
     else:
         used = settings.for_path(os.fsencode(str(receipt.get("file"))))
-    if used.sha256 == receipt.get("config_sha256"):
-        return used, False
+    # By hand the extension of the result names its format, which the configuration need not have.
+    formats = () if found.job is not None else get_args(type(used.output).model_fields["format"].annotation)
+    for one in (used, *(_written_as(used, name) for name in formats)):
+        if one.sha256 == receipt.get("config_sha256"):
+            return one, False
     return _as_then(used, receipt), True
+
+
+def _written_as(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(update={"output": settings.output.model_copy(update={"format": name})})
 
 
 def at_size_of(receipt: Receipt, settings: Settings) -> Settings:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backfire import config
 from backfire.admin.published import how_made
 from backfire.errors import ConfigError
 from backfire.service.worker.protocol import Finished, Order
@@ -196,6 +197,23 @@ def test_what_was_made_by_hand_is_not_judged_by_a_configuration_that_nobody_name
     named = how_made(result, Path("config.yaml"))
     assert named.settings is not None
     assert (named.settings.protect.epsilon, named.changed) == (3, True)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_format_that_the_results_name_asked_for_is_no_change_of_the_settings(
+    by_hand: Callable[[str | None], Path], named: bool
+) -> None:
+    """`backfire protect me.jpg -o out.png` writes a PNG, whatever `output.format` says."""
+    result, file = by_hand("masks/poster.png"), Path("config.yaml")
+    file.write_text(yaml.safe_dump({"folders": {"inbox": "in"}, "protect": {"epsilon": 3}}))
+    used = config.load(file)
+    as_png = used.model_copy(update={"output": used.output.model_copy(update={"format": "png"})})
+    assert as_png.sha256 != used.sha256
+    beside = result.parent / "out.png.receipt.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "config_sha256": as_png.sha256}))
+    made = how_made(result, file if named else None)
+    assert made.settings is not None
+    assert (made.settings.protect.epsilon, made.changed) == (3, False)
 
 
 def test_changed_settings_are_told_and_the_editors_are_those_of_the_receipt(home: House) -> None:
