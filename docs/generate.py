@@ -34,7 +34,7 @@ COPIES = {
 _COMMANDS = """\
 # Commands
 
-Commands read `config.yaml` in the current folder, or the file that `-c` names. `protect`, `verify` and
+Commands read `config.yaml` in the current folder, or the file that `-c` names. `protect` and
 `detect` use the defaults without `-c`. On a terminal long work shows a progress bar; off one, standard error
 gets JSON lines. See also the [exit codes](errors.md#exit-codes).
 """

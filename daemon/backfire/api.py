@@ -14,7 +14,8 @@ meant for several threads of one process at a time: torch's and Pillow's setting
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from backfire import config, imaging
 from backfire.config import Folders, Settings
 from backfire.detectors import Sidecar, Source
-from backfire.errors import ConfigError
+from backfire.errors import ConfigError, NoRegionError
 from backfire.files import inbox, safe_paths
 from backfire.imaging import drawing
 from backfire.pipeline.result import PhaseProgress, Result, no_progress
@@ -87,7 +88,7 @@ def protect(
     settings: SettingsLike | None = None,
     name: str | None = None,
     progress: PhaseProgress = no_progress,
-    attempt: Attempt = Attempt(),
+    attempt: Attempt | None = None,
 ) -> Result:
     """Protect a picture: find its regions, add the perturbation, and judge the result from its own bytes.
 
@@ -110,7 +111,7 @@ def protect(
 
     Raises:
         ConfigError: unusable settings, or a file that cannot be read.
-        InputError: the picture or a mask cannot be used, or no region was found.
+        InputError: the picture or a mask cannot be used, or, as a NoRegionError, no region was found.
         ModelError: a detector or an editor failed, or memory is too small even at the lowest rung.
         BudgetExceeded: the output format would change the picture by more than the budget.
         SigningError: certificate, key, signer or timestamp authority failed, where `provenance` is set.
@@ -118,7 +119,10 @@ def protect(
     from backfire.pipeline import protect as pipeline
 
     data, source, used, _ = _opened(picture, mask, name, settings)
-    return pipeline.protect(data, source, used, progress=progress, **vars(attempt))
+    if attempt is not None:
+        return pipeline.protect(data, source, used, progress=progress, **vars(attempt))
+    with _asking_for_mask():
+        return pipeline.protect(data, source, used, progress=progress, **vars(Attempt()))
 
 
 def verify(
@@ -190,8 +194,19 @@ def detect(
     decoded = imaging.decode(
         data, name=source.name, max_pixels=used.output.max_pixels, frames=used.output.frames
     )
-    found = find(decoded, source, used.regions)
+    with _asking_for_mask():
+        found = find(decoded, source, used.regions)
     return Detection(source.name, decoded.rgb, found.regions, found.skipped, rule)
+
+
+@contextmanager
+def _asking_for_mask() -> Iterator[None]:
+    """Where nothing is found, name the argument that says what is to be protected."""
+    try:
+        yield
+    except NoRegionError as error:
+        remedy = "name what is to be protected as mask=, or set regions.none_found in settings="
+        raise error.with_remedy(remedy) from None
 
 
 def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings, str | None]:

@@ -5,6 +5,7 @@
     ├── StoreError             wait if it is transient, else stop; the service manager restarts the daemon
     └── JobError(code)         this job ends or is tried again, and the others go on
         ├── InputError             the picture or its mask is not usable: failed at once
+        │   └── NoRegionError          nothing was found to protect
         ├── ModelError             a detector or an editor failed: tried again, then failed
         │   └── DeviceError            the GPU failed during the work: tried again in a new process
         ├── SigningError           certificate, key or signer failed, for every picture alike: waits
@@ -18,7 +19,7 @@ about, what was found, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 
 
@@ -89,6 +90,29 @@ class JobError(BackfireError):
 
 class InputError(JobError):
     """The picture or its mask cannot be used as it is."""
+
+
+class NoRegionError(InputError):
+    """Nothing was found to protect.
+
+    Args:
+        found: which picture it is and who looked.
+        notes: what else there is to know, such as a detector that failed.
+        remedy: what to do. What helps depends on who asked: see `with_remedy`.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        notes: Sequence[str] = (),
+        remedy: str = "put a mask beside the picture or set regions.none_found",
+    ) -> None:
+        super().__init__(Code.NO_REGION, "; ".join([found, remedy, *notes]))
+        self._found, self._notes = found, tuple(notes)
+
+    def with_remedy(self, remedy: str) -> NoRegionError:
+        """The same with what its caller can do about it."""
+        return NoRegionError(self._found, self._notes, remedy)
 
 
 class ModelError(JobError):

@@ -75,8 +75,8 @@ def test_verify_needs_nothing_but_the_file_and_says_the_same(
     sandbox, receipt = protected
     result = sandbox.backfire("verify", "out.png")
     assert result.returncode == (0 if receipt["verdict"] == "protected" else 3), result.stderr
-    told = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines()]
-    found = [float(cells[5]) for cells in told if len(cells) > 5 and cells[1] == "0"]
+    lines = [line for line in result.stdout.splitlines() if line.endswith(("  met", "  missed"))]
+    found = [float(next(cell for cell in line.split() if "." in cell)) for line in lines]
     assert found == pytest.approx([row["ssim"] for row in receipt["edits"]], abs=2e-3)
 
 
@@ -120,7 +120,7 @@ def test_a_resized_copy_cannot_be_verified_and_says_why(protected: tuple[Sandbox
     with Image.open(sandbox.base / "out.png") as picture:
         picture.resize((112, 104)).save(sandbox.base / "small.png")
     result = sandbox.backfire("verify", "small.png", "--original", "cat.png")
-    assert result.returncode == 3
+    assert result.returncode == 2
     assert "112x104" in result.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 
@@ -90,19 +91,29 @@ def test_the_tools_are_named() -> None:
     message = "broken in IOPaint; not broken in Forge's whole-picture mode, ComfyUI (and 2 more)"
     found = advice.of(job(verdict=Verdict.WEAK, message=message))
     assert found is not None
-    assert found.sentence == "An edit of the region still works in Forge's whole-picture mode and ComfyUI."
+    assert (
+        found.sentence
+        == "An edit of the region does not break enough in Forge's whole-picture mode and ComfyUI."
+    )
 
 
 def test_where_no_tool_breaks_it_the_strength_is_to_be_raised() -> None:
     found = advice.of(judged(edits(trigger=0.8)))
     assert found is not None
-    assert found.sentence == "An edit of the region still works in part, in IOPaint."
+    assert found.sentence == "An edit of the region breaks enough in no tool that was tried: IOPaint."
     assert found.action == (
         "It is in the outbox all the same. Accept it, which changes no file and ends this notice: backfire "
         "accept 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original, "
         "with its mask if it has one, into the inbox again: its new result comes to lie beside this one, "
         "under a longer name."
     )
+
+
+def test_no_sentence_claims_that_an_edit_succeeds() -> None:
+    """What is measured is that it does not break; the clean edit by a small editor may itself be poor."""
+    said = json.dumps([advice.CATALOGUE[kind] for kind in ("reason", "code")], ensure_ascii=False)
+    for word in ("succe", "still works", "still edits", "gelingt noch", "Erfolg", "bearbeitet die Region"):
+        assert word not in said
 
 
 def test_the_gravest_reason_is_told_where_there_are_several() -> None:

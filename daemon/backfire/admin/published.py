@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from backfire import config
 from backfire.config import Settings
@@ -53,13 +53,15 @@ class _Known:
     job: Job | None = None
 
 
-def how_made(published: Path, config_file: Path | None = None) -> Made:
+def how_made(published: Path, config_file: Path | None = None, mask: Path | None = None) -> Made:
     """How a published picture was made.
 
     Args:
         published: the file, in the outbox or wherever it was copied to.
         config_file: the configuration that it was made with; without it, the `config.yaml` in the working
-            folder or above the picture, if that has the picture's outbox.
+            folder, or one above the picture that has the picture's outbox. What `backfire protect` made
+            without a configuration is not judged by one that was not named.
+        mask: the mask file that it was made with; without it, it is looked for.
 
     Raises:
         ConfigError: the file cannot be read or has changed since it was published, or its receipt, original
@@ -71,9 +73,13 @@ def how_made(published: Path, config_file: Path | None = None) -> Made:
         sha256 = durable.file_sha256(published)
     except OSError as error:
         raise ConfigError(f"{published}: cannot be read ({error.strerror}); name a readable file") from error
-    settings = _configuration(published.absolute(), config_file)
-    known = [*_beside(published), *(_by_job(published.absolute(), sha256, settings) if settings else ())]
-    found = next((one for one in known if one.receipt.get("output_sha256") == sha256), None)
+    file = configuration_of(published, config_file) or _here()
+    settings = config.load(file) if file is not None else None
+    known = [*_beside(published)]
+    found = _with_digest(known, sha256)
+    if found is None and settings is not None:
+        known += _by_job(published.absolute(), sha256, settings)
+        found = _with_digest(known, sha256)
     if found is None and known:
         wanted = str(known[0].receipt.get("output_sha256"))
         raise ConfigError(
@@ -81,10 +87,13 @@ def how_made(published: Path, config_file: Path | None = None) -> Made:
             "was changed after it was published: verify needs the file as it was published"
         )
     if found is None:
-        where = f"{settings.folders.reports}" if settings else "any configuration's reports, name one with -c"
+        if settings is None:
+            where = f"any configuration's reports, as there is no {CONFIGURATION} here; name one with -c"
+        else:
+            where = f"{settings.folders.reports}, the reports of {file}; name another configuration with -c"
         raise ConfigError(
-            f"{published}: there is no receipt beside it nor in {where}; name the picture that it was made "
-            "of with --original"
+            f"{published}: there is no receipt beside it nor in {where}, or the picture that it was made of "
+            "with --original"
         )
     if found.receipt.get("verdict") == Verdict.UNPROTECTED:
         raise ConfigError(
@@ -92,21 +101,42 @@ def how_made(published: Path, config_file: Path | None = None) -> Made:
         )
     folders = [published.parent, *([settings.folders.archive] if settings else [])]
     original = _original(found, published, folders)
-    masks = _masks(found, original, folders)
+    masks = _masks(found, original, folders) if mask is None else [_named_mask(mask, found, published)]
     used, changed = _settings(found, settings)
+    if changed and found.job is None and configuration_of(published, config_file) is None:
+        used, changed = None, False  # `backfire protect` takes no configuration that is not named either
     return Made(found.receipt, original, masks, used, changed)
 
 
-def _configuration(published: Path, config_file: Path | None) -> Settings | None:
+def configuration_of(published: Path, config_file: Path | None = None) -> Path | None:
+    """The configuration that a published picture belongs to; None where none is known.
+
+    Args:
+        published: the file.
+        config_file: is returned if it is named; else the `config.yaml` in the working folder or above the
+            picture, whose outbox the picture lies in.
+
+    Raises:
+        ConfigError: a `config.yaml` on the way cannot be used.
+    """
     if config_file is not None:
-        return config.load(config_file)
-    for folder in dict.fromkeys((Path.cwd(), *published.parents)):
+        return config_file
+    absolute = published.absolute()
+    for folder in dict.fromkeys((Path.cwd(), *absolute.parents)):
         file = folder / CONFIGURATION
-        if file.is_file():
-            settings = config.load(file)
-            if settings.folders.outbox in published.parents:
-                return settings
+        if file.is_file() and config.load(file).folders.outbox in absolute.parents:
+            return file
     return None
+
+
+def _here() -> Path | None:
+    """The configuration in the working folder, which the other commands use, too."""
+    file = Path(CONFIGURATION)
+    return file if file.is_file() else None
+
+
+def _with_digest(known: Sequence[_Known], sha256: str) -> _Known | None:
+    return next((one for one in known if one.receipt.get("output_sha256") == sha256), None)
 
 
 def _beside(published: Path) -> Iterator[_Known]:
@@ -207,12 +237,59 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
         file if (file := folder / os.fsdecode(outbox.keyed(folder, name, key))).is_file() else as_it_is
         for name, as_it_is in zip(names, plain, strict=True)
     ]
-    for masks in (of_key, plain):
+    named = _remembered(found, [*folders, original.parent])
+    for masks in (of_key, plain, *([one] for one in named)):
         if masks and mask_digest([durable.file_sha256(mask) for mask in masks]) == wanted:
             return masks
-    got = f"{', '.join(map(str, plain))} differs from it" if plain else f"none lies beside {original}"
+    others = plain or named
+    got = f"{', '.join(map(str, others))} differs from it" if others else f"none lies beside {original}"
     raise ConfigError(
         f"mask of {original}: its receipt names one with digest {wanted[:12]}…, but {got}; name it with -m"
+    )
+
+
+def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
+    """The files that may be the mask that was named with -m, as the receipt remembers it.
+
+    Its path is kept as it was given, or of an absolute one the name alone; and it is looked for from the
+    working folder and from the folders of the picture, which may have moved together.
+    """
+    name = found.receipt.get("mask")
+    if not isinstance(name, str) or found.job is not None:
+        return []
+    places = [folder / one for one in (Path(name), Path(Path(name).name)) for folder in (Path(), *folders)]
+    return [place for place in dict.fromkeys(places) if _is_regular(place)]
+
+
+def _is_regular(file: Path) -> bool:
+    try:
+        safe_paths.require_regular(file)
+    except OSError:
+        return False
+    return True
+
+
+def _named_mask(mask: Path, found: _Known, published: Path) -> Path:
+    """The mask that a person named, if it is the one that the picture was made with.
+
+    Raises:
+        ConfigError: it cannot be read, or is another one: the edits would be of another region.
+    """
+    try:
+        safe_paths.require_regular(mask)
+        digest = mask_digest([durable.file_sha256(mask)])
+    except OSError as error:
+        raise ConfigError(f"mask {mask}: cannot be read ({error.strerror}); name a readable file") from error
+    wanted = found.receipt.get("mask_sha256")
+    if digest == wanted:
+        return mask
+    got = f"has digest {str(digest)[:12]}…"
+    asks = "to judge edits of what it marks all the same, name the --original as well"
+    if wanted is None:
+        raise ConfigError(f"mask {mask}: {published} was made without a mask; leave -m away; {asks}")
+    raise ConfigError(
+        f"mask {mask}: {got}, the receipt of {published} says {wanted[:12]}…; it is another mask or was "
+        f"changed: name the one that it was made with, or leave -m away to have it looked for; {asks}"
     )
 
 
@@ -225,9 +302,16 @@ def _settings(found: _Known, settings: Settings | None) -> tuple[Settings | None
         used = JobSettings(settings).of(found.job)
     else:
         used = settings.for_path(os.fsencode(str(receipt.get("file"))))
-    if used.sha256 == receipt.get("config_sha256"):
-        return used, False
+    # By hand the extension of the result names its format, which the configuration need not have.
+    formats = () if found.job is not None else get_args(type(used.output).model_fields["format"].annotation)
+    for one in (used, *(_written_as(used, name) for name in formats)):
+        if one.sha256 == receipt.get("config_sha256"):
+            return one, False
     return _as_then(used, receipt), True
+
+
+def _written_as(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(update={"output": settings.output.model_copy(update={"format": name})})
 
 
 def at_size_of(receipt: Receipt, settings: Settings) -> Settings:

@@ -13,6 +13,7 @@ from backfire.cli import (
     archive,
     check,
     cluster,
+    common,
     detect,
     init,
     jobs,
@@ -48,7 +49,7 @@ __all__ = [
 
 def run() -> None:
     """Run the program; errors of Backfire and of files become a message and an exit code and no traceback."""
-    os.umask(0o027)
+    common.users_umask = os.umask(0o027)
     try:
         app()
     except ConfigError as error:

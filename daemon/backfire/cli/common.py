@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 import time
@@ -21,12 +22,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from backfire.admin.outcomes import midnight
+from backfire.cli import edits
 from backfire.config import Verify
-from backfire.evaluate.judge import EditResult, asked_in_words, first_paths, misses
+from backfire.evaluate import words
+from backfire.evaluate.judge import EditResult
 from backfire.types import printable as printable
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE, UNKNOWN_FILE, INTERRUPTED = 2, 3, 4, 5, 130
 DEFAULT = Path("config.yaml")
+BY_HAND = 0o666
+"""The rights of a file that a person has written for themselves, less those that their umask takes."""
+
+users_umask: int | None = None
+"""The umask that the program was started with; None where a command runs within another program."""
 
 app = typer.Typer(
     help="Protect pictures so that AI edits of their sensitive regions backfire.",
@@ -56,7 +63,21 @@ Mask = Annotated[
         "an annotation file; without it, those that lie beside the picture.",
     ),
 ]
+NAME_A_MASK = (
+    "paint what is to be protected white on a black picture of the same size and name that with -m mask.png, "
+    "or set regions.none_found in a configuration that -c names"
+)
+"""What helps a command that found nothing to protect."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def write_as_user() -> None:
+    """Let files have the rights that their user's umask leaves, in place of the daemon's stricter one.
+
+    For commands that write files which a person asked for, who then publishes them or hands them on.
+    """
+    if users_umask is not None:
+        os.umask(users_umask)
 
 
 @contextmanager
@@ -125,7 +146,7 @@ def colour_of(verdict: str) -> str:
 
 
 def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> None:
-    """Verdict, reasons and, where there are any, the replayed edits as a table.
+    """Verdict, reasons and, where there are any, the replayed edits, a line each.
 
     Args:
         to: where it is printed.
@@ -138,20 +159,8 @@ def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> 
         line.append(f"  (PSNR {receipt['psnr_db']:.1f} dB, at most {receipt['max_change_levels']} levels)")
     to.print(line, soft_wrap=True)
     for reason in receipt["reasons"]:
-        to.print(Text(f"  {reason}"), soft_wrap=True)
+        to.print(Text(f"  {words.reason(reason)}"), soft_wrap=True)
     if not receipt.get("edits"):
         return
-    table = Table(
-        "region", "edit", "in", "editor", "SSIM to clean edit", "L1", "asked", "", "SSIM under plain noise"
-    )
-    results = [EditResult.of(edit) for edit in receipt["edits"]]
-    first = first_paths(results)
-    for one in results:
-        is_first = one.path == first[one.editor, one.region]
-        control = "" if one.control_ssim is None else f"{one.control_ssim:.3f}"
-        mark = Text("missed", "red") if misses(one, asked, first=is_first) else Text("met", "green")
-        limits = asked_in_words(one, asked, first=is_first)
-        numbers = f"{one.ssim:.3f}", f"{one.l1:.3f}", limits, mark, control
-        place = f"{one.path}, on white" if one.flattened else one.path
-        table.add_row(str(one.region), one.mask_kind, place, one.editor, *numbers)
-    to.print(table)
+    for edit in edits.lines([EditResult.of(one) for one in receipt["edits"]], asked):
+        to.print(edit, soft_wrap=True)

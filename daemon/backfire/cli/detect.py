@@ -10,8 +10,20 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from backfire.cli.common import SOME_FAILED, AsJson, Mask, OptionalConfig, app, bar, out
-from backfire.errors import ConfigError, JobError
+from backfire.cli.common import (
+    NAME_A_MASK,
+    SOME_FAILED,
+    AsJson,
+    Mask,
+    OptionalConfig,
+    app,
+    bar,
+    err,
+    out,
+    write_as_user,
+)
+from backfire.config import Settings
+from backfire.errors import ConfigError, JobError, NoRegionError
 
 if TYPE_CHECKING:
     from backfire.types import Rgb
@@ -36,6 +48,7 @@ def detect(
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise ConfigError(f"--sheet {sheet}: got {sheet.suffix or 'no extension'}, expected .jpg or .png")
+    write_as_user()
     rows: list[dict[str, Any]] = []
     pages: list[tuple[str, Rgb]] = []
     with bar() as advance:
@@ -46,6 +59,12 @@ def detect(
             rows.append(row)
             try:
                 found = api.detect(path, mask=mask, settings=settings)
+            except NoRegionError as error:
+                row |= {"code": error.code.value, "error": error.with_remedy(NAME_A_MASK).message}
+                if sheet is None:
+                    continue
+                # That is when somebody wants to look: the picture is shown as it is.
+                found = api.detect(path, mask=(), settings=_asking_nobody(settings))
             except JobError as error:
                 row |= {"code": error.code.value, "error": error.message}
                 continue
@@ -54,13 +73,21 @@ def detect(
             row |= {"skipped_detectors": found.skipped}
             if sheet is not None and len(pages) < MOST_ON_SHEET:
                 pages.append((_caption(row), drawing.drawn(found.image, found.regions)))
-    if sheet is not None and pages:
+    if sheet is not None and not pages:
+        err.print(Text(f"--sheet {sheet}: not written, as none of the pictures can be read", "red"))
+    elif sheet is not None:
         _write(sheet, drawing.sheet(pages, kind=SHEETS[sheet.suffix.lower()]))
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
         _print(rows)
     raise typer.Exit(SOME_FAILED if any("error" in row for row in rows) else 0)
+
+
+def _asking_nobody(settings: Settings) -> Settings:
+    """The settings under which a picture is decoded, and no detector is asked."""
+    regions = settings.regions.model_copy(update={"detectors": (), "none_found": "pass"})
+    return settings.model_copy(update={"regions": regions})
 
 
 def _caption(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, UNKNOWN_FILE
 
 EXIT_STATUS = {
     0: "All is well.",
-    BAD_CONFIG: "The configuration or the arguments cannot be used.",
+    BAD_CONFIG: "The configuration or the arguments cannot be used, or `backfire verify` cannot judge it.",
     SOME_FAILED: "Some pictures failed, or something is missing or changed.",
     BAD_STORE: "The job database cannot be used.",
     UNKNOWN_FILE: "`backfire explain` knows no such file, or several.",
@@ -23,7 +23,7 @@ EXIT_STATUS = {
 
 FILES = {
     "config.yaml": "The configuration, in the working folder unless -c names another. "
-    "The commands protect, verify and detect use the defaults without -c.",
+    "The commands protect and detect use the defaults without -c.",
 }
 
 

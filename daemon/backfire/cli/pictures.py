@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from backfire.admin.published import at_size_of, how_made
+from backfire.admin.published import at_size_of, configuration_of, how_made
 from backfire.cli.common import (
+    BAD_CONFIG,
+    BY_HAND,
+    NAME_A_MASK,
     SOME_FAILED,
     AsJson,
     Mask,
@@ -23,9 +26,10 @@ from backfire.cli.common import (
     named,
     out,
     print_receipt,
+    write_as_user,
 )  # fmt: skip
 from backfire.config import Settings
-from backfire.errors import BackfireError, ConfigError, InputError, JobError
+from backfire.errors import BackfireError, ConfigError, InputError, JobError, NoRegionError
 from backfire.evaluate import left, receipt
 from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
@@ -48,6 +52,7 @@ def protect(
     """Protect pictures here and now, without daemon or database; receipt and sheet lie beside the result."""
     from backfire import api  # here, as the daemon needs none of the imaging libraries it brings
 
+    write_as_user()
     several = len(pictures) > 1 or output.is_dir()
     if len(pictures) > 1 and mask is not None:
         raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
@@ -69,10 +74,12 @@ def protect(
                 result = api.protect(
                     picture, mask=mask, settings=settings, progress=named(advance, picture.name)
                 )
-            document, written = _write(target, result, settings)
+            document, written = _write(target, result, settings, mask)
         except BackfireError as error:
             if len(pictures) == 1 and isinstance(error, ConfigError):
                 raise
+            if isinstance(error, NoRegionError):
+                error = error.with_remedy(NAME_A_MASK)
             code = error.code.value if isinstance(error, JobError) else "config"
             document = {"file": str(picture), "verdict": "failed", "code": code, "reasons": [str(error)]}
             written = []
@@ -112,8 +119,13 @@ def _format_of(picture: Path, settings: Settings) -> str | None:
     return next((name for name, known in encoding.KINDS.items() if known == kind), None)
 
 
-def _write(target: Path, result: Result, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+def _write(
+    target: Path, result: Result, settings: Settings, mask: Path | None
+) -> tuple[dict[str, Any], list[str]]:
     """Write the result, unless it failed, and receipt and sheet in any case.
+
+    Args:
+        mask: what was named as the picture's mask, which the receipt remembers for `verify`.
 
     Returns:
         The receipt, and the receipt's and the sheet's paths.
@@ -123,13 +135,13 @@ def _write(target: Path, result: Result, settings: Settings) -> tuple[dict[str, 
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
         name = outbox.renamed(folder, os.fsencode(target.name), result.extension)
-        placed = outbox.place(result.data, folder, name, key=result.receipt["key"])
+        placed = outbox.place(result.data, folder, name, key=result.receipt["key"], mode=BY_HAND)
         output = str(folder / os.fsdecode(placed))
-    document, written = receipt.with_output(result.receipt, output), []
+    document, written = receipt.by_hand(result.receipt, output, mask), []
     for suffix, data in ((b".receipt.json", receipt.to_json(document)), (b".sheet.jpg", result.sheet)):
         if data is not None:
             report = outbox.beside(folder, os.fsencode(target.name), suffix, result.receipt["key"])
-            outbox.replace(data, folder, report)
+            outbox.replace(data, folder, report, mode=BY_HAND)
             written.append(str(folder / os.fsdecode(report)))
     return document, written
 
@@ -171,44 +183,60 @@ def verify(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write the picture sheet here (JPEG).")
     ] = None,
-    config_file: OptionalConfig = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="The configuration that it was made with; without it, the config.yaml here or above the "
+            "picture. Its reports and archive hold the receipt and the original.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed.
+    """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed, 2 if it cannot be judged.
 
-    The receipt is looked for beside the picture and, with its configuration, among the reports of its job. A
-    copy is named with --as-published, beside the protected picture or, where there is none, the --original.
+    The receipt is looked for beside the picture and among the reports of its job. A copy is named with
+    --as-published, beside the protected picture or, where there is none, the --original.
     """
     from backfire import api
 
+    write_as_user()
     masks: Path | list[Path] | None = mask
     known: dict[str, Any] | None = None
     if protected is None and (original is None or as_published is None):
         raise ConfigError("verify: got no picture; name the protected one, or --as-published with --original")
     if original is None and protected is not None:
-        made = how_made(protected, config_file)
+        made = how_made(protected, config_file, mask)
         known, original, name = made.receipt, made.original, str(made.receipt["file"])
-        masks = [*made.masks] if mask is None else mask
+        masks = [*made.masks]
         settings = made.settings or at_size_of(made.receipt, api.settings_for(original, None)[0])
         if made.changed:
             told = "the settings have changed since it was made; its thresholds are today's"
             err.print(Text(f"{protected}: {told}", "yellow"), soft_wrap=True)
     else:
         assert original is not None
-        settings, _ = api.settings_for(original, config_file)
+        named = config_file if protected is None else configuration_of(protected, config_file)
+        settings, _ = api.settings_for(original, named)
         name = original.name
     judged = as_published or protected
     assert judged is not None
-    with bar() as advance:
-        result = api.verify(
-            judged,
-            original,
-            mask=masks,
-            settings=settings,
-            name=name,
-            as_published=as_published is not None,
-            progress=advance,
-        )
+    try:
+        with bar() as advance:
+            result = api.verify(
+                judged,
+                original,
+                mask=masks,
+                settings=settings,
+                name=name,
+                as_published=as_published is not None,
+                progress=advance,
+            )
+    except JobError as error:  # a status of its own: nobody is to take it for a verdict
+        if isinstance(error, NoRegionError):
+            error = error.with_remedy(NAME_A_MASK)
+        err.print(Text(f"backfire: {error}", "red"), soft_wrap=True)
+        raise typer.Exit(BAD_CONFIG) from error
     if sheet is not None and result.sheet is not None:
         sheet.write_bytes(result.sheet)
     if as_json:
@@ -217,6 +245,8 @@ def verify(
         said = Text.assemble(
             (result.verdict, colour_of(result.verdict)), f"  {as_published}, a copy of {name}"
         )
+        if result.verdict == "failed":
+            said.append(f": {result.receipt['reasons'][0]}")
         out.print(said, soft_wrap=True)
         for line in left.in_words(result.receipt, known):
             out.print(Text(f"  {line}"), soft_wrap=True)

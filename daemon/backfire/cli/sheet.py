@@ -14,7 +14,7 @@ from rich.text import Text
 from backfire import config
 from backfire.admin.sheet import SHOWN
 from backfire.admin.sheet import sheet as contact_sheet
-from backfire.cli.common import DEFAULT, AsJson, Config, app, bar, moment, out
+from backfire.cli.common import DEFAULT, AsJson, Config, app, bar, moment, out, write_as_user
 from backfire.errors import ConfigError
 from backfire.service.store.reader import Reader
 from backfire.types import Verdict
@@ -45,6 +45,7 @@ def sheet(
     as_json: AsJson = False,
 ) -> None:
     """Draw a contact sheet: thumbnails of what is done, with what became of each, by folder."""
+    write_as_user()
     settings = config.load(config_file)
     if output.suffix.lower() not in (".jpg", ".jpeg"):
         raise ConfigError(f"--output {output}: expected a name that ends in .jpg")

@@ -19,7 +19,7 @@ from backfire.service.store.reader import Reader
 
 MEANING = {
     Outcome.PROTECTED: "published; edits of the region break",
-    Outcome.WEAK: "published; an edit still works, or others are disturbed",
+    Outcome.WEAK: "published; an edit does not break enough, or others are disturbed",
     Outcome.UNPROTECTED: "published unchanged: a person or the settings said so",
     Outcome.FAILED: "not published; the original is in {failed}/",
     Outcome.HELD: "not published; a person is to decide; they lie in {review}/",

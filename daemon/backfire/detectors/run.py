@@ -17,7 +17,7 @@ from backfire.config import Regions
 from backfire.detectors import Detector, Source
 from backfire.detectors.fixed import WholeDetector
 from backfire.detectors.shapes import merged, within
-from backfire.errors import Code, ConfigError, InputError
+from backfire.errors import ConfigError, InputError, NoRegionError
 from backfire.imaging import Picture, masks
 from backfire.types import Box, Region
 
@@ -103,11 +103,8 @@ def find(
     if settings.none_found == "whole":
         return replace(found, regions=WholeDetector().detect(picture.rgb, source=source))
     names = ", ".join(settings.detectors)
-    message = (
-        f"{source.name}: no region found by {names}; nothing would be protected; "
-        "put a mask beside the picture or set regions.none_found"
-    )
-    raise InputError(Code.NO_REGION, "; ".join([message, *found.notes]))
+    said = f"{source.name}: no region found by {names}; nothing would be protected"
+    raise NoRegionError(said, found.notes)
 
 
 def _arranged(regions: list[Region], height: int, width: int, settings: Regions) -> list[Region]:

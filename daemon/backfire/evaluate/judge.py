@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from backfire.attack_paths import PATHS
 from backfire.config import Verify
+from backfire.evaluate.words import tool
 from backfire.types import Budget, MaskKind, Verdict
 
 HARDLY = 8
@@ -84,7 +84,7 @@ class Judgement:
         psnr_db: over the crops; None where nothing was changed.
         max_change_levels: the largest change of a sample as the file stores it, in levels of 255.
         not_measured: what could not be replayed, in words; it weakens nothing.
-        tools: by attack path, whether edits of every region break, by every editor that was replayed on it.
+        tools: see the function `tools`; edits of a little more or less than the region do not count in it.
         settings: the thresholds; None where nothing was edited.
     """
 
@@ -164,7 +164,11 @@ def judge(
 
 
 def tools(edits: Sequence[EditResult], settings: Verify) -> dict[str, bool]:
-    """By attack path, whether edits of every region break, by every surrogate that was replayed on it."""
+    """By attack path, whether the edit of exactly the region breaks, of every region and by every surrogate.
+
+    Only trigger edits count, since they alone are replayed on every path. It is no verdict: where a dilated
+    or a partial edit misses its thresholds, it is `weak` although every tool is named as broken.
+    """
     first = first_paths(edits)
     broken: dict[str, bool] = {}
     for edit in edits:
@@ -188,9 +192,9 @@ def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator
 
 
 def in_tools(broken: Mapping[str, bool]) -> str:
-    """In which tools edits of the regions break, and in which they do not, in words for a person."""
+    """In which tools the edits of exactly the regions break, and in which they do not, for a person."""
     said = [
-        f"{start} {', '.join(PATHS[name].tool if name in PATHS else name for name in named)}"
+        f"{start} {', '.join(map(tool, named))}"
         for start, named in (
             ("broken in", [name for name, breaks in broken.items() if breaks]),
             ("not broken in", [name for name, breaks in broken.items() if not breaks]),
@@ -209,14 +213,16 @@ def misses(edit: EditResult, settings: Verify, *, first: bool = True) -> list[st
     return [miss for _, miss in _missed(edit, settings, first)]
 
 
-def asked_in_words(edit: EditResult, settings: Verify, *, first: bool = True) -> str:
-    """The thresholds that are asked of an edit, for a table; `first` as in `misses`."""
+def limits(edit: EditResult, settings: Verify, *, first: bool = True) -> tuple[str, str, str]:
+    """What is asked of SSIM, L1 and the share that is seen, for a table; `first` as in `misses`.
+
+    A figure of which nothing is asked has an empty text.
+    """
     if edit.mask_kind not in BREAKING:
-        return f"SSIM >= {_floor(edit, settings):g}"
+        return f">={_floor(edit, settings):g}", "", ""
     most, least, seen = _asked(edit, settings, first)
-    plainly = "" if edit.visible is None else f", seen >= {seen:.0%}"
-    most_ssim = "" if _is_plain(edit, settings, first) else f"SSIM <= {most:g}, "
-    return f"{most_ssim}L1 >= {least:g}{plainly}"
+    most_ssim = "" if _is_plain(edit, settings, first) else f"<={most:g}"
+    return most_ssim, f">={least:g}", "" if edit.visible is None else f">={seen:.0%}"
 
 
 def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float, str]]:

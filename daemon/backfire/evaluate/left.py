@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from backfire.attack_paths import PATHS
 from backfire.evaluate.receipt import Receipt
+from backfire.evaluate.words import tool
 from backfire.types import MaskKind
 
 BARELY = 0.1
@@ -16,14 +16,17 @@ COLOUR_OFF = 4.0
 
 
 def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
-    """A sentence on the copy, then one for each tool: how edits of the regions come out by now.
+    """What is left in per cent, a sentence on the copy, then one for each tool: how edits come out by now.
 
-    Of several regions and surrogates the one that is least broken counts.
+    Of several regions and surrogates the one that is least broken counts. The effect in a tool is 1 - SSIM.
 
     Args:
         now: the receipt of the copy.
         then: that of the published file, where it is known.
     """
+    worst, before = _worst(now), _worst(then) if then else {}
+    if worst:
+        yield _left(worst, before)
     copy = now["as_published"]
     size = f"{copy['width']}x{copy['height']} {copy['format']}, {copy['scale']:.0%} of the published size"
     yield f"the copy: {size}; it lies on the picture to {max(copy['shift_px'], 0.05):.2g} px"
@@ -33,14 +36,29 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
             "because the site dropped the colour profile; what that does to edits is counted as if it were "
             "protection"
         )
-    before = _worst(then) if then else {}
-    for path, edit in _worst(now).items():
-        tool = PATHS[path].tool if path in PATHS else path
+    for path, edit in worst.items():
         was = before.get(path)
         seen = f"plainly another over {edit['visible']:.0%} of the region"
         seen += f" ({was['visible']:.0%} as published)" if was else ""
         ssim = f"SSIM {edit['ssim']:.2f}" + (f" ({was['ssim']:.2f})" if was else "")
-        yield f"{tool}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
+        yield f"{tool(path)}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
+
+
+def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> str:
+    """How much of the effect on the published file is left in the mean of the tools."""
+    tools = [path for path in now if path in then] or [*now]
+
+    def mean(edits: Mapping[str, Mapping[str, Any]], figure: Callable[[Any], float]) -> float:
+        return sum(figure(edits[path]) for path in tools) / len(tools)
+
+    in_mean = "in the mean of the tools"
+    seen = f"an edit of the region is plainly another over {mean(now, lambda one: one['visible']):.0%} of it"
+    if not all(path in then for path in tools):
+        return f"{seen} {in_mean}; name the published file to learn how much of its effect that is"
+    was = mean(then, lambda one: 1 - one["ssim"])
+    left = min(max(mean(now, lambda one: 1 - one["ssim"]) / was, 0.0), 1.0) if was > 0 else 0.0
+    seen += f", {mean(then, lambda one: one['visible']):.0%} as published"
+    return f"{left:.0%} of the effect of the published file is left (1 - SSIM, {in_mean}); {seen}"
 
 
 def _said(visible: float, broken: bool) -> str:

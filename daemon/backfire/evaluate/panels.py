@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from backfire.attack_paths.cropping import Crop
+from backfire.evaluate import words
 from backfire.evaluate.edits import Edit, in_levels
 from backfire.evaluate.judge import EditResult
 from backfire.evaluate.sheet import Panels
@@ -77,15 +78,9 @@ def edited_part(picture: Rgb, edits: Sequence[Edit], which: int, box: Box) -> Rg
 
 
 def _in_words(rows: Sequence[EditResult]) -> Iterator[str]:
-    """The figures of the edits by the first editor in a few words each, then those by held-out editors."""
-    for row in rows:
-        if row.held_out:
-            yield f"{row.editor}, held out, in {row.path}: SSIM {row.ssim:.2f}"
-        elif row.editor != rows[0].editor:
-            continue
-        elif row.path != rows[0].path:
-            yield f"{row.path}: SSIM {row.ssim:.2f}"
-        elif row.mask_kind == MaskKind.TRIGGER:
-            yield f"edit of the region: plainly broken over {row.visible:.0%} of it, SSIM {row.ssim:.2f}"
-        else:
-            yield f"{row.mask_kind}: SSIM {row.ssim:.2f}"
+    """The figures of the edit that is shown large; those of the others stand above their small pictures."""
+    shown = next((one for one in rows if one.mask_kind == MaskKind.TRIGGER), None)
+    if shown is not None:
+        seen = "" if shown.visible is None else f"plainly another over {shown.visible:.0%} of it, "
+        where = f"{words.tool(shown.path)} by {shown.editor}"
+        yield f"edit of the region in {where}: {seen}SSIM {shown.ssim:.2f} (1 = no effect)"

@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
-from backfire.evaluate import premis
+from backfire.evaluate import premis, words
 from backfire.evaluate.judge import BREAKING, Judgement, in_tools
 from backfire.types import Choice, Region, Verdict
 
@@ -155,9 +156,16 @@ def with_decision(document: Receipt, *, choice: Choice, by: str, at: float) -> R
     return {**document, "decision": {"choice": choice.value, "by": by, "at": moment}}
 
 
-def with_output(document: Receipt, output: str | None) -> Receipt:
-    """The receipt with the path of the published file, None where nothing was published."""
-    return {**document, "output": output}
+def by_hand(document: Receipt, output: str | None, mask: Path | None = None) -> Receipt:
+    """The receipt of a picture that was protected by hand, without a daemon.
+
+    Args:
+        output: the path of the result, None where none was written.
+        mask: what was named as its mask. Only the name of an absolute path is kept, as the receipt may be
+            published beside the picture.
+    """
+    named = {} if mask is None else {"mask": mask.name if mask.is_absolute() else str(mask)}
+    return {**document, **named, "output": output}
 
 
 def in_short(reasons: Sequence[str]) -> str | None:
@@ -175,10 +183,12 @@ def in_words(document: Receipt) -> list[str]:
     if verdict == Verdict.PROTECTED:
         said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
     else:
-        said = f"{verdict}: {in_short(reasons)}" if reasons else str(verdict)
+        said = f"{verdict}: {words.reason(in_short(reasons) or '')}" if reasons else str(verdict)
     told = document.get("tools")
     if told and all(told.values()):
-        said += f"; {in_tools(told)}"
+        # Beside another verdict than `protected` the bare sentence reads as if all were well.
+        about = "" if verdict == Verdict.PROTECTED else "edits of exactly the region are "
+        said += f"; {about}{in_tools(told)}"
     edits = [edit for edit in document.get("edits") or [] if not edit.get("held_out")]
     touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
     seen = [edit["visible"] for edit in edits if edit.get("visible") is not None]

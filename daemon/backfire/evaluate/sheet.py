@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from backfire.attack_paths import PATHS
 from backfire.config import Verify
+from backfire.evaluate import words
 from backfire.evaluate.judge import BREAKING, EditResult, Judgement, first_paths, in_tools, misses
 from backfire.imaging.masks import dilated
 from backfire.types import Mask, Rgb
 
 PANEL, COLUMNS, GAP = 300, 4, 8
 CAPTION = 26
+HEADER, LINE = 58, 22
+"""Height of the title with the facts below it, and of each further line of text, in pixels."""
 BETWEEN = "   ·   "
 PAIR_PX, PAIRS = 196, 3
 """The long side of a picture of a pair, in pixels, and how many pairs stand in a line."""
+PAIRS_TEXT = "All edits: on the left that of the original, on the right that of the protected copy."
 MOST_PAIRS = 36
 """Of a region, so many pairs are shown at most."""
 Place = tuple[int, int, int, int]
@@ -55,7 +58,7 @@ class Panels:
     Attributes:
         label: the region's label and size.
         mask, benign_mask: H,W bool, True = repainted: the region, and the benign edit that is shown.
-        summary: the figures of each edit, in words.
+        summary: the figures of the edit that is shown large, in words.
         pairs: all edits of the region, by every editor and through every attack path.
         original, protected, edit_original, edit_protected, benign_original, benign_protected: uint8 H,W,3.
     """
@@ -116,8 +119,9 @@ def sheet(
     drawn = [_pairs(one.pairs[:MOST_PAIRS], judgement) for one in panels[:most]]
     below = [pictures for pictures, _ in drawn]
     width = COLUMNS * PANEL + (COLUMNS + 1) * GAP
-    reason = judgement.reasons[0] if judgement.reasons else in_tools(judgement.tools)
-    header = 80 if reason else 58
+    reason = words.reason(judgement.reasons[0]) if judgement.reasons else in_tools(judgement.tools)
+    said = _wrapped(reason, width - 2 * GAP)
+    header = HEADER + LINE * len(said)
     page = Image.new("RGB", (width, header + sum(band.height for band in (*bands, *below)) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     facts = [f"verdict: {judgement.verdict.value}", f"max change {judgement.max_change_levels} levels"]
@@ -125,9 +129,10 @@ def sheet(
         facts.append(f"PSNR {judgement.psnr_db:.1f} dB in the crop")
     if len(panels) > most:
         facts.append(f"{len(panels) - most} more regions not shown")
-    draw.text((12, 6), _fitted(title, 76), fill=INK, font=font(22))
-    draw.text((12, 34), BETWEEN.join(facts), fill=INK, font=font(16))
-    draw.text((12, 56), _fitted(reason, 150), fill=INK, font=font(16))
+    draw.text((GAP, 6), _fitted(title, 76), fill=INK, font=font(22))
+    draw.text((GAP, 34), BETWEEN.join(facts), fill=INK, font=font(16))
+    for number, line in enumerate(said):
+        draw.text((GAP, 56 + LINE * number), line, fill=INK, font=font(16))
     top, places = header, dict[int, Place]()
     for band, (pictures, of_region) in zip(bands, drawn, strict=True):
         page.paste(band, (0, top))
@@ -159,25 +164,31 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
     height, width = pairs[0].original.shape[:2]
     scale = PAIR_PX / max(height, width)
     wide, tall = max(round(width * scale), 1), max(round(height * scale), 1)
-    across, line = 2 * PAIR_PX + GAP // 2, tall + CAPTION + GAP
-    page = Image.new("RGB", (PAIRS * across + (PAIRS + 1) * GAP, -(-len(pairs) // PAIRS) * line), PAPER)
+    across = 2 * PAIR_PX + GAP // 2
+    captions = [caption(one.edit, across) for one in pairs]
+    # What is edited and, below it, where: as many lines as the longest of these needs.
+    above = CAPTION + LINE * max(map(len, captions))
+    line = tall + above + GAP
+    rows = -(-len(pairs) // PAIRS)
+    page = Image.new("RGB", (PAIRS * across + (PAIRS + 1) * GAP, CAPTION + rows * line), PAPER)
     draw, first, places = ImageDraw.Draw(page), first_paths(judgement.edits), dict[int, Place]()
-    for number, pair in enumerate(pairs):
+    draw.text((GAP, 4), PAIRS_TEXT, fill=INK, font=font(16))
+    for number, (pair, said) in enumerate(zip(pairs, captions, strict=True)):
         edit = pair.edit
-        x, y = GAP + number % PAIRS * (across + GAP), number // PAIRS * line
+        x, y = GAP + number % PAIRS * (across + GAP), CAPTION + number // PAIRS * line
         mark, good = _mark(edit, judgement.settings, first[edit.editor, edit.region] == edit.path)
-        draw.text((x, y + 4), mark, fill=GOOD if good else BAD, font=font(16))
-        tool = PATHS[edit.path].tool if edit.path in PATHS else edit.path
-        rest = f"{edit.mask_kind} by {edit.editor}, {tool}"
-        indent = round(font(16).getlength(f"{mark} "))
-        draw.text((x + indent, y + 4), _shortened(rest, across - indent), fill=INK, font=font(16))
+        draw.text((x, y + 4), f"{mark}:", fill=GOOD if good else BAD, font=font(16))
+        indent = round(font(16).getlength(f"{mark}: "))
+        draw.text((x + indent, y + 4), f"edit {words.EDITS[edit.mask_kind]}", fill=INK, font=font(16))
+        for below, text in enumerate(said, start=1):
+            draw.text((x, y + 4 + LINE * below), text, fill=INK, font=font(16))
         for which, pixels in enumerate((pair.original, pair.protected)):
             shown = _outlined(pixels, pair.mask, TRIGGER if edit.mask_kind in BREAKING else BENIGN)
             picture = Image.fromarray(shown).resize((wide, tall), Image.Resampling.LANCZOS)
-            page.paste(picture, (x + which * (wide + GAP // 2), y + CAPTION))
+            page.paste(picture, (x + which * (wide + GAP // 2), y + above))
         found = (i for i, one in enumerate(judgement.edits) if one is edit)
         if (index := next(found, None)) is not None:
-            places[index] = (x, y + CAPTION, 2 * wide + GAP // 2, tall)
+            places[index] = (x, y + above, 2 * wide + GAP // 2, tall)
     return page, places
 
 
@@ -189,11 +200,27 @@ def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, bool]:
     return ("kept" if good else "not kept"), good
 
 
-def _shortened(text: str, width: float) -> str:
-    """The text, cut at its end so that it fits into a width in pixels."""
-    while font(16).getlength(text) > width and text:
-        text = text[:-2].rstrip("…") + "…"
-    return text
+def caption(edit: EditResult, width: float) -> list[str]:
+    """In which tool and by which editor an edit was made, and its figures, in lines of a width in pixels."""
+    judged = f" ({words.ONLY_JUDGED})" if edit.held_out else ""
+    seen = "" if edit.visible is None else f", seen over {edit.visible:.0%}"
+    tool = words.tool(edit.path, flattened=edit.flattened)
+    return [
+        *_wrapped(tool, width),
+        *_wrapped(f"by {edit.editor}{judged}: SSIM {edit.ssim:.2f}{seen}", width),
+    ]
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """The words of a text in lines of a width in pixels; a longer word has a line to itself."""
+    found: list[str] = []
+    for word in text.split():
+        longer = f"{found[-1]} {word}" if found else word
+        if found and font(16).getlength(longer) <= width:
+            found[-1] = longer
+        else:
+            found.append(word)
+    return found
 
 
 def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
@@ -201,7 +228,12 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     amplified = (panels.protected.astype(np.float32) - panels.original) * 20 + 128
     perturbation: Rgb = np.clip(amplified, 0, 255).astype(np.uint8)
     maps: list[Cell] = [
-        (f"pixels that move {one.surrogate}", _glowing(one.plane, panels.mask.shape), panels.mask, TRIGGER)
+        (
+            f"where {one.surrogate} is most sensitive",
+            _glowing(one.plane, panels.mask.shape),
+            panels.mask,
+            TRIGGER,
+        )
         for one in saliency
     ]
     cells: list[Cell] = [
@@ -225,10 +257,10 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     draw = ImageDraw.Draw(band)
     for index, line in enumerate(lines):
         draw.text((GAP, CAPTION * index), line, fill=INK, font=font(16))
-    for index, (caption, pixels, mask, colour) in enumerate(cells):
+    for index, (text, pixels, mask, colour) in enumerate(cells):
         x = GAP + index % COLUMNS * (PANEL + GAP)
         y = above + index // COLUMNS * (tall + CAPTION + GAP)
-        draw.text((x, y + 4), _fitted(caption, 36), fill=colour, font=font(16))
+        draw.text((x, y + 4), _fitted(text, 36), fill=colour, font=font(16))
         if pixels is None:
             continue
         picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from backfire import imaging
 from backfire.config import Settings
 from backfire.detectors import Source
 from backfire.errors import Code, InputError
+from backfire.evaluate.judge import Judgement
 from backfire.evaluate.registration import Registration, register
 from backfire.imaging import Picture
 from backfire.pipeline.result import PhaseProgress, Result, no_progress
 from backfire.pipeline.run import Published, Run, device_name
-from backfire.types import Budget, Rgb
+from backfire.types import Budget, Rgb, Verdict
 
 ASPECT_PX = 1.5
 """By how many pixels a side may be off from the original's aspect: sites round differently."""
@@ -33,6 +35,10 @@ def verify_copy(
 
     The edits of the copy are compared with those of the original *saved in the same way*: at the copy's size
     and, if that is a JPEG, with its quantisation. So what saving does to an edit is not taken for protection.
+
+    The verdict is `failed`, too, where the edit of the region is broken in no tool any more. Of a file that
+    is to be published, `weak` says that something is missing from what was just put in; of a copy whose
+    protection a site has taken, it would read as if some were left.
 
     Args:
         original, copy: the two files' bytes.
@@ -61,10 +67,19 @@ def verify_copy(
     crops = run.crops(found.regions, settings.protect)
     # What a copy may differ by is nobody's promise: the budget was that of the published file.
     judged = run.judge(Published(seen, imaging.max_change(reference, seen)), crops, editors, Budget(255))
+    judged = replace(judged, judgement=_nothing_left(judged.judgement))
     facts = {**run.facts(copy, found), "device": device_name(editors.device)}
     facts |= {"as_published": _row(other, registered, published_size)}
     receipt, sheet = run.report(judged, crops, editors, facts)
     return Result(judged.judgement.verdict, copy, "", receipt, sheet)
+
+
+def _nothing_left(judgement: Judgement) -> Judgement:
+    """The judgement, `failed` where the edit of the region is broken in no tool."""
+    if judgement.verdict != Verdict.WEAK or any(judgement.tools.values()):
+        return judgement
+    reasons = ["the edit of the region is broken in no tool any more", *judgement.reasons]
+    return replace(judgement, verdict=Verdict.FAILED, reasons=reasons)
 
 
 def _require_aspect(name: str, copy: Rgb, published: Rgb) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backfire import config
 from backfire.admin.published import how_made
 from backfire.errors import ConfigError
 from backfire.service.worker.protocol import Finished, Order
@@ -107,6 +108,112 @@ def test_what_was_written_beside_the_result_is_read_without_a_configuration(tmp_
     (tmp_path / "out.png.receipt.json").write_text(json.dumps(receipt))
     made = how_made(tmp_path / "out.png")
     assert (made.original, made.masks, made.settings) == (tmp_path / "me.png", [], None)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], Path]:
+    """Writes what `backfire protect -m` leaves; its receipt remembers that name of the mask."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(remembered: str | None) -> Path:
+        files = {"me.png": encoded(photo()), "out.png": encoded(photo(seed=2))}
+        files["masks/poster.png"] = encoded(mask_picture())
+        (tmp_path / "masks").mkdir()
+        for name, data in files.items():
+            (tmp_path / name).write_bytes(data)
+        digests = [hashlib.sha256(data).hexdigest() for data in files.values()]
+        named = dict(zip(("input_sha256", "output_sha256", "mask_sha256"), digests, strict=True))
+        receipt = {"file": "me.png", **named, "config_sha256": "of the defaults"}
+        receipt |= {} if remembered is None else {"mask": remembered}
+        (tmp_path / "out.png.receipt.json").write_text(json.dumps(receipt))
+        return tmp_path / "out.png"
+
+    return write
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_mask_that_is_named_is_enough(by_hand: Callable[[str | None], Path], absolute: bool) -> None:
+    result = by_hand(None)
+    with pytest.raises(ConfigError, match="name it with -m"):
+        how_made(result)
+    mask = Path("masks/poster.png")
+    mask = mask.absolute() if absolute else mask
+    assert (how_made(result, mask=mask).original, how_made(result, mask=mask).masks) == (
+        result.parent / "me.png",
+        [mask],
+    )
+
+
+def test_another_mask_than_that_of_the_receipt_is_refused(by_hand: Callable[[str | None], Path]) -> None:
+    result = by_hand("masks/poster.png")
+    for name, why in (("me.png", "it is another mask or was changed"), ("none.png", "cannot be read")):
+        with pytest.raises(ConfigError, match=rf"mask {name}: .*{why}"):
+            how_made(result, mask=Path(name))
+    receipt = json.loads((result.parent / "out.png.receipt.json").read_text())
+    (result.parent / "out.png.receipt.json").write_text(json.dumps({**receipt, "mask_sha256": None}))
+    with pytest.raises(ConfigError, match=r"was made without a mask; leave -m away"):
+        how_made(result, mask=Path("masks/poster.png"))
+
+
+def test_the_mask_that_the_receipt_remembers_is_found_by_its_digest(
+    by_hand: Callable[[str | None], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = by_hand("masks/poster.png")
+    assert how_made(result).masks == [Path("masks/poster.png")], "as it was given"
+    folder = result.parent.parent
+    monkeypatch.chdir(folder)
+    assert how_made(result).masks == [result.parent / "masks" / "poster.png"], "all of it was moved together"
+    (result.parent / "masks" / "poster.png").rename(result.parent / "poster.png")
+    assert how_made(result).masks == [result.parent / "poster.png"], "beside the result"
+    (result.parent / "poster.png").write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"poster\.png differs from it; name it with -m"):
+        how_made(result)
+
+
+def test_the_configuration_of_the_working_folder_is_used(
+    home: House, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy elsewhere is found by its digest, as if -c had named the configuration."""
+    copy = tmp_path_factory.mktemp("downloads") / "picture.png"
+    copy.write_bytes(published(home).read_bytes())
+    monkeypatch.chdir(home.base)
+    made = how_made(copy)
+    assert made.original == home.base / "archive" / "desk" / "me.png"
+    assert made.settings is not None
+    assert made.settings.sha256 == home.settings.sha256
+    copy.write_bytes(b"unknown")
+    with pytest.raises(ConfigError, match=r"reports, the reports of config\.yaml; name another"):
+        how_made(copy)
+
+
+def test_what_was_made_by_hand_is_not_judged_by_a_configuration_that_nobody_named(
+    by_hand: Callable[[str | None], Path],
+) -> None:
+    """`backfire protect` without -c uses the defaults, whatever lies in the working folder."""
+    result = by_hand("masks/poster.png")
+    Path("config.yaml").write_text(yaml.safe_dump({"folders": {"inbox": "in"}, "protect": {"epsilon": 3}}))
+    made = how_made(result)
+    assert (made.settings, made.changed) == (None, False)
+    named = how_made(result, Path("config.yaml"))
+    assert named.settings is not None
+    assert (named.settings.protect.epsilon, named.changed) == (3, True)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_format_that_the_results_name_asked_for_is_no_change_of_the_settings(
+    by_hand: Callable[[str | None], Path], named: bool
+) -> None:
+    """`backfire protect me.jpg -o out.png` writes a PNG, whatever `output.format` says."""
+    result, file = by_hand("masks/poster.png"), Path("config.yaml")
+    file.write_text(yaml.safe_dump({"folders": {"inbox": "in"}, "protect": {"epsilon": 3}}))
+    used = config.load(file)
+    as_png = used.model_copy(update={"output": used.output.model_copy(update={"format": "png"})})
+    assert as_png.sha256 != used.sha256
+    beside = result.parent / "out.png.receipt.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "config_sha256": as_png.sha256}))
+    made = how_made(result, file if named else None)
+    assert made.settings is not None
+    assert (made.settings.protect.epsilon, made.changed) == (3, False)
 
 
 def test_changed_settings_are_told_and_the_editors_are_those_of_the_receipt(home: House) -> None:

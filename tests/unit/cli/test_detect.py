@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,38 @@ def test_the_sheet_shows_the_regions(desk: Path, name: str) -> None:
         drawn = np.asarray(image.convert("RGB")).astype(int)
     red = (drawn[..., 0] > 180) & (drawn[..., 1] < 90) & (drawn[..., 2] < 90)
     assert red.sum() > 200
+
+
+@pytest.mark.parametrize("none_found", ["fail", "review"])
+def test_where_nothing_is_found_the_sheet_shows_the_picture_and_the_remedy_is_the_commands_own(
+    desk: Path, none_found: str
+) -> None:
+    (desk / "n.yaml").write_text(f"folders: {{inbox: in}}\nregions: {{none_found: {none_found}}}")
+    (desk / "in" / "a.mask.png").unlink()
+    told = detect(desk / "in" / "a.png", "--sheet", desk / "s.png", "-c", desk / "n.yaml", code=3)
+    assert "no region found by sidecar, faces" in told
+    assert "name that with -m mask.png" in told
+    with Image.open(desk / "s.png") as sheet, Image.open(desk / "in" / "a.png") as picture:
+        shown, whole = (np.asarray(one.convert("RGB")) for one in (sheet, picture))
+    assert (shown == whole[64, 80]).all(axis=2).any(), "the picture itself is on it"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_that_was_asked_for_has_the_rights_that_the_users_umask_leaves(desk: Path, umask: int) -> None:
+    """The program's own umask is for what the daemon writes."""
+    sheet = desk / "s.png"
+    command = [sys.executable, "-m", "backfire.cli", "detect", str(desk / "in" / "a.png")]
+    command += ["--sheet", str(sheet), "-c", str(desk / "c.yaml")]
+    subprocess.run(command, umask=umask, check=True, stdout=subprocess.DEVNULL)
+    assert stat.S_IMODE(sheet.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_sheet_that_shows_nothing_is_not_written_and_it_is_said(desk: Path) -> None:
+    (desk / "bad.png").write_bytes(b"no picture")
+    result = CliRunner().invoke(app, ["detect", str(desk / "bad.png"), "--sheet", str(desk / "s.png")])
+    assert result.exit_code == 3
+    assert "not written, as none of the pictures can be read" in result.output.replace("\n", " ")
+    assert not (desk / "s.png").exists()
 
 
 def test_annotations_can_be_given_by_hand(desk: Path) -> None:

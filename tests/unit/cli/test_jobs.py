@@ -71,7 +71,7 @@ def weak(house: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> House:
 def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: House) -> None:
     why = f"{REASONS[0]} (and 1 more)"
     assert [job["message"] for job in json.loads(tell("jobs", "--json").stdout)] == [why]
-    said = "Whoever edits only half of the region still succeeds in part."
+    said = "An edit of half the region does not break enough."
     assert said in " ".join(tell("jobs").stdout.split())
     lines = [line.strip() for line in tell("explain", "desk/me.png").stdout.splitlines()]
     assert lines[0].startswith("desk/me.png: is done, but its protection is weak; the result is ")
@@ -421,21 +421,35 @@ def test_before_the_first_run_both_commands_name_what_to_run(
             tell(*command)
 
 
-def test_each_threshold_is_shown_beside_the_measurement() -> None:
+def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
+    tool, micro = "comfyui-stitch-512", "flux2-micro"
     edits = [
-        EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.7, 0.1, held_out=False, control_ssim=0.97),
-        EditResult("flux2-mini", 0, MaskKind.PARTIAL, 0.869, 0.1, held_out=False),
+        EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.7, 0.1, False, control_ssim=0.97, visible=0.6),
+        EditResult("flux2-mini", 0, MaskKind.DILATED, 0.869, 0.1, held_out=False, visible=1.0),
+        EditResult("flux2-mini", 0, MaskKind.PARTIAL, -0.869, 0.1, held_out=False, visible=0.2),
         EditResult("flux2-mini", 0, MaskKind.FAR, 0.91, 0.01, held_out=False),
+        EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.8, 0.1, False, path=tool, visible=0.3),
+        EditResult(micro, 0, MaskKind.TRIGGER, 0.9, 0.1, True, path=tool, visible=0.3, flattened=True),
     ]
     receipt: dict[str, Any] = {"verdict": "weak", "file": "me.jpg", "reasons": []}
     receipt["edits"] = [{**edit.row(), "on_sheet": [0, 0, 9, 9]} for edit in edits]
     printed = io.StringIO()
-    print_receipt(receipt, Verify(), Console(file=printed, width=200))
-    rows = [line.split("│") for line in printed.getvalue().splitlines() if "flux2-mini" in line]
-    assert [[cell.strip() for cell in row[7:9]] for row in rows] == [
-        ["SSIM <= 0.75, L1 >= 0.05", "met"],
-        ["SSIM <= 0.85, L1 >= 0.03", "missed"],
-        ["SSIM >= 0.92", "missed"],
+    print_receipt(receipt, Verify(), Console(file=printed, width=80))
+    _, *lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["edit", "SSIM", "asked", "L1", "asked", "seen", "asked", "result"]
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "IOPaint, by flux2-mini",
+        "of the region 0.700 <=0.75 0.100 >=0.05 60% >=50% met",
+        "under plain noise instead 0.970",
+        "of the region and a little more 0.869 0.100 >=0.03 100% >=25% met",
+        "of half the region -0.869 <=0.85 0.100 >=0.03 20% >=25% missed",
+        "elsewhere 0.910 >=0.92 0.010 missed",
+        "ComfyUI with Inpaint Crop and Stitch (512 px), by flux2-mini",
+        "of the region 0.800 <=0.85 0.100 >=0.03 30% >=25% met",
+        "ComfyUI with Inpaint Crop and Stitch (512 px), on white, by flux2-micro (only",
+        "judged)",
+        "of the region 0.900 <=0.85 0.100 >=0.03 30% >=25% missed",
     ]
 
 

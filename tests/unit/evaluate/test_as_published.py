@@ -18,7 +18,8 @@ from backfire.cli.commands import app
 from backfire.errors import InputError
 from backfire.evaluate import left
 from backfire.evaluate.registration import register
-from backfire.types import Rgb
+from backfire.pipeline import run
+from backfire.types import Rgb, Verdict
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.receipts import require_documented
 from tests.support.sandbox import QUICK
@@ -133,12 +134,11 @@ def test_regions_and_edits_follow_the_copy_and_a_site_alone_protects_nothing(des
     assert receipt["verdict"] == "failed"
     assert {one["visible"] for one in triggers(receipt)} == {0.0}
     assert (receipt["as_published"]["format"], receipt["as_published"]["scale"]) == ("JPEG", 0.625)
-    lines = list(left.in_words(receipt))
-    assert lines[0].startswith(
-        "the copy: 100x80 JPEG, 62% of the published size; it lies on the picture to 0."
-    )
-    assert all("edits come out as if it were not protected" in line for line in lines[1:])
-    assert len(lines) == 1 + len({one["path"] for one in triggers(receipt)})
+    share, copy, *tools = left.in_words(receipt)
+    assert share.startswith("an edit of the region is plainly another over 0% of it")
+    assert copy.startswith("the copy: 100x80 JPEG, 62% of the published size; it lies on the picture to 0.")
+    assert all("edits come out as if it were not protected" in line for line in tools)
+    assert len(tools) == len({one["path"] for one in triggers(receipt)})
 
 
 def test_a_copy_that_was_scaled_up_is_judged_too(desk: Path) -> None:
@@ -178,12 +178,35 @@ def test_words_tell_what_was_and_what_is_left() -> None:
             "as_published": {**placed, "colour_off_levels": 6.0},
         }
 
-    first, colours, tool = left.in_words(receipt(0.3, 0.8, False), receipt(0.8, 0.5, True))
+    share, first, colours, tool = left.in_words(receipt(0.3, 0.8, False), receipt(0.8, 0.5, True))
+    assert share == (
+        "40% of the effect of the published file is left (1 - SSIM, in the mean of the tools); an edit of "
+        "the region is plainly another over 30% of it, 80% as published"
+    )
     assert first == "the copy: 800x600 WEBP, 50% of the published size; it lies on the picture to 0.2 px"
     assert colours.startswith("its colours are off by 6 levels")
     expected = "plainly another over 30% of the region (80% as published), SSIM 0.80 (0.50)"
     assert tool == f"IOPaint: edits are spoilt in part: {expected}"
     assert "edits still come out broken" in list(left.in_words(receipt(0.7, 0.6, True)))[-1]
+
+
+@pytest.mark.parametrize(
+    ("tools", "verdict"),
+    [
+        ({"iopaint": False, "forge-whole": False}, Verdict.FAILED),
+        ({"iopaint": False, "forge-whole": True}, Verdict.WEAK),
+    ],
+)
+def test_a_copy_whose_edits_are_broken_in_no_tool_is_failed(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, tools: dict[str, bool], verdict: Verdict
+) -> None:
+    """Whatever is left of it by the figures, `weak` would read as some protection."""
+    monkeypatch.setattr(run, "judge", lambda *_: (Verdict.WEAK, ["why"]))
+    monkeypatch.setattr(run, "tools", lambda *_: tools)
+    receipt = judged(desk, Image.open(desk / "out.png"))
+    assert receipt["verdict"] == verdict
+    more = ["the edit of the region is broken in no tool any more"] if verdict == Verdict.FAILED else []
+    assert receipt["reasons"] == [*more, "why"]
 
 
 def test_the_command_finds_what_was_published_by_its_receipt(desk: Path) -> None:
@@ -196,8 +219,9 @@ def test_the_command_finds_what_was_published_by_its_receipt(desk: Path) -> None
     saved(Image.open(made).convert("RGB"), 60).save(copy, quality=60)
     told = runner.invoke(app, ["verify", made, "--as-published", copy, "-c", str(desk / "c.yaml")])
     assert told.exit_code in (0, 3), told.output
-    first, about, *tools = told.stdout.splitlines()
-    assert first.endswith(f"{copy}, a copy of a.png")
+    first, share, about, *tools = told.stdout.splitlines()
+    assert "of the effect of the published file is left" in share
+    assert f"{copy}, a copy of a.png" in first
     assert "160x128 JPEG, 100% of the published size" in about
     assert tools
     assert all("as published)" in line for line in tools)
@@ -210,3 +234,33 @@ def test_the_command_finds_what_was_published_by_its_receipt(desk: Path) -> None
     assert "got no picture; name the protected one, or --as-published with --original" in str(
         nothing.exception
     )
+
+
+def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_path: Path) -> None:
+    """As in the quickstart: what was protected with -m is verified by its name alone, or with -m."""
+    photo().save(tmp_path / "me.png")
+    mask_picture().save(tmp_path / "poster.png")
+    (tmp_path / "c.yaml").write_text(json.dumps({"folders": {"inbox": "inbox"}, **QUICK}))
+    made, mask, copy = (str(tmp_path / name) for name in ("made.png", "poster.png", "copy.png"))
+    settings, runner = ["-c", str(tmp_path / "c.yaml")], CliRunner()
+    runner.invoke(app, ["protect", str(tmp_path / "me.png"), "-o", made, "-m", mask, *settings])
+    receipt = json.loads((tmp_path / "made.png.receipt.json").read_text())
+    require_documented(receipt)
+    assert str(tmp_path) not in json.dumps({**receipt, "output": None}), "the path of the mask is nobody's"
+    edits = []
+    for named in ([], ["-m", mask]):
+        told = runner.invoke(app, ["verify", made, "--json", *named, *settings])
+        assert told.exit_code in (0, 3), told.output
+        edits.append([one["ssim"] for one in json.loads(told.stdout)["edits"]])
+    assert edits == [[one["ssim"] for one in receipt["edits"]]] * 2
+    Image.open(made).save(copy)
+    told = runner.invoke(app, ["verify", made, "--as-published", copy, "-m", mask, "--json", *settings])
+    assert [one["ssim"] for one in json.loads(told.stdout)["edits"]] == edits[0]
+
+
+def test_what_cannot_be_judged_has_a_status_of_its_own(desk: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    photo((300, 200)).save(other)
+    told = CliRunner().invoke(app, ["verify", str(other), "--original", str(desk / "a.png")])
+    assert told.exit_code == 2
+    assert "the protected picture is 300x200, the original 160x128" in told.output.replace("\n", "")

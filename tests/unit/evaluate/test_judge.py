@@ -10,7 +10,7 @@ import torch
 
 from backfire.config import Verify
 from backfire.evaluate import replay
-from backfire.evaluate.judge import EditResult, judge
+from backfire.evaluate.judge import EditResult, judge, tools
 from backfire.evaluate.metrics import masked_ssim
 from backfire.types import Budget, MaskKind, Verdict
 
@@ -31,6 +31,13 @@ def edits(
         edit(MaskKind.NEAR, near),
         edit(MaskKind.FAR, far),
     ]
+
+
+def test_tools_tell_of_the_edit_of_exactly_the_region_alone() -> None:
+    """So that a receipt may name every tool as broken and be `weak`, which the documentation says."""
+    rows = [dataclasses.replace(row, ssim=0.9) if row.mask_kind == "dilated" else row for row in edits()]
+    assert tools(rows, Verify()) == {"iopaint": True}
+    assert verdict(rows) == Verdict.WEAK
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

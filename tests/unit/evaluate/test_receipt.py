@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,16 @@ def test_a_receipt_in_words() -> None:
     )
 
 
+def test_beside_a_weak_verdict_the_tools_are_those_of_exactly_the_region() -> None:
+    tools = {"iopaint": True, "forge-whole": True}
+    said, _ = receipt.in_words({**document(), "tools": tools})
+    assert said == (
+        "weak: too alike; edits of exactly the region are broken in IOPaint, Forge or A1111 (whole picture)"
+    )
+    good, _ = receipt.in_words({**document(), "tools": tools, "verdict": "protected", "reasons": []})
+    assert good.endswith("come out as usual; broken in IOPaint, Forge or A1111 (whole picture)")
+
+
 def test_a_receipt_is_read_back_as_it_was_written() -> None:
     told = document()
     data = receipt.to_json(told)
@@ -81,11 +92,19 @@ def test_amending_a_receipt_does_not_mutate_it() -> None:
     assert [event["eventType"] for event in archived["events"]][-1] == premis.FIXITY
     taken = receipt.with_taken_over(told, file="b.png", worked_as="a.png")
     assert (taken["file"], taken["worked_as"]) == ("b.png", "a.png")
-    assert receipt.with_output(told, None)["output"] is None
+    assert receipt.by_hand(told, None)["output"] is None
     decided = receipt.with_decision(told, choice=Choice.WHOLE, by="anna", at=0)
     assert decided["decision"] == {"choice": "whole", "by": "anna", "at": "1970-01-01T00:00:00Z"}
     assert "decision" not in receipt.with_taken_over(decided, file="b.png", worked_as="a.png")
     assert json.dumps(told) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("masks/a.png", "masks/a.png"), ("/home/me/a.png", "a.png"), (None, None)]
+)
+def test_a_mask_is_remembered_and_no_absolute_path(given: str | None, kept: str | None) -> None:
+    told = receipt.by_hand({}, "out.png", None if given is None else Path(given))
+    assert told.get("mask") == kept
 
 
 def test_verdict_receipt_and_sheet_need_no_torch() -> None:

@@ -335,6 +335,19 @@ def test_the_error_for_a_name_that_the_file_system_does_not_take_has_a_remedy(tm
     assert caught.value.lasting
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_gets_the_rights_that_are_named_less_the_umask(tmp_path: Path, umask: int) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        outbox.place(b"data", tmp_path, b"a.png", key=KEY, mode=0o666)
+        outbox.replace(b"data", tmp_path, b"a.json", mode=0o666)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.png", "a.json")}
+    assert modes == {0o666 & ~umask}
+
+
 @pytest.mark.parametrize("umask", [0o027, 0o077])
 def test_a_folder_that_a_crash_left_unfinished_gets_the_rights_of_the_outbox(
     tmp_path: Path, umask: int

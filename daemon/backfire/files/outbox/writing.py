@@ -17,6 +17,9 @@ from backfire.files.outbox.folders import explained, named, prepared, share_righ
 from backfire.files.outbox.names import around, hidden, names
 from backfire.types import shown
 
+PRIVATE = 0o640
+"""The rights of files that the daemon keeps to itself: its owner and their group may read them."""
+
 
 def place(
     content: bytes | Path,
@@ -26,10 +29,11 @@ def place(
     key: str,
     sha256: str | None = None,
     unsynced: set[bytes] | None = None,
+    mode: int | None = None,
 ) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
 
-    The file is new in the folder, with the group and rights that files get there, and never a link.
+    The file is new in the folder, with the group that files get there, and never a link.
 
     Args:
         content: bytes, or a private file that holds them.
@@ -37,13 +41,15 @@ def place(
         key: the job's, which becomes part of the name if that is taken.
         sha256: the content's SHA-256, if it is known.
         unsynced: takes up the folder, which the caller syncs later; None syncs it here.
+        mode: the file's rights, less those that the umask takes; None gives it the rights of its folder.
 
     Raises:
         PublishError: no space, no permission, or what was read back differs.
     """
-    with _hidden(folder, path, key, shared=True) as (path, temporary, begun):
+    shared = mode is None
+    with _hidden(folder, path, key, shared=shared) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-        with source, create(temporary, shared=True) as file:
+        with source, create(temporary, shared=shared, mode=PRIVATE if mode is None else mode) as file:
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
@@ -75,18 +81,25 @@ def put(
 
 
 def replace(
-    data: bytes, folder: Path, path: bytes, *, key: str = "report", unsynced: set[bytes] | None = None
+    data: bytes,
+    folder: Path,
+    path: bytes,
+    *,
+    key: str = "report",
+    unsynced: set[bytes] | None = None,
+    mode: int = PRIVATE,
 ) -> None:
     """Write `folder`/`path` atomically in place of what is there, as for reports, which have one owner.
 
     Args:
         key: the job's, if `discard` may have to find what a crash leaves of this.
+        mode: see `place`.
 
     Raises:
         PublishError: no space or no permission.
     """
     with _hidden(folder, path, key) as (path, temporary, _):
-        with create(temporary) as file:
+        with create(temporary, mode=mode) as file:
             durable.write(file, [data])
         target = prepared(folder, path)
         os.replace(temporary, target)
@@ -183,15 +196,16 @@ def _settle(
     raise PublishError(message)
 
 
-def create(path: bytes, *, shared: bool = False) -> BinaryIO:
+def create(path: bytes, *, shared: bool = False, mode: int = PRIVATE) -> BinaryIO:
     """A new temporary file, open for writing; what a crash left under its name is removed.
 
     Args:
-        shared: it gets the rights of its folder; else only its owner and their group may read it.
+        shared: it gets the rights of its folder in the end.
+        mode: its rights, less those that the umask takes.
     """
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a crash; the name is ours alone
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o640)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
     if shared:
         share_rights(descriptor, os.path.dirname(path))
     return os.fdopen(descriptor, "wb")
