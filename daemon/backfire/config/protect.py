@@ -12,11 +12,12 @@ from backfire.config.section import Section, Share
 
 _ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 1.5, "stored_start": True}
 _ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
+_BALANCED = _ALL_PATHS | {"epsilon": 12, "colour_share": 0.21, "flat_luma_share": 0.03, "reach_px": 40}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
     | {"epsilon": 8, "colour_share": 0.25, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80},
-    "balanced": _ALL_PATHS
-    | {"epsilon": 12, "colour_share": 0.21, "flat_luma_share": 0.03, "reach_px": 40, "iterations": 100},
+    "quick": _BALANCED | {"iterations": 20},
+    "balanced": _BALANCED | {"iterations": 100},
     "strong": _ALL_PATHS
     | {"epsilon": 16, "colour_share": 0.3, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160}
     | {"hide_weight": 2.5},
@@ -51,10 +52,10 @@ def resolved(protect: Any) -> Any:
 class Protect(Section):
     """How the perturbation is optimised."""
 
-    strength: Literal["subtle", "balanced", "strong", "single-path", "paper"] = "balanced"
+    strength: Literal["subtle", "quick", "balanced", "strong", "single-path", "paper"] = "balanced"
     """A word that gives the settings from `method` to `stored_start` their values where they are null;
-    single-path, the default before 2026-11-29, optimises for one tool alone, and paper is the published
-    baseline."""
+    quick is balanced with a fifth of the iterations; single-path, the default before 2026-11-29, optimises
+    for one tool alone, and paper is the published baseline."""
     method: str = "implant"
     """The method: implant, encoder, first-step, attention, or baseline, which is the published one."""
     epsilon: Annotated[float, Field(ge=1, le=64)] = 12
@@ -99,7 +100,7 @@ class Protect(Section):
     leaves less in reserve."""
     escalate: tuple[Literal["subtle", "balanced", "strong"], ...] = ()
     """The strengths at which to go on, one after the other, where edits of a region do not break with a
-    margin; for example [balanced, strong]."""
+    margin; for example [balanced] after quick, or [balanced, strong]."""
     keep_region_exact: bool = False
     """Whether protected pixels stay as they are, so that only those around them are changed."""
     robust_to: tuple[Literal["masks", "resize", "jpeg", "blur", "chain"], ...] = ()
