@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from backfire.attack_paths import PATHS, USUAL
@@ -101,12 +101,17 @@ def verdicts() -> str:
 
 def strengths() -> str:
     """What each strength breaks in each tool, and what it costs."""
-    return _by("strengths", "strength", "`strength`", lambda strength: f"`{strength}`")
+    return _by(["strengths"], "strength", "`strength`", lambda strength: f"`{strength}`")
+
+
+def quick() -> str:
+    """The same of `quick` beside the default and the former one, on more photographs."""
+    return _by(["quick", "dev"], "strength", "`strength`", lambda strength: f"`{strength}`")
 
 
 def regions() -> str:
     """What breaks of regions of each width, and what it costs."""
-    return _by("regions", "set", "width of the region", lambda of: f"{float(of.partition('@')[2]):.0%}")
+    return _by(["regions"], "set", "width of the region", lambda of: f"{float(of.partition('@')[2]):.0%}")
 
 
 CARRIED = {
@@ -152,15 +157,16 @@ def carried() -> str:
 
 def everywhere() -> str:
     """In each tool: edits of the region, beside it and further away, and of the region under noise."""
-    edits = table(BENCHMARKS / "paths" / "everywhere", "Edits by attack path")
-    by = {(row["path"], row["edit"]): row for row in edits}
     kinds = "trigger", "dilated", "partial", "near", "far"
     heads = "the region", "a little more", "half of it", "beside it", "further away"
-    lines = _head("tool", "edits", *heads, "the region, under noise")
-    for path in dict.fromkeys(row["path"] for row in edits):
-        cells = (by[path, kind]["SSIM (worst)"] for kind in kinds)
-        trigger = by[path, "trigger"]
-        lines.append(_line(PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
+    lines = _head("`robust_to`", "tool", "edits", *heads, "the region, under noise")
+    for said, run in {"": "everywhere", "`[masks]`": "everywhere-masks"}.items():
+        edits = table(BENCHMARKS / "paths" / run, "Edits by attack path")
+        by = {(row["path"], row["edit"]): row for row in edits}
+        for path in dict.fromkeys(row["path"] for row in edits):
+            cells = (by[path, kind]["SSIM (worst)"] for kind in kinds)
+            trigger = by[path, "trigger"]
+            lines.append(_line(said, PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
     return "\n".join(lines)
 
 
@@ -176,15 +182,16 @@ def further() -> str:
 
 
 def starts() -> str:
-    """What the stored start and the early stop contribute: the edit of the region in each tool."""
+    """What the stored start and more iterations contribute: the edit of the region in each tool."""
     run = BENCHMARKS / "paths" / "start"
     edits, costs = table(run, "Edits by attack path"), table(run, "Verdicts and cost")
     tools = list(dict.fromkeys(row["path"] for row in edits if row["edit"] == "trigger"))
-    lines = _head("iterations", "begins with", *(PATHS[path].tool for path in tools), "PSNR dB", "CPU s")
+    named = [PATHS[path].tool for path in tools]
+    lines = _head("iterations", "begins with", *named, "verdicts", "PSNR dB", "FLIP", "CPU s")
     for cost in costs:
         _, *replaced = cost["strength"].split("+")
         settings = dict(one.split("=") for one in replaced)
-        count = "until it holds" if "stop_early" in settings else settings.get("iterations", "100")
+        count = settings.get("iterations", "100")
         start = "noise" if "stored_start" in settings else "the stored start"
         by = {
             row["path"]: row
@@ -192,27 +199,30 @@ def starts() -> str:
             if row["strength"] == cost["strength"] and row["edit"] == "trigger"
         }
         cells = (f"{_mean(by[path]['SSIM (worst)'])}, {by[path]['visible']}" for path in tools)
-        lines.append(_line(count, start, *cells, _mean(cost["PSNR dB"]), cost["CPU s"]))
+        costs_of = cost["verdicts"], _mean(cost["PSNR dB"]), _mean(cost["FLIP"]), cost["CPU s"]
+        lines.append(_line(count, start, *cells, *costs_of))
     return "\n".join(lines)
 
 
-def _by(run: str, column: str, head: str, named: Callable[[str], str]) -> str:
-    """What breaks in each tool by a column of a run of `paths`, and what it costs."""
-    folder = BENCHMARKS / "paths" / run
-    edits = [row for row in table(folder, "Edits by attack path") if row["judged by"] == "flux2-mini"]
-    paths = [row["path"] for row in edits if row["edit"] == "trigger"]
-    tools = [PATHS[path].tool for path in dict.fromkeys(paths)]
-    costs = "photographs", "`protected`", "PSNR dB (worst)", "FLIP (worst)", "CPU s"
-    lines = _head(head, *tools, "half of the region", "beside it", *costs)
-    for cost in table(folder, "Verdicts and cost"):
-        mine = [row for row in edits if row[column] == cost[column]]
-        broken = [
-            f"{_mean(row['SSIM (worst)'])}, {row['visible']}" for row in mine if row["edit"] == "trigger"
-        ]
-        others = [_mean(row["SSIM (worst)"]) for row in mine if row["edit"] in ("partial", "near")]
-        found = re.search(r"(\d+) protected", cost["verdicts"])
-        cells = cost["n"], found[1] if found else "0", cost["PSNR dB"], cost["FLIP"], cost["CPU s"]
-        lines.append(_line(named(cost[column]), *broken, *others, *cells))
+def _by(runs: Sequence[str], column: str, head: str, named: Callable[[str], str]) -> str:
+    """What breaks in each tool by a column of runs of `paths`, and what it costs."""
+    lines: list[str] = []
+    for run in runs:
+        folder = BENCHMARKS / "paths" / run
+        edits = [row for row in table(folder, "Edits by attack path") if row["judged by"] == "flux2-mini"]
+        paths = [row["path"] for row in edits if row["edit"] == "trigger"]
+        tools = [PATHS[path].tool for path in dict.fromkeys(paths)]
+        costs = "photographs", "`protected`", "PSNR dB (worst)", "FLIP (worst)", "CPU s"
+        lines = lines or _head(head, *tools, "half of the region", "beside it", *costs)
+        for cost in table(folder, "Verdicts and cost"):
+            mine = [row for row in edits if row[column] == cost[column]]
+            broken = [
+                f"{_mean(row['SSIM (worst)'])}, {row['visible']}" for row in mine if row["edit"] == "trigger"
+            ]
+            others = [_mean(row["SSIM (worst)"]) for row in mine if row["edit"] in ("partial", "near")]
+            found = re.search(r"(\d+) protected", cost["verdicts"])
+            cells = cost["n"], found[1] if found else "0", cost["PSNR dB"], cost["FLIP"], cost["CPU s"]
+            lines.append(_line(named(cost[column]), *broken, *others, *cells))
     return "\n".join(lines)
 
 
@@ -239,17 +249,18 @@ SAID = {
 
 
 ROBUST = {
-    "": "flux2-mini/dev",
-    "`robust_to: [jpeg]`: ": "flux2-mini/jpeg",
-    "`robust_to: [chain]`: ": "flux2-mini/chain",
+    "Other edits of the region": {"": "dev", "`robust_to: [masks]`: ": "masks"},
+    "After treatments": {"": "dev", "`robust_to: [jpeg]`: ": "jpeg", "`robust_to: [chain]`: ": "chain"},
 }
-"""Column heads, and the runs of `balanced` with and without it."""
+"""By title: column heads, and the runs of `balanced` with and without it."""
 
 
 def treated(title: str) -> str:
     """What is left of the effect where the region is painted otherwise, or the picture was treated before."""
-    runs = [next(r for r in rows(run, title) if r["protected by"] == "balanced") for run in ROBUST.values()]
-    heads = [f"{head}{name}" for head in ROBUST for name in ("SSIM (worst)", "of the plain effect (least)")]
+    folders = [f"flux2-mini/{run}" for run in ROBUST[title].values()]
+    runs = [next(r for r in rows(run, title) if r["protected by"] == "balanced") for run in folders]
+    figures = "SSIM (worst)", "of the plain effect (least)"
+    heads = [f"{head}{name}" for head in ROBUST[title] for name in figures]
     lines = _head(TREATED[title], *heads)
     for name, cell in list(runs[0].items())[list(runs[0]).index("plain") :]:
         if cell:  # of a treatment that changes none of the pictures there is no figure

@@ -76,7 +76,7 @@ def generated() -> Mapping[Path, bytes]:
             "carried": figures.carried(),
         },
         "develop/decisions.md": {"starts": figures.starts()},
-        "guides/strength.md": {"strengths": figures.strengths()},
+        "guides/strength.md": {"strengths": figures.strengths(), "quick": figures.quick()},
         "guides/editors.md": {"pipelines": flow_pipelines()},
         "reference/receipt.md": {"fields": receipt()},
     }
