@@ -221,7 +221,7 @@ def test_a_catalogue_name_is_looked_for_in_the_models_folder(tmp_path: Path) -> 
             target.write_bytes(source.read_bytes())
         return known
 
-    assert inpaint.get("toy", settings=placed("taesd3")).name == "toy", "of which no digest is published"
+    assert inpaint.get("toy", settings=placed("taef1")).name == "toy", "of which no digest is published"
     with pytest.raises(ModelError, match=r"taef2_encoder.pth has changed, SHA-256 is .*, expected 10a4e1"):
         inpaint.get("toy", settings=placed("taef2"))
 
