@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from backfire.admin.published import at_size_of, configuration_of, how_made
+from backfire.admin.published import at_size_of, how_made
 from backfire.cli.common import (
     BAD_CONFIG,
     BY_HAND,
@@ -26,6 +26,7 @@ from backfire.cli.common import (
     named,
     out,
     print_receipt,
+    printable,
     write_as_user,
 )  # fmt: skip
 from backfire.config import Settings
@@ -211,13 +212,14 @@ def verify(
         known, original, name = made.receipt, made.original, str(made.receipt["file"])
         masks = [*made.masks]
         settings = made.settings or at_size_of(made.receipt, api.settings_for(original, None)[0])
+        for why in made.unusable:
+            err.print(Text(printable(f"{protected}: {why}"), "yellow"), soft_wrap=True)
         if made.changed:
             told = "the settings have changed since it was made; its thresholds are today's"
             err.print(Text(f"{protected}: {told}", "yellow"), soft_wrap=True)
     else:
         assert original is not None
-        named = config_file if protected is None else configuration_of(protected, config_file)
-        settings, _ = api.settings_for(original, named)
+        settings, _ = api.settings_for(original, config_file)
         name = original.name
     judged = as_published or protected
     assert judged is not None

@@ -199,6 +199,68 @@ def test_what_was_made_by_hand_is_not_judged_by_a_configuration_that_nobody_name
     assert (named.settings.protect.epsilon, named.changed) == (3, True)
 
 
+CODE: dict[str, dict[str, object]] = {
+    "regions.detectors: command": {
+        "regions": {"detectors": ["command"], "command": {"argv": ["no-program"]}}
+    },
+    "regions.detectors: torchscript": {"regions": {"detectors": ["torchscript"]}},
+    "editors.own": {"editors": {"own": {"kind": "torchscript", "weights": "own.pt", "trust": True}}},
+    "editors.hub": {"editors": {"hub": {"kind": "diffusion", "weights": "somebody/some-pipeline"}}},
+}
+
+
+@pytest.mark.parametrize("what", CODE)
+def test_programs_of_a_configuration_that_nobody_named_are_refused(
+    by_hand: Callable[[str | None], Path], what: str
+) -> None:
+    """Receipt and configuration may have come in the same archive as the picture, with digests that fit."""
+    result, file = by_hand("masks/poster.png"), Path("config.yaml")
+    file.write_text(yaml.safe_dump({"folders": {"inbox": "in"}, **CODE[what]}))
+    beside = result.parent / "out.png.receipt.json"
+    receipt = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**receipt, "config_sha256": config.load(file).sha256}))
+    with pytest.raises(ConfigError, match=rf"config\.yaml, .*code \({what}\).*name it with -c config\.yaml"):
+        how_made(result)
+    named = how_made(result, file)
+    assert named.settings is not None
+    assert (named.settings.sha256, named.changed) == (config.load(file).sha256, False)
+
+
+def test_programs_of_the_configuration_above_an_outbox_are_refused(home: House) -> None:
+    """Whether or not its settings are still those that the receipt names."""
+    how_made(published(home))
+    configure(home, **CODE["regions.detectors: command"])
+    with pytest.raises(ConfigError, match=r"names programs or models that are code"):
+        how_made(published(home))
+    assert how_made(published(home), home.base / "config.yaml").changed
+
+
+def test_a_configuration_of_another_program_is_left_aside(
+    by_hand: Callable[[str | None], Path],
+) -> None:
+    result = by_hand("masks/poster.png")
+    Path("config.yaml").write_text("folders: {inbox: in}\nbaseURL: https://example.org\n")
+    made = how_made(result)
+    (why,) = made.unusable
+    assert why.startswith("config.yaml cannot be used (unknown key 'baseURL'")
+    (result.parent / "out.png.receipt.json").unlink()
+    with pytest.raises(ConfigError, match=r"as config\.yaml cannot be used \(.*'baseURL'.*name one with -c"):
+        how_made(result)
+    with pytest.raises(ConfigError, match="unknown key 'baseURL'"):
+        how_made(result, Path("config.yaml"))
+
+
+def test_a_path_with_dots_leads_to_the_same_configuration(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home.base / "archive" / "desk")
+    made = how_made(Path("../../outbox/desk/me.png"))
+    assert made.original == home.base / "archive" / "desk" / "me.png"
+    home.crash()
+    home.settings.folders.database.unlink()
+    assert how_made(Path("../../outbox/desk/me.png")).original == made.original
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_format_that_the_results_name_asked_for_is_no_change_of_the_settings(
     by_hand: Callable[[str | None], Path], named: bool

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import backfire
 from backfire.cli.commands import app
-from backfire.errors import InputError
+from backfire.config import Settings
+from backfire.errors import Code, InputError
 from backfire.evaluate import left
 from backfire.evaluate.registration import register
 from backfire.pipeline import run
@@ -256,6 +257,29 @@ def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_p
     Image.open(made).save(copy)
     told = runner.invoke(app, ["verify", made, "--as-published", copy, "-m", mask, "--json", *settings])
     assert [one["ssim"] for one in json.loads(told.stdout)["edits"]] == edits[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["baseURL: https://example.org", "{folders: {inbox: in}, regions: {detectors: [command]}}"]
+)
+def test_with_an_original_no_configuration_is_used_that_nobody_named(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """It may be another program's, or have come with the picture and name programs of its own."""
+    used: list[Settings] = []
+
+    def judge(*_: object, settings: Settings, **__: object) -> None:
+        used.append(settings)
+        raise InputError(Code.UNREADABLE, "seen")
+
+    monkeypatch.setattr("backfire.api.verify", judge)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "p.png").write_bytes((desk / "out.png").read_bytes())
+    (tmp_path / "config.yaml").write_text(text)
+    told = CliRunner().invoke(app, ["verify", "outbox/p.png", "--original", str(desk / "a.png")])
+    assert "seen" in told.output
+    assert used == [Settings(folders=used[0].folders)]
 
 
 def test_what_cannot_be_judged_has_a_status_of_its_own(desk: Path, tmp_path: Path) -> None:
