@@ -9,12 +9,22 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from backfire import config, weights
 from backfire.config import Settings
 from backfire.errors import ConfigError, PublishError
-from backfire.evaluate.receipt import Receipt, from_json
+from backfire.evaluate.receipt import Receipt, from_json, leads_elsewhere
 from backfire.files import durable, inbox, manifest, outbox, safe_paths
 from backfire.inpaint import KINDS
 from backfire.service import report_files
@@ -22,6 +32,7 @@ from backfire.service.job_settings import JobSettings
 from backfire.service.store.reader import Reader
 from backfire.types import Job, Verdict, mask_digest, shown
 
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 CONFIGURATION = "config.yaml"
 CODE = "command", "torchscript"
 """The detectors that run a program or a model that is code, which the configuration names."""
@@ -47,6 +58,66 @@ class Made:
     settings: Settings | None
     changed: bool
     unusable: Sequence[str] = ()
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Editor(_Lenient):
+    name: str
+
+
+class _Edit(_Lenient):
+    """An edit, of which only those count here that say how much of it is seen."""
+
+    mask_kind: str
+    held_out: bool
+    path: str | None = None
+    ssim: FiniteFloat | None = None
+    visible: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Edit:
+        if self.visible is not None and (self.path is None or self.ssim is None):
+            raise ValueError("has `visible` without path and ssim")
+        return self
+
+
+class _Fields(_Lenient):
+    """What is used of a receipt, which may have come with the picture from anywhere."""
+
+    file: str
+    key: Hex | None = None
+    input_sha256: Hex | None = None
+    output_sha256: Hex | None = None
+    mask_sha256: Hex | None = None
+    mask: str | None = None
+    method: str | None = None
+    epsilon: Annotated[FiniteFloat, Field(gt=0, le=64)] | None = None
+    width: Annotated[int, Field(gt=0)] | None = None
+    height: Annotated[int, Field(gt=0)] | None = None
+    scaled_from: list[int] | None = None
+    surrogates: list[_Editor] = []
+    held_out: list[_Editor] = []
+    edits: list[_Edit] | None = None
+
+    @field_validator("file")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("holds a NUL character")
+        try:
+            safe_paths.parts(os.fsencode(value))
+        except OSError as error:
+            raise ValueError(f"is {error.strerror}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _sized(self) -> _Fields:
+        if self.scaled_from and (self.width is None or self.height is None):
+            raise ValueError("has `scaled_from` without width and height")
+        return self
 
 
 @dataclass(frozen=True)
@@ -227,14 +298,25 @@ def _by_job(published: Path, sha256: str, settings: Settings) -> Iterator[_Known
 
 
 def _read(file: Path) -> Iterator[_Known]:
+    """The receipt in a file, if there is one.
+
+    Raises:
+        ConfigError: it cannot be read, or what is used of it is not what a receipt holds.
+    """
+    remedy = "name the picture with --original"
     try:
-        yield _Known(from_json(file.read_bytes()), file)
+        safe_paths.require_regular(file)
+        receipt = from_json(file.read_bytes())
+        _Fields.model_validate(receipt)
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"receipt {file}: cannot be read ({error}); name the picture with --original"
-        ) from error
+    except ValidationError as error:  # a ValueError, too, but its text has many lines and quotes the value
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ConfigError(f"receipt {file}: {where}: {first['msg']}; {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"receipt {file}: cannot be read ({error}); {remedy}") from error
+    yield _Known(receipt, file)
 
 
 def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
@@ -245,7 +327,7 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
     """
     wanted = str(found.receipt.get("input_sha256"))
     path = found.job.path if found.job else os.fsencode(str(found.receipt.get("file")))
-    others = []
+    others: list[tuple[Path, str]] = []
     for folder in folders:
         try:
             place = outbox.find(folder, path, key=str(found.receipt.get("key", "")), sha256=wanted)
@@ -253,8 +335,9 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
             continue
         if place is not None:
             return folder / os.fsdecode(place)
-        if (there := folder / os.fsdecode(path)).is_file() and _absolute(there) != _absolute(published):
-            others.append(there)
+        there = folder / os.fsdecode(path)
+        if _absolute(there) != _absolute(published) and (digest := _digest(there)) is not None:
+            others.append((there, digest))
     for folder in folders[1:]:
         for entry in manifest.read(folder).entries:
             if entry.sha256 == wanted and outbox.holds(folder, entry.path, wanted):
@@ -262,9 +345,9 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
     about = f"original {shown(path)} of {published}"
     where = " nor in ".join(map(str, folders))
     if others:
-        digest = durable.file_sha256(others[0])
+        there, digest = others[0]
         raise ConfigError(
-            f"{about}: {others[0]} has SHA-256 {digest[:12]}…, its receipt says {wanted[:12]}…; it is "
+            f"{about}: {there} has SHA-256 {digest[:12]}…, its receipt says {wanted[:12]}…; it is "
             "another picture or was changed: name the right one with --original"
         )
     raise ConfigError(
@@ -297,7 +380,8 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
     ]
     named = _remembered(found, [*folders, original.parent])
     for masks in (of_key, plain, *([one] for one in named)):
-        if masks and mask_digest([durable.file_sha256(mask) for mask in masks]) == wanted:
+        digests = [digest for mask in masks if (digest := _digest(mask)) is not None]
+        if masks and len(digests) == len(masks) and mask_digest(digests) == wanted:
             return masks
     others = plain or named
     got = f"{', '.join(map(str, others))} differs from it" if others else f"none lies beside {original}"
@@ -309,11 +393,12 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
 def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
     """The files that may be the mask that was named with -m, as the receipt remembers it.
 
-    Its path is kept as it was given, or of an absolute one the name alone; and it is looked for from the
-    working folder and from the folders of the picture, which may have moved together.
+    Its path is kept as it was given, or of one that leads elsewhere the name alone; and it is looked for from
+    the working folder and from the folders of the picture, which may have moved together. No other path is
+    followed: the receipt may come from anybody, and would have any file read and named.
     """
     name = found.receipt.get("mask")
-    if not isinstance(name, str) or found.job is not None:
+    if not name or found.job is not None or leads_elsewhere(Path(name)):
         return []
     places = [folder / one for one in (Path(name), Path(Path(name).name)) for folder in (Path(), *folders)]
     return [place for place in dict.fromkeys(places) if _is_regular(place)]
@@ -322,9 +407,18 @@ def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
 def _is_regular(file: Path) -> bool:
     try:
         safe_paths.require_regular(file)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return False
     return True
+
+
+def _digest(file: Path) -> str | None:
+    """The SHA-256 of a file that may be the one that is looked for; None if it cannot be read."""
+    try:
+        safe_paths.require_regular(file)
+        return durable.file_sha256(file)
+    except (OSError, ValueError):
+        return None
 
 
 def _named_mask(mask: Path, found: _Known, published: Path) -> Path:
