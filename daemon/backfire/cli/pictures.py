@@ -32,7 +32,7 @@ from backfire.cli.common import (
 )  # fmt: skip
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, InputError, JobError, NoRegionError
-from backfire.evaluate import left, receipt
+from backfire.evaluate import left, receipt, words
 from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
 
@@ -253,7 +253,7 @@ def verify(
             (result.verdict, colour_of(result.verdict)), printable(f"  {as_published}, a copy of {name}")
         )
         if result.verdict == "failed":
-            said.append(f": {result.receipt['reasons'][0]}")
+            said.append(f": {words.reason(result.receipt['reasons'][0])}")
         out.print(said, soft_wrap=True)
         for line in left.in_words(result.receipt, known):
             out.print(Text(f"  {line}"), soft_wrap=True)
