@@ -20,6 +20,7 @@ from backfire.errors import Code, InputError
 from backfire.evaluate import left
 from backfire.evaluate.registration import register
 from backfire.pipeline import run
+from backfire.pipeline.result import Result
 from backfire.types import Rgb, Verdict
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.receipts import require_documented
@@ -188,6 +189,14 @@ def test_words_tell_what_was_and_what_is_left() -> None:
     assert colours.startswith("its colours are off by 6 levels")
     expected = "plainly another over 30% of the region (80% as published), SSIM 0.80 (0.50)"
     assert tool == f"IOPaint: edits are spoilt in part: {expected}"
+    other = receipt(0.8, 0.5, True)
+    for edit in other["edits"]:
+        edit["path"] = "of-old"
+    for then, why in ((other, "as its receipt has none of these tools"), (None, "name the published file")):
+        share, *_ = left.in_words(receipt(0.3, 0.8, False), then)
+        assert share.startswith("an edit of the region is plainly another over 30% of it")
+        assert why in share
+        assert ("name the published file" in share) == (then is None)
     assert "edits still come out broken" in list(left.in_words(receipt(0.7, 0.6, True)))[-1]
 
 
@@ -257,6 +266,23 @@ def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_p
     Image.open(made).save(copy)
     told = runner.invoke(app, ["verify", made, "--as-published", copy, "-m", mask, "--json", *settings])
     assert [one["ssim"] for one in json.loads(told.stdout)["edits"]] == edits[0]
+
+
+def test_a_failed_copy_says_why_in_the_words_that_people_know(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And prints nothing of a file's name that moves the terminal's cursor."""
+    placed = {"width": 8, "height": 6, "format": "PNG", "scale": 1.0, "shift_px": 0.0, "colour_off_levels": 0}
+    reason = "region 0: dilated edit in iopaint by flux2-mini hardly breaks"
+    document = {"as_published": placed, "tools": {}, "edits": [], "reasons": [reason]}
+    result = Result(Verdict.FAILED, b"", "", document, None)
+    monkeypatch.setattr("backfire.api.verify", lambda *_, **__: result)
+    told = CliRunner().invoke(
+        app, ["verify", "--as-published", "co\x1bpy.jpg", "--original", str(desk / "a.png")]
+    )
+    first, _ = told.stdout.splitlines()
+    why = "region 0: edit of the region and a little more in IOPaint by flux2-mini hardly breaks"
+    assert first == f"failed  co\\x1bpy.jpg, a copy of a.png: {why}"
 
 
 @pytest.mark.parametrize(
