@@ -9,19 +9,33 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from backfire import config
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from backfire import config, weights
 from backfire.config import Settings
 from backfire.errors import ConfigError, PublishError
-from backfire.evaluate.receipt import Receipt, from_json
+from backfire.evaluate.receipt import Receipt, from_json, leads_elsewhere
 from backfire.files import durable, inbox, manifest, outbox, safe_paths
+from backfire.inpaint import KINDS
 from backfire.service import report_files
 from backfire.service.job_settings import JobSettings
 from backfire.service.store.reader import Reader
 from backfire.types import Job, Verdict, mask_digest, shown
 
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 CONFIGURATION = "config.yaml"
+CODE = "command", "torchscript"
+"""The detectors that run a program or a model that is code, which the configuration names."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Made:
         settings: those of today, with the editors, the method and the budget of the receipt where they have
             changed since; None where no configuration is known, which means the defaults.
         changed: whether the settings have changed since.
+        unusable: why a `config.yaml` that nobody named was left aside, a sentence each.
     """
 
     receipt: Receipt
@@ -42,6 +57,80 @@ class Made:
     masks: Sequence[Path]
     settings: Settings | None
     changed: bool
+    unusable: Sequence[str] = ()
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Editor(_Lenient):
+    name: str
+
+
+class _Edit(_Lenient):
+    """An edit, of which only those count here that say how much of it is seen."""
+
+    mask_kind: str
+    held_out: bool
+    path: str | None = None
+    ssim: FiniteFloat | None = None
+    visible: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Edit:
+        if self.visible is not None and (self.path is None or self.ssim is None):
+            raise ValueError("has `visible` without path and ssim")
+        return self
+
+
+class _Fields(_Lenient):
+    """What is used of a receipt, which may have come with the picture from anywhere."""
+
+    file: str
+    key: Hex | None = None
+    input_sha256: Hex | None = None
+    output_sha256: Hex | None = None
+    mask_sha256: Hex | None = None
+    mask: str | None = None
+    method: str | None = None
+    epsilon: Annotated[FiniteFloat, Field(gt=0, le=64)] | None = None
+    width: Annotated[int, Field(gt=0)] | None = None
+    height: Annotated[int, Field(gt=0)] | None = None
+    scaled_from: list[int] | None = None
+    surrogates: list[_Editor] = []
+    held_out: list[_Editor] = []
+    edits: list[_Edit] | None = None
+
+    @field_validator("file")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("holds a NUL character")
+        try:
+            safe_paths.parts(os.fsencode(value))
+        except OSError as error:
+            raise ValueError(f"is {error.strerror}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _sized(self) -> _Fields:
+        if self.scaled_from and (self.width is None or self.height is None):
+            raise ValueError("has `scaled_from` without width and height")
+        return self
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """A configuration.
+
+    Attributes:
+        belongs: whether somebody named it or the picture lies in its outbox.
+    """
+
+    file: Path
+    settings: Settings
+    belongs: bool
 
 
 @dataclass(frozen=True)
@@ -60,12 +149,14 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
         published: the file, in the outbox or wherever it was copied to.
         config_file: the configuration that it was made with; without it, the `config.yaml` in the working
             folder, or one above the picture that has the picture's outbox. What `backfire protect` made
-            without a configuration is not judged by one that was not named.
+            without a configuration is not judged by one that was not named, and no program runs that such
+            a one names: it may have come with the picture.
         mask: the mask file that it was made with; without it, it is looked for.
 
     Raises:
         ConfigError: the file cannot be read or has changed since it was published, or its receipt, original
-            or mask cannot be found. Says which, and what to do.
+            or mask cannot be found, or it was made with a configuration that runs programs and was not
+            named. Says which, and what to do.
         StoreError: the job database cannot be read.
     """
     try:
@@ -73,12 +164,15 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
         sha256 = durable.file_sha256(published)
     except OSError as error:
         raise ConfigError(f"{published}: cannot be read ({error.strerror}); name a readable file") from error
-    file = configuration_of(published, config_file) or _here()
-    settings = config.load(file) if file is not None else None
+    if config_file is None:
+        ours, unusable = _found_for(published)
+    else:
+        ours, unusable = _Configuration(config_file, config.load(config_file), belongs=True), []
+    settings = ours.settings if ours else None
     known = [*_beside(published)]
     found = _with_digest(known, sha256)
     if found is None and settings is not None:
-        known += _by_job(published.absolute(), sha256, settings)
+        known += _by_job(_absolute(published), sha256, settings)
         found = _with_digest(known, sha256)
     if found is None and known:
         wanted = str(known[0].receipt.get("output_sha256"))
@@ -87,10 +181,14 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
             "was changed after it was published: verify needs the file as it was published"
         )
     if found is None:
-        if settings is None:
-            where = f"any configuration's reports, as there is no {CONFIGURATION} here; name one with -c"
+        if ours is None:
+            why = "; ".join(unusable) or f"there is no {CONFIGURATION} here"
+            where = f"any configuration's reports, as {why}; name one with -c"
         else:
-            where = f"{settings.folders.reports}, the reports of {file}; name another configuration with -c"
+            where = (
+                f"{ours.settings.folders.reports}, the reports of {ours.file}; name another configuration "
+                "with -c"
+            )
         raise ConfigError(
             f"{published}: there is no receipt beside it nor in {where}, or the picture that it was made of "
             "with --original"
@@ -103,36 +201,67 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
     original = _original(found, published, folders)
     masks = _masks(found, original, folders) if mask is None else [_named_mask(mask, found, published)]
     used, changed = _settings(found, settings)
-    if changed and found.job is None and configuration_of(published, config_file) is None:
+    if changed and found.job is None and ours is not None and not ours.belongs:
         used, changed = None, False  # `backfire protect` takes no configuration that is not named either
-    return Made(found.receipt, original, masks, used, changed)
+    if config_file is None and ours is not None and used is not None:
+        _require_no_programs(used, ours.file, published)
+    return Made(found.receipt, original, masks, used, changed, unusable)
 
 
-def configuration_of(published: Path, config_file: Path | None = None) -> Path | None:
-    """The configuration that a published picture belongs to; None where none is known.
+def _found_for(published: Path) -> tuple[_Configuration | None, list[str]]:
+    """The configuration that a picture belongs to, though nobody named it, and why others were left aside.
 
-    Args:
-        published: the file.
-        config_file: is returned if it is named; else the `config.yaml` in the working folder or above the
-            picture, whose outbox the picture lies in.
-
-    Raises:
-        ConfigError: a `config.yaml` on the way cannot be used.
+    It is that in the working folder or above the picture whose outbox the picture lies in, else that in the
+    working folder. One that cannot be used is most likely another program's.
     """
-    if config_file is not None:
-        return config_file
-    absolute = published.absolute()
+    absolute = _absolute(published)
+    here: _Configuration | None = None
+    unusable: list[str] = []
     for folder in dict.fromkeys((Path.cwd(), *absolute.parents)):
         file = folder / CONFIGURATION
-        if file.is_file() and config.load(file).folders.outbox in absolute.parents:
-            return file
-    return None
+        if not _is_regular(file):
+            continue
+        shown_as = Path(CONFIGURATION) if folder == Path.cwd() else file
+        try:
+            settings = config.load(shown_as)
+        except ConfigError as error:
+            why = str(error).splitlines()[0].removeprefix(f"{shown_as}: ")
+            unusable.append(f"{shown_as} cannot be used ({why})")
+            continue
+        if settings.folders.outbox in absolute.parents:
+            return _Configuration(shown_as, settings, belongs=True), unusable
+        if folder == Path.cwd():
+            here = _Configuration(shown_as, settings, belongs=False)
+    return here, unusable
 
 
-def _here() -> Path | None:
-    """The configuration in the working folder, which the other commands use, too."""
-    file = Path(CONFIGURATION)
-    return file if file.is_file() else None
+def _absolute(published: Path) -> Path:
+    """The path without `..`, which `Path.absolute` keeps, so that the folders above it are those it is in."""
+    return Path(os.path.abspath(published))
+
+
+def _require_no_programs(settings: Settings, file: Path, published: Path) -> None:
+    """Refuse settings that nobody named and that would run code: they may have come with the picture.
+
+    What `hooks` and `provenance` name is not run by `verify`. A pipeline counts as code because its folder
+    names the classes that load it, and its hub name makes this machine fetch it.
+
+    Raises:
+        ConfigError: the setting, and that the configuration has to be named.
+    """
+    codes = [f"regions.detectors: {name}" for name in settings.regions.detectors if name in CODE]
+    codes += [
+        f"editors.{name}"
+        for name, editor in settings.editors.items()
+        if editor.kind == "torchscript"
+        or editor.options.get("trust")
+        or (editor.kind in KINDS and KINDS[editor.kind].hub and {*editor.weights} - {*weights.catalogue()})
+    ]
+    if codes:
+        raise ConfigError(
+            f"{published}: {file}, with which it was made, names programs or models that are code "
+            f"({', '.join(codes)}), and nobody named that file; if you trust it, name it with -c {file}"
+        )
 
 
 def _with_digest(known: Sequence[_Known], sha256: str) -> _Known | None:
@@ -169,14 +298,25 @@ def _by_job(published: Path, sha256: str, settings: Settings) -> Iterator[_Known
 
 
 def _read(file: Path) -> Iterator[_Known]:
+    """The receipt in a file, if there is one.
+
+    Raises:
+        ConfigError: it cannot be read, or what is used of it is not what a receipt holds.
+    """
+    remedy = "name the picture with --original"
     try:
-        yield _Known(from_json(file.read_bytes()), file)
+        safe_paths.require_regular(file)
+        receipt = from_json(file.read_bytes())
+        _Fields.model_validate(receipt)
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"receipt {file}: cannot be read ({error}); name the picture with --original"
-        ) from error
+    except ValidationError as error:  # a ValueError, too, but its text has many lines and quotes the value
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ConfigError(f"receipt {file}: {where}: {first['msg']}; {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"receipt {file}: cannot be read ({error}); {remedy}") from error
+    yield _Known(receipt, file)
 
 
 def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
@@ -187,7 +327,7 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
     """
     wanted = str(found.receipt.get("input_sha256"))
     path = found.job.path if found.job else os.fsencode(str(found.receipt.get("file")))
-    others = []
+    others: list[tuple[Path, str]] = []
     for folder in folders:
         try:
             place = outbox.find(folder, path, key=str(found.receipt.get("key", "")), sha256=wanted)
@@ -195,8 +335,9 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
             continue
         if place is not None:
             return folder / os.fsdecode(place)
-        if (there := folder / os.fsdecode(path)).is_file() and there.absolute() != published.absolute():
-            others.append(there)
+        there = folder / os.fsdecode(path)
+        if _absolute(there) != _absolute(published) and (digest := _digest(there)) is not None:
+            others.append((there, digest))
     for folder in folders[1:]:
         for entry in manifest.read(folder).entries:
             if entry.sha256 == wanted and outbox.holds(folder, entry.path, wanted):
@@ -204,9 +345,9 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
     about = f"original {shown(path)} of {published}"
     where = " nor in ".join(map(str, folders))
     if others:
-        digest = durable.file_sha256(others[0])
+        there, digest = others[0]
         raise ConfigError(
-            f"{about}: {others[0]} has SHA-256 {digest[:12]}…, its receipt says {wanted[:12]}…; it is "
+            f"{about}: {there} has SHA-256 {digest[:12]}…, its receipt says {wanted[:12]}…; it is "
             "another picture or was changed: name the right one with --original"
         )
     raise ConfigError(
@@ -239,7 +380,8 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
     ]
     named = _remembered(found, [*folders, original.parent])
     for masks in (of_key, plain, *([one] for one in named)):
-        if masks and mask_digest([durable.file_sha256(mask) for mask in masks]) == wanted:
+        digests = [digest for mask in masks if (digest := _digest(mask)) is not None]
+        if masks and len(digests) == len(masks) and mask_digest(digests) == wanted:
             return masks
     others = plain or named
     got = f"{', '.join(map(str, others))} differs from it" if others else f"none lies beside {original}"
@@ -251,11 +393,12 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
 def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
     """The files that may be the mask that was named with -m, as the receipt remembers it.
 
-    Its path is kept as it was given, or of an absolute one the name alone; and it is looked for from the
-    working folder and from the folders of the picture, which may have moved together.
+    Its path is kept as it was given, or of one that leads elsewhere the name alone; and it is looked for from
+    the working folder and from the folders of the picture, which may have moved together. No other path is
+    followed: the receipt may come from anybody, and would have any file read and named.
     """
     name = found.receipt.get("mask")
-    if not isinstance(name, str) or found.job is not None:
+    if not name or found.job is not None or leads_elsewhere(Path(name)):
         return []
     places = [folder / one for one in (Path(name), Path(Path(name).name)) for folder in (Path(), *folders)]
     return [place for place in dict.fromkeys(places) if _is_regular(place)]
@@ -264,9 +407,18 @@ def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
 def _is_regular(file: Path) -> bool:
     try:
         safe_paths.require_regular(file)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return False
     return True
+
+
+def _digest(file: Path) -> str | None:
+    """The SHA-256 of a file that may be the one that is looked for; None if it cannot be read."""
+    try:
+        safe_paths.require_regular(file)
+        return durable.file_sha256(file)
+    except (OSError, ValueError):
+        return None
 
 
 def _named_mask(mask: Path, found: _Known, published: Path) -> Path:

@@ -6,7 +6,6 @@ import os
 from typing import Annotated, NoReturn
 
 import typer
-from rich.text import Text
 
 from backfire import __version__
 from backfire.cli import (
@@ -25,7 +24,7 @@ from backfire.cli import (
     sheet,
     today,
 )
-from backfire.cli.common import BAD_CONFIG, BAD_STORE, INTERRUPTED, SOME_FAILED, app, err
+from backfire.cli.common import BAD_CONFIG, BAD_STORE, INTERRUPTED, SOME_FAILED, app
 from backfire.errors import BackfireError, ConfigError, StoreError
 
 __all__ = [
@@ -67,7 +66,7 @@ def run() -> None:
 
 
 def _refuse(message: str, code: int) -> NoReturn:
-    err.print(Text(f"backfire: {message}", style="red"), soft_wrap=True)
+    common.print_error(message)
     raise SystemExit(code)
 
 

@@ -140,6 +140,12 @@ def moment(text: str) -> float:
     raise typer.BadParameter(f"got {text!r}, expected today, yesterday, 2h, 3d, 14:00 or 2026-11-28")
 
 
+def print_error(message: str) -> None:
+    """An error, a line each of its lines, of which none can move the terminal's cursor or colour it."""
+    lines = "\n".join(map(printable, message.split("\n")))
+    err.print(Text(f"backfire: {lines}", style="red"), soft_wrap=True)
+
+
 def colour_of(verdict: str) -> str:
     """In which colour a verdict is shown."""
     return {"protected": "green", "weak": "yellow"}.get(verdict, "red")
@@ -152,9 +158,11 @@ def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> 
         to: where it is printed.
         asked: the thresholds that the verdict rests on.
     """
-    line = Text.assemble((receipt["verdict"], colour_of(receipt["verdict"])), f"  {receipt['file']}")
+    line = Text.assemble(
+        (receipt["verdict"], colour_of(receipt["verdict"])), "  ", printable(receipt["file"])
+    )
     if receipt.get("output"):
-        line.append(f" -> {receipt['output']}")
+        line.append(f" -> {printable(receipt['output'])}")
     if receipt.get("psnr_db"):
         line.append(f"  (PSNR {receipt['psnr_db']:.1f} dB, at most {receipt['max_change_levels']} levels)")
     to.print(line, soft_wrap=True)

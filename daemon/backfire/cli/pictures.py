@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from backfire.admin.published import at_size_of, configuration_of, how_made
+from backfire.admin.published import at_size_of, how_made
 from backfire.cli.common import (
     BAD_CONFIG,
     BY_HAND,
@@ -25,12 +25,14 @@ from backfire.cli.common import (
     err,
     named,
     out,
+    print_error,
     print_receipt,
+    printable,
     write_as_user,
 )  # fmt: skip
 from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError, InputError, JobError, NoRegionError
-from backfire.evaluate import left, receipt
+from backfire.evaluate import left, receipt, words
 from backfire.files import outbox, safe_paths
 from backfire.types import EXTENSIONS
 
@@ -74,7 +76,7 @@ def protect(
                 result = api.protect(
                     picture, mask=mask, settings=settings, progress=named(advance, picture.name)
                 )
-            document, written = _write(target, result, settings, mask)
+            document, placed, written = _write(target, result, settings, mask)
         except BackfireError as error:
             if len(pictures) == 1 and isinstance(error, ConfigError):
                 raise
@@ -82,11 +84,12 @@ def protect(
                 error = error.with_remedy(NAME_A_MASK)
             code = error.code.value if isinstance(error, JobError) else "config"
             document = {"file": str(picture), "verdict": "failed", "code": code, "reasons": [str(error)]}
-            written = []
-        receipts.append(document)
-        failed += not document.get("output")
+            placed, written = None, []
+        # Who asked is told the whole path; the receipt beside the result may be published.
+        receipts.append({**document, "output": placed} if "output" in document else document)
+        failed += placed is None
         if not as_json:
-            _print(document, written)
+            _print(document, placed, written)
     if as_json:
         print(json.dumps(receipts, indent=2))
     raise typer.Exit(SOME_FAILED if failed else 0)
@@ -121,14 +124,15 @@ def _format_of(picture: Path, settings: Settings) -> str | None:
 
 def _write(
     target: Path, result: Result, settings: Settings, mask: Path | None
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], str | None, list[str]]:
     """Write the result, unless it failed, and receipt and sheet in any case.
 
     Args:
         mask: what was named as the picture's mask, which the receipt remembers for `verify`.
 
     Returns:
-        The receipt, and the receipt's and the sheet's paths.
+        The receipt, the path of the result, None where none was written, and the receipt's and the sheet's
+        paths.
     """
     folder, output = target.parent, None
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,15 +147,17 @@ def _write(
             report = outbox.beside(folder, os.fsencode(target.name), suffix, result.receipt["key"])
             outbox.replace(data, folder, report, mode=BY_HAND)
             written.append(str(folder / os.fsdecode(report)))
-    return document, written
+    return document, output, written
 
 
-def _print(document: dict[str, Any], written: list[str]) -> None:
+def _print(document: dict[str, Any], output: str | None, written: list[str]) -> None:
     """At most three lines: the verdict, what was measured, where receipt and sheet are."""
     said, *measured = receipt.in_words(document)
     verdict, _, rest = said.partition(":")
-    place = f"{document['file']} -> {document['output']}" if document.get("output") else document["file"]
-    line = Text.assemble(f"{place}: ", (verdict, colour_of(document["verdict"])), f":{rest}" if rest else "")
+    place = f"{document['file']} -> {output}" if output else document["file"]
+    line = Text.assemble(
+        f"{printable(place)}: ", (verdict, colour_of(document["verdict"])), f":{rest}" if rest else ""
+    )
     out.print(line, soft_wrap=True)
     for text in measured:
         out.print(Text(f"  {text}"), soft_wrap=True)
@@ -211,13 +217,14 @@ def verify(
         known, original, name = made.receipt, made.original, str(made.receipt["file"])
         masks = [*made.masks]
         settings = made.settings or at_size_of(made.receipt, api.settings_for(original, None)[0])
+        for why in made.unusable:
+            err.print(Text(printable(f"{protected}: {why}"), "yellow"), soft_wrap=True)
         if made.changed:
             told = "the settings have changed since it was made; its thresholds are today's"
             err.print(Text(f"{protected}: {told}", "yellow"), soft_wrap=True)
     else:
         assert original is not None
-        named = config_file if protected is None else configuration_of(protected, config_file)
-        settings, _ = api.settings_for(original, named)
+        settings, _ = api.settings_for(original, config_file)
         name = original.name
     judged = as_published or protected
     assert judged is not None
@@ -235,7 +242,7 @@ def verify(
     except JobError as error:  # a status of its own: nobody is to take it for a verdict
         if isinstance(error, NoRegionError):
             error = error.with_remedy(NAME_A_MASK)
-        err.print(Text(f"backfire: {error}", "red"), soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(BAD_CONFIG) from error
     if sheet is not None and result.sheet is not None:
         sheet.write_bytes(result.sheet)
@@ -243,10 +250,10 @@ def verify(
         print(json.dumps(result.receipt, indent=2))
     elif as_published is not None:
         said = Text.assemble(
-            (result.verdict, colour_of(result.verdict)), f"  {as_published}, a copy of {name}"
+            (result.verdict, colour_of(result.verdict)), printable(f"  {as_published}, a copy of {name}")
         )
         if result.verdict == "failed":
-            said.append(f": {result.receipt['reasons'][0]}")
+            said.append(f": {words.reason(result.receipt['reasons'][0])}")
         out.print(said, soft_wrap=True)
         for line in left.in_words(result.receipt, known):
             out.print(Text(f"  {line}"), soft_wrap=True)

@@ -26,7 +26,7 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
     """
     worst, before = _worst(now), _worst(then) if then else {}
     if worst:
-        yield _left(worst, before)
+        yield _left(worst, before, given=then is not None)
     copy = now["as_published"]
     size = f"{copy['width']}x{copy['height']} {copy['format']}, {copy['scale']:.0%} of the published size"
     yield f"the copy: {size}; it lies on the picture to {max(copy['shift_px'], 0.05):.2g} px"
@@ -44,8 +44,12 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
         yield f"{tool(path)}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
 
 
-def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> str:
-    """How much of the effect on the published file is left in the mean of the tools."""
+def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]], *, given: bool) -> str:
+    """How much of the effect on the published file is left in the mean of the tools.
+
+    Args:
+        given: whether the published file's receipt is known, even if it has none of the tools.
+    """
     tools = [path for path in now if path in then] or [*now]
 
     def mean(edits: Mapping[str, Mapping[str, Any]], figure: Callable[[Any], float]) -> float:
@@ -54,7 +58,11 @@ def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, 
     in_mean = "in the mean of the tools"
     seen = f"an edit of the region is plainly another over {mean(now, lambda one: one['visible']):.0%} of it"
     if not all(path in then for path in tools):
-        return f"{seen} {in_mean}; name the published file to learn how much of its effect that is"
+        if given:
+            why = "how much of the published file's effect that is cannot be said"
+            return f"{seen} {in_mean}; {why}, as its receipt has none of these tools"
+        remedy = "name the published file in place of the original to learn how much of its effect that is"
+        return f"{seen} {in_mean}; {remedy}"
     was = mean(then, lambda one: 1 - one["ssim"])
     left = min(max(mean(now, lambda one: 1 - one["ssim"]) / was, 0.0), 1.0) if was > 0 else 0.0
     seen += f", {mean(then, lambda one: one['visible']):.0%} as published"

@@ -159,13 +159,23 @@ def with_decision(document: Receipt, *, choice: Choice, by: str, at: float) -> R
 def by_hand(document: Receipt, output: str | None, mask: Path | None = None) -> Receipt:
     """The receipt of a picture that was protected by hand, without a daemon.
 
+    Of a path that leads elsewhere only the name is kept, as the receipt may be published beside the picture.
+
     Args:
         output: the path of the result, None where none was written.
-        mask: what was named as its mask. Only the name of an absolute path is kept, as the receipt may be
-            published beside the picture.
+        mask: what was named as its mask.
     """
-    named = {} if mask is None else {"mask": mask.name if mask.is_absolute() else str(mask)}
-    return {**document, **named, "output": output}
+
+    def kept(path: Path) -> str:
+        return path.name if leads_elsewhere(path) else str(path)
+
+    named = {} if mask is None else {"mask": kept(mask)}
+    return {**document, **named, "output": None if output is None else kept(Path(output))}
+
+
+def leads_elsewhere(path: Path) -> bool:
+    """Whether a path is absolute or leads out of the folder that it begins in."""
+    return path.is_absolute() or ".." in path.parts
 
 
 def in_short(reasons: Sequence[str]) -> str | None:

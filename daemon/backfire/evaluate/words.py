@@ -22,6 +22,8 @@ ONLY_JUDGED = "only judged"
 """What is said of a held-out editor."""
 _NAMED = re.compile(rf"\b(?P<kind>{'|'.join(EDITS)}) edit in (?P<path>[\w-]+) by\b")
 """An edit as a reason names it."""
+_HELD_OUT = re.compile(r"\bby the held-out editor (?P<editor>.+?)(?= break in )")
+"""A held-out editor as a reason names it."""
 
 
 def tool(path: str, *, flattened: bool = False) -> str:
@@ -41,4 +43,5 @@ def reason(text: str) -> str:
         kind = EDITS[MaskKind(found["kind"])]
         return f"edit {kind} in {tool(found['path'])} by"
 
+    text = _HELD_OUT.sub(rf"by \g<editor> ({ONLY_JUDGED})", text)
     return _NAMED.sub(said, text)

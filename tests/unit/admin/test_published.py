@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from backfire import config
 from backfire.admin.published import how_made
 from backfire.errors import ConfigError
+from backfire.files import durable
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, mask_digest
 from benchmarks import passthrough
@@ -170,6 +172,86 @@ def test_the_mask_that_the_receipt_remembers_is_found_by_its_digest(
         how_made(result)
 
 
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        ({"mask_sha256": 5}, "mask_sha256"),
+        ({"mask_sha256": "\x1b]0;pwn\x07"}, "mask_sha256"),
+        ({"input_sha256": "../a"}, "input_sha256"),
+        ({"key": "a/../b"}, "key"),
+        ({"mask": 5}, "mask"),
+        ({"file": 5}, "file"),
+        ({"file": "a\0b"}, "file"),
+        ({"file": "\ud800"}, "file"),
+        ({"file": "/etc/passwd"}, "file"),
+        ({"file": "../../etc/passwd"}, "file"),
+        ({"scaled_from": [800, 600]}, "scaled_from"),
+        ({"epsilon": float("inf")}, "epsilon"),
+        ({"surrogates": ["flux2-mini"]}, "surrogates"),
+        ({"edits": [{"mask_kind": "trigger", "held_out": False, "visible": 1.0}]}, "edits"),
+    ],
+    ids=repr,
+)
+def test_a_hostile_receipt_beside_a_picture_is_refused_in_words(
+    by_hand: Callable[[str | None], Path], damage: dict[str, object], where: str
+) -> None:
+    result = by_hand("masks/poster.png")
+    beside = result.parent / "out.png.receipt.json"
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | damage))
+    with pytest.raises(
+        ConfigError, match=rf"^receipt .*{where}.*; name the picture with --original$"
+    ) as told:
+        how_made(result, mask=Path("masks/poster.png"))
+    assert str(told.value).isprintable()
+
+
+def test_a_receipt_that_is_no_file_or_nested_without_end_is_refused(
+    by_hand: Callable[[str | None], Path],
+) -> None:
+    result = by_hand(None)
+    beside = result.parent / "out.png.receipt.json"
+    beside.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        how_made(result)
+    beside.unlink()
+    os.mkfifo(beside)  # opening it would wait for ever
+    with pytest.raises(ConfigError, match="no regular file"):
+        how_made(result)
+
+
+@pytest.mark.parametrize("mask", ["a\0b", "\ud800", "{absolute}", "../outside.png", "x/../../outside.png"])
+def test_a_hostile_name_of_a_mask_leads_nowhere(by_hand: Callable[[str | None], Path], mask: str) -> None:
+    """Not even to a file with the digest of the mask: others would be read, and named in the message."""
+    result = by_hand("masks/poster.png")
+    outside = result.parent.parent / "outside.png"
+    (result.parent / "masks" / "poster.png").rename(outside)
+    beside = result.parent / "out.png.receipt.json"
+    named = {"mask": mask.format(absolute=outside)}
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | named))
+    with pytest.raises(ConfigError, match=r"(none lies beside .*; name it with -m|mask: Input should be)"):
+        how_made(result)
+
+
+def test_a_mask_that_may_not_be_read_does_not_end_the_search(
+    by_hand: Callable[[str | None], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the right one, in the working folder, lies one of the same name."""
+    result = by_hand("masks/poster.png")
+    elsewhere = result.parent / "elsewhere"
+    (elsewhere / "masks").mkdir(parents=True)
+    (elsewhere / "masks" / "poster.png").touch()
+    monkeypatch.chdir(elsewhere)
+    digest = durable.file_sha256
+
+    def guarded(file: bytes | Path) -> str:
+        if os.fsdecode(file) == "masks/poster.png":  # root may read what the mode forbids
+            raise PermissionError(13, "Permission denied", str(file))
+        return digest(file)
+
+    monkeypatch.setattr(durable, "file_sha256", guarded)
+    assert how_made(result).masks == [result.parent / "masks" / "poster.png"]
+
+
 def test_the_configuration_of_the_working_folder_is_used(
     home: House, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +279,68 @@ def test_what_was_made_by_hand_is_not_judged_by_a_configuration_that_nobody_name
     named = how_made(result, Path("config.yaml"))
     assert named.settings is not None
     assert (named.settings.protect.epsilon, named.changed) == (3, True)
+
+
+CODE: dict[str, dict[str, object]] = {
+    "regions.detectors: command": {
+        "regions": {"detectors": ["command"], "command": {"argv": ["no-program"]}}
+    },
+    "regions.detectors: torchscript": {"regions": {"detectors": ["torchscript"]}},
+    "editors.own": {"editors": {"own": {"kind": "torchscript", "weights": "own.pt", "trust": True}}},
+    "editors.hub": {"editors": {"hub": {"kind": "diffusion", "weights": "somebody/some-pipeline"}}},
+}
+
+
+@pytest.mark.parametrize("what", CODE)
+def test_programs_of_a_configuration_that_nobody_named_are_refused(
+    by_hand: Callable[[str | None], Path], what: str
+) -> None:
+    """Receipt and configuration may have come in the same archive as the picture, with digests that fit."""
+    result, file = by_hand("masks/poster.png"), Path("config.yaml")
+    file.write_text(yaml.safe_dump({"folders": {"inbox": "in"}, **CODE[what]}))
+    beside = result.parent / "out.png.receipt.json"
+    receipt = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**receipt, "config_sha256": config.load(file).sha256}))
+    with pytest.raises(ConfigError, match=rf"config\.yaml, .*code \({what}\).*name it with -c config\.yaml"):
+        how_made(result)
+    named = how_made(result, file)
+    assert named.settings is not None
+    assert (named.settings.sha256, named.changed) == (config.load(file).sha256, False)
+
+
+def test_programs_of_the_configuration_above_an_outbox_are_refused(home: House) -> None:
+    """Whether or not its settings are still those that the receipt names."""
+    how_made(published(home))
+    configure(home, **CODE["regions.detectors: command"])
+    with pytest.raises(ConfigError, match=r"names programs or models that are code"):
+        how_made(published(home))
+    assert how_made(published(home), home.base / "config.yaml").changed
+
+
+def test_a_configuration_of_another_program_is_left_aside(
+    by_hand: Callable[[str | None], Path],
+) -> None:
+    result = by_hand("masks/poster.png")
+    Path("config.yaml").write_text("folders: {inbox: in}\nbaseURL: https://example.org\n")
+    made = how_made(result)
+    (why,) = made.unusable
+    assert why.startswith("config.yaml cannot be used (unknown key 'baseURL'")
+    (result.parent / "out.png.receipt.json").unlink()
+    with pytest.raises(ConfigError, match=r"as config\.yaml cannot be used \(.*'baseURL'.*name one with -c"):
+        how_made(result)
+    with pytest.raises(ConfigError, match="unknown key 'baseURL'"):
+        how_made(result, Path("config.yaml"))
+
+
+def test_a_path_with_dots_leads_to_the_same_configuration(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home.base / "archive" / "desk")
+    made = how_made(Path("../../outbox/desk/me.png"))
+    assert made.original == home.base / "archive" / "desk" / "me.png"
+    home.crash()
+    home.settings.folders.database.unlink()
+    assert how_made(Path("../../outbox/desk/me.png")).original == made.original
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -13,7 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from backfire import weights
+from backfire.cli import commands
 from backfire.cli.commands import app
+from backfire.errors import ConfigError
 from tests.support.jobs import picture
 from tests.support.sandbox import Sandbox, environment
 
@@ -40,6 +42,20 @@ def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
         assert [lines[number].startswith("BAD space for ") for number in bad] == [True], told.stdout
         assert lines[bad[0] + 1].startswith("      free some space: limits.free_mb asks for 1000000000 MB")
     assert told.exit_code == status
+
+
+def test_an_error_cannot_colour_the_terminal_or_move_its_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names in it may come from anybody; that of a file may hold any character but two."""
+
+    def fail() -> None:
+        raise ConfigError("first: \x1b]0;pwn\x07\x9b31m\nsecond")
+
+    monkeypatch.setattr(commands, "app", fail)
+    with pytest.raises(SystemExit):
+        commands.run()
+    assert capsys.readouterr().err == "backfire: first: \\x1b]0;pwn\\x07\\x9b31m\nsecond\n"
 
 
 def test_models_list_names_every_model_in_full(tmp_path: Path) -> None:

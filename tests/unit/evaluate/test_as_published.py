@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 import backfire
 from backfire.cli.commands import app
-from backfire.errors import InputError
+from backfire.config import Settings
+from backfire.errors import Code, InputError
 from backfire.evaluate import left
 from backfire.evaluate.registration import register
 from backfire.pipeline import run
+from backfire.pipeline.result import Result
 from backfire.types import Rgb, Verdict
 from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.receipts import require_documented
@@ -187,6 +189,14 @@ def test_words_tell_what_was_and_what_is_left() -> None:
     assert colours.startswith("its colours are off by 6 levels")
     expected = "plainly another over 30% of the region (80% as published), SSIM 0.80 (0.50)"
     assert tool == f"IOPaint: edits are spoilt in part: {expected}"
+    other = receipt(0.8, 0.5, True)
+    for edit in other["edits"]:
+        edit["path"] = "of-old"
+    for then, why in ((other, "as its receipt has none of these tools"), (None, "name the published file")):
+        share, *_ = left.in_words(receipt(0.3, 0.8, False), then)
+        assert share.startswith("an edit of the region is plainly another over 30% of it")
+        assert why in share
+        assert ("name the published file" in share) == (then is None)
     assert "edits still come out broken" in list(left.in_words(receipt(0.7, 0.6, True)))[-1]
 
 
@@ -246,7 +256,7 @@ def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_p
     runner.invoke(app, ["protect", str(tmp_path / "me.png"), "-o", made, "-m", mask, *settings])
     receipt = json.loads((tmp_path / "made.png.receipt.json").read_text())
     require_documented(receipt)
-    assert str(tmp_path) not in json.dumps({**receipt, "output": None}), "the path of the mask is nobody's"
+    assert str(tmp_path) not in json.dumps(receipt), "the paths of mask and result are nobody's"
     edits = []
     for named in ([], ["-m", mask]):
         told = runner.invoke(app, ["verify", made, "--json", *named, *settings])
@@ -256,6 +266,46 @@ def test_a_named_mask_alone_is_enough_and_none_has_to_be_named(desk: Path, tmp_p
     Image.open(made).save(copy)
     told = runner.invoke(app, ["verify", made, "--as-published", copy, "-m", mask, "--json", *settings])
     assert [one["ssim"] for one in json.loads(told.stdout)["edits"]] == edits[0]
+
+
+def test_a_failed_copy_says_why_in_the_words_that_people_know(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And prints nothing of a file's name that moves the terminal's cursor."""
+    placed = {"width": 8, "height": 6, "format": "PNG", "scale": 1.0, "shift_px": 0.0, "colour_off_levels": 0}
+    reason = "region 0: dilated edit in iopaint by flux2-mini hardly breaks"
+    document = {"as_published": placed, "tools": {}, "edits": [], "reasons": [reason]}
+    result = Result(Verdict.FAILED, b"", "", document, None)
+    monkeypatch.setattr("backfire.api.verify", lambda *_, **__: result)
+    told = CliRunner().invoke(
+        app, ["verify", "--as-published", "co\x1bpy.jpg", "--original", str(desk / "a.png")]
+    )
+    first, _ = told.stdout.splitlines()
+    why = "region 0: edit of the region and a little more in IOPaint by flux2-mini hardly breaks"
+    assert first == f"failed  co\\x1bpy.jpg, a copy of a.png: {why}"
+
+
+@pytest.mark.parametrize(
+    "text", ["baseURL: https://example.org", "{folders: {inbox: in}, regions: {detectors: [command]}}"]
+)
+def test_with_an_original_no_configuration_is_used_that_nobody_named(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """It may be another program's, or have come with the picture and name programs of its own."""
+    used: list[Settings] = []
+
+    def judge(*_: object, settings: Settings, **__: object) -> None:
+        used.append(settings)
+        raise InputError(Code.UNREADABLE, "seen")
+
+    monkeypatch.setattr("backfire.api.verify", judge)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "p.png").write_bytes((desk / "out.png").read_bytes())
+    (tmp_path / "config.yaml").write_text(text)
+    told = CliRunner().invoke(app, ["verify", "outbox/p.png", "--original", str(desk / "a.png")])
+    assert "seen" in told.output
+    assert used == [Settings(folders=used[0].folders)]
 
 
 def test_what_cannot_be_judged_has_a_status_of_its_own(desk: Path, tmp_path: Path) -> None:

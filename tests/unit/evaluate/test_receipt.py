@@ -100,11 +100,14 @@ def test_amending_a_receipt_does_not_mutate_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("masks/a.png", "masks/a.png"), ("/home/me/a.png", "a.png"), (None, None)]
+    ("given", "kept"),
+    [("masks/a.png", "masks/a.png"), ("/home/me/a.png", "a.png"), ("../me/a.png", "a.png"), (None, None)],
 )
-def test_a_mask_is_remembered_and_no_absolute_path(given: str | None, kept: str | None) -> None:
-    told = receipt.by_hand({}, "out.png", None if given is None else Path(given))
-    assert told.get("mask") == kept
+def test_mask_and_result_are_remembered_and_no_path_that_leads_elsewhere(
+    given: str | None, kept: str | None
+) -> None:
+    told = receipt.by_hand({}, given, None if given is None else Path(given))
+    assert (told.get("mask"), told["output"]) == (kept, kept)
 
 
 def test_verdict_receipt_and_sheet_need_no_torch() -> None:

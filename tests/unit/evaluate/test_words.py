@@ -28,6 +28,15 @@ def test_a_reason_names_tools_and_edits_as_people_know_them() -> None:
     ]
 
 
+def test_a_reason_calls_a_held_out_editor_as_sheet_and_lines_do() -> None:
+    held_out = EditResult("flux2-micro", 0, MaskKind.TRIGGER, 0.99, 0.001, True)
+    broken = EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.1, 0.5, False, control_ssim=1.0)
+    _, reasons = judge([broken, held_out], 5, Budget(5), Verify())
+    assert [words.reason(one) for one in reasons] == [
+        "region 0: edits by flux2-micro (only judged) break in 0 of 1 tools, half asked"
+    ]
+
+
 def test_a_tool_that_is_not_known_keeps_its_name() -> None:
     assert words.tool("of-old") == "of-old"
     assert words.tool("iopaint", flattened=True) == "IOPaint, on white"
