@@ -118,10 +118,8 @@ CARRIED = {
     "dev": ("flux2-mini", "photographs of 480 px"),
     "faces": ("flux2-mini", "faces, full size"),
     "pairs": ("flux2-mini", "pictures with masks"),
-    "autoencoder": ("flux2-mini", "photographs of 480 px"),
     "students": ("flux2-mini and flux2-micro", "photographs of 480 px"),
     "reverse": ("latent-taef2", "photographs of 480 px"),
-    "reverse-faces": ("latent-taef2", "faces, full size"),
 }
 """Runs of `paths`: what their pictures were optimised against, and which they are."""
 
@@ -145,8 +143,6 @@ def carried() -> str:
         )
         count = next(row["n"] for row in edits if row["strength"] == "balanced")
         for judge, by in of.items():
-            if run == "autoencoder" and judge != "taef2":
-                continue  # the surrogate's own effect is in the first rows
             cells = [
                 f"{effect:.2f}" + ("" if by is own else f" ({effect / own[path]:.0%})")
                 for path, effect in by.items()
@@ -249,7 +245,11 @@ SAID = {
 
 
 ROBUST = {
-    "Other edits of the region": {"": "dev", "`robust_to: [masks]`: ": "masks"},
+    "Other edits of the region": {
+        "six photographs: ": "dev",
+        "three of them: ": "dev-three",
+        "the three, `robust_to: [masks]`: ": "masks",
+    },
     "After treatments": {"": "dev", "`robust_to: [jpeg]`: ": "jpeg", "`robust_to: [chain]`: ": "chain"},
 }
 """By title: column heads, and the runs of `balanced` with and without it."""
