@@ -322,7 +322,7 @@ def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
     serving: Serving, desk: Desk
 ) -> None:
     cut = desk.failed("cut.jpg", "truncated")
-    other = desk.failed("changed.jpg", "changed")
+    other = desk.failed("internal.jpg", "internal")
     server = serving(desk)
     server.unlock()
     page = server.ask(f"/picture/{cut.id}").text
