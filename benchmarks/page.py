@@ -36,7 +36,7 @@ PATHS = {
     "done": "/pictures?show=done",
     "last page of all": "/pictures?show=all&page=2000",
     "search": "/pictures?q=IMG_0420",
-    "weak of a folder": "/pictures?show=done&verdict=weak&folder=press",
+    "weak of a folder": "/pictures?show=all&verdict=weak&folder=press",
     "one picture": "/picture/4711",
     "today": "/today",
 }

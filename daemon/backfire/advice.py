@@ -28,7 +28,8 @@ REGION_HELPS = frozenset(
 )
 """The codes of failures that a region drawn by hand may mend."""
 COPIED_AGAIN = frozenset({Code.UNREADABLE, Code.EMPTY, Code.TRUNCATED, Code.CHANGED, Code.CHECKSUM})
-"""The codes of files that are to come into the inbox again, so that there is nothing to retry."""
+"""The codes of files that are to come into the inbox again, so that there is nothing to retry: the bytes in
+the failed folder are those that could not be read, ended too early or differ from their checksum."""
 Where = Literal["command_line", "status_page"]
 
 _REFUSED = re.compile(r": (?:says \.\w+, )?(?P<what>(?:is|has) [^;]+?), expected [^;]+; (?P<remedy>[^;]+)$")
@@ -101,6 +102,15 @@ def of(job: Job, language: str = "en", where: Where = "command_line") -> Advice 
     action = frames[_frame(job, known, where, found.mend)].format(id=job.id, mend=mends, Mend=mend)
     key = f"held_{known.value}" if held and known else found.key
     return Advice(key, sentence, action, f"{mend}.", found.page, message)
+
+
+def may_retry(job: Job) -> bool:
+    """Whether another try of a failed job is what its advice ends with; commands and page offer no other."""
+    if (found := of(job)) is None:
+        return True
+    key = job.code or ""
+    known = Code(key) if key in [*Code] else None
+    return _frame(job, known, "command_line", found.mend) not in ("failed_again", "failed_other")
 
 
 def _frame(job: Job, known: Code | None, where: Where, mend: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from backfire.types import printable
+from backfire.types import duration, printable
 
 JOB = "job"
 """The event of a finished job, whose line is never left out."""
@@ -113,17 +113,20 @@ class ForPeople:
     ) -> str | bytes | bytearray | tuple[object, ...]:
         """A structlog renderer."""
         told = {key: value for key, value in event_dict.items() if value is not None}
-        clock = time.strftime("%H:%M:%S")
         match told.get("event"):
             case "job":
-                return f"{clock}  {of_job(told)}"
+                sentence = of_job(told)
             case "stopping":
-                return f"{clock}  stopping; nothing is lost"
+                sentence = "stopping; nothing is lost"
             case "drained":
                 name = printable(str(told.get("path")))
                 again = "is done again after the next start" if told.get("again") else "is finished"
-                return f"{clock}  {name}: {again}"
-        return self._other(logger, method, told)
+                sentence = f"{name}: {again}"
+            case _:
+                return self._other(logger, method, told)
+        dropped = [f"{count} lines {printable(event)}" for event, count in told.get("suppressed", {}).items()]
+        more = f" (left out before: {', '.join(dropped)})" if dropped else ""
+        return f"{time.strftime('%H:%M:%S')}  {sentence}{more}"
 
 
 def of_job(told: Mapping[str, Any]) -> str:
@@ -136,9 +139,9 @@ def of_job(told: Mapping[str, Any]) -> str:
     became = str(told.get("verdict", "published")) if state == "archived" else OF_STATE.get(state, state)
     words = [f"{name}: {became}"]
     if (worked := told.get("worked_s")) is not None:
-        words.append(f"worked on for {worked:g} s")
+        words.append(f"worked on for {duration(worked)}")
     if (seconds := told.get("seconds")) is not None:
-        words.append(f"{seconds:g} s after it was found")
+        words.append(f"{duration(seconds)} after it was found")
     line, said = ", ".join(words), told.get("message", told.get("reason", ""))
     if state == "archived" and said:
         said = f"{told.get('sentence', said)} backfire explain {shlex.quote(name)} says what to do."

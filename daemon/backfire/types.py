@@ -57,6 +57,14 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def duration(seconds: float) -> str:
+    """A length of time in its largest fitting unit, rounded."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
 def composed(name: bytes | str) -> str:
     """A file name in Unicode's NFC, for comparison: macOS writes é as two characters, others as one."""
     return unicodedata.normalize("NFC", os.fsdecode(name))

@@ -145,7 +145,7 @@ def test_demo_runs_the_daemon_over_samples(module: str, tmp_path: Path) -> None:
         "rocket.jpg",
     }
     assert "reports" in result.stdout
-    told = [line for line in result.stderr.splitlines() if " s after it was found." in line]
+    told = [line for line in result.stderr.splitlines() if " after it was found." in line]
     assert len(told) == 3, "a line for people each, also through a pipe"
     assert "{" not in result.stderr
     if module == "backfire.cli":

@@ -101,6 +101,10 @@ class Call:
 
     # Called by tests
 
+    def say(self, outcome: Outcome) -> None:
+        """Have it report an outcome when it is asked next."""
+        self._told.append(outcome)
+
     def report_and_die(self, messages: Iterable[Progress]) -> None:
         """Have it report these one by one, and then no more: its process has ended."""
         self._last_words = deque(messages)

@@ -19,6 +19,7 @@ from backfire.evaluate.receipt import in_short
 from backfire.imaging.decoding import decode
 from backfire.imaging.formats import sniff
 from backfire.types import Budget, Choice, Job, JobState, MaskKind, Verdict
+from backfire.web.actions import offered
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +136,17 @@ def test_every_code_has_a_sentence_and_an_action(code: Code) -> None:
         assert found.action.endswith("; then: backfire retry 17.") == (code not in advice.COPIED_AGAIN)
         assert ("into the inbox" in found.action) == (code in advice.COPIED_AGAIN)
     assert found.details == f"a.jpg: {code}"
+
+
+@pytest.mark.parametrize(
+    "more", ["", "a.gif: has 3 frames, expected 1; save each as a file, or set output.frames: first"]
+)
+@pytest.mark.parametrize("code", [*Code])
+def test_the_page_offers_another_try_where_its_sentence_and_the_commands_do(code: Code, more: str) -> None:
+    one = job(JobState.FAILED, code=code.value, message=more or f"a.jpg: {code}")
+    sentences = [advice.of(one, where="status_page"), advice.of(one)]
+    page, command = (found.action if found else "" for found in sentences)
+    assert ("retry" in offered(one)) == ("try again" in page) == ("backfire retry" in command)
 
 
 @pytest.mark.parametrize("code", ["no_region", "weak"])

@@ -49,7 +49,11 @@ def test_other_events_and_the_lines_of_jobs_are_not_suppressed() -> None:
     [
         (
             {"path": "me.png", **OUT, "verdict": "protected", "seconds": 42.5, "worked_s": 12.1},
-            "me.png: protected, worked on for 12.1 s, 42.5 s after it was found.",
+            "me.png: protected, worked on for 12 s, 42 s after it was found.",
+        ),
+        (
+            {"path": "held.png", **OUT, "verdict": "protected", "seconds": 1234567.8, "worked_s": 0.4},
+            "held.png: protected, worked on for 1 s, 14 days after it was found.",
         ),
         (
             {"path": "d/a b.png", **OUT, "verdict": "weak", "sentence": "It is weak.", "message": "Do."},
@@ -83,6 +87,18 @@ def test_on_a_terminal_what_is_done_again_after_a_stop_is_named_and_empty_keys_a
     other = line(event="worker_paused", path="a.jpg", node=None)
     assert "path=a.jpg" in other
     assert "None" not in other
+
+
+def test_on_a_terminal_sentences_say_how_many_lines_were_dropped_before() -> None:
+    clock, write = Clock(), ForPeople(colours=False)
+    limit = RateLimit(burst=1, window_s=60, monotonic=clock)
+    for _ in range(4):
+        passed(limit, "postponed")
+    clock.now = 61
+    told = passed(limit, "job", "info", path="a.png", state="failed", message="It ends early.")
+    assert str(write(None, "info", told or {}))[10:] == (
+        "a.png: failed. It ends early. (left out before: 3 lines postponed)"
+    )
 
 
 def test_the_line_is_not_mutated() -> None:

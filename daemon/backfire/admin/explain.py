@@ -16,7 +16,7 @@ from backfire.admin import decisions
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
-from backfire.errors import Code, PublishError
+from backfire.errors import PublishError
 from backfire.files import inbox
 from backfire.service import report_files
 from backfire.service.inbox import INCOMPLETE
@@ -243,8 +243,7 @@ def _waits_for(
     weak = ", but its protection is weak" if job.verdict == Verdict.WEAK else ""
     if job.is_accepted:
         weak = f"; its protection is weak, which was {decisions.last(events) or decisions.ACCEPTED}"
-    retried = job.code not in {Code.UNSUPPORTED, *advice.COPIED_AGAIN}  # others come as another file
-    again = f"; when it is mended: backfire retry {job.id}" if retried else ""
+    again = f"; when it is mended: backfire retry {job.id}" if advice.may_retry(job) else ""
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None
     original = archived or f"not in {folders.archive} (any more)"
     sentences = {

@@ -1,4 +1,4 @@
-"""What became of a job, in the words that all commands and the page use, and lengths of time in words."""
+"""What became of a job, in the words that all commands and the page use."""
 
 from __future__ import annotations
 
@@ -54,14 +54,6 @@ def outcomes(tally: Mapping[tuple[JobState, Verdict | None], int]) -> dict[Outco
 def in_words(counts: Mapping[Outcome, int]) -> str:
     """Counts as a list, such as `48 protected, 9 weak, 3 failed`."""
     return ", ".join(f"{counts[one]} {one}" for one in Outcome if counts.get(one))
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its largest fitting unit, rounded."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} s"
 
 
 def midnight(now: float) -> float:

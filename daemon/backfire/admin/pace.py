@@ -34,6 +34,7 @@ class Estimate:
     Attributes:
         optimising, judging: seconds.
         surrogates, held_out: names of editors.
+        without: the settings whose time is not in it.
     """
 
     optimising: float
@@ -41,16 +42,18 @@ class Estimate:
     device: str
     surrogates: Sequence[str]
     held_out: Sequence[str]
+    without: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
         """For people."""
         (height, width), whole = PROBE, self.optimising + self.judging
+        without = f", without {' and '.join(self.without)}" if self.without else ""
         return (
             f"about {whole:,.0f} s for one region of a picture of {width}x{height} px on {self.device}: "
-            f"{self.optimising:,.0f} s to optimise with {', '.join(self.surrogates)}, {self.judging:,.0f} s "
-            f"to judge with {', '.join((*self.surrogates, *self.held_out))}; larger crops take more, up to "
-            "protect.work_px"
+            f"{self.optimising:,.0f} s to optimise with {', '.join(self.surrogates)}{without}, "
+            f"{self.judging:,.0f} s to judge with {', '.join((*self.surrogates, *self.held_out))}; "
+            "larger crops take more, up to protect.work_px"
         )
 
 
@@ -79,7 +82,15 @@ def estimate(settings: Settings) -> Estimate:
         str(device),
         protect.surrogates,
         settings.verify.held_out,
+        _without(protect),
     )
+
+
+def _without(protect: Protect) -> list[str]:
+    """The settings that cost time which the estimate leaves out."""
+    further = [name for name in FURTHER if name in protect.robust_to]
+    found = [f"robust_to {', '.join(further)}"] if further else []
+    return [*found, "the further rounds of escalate"] if protect.escalate else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +116,9 @@ class _Probe:
         """
         # Choosing a stored start comes before the iterations that are timed, and takes longer than they.
         left_out = {"stored_start": False, "robust_to": tuple(set(protect.robust_to).difference(FURTHER))}
-        protect = protect.model_copy(update=left_out)
+        # Where the settings have a single iteration, another one is timed all the same.
+        timed = {"iterations": max(protect.iterations, TIMED + 1)}
+        protect = protect.model_copy(update={**left_out, **timed})
         every = (path for one in self.editors.surrogates for path in self.editors.paths_of(one))
         first, *others = dict.fromkeys(every) if protect.paths == "all" else ("",)
         seconds = self._iteration(protect, first)

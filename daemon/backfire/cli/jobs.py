@@ -106,7 +106,7 @@ def _print_daemon(found: Status) -> None:
             each = (f"{node} {busy} of {busy + idle} at work" for node, (busy, idle) in nodes.items())
             out.print(Text(f"workers: {printable(', '.join(each))}"), soft_wrap=True)
         if found.daemon.get("trouble"):
-            out.print(Text(found.daemon["trouble"], "yellow"), soft_wrap=True)
+            out.print(Text(printable(found.daemon["trouble"]), "yellow"), soft_wrap=True)
     elif found.heard is not None:
         out.print(f"not running; last worked {_local(found.heard)}")
     else:
@@ -218,19 +218,22 @@ def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) 
     if told.unknown:
         raise typer.Exit(UNKNOWN_FILE)
     if settings.rules:
-        out.print(Text(f"settings: {told.rule or 'the general ones, no rule matches'}"), soft_wrap=True)
+        out.print(
+            Text(f"settings: {printable(told.rule or 'the general ones, no rule matches')}"), soft_wrap=True
+        )
     for job, events in told.jobs:
         out.print(Text(f"job {job.id}: {job.state.value}" + (f", {job.verdict}" if job.verdict else "")))
         for event in events:
             detail = ", ".join(_detail(key, value) for key, value in decisions.details(event).items())
-            out.print(Text(f"  {_local(event.at)}  {event.state.value:<13} {detail}"), soft_wrap=True)
+            line = f"  {_local(event.at)}  {event.state.value:<13} {printable(detail)}"
+            out.print(Text(line), soft_wrap=True)
         if (said := advice.of(job)) is not None:
             out.print(Text(f"  {printable(str(said))}"), soft_wrap=True)
             out.print(Text(f"  more: {said.page}"), soft_wrap=True)
         for detail in details_of(job, settings):
             out.print(Text(f"  {'details: ' if said else ''}{printable(detail)}"), soft_wrap=True)
         for file in reports_of(job, settings):
-            out.print(Text(f"  {file}"), soft_wrap=True)
+            out.print(Text(f"  {printable(str(file))}"), soft_wrap=True)
 
 
 def _detail(key: str, value: Any) -> str:
@@ -270,7 +273,7 @@ def retry(
         if moved or not (missing or unknown):
             out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
         for name, why in missing:
-            out.print(Text(f"{printable(name)}: not moved: {why}"), soft_wrap=True)
+            out.print(Text(f"{printable(name)}: not moved: {printable(why)}"), soft_wrap=True)
         for number in unknown:
             out.print(f"no job {number}: backfire jobs lists those that are known")
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)

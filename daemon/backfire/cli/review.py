@@ -119,7 +119,7 @@ def _each(
         if decided or not refused:
             out.print(told(decided), markup=False)
         for why in refused.values():
-            out.print(Text(why), soft_wrap=True)
+            out.print(Text(printable(why)), soft_wrap=True)
     raise typer.Exit(SOME_FAILED if refused else 0)
 
 

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from rich.text import Text
 
 from backfire import config
-from backfire.admin.outcomes import Outcome, duration
+from backfire.admin.outcomes import Outcome
 from backfire.admin.status import Status
 from backfire.admin.today import Need, Reason
 from backfire.admin.today import today as day
 from backfire.cli.common import DEFAULT, AsJson, Config, app, out, printable, wrapped
 from backfire.service.store.reader import Reader
+from backfire.types import duration
 
 MEANING = {
     Outcome.PROTECTED: "published; edits of the region break",

@@ -330,5 +330,6 @@ class Dispatcher:
                 except InternalError as error:  # it must not affect the other jobs
                     log.error("internal_error", path=job.name, exc_info=error.__cause__)
                 else:
-                    again = outcome is None or isinstance(outcome, GivenBack | Interrupted)
-                    log.info("drained", path=job.name, again=again)
+                    # Also what was hindered, or may succeed at another attempt, was put back.
+                    now = self._jobs.active[job.path].state
+                    log.info("drained", path=job.name, again=now in (JobState.READY, JobState.SETTLING))

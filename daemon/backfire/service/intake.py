@@ -208,16 +208,11 @@ class Intake:
         if not jobs:
             return
         copied = in_parallel(self._try_to_copy, jobs)
-        cut_short: dict[int, InputError | None] = {}
-        for job, copies in zip(jobs, copied, strict=True):  # before the transaction, which is to be short
-            if isinstance(copies, Copies):
-                with isolated(job):
-                    cut_short[job.id] = self._jobs.spool(job).cut_short(job.name)
         with self._jobs.together():
-            for job, copies in zip(jobs, copied, strict=True):
-                if isinstance(copies, Copies):
+            for job, found in zip(jobs, copied, strict=True):
+                if isinstance(found, tuple):
                     with isolated(job):
-                        self._record(job, copies, cut_short[job.id])
+                        self._record(job, *found)
         for job, error in zip(jobs, copied, strict=True):
             if isinstance(error, InputError) and error.code == Code.TOO_LARGE:
                 self._jobs.refuse(job, self._inbox.files_of(job.path), error.code, error.message)
@@ -225,12 +220,14 @@ class Intake:
             elif isinstance(error, OSError) or (isinstance(error, InputError) and error.code != Code.CHANGED):
                 self._jobs.retry_later(job, error)
 
-    def _try_to_copy(self, job: Job) -> Copies | InputError | OSError:
-        """What was copied, or why it could not be."""
+    def _try_to_copy(self, job: Job) -> tuple[Copies, InputError | None] | InputError | OSError:
+        """What was copied and the error if the picture's end is missing; or why nothing could be copied."""
         try:
             with isolated(job):
-                return self._inbox.copy(job)
+                # The look belongs to the copying: a system that cannot do it hinders this job alone.
+                return self._inbox.copy(job), self._jobs.spool(job).cut_short(job.name)
         except (InputError, OSError) as error:
+            self._jobs.spool(job).drop()
             return error
 
     def _record(self, job: Job, copies: Copies, cut_short: InputError | None) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backfire.advice import REGION_HELPS
-from backfire.errors import Code, PublishError
+from backfire import advice
+from backfire.errors import PublishError
 from backfire.files import inbox, outbox
 from backfire.types import Job, JobState
 from backfire.web import files
@@ -55,12 +55,9 @@ def offered(job: Job) -> list[str]:
     if job.state == JobState.REVIEW:
         return ["region", "accept"] if job.code == "weak" else ["region", "whole", "release"]
     if job.state in (JobState.FAILED, JobState.QUARANTINED):
-        if job.code in (
-            Code.EMPTY,
-            Code.TRUNCATED,
-        ):  # the same bytes would fail again: all of them have to come
+        if not advice.may_retry(job):  # the same bytes would fail again, and the sentence asks for others
             return []
-        return ["region", "retry"] if job.code in REGION_HELPS and job.input_sha256 else ["retry"]
+        return ["region", "retry"] if job.code in advice.REGION_HELPS and job.input_sha256 else ["retry"]
     return ["accept"] if job.needs_acceptance else []
 
 

@@ -202,7 +202,7 @@ class Page:
             counts = outcomes(self.listing.tally(midnight(now)))
             told = [one for one in today.SHOWN if one in counts or one in today.ALWAYS]
             each = self.board.seconds_each()
-            latest = next(iter(self.listing.jobs("done", most=1)), None)
+            latest = self.listing.latest_out()
             return self.rendering.render(
                 "today.html",
                 seen,

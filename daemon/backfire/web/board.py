@@ -151,14 +151,16 @@ class Board:
             most: how many rows at most.
             count: how many pictures the list holds, if that is known.
         """
+        count = self.listing.count(name) if count is None else count
         match name:
+            case _ if not count:  # to find nothing, every job would be looked at
+                jobs = []
             case "waiting":
                 jobs = self._ranked(most)
             case "needs":
                 jobs = self.listing.of_each_kind(name, most=most)
             case _:
                 jobs = self.listing.jobs(name, most=most)
-        count = self.listing.count(name) if count is None else count
         return Section(name, self.rows(jobs, words, daemon), count)
 
     def _ranked(self, most: int) -> list[Job]:

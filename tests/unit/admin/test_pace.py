@@ -135,6 +135,30 @@ def test_check_tells_both_parts_of_the_time(bench: Bench) -> None:
     )
 
 
+def test_a_single_iteration_takes_its_time_too(bench: Bench) -> None:
+    height, width = pace.PROBE
+    protect = {"surrogates": ["flux2-mini"], "device": "cpu", "iterations": 1}
+    assert pace.estimate(bench.settings(["iopaint"], protect=protect)).optimising == height * width
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"robust_to": ["jpeg", "chain", "resize"]}, ", without robust_to resize, chain,"),
+        ({"escalate": ["balanced"]}, ", without the further rounds of escalate,"),
+        (
+            {"robust_to": ["resize"], "escalate": ["balanced"]},
+            ", without robust_to resize and the further rounds of escalate,",
+        ),
+        ({"robust_to": ["jpeg"]}, ","),
+    ],
+)
+def test_what_is_not_in_the_estimate_is_named(bench: Bench, more: dict[str, object], says: str) -> None:
+    protect = {"surrogates": ["flux2-mini"], "device": "cpu", "iterations": 2, **more}
+    told = pace.estimate(bench.settings(["iopaint"], protect=protect)).sentence
+    assert f"s to optimise with flux2-mini{says} " in told
+
+
 def test_a_rule_that_changes_only_who_judges_has_a_line_of_its_own(bench: Bench) -> None:
     ruled = bench.settings(["iopaint"], rules=[{"match": "a/*", "held_out": ["flux2-micro"]}])
     told = {line.subject: line for line in check.check(ruled) if "time for a picture" in line.subject}

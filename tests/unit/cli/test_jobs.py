@@ -268,6 +268,21 @@ def test_decisions_are_told_in_the_words_of_the_commands(weak: House) -> None:
     assert tell("retry", "1").stdout.startswith("desk/me.png: not moved: ")
 
 
+def test_names_in_a_history_cannot_move_the_cursor_of_a_terminal(weak: House) -> None:
+    """Rich lets escape characters pass, and names come from whoever may write into the inbox."""
+    store, hostile = weak.service.jobs.store, "\x1b[2Jx"
+    (job,) = store.add([b"a.png"], at=time.time())
+    detail = {"masks": [f"{hostile}.mask.png"], "reason": hostile}
+    store.update(job.id, JobState.FAILED, at=time.time(), detail=detail, code="no_region", message="m")
+    told = tell("explain", "a.png").stdout
+    assert "masks \\x1b[2Jx.mask.png, reason \\x1b[2Jx" in told
+    (held,) = store.add([os.fsencode(f"{hostile}.png")], at=time.time())
+    store.update(held.id, JobState.FAILED, at=time.time(), code="no_region", message="m")
+    refused, kept = tell("release", str(held.id)), tell("retry", str(held.id))
+    assert "\\x1b[2Jx.png" in refused.stdout
+    assert "\x1b" not in told + refused.stdout + kept.stdout
+
+
 @pytest.mark.parametrize(
     ("state", "choice", "words"),
     [

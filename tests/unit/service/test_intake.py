@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -16,6 +18,7 @@ from backfire.admin.explain import explain
 from backfire.errors import InputError
 from backfire.files.inbox import Hints
 from backfire.imaging.decoding import decode
+from backfire.service.spool import Spool
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
 from benchmarks.soak import png
@@ -226,6 +229,27 @@ def test_a_picture_that_ends_too_early_does_not_wait_for_a_worker(
     message = states["cut"].message or ""
     assert message.startswith(worker_says), "it is refused by the same rule and in the same words"
     assert re.fullmatch(r"; nothing was added to it for 3[2-5] s", message.removeprefix(worker_says))
+
+
+def test_a_copy_that_cannot_be_looked_at_costs_no_other_picture(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1})
+    look, failures = Spool.cut_short, iter(range(3))
+
+    def fails_at_first(spool: Spool, name: str) -> InputError | None:
+        if name == "b.png" and next(failures, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return look(spool, name)
+
+    monkeypatch.setattr(Spool, "cut_short", fails_at_first)
+    for name in ("a.png", "b.png", "c.png"):
+        home.drop(name)
+    home.turn(times=5)
+    states = {job.name: job.state for job in home.service.jobs.store.jobs()}
+    assert states == {"a.png": "archived", "b.png": "settling", "c.png": "archived"}
+    home.turn(times=30)
+    assert home.states() == ["archived"] * 3, "it is tried again"
 
 
 def decoding_error(data: bytes) -> str:

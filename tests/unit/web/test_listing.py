@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,53 @@ def test_the_page_and_the_commands_count_and_list_the_same(store: Store) -> None
     assert sorted(names(listing, "needs")) == ["cut", "held", "old", "weak", "whole"]
     assert not {"weak", "whole"} & set(names(listing, "done"))
     assert len(store.needing("failed", 1)) == 1
+
+
+def steps_of(listing: Listing, ask: Callable[[], object]) -> int:
+    """How many steps of a hundred instructions SQLite takes for an answer, however busy the machine is."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with listing._reading() as connection:
+        connection.set_progress_handler(count, 100)
+    ask()
+    return steps
+
+
+def test_done_is_counted_by_indexes_and_the_few_rows_of_weak_jobs(store: Store) -> None:
+    weak = [(f"w{number}", JobState.ARCHIVED, Verdict.WEAK) for number in range(3)]
+    fill(store, *weak, *((f"p{number}", JobState.ARCHIVED, Verdict.PROTECTED) for number in range(9)))
+    listing, asked = Listing(store.path), list[str]()
+    with listing._reading() as connection:
+        connection.set_trace_callback(asked.append)
+    assert listing.count("done") == 9
+    assert listing.count("done", Filters(text="p1")) == 1
+    with listing._reading() as connection:
+        connection.set_trace_callback(None)
+    plans = [row[3] for query in asked[:2] for row in listing._rows(f"EXPLAIN QUERY PLAN {query}", [])]
+    reads = [plan for plan in plans if re.match("(SCAN|SEARCH) j ", plan)]
+    assert len(reads) == 2
+    assert all(re.search("COVERING INDEX|jobs_weak", plan) for plan in reads), reads
+
+
+def test_the_tally_of_a_day_does_not_read_the_jobs_of_a_year(store: Store) -> None:
+    with store.together():
+        fill(store, *((f"p{number}", JobState.ARCHIVED, Verdict.PROTECTED) for number in range(1000)))
+    listing = Listing(store.path)
+    assert listing.tally(990) == {(JobState.ARCHIVED, Verdict.PROTECTED): 10}
+    assert steps_of(listing, lambda: listing.tally(990)) < 10
+
+
+def test_the_last_published_picture_may_still_need_a_person(store: Store) -> None:
+    fill(store, ("w1", JobState.ARCHIVED, Verdict.WEAK), ("w2", JobState.PUBLISHED, Verdict.WEAK))
+    fill(store, ("failed", JobState.FAILED, None))
+    latest = Listing(store.path).latest_out()
+    assert latest is not None
+    assert latest.name == "w2"
 
 
 def test_a_failure_that_was_tried_again_is_finished_once_in_the_plot(store: Store) -> None:

@@ -94,6 +94,11 @@ def test_files_that_no_picture_uses_are_folded_below_what_needs_a_person(
     assert "a.txt: is no picture" in text.partition('<details id="unused"')[2].partition("</details>")[0]
 
 
+def test_today_names_the_device_while_only_weak_pictures_were_published(serving: Serving, desk: Desk) -> None:
+    desk.published("a.png", Verdict.WEAK, device="cuda:7")
+    assert "<dd>cuda:7" in serving(desk).ask("/today").text
+
+
 @pytest.mark.parametrize(
     ("says", "shown"),
     [
@@ -317,7 +322,7 @@ def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
     serving: Serving, desk: Desk
 ) -> None:
     cut = desk.failed("cut.jpg", "truncated")
-    other = desk.failed("changed.jpg", "changed")
+    other = desk.failed("internal.jpg", "internal")
     server = serving(desk)
     server.unlock()
     page = server.ask(f"/picture/{cut.id}").text

@@ -43,10 +43,6 @@ _WEAK = f"j.verdict = 'weak' AND j.choice IS NOT 'release' AND +j.state IN ({_OU
 """The plus keeps SQLite from the index of states, in which nearly all jobs are archived."""
 COUNTS = f"(j.state NOT IN ({_BAD}) OR {_IN_FORCE})"
 """Whether a job `j` is counted and listed: a failed one is not once its picture is a job again."""
-TALLY = f"""
-    SELECT j.state, j.verdict, count(*) FROM jobs AS j
-    WHERE {COUNTS} AND j.updated >= ? GROUP BY j.state, j.verdict"""
-"""How many jobs have changed since a time, by state and verdict, for the page and for the commands."""
 NEEDS = f"({_FAILED}) OR ({_HELD}) OR ({_WEAK})"
 WORKING = f"""
     j.state IN ({_in((JobState.RUNNING, JobState.PUBLISHING, JobState.SETTING_ASIDE, JobState.HOLDING))})"""
@@ -64,6 +60,10 @@ NEEDED = {"failed": _FAILED, "held": _HELD, "weak": _WEAK}
 
 PARTS = {"needs": tuple(NEEDED.values())}
 """Lists that are made of several, one after the other, no two of which hold the same job."""
+
+_SUMS = {"needs": [(1, part) for part in NEEDED.values()], "done": [(1, f"j.state IN ({_OUT})"), (-1, _WEAK)]}
+"""How lists are counted as sums and differences of others: nearly all jobs are done, and to ask of each
+whether it is weak takes several times as long as to count all that are out and the few that are weak."""
 
 _ORDER = {"waiting": "j.state = 'ready' DESC, j.updated, j.id", "working": "j.updated, j.id"}
 
@@ -150,8 +150,8 @@ class Listing:
 
     def count(self, section: str, filters: Filters = Filters()) -> int:
         """How many jobs a list holds."""
-        parts = PARTS.get(section, (SECTIONS[section],))
-        return sum(self._count(_where(part, filters)) for part in parts)
+        parts = _SUMS.get(section, [(1, SECTIONS[section])])
+        return sum(sign * self._count(_where(part, filters)) for sign, part in parts)
 
     def jobs(
         self,
@@ -179,6 +179,11 @@ class Listing:
                 break
             skip = 0 if found else max(skip - self._count(where), 0) if skip else 0
         return self._jobs(chosen)
+
+    def latest_out(self) -> Job | None:
+        """The job whose result was published last, whether or not it still needs a person."""
+        found = self._ids("all", _where(f"j.state IN ({_OUT})", Filters()), 1, 0)
+        return next(iter(self._jobs(found)), None)
 
     def of_each_kind(self, section: str, *, most: int) -> list[Job]:
         """The beginning of a list that is made of several: the first of each, so that each kind is seen.
@@ -261,7 +266,7 @@ class Listing:
 
     def tally(self, since: float) -> dict[tuple[JobState, Verdict | None], int]:
         """How many jobs have changed since a time, by state and verdict; see `Reader.tally`."""
-        return tallied(self._rows(TALLY, [since]))
+        return tallied(self._rows(tally_query(since), [since]))
 
     def folders(self) -> list[bytes]:
         """The folders directly below the inbox that jobs come from."""
@@ -324,8 +329,17 @@ def _where(condition: str, filters: Filters) -> tuple[str, list[Any]]:
     return " AND ".join([f"({condition})", *conditions]), values
 
 
+def tally_query(since: float) -> str:
+    """How many jobs have changed since a time, its parameter, by state and verdict, for page and commands."""
+    # SQLite would rather group by its index of states, and read every job there is for those of a day.
+    index = "INDEXED BY jobs_updated" if since > 0 else ""
+    return f"""
+        SELECT j.state, j.verdict, count(*) FROM jobs AS j {index}
+        WHERE {COUNTS} AND j.updated >= ? GROUP BY j.state, j.verdict"""
+
+
 def tallied(rows: Iterable[Sequence[Any]]) -> dict[tuple[JobState, Verdict | None], int]:
-    """The rows of `TALLY` by state and verdict."""
+    """The rows of `tally_query` by state and verdict."""
     return {(JobState(state), Verdict(verdict) if verdict else None): count for state, verdict, count in rows}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from backfire.service.store.database import Database
-from backfire.service.store.listing import COUNTS, NEEDED, TALLY, tallied
+from backfire.service.store.listing import COUNTS, NEEDED, tallied, tally_query
 from backfire.service.store.schema import events as _events
 from backfire.service.store.schema import facts as _facts
 from backfire.service.store.schema import jobs as _jobs
@@ -112,7 +112,7 @@ class Reader(Database):
         A failed job whose picture was tried again as another job does not count.
         """
         with self._transaction() as connection:
-            return tallied(connection.exec_driver_sql(TALLY, (since,)).all())
+            return tallied(connection.exec_driver_sql(tally_query(since), (since,)).all())
 
     def needing(self, kind: str, limit: int) -> list[Job]:
         """The jobs that need a person for one reason, the newest first; the page lists the same.
