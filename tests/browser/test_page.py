@@ -231,7 +231,7 @@ def test_nothing_overflows_on_a_phone_or_when_zoomed(
 
 
 def test_it_is_worked_by_keyboard_alone(serving: Serving, desk: Desk, page: Page) -> None:
-    desk.failed("sport/changed.jpg", "changed")  # may be tried again
+    desk.failed("sport/died.jpg", "worker_died")  # may be tried again
     fill(desk)
     serving(desk)
     unlock(page, desk)
