@@ -6,36 +6,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-
-from backfire import config, weights
+from backfire import config
+from backfire.admin import found_config, found_receipts
+from backfire.admin.found_config import absolute
+from backfire.admin.found_receipts import Known
 from backfire.config import Settings
 from backfire.errors import ConfigError, PublishError
-from backfire.evaluate.receipt import Receipt, from_json, leads_elsewhere
+from backfire.evaluate.receipt import Receipt, leads_elsewhere
 from backfire.files import durable, inbox, manifest, outbox, safe_paths
-from backfire.inpaint import KINDS
-from backfire.service import report_files
 from backfire.service.job_settings import JobSettings
-from backfire.service.store.reader import Reader
-from backfire.types import Job, Verdict, mask_digest, shown
-
-Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
-CONFIGURATION = "config.yaml"
-CODE = "command", "torchscript"
-"""The detectors that run a program or a model that is code, which the configuration names."""
+from backfire.types import Verdict, mask_digest, shown
 
 
 @dataclass(frozen=True)
@@ -58,88 +43,6 @@ class Made:
     settings: Settings | None
     changed: bool
     unusable: Sequence[str] = ()
-
-
-class _Lenient(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class _Editor(_Lenient):
-    name: str
-
-
-class _Edit(_Lenient):
-    """An edit, of which only those count here that say how much of it is seen."""
-
-    mask_kind: str
-    held_out: bool
-    path: str | None = None
-    ssim: FiniteFloat | None = None
-    visible: FiniteFloat | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> _Edit:
-        if self.visible is not None and (self.path is None or self.ssim is None):
-            raise ValueError("has `visible` without path and ssim")
-        return self
-
-
-class _Fields(_Lenient):
-    """What is used of a receipt, which may have come with the picture from anywhere."""
-
-    file: str
-    key: Hex | None = None
-    input_sha256: Hex | None = None
-    output_sha256: Hex | None = None
-    mask_sha256: Hex | None = None
-    mask: str | None = None
-    method: str | None = None
-    epsilon: Annotated[FiniteFloat, Field(gt=0, le=64)] | None = None
-    width: Annotated[int, Field(gt=0)] | None = None
-    height: Annotated[int, Field(gt=0)] | None = None
-    scaled_from: list[int] | None = None
-    surrogates: list[_Editor] = []
-    held_out: list[_Editor] = []
-    edits: list[_Edit] | None = None
-
-    @field_validator("file")
-    @classmethod
-    def _plain(cls, value: str) -> str:
-        if "\0" in value:
-            raise ValueError("holds a NUL character")
-        try:
-            safe_paths.parts(os.fsencode(value))
-        except OSError as error:
-            raise ValueError(f"is {error.strerror}") from None
-        return value
-
-    @model_validator(mode="after")
-    def _sized(self) -> _Fields:
-        if self.scaled_from and (self.width is None or self.height is None):
-            raise ValueError("has `scaled_from` without width and height")
-        return self
-
-
-@dataclass(frozen=True)
-class _Configuration:
-    """A configuration.
-
-    Attributes:
-        belongs: whether somebody named it or the picture lies in its outbox.
-    """
-
-    file: Path
-    settings: Settings
-    belongs: bool
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A receipt, its file, and the job that it is of, if the job database knows it."""
-
-    receipt: Receipt
-    file: Path
-    job: Job | None = None
 
 
 def how_made(published: Path, config_file: Path | None = None, mask: Path | None = None) -> Made:
@@ -165,14 +68,14 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
     except OSError as error:
         raise ConfigError(f"{published}: cannot be read ({error.strerror}); name a readable file") from error
     if config_file is None:
-        ours, unusable = _found_for(published)
+        ours, unusable = found_config.found_for(published)
     else:
-        ours, unusable = _Configuration(config_file, config.load(config_file), belongs=True), []
+        ours, unusable = found_config.Configuration(config_file, config.load(config_file), belongs=True), []
     settings = ours.settings if ours else None
-    known = [*_beside(published)]
+    known = [*found_receipts.beside(published)]
     found = _with_digest(known, sha256)
     if found is None and settings is not None:
-        known += _by_job(_absolute(published), sha256, settings)
+        known += found_receipts.by_job(absolute(published), sha256, settings)
         found = _with_digest(known, sha256)
     if found is None and known:
         wanted = str(known[0].receipt.get("output_sha256"))
@@ -182,7 +85,7 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
         )
     if found is None:
         if ours is None:
-            why = "; ".join(unusable) or f"there is no {CONFIGURATION} here"
+            why = "; ".join(unusable) or f"there is no {found_config.CONFIGURATION} here"
             where = f"any configuration's reports, as {why}; name one with -c"
         else:
             where = (
@@ -204,122 +107,15 @@ def how_made(published: Path, config_file: Path | None = None, mask: Path | None
     if changed and found.job is None and ours is not None and not ours.belongs:
         used, changed = None, False  # `backfire protect` takes no configuration that is not named either
     if config_file is None and ours is not None and used is not None:
-        _require_no_programs(used, ours.file, published)
+        found_config.require_no_programs(used, ours.file, published)
     return Made(found.receipt, original, masks, used, changed, unusable)
 
 
-def _found_for(published: Path) -> tuple[_Configuration | None, list[str]]:
-    """The configuration that a picture belongs to, though nobody named it, and why others were left aside.
-
-    It is that in the working folder or above the picture whose outbox the picture lies in, else that in the
-    working folder. One that cannot be used is most likely another program's.
-    """
-    absolute = _absolute(published)
-    here: _Configuration | None = None
-    unusable: list[str] = []
-    for folder in dict.fromkeys((Path.cwd(), *absolute.parents)):
-        file = folder / CONFIGURATION
-        if not _is_regular(file):
-            continue
-        shown_as = Path(CONFIGURATION) if folder == Path.cwd() else file
-        try:
-            settings = config.load(shown_as)
-        except ConfigError as error:
-            why = str(error).splitlines()[0].removeprefix(f"{shown_as}: ")
-            unusable.append(f"{shown_as} cannot be used ({why})")
-            continue
-        if settings.folders.outbox in absolute.parents:
-            return _Configuration(shown_as, settings, belongs=True), unusable
-        if folder == Path.cwd():
-            here = _Configuration(shown_as, settings, belongs=False)
-    return here, unusable
-
-
-def _absolute(published: Path) -> Path:
-    """The path without `..`, which `Path.absolute` keeps, so that the folders above it are those it is in."""
-    return Path(os.path.abspath(published))
-
-
-def _require_no_programs(settings: Settings, file: Path, published: Path) -> None:
-    """Refuse settings that nobody named and that would run code: they may have come with the picture.
-
-    What `hooks` and `provenance` name is not run by `verify`. A pipeline counts as code because its folder
-    names the classes that load it, and its hub name makes this machine fetch it.
-
-    Raises:
-        ConfigError: the setting, and that the configuration has to be named.
-    """
-    codes = [f"regions.detectors: {name}" for name in settings.regions.detectors if name in CODE]
-    codes += [
-        f"editors.{name}"
-        for name, editor in settings.editors.items()
-        if editor.kind == "torchscript"
-        or editor.options.get("trust")
-        or (editor.kind in KINDS and KINDS[editor.kind].hub and {*editor.weights} - {*weights.catalogue()})
-    ]
-    if codes:
-        raise ConfigError(
-            f"{published}: {file}, with which it was made, names programs or models that are code "
-            f"({', '.join(codes)}), and nobody named that file; if you trust it, name it with -c {file}"
-        )
-
-
-def _with_digest(known: Sequence[_Known], sha256: str) -> _Known | None:
+def _with_digest(known: Sequence[Known], sha256: str) -> Known | None:
     return next((one for one in known if one.receipt.get("output_sha256") == sha256), None)
 
 
-def _beside(published: Path) -> Iterator[_Known]:
-    """What `backfire protect` wrote beside its result."""
-    name = outbox.beside(published.parent, os.fsencode(published.name), b".receipt.json", "")
-    yield from _read(published.parent / os.fsdecode(name))
-
-
-def _by_job(published: Path, sha256: str, settings: Settings) -> Iterator[_Known]:
-    """Receipts of the jobs with this result, then of those whose result was put in its place."""
-    folders = settings.folders
-    place = None
-    if folders.outbox in published.parents:
-        place = os.fsencode(published.relative_to(folders.outbox))
-    if not folders.database.exists():
-        if place is not None:
-            yield from _read(
-                folders.reports / os.fsdecode(outbox.beside(folders.reports, place, b".json", ""))
-            )
-        return
-    with Reader(folders.database) as store:
-        jobs = store.of_result(sha256, place)
-    for job in jobs:
-        try:
-            files = report_files.find(folders.reports, job)
-        except (OSError, PublishError):
-            continue
-        for one in _read(files[0]) if files else ():
-            yield replace(one, job=job)
-
-
-def _read(file: Path) -> Iterator[_Known]:
-    """The receipt in a file, if there is one.
-
-    Raises:
-        ConfigError: it cannot be read, or what is used of it is not what a receipt holds.
-    """
-    remedy = "name the picture with --original"
-    try:
-        safe_paths.require_regular(file)
-        receipt = from_json(file.read_bytes())
-        _Fields.model_validate(receipt)
-    except FileNotFoundError:
-        return
-    except ValidationError as error:  # a ValueError, too, but its text has many lines and quotes the value
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise ConfigError(f"receipt {file}: {where}: {first['msg']}; {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"receipt {file}: cannot be read ({error}); {remedy}") from error
-    yield _Known(receipt, file)
-
-
-def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
+def _original(found: Known, published: Path, folders: Sequence[Path]) -> Path:
     """The original, from the folder of the picture or the archive, by its digest.
 
     Raises:
@@ -336,7 +132,7 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
         if place is not None:
             return folder / os.fsdecode(place)
         there = folder / os.fsdecode(path)
-        if _absolute(there) != _absolute(published) and (digest := _digest(there)) is not None:
+        if absolute(there) != absolute(published) and (digest := _digest(there)) is not None:
             others.append((there, digest))
     for folder in folders[1:]:
         for entry in manifest.read(folder).entries:
@@ -355,7 +151,7 @@ def _original(found: _Known, published: Path, folders: Sequence[Path]) -> Path:
     )
 
 
-def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]:
+def _masks(found: Known, original: Path, folders: Sequence[Path]) -> list[Path]:
     """The masks of the original, by their digest.
 
     Raises:
@@ -390,7 +186,7 @@ def _masks(found: _Known, original: Path, folders: Sequence[Path]) -> list[Path]
     )
 
 
-def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
+def _remembered(found: Known, folders: Sequence[Path]) -> list[Path]:
     """The files that may be the mask that was named with -m, as the receipt remembers it.
 
     Its path is kept as it was given, or of one that leads elsewhere the name alone; and it is looked for from
@@ -401,15 +197,7 @@ def _remembered(found: _Known, folders: Sequence[Path]) -> list[Path]:
     if not name or found.job is not None or leads_elsewhere(Path(name)):
         return []
     places = [folder / one for one in (Path(name), Path(Path(name).name)) for folder in (Path(), *folders)]
-    return [place for place in dict.fromkeys(places) if _is_regular(place)]
-
-
-def _is_regular(file: Path) -> bool:
-    try:
-        safe_paths.require_regular(file)
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    return True
+    return [place for place in dict.fromkeys(places) if safe_paths.is_regular(place)]
 
 
 def _digest(file: Path) -> str | None:
@@ -421,7 +209,7 @@ def _digest(file: Path) -> str | None:
         return None
 
 
-def _named_mask(mask: Path, found: _Known, published: Path) -> Path:
+def _named_mask(mask: Path, found: Known, published: Path) -> Path:
     """The mask that a person named, if it is the one that the picture was made with.
 
     Raises:
@@ -445,7 +233,7 @@ def _named_mask(mask: Path, found: _Known, published: Path) -> Path:
     )
 
 
-def _settings(found: _Known, settings: Settings | None) -> tuple[Settings | None, bool]:
+def _settings(found: Known, settings: Settings | None) -> tuple[Settings | None, bool]:
     """The settings of the picture, and whether they have changed since it was made."""
     receipt = found.receipt
     if settings is None:

@@ -118,10 +118,8 @@ def _values(field: FieldInfo) -> str:
     if choices and get_origin(field.annotation) is tuple:
         return "any of " + ", ".join(choices)
     if choices:
-        # A word beside a list of names, or beside a number.
-        other = {tuple: "a list of names", int: "a number"}
-        others = [other[one] for one in _types_beside(field.annotation)]
-        return f"{', '.join(choices)}, or {others[0]}" if others else "one of " + ", ".join(choices)
+        beside = "a number" if int in kinds else "a list of names" if str in kinds else ""
+        return f"{', '.join(choices)}, or {beside}" if beside else "one of " + ", ".join(choices)
     if bool in kinds:
         return "true or false"
     bounds = {
@@ -138,12 +136,6 @@ def _values(field: FieldInfo) -> str:
     else:
         span = f"more than {bounds['gt']:,}" + (f", at most {most}" if most else "")
     return span + (f", in steps of {bounds['multiple_of']}" if "multiple_of" in bounds else "")
-
-
-def _types_beside(annotation: Any) -> list[type]:
-    """The types that a setting takes beside its words."""
-    parts = [get_args(part)[0] if hasattr(part, "__metadata__") else part for part in get_args(annotation)]
-    return [kind for part in parts if (kind := get_origin(part) or part) in (tuple, int)]
 
 
 def _choices(annotation: Any) -> list[str]:

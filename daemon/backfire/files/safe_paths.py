@@ -67,6 +67,15 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
 
 
+def is_regular(file: Path) -> bool:
+    """Whether there is a regular file; False for a name that no file can have."""
+    try:
+        require_regular(file)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a file that a person named; links are followed.
 
