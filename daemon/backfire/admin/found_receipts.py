@@ -31,7 +31,7 @@ from backfire.types import Job
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 MOST_BYTES = 64 << 20
-"""The largest receipt that is read; one of a picture with a hundred regions has a megabyte."""
+"""The largest receipt that is read; it has some 9 KB for each region."""
 
 
 class _Lenient(BaseModel):
