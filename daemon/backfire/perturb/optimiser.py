@@ -22,7 +22,7 @@ from backfire.perturb import methods, starts
 from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
-from backfire.types import Budget, Region, Rgb
+from backfire.types import Box, Budget, Region, Rgb
 
 EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as early_stop(picture so far, crop, after): whether the crop needs no more work.
@@ -289,7 +289,9 @@ class Paths:
                 perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
             return hand_over(perturbation, handed, at=crop.box)
 
-        return EditorInput(handed_pictures([self.rgb], handed, self.device), handed.mask, protected, place)
+        image = handed_pictures([self.rgb], handed, self.device)
+        cut = handed.inside != Box(0, 0, width, height)
+        return EditorInput(image, handed.mask, protected, place, cut_to_mask=cut)
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""

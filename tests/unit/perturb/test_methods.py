@@ -23,7 +23,7 @@ from backfire.perturb import contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
 from backfire.perturb.methods.implant import Implant
-from backfire.perturb.methods.iterative import IterativeMethod, Search, budget_step, neediest
+from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
 from backfire.perturb.optimiser import Paths
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
 from backfire.types import Box, Budget, Region, Rgb
@@ -399,6 +399,46 @@ def test_the_crop_is_looked_at_as_the_tools_hand_it_over() -> None:
     assert crop.size == (316, 208)
     assert found.image.shape[-2:] == (320, 320), "316 x 316 px, up to a multiple of 8"
     assert found.mask.sum() == 60 * 60
+
+
+def test_a_tool_that_cuts_around_the_mask_is_asked_for_the_edit_of_the_region_alone() -> None:
+    """For an edit beside the region, or of half of it, it would cut the picture otherwise."""
+    rgb: Rgb = np.asarray(photo((450, 300)))
+    region = Region(Box(200, 100, 260, 160), "x", 1.0, "x")
+    (crop,) = cropping.plan([region], 300, 450, margin=128, work=800)
+    tools = "iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"
+    paths = Paths(rgb, [crop], (), tools, torch.device("cpu"))
+    found = paths.of(region, crop, np.random.default_rng(0))
+    cut = dict(zip(tools, (one.cut_to_mask for one in found[0]), strict=True))
+    assert cut == {
+        "iopaint": False,
+        "comfyui-stitch-512": True,
+        "forge-whole": False,
+        "forge-masked": True,
+    }
+    work = replace(task(), paths=[found], by_need=True, robust_to=("masks",))
+    search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
+    for name, edits in zip(tools, search._regions[0][0], strict=True):
+        kinds = {edits.drawn().kind for _ in range(40)}
+        assert kinds == {"full"} if cut[name] else {"full", "ring", "dilated", "incomplete"} < kinds, name
+
+
+@pytest.mark.parametrize(("by_need", "ratio"), [(True, 2), (False, 1)])
+def test_edits_to_break_weigh_more_on_the_first_path_where_paths_are_drawn_by_need(
+    by_need: bool, ratio: float
+) -> None:
+    """The gradient of every look has the same magnitude; the region is all there is to edit."""
+    image, whole = torch.rand((1, 3, 16, 16)), np.ones((16, 16), np.bool_)
+    first, other = (EditorInput(image, whole, whole, lambda perturbation: perturbation) for _ in range(2))
+    work = Task(image, [whole], whole, torch.ones(1, 1, 16, 16), Budget(6), paths=[[[first, other]]])
+    search = Search(Still(), replace(work, by_need=by_need), [Counting()], "away", np.random.default_rng(0))
+    start = torch.rand(image.shape) / 50
+    for _ in range(40):
+        search.gradient(start)
+    sizes = {slot: float(plane.abs().mean()) for slot, plane in search._averages.items()}
+    limit = 1 / (1 - MOMENTUM)
+    assert sizes[0, True] == pytest.approx(ratio * limit, rel=0.1)
+    assert sizes[1, True] == pytest.approx(limit, rel=0.1)
 
 
 def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:

@@ -46,6 +46,9 @@ CHECKS = 8
 NEED = 0.1
 """Added to how far the edits of a path are from the clean ones, before paths are drawn by its inverse: a path
 on which nothing breaks is drawn some ten times as often as one on which everything does."""
+FIRST_WEIGHT = 2.0
+"""The weight of trigger edits on the first path, where the verdict asks most, beside those on each other path
+that is drawn by need."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
 """Shapes drawn on attack paths other than the first, where the edit of the region alone is replayed."""
 REPAINTED, REPAINTED_ELSEWHERE = 32, 8
@@ -240,9 +243,11 @@ class Search:
             gradients.append(one / scale.clamp(min=1e-12))
         gradient = self._method.combine(gradients)
         # The regions of a crop share the averages, as there may be many regions and a plane is large.
-        slot = [one for group in paths for one in group].index(path), sample.edit.breaks
+        every = [one for group in paths for one in group]
+        slot = every.index(path), sample.edit.breaks
+        weight = FIRST_WEIGHT if slot == (0, True) and self._task.by_need and len(every) > 1 else 1.0
         known = self._averages.setdefault(slot, torch.zeros_like(gradient))
-        known.mul_(MOMENTUM).add_(gradient)
+        known.mul_(MOMENTUM).add_(gradient, alpha=weight)
         return torch.stack([*self._averages.values()]).sum(dim=0)
 
     def _paths(self, region: int) -> list[list[Edits]]:
@@ -259,8 +264,10 @@ class Search:
         if "masks" in self._task.robust_to:
             incomplete = REPAINTED_ELSEWHERE if elsewhere else REPAINTED
             shapes = partial(edit_masks.repainted, shapes=shapes)
-        drawn_from = method.respond, shapes
-        return Edits(given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far)
+        # Edits in a cut that the tool would not make for them would only hold up that of the region.
+        alone = elsewhere and given.cut_to_mask
+        drawn_from = self._surrogates, self._rng, method.respond, shapes
+        return Edits(given, *drawn_from, incomplete=incomplete, far=far, alone=alone)
 
     def _sample(self, path: Edits) -> _Sample:
         """What an iteration looks at on a path. Half of the time nothing happens to the picture before."""
