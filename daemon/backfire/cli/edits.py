@@ -10,7 +10,7 @@ from rich.text import Text
 
 from backfire.config import Verify
 from backfire.evaluate import words
-from backfire.evaluate.judge import EditResult, first_paths, limits, misses
+from backfire.evaluate.judge import EditResult, first_paths, is_asked, limits, misses
 
 COLUMNS, INDENT = 80, "  "
 NOISE = "  under plain noise instead"
@@ -38,9 +38,13 @@ def lines(edits: Sequence[EditResult], asked: Verify) -> Iterator[Text]:
         for part in textwrap.wrap(heading, COLUMNS, subsequent_indent=INDENT):
             yield Text(part, "bold")
         for one in own:
-            missed = misses(one, asked, first=first[one.editor, one.region] == one.path)
+            is_first = first[one.editor, one.region] == one.path
+            missed = misses(one, asked, first=is_first)
             line = Text(INDENT + _aligned(next(told), widths) + "  ")
-            yield line.append("missed" if missed else "met", "red" if missed else "green")
+            if is_asked(one, first=is_first):
+                yield line.append("missed" if missed else "met", "red" if missed else "green")
+            else:
+                yield line.append("works" if missed else "breaks")
             if one.control_ssim is not None:
                 noise: Row = (NOISE, f"{one.control_ssim:.3f}", *[""] * (len(HEADINGS) - 2))
                 yield Text((INDENT + _aligned(noise, widths)).rstrip())
@@ -54,7 +58,7 @@ def _heading(edit: EditResult, several: bool) -> str:
 
 def _row(edit: EditResult, asked: Verify, first: bool) -> Row:
     seen = "" if edit.visible is None else f"{edit.visible:.0%}"
-    most, least, plainly = limits(edit, asked, first=first)
+    most, least, plainly = limits(edit, asked, first=first) if is_asked(edit, first=first) else ("",) * 3
     kind = words.EDITS[edit.mask_kind]
     return (kind, f"{edit.ssim:.3f}", most, f"{edit.l1:.3f}", least, seen, plainly)
 

@@ -48,7 +48,7 @@ class EditResult:
             only).
         target_distance: L1 to the target picture (`target: flat` and `inverted` only).
         held_out: whether the editor took no part in the optimisation; it makes trigger edits alone.
-        path: the attack path; only trigger edits are replayed on others than the editor's first.
+        path: the attack path; on others than the editor's first only trigger and dilated edits are replayed.
         flattened: whether both pictures were laid on white, as tools do that know no transparency.
     """
 
@@ -85,6 +85,7 @@ class Judgement:
         max_change_levels: the largest change of a sample as the file stores it, in levels of 255.
         not_measured: what could not be replayed, in words; it weakens nothing.
         tools: see the function `tools`; edits of a little more or less than the region do not count in it.
+        tools_dilated: the same of edits of a little more than the region.
         settings: the thresholds; None where nothing was edited.
     """
 
@@ -95,6 +96,7 @@ class Judgement:
     edits: list[EditResult] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
     tools: dict[str, bool] = field(default_factory=dict)
+    tools_dilated: dict[str, bool] = field(default_factory=dict)
     settings: Verify | None = None
 
     def thresholds(self) -> dict[str, float]:
@@ -126,8 +128,8 @@ def judge(
       is asked, or no more than plain noise breaks it.
     * `weak`: some threshold is missed, or in some other tool the edit changes nothing or by no more than
       plain noise changes it; where edits do not break in some tool, the tools are named.
-    * `protected`: all thresholds are met on every attack path, and the effect carries over: by each held-out
-      editor, the edit of the region breaks in half of its tools at least.
+    * `protected`: all thresholds are met that are asked, see `is_asked`, and the effect carries over: by each
+      held-out editor, the edit of the region breaks in half of its tools at least.
 
     Args:
         edits: of each region and editor, those on its first attack path first.
@@ -148,7 +150,8 @@ def judge(
         if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
             failed.append(f"{name} gave no finite picture")
         elif not edit.held_out:
-            missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, is_first)]
+            if is_asked(edit, first=is_first):
+                missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, is_first)]
             if decides:
                 decided.add(edit.region)
                 failed += _not_broken(edit, name, settings)
@@ -163,16 +166,29 @@ def judge(
     return verdict, [*dict.fromkeys(failed + weak)]
 
 
-def tools(edits: Sequence[EditResult], settings: Verify) -> dict[str, bool]:
-    """By attack path, whether the edit of exactly the region breaks, of every region and by every surrogate.
+def is_asked(edit: EditResult, *, first: bool) -> bool:
+    """Whether the verdict rests on an edit, of which else it is only told what becomes of it.
 
-    Only trigger edits count, since they alone are replayed on every path. It is no verdict: where a dilated
-    or a partial edit misses its thresholds, it is `weak` although every tool is named as broken.
+    On its editor's first attack path it rests on every kind, elsewhere on the edit of the region alone.
+
+    Args:
+        first: as in `misses`.
+    """
+    return first or edit.mask_kind == MaskKind.TRIGGER
+
+
+def tools(
+    edits: Sequence[EditResult], settings: Verify, kind: MaskKind = MaskKind.TRIGGER
+) -> dict[str, bool]:
+    """By attack path, whether the edits of a kind break, of every region and by every surrogate.
+
+    It is no verdict: where a dilated or a partial edit misses its thresholds on the first path, it is `weak`
+    although the edit of exactly the region breaks in every tool.
     """
     first = first_paths(edits)
     broken: dict[str, bool] = {}
     for edit in edits:
-        if edit.mask_kind == MaskKind.TRIGGER and not edit.held_out:
+        if edit.mask_kind == kind and not edit.held_out:
             missed = misses(edit, settings, first=edit.path == first[edit.editor, edit.region])
             broken[edit.path] = broken.get(edit.path, True) and not missed
     return broken
@@ -192,7 +208,7 @@ def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator
 
 
 def in_tools(broken: Mapping[str, bool]) -> str:
-    """In which tools the edits of exactly the regions break, and in which they do not, for a person."""
+    """In which tools edits break, and in which they do not, for a person; as `tools` returns it."""
     said = [
         f"{start} {', '.join(map(tool, named))}"
         for start, named in (

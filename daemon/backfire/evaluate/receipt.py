@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
 from backfire.evaluate import premis, words
-from backfire.evaluate.judge import BREAKING, Judgement, in_tools
-from backfire.types import Choice, Region, Verdict
+from backfire.evaluate.judge import BREAKING, EditResult, Judgement, first_paths, in_tools, is_asked
+from backfire.types import Choice, MaskKind, Region, Verdict
 
 if TYPE_CHECKING:
     from backfire.evaluate.sheet import Sheet
@@ -82,6 +82,7 @@ def build(
         "max_change_levels": judgement.max_change_levels,
         "thresholds": judgement.thresholds(),
         "tools": judgement.tools,
+        "tools_dilated": judgement.tools_dilated,
         "not_measured": judgement.not_measured,
         "edits": edits,
         **({"sheet": {"width": sheet.width, "height": sheet.height}} if sheet else {}),
@@ -184,6 +185,13 @@ def in_short(reasons: Sequence[str]) -> str | None:
     return reasons[0] + more if reasons else None
 
 
+def _asked(document: Receipt) -> list[EditResult]:
+    """The edits by surrogates that the verdict rests on."""
+    edits = [EditResult.of(row) for row in document.get("edits") or () if not row.get("held_out")]
+    first = first_paths(edits)
+    return [one for one in edits if is_asked(one, first=one.path == first[one.editor, one.region])]
+
+
 def in_words(document: Receipt) -> list[str]:
     """The verdict and what the surrogates measured, a sentence each, for a person.
 
@@ -199,13 +207,15 @@ def in_words(document: Receipt) -> list[str]:
         # Beside another verdict than `protected` the bare sentence reads as if all were well.
         about = "" if verdict == Verdict.PROTECTED else "edits of exactly the region are "
         said += f"; {about}{in_tools(told)}"
-    edits = [edit for edit in document.get("edits") or [] if not edit.get("held_out")]
-    touching = [edit["ssim"] for edit in edits if edit["mask_kind"] in BREAKING]
-    seen = [edit["visible"] for edit in edits if edit.get("visible") is not None]
-    elsewhere = [edit["ssim"] for edit in edits if edit["mask_kind"] not in BREAKING]
+        if larger := document.get("tools_dilated"):
+            said += f"; edits {words.EDITS[MaskKind.DILATED]}: {in_tools(larger)}"
+    edits = _asked(document)
+    touching = [edit.ssim for edit in edits if edit.mask_kind in BREAKING]
+    seen = [edit.visible for edit in edits if edit.visible is not None]
+    elsewhere = [edit.ssim for edit in edits if edit.mask_kind not in BREAKING]
     if not touching:
         return [said]
-    names = ", ".join(dict.fromkeys(edit["editor"] for edit in edits))
+    names = ", ".join(dict.fromkeys(edit.editor for edit in edits))
     measured = (
         f"measured with {names} by comparing the same edits of original and copy (SSIM, 1 = no effect): "
         f"{max(touching):.2f} or less for edits of the region ({len(touching)})"

@@ -1,11 +1,12 @@
 """Replays edits on the pixels decoded from the file that is to be published.
 
 Every edit reaches its editor as the tools of `verify.paths` hand it over, and is compared as they put it
-back into the picture. Through the first tool all edits of a region are replayed, through the others the edit
-of the region itself. A held-out editor makes the edit of the region alone, through all of its tools. Each is
-compared with the clean edit: the same editor and tool, on the original, under the same mask. A control of
-random noise as large as the perturbation, on each path of a surrogate, keeps the verdict honest: what noise
-does to an edit is no protection.
+back into the picture. Through the first tool all edits of a region are replayed, through the others that of
+the region itself and that of a little more, for which a tool may cut another part of the picture. A held-out
+editor makes the edit of the region alone, through all of its tools. Each is compared with the clean edit: the
+same editor and tool, on the original, under the same mask. A control of random noise as large as the
+perturbation, on each path of a surrogate, keeps the verdict honest: what noise does to an edit is no
+protection.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def replay(
         crops: what was optimised.
         target: `protect.target`; `flat` and `inverted` are measured against their target picture.
         rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
-        everywhere: whether surrogates make all edits on every path, and not only those of the region.
+        everywhere: whether surrogates make all edits on every path, see `wanted`.
         progress: called with (done, total), before the first region and then for each region and editor.
     """
     everyone = [(editor, False) for editor in editors.surrogates] + [(one, True) for one in editors.held_out]
@@ -122,8 +123,9 @@ def wanted(
 ) -> Iterator[tuple[str, MaskKind, int]]:
     """On which attack paths which edits of a region are replayed, and on how many pictures.
 
-    The edit of the region is replayed on all paths, the others on the first, each on the original and the
-    published picture. One of a surrogate is made of the control, too.
+    The edit of the region is replayed on all paths, by surrogates that of a little more, too, and the others
+    on the first, each on the original and the published picture. A surrogate's edit of the region is made of
+    the control, too.
 
     Args:
         everywhere: whether a surrogate makes the other edits on all paths, too.
@@ -132,7 +134,7 @@ def wanted(
         for kind in kinds:
             if kind == MaskKind.TRIGGER:
                 yield path, kind, 2 if is_held_out else 3
-            elif (path == paths[0] or everywhere) and not is_held_out:
+            elif (path == paths[0] or kind == MaskKind.DILATED or everywhere) and not is_held_out:
                 yield path, kind, 2
 
 

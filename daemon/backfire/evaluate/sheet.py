@@ -14,7 +14,15 @@ from scipy import ndimage
 
 from backfire.config import Verify
 from backfire.evaluate import words
-from backfire.evaluate.judge import BREAKING, EditResult, Judgement, first_paths, in_tools, misses
+from backfire.evaluate.judge import (
+    BREAKING,
+    EditResult,
+    Judgement,
+    first_paths,
+    in_tools,
+    is_asked,
+    misses,
+)
 from backfire.imaging.masks import dilated
 from backfire.types import Mask, Rgb
 
@@ -176,8 +184,8 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
     for number, (pair, said) in enumerate(zip(pairs, captions, strict=True)):
         edit = pair.edit
         x, y = GAP + number % PAIRS * (across + GAP), CAPTION + number // PAIRS * line
-        mark, good = _mark(edit, judgement.settings, first[edit.editor, edit.region] == edit.path)
-        draw.text((x, y + 4), f"{mark}:", fill=GOOD if good else BAD, font=font(16))
+        mark, ink = _mark(edit, judgement.settings, first[edit.editor, edit.region] == edit.path)
+        draw.text((x, y + 4), f"{mark}:", fill=ink, font=font(16))
         indent = round(font(16).getlength(f"{mark}: "))
         draw.text((x + indent, y + 4), f"edit {words.EDITS[edit.mask_kind]}", fill=INK, font=font(16))
         for below, text in enumerate(said, start=1):
@@ -192,12 +200,13 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
     return page, places
 
 
-def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, bool]:
-    """Whether an edit came out as it is to, in words."""
+def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, tuple[int, int, int]]:
+    """Whether an edit came out as it is to, in words, and their colour, plain where it is only told."""
     good = not misses(edit, settings, first=first)
+    ink = GOOD if good else BAD if is_asked(edit, first=first) else INK
     if edit.mask_kind in BREAKING:
-        return ("broken" if good else "not broken"), good
-    return ("kept" if good else "not kept"), good
+        return ("broken" if good else "not broken"), ink
+    return ("kept" if good else "not kept"), ink
 
 
 def caption(edit: EditResult, width: float) -> list[str]:

@@ -290,8 +290,8 @@ class Paths:
             return hand_over(perturbation, handed, at=crop.box)
 
         image = handed_pictures([self.rgb], handed, self.device)
-        cut = handed.inside != Box(0, 0, width, height)
-        return EditorInput(image, handed.mask, protected, place, cut_to_mask=cut)
+        follows = handed.inside != Box(0, 0, width, height)
+        return EditorInput(image, handed.mask, protected, place, crop_follows_mask=follows)
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""

@@ -32,7 +32,7 @@ from backfire.perturb import methods
 from backfire.perturb.optimiser import Optimised
 from backfire.pipeline import memory
 from backfire.pipeline.result import PhaseProgress, no_progress
-from backfire.types import Budget, Region, Rgb, job_key, mask_digest
+from backfire.types import Budget, MaskKind, Region, Rgb, job_key, mask_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +207,7 @@ class Run:
             replayed.edits,
             replayed.not_measured,
             tools(replayed.edits, self.settings.verify),
+            tools(replayed.edits, self.settings.verify, MaskKind.DILATED),
             self.settings.verify,
         )
         return Judged(judgement, replayed.panels)

@@ -19,12 +19,14 @@ class Cell:
 
     Attributes:
         good: whether it came out as it is to; None where the thresholds of its kind are not known.
+        asked: whether the verdict rests on it.
         ssim: similarity to the clean edit, 1 = the same.
         visible: the share over which it plainly differs; None where that was not measured.
         place: where the picture sheet shows it: left, top, width, height in pixels; None where it does not.
     """
 
     good: bool | None
+    asked: bool
     ssim: float
     visible: float | None
     place: tuple[int, int, int, int] | None = None
@@ -106,9 +108,9 @@ def _is_edit(row: Any) -> bool:
 def _cell(row: Mapping[str, Any], thresholds: Mapping[str, float], is_first: bool) -> Cell:
     seen = row.get("visible")
     visible = float(seen) if isinstance(seen, int | float) else None
-    return Cell(
-        is_good(row, thresholds, is_first), float(row["ssim"]), visible, _on_sheet(row.get("on_sheet"))
-    )
+    asked = is_first or row["mask_kind"] == "trigger"
+    place = _on_sheet(row.get("on_sheet"))
+    return Cell(is_good(row, thresholds, is_first), asked, float(row["ssim"]), visible, place)
 
 
 def _on_sheet(value: Any) -> tuple[int, int, int, int] | None:

@@ -444,6 +444,7 @@ def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
         EditResult("flux2-mini", 0, MaskKind.PARTIAL, -0.869, 0.1, held_out=False, visible=0.2),
         EditResult("flux2-mini", 0, MaskKind.FAR, 0.91, 0.01, held_out=False),
         EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.8, 0.1, False, path=tool, visible=0.3),
+        EditResult("flux2-mini", 0, MaskKind.DILATED, 0.97, 0.01, False, path=tool, visible=0.0),
         EditResult(micro, 0, MaskKind.TRIGGER, 0.9, 0.1, True, path=tool, visible=0.3, flattened=True),
     ]
     receipt: dict[str, Any] = {"verdict": "weak", "file": "me.jpg", "reasons": []}
@@ -462,6 +463,7 @@ def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
         "elsewhere 0.910 >=0.92 0.010 missed",
         "ComfyUI with Inpaint Crop and Stitch (512 px), by flux2-mini",
         "of the region 0.800 <=0.85 0.100 >=0.03 30% >=25% met",
+        "of the region and a little more 0.970 0.010 0% works",
         "ComfyUI with Inpaint Crop and Stitch (512 px), on white, by flux2-micro (only",
         "judged)",
         "of the region 0.900 <=0.85 0.100 >=0.03 30% >=25% missed",

@@ -212,7 +212,7 @@ def test_a_copy_whose_edits_are_broken_in_no_tool_is_failed(
 ) -> None:
     """Whatever is left of it by the figures, `weak` would read as some protection."""
     monkeypatch.setattr(run, "judge", lambda *_: (Verdict.WEAK, ["why"]))
-    monkeypatch.setattr(run, "tools", lambda *_: tools)
+    monkeypatch.setattr(run, "tools", lambda *_: tools)  # of either kind of edit
     receipt = judged(desk, Image.open(desk / "out.png"))
     assert receipt["verdict"] == verdict
     more = ["the edit of the region is broken in no tool any more"] if verdict == Verdict.FAILED else []

@@ -40,6 +40,20 @@ def test_tools_tell_of_the_edit_of_exactly_the_region_alone() -> None:
     assert verdict(rows) == Verdict.WEAK
 
 
+@pytest.mark.parametrize("kind", [MaskKind.DILATED, MaskKind.PARTIAL, MaskKind.NEAR])
+def test_what_becomes_of_other_edits_in_other_tools_is_told_and_not_asked(kind: MaskKind) -> None:
+    """Their tools cut another part of the picture for a larger mask, for which nothing is optimised."""
+    region = dataclasses.replace(edits()[0], path="forge-masked")
+    ssim = 0.5 if kind == MaskKind.NEAR else 0.95
+    other = dataclasses.replace(edit(kind, ssim), path="forge-masked")
+    assert verdict([*edits(), region, other]) == Verdict.PROTECTED
+    assert verdict([*edits(), region, dataclasses.replace(other, path="iopaint")]) == Verdict.WEAK
+    told = tools([*edits(), region, other], Verify(), MaskKind.DILATED)
+    assert told == (
+        {"iopaint": True, "forge-masked": False} if kind == MaskKind.DILATED else {"iopaint": True}
+    )
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_measurement_that_is_not_finite_is_failed(broken: float) -> None:
     assert verdict(edits(trigger=broken)) == Verdict.FAILED

@@ -70,6 +70,27 @@ def test_beside_a_weak_verdict_the_tools_are_those_of_exactly_the_region() -> No
     assert good.endswith("come out as usual; broken in IOPaint, Forge or A1111 (whole picture)")
 
 
+def test_a_mask_that_is_a_little_larger_is_told_of_and_not_counted_with_what_was_asked() -> None:
+    told = document()
+    (region,) = told["edits"]
+    larger = [
+        {**region, "mask_kind": "dilated", "path": path, "ssim": ssim}
+        for path, ssim in ((region["path"], 0.5), ("forge-masked", 0.97))
+    ]
+    said, measured = receipt.in_words(
+        {
+            **told,
+            "edits": [region, *larger],
+            "tools": {"iopaint": True},
+            "tools_dilated": {"iopaint": True, "forge-masked": False},
+        }
+    )
+    assert said.endswith(
+        "edits of the region and a little more: broken in IOPaint; not broken in Forge or A1111 (only masked)"
+    )
+    assert "0.50 or less for edits of the region (2)" in measured
+
+
 def test_a_receipt_is_read_back_as_it_was_written() -> None:
     told = document()
     data = receipt.to_json(told)

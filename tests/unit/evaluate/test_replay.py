@@ -83,9 +83,11 @@ def test_the_editor_gets_what_each_tool_hands_over() -> None:
     original = picture(1200, 900)
     rows = verified(original, original, planned(1200, 900, Box(500, 300, 660, 460)), editor).edits
     assert [row.path for row in rows if row.mask_kind == MaskKind.TRIGGER] == [*USUAL]
-    assert {row.path for row in rows if row.mask_kind != MaskKind.TRIGGER} == {"iopaint"}
+    assert [row.path for row in rows if row.mask_kind == MaskKind.DILATED] == [*USUAL]
+    others = (MaskKind.PARTIAL, MaskKind.NEAR, MaskKind.FAR)
+    assert {row.path for row in rows if row.mask_kind in others} == {"iopaint"}
     assert editor.sizes[0] == (416, 416)
-    assert editor.sizes[-3:] == [(512, 512)] * 3
+    assert editor.sizes[-6:] == [(512, 512)] * 6
     assert [row.ssim for row in rows] == pytest.approx([1] * len(rows), abs=1e-6)
     assert {row.l1 for row in rows} == {0}
 
@@ -161,7 +163,9 @@ def test_a_region_that_vanishes_in_a_tool_is_not_measured_there() -> None:
     original = picture(4000, 3000)
     found = verified(original, original, planned(4000, 3000, Box(2000, 1500, 2003, 1503)), Averaging())
     assert "region 0: forge-whole leaves nothing of it to edit" in found.not_measured
-    assert "forge-whole" not in {row.path for row in found.edits}
+    edits = {(row.path, row.mask_kind) for row in found.edits}
+    assert ("forge-whole", MaskKind.TRIGGER) not in edits
+    assert ("forge-whole", MaskKind.DILATED) in edits, "with 8 px around it there is something to edit"
 
 
 def test_a_crop_larger_than_editors_are_given_is_scaled_down() -> None:

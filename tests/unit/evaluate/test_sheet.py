@@ -171,6 +171,23 @@ def test_each_edit_is_shown_beside_itself_where_the_sheet_says() -> None:
         assert (greenish > reddish) == (index in (0, 3)), "the far edit changed, and a tool's did not break"
 
 
+def test_what_the_verdict_does_not_rest_on_is_marked_in_plain_ink() -> None:
+    edits = [
+        EditResult("one", 0, MaskKind.TRIGGER, 0.4, 0.2, False, visible=0.9),
+        EditResult("one", 0, MaskKind.DILATED, 0.97, 0.01, False, path="forge-masked", visible=0.0),
+    ]
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
+    pairs = [pair(edit, flat(90), flat(140), mask) for edit in edits]
+    judgement = Judgement(Verdict.PROTECTED, [], 34.5, 6, edits, settings=Verify())
+    drawn = sheet("a.png", judgement, [replace(panels()[0], pairs=pairs)])
+    with Image.open(io.BytesIO(drawn.jpeg)) as picture:
+        page = np.asarray(picture.convert("RGB")).astype(int)
+    left, top, *_ = drawn.places[1]
+    above = page[top - 72 : top - 4, left : left + 80]
+    assert (above.sum(axis=2) < 300).sum() > 50, "the mark is there"
+    assert (abs(above[..., 0] - above[..., 1]) > 40).sum() == 0
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_caption_names_tool_and_editor_in_full_within_its_pair(path: str) -> None:
     """Tools of one name differ at its end, such as Forge's modes, so that nothing may be cut there."""

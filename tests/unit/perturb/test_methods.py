@@ -401,16 +401,16 @@ def test_the_crop_is_looked_at_as_the_tools_hand_it_over() -> None:
     assert found.mask.sum() == 60 * 60
 
 
-def test_a_tool_that_cuts_around_the_mask_is_asked_for_the_edit_of_the_region_alone() -> None:
-    """For an edit beside the region, or of half of it, it would cut the picture otherwise."""
+def test_a_tool_whose_crop_follows_from_the_mask_is_asked_for_the_edit_of_the_region_alone() -> None:
+    """For an edit beside the region, or of half of it, it would make another crop."""
     rgb: Rgb = np.asarray(photo((450, 300)))
     region = Region(Box(200, 100, 260, 160), "x", 1.0, "x")
     (crop,) = cropping.plan([region], 300, 450, margin=128, work=800)
     tools = "iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"
     paths = Paths(rgb, [crop], (), tools, torch.device("cpu"))
     found = paths.of(region, crop, np.random.default_rng(0))
-    cut = dict(zip(tools, (one.cut_to_mask for one in found[0]), strict=True))
-    assert cut == {
+    follows = dict(zip(tools, (one.crop_follows_mask for one in found[0]), strict=True))
+    assert follows == {
         "iopaint": False,
         "comfyui-stitch-512": True,
         "forge-whole": False,
@@ -420,7 +420,7 @@ def test_a_tool_that_cuts_around_the_mask_is_asked_for_the_edit_of_the_region_al
     search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
     for name, edits in zip(tools, search._regions[0][0], strict=True):
         kinds = {edits.drawn().kind for _ in range(40)}
-        assert kinds == {"full"} if cut[name] else {"full", "ring", "dilated", "incomplete"} < kinds, name
+        assert kinds == {"full"} if follows[name] else {"full", "ring", "dilated", "incomplete"} < kinds, name
 
 
 @pytest.mark.parametrize(("by_need", "ratio"), [(True, 2), (False, 1)])

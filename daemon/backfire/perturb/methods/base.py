@@ -35,8 +35,8 @@ class EditorInput:
         before: what happens to the picture on its way to this path, such as `transforms.chained`: from
             1,3,y,x to 1,3,h,w, differentiable; None for nothing.
         untouched: 1,3,y,x, the unperturbed picture before that; `place` places a perturbation in it.
-        cut_to_mask: whether the tool cuts the picture around the mask. It would cut it otherwise for another
-            edit, which therefore never comes about as it would look in this input.
+        crop_follows_mask: whether the tool's crop follows from the mask. For another edit it would be another
+            crop, so that none but the region's comes about in this input.
     """
 
     image: Tensor
@@ -45,7 +45,7 @@ class EditorInput:
     place: Callable[[Tensor], Tensor] | None = None
     before: Callable[[Tensor], Tensor] | None = None
     untouched: Tensor | None = None
-    cut_to_mask: bool = False
+    crop_follows_mask: bool = False
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
         """The input with a perturbation 1,3,H,W of the crop; 1,3,h,w, differentiable."""

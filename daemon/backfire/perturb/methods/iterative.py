@@ -264,8 +264,8 @@ class Search:
         if "masks" in self._task.robust_to:
             incomplete = REPAINTED_ELSEWHERE if elsewhere else REPAINTED
             shapes = partial(edit_masks.repainted, shapes=shapes)
-        # Edits in a cut that the tool would not make for them would only hold up that of the region.
-        alone = elsewhere and given.cut_to_mask
+        # Other edits come about in other crops. In this one they would only hold up that of the region.
+        alone = elsewhere and given.crop_follows_mask
         drawn_from = self._surrogates, self._rng, method.respond, shapes
         return Edits(given, *drawn_from, incomplete=incomplete, far=far, alone=alone)
 
