@@ -74,9 +74,9 @@ def measured(
     case: sets.Case, settings: Protect, way: str, editors: Sequence[Editor], paths: measure.PathsOf
 ) -> Row:
     """Protect one picture against the editors, and tell the effect on each of them."""
-    through = dict.fromkeys(path for one in editors for path in paths[one.name])
+    through = [paths[one.name] for one in editors]
     method = _way(way)[0]()
-    made = measure.protected(case, settings, editors, through=tuple(through), method=method)
+    made = measure.protected(case, settings, editors, through=through, method=method)
     judges, rng = Editors(measure.CPU, editors, (), paths), np.random.default_rng(case.seed)
     edits = replay(case.rgb, made.rgb, made.crops, judges, target=settings.target, rng=rng).edits
     effects = {

@@ -81,7 +81,7 @@ def protected(
     surrogates: Sequence[Editor],
     *,
     whole: bool = False,
-    through: Sequence[str] = (),
+    through: Sequence[Sequence[str]] = (),
     method: Method | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
@@ -89,7 +89,7 @@ def protected(
 
     Args:
         whole: whether the method optimises all of it instead of crops around the regions.
-        through: the attack paths to optimise through, where the settings say all of them.
+        through: by surrogate, the attack paths to optimise through, where the settings say all of them.
         method: instead of the one that the settings name.
     """
     height, width = case.rgb.shape[:2]

@@ -72,7 +72,7 @@ def measured(
         everywhere: whether the surrogates make all edits on every path, and not only those of the region.
         controls: whether to judge the unchanged copy and the noise, too.
     """
-    made = measure.protected(case, settings, surrogates, through=paths[surrogates[0].name])
+    made = measure.protected(case, settings, surrogates, through=[paths[one.name] for one in surrogates])
     edits, verdicts = measure.verdicts(
         case, made, settings, surrogates, held_out, judged_on, everywhere=everywhere, controls=controls
     )

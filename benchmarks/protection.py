@@ -117,8 +117,8 @@ def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.
 def measured(plan: Plan, trial: Trial, *, verdicts: bool, declared: Settings | None = None) -> Row:
     """Protect one picture, let every judge edit the decoded file, and return the figures."""
     paths = measure.paths_of([one.name for one in trial.judges], declared)
-    through = dict.fromkeys(path for one in plan.surrogates for path in paths[one.name])
-    made = measure.protected(trial.case, plan.settings, plan.surrogates, through=tuple(through))
+    through = [paths[one.name] for one in plan.surrogates]
+    made = measure.protected(trial.case, plan.settings, plan.surrogates, through=through)
     held_out = [one for one in trial.judges if one not in plan.surrogates]
     said: dict[str, str] = {}
     if verdicts:

@@ -70,6 +70,16 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
     np.testing.assert_array_equal(mask, kept)
 
 
+def test_a_path_says_whether_its_scale_follows_from_the_mask(path: AttackPath) -> None:
+    """So that an edit of a little more than a region reaches the model at another scale."""
+    scales = set()
+    for across in (100, 132, 880):  # Fooocus has a least size
+        plane = np.zeros((900, 1400), np.bool_)
+        plane[450 - across // 2 : 450 + across // 2, 600 : 600 + across] = True
+        scales |= {one.scale for one in path.handed(plane)}
+    assert path.scales_to_mask == (len(scales) > 1)
+
+
 def test_handing_a_picture_over_and_putting_it_back_unedited_changes_nothing(
     path: AttackPath, mask: Mask
 ) -> None:

@@ -545,7 +545,7 @@ def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_mor
     def effect(paths: Literal["all", "first"]) -> float:
         settings = Protect(iterations=4, margin_px=48, epsilon=6.4, paths=paths)
         changed = (
-            Optimiser(settings, [editor], CPU, through=("iopaint", "forge-whole"))
+            Optimiser(settings, [editor], CPU, through=[("iopaint", "forge-whole")])
             .optimise(
                 rgb, [crop], grey=False, rng=np.random.default_rng(0), progress=lambda done, total: None
             )

@@ -146,7 +146,7 @@ class _Probe:
 
         with suppress(_TimedError):
             Optimiser(
-                protect, self.editors.surrogates, self.editors.device, through=(path,) if path else ()
+                protect, self.editors.surrogates, self.editors.device, through=[(path,)] if path else ()
             ).optimise(self.rgb, crops, grey=False, rng=np.random.default_rng(0), progress=progress)
         return (ends[-1] - ends[0]) / max(len(ends) - 1, 1)
 

@@ -85,6 +85,8 @@ class AttackPath(Entry):
         resizes_back: whether the tool returns a picture of the original's size. Others return the model's
             size; `put_back` resizes their result, so that it can be compared.
         squeezes: whether the tool resizes crops without regard to their aspect.
+        scales_to_mask: whether the scale at which a part of the picture reaches the model follows from the
+            mask, so that an edit of a little more than a region reaches it at another one.
         note: what else a reader of a verdict should know.
     """
 
@@ -96,6 +98,7 @@ class AttackPath(Entry):
     options: Mapping[str, Any] = field(default_factory=dict)
     resizes_back: bool = True
     squeezes: bool = False
+    scales_to_mask: bool = False
     note: str = ""
 
     def handed(self, mask: Mask) -> list[Handed]:
@@ -162,6 +165,7 @@ def _stitch(side: int, suits: frozenset[Family]) -> AttackPath:
         multiple=32,
         source=_STITCH,
         options={"side": side},
+        scales_to_mask=True,
     )
 
 
@@ -174,6 +178,7 @@ def _krita(architecture: str, model: str, size: str, suits: frozenset[Family]) -
         multiple=16,
         source=_KRITA,
         options={"architecture": architecture},
+        scales_to_mask=True,
         note=_REFINES,
     )
 
@@ -206,6 +211,7 @@ PATHS = Registry(
             suits=_ERASE,
             multiple=512,
             source=_iopaint("iopaint/model/mi_gan.py: MIGAN.__call__"),
+            scales_to_mask=True,
         ),
         "iopaint-sd": AttackPath(
             target=f"{_IN}.iopaint:diffusion",
@@ -236,6 +242,7 @@ PATHS = Registry(
             suits=_MASKED,
             multiple=512,
             source=_FORGE,
+            scales_to_mask=True,
         ),
         "fooocus": AttackPath(
             target=f"{_IN}.fooocus:respective_field",
@@ -251,6 +258,7 @@ PATHS = Registry(
                     "modules/util.py: set_image_shape_ceil",
                 ),
             ),
+            scales_to_mask=True,
             note="The tool enlarges crops of less than 1024 x 1024 pixels by a network; here a filter does.",
         ),
         "krita-sd15": _krita("sd15", "Stable Diffusion 1.5", "512² to 512 x 768 pixels", _MASKED),

@@ -44,7 +44,7 @@ def lines(edits: Sequence[EditResult], asked: Verify) -> Iterator[Text]:
             if is_asked(one, first=is_first):
                 yield line.append("missed" if missed else "met", "red" if missed else "green")
             else:
-                yield line.append("works" if missed else "breaks")
+                yield line.append("works" if missed else "breaks")  # the verdict does not rest on it
             if one.control_ssim is not None:
                 noise: Row = (NOISE, f"{one.control_ssim:.3f}", *[""] * (len(HEADINGS) - 2))
                 yield Text((INDENT + _aligned(noise, widths)).rstrip())
@@ -58,7 +58,7 @@ def _heading(edit: EditResult, several: bool) -> str:
 
 def _row(edit: EditResult, asked: Verify, first: bool) -> Row:
     seen = "" if edit.visible is None else f"{edit.visible:.0%}"
-    most, least, plainly = limits(edit, asked, first=first) if is_asked(edit, first=first) else ("",) * 3
+    most, least, plainly = limits(edit, asked, first=first)
     kind = words.EDITS[edit.mask_kind]
     return (kind, f"{edit.ssim:.3f}", most, f"{edit.l1:.3f}", least, seen, plainly)
 

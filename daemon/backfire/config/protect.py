@@ -105,8 +105,8 @@ class Protect(Section):
     """Whether protected pixels stay as they are, so that only those around them are changed."""
     robust_to: tuple[Literal["masks", "resize", "jpeg", "blur", "chain"], ...] = ()
     """What to optimise through as well, so that the effect survives it: masks that are painted otherwise than
-    the region, in every tool; other sizes; JPEG; blur with noise; and a chain of JPEG, half size and JPEG.
-    Each costs some of the plain effect."""
+    the region, in tools to whose scale they make no difference; other sizes; JPEG; blur with noise; and a
+    chain of JPEG, half size and JPEG. Each costs some of the plain effect."""
     target: Literal["away", "flat", "inverted"] = "away"
     """What edits are driven to: away from the clean edit, a pure colour as published, or the negative."""
     work_px: Annotated[int, Field(ge=256, le=2048, multiple_of=8)] = 800

@@ -207,8 +207,8 @@ def in_words(document: Receipt) -> list[str]:
         # Beside another verdict than `protected` the bare sentence reads as if all were well.
         about = "" if verdict == Verdict.PROTECTED else "edits of exactly the region are "
         said += f"; {about}{in_tools(told)}"
-        if larger := document.get("tools_dilated"):
-            said += f"; edits {words.EDITS[MaskKind.DILATED]}: {in_tools(larger)}"
+    if verdict != Verdict.FAILED and (larger := document.get("tools_dilated")):
+        said += f"; edits {words.EDITS[MaskKind.DILATED]}: {in_tools(larger)}"
     edits = _asked(document)
     touching = [edit.ssim for edit in edits if edit.mask_kind in BREAKING]
     seen = [edit.visible for edit in edits if edit.visible is not None]

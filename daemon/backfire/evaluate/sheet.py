@@ -33,8 +33,11 @@ HEADER, LINE = 58, 22
 BETWEEN = "   ·   "
 PAIR_PX, PAIRS = 196, 3
 """The long side of a picture of a pair, in pixels, and how many pairs stand in a line."""
-PAIRS_TEXT = "All edits: on the left that of the original, on the right that of the protected copy."
-MOST_PAIRS = 36
+PAIRS_TEXT = (
+    "All edits: on the left that of the original, on the right that of the protected copy. The verdict does "
+    "not rest on what is marked in black."
+)
+MOST_PAIRS = 48
 """Of a region, so many pairs are shown at most."""
 Place = tuple[int, int, int, int]
 Cell = tuple[str, Rgb | None, Mask | None, tuple[int, int, int]]
@@ -203,7 +206,7 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
 def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, tuple[int, int, int]]:
     """Whether an edit came out as it is to, in words, and their colour, plain where it is only told."""
     good = not misses(edit, settings, first=first)
-    ink = GOOD if good else BAD if is_asked(edit, first=first) else INK
+    ink = INK if not is_asked(edit, first=first) else GOOD if good else BAD
     if edit.mask_kind in BREAKING:
         return ("broken" if good else "not broken"), ink
     return ("kept" if good else "not kept"), ink

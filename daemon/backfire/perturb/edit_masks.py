@@ -115,7 +115,6 @@ class Edits:
         shapes: the incomplete triggers.
         incomplete, far: at most so many of them are drawn from. Without incomplete triggers the dilated
             region is not drawn either: trigger edits are then those of the region alone.
-        alone: whether the region itself is the only edit, so that none is looked at that is to be kept.
     """
 
     def __init__(
@@ -128,10 +127,8 @@ class Edits:
         *,
         incomplete: int = INCOMPLETE,
         far: int = FAR,
-        alone: bool = False,
     ) -> None:
         self.given = given
-        self._alone = alone
         self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
         self._incomplete, self._far = incomplete, far
         self._known: dict[tuple[str, int, int], list[_Stored]] = {}
@@ -142,8 +139,8 @@ class Edits:
     def _planes(self) -> dict[str, list[Mask]]:
         """The masks of each kind; drawn when first needed, as few iterations do not reach every path."""
         given = self.given
-        if self._alone:
-            return {"full": [given.mask]}
+        if given.alone:
+            return {"full": [given.mask], "dilated": [], "incomplete": [], "ring": [], "far": []}
         ring = masks.ring(given.mask) & ~given.protected
         squares = (masks.far(given.protected, self._rng) for _ in range(self._far))
         parts = [plane for plane in self._shapes(given.mask, self._rng) if plane.any()]
@@ -203,7 +200,7 @@ class Edits:
 
     def take(self, kind: str, draw: int = 0) -> Edit | None:
         """An edit of a kind: `full`, `dilated`, `incomplete`, `ring`, `far`; None where there is no room."""
-        planes = self._planes.get(kind)
+        planes = self._planes[kind]
         if not planes:
             return None
         pick = int(self._rng.integers(len(planes))) if len(planes) > 1 else 0

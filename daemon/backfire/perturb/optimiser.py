@@ -22,7 +22,7 @@ from backfire.perturb import methods, starts
 from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
-from backfire.types import Box, Budget, Region, Rgb
+from backfire.types import Budget, Region, Rgb
 
 EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as early_stop(picture so far, crop, after): whether the crop needs no more work.
@@ -60,8 +60,8 @@ class Optimiser:
 
     Attributes:
         method: proposes the perturbations; None takes the one that the settings name.
-        through: the attack paths to optimise through, if `protect.paths` says `all`; with `first`, or
-            without any, only the crop itself is looked at.
+        through: by surrogate, the attack paths to optimise through, its most important one first, if
+            `protect.paths` says `all`; with `first`, or without any, only the crop itself is looked at.
 
     Raises:
         ConfigError: from `optimise`, the method cannot use one of the surrogates.
@@ -71,7 +71,7 @@ class Optimiser:
     surrogates: Sequence[Editor]
     device: torch.device
     method: Method | None = None
-    through: Sequence[str] = ()
+    through: Sequence[Sequence[str]] = ()
 
     def optimise(
         self,
@@ -217,14 +217,16 @@ class Paths:
         rgb: uint8 H,W,3, the picture.
         crops: all crops of it.
         robust_to: `protect.robust_to`.
-        through: the names of the attack paths.
+        through: the names of the attack paths by surrogate, its first one before others. On those that are
+            no surrogate's first and scale to the mask only the edit of the region is looked at: others would
+            reach the model at other scales, and looked at in the region's own crop they hold up its edit.
         work_px: the long side, in pixels, at which what tools hand over at its own scale is worked at most.
     """
 
     rgb: Rgb
     crops: Sequence[Crop]
     robust_to: Sequence[str]
-    through: Sequence[str]
+    through: Sequence[Sequence[str]]
     device: torch.device
     work_px: int = 800
     _whole: Tensor | None = field(default=None, init=False)
@@ -233,7 +235,8 @@ class Paths:
         height, width = self.rgb.shape[:2]
         everything = [one for other in self.crops for one in other.regions]
         resized = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
-        found = [self._handed(name, region, crop, everything) for name in self.through]
+        names = dict.fromkeys(name for paths in self.through for name in paths)
+        found = [self._handed(name, region, crop, everything) for name in names]
         tools = [one for one in found if one is not None]
         others = [self._input(crop, one) for one in resized]
         if "chain" in self.robust_to:
@@ -269,14 +272,15 @@ class Paths:
     ) -> EditorInput | None:
         """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
         height, width = self.rgb.shape[:2]
-        calls = attack_paths.get(name).handed(region.plane(height, width))
+        tool, first = attack_paths.get(name), any(name == paths[0] for paths in self.through)
+        calls = tool.handed(region.plane(height, width))
         handed = max(calls, key=lambda one: int(one.mask.sum()))
         if not handed.mask.any():
             return None
         if handed.box == crop.box and handed.filters is None:
             image = to_tensor(self.rgb[crop.box.slices], crop.size, self.device)
             (mask,) = Crop(crop.box, (region,), crop.size).masks()
-            return EditorInput(image, mask, crop.protected())
+            return EditorInput(image, mask, crop.protected(), first=first)
         handed = handed.at_most(self.work_px)
         together = np.zeros((height, width), np.bool_)
         for one in everything:
@@ -290,8 +294,8 @@ class Paths:
             return hand_over(perturbation, handed, at=crop.box)
 
         image = handed_pictures([self.rgb], handed, self.device)
-        follows = handed.inside != Box(0, 0, width, height)
-        return EditorInput(image, handed.mask, protected, place, crop_follows_mask=follows)
+        alone = tool.scales_to_mask and not first
+        return EditorInput(image, handed.mask, protected, place, first=first, alone=alone)
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""

@@ -72,10 +72,8 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
     peak = PeakMemory(editors.device)
     crops = run.crops(found.regions, rung.protect)
     with run.phase("optimise"):
-        through = dict.fromkeys(path for one in editors.surrogates for path in editors.paths_of(one))
-        optimised = Optimiser(
-            rung.protect, editors.surrogates, editors.device, through=tuple(through)
-        ).optimise(
+        through = [editors.paths_of(one) for one in editors.surrogates]
+        optimised = Optimiser(rung.protect, editors.surrogates, editors.device, through=through).optimise(
             picture.rgb,
             crops,
             grey=picture.colourless or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),

@@ -463,7 +463,7 @@ def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
         "elsewhere 0.910 >=0.92 0.010 missed",
         "ComfyUI with Inpaint Crop and Stitch (512 px), by flux2-mini",
         "of the region 0.800 <=0.85 0.100 >=0.03 30% >=25% met",
-        "of the region and a little more 0.970 0.010 0% works",
+        "of the region and a little more 0.970 <=0.85 0.010 >=0.03 0% >=25% works",
         "ComfyUI with Inpaint Crop and Stitch (512 px), on white, by flux2-micro (only",
         "judged)",
         "of the region 0.900 <=0.85 0.100 >=0.03 30% >=25% missed",

@@ -212,7 +212,10 @@ def test_a_copy_whose_edits_are_broken_in_no_tool_is_failed(
 ) -> None:
     """Whatever is left of it by the figures, `weak` would read as some protection."""
     monkeypatch.setattr(run, "judge", lambda *_: (Verdict.WEAK, ["why"]))
-    monkeypatch.setattr(run, "tools", lambda *_: tools)  # of either kind of edit
+    other = {
+        name: not broken for name, broken in tools.items()
+    }  # what becomes of other edits counts for nothing
+    monkeypatch.setattr(run, "tools", lambda edits, settings, *kind: other if kind else tools)
     receipt = judged(desk, Image.open(desk / "out.png"))
     assert receipt["verdict"] == verdict
     more = ["the edit of the region is broken in no tool any more"] if verdict == Verdict.FAILED else []

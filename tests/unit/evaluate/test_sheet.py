@@ -171,10 +171,11 @@ def test_each_edit_is_shown_beside_itself_where_the_sheet_says() -> None:
         assert (greenish > reddish) == (index in (0, 3)), "the far edit changed, and a tool's did not break"
 
 
-def test_what_the_verdict_does_not_rest_on_is_marked_in_plain_ink() -> None:
+@pytest.mark.parametrize("ssim", [0.4, 0.97])
+def test_what_the_verdict_does_not_rest_on_is_marked_in_plain_ink(ssim: float) -> None:
     edits = [
         EditResult("one", 0, MaskKind.TRIGGER, 0.4, 0.2, False, visible=0.9),
-        EditResult("one", 0, MaskKind.DILATED, 0.97, 0.01, False, path="forge-masked", visible=0.0),
+        EditResult("one", 0, MaskKind.DILATED, ssim, 0.1, False, path="forge-masked", visible=0.6),
     ]
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
     pairs = [pair(edit, flat(90), flat(140), mask) for edit in edits]

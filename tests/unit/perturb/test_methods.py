@@ -194,10 +194,11 @@ def test_masks_that_are_painted_otherwise_are_drawn_in_every_tool_on_request() -
     work, surrogate = task(), Counting()
     here = crop(work)
     for asked, kinds in (((), {"full"}), (("masks",), {"full", "dilated", "incomplete"})):
-        given = replace(work, paths=[[[here], [here]]], robust_to=asked)
+        elsewhere = replace(here, first=False)
+        given = replace(work, paths=[[[here], [elsewhere]]], robust_to=asked)
         search = Search(Implant(), given, [surrogate], "away", np.random.default_rng(0))
-        *_, elsewhere = (path for group in search._regions[0] for path in group)
-        drawn = [elsewhere.drawn() for _ in range(40)]
+        *_, last = (path for group in search._regions[0] for path in group)
+        drawn = [last.drawn() for _ in range(40)]
         assert {edit.kind for edit in drawn if edit.breaks} == kinds
     shapes = {edit.mask.numpy().tobytes() for edit in drawn if edit.kind == "incomplete"}
     assert len(shapes) > 3, "not one shape alone"
@@ -327,7 +328,10 @@ def test_coarse_grids_survive_where_a_tool_shrinks_the_picture(grids: int, kept:
 def test_half_of_the_looks_are_at_the_first_path_and_most_others_where_edits_break_least() -> None:
     image, mask = torch.rand(1, 3, 16, 16), np.ones((16, 16), np.bool_)
     rng = np.random.default_rng(0)
-    first, broken, whole = (Edits(EditorInput(image, mask, mask), [Counting()], rng) for _ in range(3))
+    first, broken, whole = (
+        Edits(EditorInput(image, mask, mask, first=first), [Counting()], rng)
+        for first in (True, False, False)
+    )
     edit = broken.take("full")
     assert edit is not None
     broken.note_error(edit, 0, 0.9)
@@ -389,7 +393,7 @@ def test_the_crop_is_looked_at_as_the_tools_hand_it_over() -> None:
     for name, box in (("inside", Box(400, 300, 460, 360)), ("border", Box(20, 300, 80, 360))):
         region = Region(box, "x", 1.0, "x")
         (crop,) = cropping.plan([region], 700, 900, margin=128, work=800)
-        paths = Paths(rgb, [crop], (), ("iopaint",), torch.device("cpu"))
+        paths = Paths(rgb, [crop], (), [("iopaint",)], torch.device("cpu"))
         (((found,),)) = paths.of(region, crop, np.random.default_rng(0))
         inputs[name] = found, crop
     found, crop = inputs["inside"]
@@ -401,26 +405,28 @@ def test_the_crop_is_looked_at_as_the_tools_hand_it_over() -> None:
     assert found.mask.sum() == 60 * 60
 
 
-def test_a_tool_whose_crop_follows_from_the_mask_is_asked_for_the_edit_of_the_region_alone() -> None:
-    """For an edit beside the region, or of half of it, it would make another crop."""
+def test_a_tool_that_scales_to_the_mask_is_asked_for_the_edit_of_the_region_alone() -> None:
+    """Other edits would reach its model at other scales. A surrogate's first tool is asked for all."""
     rgb: Rgb = np.asarray(photo((450, 300)))
     region = Region(Box(200, 100, 260, 160), "x", 1.0, "x")
     (crop,) = cropping.plan([region], 300, 450, margin=128, work=800)
     tools = "iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"
-    paths = Paths(rgb, [crop], (), tools, torch.device("cpu"))
-    found = paths.of(region, crop, np.random.default_rng(0))
-    follows = dict(zip(tools, (one.crop_follows_mask for one in found[0]), strict=True))
-    assert follows == {
-        "iopaint": False,
-        "comfyui-stitch-512": True,
-        "forge-whole": False,
-        "forge-masked": True,
-    }
-    work = replace(task(), paths=[found], by_need=True, robust_to=("masks",))
-    search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
-    for name, edits in zip(tools, search._regions[0][0], strict=True):
-        kinds = {edits.drawn().kind for _ in range(40)}
-        assert kinds == {"full"} if follows[name] else {"full", "ring", "dilated", "incomplete"} < kinds, name
+    all_kinds = {"full", "dilated", "incomplete", "ring"}
+    for through, firsts in (([tools], {"iopaint"}), ([tools, tools[::-1]], {"iopaint", "forge-masked"})):
+        paths = Paths(rgb, [crop], (), through, torch.device("cpu"))
+        found = paths.of(region, crop, np.random.default_rng(0))
+        work = replace(task(), paths=[found], by_need=True)
+        search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
+        kinds = {
+            name: {edits.drawn().kind for _ in range(40)} - {"far"}
+            for name, edits in zip(tools, search._regions[0][0], strict=True)
+        }
+        assert {name for name, drawn in kinds.items() if drawn == all_kinds} == firsts
+        assert {name for name, drawn in kinds.items() if drawn == {"full"}} == {
+            "comfyui-stitch-512",
+            "forge-masked",
+        } - firsts
+        assert kinds["forge-whole"] == {"full", "ring"}
 
 
 @pytest.mark.parametrize(("by_need", "ratio"), [(True, 2), (False, 1)])
@@ -429,7 +435,10 @@ def test_edits_to_break_weigh_more_on_the_first_path_where_paths_are_drawn_by_ne
 ) -> None:
     """The gradient of every look has the same magnitude; the region is all there is to edit."""
     image, whole = torch.rand((1, 3, 16, 16)), np.ones((16, 16), np.bool_)
-    first, other = (EditorInput(image, whole, whole, lambda perturbation: perturbation) for _ in range(2))
+    first, other = (
+        EditorInput(image, whole, whole, lambda perturbation: perturbation, first=first)
+        for first in (True, False)
+    )
     work = Task(image, [whole], whole, torch.ones(1, 1, 16, 16), Budget(6), paths=[[[first, other]]])
     search = Search(Still(), replace(work, by_need=by_need), [Counting()], "away", np.random.default_rng(0))
     start = torch.rand(image.shape) / 50
@@ -446,7 +455,7 @@ def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:
     rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))
     region = Region(Box(400, 300, 460, 360), "x", 1.0, "x")
     (crop,) = cropping.plan([region], 700, 900, margin=128, work=800)
-    paths = Paths(rgb, [crop], ("chain",), ("iopaint",), torch.device("cpu"))
+    paths = Paths(rgb, [crop], ("chain",), [("iopaint",)], torch.device("cpu"))
     (_, (found,)) = paths.of(region, crop, np.random.default_rng(0))
     still = torch.zeros((1, 3, *crop.size))
     box = region.box.grown(256, 900, 700)

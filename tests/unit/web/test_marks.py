@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from backfire.config import Verify
-from backfire.evaluate.judge import THRESHOLDS, EditResult, misses
+from backfire.evaluate.judge import THRESHOLDS, EditResult, is_asked, misses
 from backfire.types import MaskKind
 from backfire.web.picture import edits, is_good
 
@@ -27,15 +27,9 @@ def test_the_page_marks_an_edit_as_the_verdict_does(kind: MaskKind, first: bool,
     assert marks == {True, False}
 
 
-def test_the_page_knows_which_edits_the_verdict_rests_on() -> None:
-    settings = Verify()
-    asked = settings.model_dump(include=set(THRESHOLDS))
-    rows = [
-        EditResult("one", 0, kind, 0.97, 0.2, held_out=False, path=path)
-        for path in ("iopaint", "forge-masked")
-        for kind in (MaskKind.TRIGGER, MaskKind.DILATED)
-    ]
-    table = edits({"edits": [row.row() for row in rows]}, asked)
-    marks = {(line.path, line.kind): cell.asked for line in table.lines for cell in line.cells if cell}
-    assert [key for key, counts in marks.items() if not counts] == [("forge-masked", "dilated")]
-    assert len(marks) == 4
+@pytest.mark.parametrize("kind", list(MaskKind))
+def test_the_page_knows_which_edits_the_verdict_rests_on(kind: MaskKind) -> None:
+    rows = [EditResult("one", 0, kind, 0.97, 0.2, False, path=path) for path in ("iopaint", "forge-masked")]
+    table = edits({"edits": [row.row() for row in rows]}, Verify().model_dump(include=set(THRESHOLDS)))
+    asked = {line.path: cell.asked for line in table.lines for cell in line.cells if cell}
+    assert asked == {row.path: is_asked(row, first=row.path == "iopaint") for row in rows}

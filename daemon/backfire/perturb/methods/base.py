@@ -35,8 +35,8 @@ class EditorInput:
         before: what happens to the picture on its way to this path, such as `transforms.chained`: from
             1,3,y,x to 1,3,h,w, differentiable; None for nothing.
         untouched: 1,3,y,x, the unperturbed picture before that; `place` places a perturbation in it.
-        crop_follows_mask: whether the tool's crop follows from the mask. For another edit it would be another
-            crop, so that none but the region's comes about in this input.
+        first: whether it is on a surrogate's first attack path, where the verdict asks edits of every kind.
+        alone: whether the edit of the region is the only one to look at in this input, see `Paths`.
     """
 
     image: Tensor
@@ -45,7 +45,8 @@ class EditorInput:
     place: Callable[[Tensor], Tensor] | None = None
     before: Callable[[Tensor], Tensor] | None = None
     untouched: Tensor | None = None
-    crop_follows_mask: bool = False
+    first: bool = False
+    alone: bool = False
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
         """The input with a perturbation 1,3,H,W of the crop; 1,3,h,w, differentiable."""
@@ -78,7 +79,8 @@ class Task:
         apart: 1,3,H,W: the shares of the budget by which luma, Cb and Cr of each pixel may move, see
             `bounds`; None where these have no bounds of their own.
         starts: tiles K,3,h,w in [-1,1] of the budget that were stored for the surrogates, see `starts`.
-        hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others;
+        hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others,
+            whose gradients may weigh more on a first path (`iterative.FIRST_WEIGHT`);
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
         robust_to: what the perturbation is to survive: the transforms `jpeg` and `blur`, and `masks` that are
             painted otherwise.
@@ -110,7 +112,7 @@ class Task:
         others = self.paths[region] if self.paths else ()
         if self.by_need and others:
             return [*others]
-        return [[EditorInput(self.image, self.regions[region], self.protected)], *others]
+        return [[EditorInput(self.image, self.regions[region], self.protected, first=True)], *others]
 
     def stored_starts(self) -> Iterator[Tensor]:
         """Each of the stored starts, repeated over the crop: 1,3,H,W."""

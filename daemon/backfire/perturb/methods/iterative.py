@@ -47,12 +47,13 @@ NEED = 0.1
 """Added to how far the edits of a path are from the clean ones, before paths are drawn by its inverse: a path
 on which nothing breaks is drawn some ten times as often as one on which everything does."""
 FIRST_WEIGHT = 2.0
-"""The weight of trigger edits on the first path, where the verdict asks most, beside those on each other path
-that is drawn by need."""
+"""The weight of trigger edits on the first path of a surrogate, where the verdict asks most, beside those on
+each other path that is drawn by need."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
-"""Shapes drawn on attack paths other than the first, where the edit of the region alone is replayed."""
+"""Shapes drawn on attack paths that are no surrogate's first; the verdict asks for the region's edit."""
 REPAINTED, REPAINTED_ELSEWHERE = 32, 8
-"""Incomplete triggers drawn on the first attack path and on the others with `robust_to: [masks]`."""
+"""Incomplete triggers drawn with `robust_to: [masks]` on first attack paths and on others, unless the edit of
+the region is looked at there alone."""
 
 
 Step = Callable[[Tensor, int], Tensor]
@@ -245,29 +246,25 @@ class Search:
         # The regions of a crop share the averages, as there may be many regions and a plane is large.
         every = [one for group in paths for one in group]
         slot = every.index(path), sample.edit.breaks
-        weight = FIRST_WEIGHT if slot == (0, True) and self._task.by_need and len(every) > 1 else 1.0
+        by_need = self._task.by_need and len(every) > 1
+        weight = FIRST_WEIGHT if by_need and path.given.first and sample.edit.breaks else 1.0
         known = self._averages.setdefault(slot, torch.zeros_like(gradient))
         known.mul_(MOMENTUM).add_(gradient, alpha=weight)
         return torch.stack([*self._averages.values()]).sum(dim=0)
 
     def _paths(self, region: int) -> list[list[Edits]]:
         """The edits of a region on each of its paths, in groups, the most important path first."""
-        groups = self._task.inputs(region)
-        return [
-            [self._edits(given, elsewhere=given is not groups[0][0]) for given in group] for group in groups
-        ]
+        return [[self._edits(given) for given in group] for group in self._task.inputs(region)]
 
-    def _edits(self, given: EditorInput, *, elsewhere: bool = False) -> Edits:
+    def _edits(self, given: EditorInput) -> Edits:
         method = self._method
-        incomplete, far = (INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE) if elsewhere else (INCOMPLETE, FAR)
+        incomplete, far = (INCOMPLETE, FAR) if given.first else (INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE)
         shapes = method.shapes
         if "masks" in self._task.robust_to:
-            incomplete = REPAINTED_ELSEWHERE if elsewhere else REPAINTED
+            incomplete = REPAINTED if given.first else REPAINTED_ELSEWHERE
             shapes = partial(edit_masks.repainted, shapes=shapes)
-        # Other edits come about in other crops. In this one they would only hold up that of the region.
-        alone = elsewhere and given.crop_follows_mask
-        drawn_from = self._surrogates, self._rng, method.respond, shapes
-        return Edits(given, *drawn_from, incomplete=incomplete, far=far, alone=alone)
+        drawn_from = method.respond, shapes
+        return Edits(given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far)
 
     def _sample(self, path: Edits) -> _Sample:
         """What an iteration looks at on a path. Half of the time nothing happens to the picture before."""
@@ -313,13 +310,15 @@ def _next(paths: Sequence[Sequence[Edits]], turn: int) -> Edits:
 
 
 def neediest(paths: Sequence[Sequence[Edits]], rng: np.random.Generator) -> Edits:
-    """Half of the time the first path, on which the verdict replays edits of every kind.
+    """Half of the time a first path of a surrogate, on which the verdict asks edits of every kind.
 
     Else one of the others, drawn more often the less its trigger edits break.
     """
-    first, *others = (path for group in paths for path in group)
-    if not others or rng.random() < 0.5:
-        return first
+    every = [path for group in paths for path in group]
+    first = [path for path in every if path.given.first]
+    others = [path for path in every if not path.given.first]
+    if first and (not others or rng.random() < 0.5):
+        return first[int(rng.integers(len(first)))] if len(first) > 1 else first[0]
     needs = np.array([1 / (NEED + path.broken) for path in others])
     return others[int(rng.choice(len(others), p=needs / needs.sum()))]
 
