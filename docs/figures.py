@@ -155,14 +155,13 @@ def everywhere() -> str:
     """In each tool: edits of the region, beside it and further away, and of the region under noise."""
     kinds = "trigger", "dilated", "partial", "near", "far"
     heads = "the region", "a little more", "half of it", "beside it", "further away"
-    lines = _head("`robust_to`", "tool", "edits", *heads, "the region, under noise")
-    for said, run in {"": "everywhere", "`[masks]`": "everywhere-masks"}.items():
-        edits = table(BENCHMARKS / "paths" / run, "Edits by attack path")
-        by = {(row["path"], row["edit"]): row for row in edits}
-        for path in dict.fromkeys(row["path"] for row in edits):
-            cells = (by[path, kind]["SSIM (worst)"] for kind in kinds)
-            trigger = by[path, "trigger"]
-            lines.append(_line(said, PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
+    lines = _head("tool", "edits", *heads, "the region, under noise")
+    edits = table(BENCHMARKS / "paths" / "everywhere", "Edits by attack path")
+    by = {(row["path"], row["edit"]): row for row in edits}
+    for path in dict.fromkeys(row["path"] for row in edits):
+        cells = (by[path, kind]["SSIM (worst)"] for kind in kinds)
+        trigger = by[path, "trigger"]
+        lines.append(_line(PATHS[path].tool, trigger["n"], *cells, trigger["under noise"]))
     return "\n".join(lines)
 
 
@@ -250,7 +249,7 @@ ROBUST = {
         "three of them: ": "dev-three",
         "the three, `robust_to: [masks]`: ": "masks",
     },
-    "After treatments": {"": "dev", "`robust_to: [jpeg]`: ": "jpeg", "`robust_to: [chain]`: ": "chain"},
+    "After treatments": {"": "dev", "`robust_to: [chain]`: ": "chain"},
 }
 """By title: column heads, and the runs of `balanced` with and without it."""
 
