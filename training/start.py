@@ -141,7 +141,7 @@ def _search(
     (crop,) = cropping.plan(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
-    paths = Paths(rgb, [crop], (), through, machine(), settings.work_px).of(region, crop, rng)
+    paths = Paths(rgb, [crop], (), [through], machine(), settings.work_px).of(region, crop, rng)
     bounds = Bounds.of(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(

@@ -88,7 +88,7 @@ def test_the_optimisation_begins_with_the_tiles_of_a_declared_editor(base: Path)
     crops = cropping.plan([region], 96, 96, margin=128, work=800, whole=800)
 
     def change(*surrogates: Editor) -> np.ndarray[Any, Any]:
-        made = Optimiser(said.protect, surrogates, torch.device("cpu"), Still(), ("iopaint",)).optimise(
+        made = Optimiser(said.protect, surrogates, torch.device("cpu"), Still(), [("iopaint",)]).optimise(
             grey, crops, grey=False, rng=np.random.default_rng(0), progress=lambda *_: None
         )
         return made.rgb[32:64, 32:64].astype(int) - 128
