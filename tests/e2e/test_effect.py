@@ -62,7 +62,7 @@ def test_the_edit_breaks_and_benign_edits_do_not(protected: tuple[Sandbox, dict[
     assert set(edits) == {"trigger", "dilated", "partial", "near", "far"}
     assert 1 - edits["trigger"]["ssim"] > 2 * (1 - edits["trigger"]["control_ssim"])
     assert edits["trigger"]["l1"] > 2 * edits["far"]["l1"]
-    assert edits["far"]["ssim"] > 0.9
+    assert edits["far"]["ssim"] > 0.92
     assert receipt["max_change_levels"] <= 12
     assert receipt["psnr_db"] > 34
     assert receipt["iterations_made"] == receipt["iterations"]

@@ -450,6 +450,19 @@ def test_edits_to_break_weigh_more_on_the_first_path_where_paths_are_drawn_by_ne
     assert sizes[1, True] == pytest.approx(limit, rel=0.1)
 
 
+@pytest.mark.parametrize(("error", "weight"), [(0.01, 1), (0.3, 2)])
+def test_an_edit_to_keep_weighs_more_on_the_first_path_while_it_is_off(error: float, weight: float) -> None:
+    work = task()
+    given = replace(work, paths=[[[crop(work), replace(crop(work), first=False)]]], by_need=True)
+    search = Search(Still(), given, [Counting()], "away", np.random.default_rng(0))
+    first, other = search._regions[0][0]
+    ring = first.take("ring")
+    assert ring is not None
+    for path in (first, other):
+        path.note_error(ring, 0, error)
+    assert (search._weight(first, ring), search._weight(other, ring)) == (weight, 1)
+
+
 def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:
     """The input is half as large; without a perturbation it is the clean picture after the same sites."""
     rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))

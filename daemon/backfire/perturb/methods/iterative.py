@@ -47,8 +47,8 @@ NEED = 0.1
 """Added to how far the edits of a path are from the clean ones, before paths are drawn by its inverse: a path
 on which nothing breaks is drawn some ten times as often as one on which everything does."""
 FIRST_WEIGHT = 2.0
-"""The weight of trigger edits on the first path of a surrogate, where the verdict asks most, beside those on
-each other path that is drawn by need."""
+"""The weight on the first path of a surrogate, where the verdict asks most, of trigger edits and of benign
+ones that are off by more than is tolerated, beside edits on each other path that is drawn by need."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
 """Shapes drawn on attack paths that are no surrogate's first; the verdict asks for the region's edit."""
 REPAINTED, REPAINTED_ELSEWHERE = 32, 8
@@ -246,11 +246,15 @@ class Search:
         # The regions of a crop share the averages, as there may be many regions and a plane is large.
         every = [one for group in paths for one in group]
         slot = every.index(path), sample.edit.breaks
-        by_need = self._task.by_need and len(every) > 1
-        weight = FIRST_WEIGHT if by_need and path.given.first and sample.edit.breaks else 1.0
+        weight = self._weight(path, sample.edit) if len(every) > 1 else 1.0
         known = self._averages.setdefault(slot, torch.zeros_like(gradient))
         known.mul_(MOMENTUM).add_(gradient, alpha=weight)
         return torch.stack([*self._averages.values()]).sum(dim=0)
+
+    def _weight(self, path: Edits, edit: Edit) -> float:
+        """The weight of an edit's gradient in the average of its path, see `FIRST_WEIGHT`."""
+        counts = edit.breaks or edit.kind in path.spoilt
+        return FIRST_WEIGHT if self._task.by_need and path.given.first and counts else 1.0
 
     def _paths(self, region: int) -> list[list[Edits]]:
         """The edits of a region on each of its paths, in groups, the most important path first."""
