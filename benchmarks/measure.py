@@ -32,6 +32,7 @@ from backfire.evaluate.judge import EditResult
 from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
 from backfire.evaluate.replay import replay
 from backfire.imaging import masks
+from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
 from backfire.perturb.methods.base import Method
 from backfire.perturb.optimiser import Optimiser
@@ -99,7 +100,7 @@ def protected(
     else:
         margin, work = settings.margin_px, settings.work_px
         crops = cropping.plan(regions, height, width, margin=margin, work=work, whole=settings.whole_px)
-    with peak() as memory:
+    with peak() as memory, hardware.memory_kept():
         began, worked = time.perf_counter(), time.process_time()
         changed = (
             Optimiser(settings, surrogates, CPU, method, through)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT = 2**29
+"""The bytes of the largest block that `memory_kept` keeps."""
+_ADAPTED = 2**25
+"""The threshold to which glibc adapts by itself where large blocks come and go, in bytes; see mallopt(3)."""
 
 
 def pick_device(setting: str) -> torch.device:
@@ -98,6 +104,31 @@ def dtype_named(name: str, setting: str = "dtype") -> torch.dtype:
     """The number format of a name. Raises a ConfigError that suggests the nearest valid name."""
     require(name, DTYPES, setting)
     return DTYPES[name]
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let what is freed meanwhile stay with this process, so that the next tensor of its size finds it.
+
+    An iteration allocates and frees the same large tensors again and again. Glibc gives each back to the
+    system at once and asks for it anew, and the system clears every page: a tenth of the processor time of a
+    picture on a virtual machine (AMD EPYC, 480 px). What is computed stays the same. At the end everything
+    that is free goes back. Blocks larger than `_KEPT` are treated as before, as a spare one would cost too
+    much; other systems and C libraries are left alone.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    mallopt, trim = (getattr(libc, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or trim is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _ADAPTED)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _ADAPTED)
+        trim(0)
 
 
 class PeakMemory:

@@ -71,7 +71,7 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
         editors = run.load_editors(rung.protect, frugal=rung.frugal)
     peak = PeakMemory(editors.device)
     crops = run.crops(found.regions, rung.protect)
-    with run.phase("optimise"):
+    with run.phase("optimise"), hardware.memory_kept():
         through = [editors.paths_of(one) for one in editors.surrogates]
         optimised = Optimiser(rung.protect, editors.surrogates, editors.device, through=through).optimise(
             picture.rgb,

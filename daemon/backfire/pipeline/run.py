@@ -189,7 +189,7 @@ class Run:
         some tools edit the colours that are stored, others what is seen of them.
         """
         original = self.picture.rgb
-        with self.phase("verify"):
+        with self.phase("verify"), hardware.memory_kept():
             replayed = self._replay(original, published.rgb, crops, editors)
             flat = imaging.flattened(self.picture)
             if flat is not None and published.flat is not None and _differs(flat, original, crops):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from backfire.errors import ConfigError
-from backfire.inpaint.hardware import PeakMemory, cpu_prefers_bfloat16, dtype_named
+from backfire.inpaint.hardware import PeakMemory, cpu_prefers_bfloat16, dtype_named, memory_kept
 
 
 def test_number_formats_by_name() -> None:
@@ -27,6 +29,24 @@ def test_the_peak_counts_freed_memory_but_none_from_before_the_count() -> None:
     torch.ones(50 * megabyte)  # 200 MiB
     assert peak.since_start
     assert 150 * megabyte < peak.bytes - before < 250 * megabyte
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt"
+)
+def test_freed_memory_is_kept_while_it_is_needed_and_given_back_then() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(24 * 2**20)  # 96 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    plain = faults()
+    with memory_kept():
+        faults()  # the first blocks come from the system
+        kept = faults()
+    assert kept * 4 < plain
+    assert faults() > plain // 2
 
 
 @pytest.mark.gpu
