@@ -11,7 +11,7 @@ import typer
 
 from backfire import config
 from backfire.cli.common import DEFAULT, Config, app, err, out
-from backfire.config import Settings
+from backfire.config import Serve, Settings
 from backfire.errors import ConfigError
 from backfire.web.options import Options
 
@@ -20,7 +20,7 @@ from backfire.web.options import Options
 def page(
     token: Annotated[
         bool,
-        typer.Option("--token", help="Print the token, and the address that unlocks the page, and exit."),
+        typer.Option("--token", help="Print the token, and the addresses that unlock the page, and exit."),
     ] = False,
     new_token: Annotated[
         bool, typer.Option("--new-token", help="Make another token first; it locks all browsers out.")
@@ -33,10 +33,10 @@ def page(
     if address is None:
         raise ConfigError(f"{config_file}: serve.page is not set; write serve: {{page: 127.0.0.1:9480}}")
     secret = _token(settings, new=new_token)
-    here = "http://localhost" if isinstance(address, Path) else f"http://{settings.serve.page}"
     if token or new_token:
         out.print(secret, markup=False)
-        out.print(f"{here}/unlock#{secret}", markup=False, soft_wrap=True)
+        for place in _reached_at(settings.serve):
+            out.print(f"{place}/unlock#{secret}", markup=False, soft_wrap=True)
         return
     err.print(
         f"the status page is at {settings.serve.page}; to unlock it: backfire page --token", markup=False
@@ -44,6 +44,16 @@ def page(
     # The page's process loads neither the configuration's libraries nor those of the other commands.
     options = options_of(settings, config_file, address)
     os.execv(sys.executable, [sys.executable, "-m", "backfire.web", options.to_json()])
+
+
+def _reached_at(serve: Serve) -> list[str]:
+    """Where browsers find the page: at its port on this machine, and by the name under which a proxy asks.
+
+    A socket without such a name is reached through a tunnel, whose port its user must add.
+    """
+    here = [] if isinstance(serve.page_address, Path) else [f"http://{serve.page}"]
+    proxy = [f"https://{host}" for host in serve.allowed_hosts if not host.startswith("*")][:1]
+    return here + proxy or ["http://localhost"]
 
 
 def _token(settings: Settings, *, new: bool) -> str:
