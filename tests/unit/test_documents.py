@@ -137,7 +137,7 @@ def commands() -> dict[str, set[str]]:
     return dict(walk(typer.main.get_command(app), ""))
 
 
-AS_ANOTHER = re.compile(r"^\s*(sudo (-u \w+ )?(\w+=\S+ )*|docker compose exec \w+ )")
+AS_ANOTHER = re.compile(r"^\s*(sudo (-H?u \w+ )?(\w+=\S+ )*|docker compose exec \w+ )")
 """Words that may come before the program."""
 
 
@@ -153,7 +153,7 @@ def told(document: Path) -> Iterator[list[str]]:
     for line in lines:
         for part in re.split(r"\|| && ", line):
             words = shlex.split(AS_ANOTHER.sub("", part), comments=True)
-            if words and Path(words[0]).name == "backfire":
+            if words and Path(words[0]).name in ("backfire", "bf"):  # `bf` is a function that the pages define
                 yield words[1:]
 
 
