@@ -22,6 +22,8 @@ CATALOGUE: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 )
 """Frames, reasons, refused kinds of files and codes, as `advice.toml` describes them."""
+DOCUMENTATION = "https://github.com/backfire-project/backfire/blob/main/"
+"""Where the pages lie for everybody: a wheel, a Debian package and an image hold none of them."""
 WEAK_PAGE = "docs/concepts/verdicts.md#what-to-do-about-a-weak-verdict"
 REGION_HELPS = frozenset(
     {"no_region", "mask_unreadable", "mask_size", "mask_empty", "not_protected", "weak", "detector"}
@@ -50,7 +52,7 @@ class Advice:
         sentence: what became of the picture.
         action: what to do.
         mend: the part of the action that holds for all pictures with this reason.
-        page: the page of the documentation that says more, with its anchor.
+        page: the address of the page of the documentation that says more, with its anchor.
         details: the job's own message, with names and numbers.
     """
 
@@ -67,7 +69,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is said of a reason or a code, with its blanks filled."""
+    """What is said of a reason or a code, with its blanks filled; the page by its path in the repository."""
 
     key: str
     sentence: str
@@ -101,7 +103,7 @@ def of(job: Job, language: str = "en", where: Where = "command_line") -> Advice 
     mend = mends[:1].upper() + mends[1:]
     action = frames[_frame(job, known, where, found.mend)].format(id=job.id, mend=mends, Mend=mend)
     key = f"held_{known.value}" if held and known else found.key
-    return Advice(key, sentence, action, f"{mend}.", found.page, message)
+    return Advice(key, sentence, action, f"{mend}.", DOCUMENTATION + found.page, message)
 
 
 def may_retry(job: Job) -> bool:

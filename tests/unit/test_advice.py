@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,8 @@ def test_every_page_is_there() -> None:
         headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.MULTILINE)
         slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
         assert anchor in slugs, page
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"{project['urls']['Source']}/blob/main/" == advice.DOCUMENTATION
 
 
 @pytest.mark.parametrize(

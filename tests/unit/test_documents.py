@@ -153,7 +153,7 @@ def told(document: Path) -> Iterator[list[str]]:
     for line in lines:
         for part in re.split(r"\|| && ", line):
             words = shlex.split(AS_ANOTHER.sub("", part), comments=True)
-            if words and Path(words[0]).name in ("backfire", "bf"):  # `bf` is a function that the pages define
+            if words and Path(words[0]).name in ("backfire", "bf"):  # `bf` is a function of docs/install.md
                 yield words[1:]
 
 

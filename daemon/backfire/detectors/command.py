@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from backfire.advice import DOCUMENTATION
 from backfire.config import Command
 from backfire.detectors import Source, markup
 from backfire.errors import Code, ModelError
@@ -55,7 +56,7 @@ class CommandDetector:
             )
         except ValueError as error:
             what = f"printed something else than regions: {error}"
-            raise self._failed(source, what, "see docs/guides/regions.md") from error
+            raise self._failed(source, what, f"see {DOCUMENTATION}docs/guides/regions.md") from error
         return regions
 
     def _run(self, picture: str, folder: str, source: Source) -> bytes:

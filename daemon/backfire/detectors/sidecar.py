@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from backfire.advice import DOCUMENTATION
 from backfire.config import Sidecars
 from backfire.detectors import Sidecar, Source, markup
 from backfire.errors import Code, InputError
@@ -168,7 +169,8 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
         message = f"{subject}: {error}, expected {size}; annotate this very picture"
         raise InputError(Code.MASK_SIZE, message) from error
     except ValueError as error:
-        message = f"{subject}: {error}; see docs/guides/regions.md for what is read, or remove the file"
+        remedy = f"see {DOCUMENTATION}docs/guides/regions.md for what is read, or remove the file"
+        message = f"{subject}: {error}; {remedy}"
         raise InputError(Code.MASK_UNREADABLE, message) from error
     if not regions and not shared:
         message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from backfire import advice
 from backfire.admin import decisions
 from backfire.cli.commands import app
 from backfire.cli.common import UNKNOWN_FILE, print_receipt
@@ -79,7 +80,7 @@ def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: Hou
     reports = [str(weak.base / "reports" / "desk" / f"me.png{end}") for end in (".json", ".sheet.jpg")]
     assert lines[-4:] == [*(f"details: {reason}" for reason in REASONS), *reports]
     assert lines[-6].startswith(f"{said} It is in the outbox all the same. Accept it, which changes no file")
-    assert lines[-5] == "more: docs/concepts/verdicts.md#what-to-do-about-a-weak-verdict"
+    assert lines[-5] == f"more: {advice.DOCUMENTATION}{advice.WEAK_PAGE}"
     (job,) = json.loads(tell("explain", "desk/me.png", "--json").stdout)["jobs"]
     assert (job["message"], job["reports"]) == (why, reports)
 
