@@ -160,7 +160,7 @@ def thresholds() -> str:
     def asked(setting: str) -> str:
         return f"**{getattr(Verify(), setting):g}** (`{setting}`)"
 
-    broken = "break: SSIM at most {}, L1 at least {}, plainly seen over a share of at least {}"
+    broken = "break: SSIM at most {}, L1 at least {}, a visible share of at least {}"
     kept = "keep working: SSIM at least {}"
     width = f"{masks.DILATION // 2} px"
     whole = broken.format(asked("trigger_ssim_max"), asked("trigger_l1_min"), asked("trigger_visible_min"))

@@ -189,7 +189,7 @@ def _spaces(settings: Settings) -> Iterator[Check]:
         floor = settings.limits.free_mb
         remedy = "free some space: results and private copies need it" if free < LOW_SPACE else ""
         if names != ["inbox"] and free >> 20 < floor:  # nothing is written to the inbox
-            remedy = f"free some space: limits.free_mb asks for {floor} MB, and with less nothing is begun"
+            remedy = f"free some space: limits.free_mb asks for {floor} MiB, and with less nothing is begun"
         yield Check(subject, f"{free / 2**30:.1f} GiB free", remedy)
 
 

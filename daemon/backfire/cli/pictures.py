@@ -187,7 +187,7 @@ def verify(
         ),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Write the picture sheet here (JPEG).")
+        Path | None, typer.Option("--sheet", help="Write the before/after sheet here (JPEG).")
     ] = None,
     config_file: Annotated[
         Path | None,

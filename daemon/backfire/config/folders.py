@@ -20,13 +20,13 @@ class Folders(Section):
     outbox: Path = Path("outbox")
     """The folder of the protected copies."""
     archive: Path = Path("archive")
-    """The folder of the untouched originals of what was published."""
+    """The folder of the unchanged originals of what was published."""
     failed: Path = Path("failed")
     """The folder of the originals that could not be protected, each with NAME.EXT.error.json."""
     review: Path = Path("review")
     """The folder of the originals that a person is to decide about, each with NAME.EXT.review.json."""
     reports: Path = Path("reports")
-    """The folder of the receipts (NAME.EXT.json) and picture sheets (NAME.EXT.sheet.jpg)."""
+    """The folder of the receipts (NAME.EXT.json) and before/after sheets (NAME.EXT.sheet.jpg)."""
     state: Path = Path("state")
     """The folder of the job database and of private copies, which must be on a local disk."""
 

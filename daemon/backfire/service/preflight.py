@@ -149,5 +149,5 @@ def missing_space(settings: Settings) -> str:
         except OSError as error:
             return f"{name} {folder}: cannot be asked for its free space ({error.strerror})"
         if free < floor:
-            return f"{name} {folder}: {free} MB free, limits.free_mb asks for {floor}; free some space"
+            return f"{name} {folder}: {free} MiB free, limits.free_mb asks for {floor}; free some space"
     return ""

@@ -40,7 +40,7 @@ def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
         assert bad == []
     else:
         assert [lines[number].startswith("BAD space for ") for number in bad] == [True], told.stdout
-        assert lines[bad[0] + 1].startswith("      free some space: limits.free_mb asks for 1000000000 MB")
+        assert lines[bad[0] + 1].startswith("      free some space: limits.free_mb asks for 1000000000 MiB")
     assert told.exit_code == status
 
 
