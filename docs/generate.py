@@ -21,7 +21,7 @@ from backfire.config import Verify, describe
 from backfire.imaging import masks
 from backfire.types import Family
 from backfire.weights.pipelines import pipelines
-from docs import figures, packages
+from docs import api, figures, packages
 
 DOCS = Path(__file__).parent
 
@@ -78,6 +78,7 @@ def generated() -> Mapping[Path, bytes]:
         "develop/decisions.md": {"starts": figures.starts()},
         "guides/strength.md": {"strengths": figures.strengths(), "quick": figures.quick()},
         "guides/editors.md": {"pipelines": flow_pipelines()},
+        "reference/python.md": {"functions": api.functions(), "exceptions": api.exceptions()},
         "reference/receipt.md": {"fields": receipt()},
     }
     pages |= {name: _filled((DOCS / name).read_text(), bodies) for name, bodies in parts.items()}

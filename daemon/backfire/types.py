@@ -71,7 +71,7 @@ def composed(name: bytes | str) -> str:
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of the upright picture; right and bottom are exclusive."""
+    """Left, top, right and bottom in pixels of the upright picture; right and bottom are exclusive."""
 
     left: int
     top: int
