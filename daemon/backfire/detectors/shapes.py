@@ -204,12 +204,20 @@ def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) ->
         kept = [_joined([kept[i] for i in np.flatnonzero(group == g)]) for g in range(count)]
 
 
+def united(regions: Sequence[Region]) -> tuple[Box, Mask]:
+    """The box around several regions, of which there is one or more, and the union of their shapes in it."""
+    box = reduce(Box.union, (region.box for region in regions))
+    mask = np.zeros((box.height, box.width), dtype=np.bool_)
+    for region in regions:  # in place: a crowd has hundreds of regions, and the box is the whole picture
+        mask[_slices(*region.box, box)] |= True if region.mask is None else region.mask
+    return box, mask
+
+
 def _joined(regions: Sequence[Region]) -> Region:
     """One region with the union of several shapes."""
     if len(regions) == 1:
         return regions[0]
-    box = reduce(Box.union, (region.box for region in regions))
-    mask: Mask = np.logical_or.reduce([within(region, box) for region in regions])
+    box, mask = united(regions)
     labels = dict.fromkeys(part for region in regions for part in region.label.split("+"))
     shown = [label for label in labels if label != MORE][:NAMES_MOST]
     return Region(

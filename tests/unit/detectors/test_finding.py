@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,17 @@ def test_too_many_regions_are_joined_and_none_is_lost() -> None:
     assert 1 <= len(few) <= 5
     for region in regions:
         assert any((one.plane(400, 600) & region.plane(400, 600)).sum() == 64 for one in few)
+
+
+def test_joining_a_crowd_takes_the_memory_of_few_planes() -> None:
+    crowd = [plain(x, y, x + 8, y + 8) for x in range(0, 600, 40) for y in range(0, 400, 40)]
+    tracemalloc.start()
+    try:
+        every(*crowd, merge_px=40)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10 * RGB[..., 0].size, "and not of one for each of 150 regions"
 
 
 class Failing:
