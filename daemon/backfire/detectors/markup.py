@@ -9,15 +9,26 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from backfire.detectors.shapes import Points, ellipse, region_of, region_of_mask, uncompressed, unrolled
+from backfire.detectors.shapes import (
+    Points,
+    ellipse,
+    region_of,
+    region_of_mask,
+    uncompressed,
+    united,
+    unrolled,
+)
+from backfire.errors import InputError
 from backfire.imaging import decode_painting
-from backfire.types import Mask, Region
+from backfire.types import Mask, Region, composed
 
 MOST = 1000
 """The most regions of one picture."""
@@ -150,13 +161,16 @@ def read(
     if shared:
         if not {"images", "annotations"} <= keys or not isinstance(document["images"], list):
             raise ValueError("is no COCO file, which its name says; give it another name")
-        document = {**document, "images": [one for one in document["images"] if _is_named(one, picture)]}
+        images = document["images"]
+        names = [str(one.get("file_name", "")) if isinstance(one, dict) else "" for one in images]
+        document = {**document, "images": [images[i] for i in _named(picture, names)]}
         if not document["images"]:
             return []
     for known, reader in _READERS.items():
         if known in keys:
             try:
-                return _bounded(reader(document, picture, width, height, detector), width * height)
+                regions = reader(document, picture, width, height, detector)
+                return [*_Area(width, height).taken(regions)]
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
@@ -166,90 +180,108 @@ def read(
     )
 
 
-def _bounded(regions: Iterator[Region], area: int) -> list[Region]:
-    """The regions as a list; raises ValueError if they or their masks are too many to hold in memory."""
-    kept: list[Region] = []
-    masks = 0
-    for region in regions:
-        kept.append(region)
-        masks += 0 if region.mask is None else region.mask.size
-        if len(kept) > MOST:
-            raise ValueError(f"has more than {MOST} regions, expected at most so many")
-        if masks > MOST_AREA * area:
-            raise ValueError(
-                f"its shapes' bounding boxes cover the picture more than {MOST_AREA} times; "
-                "merge those that overlap"
-            )
-    return kept
+class _Area:
+    """The area that masks may still take, see `MOST_AREA`."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._left = MOST_AREA * width * height
+
+    def taken(self, regions: Iterable[Region | None]) -> Iterator[Region]:
+        """Those of the regions that lie in the picture; raises ValueError if their masks take too much."""
+        for region in regions:
+            if region is None:
+                continue
+            self._left -= 0 if region.mask is None else region.mask.size
+            if self._left < 0:
+                raise ValueError(
+                    f"its shapes' bounding boxes cover the picture more than {MOST_AREA} times; "
+                    "merge those that overlap"
+                )
+            yield region
 
 
-def own(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region]:
-    """The regions of our own schema."""
+def own(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
+    """The regions of our own schema; None for one outside the picture."""
     file = OwnFile.model_validate(document)
     if file.size is not None:
         _require_size(*file.size, width, height)
     scale = (width, height) if file.unit == "relative" else (1, 1)
     for region in file.regions:
-        placed = region_of(region.points() * scale, region.label, detector, width, height, region.score)
-        if placed is not None:
-            yield placed
+        yield region_of(region.points() * scale, region.label, detector, width, height, region.score)
 
 
-def _is_named(image: object, picture: str) -> bool:
-    """Whether an image of a COCO file is a picture, by its name without folders."""
-    name = image.get("file_name") if isinstance(image, dict) else None
-    return isinstance(name, str) and name.rpartition("/")[2] == picture.rpartition("/")[2]
+def _named(picture: str, names: Sequence[str]) -> list[int]:
+    """Which of the names of a COCO file's images mean a picture, as positions.
+
+    Folders do not count. If no name is the same, those are taken that a mask of this picture might have, in
+    the other case or Unicode form; and if there are none either, those that are it in the spelling of URLs.
+    """
+    for spelled in (_base, _folded, lambda name: _folded(unquote(name))):
+        wanted = spelled(picture)
+        if found := [i for i, name in enumerate(names) if spelled(name) == wanted]:
+            return found
+    return []
 
 
-def _coco(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region]:
+def _base(name: str) -> str:
+    """A name without folders, which Windows separates by backslashes."""
+    return re.split(r"[/\\]", name)[-1]
+
+
+def _folded(name: str) -> str:
+    return composed(_base(name)).lower()
+
+
+def _coco(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
     file = _Coco.model_validate(document)
     if len(file.images) == 1:
         image = file.images[0]
     else:
-        base = picture.rpartition("/")[2]
-        named = [image for image in file.images if image.file_name.rpartition("/")[2] == base]
+        named = _named(picture, [image.file_name for image in file.images])
         if len(named) != 1:
-            raise ValueError(f"annotates {len(file.images)} pictures, {len(named)} of them named {base}")
-        image = named[0]
+            raise ValueError(
+                f"annotates {len(file.images)} pictures, {len(named)} of them named {_base(picture)}"
+            )
+        image = file.images[named[0]]
     _require_size(image.width, image.height, width, height)
+    annotations = [one for one in file.annotations if one.image_id == image.id]
+    if len(annotations) > MOST:
+        raise ValueError(f"has more than {MOST} regions, expected at most so many")
     names = {category.id: category.name for category in file.categories}
-    for annotation in file.annotations:
-        if annotation.image_id != image.id:
-            continue
+    drawn = _Area(width, height)
+    for annotation in annotations:
         label = names.get(annotation.category_id or 0, "region")
-        plane = _coco_mask(annotation, width, height)
-        if plane is not None:
-            placed = region_of_mask(plane, label, detector, annotation.score)
+        shape = annotation.segmentation
+        if isinstance(shape, _CocoRuns):
+            yield region_of_mask(_coco_mask(shape, width, height), label, detector, annotation.score)
+        elif shape:
+            outlines = (region_of(_corners(flat), label, detector, width, height) for flat in shape)
+            if parts := [*drawn.taken(outlines)]:
+                box, mask = united(parts)
+                yield region_of_mask(mask, label, detector, annotation.score, at=(box.left, box.top))
         elif annotation.bbox is not None:
             x, y, w, h = annotation.bbox
             corners = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
-            placed = region_of(corners, label, detector, width, height, annotation.score)
+            yield region_of(corners, label, detector, width, height, annotation.score)
         else:
             raise ValueError("an annotation has neither bbox nor segmentation")
-        if placed is not None:
-            yield placed
 
 
-def _coco_mask(annotation: _CocoAnnotation, width: int, height: int) -> Mask | None:
-    """The mask H,W of an annotation's segmentation; None if it has none."""
-    shape = annotation.segmentation
-    if not shape:
-        return None
-    if isinstance(shape, _CocoRuns):
-        _require_size(shape.size[1], shape.size[0], width, height)
-        counts = uncompressed(shape.counts) if isinstance(shape.counts, str) else shape.counts
-        return unrolled(counts, width, height)
-    plane = np.zeros((height, width), dtype=np.bool_)
-    for outline in shape:
-        if len(outline) < 6 or len(outline) % 2:
-            raise ValueError(f"a segmentation has an outline of {len(outline)} numbers, expected x, y pairs")
-        part = region_of(np.array(outline).reshape(-1, 2), "", "", width, height)
-        if part is not None:
-            plane[part.box.slices] |= True if part.mask is None else part.mask
-    return plane
+def _coco_mask(shape: _CocoRuns, width: int, height: int) -> Mask:
+    """The mask H,W of a segmentation in run lengths."""
+    _require_size(shape.size[1], shape.size[0], width, height)
+    counts = uncompressed(shape.counts) if isinstance(shape.counts, str) else shape.counts
+    return unrolled(counts, width, height)
 
 
-def _labelme(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region]:
+def _corners(flat: Sequence[float]) -> Points:
+    """The corners N,2 of an outline that is written as x, y, x, y, …"""
+    if len(flat) < 6 or len(flat) % 2:
+        raise ValueError(f"a segmentation has an outline of {len(flat)} numbers, expected x, y pairs")
+    return np.array(flat, dtype=np.float64).reshape(-1, 2)
+
+
+def _labelme(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
     file = _Labelme.model_validate(document)
     _require_size(file.imageWidth, file.imageHeight, width, height)
     for shape in file.shapes:
@@ -264,27 +296,28 @@ def _labelme(document: Any, picture: str, width: int, height: int, detector: str
             (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
             points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         if shape.shape_type == "mask":
-            plane = _labelme_mask(shape.mask, int(points[0, 0]), int(points[0, 1]), width, height)
-            placed = region_of_mask(plane, shape.label, detector)
+            left, top = int(points[0, 0]), int(points[0, 1])
+            if left < 0 or top < 0:
+                raise ValueError(f"a mask begins at {left}, {top}, outside the picture")
+            mask = _labelme_mask(shape.mask, width, height)
+            inside = mask[: max(height - top, 0), : max(width - left, 0)]
+            yield region_of_mask(inside, shape.label, detector, at=(left, top))
         else:
-            placed = region_of(points, shape.label, detector, width, height)
-        if placed is not None:
-            yield placed
+            yield region_of(points, shape.label, detector, width, height)
 
 
-def _labelme_mask(encoded: str | None, left: int, top: int, width: int, height: int) -> Mask:
-    """The mask H,W from a PNG of the shape's own size in base64."""
+def _labelme_mask(encoded: str | None, width: int, height: int) -> Mask:
+    """The mask of the shape's own size from a PNG in base64."""
     try:
         data = base64.b64decode(encoded or "", validate=True)
     except binascii.Error as error:
         raise ValueError(f"a mask is not base64 ({error})") from error
-    mask = decode_painting(data, name="of LabelMe", max_pixels=4 * width * height + 4096)[..., 0] > 0
-    if left < 0 or top < 0:
-        raise ValueError(f"a mask begins at {left}, {top}, outside the picture")
-    plane = np.zeros((height, width), dtype=np.bool_)
-    part = mask[: max(height - top, 0), : max(width - left, 0)]
-    plane[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return plane
+    try:
+        painting = decode_painting(data, name="of LabelMe", max_pixels=4 * width * height + 4096)
+    except InputError as error:
+        raise ValueError(f"a mask cannot be read ({error})") from error
+    mask: Mask = painting[..., 0] > 0
+    return mask
 
 
 def _require_size(got_width: int | None, got_height: int | None, width: int, height: int) -> None:
@@ -297,7 +330,7 @@ def _require_size(got_width: int | None, got_height: int | None, width: int, hei
         raise WrongSize(f"is for {got_width}x{got_height} pixels{turned}")
 
 
-_READERS: dict[str, Callable[[Any, str, int, int, str], Iterator[Region]]] = {
+_READERS: dict[str, Callable[[Any, str, int, int, str], Iterator[Region | None]]] = {
     "annotations": _coco,
     "shapes": _labelme,
     "regions": own,

@@ -58,12 +58,16 @@ def region_of(
     return Region(box, label=named(label), score=score, detector=detector, mask=mask)
 
 
-def region_of_mask(plane: Mask, label: str, detector: str, score: float = 1.0) -> Region | None:
-    """The region of a mask H,W of the whole picture; None if it marks nothing."""
+def region_of_mask(
+    plane: Mask, label: str, detector: str, score: float = 1.0, *, at: tuple[int, int] = (0, 0)
+) -> Region | None:
+    """The region of a mask H,W that lies `at` x, y in the picture; None if it marks nothing."""
     if not plane.any():
         return None
-    box = Box.around(plane)
-    return Region(box, named(label), score, detector, plane[box.slices].copy())
+    tight = Box.around(plane)
+    (x, y), (left, top, right, bottom) = at, tight
+    box = Box(x + left, y + top, x + right, y + bottom)
+    return Region(box, named(label), score, detector, plane[tight.slices].copy())
 
 
 def _is_rectangle(points: Points) -> bool:

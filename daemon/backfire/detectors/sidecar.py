@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -19,6 +20,8 @@ from backfire.errors import Code, InputError
 from backfire.files import inbox
 from backfire.imaging import decode_painting
 from backfire.types import Box, Mask, Region, Rgb
+
+log = structlog.get_logger()
 
 NEAR = 16
 """Parts of a mask closer than this, in pixels, form one region, so that a signature is one and not many
@@ -45,8 +48,9 @@ class SidecarDetector:
         """The regions of all files; see `Detector.detect`.
 
         Several painted masks count as their union, with one region for each group of marked parts that lie
-        near each other. Every marked pixel is in the mask of exactly one region, and no other pixel is in
-        any. If the colours tell regions apart, each colour is grouped by itself.
+        near each other. Every marked pixel is in the mask of a region, and no other pixel is in any. If the
+        colours tell regions apart, each colour is grouped by itself; then a pixel is in two regions where two
+        files paint it in different colours, and otherwise in one.
 
         Raises:
             InputError: `MASK_UNREADABLE`, a file cannot be read; `MASK_SIZE`, it has not the size of the
@@ -172,7 +176,9 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
         remedy = f"see {DOCUMENTATION}docs/guides/regions.md for what is read, or remove the file"
         message = f"{subject}: {error}; {remedy}"
         raise InputError(Code.MASK_UNREADABLE, message) from error
-    if not regions and not shared:
+    if not regions and shared:
+        log.info("no_annotation", path=source.name, annotations=sidecar.name)
+    elif not regions:
         message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"
         raise InputError(Code.MASK_EMPTY, message)
     return regions

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import polygon2mask
 
 from backfire.config import Sidecars
 from backfire.detectors import Sidecar, Source
+from backfire.detectors.markup import read
 from backfire.detectors.shapes import merged, uncompressed
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
@@ -198,8 +201,25 @@ def test_the_number_of_regions_and_of_masks_of_the_whole_picture_is_limited() ->
     with pytest.raises(InputError, match="more than 8 times; merge") as caught:
         found(coco(*[whole] * 9))
     assert caught.value.code is Code.MASK_UNREADABLE
-    with pytest.raises(InputError, match="more than 1000 regions"):
-        found(coco(*[{"bbox": [10, 20, 30, 40]}] * 1001))
+    for x in (10, 900):  # also outside the picture, since each costs time
+        with pytest.raises(InputError, match="more than 1000 regions"):
+            found(coco(*[{"bbox": [x, 20, 30, 40]}] * 1001))
+    corner = [[0.0, 0.0, 300.0, 0.0, 0.0, 200.0]]
+    assert len(found(coco({"segmentation": corner * 8}))) == 1
+    with pytest.raises(InputError, match="more than 8 times; merge"):
+        found(coco({"segmentation": corner * 9}))
+
+
+def test_the_outlines_of_a_coco_annotation_are_one_region() -> None:
+    outlines = [[10.0, 20.0, 30.0, 20.0, 30.0, 40.0, 10.0, 40.0], [50.2, 60.4, 90.0, 60.4, 50.2, 99.0]]
+    (region,) = found(coco({"segmentation": [*outlines, [-9.0, -9.0, -5.0, -9.0, -5.0, -5.0]]}))
+    expected = np.zeros((200, 300), dtype=np.bool_)
+    for flat in outlines:
+        corners = np.array(flat).reshape(-1, 2)[:, ::-1] - 0.5
+        expected |= polygon2mask((200, 300), corners)  # type: ignore[no-untyped-call]
+    np.testing.assert_array_equal(region.plane(200, 300), expected)
+    assert region.box == Box.around(expected)
+    assert region.label == "logo"
 
 
 def test_a_polygon_covers_the_pixels_whose_centres_are_inside() -> None:
@@ -219,6 +239,45 @@ def test_of_several_pictures_in_a_file_the_one_of_this_name_is_used() -> None:
     document["images"][0]["file_name"] = "bird.jpg"
     with pytest.raises(InputError, match=r"0 of them named cat\.jpg"):
         found(document)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("images/é b.jpg", "é b.jpg"),
+        ("JPEGImages\\é b.jpg", "é b.jpg"),
+        ("É B.JPG", "é b.jpg"),
+        (unicodedata.normalize("NFD", "é b.jpg"), "é b.jpg"),
+        ("é b.jpg", unicodedata.normalize("NFD", "é b.jpg")),
+        ("images/%C3%A9%20b.jpg", "é b.jpg"),
+    ],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_picture_is_found_in_a_coco_file_however_its_name_is_spelled(
+    written: str, name: str, shared: bool
+) -> None:
+    document = coco({"bbox": [10, 20, 30, 40]}, file_name=written)
+    document["images"].append({"id": 2, "file_name": "dog.jpg"})
+    data = json.dumps(document).encode()
+    (region,) = read(data, picture=f"in/{name}", width=300, height=200, detector="sidecar", shared=shared)
+    assert region.box == Box(10, 20, 40, 60)
+
+
+def test_the_exact_name_counts_before_those_in_another_case() -> None:
+    document = coco({"bbox": [10, 20, 30, 40]})
+    document["images"].append({"id": 2, "file_name": "CAT.jpg"})
+    assert [region.box for region in found(document)] == [Box(10, 20, 40, 60)]
+    document["images"][0]["file_name"] = "Cat.jpg"
+    with pytest.raises(InputError, match=r"2 of them named cat\.jpg"):
+        found(document, name="_annotations.coco.json")
+
+
+def test_the_log_says_that_a_folders_coco_file_does_not_name_a_picture() -> None:
+    with structlog.testing.capture_logs() as told:
+        assert found(coco({"bbox": [10, 20, 30, 40]}, file_name="dog.jpg"), name="a.coco.json") == []
+    assert [(one["event"], one["path"], one["annotations"]) for one in told] == [
+        ("no_annotation", "in/cat.jpg", "a.coco.json")
+    ]
 
 
 # LabelMe
@@ -252,12 +311,14 @@ def test_labelme_masks_are_read() -> None:
         {"points": [[0, 0], [9, 9]]},
         {"shape_type": "rectangle", "points": [[0, 0]]},
         {"shape_type": "mask", "points": [[0, 0], [9, 9]], "mask": "?"},
+        {"shape_type": "mask", "points": [[0, 0], [9, 9]], "mask": base64.b64encode(b"no PNG").decode()},
     ],
 )
 def test_labelme_nonsense_is_an_error(shape: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         found(labelme(**shape))
     assert caught.value.code is Code.MASK_UNREADABLE
+    assert "cat.regions.json" in caught.value.message
 
 
 # Paintings
