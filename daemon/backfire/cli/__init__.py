@@ -11,8 +11,10 @@ def main() -> None:
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handled:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from backfire import log
     from backfire.cli import commands
 
+    log.setup(pretty=True)  # to stderr, because what --json prints must stay JSON
     if handled:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     commands.run()

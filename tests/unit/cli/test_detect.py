@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from backfire.cli.commands import app
 from backfire.errors import ConfigError
 from tests.support.pictures import mask_picture, photo
+from tests.support.sandbox import environment
 
 RULES = """
 folders: {inbox: in}
@@ -122,3 +123,12 @@ def test_a_picture_that_fails_does_not_hide_the_others(desk: Path) -> None:
 def test_a_sheet_of_another_kind_is_refused(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"got \.gif, expected \.jpg or \.png"):
         detect(desk / "in" / "a.png", "--sheet", "x.gif")
+
+
+def test_what_is_logged_does_not_come_between_the_json(desk: Path) -> None:
+    (desk / "in" / "a.mask.png").unlink()
+    (desk / "in" / "all.coco.json").write_text('{"images": [], "annotations": []}')
+    command = [sys.executable, "-m", "backfire.cli", "detect", "in/a.png", "--json", "-c", "c.yaml"]
+    told = subprocess.run(command, cwd=desk, capture_output=True, text=True, check=True, env=environment())
+    assert "no_annotation" in told.stderr
+    assert [row["regions"] for row in json.loads(told.stdout)] == [[]]

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
+from backfire.config import Settings
 from backfire.errors import Code
-from backfire.service.worker.local import exit_reason
-from backfire.service.worker.protocol import RESULT, Failed, Finished, Result, read_result, write_result
+from backfire.service.worker.local import Child, exit_reason
+from backfire.service.worker.protocol import (
+    RESULT,
+    Failed,
+    Finished,
+    Order,
+    Result,
+    read_result,
+    write_result,
+)
 from backfire.types import Job, JobState, Verdict
 
 JOB = Job(7, b"p.png", JobState.RUNNING, lease=2)
@@ -34,6 +44,23 @@ FAILED = Failed(7, 2, Code.UNREADABLE, "p.png: is no picture", retryable=True)
 )
 def test_every_end_of_a_process_is_described(code: int, words: str) -> None:
     assert exit_reason(code) == words
+
+
+def logging(order: Order, progress: object) -> Finished:
+    structlog.get_logger().warning("detector_skipped", path=order.name)
+    return replace(FINISHED, job=order.job, lease=order.lease)
+
+
+def test_what_a_worker_logs_is_json_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its stdout is that of `backfire once --json`."""
+    child = Child(process=logging)
+    try:
+        child.send([Order(7, 2, tmp_path, "p.png", (), Settings.model_construct())])
+        assert child.receive(60)
+    finally:
+        child.kill()
+    told = capfd.readouterr()
+    assert (json.loads(told.err)["path"], told.out) == ("p.png", "")
 
 
 @pytest.mark.parametrize("result", [FINISHED, FAILED], ids=["finished", "failed"])

@@ -19,6 +19,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from backfire import log
 from backfire.errors import Code, DeviceError, JobError, ModelError, SigningError
 from backfire.files.parallel import in_parallel
 from backfire.pipeline.result import PhaseProgress
@@ -84,6 +85,7 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0, process: Proc
         memory_mb: how much host memory it may allocate; 0 for no limit.
         process: works one order; doubles stand in for it.
     """
+    log.setup()
     die_with(parent)
     limit_memory(memory_mb)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
