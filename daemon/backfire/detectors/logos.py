@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import structlog
 
 from backfire.config import Logos
 from backfire.detectors import Source
@@ -17,8 +18,10 @@ from backfire.detectors.networks import Floats
 from backfire.detectors.scaling import halved
 from backfire.detectors.shapes import Points, region_of
 from backfire.errors import Code, InputError, ModelError
-from backfire.imaging import decode
+from backfire.imaging import colour, decode
 from backfire.types import Box, Region, Rgb
+
+log = structlog.get_logger()
 
 KINDS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 MOST_PIXELS = 16_000_000
@@ -39,6 +42,9 @@ FEATURES = 20_000
 class LogoDetector:
     """Finds the logos of the configured folders, which are read again when they change.
 
+    Where that fails, as while a logo is being copied, the logos that were read before are looked for, the log
+    says why, and the next picture tries again.
+
     Raises:
         ModelError: `Code.DETECTOR`, a folder cannot be read or holds no picture, or a logo has too few
             features.
@@ -54,11 +60,11 @@ class LogoDetector:
         """One region per instance, labelled `logo NAME` or `watermark NAME`; see `Detector.detect`.
 
         The score is the correlation with the logo file.
-
-        Raises:
-            ModelError: as for the class, since the folders may have changed meanwhile.
         """
-        self._refresh()
+        try:
+            self._refresh()
+        except ModelError as error:
+            log.warning("logos_not_read", error=error.message)
         height, width = image.shape[:2]
         seen = image
         while max(seen.shape[:2]) > PICTURE_PX[1]:
@@ -78,28 +84,29 @@ class LogoDetector:
 
     def _refresh(self) -> None:
         files = [
-            (kind, path)
+            (kind, *file)
             for kind, folder in self._folders.items()
             if folder is not None
-            for path in _files(folder)
+            for file in _files(folder)
         ]
-        seen = [(kind, path, path.stat().st_mtime_ns, path.stat().st_size) for kind, path in files]
-        if seen != self._seen:
-            self._logos = [_loaded(path, kind) for kind, path in files]
-            self._seen = seen
+        if files != self._seen:
+            self._logos = [_loaded(path, kind) for kind, path, *_ in files]
+            self._seen = files
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> list[tuple[Path, int, int]]:
+    """The logo files of a folder, each with the time of its last change and its size."""
     remedy = "put your logos there, or take 'logos' out of regions.detectors"
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS and path.is_file())
+        files = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
     except OSError as error:
         message = f"detector logos: folder {folder} cannot be read ({error.strerror}); {remedy}"
         raise ModelError(Code.DETECTOR, message, retryable=False) from error
-    if not paths:
+    if not files:
         message = f"detector logos: folder {folder} holds no PNG, JPEG, WebP or TIFF; {remedy}"
         raise ModelError(Code.DETECTOR, message, retryable=False)
-    return paths
+    return files
 
 
 def _loaded(path: Path, kind: str) -> Logo:
@@ -109,7 +116,8 @@ def _loaded(path: Path, kind: str) -> Logo:
         message = f"detector logos: {error}; replace the file or move it away"
         raise ModelError(Code.DETECTOR, message, retryable=False) from error
     rgb = picture.rgb
-    alpha = np.ones(rgb.shape[:2], np.float32) if picture.alpha is None else picture.alpha / np.float32(255)
+    opaque = np.full(rgb.shape[:2], 255, np.uint8)
+    alpha = (opaque if picture.alpha is None else colour.eight(picture.alpha)) / np.float32(255)
     if not (alpha > 0.5).any():
         alpha = alpha / max(float(alpha.max()), 1 / 255)  # the watermark file itself is faint
     tight = Box.around(alpha > 0.05) if alpha.any() else Box(0, 0, rgb.shape[1], rgb.shape[0])

@@ -7,8 +7,10 @@ from importlib.resources import as_file, files
 from itertools import pairwise
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import structlog
 from PIL import Image
 
 from backfire import detectors
@@ -219,6 +221,40 @@ def test_a_logo_added_later_is_found(folder: Path) -> None:
     assert detector.detect(image, source=SOURCE) == []
     (folder.parent / "away.png").rename(folder / "acme.png")
     assert [region.label for region in detector.detect(image, source=SOURCE)] == ["logo acme"]
+
+
+def test_a_logo_of_16_bits_is_the_same_as_one_of_8(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    deep = tmp_path_factory.mktemp("deep")
+    pixels = np.asarray(logo()).astype(np.uint16) * 257
+    (deep / "acme.png").write_bytes(imagecodecs.png_encode(pixels))
+    image, _ = pasted(200, 0)
+    found, same = (LogoDetector(Logos(folder=one)).detect(image, source=SOURCE) for one in (deep, folder))
+    assert [(region.box, region.score) for region in found] == [(r.box, r.score) for r in same] != []
+
+
+def test_while_a_logo_is_being_copied_the_others_are_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = pasted(200, 0)
+    detector = LogoDetector(Logos(folder=folder))
+    new = (folder / "acme.png").read_bytes()
+    (folder / "new.png").write_bytes(new[: len(new) // 2])
+    with structlog.testing.capture_logs() as told:
+        assert [region.label for region in detector.detect(image, source=SOURCE)] == ["logo acme"]
+        (folder / "new.png").write_bytes(new)
+        detector.detect(image, source=SOURCE)
+        assert {logo.name for logo in detector._logos} == {"acme", "new"}
+        (folder / "new.png").unlink()
+        listed = [folder / "acme.png", folder / "new.png"]
+        monkeypatch.setattr(Path, "iterdir", lambda self: iter(listed))
+        monkeypatch.setattr(Path, "is_file", lambda self: True)  # it is removed after that was asked
+        assert detector.detect(image, source=SOURCE)
+    assert [(one["event"], "new.png" in one["error"]) for one in told] == [
+        ("logos_not_read", True),
+        ("logos_not_read", False),
+    ]
 
 
 @pytest.mark.parametrize(
