@@ -55,7 +55,8 @@ class BoxDetector:
         rows = output[0] if output.ndim == 3 and len(output) == 1 else output
         if rows.ndim != 2 or rows.shape[1] != 6:
             raise self._breach(f"an output of shape {list(output.shape)}")
-        rows = rows[rows[:, 4] >= self._settings.score_min]
+        # Not `>=`, which would drop scores that are no numbers as if nothing had been found.
+        rows = rows[~(rows[:, 4] < self._settings.score_min)]
         if not np.isfinite(rows).all() or (rows[:, 4] > 1).any():
             raise self._breach("boxes that are not finite, or scores above 1")
         return rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]

@@ -144,7 +144,13 @@ def test_the_network_gets_the_picture_at_the_top_left_of_a_grey_square() -> None
 
 @pytest.mark.parametrize(
     "rows",
-    [[[1, 2, 3, 4, 0.9]], [[[[0, 0, 9, 9, 0.9, 0]]]], [[0, 0, 9, 9, 90, 0]], [[np.nan, 0, 9, 9, 0.9, 0]]],
+    [
+        [[1, 2, 3, 4, 0.9]],
+        [[[[0, 0, 9, 9, 0.9, 0]]]],
+        [[0, 0, 9, 9, 90, 0]],
+        [[np.nan, 0, 9, 9, 0.9, 0]],
+        [[np.nan] * 6],
+    ],
 )
 def test_a_result_of_the_wrong_form_is_an_error_that_says_what_is_expected(
     tmp_path: Path, rows: object
