@@ -37,6 +37,10 @@ MOST_AREA = 8
 """The most that the bounding boxes of all masks may cover, in areas of the picture. Otherwise a few bytes of
 JSON could ask for a thousand masks of the whole picture."""
 
+SHARE_MOST = 2
+"""Shares of a picture's sides lie between 0 and 1, or a little outside where a face is cut off. A file with
+larger coordinates is in pixels, and one in which none is larger is not."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = tuple[Finite, Finite]
 Outline = Annotated[list[Point], Field(min_length=3, max_length=100_000)]
@@ -170,7 +174,10 @@ def read(
         if known in keys:
             try:
                 regions = reader(document, picture, width, height, detector)
-                return [*_Area(width, height).taken(regions)]
+                placed = [*_Area(width, height).taken(regions)]
+                if document.get("unit") != "relative":
+                    _require_pixels(placed, width, height)
+                return placed
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
@@ -200,14 +207,30 @@ class _Area:
             yield region
 
 
+def _require_pixels(regions: Sequence[Region], width: int, height: int) -> None:
+    """Raises ValueError if the coordinates were shares of the picture's sides and not pixels."""
+    reach = max((max(region.box.right, region.box.bottom) for region in regions), default=0)
+    if 0 < reach <= SHARE_MOST < max(width, height):
+        raise ValueError(
+            f"all its coordinates lie between 0 and {reach}, expected pixels of {width}x{height}; multiply "
+            'them by the sides, or say "unit": "relative" if the file is in our own format'
+        )
+
+
 def own(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
     """The regions of our own schema; None for one outside the picture."""
     file = OwnFile.model_validate(document)
     if file.size is not None:
         _require_size(*file.size, width, height)
     scale = (width, height) if file.unit == "relative" else (1, 1)
-    for region in file.regions:
-        yield region_of(region.points() * scale, region.label, detector, width, height, region.score)
+    for number, region in enumerate(file.regions):
+        points = region.points()
+        if file.unit == "relative" and (furthest := np.abs(points).max()) > SHARE_MOST:
+            raise ValueError(
+                f'regions.{number}: got {furthest:g} under "unit": "relative", expected shares of the '
+                'picture\'s sides, from 0 to 1; say "unit": "pixels", or divide by the sides'
+            )
+        yield region_of(points * scale, region.label, detector, width, height, region.score)
 
 
 def _named(picture: str, names: Sequence[str]) -> list[int]:

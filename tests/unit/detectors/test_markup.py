@@ -81,6 +81,37 @@ def test_relative_coordinates() -> None:
     assert region.box == Box(30, 40, 210, 100)
 
 
+def test_relative_coordinates_may_lie_a_little_outside() -> None:
+    (region,) = found({"unit": "relative", "regions": [{"box": [-0.1, 0.2, 1.2, 0.5]}]})
+    assert region.box == Box(0, 40, 300, 100)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"regions": [{"box": [0.1, 0.2, 0.7, 0.5]}, {"polygon": [[0, 0], [1.01, 0], [0, 0.5]]}]},
+        {
+            "images": [{"id": 1, "file_name": "cat.jpg"}],
+            "annotations": [{"image_id": 1, "bbox": [0.1, 0.2, 0.6, 0.3]}],
+        },
+        {"shapes": [{"shape_type": "rectangle", "points": [[0.1, 0.2], [0.7, 0.5]]}]},
+    ],
+    ids=["ours", "coco", "labelme"],
+)
+def test_shares_in_place_of_pixels_are_an_error(document: Any) -> None:
+    """They would protect a pixel in the corner."""
+    with pytest.raises(InputError, match=r"between 0 and \d, expected pixels of 300x200; multiply") as caught:
+        found(document)
+    assert caught.value.code is Code.MASK_UNREADABLE
+
+
+def test_pixels_in_place_of_shares_are_an_error() -> None:
+    """That region would lie far outside the picture, and be left out."""
+    boxes = [{"box": [0.1, 0.2, 0.7, 0.5]}, {"box": [10, 20, 60, 50]}]
+    with pytest.raises(InputError, match=r"regions\.1: got 60 under .*relative.*expected shares"):
+        found({"unit": "relative", "regions": boxes})
+
+
 @pytest.mark.parametrize(
     ("document", "says"),
     [
