@@ -54,7 +54,7 @@ SAME_SHAPE = 0.02
 """The relative difference up to which aspect ratios count as equal, because editors round dimensions."""
 
 MOST = 1000
-"""The most regions that are read; nobody tags more faces by hand."""
+"""The most regions of a picture; nobody tags more faces by hand."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MetadataDetector:
 
         Raises:
             InputError: `UNREADABLE`, the packet is not XML or declares a document type, or it has a region
-                whose place cannot be told.
+                whose place cannot be told, or more than `MOST`.
         """
         height, width = image.shape[:2]
         swapped = source.orientation >= 5
@@ -85,13 +85,19 @@ class MetadataDetector:
         found: list[Region] = []
         try:
             packets = (rdf.parsed(packet, source.name) for packet in source.packets)
-            shapes = [*itertools.islice((s for packet in packets for s in _shapes(packet, stored)), MOST)]
+            shapes = [*itertools.islice((s for packet in packets for s in _shapes(packet, stored)), MOST + 1)]
         except ValueError as error:
             raise InputError(
                 Code.UNREADABLE,
                 f"{source.name}: a region in its XMP cannot be placed ({error}), expected x, y and a size as "
                 "numbers; tag it again, or take 'metadata' out of regions.detectors",
             ) from error
+        if len(shapes) > MOST:
+            message = (
+                f"{source.name}: has more than {MOST} regions in its XMP, expected at most so many; remove "
+                "some, or take 'metadata' out of regions.detectors"
+            )
+            raise InputError(Code.UNREADABLE, message)
         for shape in shapes:
             turned = shape.points if shape.upright else _turned(shape.points, source.orientation)
             region = region_of(turned * (width, height), shape.label, "metadata", width, height)

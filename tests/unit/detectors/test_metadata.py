@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from backfire.config import Regions
-from backfire.detectors import Source, run
+from backfire.detectors import Source, metadata, run
 from backfire.detectors.metadata import MetadataDetector
 from backfire.errors import Code, InputError
 from backfire.imaging import decode
@@ -35,6 +35,15 @@ def boxes(inner: str) -> list[Box]:
 def test_no_packet_is_no_region() -> None:
     assert MetadataDetector().detect(PICTURE, source=Source("a.jpg")) == []
     assert found("") == []
+
+
+def test_more_regions_than_are_read_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those after the last one that is read would be published unprotected."""
+    monkeypatch.setattr(metadata, "MOST", 3)
+    areas = [area(0.2 * i, 0.5, 0.1, 0.2) for i in range(1, 5)]
+    assert len(found(mwg(*areas[:3]))) == 3
+    with pytest.raises(InputError, match="more than 3 regions in its XMP"):
+        found(mwg(*areas))
 
 
 def test_lightrooms_faces() -> None:
