@@ -193,7 +193,17 @@ def _job_document(job: Job) -> dict[str, Any]:
 
 
 @app.command()
-def explain(path: Path, config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
+def explain(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A path below the inbox, the path of a picture or a result, or the name alone.",
+            show_default=False,
+        ),
+    ],
+    config_file: Config = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
     """Show what became of a file and what it waits for; exit code 5 if no such file is known, or several."""
     with _store(config_file) as (settings, store):
         told = explained(path, settings, config_file, store)

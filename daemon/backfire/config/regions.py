@@ -120,12 +120,12 @@ class Regions(Section):
     """The distance, in pixels, below which two regions become one; null keeps all apart."""
     most: Annotated[int, Field(ge=1, le=256)] = 24
     """The most regions of a picture; where more are found, neighbours are joined."""
-    sidecar: Sidecars = Sidecars()
-    faces: Faces = Faces()
-    text: Text = Text()
     fixed: tuple[FixedBox, ...] = ()
     """Boxes for the detector `fixed`, such as {box: [0.8, 0.9, 1, 1], label: bug}: left, top, right and
     bottom in shares of the picture, or in pixels with `unit: pixels`."""
+    sidecar: Sidecars = Sidecars()
+    faces: Faces = Faces()
+    text: Text = Text()
     logos: Logos = Logos()
     command: Command = Command()
     onnx: Onnx = Onnx()
