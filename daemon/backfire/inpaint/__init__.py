@@ -253,6 +253,9 @@ def present(settings: Settings) -> tuple[str, ...]:
 
     Weights of the catalogue that a declared editor uses make no further one. None of `verify.held_out` is
     among them. Opens no weights.
+
+    Raises:
+        ConfigError: whether weights are there cannot be told, because a folder may not be looked into.
     """
     folder = settings.models.folder
     used = {wanted for one in settings.editors.values() for wanted in one.weights}
@@ -263,12 +266,15 @@ def present(settings: Settings) -> tuple[str, ...]:
 
 
 def _is_there(declared: DeclaredEditor | None, folder: Path) -> bool:
-    return declared is not None and all(
-        weights.is_there(wanted, folder)
-        if wanted in weights.catalogue()
-        else Path(wanted).exists() or (KINDS[declared.kind].hub and weights.is_cached(wanted))
-        for wanted in declared.weights
-    )
+    try:
+        return declared is not None and all(
+            weights.is_there(wanted, folder)
+            if wanted in weights.catalogue()
+            else Path(wanted).exists() or (KINDS[declared.kind].hub and weights.is_cached(wanted))
+            for wanted in declared.weights
+        )
+    except PermissionError as error:
+        raise ConfigError(f"editors: weights {weights.denied(error)}") from error
 
 
 def require_known(settings: Settings) -> None:

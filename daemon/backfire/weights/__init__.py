@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urljoin
 
-from backfire.errors import Code, ModelError
+from backfire.errors import Code, ConfigError, ModelError
 from backfire.files import durable
 
 PINS = "pins.json"
@@ -132,9 +132,18 @@ def located(name: str, folder: Path) -> Path:
         folder: `models.folder`.
 
     Raises:
-        ModelError: the model was not fetched, or only in part, or a file has changed since.
+        ModelError: the model was not fetched, or only in part, or a file has changed since or may not be
+            read.
     """
-    model = catalogue()[name]
+    try:
+        return _located(catalogue()[name], folder)
+    except PermissionError as error:
+        message = f"model {name}: {denied(error)}"
+        raise ModelError(Code.MODEL, message, retryable=False) from error
+
+
+def _located(model: Model, folder: Path) -> Path:
+    name = model.name
     missing = [file.path for file in model.files if not (folder / name / file.path).is_file()]
     if missing:
         message = (
@@ -152,8 +161,23 @@ def located(name: str, folder: Path) -> Path:
 
 
 def is_there(name: str, folder: Path) -> bool:
-    """Whether all files of a model of the catalogue are there; their digests are not looked at."""
-    return all((folder / name / file.path).is_file() for file in catalogue()[name].files)
+    """Whether all files of a model of the catalogue are there; their digests are not looked at.
+
+    Raises:
+        ConfigError: the folder may not be looked into. Its models must not count as missing, because
+            `protect.surrogates: auto` would go on without them.
+    """
+    try:
+        return all((folder / name / file.path).is_file() for file in catalogue()[name].files)
+    except PermissionError as error:
+        raise ConfigError(f"models.folder {folder}: {denied(error)}") from error
+
+
+def denied(error: PermissionError) -> str:
+    """What the system refuses, and the remedy."""
+    who = f"uid {os.geteuid()}"
+    path = error.filename
+    return f"{path} cannot be read as {who} ({error.strerror}); give {who} access to it and the folders above"
 
 
 def is_cached(hub_name: str) -> bool:

@@ -23,6 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from backfire import inpaint, weights
+from backfire.config import Settings
 from backfire.errors import ConfigError, ModelError
 from backfire.weights import File, Model
 from backfire.weights.download import FileProgress, fetch
@@ -470,6 +471,29 @@ def test_two_fetches_do_not_write_one_file(site: Site, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="another fetch"):
         fetch(model(site.url), tmp_path, progress=again)
+
+
+def test_a_folder_that_may_not_be_entered_is_an_error_that_says_who_needs_access(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may enter any, so the system's answer is a double."""
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    inbox, folder = tmp_path / "inbox", tmp_path / "models"
+    settings = Settings.model_validate({"folders": {"inbox": inbox}, "models": {"folder": folder}})
+    says = rf"{folder}/\S+ cannot be read as uid \d+ \(Permission denied\); give uid \d+ access"
+    with pytest.raises(ConfigError, match=rf"models\.folder {folder}: {says}"):
+        inpaint.present(settings)
+    with pytest.raises(ModelError, match=says) as caught:
+        weights.located("taef2", folder)
+    assert not caught.value.retryable
+    monkeypatch.setattr(Path, "exists", refused)
+    mine = {"mine": {"kind": "latent", "weights": ["/elsewhere/w.safetensors"]}}
+    with pytest.raises(ConfigError, match="editors: weights /elsewhere/"):
+        inpaint.present(Settings.model_validate({"folders": {"inbox": inbox}, "editors": mine}))
 
 
 def test_every_entry_of_the_catalogue_is_well_formed() -> None:
