@@ -19,6 +19,7 @@ from backfire.imaging.metadata import (
     PNG_COLOUR,
     UUID_EXIF,
     UUID_XMP,
+    XMP_HEAD,
     Metadata,
     Part,
 )
@@ -33,7 +34,6 @@ SPARE = 256
 ICC_PIECE = SEGMENT - 14
 EXTENDED_PIECE = 65_400
 """The most bytes of extended XMP in a segment (XMP Specification Part 3, 1.1.3.1)."""
-XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
 
 

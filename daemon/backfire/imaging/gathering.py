@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from backfire.imaging import cleaning, containers, isobmff, tags
+from backfire.imaging import cleaning, containers, isobmff, previews, tags
 from backfire.imaging.metadata import (
     C2PA,
     ELSEWHERE,
@@ -29,6 +29,7 @@ from backfire.imaging.metadata import (
     UUID_EXIF,
     UUID_XMP,
     XMP,
+    XMP_HEAD,
     Metadata,
     Part,
 )
@@ -54,10 +55,7 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
             if not info.get("jfif_unit") and RESOLUTION[0] not in found.exif.entries:
                 found = replace(found, dpi=None)  # Pillow gives 72 for a file without a resolution
         case "PNG":
-            chunks = [
-                (name, bytes(body)) for name, body in containers.png_chunks(data) if name in PNG_CARRIED
-            ]
-            found = replace(found, parts=tuple(part for part in chunks if not part[1].startswith(ELSEWHERE)))
+            found = _with_chunks(found, data)
         case "JPEG2000":
             found = _with_boxes(found, data)
         case "AVIF" | "HEIF":
@@ -117,6 +115,30 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
             extended.append(body)
     packet = _extended(extended, found.xmp or b"")
     return replace(found, photoshop=resources or None, parts=tuple(parts), extended=packet)
+
+
+def _with_chunks(found: Metadata, data: bytes) -> Metadata:
+    """The metadata with the chunks of a PNG that are carried, and with EXIF and XMP in raw profiles.
+
+    A raw profile counts where the file has no chunk that was made for its content.
+    """
+    parts: list[Part] = []
+    for kind, view in containers.png_chunks(data):
+        body = bytes(view) if kind in PNG_CARRIED else b""
+        if body.startswith(ELSEWHERE):
+            if body.startswith(previews.RAW_PROFILE):
+                found = _with_profile(found, previews.unpacked(kind, body).removeprefix(XMP_HEAD))
+        elif kind in PNG_CARRIED:
+            parts.append((kind, body))
+    return replace(found, parts=tuple(parts))
+
+
+def _with_profile(found: Metadata, profile: bytes) -> Metadata:
+    if profile.startswith((b"Exif\0\0", b"II", b"MM")):
+        return replace(found, exif=found.exif or _exif(profile))
+    if b"<" in profile:
+        return replace(found, xmp=found.xmp or profile)
+    return replace(found, left_out=(*found.left_out, "a raw profile in a PNG text: it cannot be read"))
 
 
 def _extended(segments: list[bytes], xmp: bytes) -> bytes | None:

@@ -34,10 +34,14 @@ ELSEWHERE = (
     b"Raw profile type APP1\0",
     b"Raw profile type xmp\0",
 )
-"""The keywords of PNG text chunks whose content is carried as EXIF or XMP."""
+"""The keywords of PNG text chunks whose content is carried as EXIF or XMP.
+
+Raw profiles are how ImageMagick stores both, EXIF only in versions before PNG had a chunk for it.
+"""
 
 UUID_EXIF = b"JpgTiffExif->JP2"
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 EXTENDED_DIGEST = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
 """Finds the MD5 digest of the extended packet in the main packet."""

@@ -600,6 +600,39 @@ def test_previews_in_the_text_of_a_png_are_dropped() -> None:
     assert getattr(written, "text", None) == {"Title": "A quiet day"}
 
 
+def raw_profile(name: str, digits: str) -> bytes:
+    """A chunk as ImageMagick writes it."""
+    text = f"\n{name}\n{len(digits) // 2:8}\n{digits}\n".encode()
+    return chunk(b"zTXt", f"Raw profile type {name}".encode() + b"\0\0" + zlib.compress(text))
+
+
+def test_exif_and_xmp_in_raw_profiles_of_a_png_are_read() -> None:
+    exif, packet, bare = exif_with(6).tobytes(), described("<dc:rights>Zoe</dc:rights>"), file(scene(), "PNG")
+    for names, head in ((("exif", "xmp"), b""), (("APP1", "APP1"), b"http://ns.adobe.com/xap/1.0/\0")):
+        profiles = zip(names, (exif, head + packet), strict=True)
+        chunks = b"".join(raw_profile(name, body.hex()) for name, body in profiles)
+        picture = taken(bare[:33] + chunks + bare[33:])
+        assert (picture.orientation, picture.metadata.packets) == (6, (packet,))
+        again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+        assert (again.orientation, again.metadata.xmp) == (6, packet)
+        assert again.metadata.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+    own = file(scene(), "PNG", exif=exif_with(3))
+    assert taken(own[:33] + raw_profile("exif", exif.hex()) + own[33:]).orientation == 3
+    broken = taken(bare[:33] + raw_profile("xmp", "no digits") + bare[33:])
+    assert encode(broken, broken.rgb, levels=LEVELS).left_out == (
+        "a raw profile in a PNG text: it cannot be read",
+    )
+
+
+def test_xmp_is_read_from_what_imagemagick_makes_of_a_jpeg(tmp_path: Path) -> None:
+    source, made = tmp_path / "a.jpg", tmp_path / "a.png"
+    packet = described("<dc:rights>Zoe</dc:rights>")
+    source.write_bytes(file(scene(), "JPEG", xmp=packet, exif=exif_with(6)))
+    subprocess.run([tool("convert"), str(source), str(made)], check=True, timeout=60)
+    picture = taken(made.read_bytes())
+    assert (picture.orientation, picture.metadata.packets) == (6, (packet,))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
     "exif",
