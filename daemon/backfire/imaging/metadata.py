@@ -43,6 +43,11 @@ UUID_EXIF = b"JpgTiffExif->JP2"
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+UUID_MAPS = (
+    bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"),  # GeoJP2
+    bytes.fromhex("96a9f1f1dc98402da7aed68e34451809"),  # a world file
+)
+GML = b"opengis.net/gml"
 EXTENDED_DIGEST = re.compile(rb"HasExtendedXMP(?:\s*=\s*[\"']|[^<>]{0,200}>\s*)([0-9A-Fa-f]{32})")
 """Finds the MD5 digest of the extended packet in the main packet."""
 
@@ -138,7 +143,7 @@ class Metadata:
                 xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
                 extended=None if previews.locates(self.extended or b"") else self.extended,
                 photoshop=resources or None,
-                parts=tuple(part for part in self.parts if not previews.locates(previews.unpacked(*part))),
+                parts=tuple(part for part in self.parts if not _locates(*part)),
             )
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
@@ -185,6 +190,11 @@ class Metadata:
         return block or None
 
 
+def is_map(kind: bytes, body: bytes) -> bool:
+    """Whether a part of a JPEG 2000 says where on earth each of its pixels lies, as GeoJP2 and GML do."""
+    return body.startswith(UUID_MAPS) or (kind == b"xml " and GML in body)
+
+
 def _sized(exif: Directory, width: int, height: int) -> Directory:
     """The tags with the size of the stored pixels where they name one, in all directories."""
     below = {tag: _sized(directory, width, height) for tag, directory in exif.below.items()}
@@ -201,6 +211,13 @@ def _sized(exif: Directory, width: int, height: int) -> Directory:
 
 
 def _placeless(exif: Directory) -> Directory:
-    """The tags without those of a place, in all directories."""
+    """The tags without those of a place, and without text that mentions one, in all directories."""
     below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
-    return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES)
+    located = {tag for tag, entry in exif.entries.items() if previews.locates(entry.data)}
+    return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES | located)
+
+
+def _locates(kind: bytes, body: bytes) -> bool:
+    """Whether a part says where the picture was taken; of a PNG text, the keyword may be all that tells."""
+    keyword, text = body.partition(b"\0")[0], previews.unpacked(kind, body)
+    return is_map(kind, body) or previews.locates(keyword) or previews.locates(text)

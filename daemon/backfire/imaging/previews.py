@@ -72,6 +72,7 @@ _HEX_MARKS = re.compile(rb"\\x|0x|[%=,:;-]|" + _GAP)
 _GAPS = re.compile(_GAP)
 
 _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
+_PLACE = re.compile(rb"GPS|Gps|(?<![a-z])gps|(?i:latitude|longitude|geo:lat)")
 _CHARSET = re.compile(rb"\A(?:ASCII\0\0\0|UNICODE\0|JIS\0{5}|\0{8})")
 _WORDS = re.compile(r"[^\s,.;:<>\"'()\[\]{}\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+")
 
@@ -96,8 +97,12 @@ def opaque(data: bytes) -> bool:
 
 
 def locates(text: bytes) -> bool:
-    """Whether text mentions GPS at all, in UTF-8 or UTF-16: XML namespace prefixes are free to choose."""
-    return b"GPS" in text.replace(b"\0", b"")
+    """Whether text mentions GPS or a latitude at all, in UTF-8 or UTF-16.
+
+    Nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of cameras
+    and drones have names of their own.
+    """
+    return _PLACE.search(text.replace(b"\0", b"")) is not None
 
 
 def cut_from(xmp: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ from PIL import Image
 from backfire.imaging import colour, jpegs, tone_curves
 from backfire.imaging.colour import Samples
 from backfire.imaging.decoding import Picture, stored, upright
-from backfire.imaging.metadata import GEOGRAPHY, Metadata
+from backfire.imaging.metadata import GEOGRAPHY, Metadata, is_map
 from backfire.imaging.readers import pillow
 from backfire.imaging.tags import CAMERA, SHORT, Directory
 from backfire.imaging.tone_curves import STEPS, Curve
@@ -138,14 +138,15 @@ def _in_steps(samples: Samples, depth: int) -> Samples:
 
 def _placed(about: Metadata, before: tuple[int, int], after: tuple[int, int]) -> Metadata:
     """The metadata with places in pixels where they are now. They count in the stored orientation."""
-    exif, said = about.exif, about.left_out
-    if GEOGRAPHY & set(exif.entries):
-        exif = exif.without(GEOGRAPHY)
-        said = (*said, "the GeoTIFF tags: they hold for the size before the picture was scaled")
+    exif, said = about.exif.without(GEOGRAPHY), about.left_out
+    parts = tuple(part for part in about.parts if not is_map(*part))
+    if exif != about.exif or parts != about.parts:
+        what = "the GeoTIFF tags" if exif != about.exif else "the boxes of a map"
+        said = (*said, f"{what}: they hold for the size before the picture was scaled")
     camera = exif.below.get(CAMERA)
     if camera is not None:
         exif = replace(exif, below={**exif.below, CAMERA: _subjects(camera, after[0] / before[0])})
-    return replace(about, exif=exif, left_out=said)
+    return replace(about, exif=exif, parts=parts, left_out=said)
 
 
 def _subjects(camera: Directory, scale: float) -> Directory:

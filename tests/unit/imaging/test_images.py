@@ -33,6 +33,7 @@ from backfire.imaging import (
     luma_alone,
     max_change,
     psnr,
+    scaled,
 )
 from backfire.imaging.decoding import stored
 from backfire.types import Rgb
@@ -529,6 +530,52 @@ def test_strip_gps_finds_the_copies_that_photoshop_and_exif_hold() -> None:
     about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
     assert about.exif.raw(700) is None
     assert about.photoshop == b"8BIM" + struct.pack(">HHI", 1010, 0, 4) + b"kept"
+
+
+@pytest.mark.parametrize("name", ["drone-dji:GpsLatitude", "d:gps_lat", "xmp:Longitude", "geo:lat"])
+def test_strip_gps_finds_the_names_that_drones_and_the_web_give_a_position(name: str) -> None:
+    picture = taken(file(scene(), "WEBP", xmp=XMP.replace(b"Caf", f'<d {name}="+52.5163"/>Caf'.encode())))
+    assert b"52.5163" in encode(picture, picture.rgb, levels=LEVELS).data
+    assert b"52.5163" not in encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data
+
+
+def test_strip_gps_finds_a_position_in_text() -> None:
+    exif = exif_with(6)
+    exif[0x010E] = "GPS 52.5163, 13.3777"
+    exif[0x9C9C] = "latitude 52.5163".encode("utf-16-le")
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x9286: b"ASCII\0\0\0gps 52.5163"}
+    text = PngInfo()
+    text.add_text("exif:GPSLatitude", "52.5163")  # as ImageMagick writes it
+    text.add_text("Title", "A quiet day")
+    picture = taken(file(scene(), "PNG", exif=exif, pnginfo=text))
+    again = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data)
+    assert set(again.metadata.exif.entries) == {0x0112, 0x8298}
+    assert set(camera(again)) == {0x9003}
+    assert again.metadata.parts == ((b"tEXt", b"Title\0A quiet day"),)
+
+
+GML = b'<gml:origin xmlns:gml="http://www.opengis.net/gml">389000 5819000</gml:origin>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"uuid", bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03") + b"II*\0\x08\0\0\0\0\0"),
+        (b"uuid", bytes.fromhex("96a9f1f1dc98402da7aed68e34451809") + b"MSIG/\0"),
+        (b"xml ", GML),
+    ],
+)
+def test_a_map_does_not_outlive_its_size_or_strip_gps(kind: bytes, body: bytes) -> None:
+    picture = taken(file(scene(), "JPEG2000") + box(b"xml ", b"<a>kept</a>") + box(kind, body))
+    assert body in encode(picture, picture.rgb, levels=LEVELS).data
+    small = scaled(picture, 32)
+    assert small.metadata.parts == ((b"xml ", b"<a>kept</a>"),)
+    assert small.metadata.left_out == (
+        "the boxes of a map: they hold for the size before the picture was scaled",
+    )
+    placeless = encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data
+    assert body not in placeless
+    assert b"<a>kept</a>" in placeless
 
 
 def test_strip_gps_keeps_xmp_without_a_position() -> None:
