@@ -119,7 +119,7 @@ def sound_png(data: bytes) -> tuple[bytes, list[str]]:
 def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """The marker's second byte and the body of each segment that precedes the pixels of a JPEG."""
     view, at = memoryview(data), 2
-    while marker := _MARKER.match(data, at):
+    while marker := _FILLED.match(data, at):
         at = marker.end()
         size = int.from_bytes(data[at : at + 2], "big")
         if marker[1] in (b"\xda", b"\xd9") or size < 2:
@@ -146,6 +146,8 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 """Any marker but byte stuffing, restart markers and fill bytes."""
+_FILLED = re.compile(rb"\xff++([^\x00\xd0-\xd7])")
+"""The same after any number of fill bytes, as between segments (T.81, B.1.1.2)."""
 
 
 def _jpeg_ends(data: bytes) -> bool:
@@ -164,7 +166,7 @@ def _jpeg_pixels(data: bytes | mmap) -> int:
     """Where the segments end that precede the pixels of a JPEG, or the first `SEGMENTS` of them."""
     at = 2
     for _ in range(SEGMENTS):
-        marker = _MARKER.match(data, at)
+        marker = _FILLED.match(data, at)
         if marker is None or marker[1] in (b"\xda", b"\xd9"):
             break
         size = int.from_bytes(data[marker.end() : marker.end() + 2], "big")

@@ -85,12 +85,24 @@ def of_tiff(first: Directory) -> Metadata:
 
 
 def _clean(found: Metadata) -> Metadata:
+    found = replace(found, xmp=_trimmed(found.xmp), extended=_trimmed(found.extended))
     packets = tuple(packet for packet in (found.xmp, found.extended) if packet is not None)
     exif = found.exif
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         exif = exif.without({ORIENTATION})
     found = cleaning.without_stale(replace(found, exif=exif, packets=packets))
     return cleaning.without_pictures(found)
+
+
+def _trimmed(packet: bytes | None) -> bytes | None:
+    """A packet without the zeros that some programs put around it, and which no XML parser takes.
+
+    With other zeros in it, it is in UTF-16 or UTF-32, of which they are a part.
+    """
+    if packet is None or b"\0" not in packet:
+        return packet
+    bare = packet.strip(b"\0 \t\r\n")
+    return packet if b"\0" in bare else bare or None
 
 
 def _exif(block: bytes | None) -> Directory:

@@ -157,6 +157,14 @@ def test_a_packet_in_utf_16_keeps_its_stricter_word() -> None:
     assert packet_of(published(picture(packet), "prohibited-genai")) == packet
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_zeros_behind_a_packet_do_not_hide_its_stricter_word(kind: str) -> None:
+    packet = described(f"<p:DataMining>{VOCABULARY}DMI-PROHIBITED</p:DataMining>")
+    taken = decode(file(scene(), kind, xmp=packet + b"\0\n\0"), name="a", max_pixels=10**6)
+    assert taken.metadata.packets == (packet,)
+    assert packet_of(published(taken, "prohibited-genai")) == packet
+
+
 def test_a_packet_that_is_no_xml_is_left_alone() -> None:
     packet = described("<dc:rights>")
     data = published(picture(packet), "prohibited")

@@ -26,6 +26,7 @@ from backfire.detectors.sidecar import marked
 from backfire.errors import Code, InputError
 from backfire.imaging import (
     Picture,
+    containers,
     decode,
     decode_painting,
     encode,
@@ -864,6 +865,15 @@ def test_fault_19_a_c2pa_manifest_that_is_left_out_is_named(kind: str) -> None:
     assert MANIFEST not in encoded.data
     assert encoded.left_out == ("the C2PA manifest: its signature does not fit the published file",)
     assert encode(taken(data), picture.rgb, levels=LEVELS).left_out == ()
+
+
+def test_fill_bytes_between_the_segments_of_a_jpeg_cost_no_metadata() -> None:
+    data = file(scene(), "JPEG", comment=b"by Zoe", exif=exif_with(6))
+    filled = data.replace(b"\xff\xfe", b"\xff\xff\xff\xff\xfe", 1)
+    assert taken(filled).metadata == taken(data).metadata
+    assert taken(filled).metadata.parts == ((b"\xfe", b"by Zoe"),)
+    assert not containers.is_cut_short(filled, "JPEG")
+    assert containers.is_cut_short(filled[:-2], "JPEG")
 
 
 def test_png_keeps_its_colour_space() -> None:
