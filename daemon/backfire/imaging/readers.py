@@ -156,7 +156,7 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
             stream = "progressive"
         if deep:
             decoded = imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg2k_decode(data)
-            return _deep(decoded, about, depth, compression=stream)
+            return _deep(decoded, about, depth, compression=stream, frames=count)
         bands, alpha = _bands(image)
         return Raw(bands, image.mode, alpha, about, compression=stream, frames=count)
 

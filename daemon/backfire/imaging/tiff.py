@@ -174,6 +174,12 @@ def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
         raise refusals.unsupported(
             name, f"has 16 bits and an unusual make (photometric {photometric})", "save it as 16-bit RGB"
         )
+    if extra and int(extra[0]) == 0:
+        raise refusals.unsupported(
+            name,
+            "has 16 bits and a channel beyond colour that it does not call alpha",
+            "save it without that channel, or as unassociated alpha",
+        )
     if extra and int(extra[0]) != 2:
         raise refusals.unsupported(
             name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha"
