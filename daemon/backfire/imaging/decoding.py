@@ -152,9 +152,14 @@ def largest_change(picture: Picture, other: Picture) -> int:
     Samples of different depths are compared at 8 bits, and pictures of different colour spaces by their sRGB.
     A picture without alpha counts as opaque.
     """
-    same = picture.samples.shape == other.samples.shape
-    pair = (picture.samples, other.samples) if same else (picture.rgb, other.rgb)
+    pair = (picture.samples, other.samples) if _alike(picture, other) else (picture.rgb, other.rgb)
     return max(_levels_between(*pair), _levels_between(picture.alpha, other.alpha))
+
+
+def _alike(a: Picture, b: Picture) -> bool:
+    """Whether equal samples of two pictures are equal colours."""
+    profiled = a.look is not None and b.look is not None and a.metadata.icc == b.metadata.icc
+    return a.samples.shape == b.samples.shape and (profiled or a.look is b.look)
 
 
 def _levels_between(a: Samples | None, b: Samples | None) -> int:

@@ -28,6 +28,7 @@ STORED_UPRIGHT = frozenset({"HEIF", "BMP"})
 
 NO_GREY = frozenset({"WEBP"})
 NO_ALPHA = frozenset({"JPEG", "BMP"})
+NO_PROFILE = frozenset({"BMP"})
 MISFITS = {(b"GRAY", 3), (b"GRAY", 4), (b"RGB ", 1), (b"RGB ", 4), (b"CMYK", 1), (b"CMYK", 3)}
 
 
@@ -68,8 +69,9 @@ def encode(
     bits are kept. All formats but JPEG are written without loss; a JPEG is written so that its decoded pixels
     stay within `levels` of the picture where that is possible, which the caller has to measure. Grey stays
     grey (except in WebP), CMYK stays CMYK (in JPEG and TIFF, otherwise sRGB), and 16 bits stay 16 (in PNG,
-    TIFF and JPEG 2000, otherwise 8). Palettes become RGB or RGBA. Pixels are stored in the orientation they
-    had. If the format cannot hold the picture, it is written as PNG, and `how` says so.
+    TIFF and JPEG 2000, otherwise 8). In a BMP, which holds no profile, colours become sRGB. Palettes become
+    RGB or RGBA. Pixels are stored in the orientation they had. If the format cannot hold the picture, it is
+    written as PNG, and `how` says so.
 
     Args:
         picture: the original.
@@ -142,7 +144,8 @@ def _fitted(picture: Picture, rgb: Rgb, kind: str, levels: int) -> Canvas:
     """The picture's samples with the perturbation, as far as the format can hold them."""
     orientation = 1 if kind in STORED_UPRIGHT else picture.orientation
     channels = picture.samples.shape[2]
-    if (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
+    bare = kind in NO_PROFILE and picture.look is not None
+    if bare or (channels == 4 and kind not in INK) or (channels == 1 and kind in NO_GREY):
         # A profile of grey need not suit colour, and a profile of CMYK never does.
         wanted: Samples = rgb if channels == 4 or picture.look is not None else _grey(picture, rgb)
         original: Samples = picture.rgb

@@ -364,6 +364,7 @@ def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
         (tiff(deep(1)[..., 0].astype(np.int16), photometric="minisblack"), "signed"),
         (tiff(scene().astype(np.uint32)), "32 bits per sample"),
         (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
+        (tiff(deep(4), extrasamples=["unspecified"]), "a channel beyond colour"),
         (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
         (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "a thumbnail as its first page"),
     ],
@@ -425,6 +426,20 @@ def test_ink_becomes_srgb_where_a_format_holds_none() -> None:
 
 
 # ---- profiles
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_become_srgb_where_a_format_holds_no_profile(channels: int) -> None:
+    pixels, icc = (scene(), WIDE) if channels == 3 else (scene()[..., 0], profiles.grey())
+    picture, _, again = there_and_back(file(pixels, "PNG", icc_profile=icc), format="bmp")
+    assert np.array_equal(again.rgb, changed(picture))
+    assert largest_change(picture, again) == LEVELS
+
+
+def test_a_profile_that_is_lost_counts_as_a_change() -> None:
+    wide, bare = taken(file(scene(), "PNG", icc_profile=WIDE)), taken(file(scene(), "PNG"))
+    assert np.array_equal(wide.samples, bare.samples)
+    assert largest_change(wide, bare) == max_change(wide.rgb, bare.rgb) > LEVELS
 
 
 def test_an_srgb_profile_and_a_broken_one_change_nothing() -> None:
@@ -508,6 +523,15 @@ def test_several_frames_are_refused_or_the_first_is_taken(kind: str) -> None:
     assert taken(encoded.data).frames == 1
     with pytest.raises(ValueError, match="expected refuse or first"):
         taken(data, frames="all")
+
+
+def test_frames_of_16_bits_are_counted_too() -> None:
+    data = bytes(imagecodecs.apng_encode(np.stack([deep(3), deep(3, seed=1)])))
+    with pytest.raises(InputError, match="has 2 pages or frames"):
+        taken(data)
+    picture = taken(data, frames="first")
+    assert (picture.depth, picture.frames) == (16, 2)
+    assert np.array_equal(picture.samples, deep(3))
 
 
 def test_a_thumbnail_page_is_not_counted() -> None:
