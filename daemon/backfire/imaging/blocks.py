@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from backfire.imaging import containers, xmp
+from backfire.imaging import cleaning, containers, photoshop, xmp
 from backfire.imaging.metadata import (
     EXTENDED_DIGEST,
     EXTENDED_XMP,
+    ORIENTATION,
     PNG_COLOUR,
+    RESOLUTION,
     UUID_EXIF,
     UUID_XMP,
     XMP_HEAD,
@@ -35,9 +37,15 @@ ICC_PIECE = SEGMENT - 14
 EXTENDED_PIECE = 65_400
 """The most bytes of extended XMP in a segment (XMP Specification Part 3, 1.1.3.1)."""
 PHOTOSHOP_HEAD = b"Photoshop 3.0\0"
+WITH_RESOURCES, BARE = frozenset({"JPEG", "TIFF"}), frozenset({"BMP"})
+"""The formats that hold Photoshop's resources, and those that hold nothing but the resolution."""
+NUMBERED = frozenset({"PNG", "HEIF", "AVIF"})
+"""The formats that can name their colour space by the numbers of H.273."""
+REDUNDANT = frozenset({b"cICP", b"sRGB", b"pHYs", b"res "})
+"""The parts whose content is also carried otherwise, or which say what holds without them."""
 
 
-def fitting_jpeg(about: Metadata) -> Metadata:
+def _fitting_jpeg(about: Metadata) -> Metadata:
     """The metadata that a JPEG can hold, whose segments are short.
 
     Of EXIF the largest tags are left out, and large properties of XMP are moved into an extended packet.
@@ -55,7 +63,32 @@ def fitting_jpeg(about: Metadata) -> Metadata:
     return replace(about, exif=exif, xmp=packet, extended=extended, left_out=tuple(said))
 
 
-def without_extended(about: Metadata, kind: str) -> Metadata:
+def fitting(about: Metadata, kind: str, *, same: bool) -> Metadata:
+    """The metadata that a format has a place for; what it has none for is named.
+
+    Args:
+        same: whether the picture came in that format, so that its parts can stay.
+    """
+    lost = [] if same else [cleaning.name_of(part) for part, _ in about.parts if part not in REDUNDANT]
+    resources = {number for number, _ in photoshop.resources(about.resources() or b"")}
+    if kind not in WITH_RESOURCES:
+        lost += ["the IPTC record"] if photoshop.IIM in resources else []
+        lost += ["Photoshop's resources"] if resources - {photoshop.IIM} else []
+    if kind not in NUMBERED and about.numbered is not None:
+        primaries, transfer = about.numbered
+        lost.append(
+            f"the colour space ({primaries}, {transfer} in H.273), without which colours look different"
+        )
+    if kind in BARE:
+        lost += ["EXIF"] if about.exif.without({ORIENTATION, *RESOLUTION}) else []
+        lost += [] if about.xmp is None else ["XMP"]
+        about = replace(about, exif=Directory(), xmp=None)
+    said = [f"{what}: {kind} has no place for it" for what in dict.fromkeys(lost)]
+    about = replace(about, left_out=(*about.left_out, *said))
+    return _fitting_jpeg(about) if kind == "JPEG" else _without_extended(about, kind)
+
+
+def _without_extended(about: Metadata, kind: str) -> Metadata:
     """The metadata without the extended XMP of a JPEG, which no other format has."""
     if about.extended is None:
         return about
@@ -81,7 +114,7 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
     """The metadata segments for the start of a JPEG.
 
     Args:
-        about: what `fitting_jpeg` gave.
+        about: what `fitting` gave.
         same: whether `about.parts` come from a JPEG and so can be written to one.
     """
     exif = about.exif_block()
@@ -133,6 +166,8 @@ def png(data: bytes, about: Metadata, *, same: bool) -> bytes:
     parts = about.parts if same else ()
     first = [part for part in parts if part[0] in PNG_COLOUR]
     later = [part for part in parts if part[0] not in PNG_COLOUR]
+    if about.numbered is not None and not any(kind == b"cICP" for kind, _ in first):
+        first.append((b"cICP", bytes((*about.numbered, 0, 1))))  # RGB of full range
     if about.icc is not None:
         first.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(about.icc)))
     if about.dpi is not None and not any(kind == b"pHYs" for kind, _ in later):

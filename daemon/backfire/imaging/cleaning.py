@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from backfire.imaging import photoshop, previews, xmp
-from backfire.imaging.metadata import GEOGRAPHY, IPTC, Metadata, Part
+from backfire.imaging.metadata import GEOGRAPHY, IPTC, PNG_CARRIED, Metadata, Part
 from backfire.imaging.tags import MAKER_NOTE, SIZES, Directory, Entry
 
 TRANSFER_FUNCTION = 301
@@ -125,6 +125,13 @@ def _without(found: Metadata, rule: _Rule) -> Metadata:
     )
 
 
+def name_of(kind: bytes) -> str:
+    """What a kind of part is called in `left_out`."""
+    if kind in previews.PNG_TEXT:
+        return "a PNG text"
+    return f"the PNG chunk {kind.decode()}" if kind in PNG_CARRIED else PARTS.get(kind, "a part of the file")
+
+
 def _tags(exif: Directory, rule: _Rule, leave_out: Callable[[str], None]) -> Directory:
     entries: dict[int, Entry] = {}
     for tag, entry in exif.entries.items():
@@ -180,8 +187,7 @@ def _parts(parts: tuple[Part, ...], rule: _Rule, leave_out: Callable[[str], None
     for kind, body in parts:
         text = previews.unpacked(kind, body)
         if any(rule.unwanted(leaf) for leaf in _leaves(text)) or len(text) >= previews.MOST_TEXT:
-            what = "a PNG text" if kind in previews.PNG_TEXT else PARTS.get(kind, "a part of the file")
-            leave_out(f"{what} ({_size(body)})")
+            leave_out(f"{name_of(kind)} ({_size(body)})")
         else:
             yield kind, body
 

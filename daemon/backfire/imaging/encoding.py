@@ -26,6 +26,9 @@ INK = frozenset({"JPEG", "TIFF"})
 STORED_UPRIGHT = frozenset({"HEIF", "BMP"})
 """Formats whose pixels are stored upright: HEIF's encoder would turn them, BMP has no orientation."""
 
+HDR = {16: "PQ", 18: "HLG"}
+"""By number in H.273: the transfer functions of HDR, without which a picture would look pale and dim."""
+
 NO_GREY = frozenset({"WEBP"})
 NO_ALPHA = frozenset({"JPEG", "BMP"})
 NO_PROFILE = frozenset({"BMP"})
@@ -101,7 +104,7 @@ def encode(
         about = data_mining.written(about)
         canvas = _fitted(picture, rgb, kind, levels)
         height, width = canvas.wanted.shape[:2]
-        about = _fitting(about.sized(width, height), canvas, kind)
+        about = _fitting(about.sized(width, height), canvas, kind, same=kind == picture.format)
         if kind == "JPEG":
             data, how = jpegs.written(canvas, picture, about, levels, small=jpeg == "small")
         else:
@@ -128,12 +131,12 @@ def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") 
         return jpegs.is_halved(picture.jpeg)
 
 
-def _fitting(about: Metadata, canvas: Canvas, kind: str) -> Metadata:
+def _fitting(about: Metadata, canvas: Canvas, kind: str, *, same: bool) -> Metadata:
     """The metadata that the format can hold.
 
     A profile for other channels is left out, such as an RGB profile of a grey picture.
     """
-    about = blocks.fitting_jpeg(about) if kind == "JPEG" else blocks.without_extended(about, kind)
+    about = blocks.fitting(about, kind, same=same)
     misfit = about.icc is not None and (about.icc[16:20], canvas.wanted.shape[2]) in MISFITS
     if canvas.is_srgb:
         return replace(about, icc=None, cicp=None)
@@ -193,6 +196,9 @@ def _hurdle(picture: Picture, kind: str) -> str | None:
     alpha = picture.alpha
     if kind in NO_ALPHA and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         return f"{kind} holds no transparency"
+    numbers = picture.metadata.numbered
+    if kind not in blocks.NUMBERED and numbers is not None and numbers[1] in HDR:
+        return f"{kind} holds no HDR in {HDR[numbers[1]]}"
     longest = LONGEST_SIDE.get(kind)
     if longest is not None and max(picture.rgb.shape[:2]) > longest:
         return f"{kind} holds no side beyond {longest} pixels"

@@ -142,6 +142,8 @@ def _with_chunks(found: Metadata, data: bytes) -> Metadata:
                 found = _with_profile(found, previews.unpacked(kind, body).removeprefix(XMP_HEAD))
         elif kind in PNG_CARRIED:
             parts.append((kind, body))
+        if kind == b"cICP" and len(body) == 4:
+            found = replace(found, cicp=(body[0], body[1]))
     return replace(found, parts=tuple(parts))
 
 
@@ -186,8 +188,8 @@ def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
 
 def _cicp(items: isobmff.Items) -> tuple[int, int] | None:
     for kind, body in items.items[items.primary].properties:
-        if kind == b"colr" and body[:4] == b"nclx" and len(body) >= 10:
-            return int.from_bytes(body[4:6], "big"), int.from_bytes(body[6:8], "big")
+        if kind == b"colr" and body[:4] == b"nclx" and len(body) >= 10 and body[4] == body[6] == 0:
+            return body[5], body[7]  # two bytes each, of which H.273 uses one
     return None
 
 

@@ -74,6 +74,9 @@ XMP_SIZES = (
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
+PLAIN = frozenset({1, 2}), frozenset({1, 2, 6, 13, 14, 15})
+"""Colour primaries and transfer functions of H.273 that are sRGB's, nearly so, or not specified."""
+
 C2PA = "the C2PA manifest: its signature does not fit the published file"
 """What is said in `left_out` of a manifest that is not carried."""
 
@@ -90,7 +93,7 @@ class Metadata:
         xmp: the bytes of the XMP packet.
         photoshop: the image resources, with the IPTC-IIM record.
         dpi: the horizontal and vertical resolution.
-        cicp: of a HEIC or AVIF, the code points of its colour primaries and transfer function (H.273),
+        cicp: of a HEIC, AVIF or PNG, the code points of its colour primaries and transfer function (H.273),
             which phones store instead of a profile.
         parts: parts that only the same format can hold, as (kind, body): JPEG segments, PNG chunks,
             JPEG 2000 boxes.
@@ -122,6 +125,15 @@ class Metadata:
         """The EXIF orientation, 1..8; 1 if the file has none."""
         value = self.exif.number(ORIENTATION, 1)
         return value if 1 <= value <= 8 else 1
+
+    @property
+    def numbered(self) -> tuple[int, int] | None:
+        """`cicp` where nothing else says that the colours are not sRGB's; otherwise None."""
+        if self.icc is not None or self.cicp is None:
+            return None
+        return (
+            self.cicp if any(one not in plain for one, plain in zip(self.cicp, PLAIN, strict=True)) else None
+        )
 
     def reduced(self, policy: str) -> Metadata:
         """What `keep`, `strip-gps` or `strip-all` leaves; orientation and profile are always kept."""

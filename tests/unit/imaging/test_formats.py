@@ -259,6 +259,37 @@ def test_the_numbers_of_a_colour_space_are_kept() -> None:
             assert picture.metadata.cicp == again.metadata.cicp == (12, 13), (kind, target)
 
 
+def test_the_numbers_of_a_colour_space_are_kept_by_a_png_and_missed_elsewhere() -> None:
+    data = bytes(imagecodecs.avif_encode(scene(), level=100, primaries=12, transfer=13))
+    picture = taken(data)
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format="png")
+    assert b"\0\0\0\4cICP\x0c\x0d\0\1" in encoded.data
+    assert encoded.left_out == ()
+    again = encode(taken(encoded.data), picture.rgb, levels=LEVELS)
+    assert again.data.count(b"cICP") == 1
+    back = encode(taken(again.data), picture.rgb, levels=LEVELS, format="avif")
+    assert (taken(back.data).metadata.cicp, back.left_out) == ((12, 13), ())
+    (said,) = encode(picture, picture.rgb, levels=LEVELS, format="jpeg").left_out
+    assert said.startswith("the colour space (12, 13 in H.273), ")
+    plain = taken(bytes(imagecodecs.avif_encode(scene(), level=100, primaries=1, transfer=13)))
+    for target in ("png", "jpeg"):
+        usual = encode(plain, plain.rgb, levels=LEVELS, format=target)
+        assert (usual.left_out, b"cICP" in usual.data) == ((), False)
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_written_as_png_where_a_format_cannot_tell_it(transfer: int, name: str) -> None:
+    values = few(3, 10)
+    data = imagecodecs.avif_encode(values, level=100, bitspersample=10, primaries=9, transfer=transfer)
+    picture = taken(bytes(data))
+    for target in ("jpeg", "tiff"):
+        encoded = encode(picture, picture.rgb, levels=LEVELS, format=target)
+        assert encoded.how == f"PNG lossless 16-bit ({target.upper()} holds no HDR in {name})"
+        again = taken(encoded.data)
+        assert again.metadata.cicp == (9, transfer)
+        assert np.array_equal(again.samples, picture.samples)
+
+
 def test_premultiplied_heic_is_refused_by_name() -> None:
     pixels = np.dstack([scene(), scene()[..., 0]])
     buffer = io.BytesIO()

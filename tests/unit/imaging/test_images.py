@@ -876,6 +876,41 @@ def test_fill_bytes_between_the_segments_of_a_jpeg_cost_no_metadata() -> None:
     assert containers.is_cut_short(filled[:-2], "JPEG")
 
 
+@pytest.mark.parametrize("target", ["png", "webp", "bmp", "tiff"])
+def test_what_another_format_has_no_place_for_is_named(target: str) -> None:
+    iptc = b"\x1c\x02\x74\0\x03Zoe"
+    body = b"Photoshop 3.0\08BIM" + struct.pack(">HHI", 1028, 0, len(iptc)) + iptc
+    options = {"exif": exif_with(6), "xmp": XMP, "comment": b"by Zoe", "dpi": (300, 300)}
+    data = file(
+        scene(),
+        "JPEG",
+        extra=b"\xff\xed" + struct.pack(">H", len(body) + 2) + body,
+        icc_profile=ICC,
+        **options,
+    )
+    picture = taken(data)
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format=target, opaque="keep")
+    lost = {
+        "tiff": ["a JPEG comment"],
+        "bmp": ["a JPEG comment", "the IPTC record", "EXIF", "XMP"],
+    }.get(target, ["a JPEG comment", "the IPTC record"])
+    assert encoded.left_out == tuple(f"{what}: {target.upper()} has no place for it" for what in lost)
+    assert encode(picture, picture.rgb, levels=LEVELS).left_out == ()
+
+
+def test_the_parts_of_a_png_that_a_jpeg_has_no_place_for_are_named() -> None:
+    extra = PngInfo()
+    extra.add(b"sRGB", b"\0")  # which all samples without a profile count as
+    extra.add(b"gAMA", struct.pack(">I", 45_455))
+    extra.add_text("Title", "A quiet day")
+    extra.add_text("Author", "Zoe")
+    picture = taken(file(scene(), "PNG", pnginfo=extra, dpi=(300, 300)))
+    assert encode(picture, picture.rgb, levels=LEVELS, format="jpeg").left_out == (
+        "the PNG chunk gAMA: JPEG has no place for it",
+        "a PNG text: JPEG has no place for it",
+    )
+
+
 def test_png_keeps_its_colour_space() -> None:
     extra = PngInfo()
     extra.add(b"gAMA", struct.pack(">I", 45_455))
