@@ -197,7 +197,10 @@ def test_an_extended_packet_counts_and_does_not_contradict() -> None:
 
 
 def test_a_format_without_xmp_says_nothing() -> None:
-    data = published(picture(), "prohibited", format="bmp")
+    asked = replace(picture(), metadata=demanding(picture().metadata, "prohibited"))
+    written = encode(asked, asked.rgb, levels=6, format="bmp")
+    assert written.data_mining is None
+    data = written.data
     assert b"DMI-" not in data
     assert stated(decode(data, name="a", max_pixels=10**6).metadata) is None
 
