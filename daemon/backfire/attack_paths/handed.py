@@ -11,6 +11,9 @@ from backfire.attack_paths.resampling import Axis, Beyond, Weights
 from backfire.attack_paths.softening import Plane, Step, softened
 from backfire.types import Box, Mask
 
+MOST_CALLS = 4
+"""A tool that calls its model for each contour of a mask is followed for so many of them, the largest."""
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -78,6 +81,7 @@ class Handed:
         back_box: where the whole result goes, its padding with it; None for a tool that takes the padding off
             and puts the rest where the crop was.
         rule: what happens to the mask.
+        keeps_mask: whether a mask that would vanish by the scaling stays as the pixels that it falls on.
     """
 
     edited: Mask
@@ -88,6 +92,7 @@ class Handed:
     outside: Beyond = Beyond.EDGE
     back_box: Box | None = None
     rule: MaskRule = field(default=MaskRule())
+    keeps_mask: bool = False
 
     def __post_init__(self) -> None:
         resized = self.scaled != (self.box.height, self.box.width) or self.back_box is not None
@@ -97,13 +102,15 @@ class Handed:
     def at_most(self, most: int) -> Handed:
         """Scaled down where a tool that keeps the picture's scale hands over more than `most` pixels a side.
 
-        Those that resize have sizes of their own.
+        Those that resize have sizes of their own. As the tool itself would lose nothing of the mask, a thin
+        stroke does not vanish.
         """
         if self.filters is not None or max(self.size) <= most:
             return self
         ratio = min(most / max(self.box.height, self.box.width), 1)
         scaled = max(int(self.box.height * ratio) // 8 * 8, 8), max(int(self.box.width * ratio) // 8 * 8, 8)
-        return replace(self, scaled=scaled, padding=Padding(), filters=Filters.all("pil-lanczos"))
+        filters = Filters.all("pil-lanczos")
+        return replace(self, scaled=scaled, padding=Padding(), filters=filters, keeps_mask=True)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,6 +124,21 @@ class Handed:
         height, width = self.edited.shape
         box = self.box
         return Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
+
+    @cached_property
+    def edited_pixels(self) -> int:
+        """How many pixels of the edit lie in the crop; it is told without a look at what the model gets."""
+        return int(np.count_nonzero(self.edited[self.inside.slices]))
+
+    @property
+    def repaints(self) -> bool:
+        """Whether any pixel of the edit is repainted: tools scale masks away, or crop them off."""
+        return bool(
+            self.edited_pixels
+            and self.mask.any()
+            and self.weights.any()
+            and self.edited[self.touched.slices].any()
+        )
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -164,6 +186,10 @@ class Handed:
         if self.rule.everything:
             return np.ones(self.size, dtype=np.bool_)
         masked: Mask = self._soft > 0.5
+        if self.keeps_mask and not masked.any():
+            rows, columns = np.nonzero(self.edited[self.inside.slices])
+            down, across = self.scaled
+            masked[rows * down // self.inside.height, columns * across // self.inside.width] = True
         return masked
 
     @cached_property

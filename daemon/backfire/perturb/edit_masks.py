@@ -83,7 +83,7 @@ def triggers(mask: Mask, rng: np.random.Generator) -> list[Mask]:
     """The region as people paint it: too small, too large, shifted, half of it, a stroke across it."""
     shapes = [masks.bounding(mask), masks.eroded(mask)]
     turn = float(rng.uniform(0, 2 * np.pi))
-    shapes += [masks.half(mask, turn + quarter * np.pi / 2) for quarter in range(4)]
+    shapes += _halves(mask, turn)
     shapes += [masks.covering(mask, share) for share in (0.5, 0.75, 1.5)]
     down, right = rng.integers(-SHIFT, SHIFT + 1, size=2)
     shapes.append(masks.shifted(mask, int(down), int(right)))
@@ -139,18 +139,25 @@ class Edits:
     def _planes(self) -> dict[str, list[Mask]]:
         """The masks of each kind; drawn when first needed, as few iterations do not reach every path."""
         given = self.given
+        # As the verdict does, which asks for half of a region that is the whole picture.
+        full = [given.mask] if self._depends(given.mask) else [*_halves(given.mask)]
         if given.alone:
-            return {"full": [given.mask], "dilated": [], "incomplete": [], "ring": [], "far": []}
+            return {"full": full, "dilated": [], "incomplete": [], "ring": [], "far": []}
         ring = masks.ring(given.mask) & ~given.protected
         squares = (masks.far(given.protected, self._rng) for _ in range(self._far))
-        parts = [plane for plane in self._shapes(given.mask, self._rng) if plane.any()]
+        shapes = self._shapes(given.mask, self._rng)
+        parts = [plane for plane in shapes if plane.any() and self._depends(plane)]
         return {
-            "full": [given.mask],
-            "dilated": [masks.dilated(given.mask)],
+            "full": full,
+            "dilated": [*filter(self._depends, [masks.dilated(given.mask)])],
             "incomplete": [parts[i] for i in self._rng.permutation(len(parts))[: self._incomplete]],
             "ring": [ring] if ring.any() else [],
             "far": [plane for plane in squares if plane is not None],
         }
+
+    def _depends(self, mask: Mask) -> bool:
+        """Whether edits under a mask depend on the picture: a blind editor sees nothing under a full one."""
+        return not mask.all() or not any(one.blind for one in self._surrogates)
 
     def drawn(self, draw: int = 0) -> Edit:
         """The edit of the next iteration; where there is no room for one of its kind, the region itself."""
@@ -187,11 +194,11 @@ class Edits:
         edits are off by more than is tolerated another one follows, so that they cost no more of the effect
         than they must.
         """
-        drawn = dict.fromkeys(("dilated", "incomplete"), 0)
+        drawn = {kind: 0 for kind in ("dilated", "incomplete") if self._planes[kind]}
         for turn in itertools.count():
             yield ("full",)
             yield BENIGN if turn % 2 else BENIGN[::-1]
-            if self._incomplete:
+            if self._incomplete and drawn:
                 kind = min(drawn, key=lambda kind: (self._broken(kind), drawn[kind]))
                 drawn[kind] += 1
                 yield (kind,)
@@ -215,6 +222,12 @@ class Edits:
         with torch.no_grad(), mixed_precision(image.device):
             clean = self._respond(surrogate, image, mask, draw)
         return _Stored.of(clean, mask_at(mask, clean, surrogate.multiple))
+
+
+def _halves(mask: Mask, turn: float = 0.0) -> Iterator[Mask]:
+    """The halves of a mask on four sides, turned by an angle in radians."""
+    for quarter in range(4):
+        yield masks.half(mask, turn + quarter * np.pi / 2)
 
 
 def mask_at(mask: Tensor, response: Tensor, multiple: int) -> Tensor:

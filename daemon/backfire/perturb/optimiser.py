@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from backfire import attack_paths
 from backfire.attack_paths import variants
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.hand_over import hand_over
+from backfire.attack_paths.handed import MOST_CALLS
+from backfire.attack_paths.resampling import weights_of
 from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
@@ -22,7 +25,7 @@ from backfire.perturb import methods, starts
 from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
-from backfire.types import Budget, Region, Rgb
+from backfire.types import Budget, Mask, Region, Rgb
 
 EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as early_stop(picture so far, crop, after): whether the crop needs no more work.
@@ -37,6 +40,7 @@ class Optimised:
 
     Attributes:
         rgb: uint8 H,W,3: the picture within the budget, equal to the original outside the crops.
+        crops: what was optimised.
         gradients: by surrogate, the mean absolute gradient before balancing: the mean of
             `Proposal.gradients` over the rounds of all crops, weighed by their iterations.
         iterations: how many were made, in all.
@@ -47,11 +51,16 @@ class Optimised:
     """
 
     rgb: Rgb
+    crops: tuple[Crop, ...]
     gradients: tuple[float, ...]
     iterations: int
     rounds: tuple[int, ...]
     budget: Budget
     saliency: tuple[tuple[np.ndarray, ...], ...]
+
+    def crop_of(self, region: Region) -> int:
+        """The index of the crop in which a region was optimised."""
+        return next(at for at, crop in enumerate(self.crops) if any(one is region for one in crop.regions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,8 @@ class Optimiser:
             work.done = end
         budget = Budget(self.settings.rounds()[max(work.rounds, default=1) - 1].epsilon)
         gradients = tuple((work.gradients / max(work.made, 1)).tolist())
-        return Optimised(work.result, gradients, work.made, tuple(work.rounds), budget, tuple(work.saliency))
+        rounds, saliency = tuple(work.rounds), tuple(work.saliency)
+        return Optimised(work.result, tuple(crops), gradients, work.made, rounds, budget, saliency)
 
 
 class _Work:
@@ -236,7 +246,7 @@ class Paths:
         everything = [one for other in self.crops for one in other.regions]
         resized = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
         names = dict.fromkeys(name for paths in self.through for name in paths)
-        found = [self._handed(name, region, crop, everything) for name in names]
+        found = [self._handed(name, region, crop) for name in names]
         tools = [one for one in found if one is not None]
         others = [self._input(crop, one) for one in resized]
         if "chain" in self.robust_to:
@@ -267,31 +277,36 @@ class Paths:
             untouched=given.image,
         )
 
-    def _handed(
-        self, name: str, region: Region, crop: Crop, everything: Sequence[Region]
-    ) -> EditorInput | None:
-        """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
+    @cached_property
+    def _protected(self) -> Mask:
+        """H,W bool: every region of the picture."""
         height, width = self.rgb.shape[:2]
+        together = np.zeros((height, width), np.bool_)
+        for crop in self.crops:
+            for one in crop.regions:
+                together |= one.plane(height, width)
+        return together
+
+    def _handed(self, name: str, region: Region, crop: Crop) -> EditorInput | None:
+        """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
         tool, first = attack_paths.get(name), any(name == paths[0] for paths in self.through)
-        calls = tool.handed(region.plane(height, width))
-        handed = max(calls, key=lambda one: int(one.mask.sum()))
-        if not handed.mask.any():
-            return None
+        calls = tool.handed(region.plane(*self.rgb.shape[:2]))
+        # A mask may have thousands of contours, and what the model gets of each takes time and memory.
+        largest = heapq.nlargest(MOST_CALLS, calls, key=lambda one: one.edited_pixels)
+        handed = max(largest, key=lambda one: int(one.mask.sum()))
         if handed.box == crop.box and handed.filters is None:
             image = to_tensor(self.rgb[crop.box.slices], crop.size, self.device)
             (mask,) = Crop(crop.box, (region,), crop.size).masks()
             return EditorInput(image, mask, crop.protected(), first=first)
         handed = handed.at_most(self.work_px)
-        together = np.zeros((height, width), np.bool_)
-        for one in everything:
-            together |= one.plane(height, width)
-        protected = replace(handed, edited=together).mask | handed.mask
+        if not handed.repaints:
+            return None
+        protected = replace(handed, edited=self._protected).mask | handed.mask
+
+        enlarged = _enlarging(crop, self.device)
 
         def place(perturbation: Tensor) -> Tensor:
-            size = crop.box.height, crop.box.width
-            if crop.scaled:
-                perturbation = F.interpolate(perturbation, size=size, mode="bicubic", align_corners=False)
-            return hand_over(perturbation, handed, at=crop.box)
+            return hand_over(enlarged(perturbation), handed, at=crop.box)
 
         image = handed_pictures([self.rgb], handed, self.device)
         alone = tool.scales_to_mask and not first
@@ -304,6 +319,28 @@ class Paths:
         if self._whole is None or self._whole.shape[-2:] != variant.size:
             self._whole = crop_tensor(self.rgb, variant, self.device)
         return self._whole
+
+
+def _enlarging(crop: Crop, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What brings a perturbation of a crop from its working size to that of its box, by a bicubic filter.
+
+    On a GPU torch's own gradient of that has no fixed order, so two matrices take its place there.
+    """
+    size = crop.box.height, crop.box.width
+    if not crop.scaled:
+        return lambda perturbation: perturbation
+    if device.type == "cpu":
+        return partial(F.interpolate, size=size, mode="bicubic", align_corners=False)
+    return _by_matrices(crop.size, size, device)
+
+
+def _by_matrices(
+    size: tuple[int, int], larger: tuple[int, int], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Torch's bicubic filter, which is OpenCV's, as two products."""
+    weights = [weights_of("cv2-cubic", *each) for each in zip(size, larger, strict=True)]
+    rows, columns = (torch.from_numpy(one.copy()).to(device) for one in weights)
+    return lambda perturbation: rows @ perturbation @ columns.T
 
 
 def _shifted(progress: IterationProgress, offset: int, total: int) -> IterationProgress:

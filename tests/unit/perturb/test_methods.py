@@ -15,6 +15,8 @@ from torch import Tensor
 
 from backfire import inpaint
 from backfire.attack_paths import cropping
+from backfire.attack_paths.cropping import Crop
+from backfire.attack_paths.handed import Handed
 from backfire.attack_paths.tensors import to_picture
 from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
@@ -24,7 +26,7 @@ from backfire.perturb.edit_masks import Edits, relative_error, repainted, trigge
 from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
 from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
-from backfire.perturb.optimiser import Paths
+from backfire.perturb.optimiser import Paths, _by_matrices, _enlarging
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
 from backfire.types import Box, Budget, Region, Rgb
 from benchmarks import battery
@@ -132,6 +134,54 @@ def test_a_clean_edit_is_computed_once_and_only_if_wanted() -> None:
     assert breaks == [True, False, True] * 200, "the region, one to keep, the region painted otherwise"
     # full, dilated and ring, twelve incomplete triggers, eight far squares
     assert editor.edits == 3 + 12 + 8
+
+
+def test_where_all_is_masked_a_blind_editor_is_asked_for_halves() -> None:
+    """Under a full mask it sees nothing, so that no perturbation changes its edit."""
+    image, whole = task().image, np.ones((128, 128), np.bool_)
+    editor = Counting()
+    for editor.blind in (True, False):
+        edits = Edits(EditorInput(image, whole, whole), [editor], np.random.default_rng(0))
+        drawn = [edits.drawn() for _ in range(40)]
+        full = {edit.kind for edit in drawn if edit.mask.all()}
+        assert full == (set() if editor.blind else {"full", "dilated", "incomplete"})
+        assert {"full", "incomplete"} <= {edit.kind for edit in drawn}
+
+
+def test_a_thin_stroke_does_not_vanish_where_a_picture_is_worked_smaller() -> None:
+    rgb: Rgb = np.asarray(photo((520, 180)).resize((2600, 900)))
+    region = Region(Box(300, 450, 2301, 451), "line", 1.0, "sidecar", np.ones((1, 2001), np.bool_))
+    (crop,) = cropping.plan([region], 900, 2600, margin=128, work=800)
+    paths = Paths(rgb, [crop], (), [("iopaint", "forge-whole")], torch.device("cpu"))
+    ((found,),) = paths.of(region, crop, np.random.default_rng(0))
+    assert found.mask.sum() == found.mask.any(axis=0).sum() > 600, "Forge itself loses it"
+    assert all(mask.any() for mask in triggers(found.mask, np.random.default_rng(0)))
+
+
+def test_of_thousands_of_contours_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb: Rgb = np.zeros((1000, 1000, 3), np.uint8)
+    specks = np.zeros((700, 700), np.bool_)
+    specks[::50, ::50] = True
+    specks[:2, :2] = True
+    region = Region(Box(100, 100, 800, 800), "dust", 1.0, "sidecar", specks)
+    (crop,) = cropping.plan([region], 1000, 1000, margin=128, work=1000)
+    looked = []
+    mask = Handed.mask.func
+    monkeypatch.setattr(Handed, "mask", property(lambda call: (looked.append(call), mask(call))[1]))
+    paths = Paths(rgb, [crop], (), [("iopaint",)], torch.device("cpu"))
+    ((found,),) = paths.of(region, crop, np.random.default_rng(0))
+    assert found.mask.any()
+    assert len({id(call) for call in looked}) < 10, "of nearly two hundred"
+
+
+@pytest.mark.parametrize("size", [(100, 61), (64, 200)])
+def test_a_perturbation_is_enlarged_alike_on_every_device(size: tuple[int, int]) -> None:
+    """On a GPU by matrices, as torch's own gradient has no fixed order there."""
+    larger = size[0] * 2 + 3, size[1] * 3
+    crop, plane = Crop(Box(0, 0, larger[1], larger[0]), (), size), torch.rand((1, 3, *size))
+    by_torch = _enlarging(crop, torch.device("cpu"))(plane)
+    assert by_torch.shape[-2:] == larger
+    assert float((by_torch - _by_matrices(size, larger, torch.device("cpu"))(plane)).abs().max()) < 1e-4
 
 
 def test_benign_edits_that_have_changed_are_drawn_more_often() -> None:
