@@ -15,6 +15,7 @@ from PIL import Image
 from backfire import advice
 from backfire.config import Settings, Verify
 from backfire.errors import Code, InputError
+from backfire.evaluate import words
 from backfire.evaluate.judge import EditResult, judge
 from backfire.evaluate.receipt import in_short
 from backfire.imaging.decoding import decode
@@ -80,6 +81,21 @@ def test_what_the_judge_says_is_recognised(key: str) -> None:
     assert found.key == key
     assert not re.search(r"SSIM|L1|0\.\d", str(found)), "numbers are in the details"
     assert re.search(r"\d|replayed|finite", found.details)
+
+
+def test_a_held_out_editor_that_cannot_judge_is_told_in_both_languages() -> None:
+    why = "region 0: the held-out editor other cannot judge, as its edits of one and the same picture differ"
+    verdict, reasons = judge(edits(), 5, Budget(5), Verify(), cannot_judge=[why])
+    weak = job(verdict=verdict, message=in_short(reasons))
+    for language, remedy in (
+        ("en", "name another one in verify.held_out"),
+        ("de", "einen anderen nennen"),
+    ):
+        found = advice.of(weak, language, "status_page")
+        assert found is not None
+        assert found.key == "cannot_judge"
+        assert remedy in found.action
+    assert words.reason(why).startswith("region 0: other (only judged) cannot judge")
 
 
 def test_over_budget_and_nothing_at_all() -> None:

@@ -11,8 +11,9 @@ import numpy as np
 
 from backfire import attack_paths, inpaint
 from backfire.attack_paths import cropping
+from backfire.attack_paths.handed import MOST_CALLS
 from backfire.config import Protect, Settings
-from backfire.evaluate.edits import MOST_CALLS, Editors, Replayer
+from backfire.evaluate.edits import Editors, Replayer
 from backfire.evaluate.replay import wanted
 from backfire.inpaint.base import Editor
 from backfire.inpaint.hardware import pick_device

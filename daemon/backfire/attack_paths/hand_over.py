@@ -241,6 +241,12 @@ def _mapping(axis: Axis, start: int, stop: int, device: torch.device, dtype: tor
     )
 
 
+def forget() -> None:
+    """Let go of the matrices that are kept for further edits of a picture: on a GPU they take gigabytes."""
+    _mapping.cache_clear()
+    _back.cache_clear()
+
+
 @lru_cache(maxsize=32)
 def _back(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Blocks | None:
     weights = axis.back(slice(start, stop))

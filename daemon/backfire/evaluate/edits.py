@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from backfire import attack_paths
 from backfire.attack_paths.hand_over import mask_of, put_back_part
-from backfire.attack_paths.handed import Handed
+from backfire.attack_paths.handed import MOST_CALLS, Handed
 from backfire.attack_paths.tensors import handed_pictures, picture_parts, to_picture
 from backfire.evaluate.judge import BREAKING
 from backfire.evaluate.metrics import Picture, masked_ssim
@@ -20,8 +22,6 @@ from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
-MOST_CALLS = 4
-"""A tool that calls its model for each contour of a mask is followed for so many of them, the largest."""
 CONTEXT = 40
 """Pixels around an edit that are looked at with it, by windows and by the eye's blur."""
 
@@ -73,16 +73,45 @@ class Replayer:
     seed: int
     editors: Editors
 
+    def calls(self, mask: Mask, path: str) -> list[Handed]:
+        """What a tool hands over for an edit, the largest part of it first; see `not_followed`.
+
+        A mask may have thousands of contours, so of those that are not followed no more than the pixels are
+        counted.
+        """
+        ranked = sorted(attack_paths.get(path).handed(mask), key=lambda call: -call.edited_pixels)
+        given = (call.at_most(self.editors.most_px) for call in ranked)
+        return list(islice(filter(self._depends, given), MOST_CALLS))
+
+    def _depends(self, call: Handed) -> bool:
+        """Whether the call repaints anything, and the result depends on the picture."""
+        return call.repaints and not (self.editor.blind and call.mask.all())
+
+    def not_followed(self, mask: Mask, path: str) -> str | None:
+        """Which part of an edit `calls` leaves out, in words that follow the name of the region."""
+        handed, followed = attack_paths.get(path).handed(mask), self.calls(mask, path)
+        if len(followed) == MOST_CALLS < len(handed):
+            return f"{path} edits it in {len(handed)} parts, of which the {MOST_CALLS} largest are replayed"
+        if followed:
+            return None
+        if any(call.repaints for call in handed):
+            return f"{path} hands over nothing but what is repainted, so nothing of the picture counts"
+        return f"{path} leaves nothing of it to edit"
+
     def edits(self, pictures: Sequence[Rgb], mask: Mask, path: str, kind: MaskKind) -> list[Edit]:
         """The edits of each picture under a mask of the whole picture, as one tool has them made.
 
         In float32, which is what users run. Empty where the tool leaves nothing of the mask to edit.
         """
-        calls = [
-            call for call in attack_paths.get(path).handed(mask) if call.mask.any() and call.weights.any()
-        ]
-        calls = sorted(calls, key=lambda call: -np.count_nonzero(call.weights))[:MOST_CALLS]
-        return [self._edit(pictures, call.at_most(self.editors.most_px), kind) for call in calls]
+        return [self._edit(pictures, call, kind) for call in self.calls(mask, path)]
+
+    def tried(self, paths: Sequence[str], mask: Mask) -> list[str]:
+        """Attack paths of an editor, the first one on which anything of a region is edited before the others.
+
+        That one decides about the region.
+        """
+        first = next((path for path in paths if self.calls(mask, path)), paths[0])
+        return [first, *(path for path in paths if path != first)]
 
     def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind) -> Edit:
         height, width = handed.edited.shape
@@ -94,7 +123,8 @@ class Replayer:
         )
         given, parts = handed_pictures(pictures, handed, device), picture_parts(pictures, frame, device)
         # A new generator each time: an editor that draws noise must draw the same for all pictures.
-        generator = torch.Generator(device=device).manual_seed(self.seed)
+        # On the CPU, as the noise of a seed is another one on a GPU, and with it the verdict.
+        generator = torch.Generator().manual_seed(self.seed)
         with torch.inference_mode():
             mask = mask_of(handed, given).expand(len(pictures), -1, -1, -1)
             out = self.editor.inpaint(given, mask, generator=generator)
@@ -107,22 +137,29 @@ class Replayer:
 
 
 def figures(edits: Sequence[Edit], kind: MaskKind) -> dict[str, Any]:
-    """The figures of an `EditResult`: means over the masks of all calls."""
+    """The figures of an `EditResult`: means over the masks of all calls.
+
+    Of edits that are to break, those of the call that breaks least: a large one that breaks makes no small
+    one good. SSIM and its control are of the same call, as they are compared.
+    """
     shares = np.array([edit.mask.sum() for edit in edits]) / sum(edit.mask.sum() for edit in edits)
 
-    def mean(figure: Callable[[Edit], float]) -> float:
-        return float(shares @ [figure(edit) for edit in edits])
+    def of_each(figure: Callable[[Edit], float]) -> NDArray[np.float64]:
+        return np.array([figure(edit) for edit in edits])
 
-    found = {
-        "ssim": mean(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[1], edit.mask)),
-        "l1": mean(lambda edit: _l1(edit.pictures[0], edit.pictures[1], edit.mask)),
-    }
-    if kind in BREAKING:
-        found["visible"] = mean(lambda edit: visible(edit.pictures[0], edit.pictures[1], edit.mask))
+    ssim = of_each(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[1], edit.mask))
+    l1 = of_each(lambda edit: _l1(edit.pictures[0], edit.pictures[1], edit.mask))
+    if kind not in BREAKING:
+        return {"ssim": float(shares @ ssim), "l1": float(shares @ l1)}
+    least = int(ssim.argmax())  # of a NaN, if there is one
+    seen = of_each(lambda edit: visible(edit.pictures[0], edit.pictures[1], edit.mask))
+    found = {"ssim": float(ssim[least]), "l1": float(l1.min()), "visible": float(seen.min())}
     if len(edits[0].pictures) > 2:
-        found["control_ssim"] = mean(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[2], edit.mask))
+        before, _, after = edits[least].pictures
+        found["control_ssim"] = masked_ssim(before, after, edits[least].mask)
     if all(edit.target is not None for edit in edits):
-        found["target_distance"] = mean(lambda edit: _l1(edit.target, edit.pictures[1], edit.mask))
+        far = of_each(lambda edit: _l1(edit.target, edit.pictures[1], edit.mask))
+        found["target_distance"] = float(far.max())
     return found
 
 

@@ -68,7 +68,10 @@ class EditResult:
     def of(cls, row: Mapping[str, Any]) -> Self:
         """The edit of a receipt's row, which may say more of it, such as where it is on the sheet."""
         known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in row.items() if name in known})
+        found = {name: value for name, value in row.items() if name in known}
+        # JSON has no number for what is not finite.
+        lost = {name: np.nan for name in ("ssim", "l1") if name in found and found[name] is None}
+        return cls(**found | lost)
 
     def row(self) -> dict[str, Any]:
         """The edit for the receipt."""
@@ -119,7 +122,13 @@ def asking_nothing(settings: Verify) -> dict[str, float]:
 
 
 def judge(
-    edits: Sequence[EditResult], largest: int, budget: Budget, settings: Verify
+    edits: Sequence[EditResult],
+    largest: int,
+    budget: Budget,
+    settings: Verify,
+    *,
+    regions: int = 0,
+    cannot_judge: Sequence[str] = (),
 ) -> tuple[Verdict, list[str]]:
     """The verdict and its reasons, the gravest first; thresholds by the factor by which they are missed.
 
@@ -134,6 +143,8 @@ def judge(
     Args:
         edits: of each region and editor, those on its first attack path first.
         largest: the largest change of a sample as the file stores it, in levels of 255.
+        regions: how many there are, of some of which there may be no edit; 0 for those that edits are of.
+        cannot_judge: see `Replayed`; each makes the verdict `weak`.
     """
     failed: list[str] = []
     missed: list[tuple[float, str]] = []
@@ -155,11 +166,12 @@ def judge(
             if decides:
                 decided.add(edit.region)
                 failed += _not_broken(edit, name, settings)
-    for region in sorted({edit.region for edit in edits} - decided):
+    for region in sorted({*range(regions), *(edit.region for edit in edits)} - decided):
         failed.append(f"region {region}: no trigger edit by a surrogate was replayed")
     if not edits:
         failed.append("no edit was replayed")
     missed += _not_carried_over(edits, settings)
+    missed += [(float("inf"), reason) for reason in cannot_judge]
     told = [in_tools(broken)] if not all(broken.values()) else []
     weak = told + [reason for _, reason in sorted(missed, key=lambda one: -one[0])]
     verdict = Verdict.FAILED if failed else Verdict.WEAK if weak else Verdict.PROTECTED

@@ -6,7 +6,8 @@ the region itself and that of a little more, for which a tool may cut another pa
 editor makes the edit of the region alone, through all of its tools. Each is compared with the clean edit: the
 same editor and tool, on the original, under the same mask. A control of random noise as large as the
 perturbation, on each path of a surrogate, keeps the verdict honest: what noise does to an edit is no
-protection.
+protection. A held-out editor edits the original twice instead, as one with randomness of its own would make
+any picture look protected.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from backfire.attack_paths.cropping import Crop
+from backfire.attack_paths.handed import MOST_CALLS
 from backfire.attack_paths.tensors import picture_parts, to_picture
 from backfire.config import Verify
 from backfire.evaluate.edits import Edit, Editors, Replayer, figures, in_levels
@@ -30,6 +32,8 @@ from backfire.types import Box, Mask, MaskKind, Rgb
 
 MOST_PANELS = 6
 """Regions shown to a person; the pictures of each take megabytes."""
+STEADY = 0.98
+"""The SSIM that two edits of one picture by a held-out editor have at least; rounding takes a thousandth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +42,13 @@ class Replayed:
 
     Attributes:
         not_measured: what could not be replayed, in words.
+        cannot_judge: the regions of which a held-out editor says nothing, and why, in words.
     """
 
     edits: list[EditResult] = field(default_factory=list)
     panels: list[Panels] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
+    cannot_judge: list[str] = field(default_factory=list)
 
 
 def replay(
@@ -79,18 +85,28 @@ def replay(
             kinds = _masks_by_kind(crop, index, original.shape[:2], rng)
             if MaskKind.FAR not in kinds:
                 found.not_measured.append(f"region {region}: no space in its crop for an edit 32 px away")
+            if MaskKind.DILATED not in kinds:
+                found.not_measured.append(f"region {region}: a little more than it is all of the picture")
             of_region: list[EditResult] = []
             first_shown: dict[MaskKind, list[Edit]] = {}
             pairs: list[Pair] = []
             for editor, is_held_out in everyone:
-                replayer, paths = Replayer(editor, target, seed, editors), editors.paths_of(editor)
+                replayer = Replayer(editor, target, seed, editors)
+                paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
                 shown: dict[MaskKind, list[Edit]] = {}
-                for path, kind, compared in wanted(
-                    paths, kinds, is_held_out=is_held_out, everywhere=everywhere
-                ):
-                    edits = replayer.edits(pictures[:compared], kinds[kind], path, kind)
+                made, steady = len(of_region), True
+                for path, kind, count in wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
+                    compared = [original, published, original] if is_held_out else pictures[:count]
+                    edits = replayer.edits(compared, kinds[kind], path, kind)
+                    if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
+                        of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
+                        left_out = replayer.not_followed(kinds[kind], path)
+                        found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
                     if not edits:
-                        found.not_measured.append(f"region {region}: {path} leaves nothing of it to edit")
+                        continue
+                    measured = figures(edits, kind)
+                    if is_held_out and measured.pop("control_ssim") < STEADY:
+                        steady = False
                         continue
                     row = EditResult(
                         editor=editor.name,
@@ -98,7 +114,7 @@ def replay(
                         held_out=is_held_out,
                         path=path,
                         mask_kind=kind,
-                        **figures(edits, kind),
+                        **measured,
                     )
                     of_region.append(row)
                     if len(found.panels) < MOST_PANELS:
@@ -106,6 +122,11 @@ def replay(
                         pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
                     if path == paths[0]:
                         shown[kind] = edits
+                if is_held_out and (not steady or len(of_region) == made):
+                    differ = "its edits of one and the same picture differ"
+                    why = "its tools leave nothing of the region to edit" if steady else differ
+                    of = f"region {region}: the held-out editor {editor.name}"
+                    found.cannot_judge.append(f"{of} cannot judge, as {why}")
                 if editor is everyone[0][0]:
                     first_shown = shown
                 done += 1
@@ -125,7 +146,7 @@ def wanted(
 
     The edit of the region is replayed on all paths, by surrogates that of a little more, too, and the others
     on the first, each on the original and the published picture. A surrogate's edit of the region is made of
-    the control, too.
+    the control, too, a held-out editor's of the original once more.
 
     Args:
         everywhere: whether a surrogate makes the other edits on all paths, too.
@@ -133,7 +154,7 @@ def wanted(
     for path in paths:
         for kind in kinds:
             if kind == MaskKind.TRIGGER:
-                yield path, kind, 2 if is_held_out else 3
+                yield path, kind, 3
             elif (path == paths[0] or kind == MaskKind.DILATED or everywhere) and not is_held_out:
                 yield path, kind, 2
 
@@ -176,12 +197,12 @@ def holds(
     for done in range(len(crop.regions)):
         kinds = _masks_by_kind(crop, done, original.shape[:2], rng)
         for editor in editors.surrogates:
-            first, *others = editors.paths_of(editor)
+            replayer = Replayer(editor, "away", seed, editors)
+            first, *others = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
             wanted = [(first, kind) for kind in kinds if kind in BREAKING or not asked.broken_only]
             wanted += [(path, MaskKind.TRIGGER) for path in others if asked.everywhere]
             for path, kind in wanted:
                 progress(done, len(crop.regions))
-                replayer = Replayer(editor, "away", seed, editors)
                 edits = replayer.edits([original, published], kinds[kind], path, kind)
                 if not edits:
                     continue
@@ -228,7 +249,10 @@ def _controlled(original: Rgb, published: Rgb, crop: Crop, rng: np.random.Genera
 def _masks_by_kind(
     crop: Crop, index: int, shape: tuple[int, ...], rng: np.random.Generator
 ) -> dict[MaskKind, Mask]:
-    """The masks to replay on the whole picture; benign ones only where there is room for them."""
+    """The masks to replay on the whole picture; benign ones only where there is room for them.
+
+    An edit that repaints every pixel does not depend on the picture, so none of these does.
+    """
     mask, protected = crop.masks()[index], crop.protected()
     kinds = {
         MaskKind.DILATED: masks.dilated(mask),
@@ -241,13 +265,12 @@ def _masks_by_kind(
     height, width = shape[:2]
     found = {MaskKind.TRIGGER: crop.regions[index].plane(height, width)}
     if found[MaskKind.TRIGGER].all():
-        # An edit that repaints every pixel does not depend on the picture; half of it is the most that does.
         found[MaskKind.TRIGGER] = masks.half(found[MaskKind.TRIGGER], float(rng.uniform(0, 2 * np.pi)))
     for kind, plane in kinds.items():
         if plane.any():
             found[kind] = np.zeros((height, width), np.bool_)
             found[kind][crop.box.slices] = _enlarged(plane, crop.box)
-    return found
+    return {kind: plane for kind, plane in found.items() if kind == MaskKind.TRIGGER or not plane.all()}
 
 
 def _enlarged(plane: Mask, box: Box) -> Mask:

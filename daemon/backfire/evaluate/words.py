@@ -22,7 +22,7 @@ ONLY_JUDGED = "only judged"
 """What is said of a held-out editor."""
 _NAMED = re.compile(rf"\b(?P<kind>{'|'.join(EDITS)}) edit in (?P<path>[\w-]+) by\b")
 """An edit as a reason names it."""
-_HELD_OUT = re.compile(r"\bby the held-out editor (?P<editor>.+?)(?= break in )")
+_HELD_OUT = re.compile(r"\bthe held-out editor (?P<editor>.+?)(?= break in | cannot judge)")
 """A held-out editor as a reason names it."""
 
 
@@ -43,5 +43,5 @@ def reason(text: str) -> str:
         kind = EDITS[MaskKind(found["kind"])]
         return f"edit {kind} in {tool(found['path'])} by"
 
-    text = _HELD_OUT.sub(rf"by \g<editor> ({ONLY_JUDGED})", text)
+    text = _HELD_OUT.sub(rf"\g<editor> ({ONLY_JUDGED})", text)
     return _NAMED.sub(said, text)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from backfire.attack_paths import hand_over
 from backfire.config import Protect
 from backfire.errors import Code, DeviceError, ModelError
 from backfire.inpaint import hardware
@@ -76,6 +77,7 @@ def try_rungs(ladder: list[Rung], work: Callable[[Rung], T], *, start: int = 0) 
                 raise
             message = error.message
         # Only here is the traceback gone, and with it the frames that hold the tensors.
+        hand_over.forget()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

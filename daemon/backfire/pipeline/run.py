@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from backfire import attack_paths, imaging, inpaint
-from backfire.attack_paths import cropping
+from backfire.attack_paths import cropping, hand_over
 from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect, Settings
 from backfire.detectors import Source, run
@@ -195,9 +195,18 @@ class Run:
             if flat is not None and published.flat is not None and _differs(flat, original, crops):
                 seen = self._replay(flat, published.flat, crops, editors)
                 more = [replace(edit, flattened=True) for edit in seen.edits]
-                replayed = replace(replayed, edits=replayed.edits + more)
-            verdict, reasons = judge(replayed.edits, published.largest, budget, self.settings.verify)
+                doubts = list(dict.fromkeys(replayed.cannot_judge + seen.cannot_judge))
+                replayed = replace(replayed, edits=replayed.edits + more, cannot_judge=doubts)
+            verdict, reasons = judge(
+                replayed.edits,
+                published.largest,
+                budget,
+                self.settings.verify,
+                regions=sum(len(crop.regions) for crop in crops),
+                cannot_judge=replayed.cannot_judge,
+            )
             psnr = psnr_over(original, published.rgb, crops)
+        hand_over.forget()
         psnr_db = None if psnr == float("inf") else psnr
         judgement = Judgement(
             verdict,

@@ -143,6 +143,13 @@ def test_a_region_without_a_trigger_edit_is_failed(held_out: bool) -> None:
     assert reasons == ["region 1: no trigger edit by a surrogate was replayed"]
 
 
+def test_a_region_of_which_no_edit_was_replayed_is_failed() -> None:
+    """The other regions say nothing of it."""
+    assert judge(edits(), 6, BUDGET, Verify(), regions=1) == (Verdict.PROTECTED, [])
+    why = "region 1: no trigger edit by a surrogate was replayed"
+    assert judge(edits(), 6, BUDGET, Verify(), regions=2) == (Verdict.FAILED, [why])
+
+
 def test_a_picture_smaller_than_the_window_has_an_ssim() -> None:
     a = np.zeros((5, 7, 3), dtype=np.float32)
     assert masked_ssim(a, a, np.ones((5, 7), dtype=np.bool_)) == pytest.approx(1.0)

@@ -13,9 +13,10 @@ from torch import Tensor
 from backfire import attack_paths
 from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
+from backfire.attack_paths.handed import Handed
 from backfire.config import Verify
 from backfire.errors import ConfigError
-from backfire.evaluate.edits import Editors
+from backfire.evaluate.edits import Editors, Replayer
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
@@ -208,6 +209,139 @@ def test_the_noise_of_edits_depends_on_the_job_and_is_the_same_for_both_pictures
     assert {row.l1 for row in rows if row.mask_kind == MaskKind.TRIGGER} == {0}
     assert first.seeds == again.seeds
     assert len(first.seeds | other.seeds) == 2
+
+
+class Unsteady(Averaging):
+    """Fills with noise of its own, which no generator draws; in some tools only, where these are named."""
+
+    name = "unsteady"
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return torch.where(mask > 0.5, torch.rand(image.shape), image)
+
+
+def test_a_held_out_editor_with_noise_of_its_own_cannot_judge() -> None:
+    """Whatever it is given, its edits differ, which looked like the best protection there is."""
+    original = picture(700, 520)
+    crops = planned(700, 520, Box(300, 200, 420, 320))
+    editors = Editors(CPU, [Averaging()], [Unsteady(), Noisy()], paths={"averaging": USUAL})
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    why = (
+        "region 0: the held-out editor unsteady cannot judge, as its edits of one and the same picture differ"
+    )
+    assert found.cannot_judge == [why]
+    assert "unsteady" not in {row.editor for row in found.edits}
+    assert {row.editor for row in found.edits if row.held_out} == {"averaging"}
+    assert judge(edits(), 6, Budget(6.4), Verify(), cannot_judge=found.cannot_judge) == (Verdict.WEAK, [why])
+
+
+def test_a_held_out_editor_whose_tools_edit_nothing_cannot_judge() -> None:
+    original = picture(4000, 3000)
+    crops = planned(4000, 3000, Box(2000, 1500, 2003, 1503))
+    other = Averaging()
+    other.name = "other"
+    editors = Editors(CPU, [Averaging()], [other], paths={"other": ("forge-whole",)})
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    why = "region 0: the held-out editor other cannot judge, as its tools leave nothing of the region to edit"
+    assert found.cannot_judge == [why]
+
+
+def test_the_first_tool_that_edits_a_region_decides_about_it() -> None:
+    """Forge edits nothing of a dot in a picture of 4000 px, but something of a little more than it."""
+    original = picture(4000, 3000)
+    crops = planned(4000, 3000, Box(2000, 1500, 2003, 1503))
+    paths = {"averaging": ("forge-whole", "iopaint")}
+    editors = Editors(CPU, [Averaging()], paths=paths)
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    assert (found.edits[0].path, found.edits[0].mask_kind) == ("iopaint", MaskKind.TRIGGER)
+    assert {row.path for row in found.edits if row.mask_kind == MaskKind.PARTIAL} == {"iopaint"}
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((1200, 300), Box(10, 100, 60, 150)), ((1920, 1080), Box(1700, 1072, 1910, 1078))]
+)
+def test_what_a_tool_crops_off_is_not_measured_there(size: tuple[int, int], box: Box) -> None:
+    """FLUX Kontext gets the middle of the picture: of a region beside it there is no edit and no figure."""
+    width, height = size
+    original = picture(width, height)
+    editors = Editors(CPU, [Averaging()], paths={"averaging": ("megapixel-kontext", "megapixel-qwen")})
+    crops = planned(width, height, box)
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    assert "region 0: megapixel-kontext leaves nothing of it to edit" in found.not_measured
+    assert found.edits[0].path == "megapixel-qwen"
+    assert np.isfinite([row.ssim for row in found.edits]).all()
+
+
+def test_a_region_that_is_the_whole_picture_is_judged_by_halves_alone() -> None:
+    """An edit of every pixel has nothing of the picture to go by, so that it never breaks."""
+    original = picture(96, 80)
+    crops = planned(96, 80, Box(0, 0, 96, 80))
+    found = verified(original, original, crops, Averaging())
+    kinds = {row.mask_kind for row in found.edits}
+    assert kinds == {MaskKind.TRIGGER, MaskKind.PARTIAL}
+    assert "region 0: a little more than it is all of the picture" in found.not_measured
+
+
+def test_where_a_blind_editor_gets_masked_pixels_alone_nothing_is_judged() -> None:
+    """Forge blurs the mask of a region that nearly fills the picture until nothing is left beside it."""
+    original = picture(96, 80)
+    editor = Averaging()
+    editor.blind = True
+    found = verified(original, original, planned(96, 80, Box(1, 1, 95, 79)), editor)
+    paths = {row.path for row in found.edits if row.mask_kind == MaskKind.TRIGGER}
+    assert "iopaint" in paths
+    assert "forge-whole" not in paths
+    told = "region 0: forge-whole hands over nothing but what is repainted"
+    assert any(said.startswith(told) for said in found.not_measured)
+
+
+def spotted(sizes: list[int]) -> tuple[Rgb, Region]:
+    """A picture with a region of squares in a row, each of which IOPaint edits by itself."""
+    original = picture(1600, 900)
+    mask = np.zeros((40, 200 * len(sizes)), np.bool_)
+    for at, side in enumerate(sizes):
+        mask[:side, 200 * at : 200 * at + side] = True
+    return original, Region(Box(100, 300, 100 + mask.shape[1], 340), "spots", 1.0, "sidecar", mask)
+
+
+class Averse(Averaging):
+    """Breaks on what has changed, unless it repaints few pixels."""
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        pattern = torch.rand(image.shape[2:], generator=torch.Generator().manual_seed(0))
+        changed = image.mean(dim=(1, 2, 3), keepdim=True) > image[:1].mean()
+        breaks = changed & (mask.sum(dim=(1, 2, 3), keepdim=True) > 200)
+        return torch.where(mask > 0.5, torch.where(breaks, 1 - pattern, pattern), image)
+
+
+def test_of_an_edit_in_parts_the_one_that_breaks_least_counts() -> None:
+    original, region = spotted([40, 8])
+    crops = cropping.plan([region], 900, 1600, margin=128, work=768)
+    published = np.clip(original.astype(int) + 4, 0, 255).astype(np.uint8)
+    editors = Editors(CPU, [Averse()], paths={"averaging": ("iopaint",)})
+    found = replay(original, published, crops, editors, target="away", rng=np.random.default_rng(0))
+    row = found.edits[0]
+    assert row.ssim > 0.9, "nearly all of the area is broken, but not the small part"
+    assert row.visible is not None
+    assert row.visible < 0.1
+
+
+def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, region = spotted([6, 8, 6, 10, 9, 7, 6])
+    looked: set[int] = set()
+    mask = Handed.mask.func
+    monkeypatch.setattr(
+        Handed, "mask", property(lambda call: (looked.add(call.edited_pixels), mask(call))[1])
+    )
+    editors = Editors(CPU, [Averaging()], paths={"averaging": ("iopaint",)})
+    replayer = Replayer(editors.surrogates[0], "away", 0, editors)
+    plane = region.plane(900, 1600)
+    assert [call.edited_pixels for call in replayer.calls(plane, "iopaint")] == [100, 81, 64, 49]
+    assert looked == {100, 81, 64, 49}
+    told = "iopaint edits it in 7 parts, of which the 4 largest are replayed"
+    assert replayer.not_followed(plane, "iopaint") == told
 
 
 class Flipping(Averaging):
