@@ -6,6 +6,7 @@ decode -> detect -> crop -> optimise -> encode, sign -> decode again -> replay a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -79,13 +80,15 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
             grey=picture.colourless or imaging.luma_alone(picture, format=output.format, jpeg=output.jpeg),
             rng=run.rng("optimise"),
             progress=lambda done, total: run.progress("optimise", done, total),
-            early_stop=_early_stop(run, editors) if asked.stop_early or asked.escalate else None,
+            early_stop=_early_stop(run, editors, rung) if asked.stop_early or asked.escalate else None,
         )
     budget = optimised.budget
     areas = writing.areas(picture.rgb, optimised.rgb, crops)
     work = Work(areas, budget.epsilon, asked.method, optimised.iterations)
     written = writing.write(run, optimised.rgb, budget, work)
-    judged = run.judge(written.published, crops, editors, budget)
+    # As large as the configuration says, also where memory was enough only for a smaller optimisation.
+    crops = run.crops(found.regions, asked)
+    judged = _judged(run, written, crops, editors, budget, rung)
     facts = {
         **_facts(run, written, found),
         "method": asked.method,
@@ -97,7 +100,8 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
         "peak_memory_mb": peak.bytes >> 20,
     }
     if asked.escalate:
-        facts["rounds"] = [n for crop, n in zip(crops, optimised.rounds, strict=True) for _ in crop.regions]
+        regions = [region for crop in crops for region in crop.regions]
+        facts["rounds"] = [optimised.rounds[optimised.crop_of(region)] for region in regions]
     if asked.keep_region_exact:
         facts["region_change_levels"] = _largest_inside(picture.rgb, written.published.rgb, crops)
     receipt, sheet = run.report(judged, crops, editors, facts, optimised)
@@ -133,9 +137,40 @@ def _facts(run: Run, written: Written, found: Found) -> dict[str, Any]:
     return {**run.facts(written.data, found), **written.facts, "width": width, "height": height}
 
 
-def _early_stop(run: Run, editors: Editors) -> EarlyStop:
+def _judged(
+    run: Run, written: Written, crops: Sequence[Crop], editors: Editors, budget: Budget, rung: Rung
+) -> Judged:
+    """The verdict on what was written.
+
+    What was optimised smaller for want of memory is judged as large as all pictures. Where memory is not
+    enough for that either, it is judged smaller, and is `weak` at best.
+    """
+    asked = run.settings.protect.work_px
+
+    def on(one: Rung) -> Judged:
+        work_px = one.protect.work_px
+        judged = run.judge(written.published, crops, _at_most(editors, one), budget)
+        return judged if work_px == asked else replace(judged, judgement=_at_best_weak(judged.judgement))
+
+    if rung.protect.work_px == asked:
+        return on(rung)
+    return memory.try_rungs([replace(rung, protect=run.settings.protect), rung], on)
+
+
+def _at_best_weak(judgement: Judgement) -> Judgement:
+    verdict = Verdict.WEAK if judgement.verdict == Verdict.PROTECTED else judgement.verdict
+    reason = "memory was not enough to judge edits at the size of protect.work_px, so they were smaller"
+    return replace(judgement, verdict=verdict, reasons=[*judgement.reasons, reason])
+
+
+def _at_most(editors: Editors, rung: Rung) -> Editors:
+    """The editors, given no more pixels than fit on a rung of the memory ladder."""
+    return replace(editors, most_px=2 * rung.protect.work_px)
+
+
+def _early_stop(run: Run, editors: Editors, rung: Rung) -> EarlyStop:
     """Whether a crop needs no more work, asked by the optimiser; see `optimiser.EarlyStop`."""
-    rng, settings = run.rng("enough"), run.settings
+    rng, settings, editors = run.rng("enough"), run.settings, _at_most(editors, rung)
 
     def early_stop(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
         if after is not None:  # this is asked seldom, so of the file itself: its coding weakens the effect

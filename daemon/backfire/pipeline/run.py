@@ -70,7 +70,7 @@ class Run:
         progress: called at the start of each phase and within the long ones.
         seconds: by phase, how long it took so far.
         picture: the decoded picture, at the size to be published (`output.long_px`).
-        given_size: height and width of the original, upright.
+        given_size, published_size: height and width of the original, upright, and of what is published of it.
 
     Raises:
         InputError: the picture cannot be used.
@@ -91,11 +91,12 @@ class Run:
             )
             self.given_size = self._given.rgb.shape[:2]
             self.picture = imaging.scaled(self._given, output.long_px, jpeg=output.jpeg)
+            self.published_size = self.picture.rgb.shape[:2]
 
     @property
     def is_scaled(self) -> bool:
         """Whether the picture is published smaller than it came."""
-        return self.picture is not self._given
+        return self.published_size != self.given_size
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -119,9 +120,9 @@ class Run:
         with self.phase("detect"):
             self.progress("detect", 0, 1)
             found = run.find(self._given, self.source, self.settings.regions, reviewed=reviewed)
-            if not self.is_scaled:
-                return found
             size = self.picture.rgb.shape[:2]
+            if size == self.given_size:
+                return found
             return replace(found, regions=[scaled(one, self.given_size, size) for one in found.regions])
 
     @cached_property
@@ -147,7 +148,8 @@ class Run:
         """The surrogates and the held-out editors, on their device.
 
         Args:
-            protect: the settings as the rung of the memory ladder has them.
+            protect: the settings as the rung of the memory ladder has them. What is judged is so at the size
+                of the configuration, as a smaller one would be another question.
             frugal: see `memory.Frugal`.
 
         Raises:
@@ -166,7 +168,7 @@ class Run:
             [*map(load, settings.protect.surrogates)],
             [*map(load, settings.verify.held_out)],
             attack_paths.of_editors(settings),
-            most_px=2 * protect.work_px,
+            most_px=2 * self.settings.protect.work_px,
         )
 
     def look_at(self, rgb: Rgb) -> None:
@@ -256,6 +258,7 @@ class Run:
         """Receipt and sheet.
 
         Args:
+            crops: those that were judged.
             editors: None where nothing was edited.
             optimised: None where nothing was optimised.
         """
@@ -286,8 +289,7 @@ def _generator(key: str, purpose: str) -> np.random.Generator:
 
 def _saliency(crops: Sequence[Crop], editors: Editors, optimised: Optimised) -> list[list[Saliency]]:
     """By region, in the order in which the edits count them: the map of each surrogate."""
-    return [
-        [Saliency(editor.name, plane) for editor, plane in zip(editors.surrogates, planes, strict=True)]
-        for crop, planes in zip(crops, optimised.saliency, strict=True)
-        for _ in crop.regions
-    ]
+    regions = [region for crop in crops for region in crop.regions]
+    by_region = [optimised.saliency[optimised.crop_of(region)] for region in regions]
+    names = [editor.name for editor in editors.surrogates]
+    return [[Saliency(*each) for each in zip(names, planes, strict=True)] for planes in by_region]

@@ -126,6 +126,7 @@ def test_the_published_file_itself_is_judged_as_by_plain_verify(desk: Path) -> N
     copy = judged(desk, Image.open(desk / "out.png"))
     assert copy["edits"] == plain.receipt["edits"]
     assert copy["as_published"]["scale"] == 1
+    assert "scaled_from" not in copy, "that is what `output.long_px` does"
 
 
 def test_regions_and_edits_follow_the_copy_and_a_site_alone_protects_nothing(desk: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_copy_whose_edits_are_broken_in_no_tool_is_failed(
     desk: Path, monkeypatch: pytest.MonkeyPatch, tools: dict[str, bool], verdict: Verdict
 ) -> None:
     """Whatever is left of it by the figures, `weak` would read as some protection."""
-    monkeypatch.setattr(run, "judge", lambda *_: (Verdict.WEAK, ["why"]))
+    monkeypatch.setattr(run, "judge", lambda *_, **__: (Verdict.WEAK, ["why"]))
     other = {
         name: not broken for name, broken in tools.items()
     }  # what becomes of other edits counts for nothing

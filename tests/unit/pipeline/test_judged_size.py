@@ -1,0 +1,80 @@
+"""What was optimised smaller for want of memory is judged at full size, and rungs leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backfire import attack_paths
+from backfire.attack_paths import hand_over
+from backfire.config import Folders, Protect, Settings
+from backfire.errors import Code, ModelError
+from backfire.evaluate.edits import Editors
+from backfire.evaluate.judge import Judgement
+from backfire.pipeline import memory, protect
+from backfire.pipeline.run import Judged
+from backfire.types import Budget, Verdict
+
+
+class Tight:
+    """A run that can judge edits of no more than so many pixels, and finds everything broken."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.settings = Settings(folders=Folders(inbox=folder / "inbox"), protect=Protect(work_px=800))
+        self.most, self.sizes = most, list[int]()
+
+    def judge(self, _published: Any, _crops: Any, editors: Editors, _budget: Budget) -> Judged:
+        self.sizes.append(editors.most_px)
+        if editors.most_px > self.most:
+            raise ModelError(Code.OUT_OF_MEMORY, "no more memory")
+        return Judged(Judgement(Verdict.PROTECTED, [], 40.0, 5))
+
+
+@pytest.mark.parametrize(
+    ("rung", "most", "sizes", "verdict"),
+    [
+        ("full", 1600, [1600], Verdict.PROTECTED),
+        ("smaller", 1600, [1600], Verdict.PROTECTED),
+        ("smaller", 1000, [1600, 800], Verdict.WEAK),
+    ],
+)
+def test_a_smaller_optimisation_is_judged_in_full_or_is_weak_at_best(
+    tmp_path: Path, rung: str, most: int, sizes: list[int], verdict: Verdict
+) -> None:
+    """Smaller edits are edits that nobody makes."""
+    run: Any = Tight(tmp_path, most)
+    cpu, written = torch.device("cpu"), SimpleNamespace(published=None)
+    on = next(one for one in memory.rungs(run.settings.protect, cpu) if one.name == rung)
+    judged = protect._judged(run, written, [], Editors(cpu, []), Budget(5), on)  # type: ignore[arg-type]
+    assert run.sizes == sizes
+    assert judged.judgement.verdict == verdict
+    assert bool(judged.judgement.reasons) == (verdict == Verdict.WEAK)
+
+
+def test_where_memory_is_not_enough_for_an_optimisation_of_full_size_the_next_rung_is_tried(
+    tmp_path: Path,
+) -> None:
+    run: Any = Tight(tmp_path, 1000)
+    cpu, written = torch.device("cpu"), SimpleNamespace(published=None)
+    full, *_ = memory.rungs(run.settings.protect, cpu)
+    with pytest.raises(ModelError, match="no more memory"):
+        protect._judged(run, written, [], Editors(cpu, []), Budget(5), full)  # type: ignore[arg-type]
+
+
+def test_a_rung_that_runs_out_of_memory_leaves_no_matrices_to_the_next_one() -> None:
+    """They lie on the device, where they take gigabytes."""
+    (handed,) = attack_paths.get("forge-whole").handed(np.eye(64, dtype=np.bool_))
+
+    def work(rung: memory.Rung) -> int:
+        left = hand_over._mapping.cache_info().currsize
+        hand_over.hand_over(torch.zeros(1, 3, 64, 64), handed)
+        if rung.name == "full":
+            raise ModelError(Code.OUT_OF_MEMORY, "no more memory")
+        return left
+
+    assert memory.try_rungs(memory.rungs(Protect(), torch.device("cpu")), work) == 0
