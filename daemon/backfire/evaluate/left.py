@@ -79,7 +79,9 @@ def _worst(receipt: Receipt) -> dict[str, dict[str, Any]]:
     """By attack path the edit of a region that is least broken, by any surrogate."""
     found: dict[str, dict[str, Any]] = {}
     for edit in receipt.get("edits") or ():
-        if edit["mask_kind"] != MaskKind.TRIGGER or edit["held_out"] or edit.get("visible") is None:
+        if edit["mask_kind"] != MaskKind.TRIGGER or edit["held_out"]:
+            continue
+        if edit.get("visible") is None or edit["ssim"] is None:
             continue
         known = found.get(edit["path"])
         if known is None or (edit["visible"], -edit["ssim"]) < (known["visible"], -known["ssim"]):

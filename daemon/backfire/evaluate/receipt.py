@@ -7,6 +7,7 @@ changes the document that it is given.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -105,9 +106,19 @@ def _editor(editor: Editor) -> dict[str, str]:
 def to_json(document: Receipt) -> bytes:
     """The file: readable, in a stable order, UTF-8, with a newline at the end.
 
-    What UTF-8 cannot hold (half of a surrogate pair in a name) becomes a question mark.
+    What UTF-8 cannot hold (half of a surrogate pair in a name) becomes a question mark, and what JSON cannot
+    (a number that is not finite) null.
     """
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "replace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(data: bytes) -> Receipt:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backfire.evaluate import premis, receipt
@@ -48,6 +49,20 @@ def test_a_receipt_says_what_was_measured_in_rounded_figures() -> None:
         premis.VALIDATION,
     ]
     assert document(psnr_db=None)["psnr_db"] is None
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_no_number_when_read() -> None:
+    edit = EditResult("one", 0, MaskKind.TRIGGER, float("nan"), float("inf"), False)
+    used = EditorsUsed([Named()], (), [float("nan")])  # type: ignore[list-item]  # two of its attributes
+    judgement = Judgement(Verdict.FAILED, ["gave no finite picture"], None, 6, [edit])
+    data = receipt.to_json(receipt.build(judgement, [Region(Box(1, 2, 3, 4), "x", 1.0, "x")], used, FACTS))
+    assert b"NaN" not in data
+    assert b"Infinity" not in data
+    read = receipt.from_json(data)
+    assert read["edits"][0]["ssim"] is None
+    assert read["surrogates"][0]["gradient"] is None
+    assert np.isnan([EditResult.of(read["edits"][0]).ssim, EditResult.of(read["edits"][0]).l1]).all()
+    assert receipt.in_words(read)[0] == "failed: gave no finite picture"
 
 
 def test_a_receipt_in_words() -> None:
