@@ -65,6 +65,10 @@ def _fitting(name: str, pipe: Any) -> Any:
     if not hasattr(pipe.scheduler, "alphas_cumprod") or predicts not in ("epsilon", "v_prediction", "sample"):
         reason = f"its scheduler {type(pipe.scheduler).__name__} ({predicts}) is not one for such UNets"
         raise pipelines.error(name, reason, "use DDIM, DPM-Solver++, Euler or their like")
+    if hasattr(pipe.scheduler, "noise_sampler"):
+        # Edits of the same picture side by side would differ, which a verdict would take for protection.
+        reason = f"its scheduler {type(pipe.scheduler).__name__} adds noise that no generator draws"
+        raise pipelines.error(name, reason, "use DDIM, DPM-Solver++, Euler or their like")
     return pipe
 
 

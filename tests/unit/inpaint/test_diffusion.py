@@ -434,6 +434,18 @@ def test_another_scheduler_is_refused(copied: Path) -> None:
     assert "use DDIM" in refusal(copied)
 
 
+def test_a_scheduler_with_noise_of_its_own_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two edits of one picture would differ, which a verdict would take for protection."""
+    kind = pipelines.library("diffusers").EulerDiscreteScheduler
+    config = copied / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": kind.__name__}))
+    index = json.loads((copied / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", kind.__name__]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(kind, "noise_sampler", None, raising=False)  # as that of DPM-Solver++ SDE has one
+    assert "adds noise that no generator draws" in refusal(copied)
+
+
 def test_the_missing_extra_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'backfire[diffusion]'" in refusal(folders["sd"])
