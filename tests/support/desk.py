@@ -84,14 +84,15 @@ def reported(outcome: Outcome) -> dict[str, Any]:
 def finished(order: Order, data: bytes) -> Finished:
     sha256 = hashlib.sha256(data).hexdigest()
     on_weak, on_none = order.settings.verify.on_weak, protocol.on_none(order.settings)
-    return Finished(order.job, order.lease, Verdict.PROTECTED, ".png", sha256, on_weak, on_none)
+    verdict = Verdict.UNPROTECTED if data == PICTURE else Verdict.PROTECTED
+    return Finished(order.job, order.lease, verdict, ".png", sha256, on_weak, on_none)
 
 
 def left(order: Order, data: bytes, *, settings: Settings | None = None) -> Finished:
     """Leave what an actor returns for an order; the receipt may be that of other settings."""
     outcome = finished(order, data)
     key = job_key(hashlib.sha256(PICTURE).hexdigest(), None, (settings or order.settings).sha256)
-    receipt = {"key": key, "output_sha256": outcome.output_sha256}
+    receipt = {"key": key, "output_sha256": outcome.output_sha256, "verdict": outcome.verdict.value}
     files = {"output": data, "receipt.json": json.dumps(receipt).encode()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     told = {"outcome": protocol.to_json(outcome), "digests": digests}

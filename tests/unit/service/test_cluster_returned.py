@@ -42,7 +42,18 @@ def brighter(levels: float) -> bytes:
     return encoded(Image.fromarray(rgb))
 
 
-@pytest.mark.parametrize("wrong", ["damaged", "budget", "came out", "other settings", "another order"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "damaged",
+        "budget",
+        "came out",
+        "other settings",
+        "another order",
+        "the original itself",
+        "was told as",
+    ],
+)
 def test_what_came_back_otherwise_is_refused_and_worked_again(tmp_path: Path, wrong: str) -> None:
     order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
     (tmp_path / "input").write_bytes(PICTURE)
@@ -58,6 +69,16 @@ def test_what_came_back_otherwise_is_refused_and_worked_again(tmp_path: Path, wr
             left(order, encoded(photo((48, 65))))
         case "other settings":
             left(order, PICTURE, settings=order.settings.model_copy(update={"protect": protect}))
+        case "the original itself" | "was told as":
+            left(order, PICTURE)
+            document = json.loads((lies_in / returned.TOLD).read_bytes())
+            document["outcome"]["verdict"] = "protected"
+            receipt = (lies_in / "receipt.json").read_bytes()
+            if wrong == "the original itself":
+                receipt = receipt.replace(b"unprotected", b"protected")
+            (lies_in / "receipt.json").write_bytes(receipt)
+            document["digests"]["receipt.json"] = hashlib.sha256(receipt).hexdigest()
+            (lies_in / returned.TOLD).write_text(json.dumps(document))
         case "another order":
             left(replace(order, lease=2), PICTURE)
             returned.folder(tmp_path, 2).rename(lies_in)

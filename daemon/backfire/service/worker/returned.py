@@ -19,7 +19,7 @@ from backfire.pipeline import budget_check
 from backfire.pipeline.result import PhaseProgress
 from backfire.service.worker import protocol
 from backfire.service.worker.protocol import FILES, Failed, Finished, Hindered, Order, from_json
-from backfire.types import EXTENSIONS, job_key, mask_digest
+from backfire.types import EXTENSIONS, Verdict, job_key, mask_digest
 
 TOLD = "told.json"
 """Beside the files: the outcome, and the digests of the files, as the node told them."""
@@ -84,7 +84,7 @@ def check(order: Order, progress: PhaseProgress) -> Finished:
             one: (order.folder if one in moved else lies_in).joinpath(one).read_bytes() for one in places
         }
         receipt = json.loads(files["receipt.json"])
-        key, output_sha256 = receipt["key"], receipt["output_sha256"]
+        key, output_sha256, verdict = (receipt[one] for one in ("key", "output_sha256", "verdict"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FileNotFoundError) as error:
         raise _wrong(name, f"cannot be read ({error!r:.200})") from error
     if not isinstance(outcome, Finished) or (outcome.job, outcome.lease) != (order.job, order.lease):
@@ -93,7 +93,11 @@ def check(order: Order, progress: PhaseProgress) -> Finished:
         raise _wrong(name, "is damaged: its digests differ from those that were told")
     if not digests["output"] == outcome.output_sha256 == output_sha256:
         raise _wrong(name, "is damaged: its receipt is that of another file")
+    if verdict != outcome.verdict.value:
+        raise _wrong(name, f"was told as {outcome.verdict}, and its receipt says {verdict!r:.20}")
     original = (order.folder / "input").read_bytes()
+    if files["output"] == original and outcome.verdict != Verdict.UNPROTECTED:
+        raise _wrong(name, f"is the original itself, which is never {outcome.verdict}")
     masks = [hashlib.sha256((order.folder / file).read_bytes()).hexdigest() for _, file in order.masks]
     if key != job_key(hashlib.sha256(original).hexdigest(), mask_digest(masks), order.settings.sha256):
         raise _wrong(name, "was made of another picture, another mask or other settings")
