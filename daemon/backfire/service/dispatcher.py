@@ -313,7 +313,10 @@ class Dispatcher:
             self._policy.pause(worker, jobs[0], Code.INTERNAL, message)
 
     def drain(self) -> None:
-        """End the workers' processes and give the running jobs back without counting their attempts."""
+        """End the workers' processes and give the running jobs back.
+
+        An attempt counts only if its worker had died of itself.
+        """
         if all(worker.child is None for worker in self._pool.workers):
             return
         notify(f"EXTEND_TIMEOUT_USEC={int(DRAIN_S * 1e6)}")
@@ -322,8 +325,10 @@ class Dispatcher:
         with self._jobs.together():
             for job in running:
                 outcome = told.get(job.id)
-                if outcome is None or not outcome.concerns(job):
-                    outcome = read_result(self._jobs.spool(job).folder, job)
+                if outcome is not None and not outcome.concerns(job):
+                    outcome = None
+                if outcome is None or isinstance(outcome, Interrupted):
+                    outcome = read_result(self._jobs.spool(job).folder, job) or outcome
                 try:
                     with isolated(job):
                         self._policy.conclude(job, outcome or GivenBack(job.id, job.lease))

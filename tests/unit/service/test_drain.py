@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from backfire.config import parse
 from backfire.errors import Code
-from backfire.service.worker.protocol import Failed, GivenBack, Hindered, Outcome
+from backfire.pipeline.result import PhaseProgress
+from backfire.service.worker.local import Child
+from backfire.service.worker.protocol import (
+    Failed,
+    Finished,
+    GivenBack,
+    Hindered,
+    Interrupted,
+    Order,
+    Outcome,
+)
 from backfire.types import Job
 from tests.support.house import SOON, House, house
 
@@ -38,3 +52,40 @@ def test_what_a_worker_says_last_decides_whether_a_picture_is_done_again(
         home.service.dispatcher.drain()
     assert home.states() == [state]
     assert [line["again"] for line in logs if line["event"] == "drained"] == [again]
+
+
+def test_a_picture_that_kills_the_worker_before_each_stop_is_set_aside(house: Callable[..., House]) -> None:
+    """As when the kernel kills the worker and the service manager then stops the daemon, again and again."""
+    home = house(watch=SOON, protect={"attempts": 2})
+    home.stuck = True
+    home.drop("bad.png")
+    for attempt in (1, 2):
+        home.turn(5, times=6)
+        (job,) = home.worker.running.values()
+        home.children[-1].say(Interrupted(job.id, job.lease, "worker died: killed by SIGKILL", killed=True))
+        home.service.stop()
+        home.service.run()
+        assert [job.attempts for job in home.service.jobs.store.jobs()] == [attempt]
+        home.crash()
+        home.again()
+    home.turn(5, times=6)
+    assert home.states() == ["quarantined"]
+    assert "died 2 times" in home.reasons()
+
+
+def killed(order: Order, progress: PhaseProgress) -> Finished:
+    """Works as a picture that exhausts the memory does; at module level, so that the process can import it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_a_worker_that_had_died_before_the_stop_says_on_which_picture(tmp_path: Path) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    orders = [Order(number, 5, tmp_path, f"{number}.png", (), settings) for number in (1, 2)]
+    for has_heard in (True, False):  # what it reported may lie in the pipe still
+        child = Child(process=killed)
+        child.send(orders)
+        assert child.exitcode == -signal.SIGKILL
+        if has_heard:
+            child.receive(60)
+        assert child.stop(60) == [Interrupted(1, 5, "worker died: killed by SIGKILL", killed=True)]

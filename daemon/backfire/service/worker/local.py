@@ -11,12 +11,20 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
 from backfire.config import Settings
 from backfire.service.worker import child
-from backfire.service.worker.protocol import Order, Outcome, Place, Progress, WorkerProcess
+from backfire.service.worker.protocol import (
+    Interrupted,
+    Order,
+    Outcome,
+    Place,
+    Progress,
+    WorkerProcess,
+)
 
 BATCH_MAX = 128
 """The most jobs that a child gets at a time."""
@@ -37,6 +45,7 @@ class Child:
     def __init__(self, memory_mb: int = 0, process: child.Process | None = None) -> None:
         self.jobs = dict[int, int]()
         self.heard = time.monotonic()
+        self._current = 0
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, os.getpid(), memory_mb, *([process] if process else []))
@@ -59,6 +68,7 @@ class Child:
         """Hand over some jobs, to be worked in this order; the child must be idle."""
         self.jobs = {order.job: order.lease for order in orders}
         self.heard = time.monotonic()
+        self._current = 0
         self._connection.send(orders)
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
@@ -78,24 +88,38 @@ class Child:
         if messages:
             self.heard = time.monotonic()
             for message in messages:
-                if not isinstance(message, Progress) and self.jobs.get(message.job) == message.lease:
+                if isinstance(message, Progress):
+                    self._current = message.job
+                elif self.jobs.get(message.job) == message.lease:
                     del self.jobs[message.job]
         elif not self._process.is_alive():
             raise EOFError
         return messages
 
     def stop(self, patience_s: float) -> list[Outcome]:
-        """Ask for the running jobs back, then end the process; the outcomes that it still reported."""
+        """Ask for the running jobs back, then end the process; the outcomes that it still reported.
+
+        A process that has died by itself interrupted the job that it last reported on.
+        """
         outcomes: list[Outcome] = []
         deadline = time.monotonic() + patience_s
-        try:
+        with suppress(OSError):  # what a process reported before it died can still be received
             self._connection.send(None)
+        try:
             while self.jobs and time.monotonic() < deadline:
                 outcomes += [told for told in self.receive(0.2) if not isinstance(told, Progress)]
-        except (EOFError, OSError):
-            pass
+        except EOFError:
+            outcomes += self._interrupted()
         self.kill()
         return outcomes
+
+    def _interrupted(self) -> list[Outcome]:
+        """What the death of the process means for the job that it worked."""
+        if (lease := self.jobs.get(self._current)) is None:
+            return []
+        code = self.exitcode
+        reason = f"worker died: {exit_reason(code)}"
+        return [Interrupted(self._current, lease, reason, killed=code == -signal.SIGKILL)]
 
     def kill(self) -> None:
         """End the process now."""

@@ -215,7 +215,10 @@ class WorkerProcess(Protocol):
         """
 
     def stop(self, patience_s: float) -> list[Outcome]:
-        """Ask for the running jobs back, then end it; the outcomes that it still reported."""
+        """Ask for the running jobs back, then end it; the outcomes that it still reported.
+
+        A job on which it has died is `Interrupted`.
+        """
 
     def kill(self) -> None:
         """End it now."""
