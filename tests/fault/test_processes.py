@@ -190,7 +190,7 @@ def test_fault_28_two_daemons_on_one_inbox(gated: Sandbox, apart: bool) -> None:
     folders = {"inbox": "inbox", "state": "state-2"} if apart else {"inbox": "inbox"}
     gated.configure(folders=folders)
     second = gated.backfire("run", timeout=60)
-    assert second.returncode == 2
+    assert second.returncode == os.EX_TEMPFAIL, second.stderr
     assert "another backfire daemon" in second.stderr
     original = picture()
     gated.drop(original, "p.png")

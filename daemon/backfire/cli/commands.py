@@ -24,8 +24,8 @@ from backfire.cli import (
     sheet,
     today,
 )
-from backfire.cli.common import BAD_CONFIG, BAD_STORE, INTERRUPTED, SOME_FAILED, app
-from backfire.errors import BackfireError, ConfigError, StoreError
+from backfire.cli.common import BAD_CONFIG, BAD_STORE, INTERRUPTED, SOME_FAILED, UNAVAILABLE, app
+from backfire.errors import BackfireError, ConfigError, StoreError, UnavailableError
 
 __all__ = [
     "app",
@@ -51,6 +51,8 @@ def run() -> None:
     common.users_umask = os.umask(0o027)
     try:
         app()
+    except UnavailableError as error:
+        _refuse(str(error), UNAVAILABLE)
     except ConfigError as error:
         _refuse(str(error), BAD_CONFIG)
     except StoreError as error:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from backfire.pipeline.result import PhaseProgress
 
 BAD_CONFIG, SOME_FAILED, BAD_STORE, UNKNOWN_FILE, INTERRUPTED = 2, 3, 4, 5, 130
+UNAVAILABLE = os.EX_TEMPFAIL
+"""What systemd tries again, other than a bad configuration."""
 DEFAULT = Path("config.yaml")
 BY_HAND = 0o666
 """The rights of a file that a person has written for themselves, less those that their umask takes."""

@@ -16,7 +16,7 @@ from backfire import config, log, weights
 from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, err, named, out, print_receipt
 from backfire.cli.models import fetch_all
 from backfire.config import Settings
-from backfire.errors import ConfigError
+from backfire.errors import ConfigError, UnavailableError
 from backfire.service.loop import Service, Summary
 
 
@@ -50,6 +50,9 @@ def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] 
         settings: the configuration.
         until_idle: whether to return when nothing is left to do.
         load: reads the configuration again on SIGHUP; without it, SIGHUP ends the service too.
+
+    Raises:
+        UnavailableError: a file or folder of the service could not be used, for longer than it tries again.
     """
     with bar() as advance:
         service = Service(settings, load=load, on_progress=lambda job, *step: named(advance, job.name)(*step))
@@ -57,7 +60,12 @@ def serve(settings: Settings, *, until_idle: bool, load: Callable[[], Settings] 
             for name in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(name, lambda *_: service.stop())
             signal.signal(signal.SIGHUP, lambda *_: service.reload() if load else service.stop())
-            return service.run(until_idle=until_idle)
+            try:
+                return service.run(until_idle=until_idle)
+            except OSError as error:
+                if error.filename is None:  # a bug
+                    raise
+                raise UnavailableError(f"{error.filename}: {error.strerror}") from error
 
 
 @app.command()

@@ -13,7 +13,7 @@ import structlog
 
 from backfire import attack_paths, detectors, inpaint
 from backfire.config import Settings
-from backfire.errors import ConfigError, SigningError
+from backfire.errors import ConfigError, SigningError, UnavailableError
 from backfire.files.locks import TAKEN
 from backfire.perturb import methods
 from backfire.provenance import credentials
@@ -87,7 +87,7 @@ def make_folders(settings: Settings) -> None:
     """Make the folders that are missing, but not an inbox that existed before: its share may be gone.
 
     Raises:
-        ConfigError: a folder cannot be made, or the inbox has gone.
+        UnavailableError: a folder cannot be made, or the inbox has gone.
     """
     known = settings.folders.database.exists()
     for name, folder in settings.folders.named().items():
@@ -95,12 +95,12 @@ def make_folders(settings: Settings) -> None:
             message = (
                 f"inbox {folder}: was there before and is gone; mount the share or make the folder again"
             )
-            raise ConfigError(message)
+            raise UnavailableError(message)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         except OSError as error:
             remedy = f"make it, or give uid {os.geteuid()} access"
-            raise ConfigError(f"{name} {folder}: cannot be made ({error.strerror}); {remedy}") from error
+            raise UnavailableError(f"{name} {folder}: cannot be made ({error.strerror}); {remedy}") from error
 
 
 def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
@@ -111,13 +111,13 @@ def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
         patience_s: how long a lock that is held is tried for again.
 
     Raises:
-        ConfigError: another daemon holds it, or it cannot be opened.
+        UnavailableError: another daemon holds it, or it cannot be opened.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_CREAT | os.O_RDWR
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
     except OSError as error:
-        raise ConfigError(
+        raise UnavailableError(
             f"{path}: cannot be opened ({error.strerror}); give uid {os.geteuid()} access"
         ) from error
     deadline = time.monotonic() + patience_s
@@ -134,7 +134,7 @@ def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
                 message = (
                     f"{path}: another backfire daemon works here; stop it, or give this one its own folders"
                 )
-                raise ConfigError(message) from None
+                raise UnavailableError(message) from None
         time.sleep(0.02)
 
 

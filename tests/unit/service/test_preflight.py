@@ -1,9 +1,11 @@
-"""Whether a daemon works in a folder, as other processes find out."""
+"""Whether a daemon works in a folder, as other processes find out, and how one ends that cannot start."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,10 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from backfire.cli import commands
 from backfire.cli.commands import app
 from backfire.config import load
-from backfire.errors import ConfigError
+from backfire.errors import UnavailableError
 from backfire.service import preflight
+from backfire.service.loop import Service
 from backfire.service.store.store import Store
 
 
@@ -47,6 +51,40 @@ def test_asking_whether_a_daemon_runs_keeps_none_from_starting(tmp_path: Path) -
     lock = preflight.lock(tmp_path / "lock", patience_s=30)
     letting_go.join()
     assert lock is not None
-    with pytest.raises(ConfigError, match="another backfire daemon"):
+    with pytest.raises(UnavailableError, match="another backfire daemon"):
         preflight.lock(tmp_path / "lock", patience_s=0)
     os.close(lock)
+
+
+def test_what_time_may_mend_has_an_exit_status_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd starts the daemon again, unless its configuration is bad."""
+    config = tmp_path / "config.yaml"
+    monkeypatch.setattr(sys, "argv", ["backfire", "run", "-c", str(config)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def status() -> object:
+        with pytest.raises(SystemExit) as ended:
+            commands.run()
+        return ended.value.code
+
+    config.write_text("folders: {inbox: inbox, otbox: outbox}")
+    assert status() == 2
+    config.write_text("folders: {inbox: inbox}")
+    (tmp_path / "archive").write_bytes(b"where a mount point belongs")
+    assert status() == os.EX_TEMPFAIL
+    (tmp_path / "archive").unlink()
+    held = preflight.lock(tmp_path / "inbox")
+    assert held is not None
+    assert status() == os.EX_TEMPFAIL
+    os.close(held)
+
+    def gone(service: Service, *, until_idle: bool) -> None:
+        (tmp_path / "spool" / "7").iterdir().__next__()
+
+    monkeypatch.setattr(Service, "run", gone)
+    assert status() == os.EX_TEMPFAIL
+    unit = (Path(__file__).parents[3] / "systemd" / "backfire.service").read_text().splitlines()
+    assert "RestartPreventExitStatus=2" in unit
+    assert "Restart=on-failure" in unit

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
-from backfire.errors import ConfigError
+from backfire.errors import UnavailableError
 from backfire.service.publisher import Publisher
 from tests.support.bugs import about, bug
 from tests.support.house import SOON, House, house
@@ -23,7 +23,7 @@ def test_a_daemon_whose_inbox_is_gone_does_not_start_on_an_empty_one(house: Make
     home = house(watch=SOON)
     home.crash()
     (home.base / "inbox").rmdir()
-    with pytest.raises(ConfigError, match="was there before and is gone; mount the share"):
+    with pytest.raises(UnavailableError, match="was there before and is gone; mount the share"):
         home.again()
     assert not (home.base / "inbox").exists()
     (home.base / "inbox").mkdir()
@@ -38,7 +38,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_a_remedy(house: Make) -> Non
     home.crash()
     (home.base / "archive").rmdir()
     (home.base / "archive").write_bytes(b"a file")
-    with pytest.raises(ConfigError, match=r"archive .*: cannot be made .*give uid \d+ access"):
+    with pytest.raises(UnavailableError, match=r"archive .*: cannot be made .*give uid \d+ access"):
         home.again()
 
 

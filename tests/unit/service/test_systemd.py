@@ -38,6 +38,12 @@ def test_units_are_valid(units: Path) -> None:
     assert run("systemd-analyze", "verify", *names, cwd=units) == "", "not even a warning"
 
 
+@pytest.mark.parametrize("name", ["backfire.service", "backfire-page.service"])
+def test_a_process_that_the_kernel_kills_for_its_memory_does_not_end_the_service(name: str) -> None:
+    """By default systemd stops all of a service then, and what the daemon knows of the picture is lost."""
+    assert "OOMPolicy=continue" in (UNITS / name).read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("unit", "drop_in", "most"),
     [
