@@ -2,7 +2,7 @@
 
     BackfireError
     ├── ConfigError            refuse to start; exit code 2
-    │   └── UnavailableError       the same, but time may mend it; exit code 75, and systemd starts the daemon again
+    │   └── UnavailableError       which time may mend: systemd tries again; exit code 75
     ├── StoreError             wait if it is transient, else stop; the service manager restarts the daemon
     └── JobError(code)         this job ends or is tried again, and the others go on
         ├── InputError             the picture or its mask is not usable: failed at once
@@ -59,7 +59,7 @@ class ConfigError(BackfireError):
 
 
 class UnavailableError(ConfigError):
-    """A folder that the daemon needs cannot be used now, as it is not mounted yet or another process has it."""
+    """A folder cannot be used now, because it is not mounted yet, say, or because another process has it."""
 
 
 class StoreError(BackfireError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,34 @@ def test_compose_files_name_only_what_they_have() -> None:
         assert {*service["secrets"]} <= {*compose["secrets"]}
         assert {*service["networks"]} <= {*compose["networks"]}
         assert {*service.get("depends_on", ())} <= {*compose["services"]}
+
+
+def test_the_firewall_closes_every_port_that_ray_opens() -> None:
+    """Those that the guide names, and those that `ray start --head` opens unasked."""
+    (dropped,) = re.findall(r"tcp dport \{ (.*) \} drop", (DEPLOY / "firewall.nft").read_text())
+    closed: set[int] = set()
+    for part in dropped.split(", "):
+        first, _, last = part.partition("-")
+        closed |= {*range(int(first), int(last or first) + 1)}
+    named = {int(port) for port in re.findall(r"port=(\d+)", GUIDE)}
+    assert len(named) > 7
+    assert named | {10001, 44217} <= closed
+
+
+@pytest.mark.parametrize("name", ["kuberay.yaml", "ray-up.yaml"])
+def test_a_daemon_that_ends_by_itself_is_started_again(name: str, tmp_path: Path) -> None:
+    """The command that starts it, with a double that fails the first time."""
+    if name == "ray-up.yaml":
+        command = document(name)["head_start_ray_commands"][-1]
+    else:
+        (container,) = document(name)["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+        *shell, command = container["lifecycle"]["postStart"]["exec"]["command"]
+        assert shell == ["sh", "-c"]
+    for before, after in (("sleep 15", "sleep 0"), ("/proc/1/fd/2", "log"), ("/opt/backfire/bin/", "")):
+        command = command.replace(before, after)
+    double = tmp_path / "backfire"
+    double.write_text('#!/bin/sh\necho "$@" >> started; [ "$(wc -l < started)" = 2 ]\n')
+    double.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["sh", "-c", f"{command} wait"], check=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "started").read_text() == "run -c /etc/backfire/config.yaml\n" * 2

@@ -86,6 +86,37 @@ def test_a_component_without_a_licence_is_named_and_the_others_are_listed(tmp_pa
     assert "no licence is given for secretive, expected one" in refused.stderr
 
 
+def test_an_upgrade_of_the_debian_package_stops_what_runs_and_starts_that_again(tmp_path: Path) -> None:
+    """With the package's own scripts, in a system of doubles in a folder."""
+    for folder in ("bin", "run/systemd/system", "opt/backfire/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "running").write_text("backfire.service\n")
+    double = f'#!/bin/sh\necho "$(basename "$0") $*" >> {tmp_path}/done\n'
+    for name in ("bin/systemd-sysusers", "bin/systemd-tmpfiles", "opt/backfire/bin/python", "bin/systemctl"):
+        (tmp_path / name).write_text(double)
+        (tmp_path / name).chmod(0o755)
+    with (tmp_path / "bin/systemctl").open("a") as systemctl:
+        systemctl.write(f'[ "$1" != is-active ] || {{ grep -qx "$2" {tmp_path}/running && echo active; }}\n')
+
+    def said_by(script: str, *arguments: str) -> list[str]:
+        text = (ROOT / "packaging/deb" / script).read_text()
+        text = text.replace("/opt/", f"{tmp_path}/opt/").replace("/run/", f"{tmp_path}/run/")
+        (tmp_path / "done").write_text("")
+        environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+        subprocess.run(["sh", "-c", text, script, *arguments], check=True, env=environment)
+        said = (tmp_path / "done").read_text().splitlines()
+        return [line.removeprefix("systemctl ") for line in said if " is-active " not in line]
+
+    start = "start --no-block backfire.service"
+    assert said_by("prerm", "upgrade", "0.2") == ["stop backfire.service"], "the page does not run"
+    *before, last = said_by("postinst", "configure", "0.1")
+    assert last == start, "after everything is compiled"
+    assert any("compileall" in line for line in before)
+    assert start not in said_by("postinst", "configure", "0.1"), "only what ran just now"
+    said_by("prerm", "upgrade", "0.2")
+    assert said_by("postinst", "abort-upgrade", "0.2") == [start]
+
+
 @pytest.mark.slow
 def test_a_commit_gives_the_same_files_each_time(tmp_path: Path) -> None:
     pytest.importorskip("build")

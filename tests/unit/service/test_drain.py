@@ -74,7 +74,7 @@ def test_a_picture_that_kills_the_worker_before_each_stop_is_set_aside(house: Ca
 
 
 def killed(order: Order, progress: PhaseProgress) -> Finished:
-    """Works as a picture that exhausts the memory does; at module level, so that the process can import it."""
+    """Works as a picture that exhausts the memory; at module level, so that the process can import it."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
