@@ -3,7 +3,7 @@
 # make man: write the manual page build/backfire.1.
 # make docs: build the documentation as a site.
 # make dist: sdist and wheel of the last commit in dist/. make deb: a Debian package. make notes: its release notes. make sbom: what it ships, and the licences.
-# TORCH picks the torch build: make test TORCH=torch==2.13.0
+# TORCH picks the version of torch: make test TORCH=torch==2.13.0
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
@@ -22,7 +22,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Backfire needs Python 3.11 or newer; set PYTHON="'
 	$(PYTHON) -m venv $(VENV)
 
-# torch is installed first, so that the build named by TORCH satisfies the packages that need torch.
+# torch is installed first, so that the version named by TORCH satisfies the packages that need torch.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -66,12 +66,14 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/zensical build --clean --strict
 
 dist: $(VENV)/.installed-release
-	rm -rf dist
+	rm -f dist/*.whl dist/*.tar.gz
 	$(BIN)/python packaging/dist.py
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 
-# On the Debian release that it is for; packaging/test-deb tries it. TORCH names a CPU build.
+# On the Debian release that it is for; packaging/test-deb tries it. It wants a CPU build of torch, which PyPI lacks:
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make deb TORCH=torch==2.13.0+cpu
 deb: dist
+	rm -f dist/*.deb
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) TORCH='$(TORCH)' packaging/deb/build dist/*.whl dist
 
 notes:

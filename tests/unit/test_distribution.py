@@ -31,7 +31,7 @@ def package() -> set[str]:
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(
         ROOT / "daemon" / "backfire",
@@ -44,6 +44,25 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == package() - NOT_IN_THE_WHEEL
+
+
+def test_the_sdist_holds_every_file_that_is_committed() -> None:
+    """But those of a checkout: the tests, which packagers run, too, read nearly all of the others."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("needs a checkout")
+    of_a_checkout = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
+    unasked = {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"} | {
+        f"daemon/{name}" for name in package() - NOT_IN_THE_WHEEL
+    }
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines() if line[0] != "#"]
+    assert {kind for kind, *_ in lines} == {"include", "graft"}
+    included = {name for kind, *names in lines if kind == "include" for name in names}
+    grafted = tuple(f"{folder}/" for kind, *folders in lines if kind == "graft" for folder in folders)
+    files = {*listed.stdout.splitlines()}
+    missing = {file for file in files - of_a_checkout - unasked - included if not file.startswith(grafted)}
+    assert missing == set()
+    assert included <= files
 
 
 def test_the_version_is_the_same_wherever_it_is_written() -> None:
