@@ -23,7 +23,7 @@ Treated = tuple[Rgb, Mask]
 Treatment = Callable[[Rgb, Mask], Treated | None]
 LONG_EDGE = 1080
 SIGMA = 6.0
-"""Standard deviation of the noise, in levels: as large as the default budget."""
+"""Standard deviation of the noise, in levels: half of the default epsilon."""
 
 
 def jpeg(rgb: Rgb, mask: Mask, *, quality: int) -> Treated:

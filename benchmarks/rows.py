@@ -24,20 +24,11 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT / 'daemon'}{os.pathsep}{ROOT}"}
 
 
-CODE = (
-    "daemon/backfire/perturb/*.py",
-    "daemon/backfire/perturb/methods/*.py",
-    "daemon/backfire/perturb/starts/*.*",
-    "daemon/backfire/inpaint/*.py",
-    "daemon/backfire/attack_paths/*.py",
-    "daemon/backfire/attack_paths/tools/*.py",
-    "daemon/backfire/imaging/masks.py",
-    "daemon/backfire/evaluate/*.py",
-    "benchmarks/battery.py",
-    "benchmarks/measure.py",
-    "benchmarks/sets.py",
-)
-"""The code and the stored starts that rows of a protection depend on, besides weights and settings."""
+CODE = ("daemon/backfire/**/*.py", "daemon/backfire/perturb/starts/*.*", "benchmarks/*.py")
+"""The code and the stored starts that rows depend on, besides weights and settings.
+
+All of the package, since a protection depends on much of it, from the settings' defaults to the encoders.
+"""
 
 
 def read(log: Path) -> list[Row]:

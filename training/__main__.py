@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(
                 f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"
             )
-        state_sums(target.parent)
+        state_sum(target)
 
 
 def _starts(given: argparse.Namespace, common: Options) -> None:
@@ -162,16 +162,18 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
     else:
         target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)
-        state_sums(target.parent)
+        state_sum(target)
         print(target)
 
 
-def state_sums(folder: Path) -> None:
-    """Update the digests in the folder's `SHA256SUMS`, if there is one; the package checks weights by it."""
-    sums = folder / weights.SUMS
+def state_sum(file: Path) -> None:
+    """Update the digest of a file in its folder's `SHA256SUMS`; the package checks weights by it."""
+    sums = file.with_name(weights.SUMS)
     if sums.exists():
-        names = [line.split()[1] for line in sums.read_text().splitlines()]
-        sums.write_text("".join(f"{durable.file_sha256(folder / name)}  {name}\n" for name in names))
+        # The lines of the others stay: a file that is damaged must not become what is expected.
+        lines = [line.split() for line in sums.read_text().splitlines()]
+        digest = durable.file_sha256(file)
+        sums.write_text("".join(f"{digest if name == file.name else old}  {name}\n" for old, name in lines))
 
 
 if __name__ == "__main__":

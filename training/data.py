@@ -25,11 +25,23 @@ Hole = Callable[[int, np.random.Generator], NDArray[np.float32]]
 
 
 def load(folder: Path) -> list[Image.Image]:
-    """All pictures below `folder` as RGB, in name order (about 350 MB per 1,000 small photographs)."""
+    """All pictures below `folder` as RGB, in name order (about 350 MB per 1,000 small photographs).
+
+    A file that cannot be read is named and left out.
+
+    Raises:
+        SystemExit: there are none.
+    """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if not paths:
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(Image.open(path).convert("RGB"))
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
+            print(f"{path}: cannot be read ({error}), and is left out", file=sys.stderr)
+    if not pictures:
         raise SystemExit(f"{folder}: no pictures found; name a folder of photographs with --data")
-    return [Image.open(p).convert("RGB") for p in paths]
+    return pictures
 
 
 def crop(picture: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -143,7 +143,7 @@ def judge(photos: Path, editors: Sequence[Editor], target: Path, count: int, see
         photos: a folder of photographs that none of the editors was trained on.
         editors: each under a name of its own.
         target: the folder of these; it is made if it is missing.
-        count: the number of photographs, of which each gives one crop.
+        count: the most photographs, of which each gives one crop.
         seed: of crops, holes and the editors' noise.
     """
     fills: dict[str, list[list[float]]] = {
@@ -163,7 +163,7 @@ def judge(photos: Path, editors: Sequence[Editor], target: Path, count: int, see
             fills[name].append(_measured(opencv(case.truth, case.mask, method), case))
     target.mkdir(parents=True, exist_ok=True)
     result = {
-        "run": _run(editors, count, seed),
+        "run": _run(editors, len(fills["telea"]), seed),
         "fills": {name: _medians(MEASURES, rows) for name, rows in fills.items()},
         "autoencoders": {name: _medians(("psnr_db", "sharpness"), rows) for name, rows in codecs.items()},
     }

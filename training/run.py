@@ -125,6 +125,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    summed: int = 0
 
     def resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,7 @@ class Run:
             for name, value in one(self.step).items():
                 # Kept as a tensor: converting it to a float would wait for the GPU.
                 self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.summed += 1
             self.step += 1
             self.seconds = before + time.monotonic() - began
             if self.step % self.every == 0:
@@ -185,8 +187,9 @@ class Run:
                 last_save = time.monotonic()
 
     def _log(self) -> None:
-        means = {k: round(float(v) / self.every, 4) for k, v in self.sums.items()}
+        means = {k: round(float(v) / self.summed, 4) for k, v in self.sums.items()}
         self.sums.clear()
+        self.summed = 0  # fewer than `every` after a run was resumed
         row = {"step": self.step, "seconds": round(self.seconds), **means}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")

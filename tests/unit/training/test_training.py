@@ -87,12 +87,12 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
     save_half(Generator(TINY), path)
     (editor,) = judge.editors("unused", path, "lama")
     assert editor.name == "mine"
-    judge.judge(photos, [editor], tmp_path / "judged", count=2, seed=1)
+    judge.judge(photos, [editor], tmp_path / "judged", count=5, seed=1)
     found = json.loads((tmp_path / "judged" / "judge.json").read_text())
     assert set(found["fills"]) == {"mine", "telea", "navier-stokes"}
     assert all(np.isfinite(list(row.values())).all() for row in found["fills"].values())
     assert found["run"]["weights_sha256"] == {"mine": editor.weights_sha256}
-    assert (found["run"]["photographs"], found["autoencoders"]) == (2, {})
+    assert (found["run"]["photographs"], found["autoencoders"]) == (3, {}), "of five that were asked for"
     assert (tmp_path / "judged" / "fills-mine.jpg").exists()
     with pytest.raises(SystemExit, match="did you mean 'flux2-mini'"):
         judge.editors("flux2-mni", None, "latent")
@@ -114,6 +114,26 @@ def test_judge_shows_every_editor_the_same_holes(tmp_path: Path, photos: Path) -
         assert both["fills"][name] == alone["fills"][name]
     assert both["fills"]["flux2-mini"] != both["fills"]["flux2-micro"]
     assert set(both["autoencoders"]) == {"flux2-mini", "flux2-micro"}
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_left_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo().save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    assert len(data.load(tmp_path)) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'truncated.jpg'}: cannot be read (")
+    (tmp_path / "whole.jpg").unlink()
+    with pytest.raises(SystemExit, match="no pictures found; name a folder"):
+        data.load(tmp_path)
+
+
+def test_the_losses_in_the_log_are_means_after_a_resume_too(tmp_path: Path) -> None:
+    run = Run(tmp_path, Options(steps=8), {}, every=4, step=3)
+    run.loop(lambda step: {"loss": torch.tensor(1.0)}, lambda: torch.zeros(1, 1, 3, 8, 8))
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in logged] == [(4, 1.0), (8, 1.0)]
 
 
 def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:

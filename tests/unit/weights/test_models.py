@@ -559,9 +559,14 @@ def test_weights_inside_the_package_must_have_their_digests(
     with pytest.raises(ModelError, match=r"SHA-256 is .*, expected .*; install backfire again"):
         editor.load()
     shutil.copy(editor.file, copy / "stray.safetensors")
+    other = copy / "ldm-mini.safetensors"
+    whole = other.read_bytes()
+    other.write_bytes(b"damaged")
     editor.file.write_bytes(b"trained")
-    training.state_sums(copy)  # as `python -m training export` does
+    training.state_sum(editor.file)  # as `python -m training export` does
     assert weights.inside()[editor.file.name] == hashlib.sha256(b"trained").hexdigest()
+    assert [found.path for found in weights.verify_inside() if found.state == "changed"] == [other.name]
+    other.write_bytes(whole)
     assert [found.path for found in weights.verify_inside() if found.state == "unpinned"] == [
         "stray.safetensors"
     ]
