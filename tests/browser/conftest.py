@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of a fresh profile; whatever its console reports as an error fails the test."""
+    """A page of a fresh profile; an error of a script, or of the content security policy, fails the test."""
     context = browser.new_context(locale="en-GB", viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     wrong: list[str] = []

@@ -84,24 +84,33 @@ def test_verify_needs_nothing_but_the_file_and_says_the_same(
     assert found == pytest.approx([row["ssim"] for row in receipt["edits"]], abs=2e-3)
 
 
-def test_the_picture_without_the_perturbation_is_failed(protected: tuple[Sandbox, dict[str, Any]]) -> None:
-    sandbox, _ = protected
-    """In one tool, since equal pictures are edited equally by every tool."""
-    (sandbox.base / "copy.png").write_bytes((sandbox.base / "cat.png").read_bytes())
+@pytest.fixture(scope="module")
+def in_one_tool(protected: tuple[Sandbox, dict[str, Any]]) -> str:
+    """A configuration with one tool, for pictures that every tool edits nearly like the original."""
     one = {"folders": {"inbox": "inbox"}, "verify": {"paths": ["iopaint"], "held_out": []}}
-    (sandbox.base / "one.yaml").write_text(json.dumps(one))
-    code, receipt = verify(sandbox, "copy.png", "-c", "one.yaml")
+    (protected[0].base / "one.yaml").write_text(json.dumps(one))
+    return "one.yaml"
+
+
+def test_the_picture_without_the_perturbation_is_failed(
+    protected: tuple[Sandbox, dict[str, Any]], in_one_tool: str
+) -> None:
+    sandbox, _ = protected
+    (sandbox.base / "copy.png").write_bytes((sandbox.base / "cat.png").read_bytes())
+    code, receipt = verify(sandbox, "copy.png", "-c", in_one_tool)
     assert (code, receipt["verdict"]) == (3, "failed")
 
 
-def test_noise_of_the_same_size_is_failed(protected: tuple[Sandbox, dict[str, Any]]) -> None:
+def test_noise_of_the_same_size_is_failed(
+    protected: tuple[Sandbox, dict[str, Any]], in_one_tool: str
+) -> None:
     sandbox, _ = protected
     before = np.asarray(Image.open(sandbox.base / "cat.png").convert("RGB")).astype(int)
     after = np.asarray(Image.open(sandbox.base / "out.png").convert("RGB")).astype(int)
     rng = np.random.default_rng(0)
     noisy = before + np.abs(after - before) * rng.choice([-1, 1], size=before.shape)
     Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(sandbox.base / "noise.png")
-    code, receipt = verify(sandbox, "noise.png")
+    code, receipt = verify(sandbox, "noise.png", "-c", in_one_tool)
     assert (code, receipt["verdict"]) == (3, "failed")
 
 

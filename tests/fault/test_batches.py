@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +91,11 @@ class Heard:
             self.outcomes.append(ended)
 
 
-def test_what_has_ended_is_reported_while_a_long_picture_is_at_work(tmp_path: Path) -> None:
+def test_what_has_ended_is_reported_while_a_long_picture_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: now))
     orders = []
     for number in range(3):
         folder = tmp_path / str(number)
@@ -102,14 +106,15 @@ def test_what_has_ended_is_reported_while_a_long_picture_is_at_work(tmp_path: Pa
     heard = Heard()
 
     def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        nonlocal now
         if order.job == 1:
-            time.sleep(0.3)
+            now += 2 * child.BATCH_S
             progress("optimise", 1, 2)
             assert heard.outcomes == [["Finished"]], "the first one is known before this one ends"
             assert (orders[0].folder / "result.json").exists(), "and outlasts a crash of both"
         return passthrough.process(order, progress)
 
-    rest = child.work(orders, heard, process, batch_s=0.2)
+    rest = child.work(orders, heard, process)
     assert [type(one).__name__ for one in rest] == ["Finished", "GivenBack"]
     assert heard.outcomes == [["Finished"]], "none is reported twice"
 

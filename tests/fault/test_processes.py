@@ -6,12 +6,20 @@ import json
 import os
 import select
 import signal
-from pathlib import Path
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from backfire import config
 from backfire.admin.audit import audit
+from backfire.files.inbox import Hints
+from backfire.pipeline.result import PhaseProgress
+from backfire.service.heartbeat import EVERY_S
+from backfire.service.worker.protocol import Finished, Order, Outcome, Progress
+from benchmarks import passthrough
+from tests.support.house import SOON, Call, House
 from tests.support.jobs import (
     assert_published,
     child_of,
@@ -158,30 +166,76 @@ def test_fault_06_sigterm_in_the_middle_of_an_iteration_costs_no_attempt(sandbox
     assert (sandbox.inbox / "p.png").is_file()
 
 
-def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(gated: Sandbox) -> None:
-    gated.configure(limits={"silence_s": 15})  # longer than a worker takes to start, which is no hang
-    (gated.base / "gate").write_text("silent")
-    original = picture()
-    gated.drop(original, "p.png")
-    gated.start()
-    wait_for(lambda: "hung for 15 s" in reasons(gated), because="the hang to be seen")
-    (gated.base / "gate").unlink()
-    wait_until_idle(gated)
-    assert_published(gated, {"p.png": original})
-    assert gated.receipt("p.png")["rung"] == 0, "a worker that hangs does not lack memory"
+class Hung(Call):
+    """A process that begins a picture and is not heard of any more."""
+
+    was_killed = False
+
+    def send(self, message: Any) -> None:
+        super().send(message)
+        self.report_and_die([Progress(message[0].job, message[0].lease, "start", 0, 1)])
+
+    def receive(self, timeout: float) -> list[Progress | Outcome]:
+        told = super().receive(timeout)
+        self.heard -= 3600
+        return told
+
+    def kill(self) -> None:
+        self.was_killed = True
 
 
-def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(gated: Sandbox, notified: Notified) -> None:
-    process = gated.start()
-    wait_for(lambda: "READY=1" in notified.read(), because="the daemon to be ready")
-    wait_for(lambda: "WATCHDOG=1" in notified.read(), because="a heartbeat")
-    os.kill(process.pid, signal.SIGSTOP)
-    state = Path(f"/proc/{process.pid}/stat")
-    wait_for(lambda: ") T " in state.read_text(), because="the daemon to be stopped")
-    notified.read()
-    assert select.select([notified.socket], [], [], 3) == ([], [], []), "only the loop sends heartbeats"
-    os.kill(process.pid, signal.SIGCONT)
-    wait_for(lambda: "WATCHDOG=1" in notified.read(), because="the heartbeat to go on")
+def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, limits={"silence_s": 60, "free_mb": 0})
+    home.hire, home.stuck = Hung, True
+    rungs = []
+
+    def process(order: Order, progress: PhaseProgress) -> Finished:
+        rungs.append(order.rung)
+        return passthrough.process(order, progress)
+
+    home.process = process
+    home.drop("p.png")
+    while home.states() != ["running"]:
+        home.turn()
+    home.hire, home.stuck = Call, False
+    home.turn(5, times=6)
+    assert "hung for 60 s" in home.reasons()
+    assert [getattr(child, "was_killed", None) for child in home.children] == [True, None]
+    assert home.states() == ["archived"]
+    assert rungs == [0], "a worker that hangs does not lack memory"
+
+
+def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(
+    house: Callable[..., House], notified: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the loop sends heartbeats: a thread of their own would go on when the loop hangs."""
+    home = house(watch=SOON)
+    service, hangs, goes_on = home.service, threading.Event(), threading.Event()
+    goes_on.set()
+    step = service.step
+
+    def one_step(hints: Hints) -> None:
+        if not goes_on.is_set():
+            hangs.set()
+            goes_on.wait(120)
+        home.clock += EVERY_S
+        step(hints)
+
+    monkeypatch.setattr(service, "step", one_step)
+    running = threading.Thread(target=service.run)
+    running.start()
+    try:
+        wait_for(lambda: "WATCHDOG=1" in notified.read(), because="a heartbeat")
+        goes_on.clear()
+        wait_for(hangs.is_set, because="the loop to hang")
+        notified.read()
+        assert select.select([notified.socket], [], [], 1.5 * EVERY_S) == ([], [], [])
+        goes_on.set()
+        wait_for(lambda: "WATCHDOG=1" in notified.read(), because="the heartbeat to go on")
+    finally:
+        goes_on.set()
+        service.stop()
+        running.join()
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["same folders", "own state folder"])

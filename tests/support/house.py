@@ -70,6 +70,7 @@ class Call:
         if not isinstance(message[0], Order):  # the worker's code reports progress, or what has ended
             self._told += [self.house.timed(one) for one in message if not isinstance(one, Progress)]
             return
+        assert not self.house.service.jobs.store.is_together, "no transaction is open while a worker works"
         self.heard = time.monotonic()
         self.jobs = {order.job: order.lease for order in message}
         self.house.sent.append([order.name for order in message])

@@ -37,6 +37,11 @@ def states(sandbox: Sandbox) -> list[str]:
     return _rows(sandbox, "select state from jobs order by id")
 
 
+def count_of(sandbox: Sandbox, state: str = "%") -> int:
+    """How many jobs there are, or are in a state; where there are thousands, their rows take long to read."""
+    return sum(_rows(sandbox, f"select count(*) from jobs where state like '{state}'"))
+
+
 def published_until(sandbox: Sandbox, *names: str) -> int:
     """How many pictures had been published when the last of these was."""
     order = (
@@ -107,6 +112,12 @@ def running(process_id: int) -> bool:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def cpu_s(process_id: int) -> float:
+    """The seconds that a process has worked, which do not grow with the load of the machine."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def assert_published(sandbox: Sandbox, originals: dict[str, bytes]) -> None:

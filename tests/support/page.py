@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,8 +39,12 @@ class Desk:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        # While it is bound nobody else is given the port, and a server with SO_REUSEADDR may listen at it.
+        held = socket.socket()
+        weakref.finalize(self, held.close)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        self.port = held.getsockname()[1]
         serve = {"page": f"127.0.0.1:{self.port}", "allowed_hosts": [*self.allowed_hosts]}
         self.config = self.base / "config.yaml"
         text = yaml.safe_dump({"folders": {"inbox": "inbox"}, "serve": serve, **self.extra})

@@ -63,6 +63,8 @@ DOORS = {
     "sqlalchemy": {
         f"service/store/{one}.py" for one in ("database", "reader", "schema", "statements", "store")
     },
+    "sqlite3": {f"service/store/{one}.py" for one in ("database", "listing", "messages", "statements")},
+    "alembic": {"service/store/schema.py"},
     "yaml": {"config/load.py"},
     "watchdog": {"files/inbox/hints.py"},
     "PIL": {

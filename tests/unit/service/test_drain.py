@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from backfire.service.worker.protocol import (
     Interrupted,
     Order,
     Outcome,
+    Progress,
 )
 from backfire.types import Job
 from tests.support.house import SOON, House, house
@@ -89,3 +91,17 @@ def test_a_worker_that_had_died_before_the_stop_says_on_which_picture(tmp_path: 
         if has_heard:
             child.receive(60)
         assert child.stop(60) == [Interrupted(1, 5, "worker died: killed by SIGKILL", killed=True)]
+
+
+def asleep(order: Order, progress: PhaseProgress) -> Finished:
+    """Hangs: it neither reports nor hears anything."""
+    time.sleep(3600)
+    raise AssertionError
+
+
+def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
+    child = Child(process=asleep)
+    child.send([Order(1, 1, tmp_path, "p.png", (), parse({"folders": {"inbox": "inbox"}}, base=tmp_path))])
+    assert [type(told) for told in child.receive(60)] == [Progress]
+    child.kill()
+    assert child.exitcode == -signal.SIGKILL
