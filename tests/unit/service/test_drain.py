@@ -24,6 +24,7 @@ from backfire.service.worker.protocol import (
     Order,
     Outcome,
     Progress,
+    write_result,
 )
 from backfire.types import Job
 from tests.support.house import SOON, House, house
@@ -73,6 +74,18 @@ def test_a_picture_that_kills_the_worker_before_each_stop_is_set_aside(house: Ca
     home.turn(5, times=6)
     assert home.states() == ["quarantined"]
     assert "died 2 times" in home.reasons()
+
+
+def test_a_result_that_a_worker_left_before_it_died_is_used(house: Callable[..., House]) -> None:
+    home = house(watch=SOON)
+    home.stuck = True
+    home.drop("a.png")
+    home.turn(times=5)
+    (job,) = home.worker.running.values()
+    write_result(home.service.jobs.spool(job).folder, Failed(job.id, job.lease, Code.DETECTOR, "m"))
+    home.children[-1].say(Interrupted(job.id, job.lease, "worker died"))
+    home.service.dispatcher.drain()
+    assert home.states() == ["setting_aside"]
 
 
 def killed(order: Order, progress: PhaseProgress) -> Finished:
