@@ -328,6 +328,24 @@ class Inbox:
             for name in (*inbox.mask_names(path), *inbox.proof_names(path, self._watch.proof_ending))
         } | {inbox.folded(path) for path in self._jobs.spool(job).files() if inbox.is_for_folder(path)}
 
+    def is_mask_by_now(self, job: Job) -> bool:
+        """Whether the file of a job, from a folder `masks`, is the mask of a picture that has come since.
+
+        It looks at the folder as it is now.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        if not inbox.in_masks_folder(job.path):
+            return False
+        folder, name = os.path.split(job.path)
+        beside = os.path.join(os.path.dirname(folder), name)
+        mask = inbox.folded(job.path)
+        return any(
+            mask in map(inbox.folded, inbox.mask_names(path)) and inbox.signature(self.root, path) is not None
+            for path in inbox.rivals(self.root, beside, self._watch.ignore, self._watch.proof_ending)
+        )
+
     def companions_wanted_by_others(self, job: Job, companions: Iterable[bytes]) -> set[bytes]:
         """Of the files that accompany a picture, those that also belong to another one in the inbox."""
         others = [

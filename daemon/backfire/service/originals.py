@@ -55,6 +55,8 @@ class Originals:
         Returns:
             False if another file has appeared under its name.
         """
+        if self._inbox.is_mask_by_now(job):
+            return False
         seen, key = self._jobs.spool(job).files(), job.key or ""
         known = seen.pop(job.path, None)
         gone = self._inbox.move_unread(job.path, folder, key=key, same=known.same if known else _never)
@@ -141,7 +143,8 @@ class Originals:
         """Remove from the inbox what was copied.
 
         Only a file with the content that was worked is removed; a newer one stays, and so do masks that
-        another picture needs. Nothing is removed before its copy was read back from the disk.
+        another picture needs, also one that was taken for a picture itself. Nothing is removed before its
+        copy was read back from the disk.
 
         Returns:
             What `folder` now keeps.
@@ -162,7 +165,10 @@ class Originals:
                 shared = (
                     self._inbox.companions_wanted_by_others(job, companions) if shared is None else shared
                 )
-            if path == job.path or not (names.folded(path) in (wanted or ()) or path in (shared or ())):
+                stays = names.folded(path) in wanted or path in shared
+            else:
+                stays = self._inbox.is_mask_by_now(job)
+            if not stays:
                 self._inbox.remove(path, sha256=sha256, key=job.key or "")
         return kept
 

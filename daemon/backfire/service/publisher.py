@@ -185,8 +185,12 @@ class Publisher:
         found: dict[Job, tuple[bytes, str]] = {}
         taken: set[bytes] = set()
         for job in jobs:
-            with isolated(job):
-                result = self._result(job, beside)
+            try:
+                with isolated(job):
+                    result = self._result(job, beside)
+            except OSError as error:
+                self._jobs.retry_later(job, error)
+                continue
             if result is not None and (name := names.folded(result[0])) not in taken:
                 found[job] = result
                 taken.add(name)  # p.bmp and p.png both become p.png: one after the other
@@ -199,10 +203,13 @@ class Publisher:
             self._work_again(job)
             return None
         wanted = outbox.renamed(self._folders.outbox, job.path, result.extension)
-        if self._inbox.is_unchanged(job, beside):
+        unchanged = self._inbox.is_unchanged(job, beside)
+        if unchanged and not self._inbox.is_mask_by_now(job):
             return wanted, result.output_sha256
-        # Somebody replaced picture or mask in the meantime, so this is not the result of what lies there now.
-        told = {"reason": "picture or mask changed while it was worked"}
+        # Somebody replaced picture or mask in the meantime, so this is not the result of what lies there now;
+        # or the picture came whose mask this is.
+        changed = "picture or mask changed" if not unchanged else "the picture came whose mask this is"
+        told = {"reason": f"{changed} while it was worked"}
         if (entry := self._placed(job, wanted, result.output_sha256)) is not None:
             if not for_all(self._jobs, [job], lambda: self._add_to_manifest(entry)):
                 return None

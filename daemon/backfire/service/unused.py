@@ -180,6 +180,8 @@ class Unused:
             return "is nearly called a mask"
         if self._is_no_picture(path):
             return "is no picture"
+        if inbox.in_masks_folder(path) and self._scan.has_picture(path):
+            return "is the mask of a picture that has come"
         return "accompanies a picture that has come" if self._scan.accompanies(path) else ""
 
 

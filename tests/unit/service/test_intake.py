@@ -18,9 +18,10 @@ from backfire.admin.explain import explain
 from backfire.errors import InputError
 from backfire.files.inbox import Hints
 from backfire.imaging.decoding import decode
+from backfire.service.originals import Originals
 from backfire.service.spool import Spool
 from backfire.service.worker.protocol import Finished, Order
-from backfire.types import JobState
+from backfire.types import Job, JobState
 from benchmarks.soak import png
 from tests.support.house import House, house
 from tests.support.pictures import encoded, photo
@@ -88,6 +89,47 @@ def test_a_file_in_a_folder_named_masks_is_a_picture_if_no_picture_claims_it(
     home.turn(times=60)
     assert set(home.files("outbox")) == {"carnival/masks/venice.png", "carnival/claimed.png"}
     assert set(home.files("inbox")) == {"lone.mask.png"}, "a mask by its name stays one"
+
+
+@pytest.mark.parametrize("moment", ["while it waits", "while it is worked", "before it is archived"])
+def test_a_mask_that_was_taken_for_a_picture_serves_its_picture_when_that_comes(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "incomplete_wait_s": 0})
+    home.drop("masks/p.png", content="mask")
+    (home.base / "inbox" / "p").mkdir()  # a folder of its name is no picture
+    used: dict[str, list[str]] = {}
+
+    def work(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        used[order.name] = [name for name, _ in order.masks]
+        if order.name == "masks/p.png" and moment == "while it is worked":
+            home.drop("p.png")
+        return process(order, progress)
+
+    def copy(originals: Originals, job: Job, *given: Any) -> Any:
+        if job.name == "masks/p.png" and moment == "before it is archived":
+            home.drop("p.png")
+        return real(originals, job, *given)
+
+    process, real = home.process, Originals.copy
+    home.process = work
+    monkeypatch.setattr(Originals, "copy", copy)
+    if moment == "while it waits":
+        home.stuck = True
+        home.drop("busy.png")
+        home.turn(times=70)
+        assert home.states() == ["running", "ready"]
+        home.drop("p.png")
+        home.turn(times=3)
+        assert home.states()[1] == "skipped"
+        home.stuck = False
+        home.crash()
+        home.again()
+    home.turn(times=80)
+    assert used["p.png"] == ["masks/p.png"]
+    assert "p.png" in home.files("outbox")
+    assert ("masks/p.png" in home.files("outbox")) == (moment == "before it is archived")
+    assert home.files("inbox") == {}
 
 
 def test_a_backlog_is_taken_in_a_part_at_a_time(house: Callable[..., House]) -> None:

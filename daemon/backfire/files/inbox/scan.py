@@ -166,10 +166,13 @@ class Scan:
         served = {os.path.dirname(picture) for picture in self.pictures}
         return {
             path
-            for name, path in self._masks.items()
-            if not self._claims.intersection(claimants(name))
-            and not (is_for_folder(path) and os.path.dirname(path) in served)
+            for path in self._masks.values()
+            if not self.has_picture(path) and not (is_for_folder(path) and os.path.dirname(path) in served)
         }
+
+    def has_picture(self, mask: bytes) -> bool:
+        """Whether there is a picture that a mask, by its name, may belong to."""
+        return bool(self._claims.intersection(claimants(folded(mask))))
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
