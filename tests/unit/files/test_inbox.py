@@ -125,6 +125,16 @@ def test_take_copies_and_hashes(tmp_path: Path) -> None:
     assert taken.signature == expected
 
 
+def test_a_copy_that_was_linked_elsewhere_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "p.xmp").write_bytes(b"first")
+    inbox.take(tmp_path, b"p.xmp", tmp_path / "copy")
+    (tmp_path / "archived").hardlink_to(tmp_path / "copy")
+    (tmp_path / "p.xmp").write_bytes(b"another")
+    inbox.take(tmp_path, b"p.xmp", tmp_path / "copy")
+    assert (tmp_path / "archived").read_bytes() == b"first"
+    assert (tmp_path / "copy").read_bytes() == b"another"
+
+
 def test_take_refuses_what_changed_since_the_scan(tmp_path: Path) -> None:
     (tmp_path / "p").write_bytes(b"1")
     seen = inbox.signature(tmp_path, b"p")

@@ -15,6 +15,7 @@ import pytest
 from backfire.errors import PublishError
 from backfire.files import durable, outbox, safe_paths
 from backfire.files.inbox import Signature
+from backfire.files.outbox.names import hidden
 from backfire.files.parallel import in_parallel
 from tests.support.system import Died, calling, dying, short_names, without_links
 
@@ -307,6 +308,18 @@ def test_a_file_renamed_over_the_original_at_the_last_moment_survives(tmp_path: 
     stop()
     assert not (tmp_path / "new").exists(), "it was renamed meanwhile"
     assert (tmp_path / "p.png").read_bytes() == b"a newer picture"
+
+
+def test_a_file_that_a_crash_put_aside_and_whose_names_are_taken_is_not_written_over(tmp_path: Path) -> None:
+    aside = tmp_path / os.fsdecode(hidden(b"p.png", KEY))
+    other = tmp_path / os.fsdecode(outbox.keyed(tmp_path, b"p.png", KEY))
+    for file, data in ((aside, b"the only copy"), (other, b"another"), (tmp_path / "p.png", b"original")):
+        file.write_bytes(data)
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is False
+    assert aside.read_bytes() == b"the only copy"
+    other.unlink()
+    assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is True
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {other.name: b"the only copy"}
 
 
 @pytest.mark.parametrize("most", [255, 143])

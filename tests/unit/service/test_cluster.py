@@ -30,7 +30,7 @@ from backfire.service.worker.protocol import (
 )
 from backfire.service.worker.seat import Seat
 from backfire.types import Verdict
-from tests.support.desk import PICTURE, Desk, Spoken, configured, left, reported
+from tests.support.desk import PICTURE, Desk, Spoken, configured, finished, left, reported
 from tests.support.sandbox import wait_for
 
 
@@ -178,6 +178,7 @@ def test_a_token_that_is_missing_or_that_others_may_read_is_refused(tmp_path: Pa
         {"actor": 1, "report": {**protocol.to_json(Failed(7, 1, Code.INTERNAL, "")), "code": "nonsense"}},
         {"actor": 1, "report": {**protocol.to_json(Failed(7, 1, Code.INTERNAL, "")), "seconds": "long"}},
         {"actor": 1, "report": [1]},
+        reported(finished(Order(7, 1, Path("spool"), "p.png", (), configured(Path())), PICTURE)),
         {"beat": "", "nodes": "many"},
         {"actor": 1, "node": "another"},
     ],

@@ -68,7 +68,9 @@ def take(
             raise InputError(Code.CHANGED, f"{name}: is still open for writing", retryable=True)
         require_size(name, before.st_size, most)
         read = _Read(source, before.st_size)
-        with copy.open("wb") as target:
+        # What lies there is not written over: on one file system it may be the very file in the archive.
+        copy.unlink(missing_ok=True)
+        with copy.open("xb") as target:
             durable.write(target, read)
         after = os.fstat(descriptor)
     signature = Signature.of(after)
