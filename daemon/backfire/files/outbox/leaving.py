@@ -150,7 +150,9 @@ def _digest(folder: int, name: bytes) -> str | None:
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
     """Unlink a file if it is the intended one; returns whether it is gone from there."""
     aside = hidden(name, key)
-    _clear(folder, aside, name, key, meant)  # a crash may have left it
+    # A crash may have left it. Where it is another file, whose own names are taken, it stays there.
+    if not _clear(folder, aside, name, key, meant) and _status(folder, aside) is not None:
+        return False
     try:
         os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
     except FileNotFoundError:
