@@ -261,6 +261,8 @@ class Cluster:
         if isinstance(report, Progress):
             seat.told.append(report)
             return
+        if isinstance(report, Finished):
+            raise TypeError("a result is not believed before it is checked")
         if isinstance(report, GivenBack):
             log.warning("node_lost", node=node, path=order.name, reason=report.reason)
             report = self._lost(order, report.reason)
