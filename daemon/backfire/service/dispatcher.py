@@ -67,9 +67,9 @@ class Dispatcher:
         """Take up the jobs that were being worked.
 
         Args:
-            crashed: the daemon was restarted. On its own machine the picture may be why it had ended;
-                otherwise no attempt is counted. If only the store failed for a while, the workers may still
-                be busy.
+            crashed: the daemon was restarted. Where a picture was worked on this machine, it may be why the
+                daemon had ended; otherwise no attempt is counted. If only the store failed for a while, the
+                workers may still be busy.
         """
         self._pool.forget_running()
         for job in self._jobs.of(JobState.RUNNING):
@@ -79,7 +79,7 @@ class Dispatcher:
                     self._policy.conclude(job, result)
                 elif crashed:
                     reason = "the daemon ended while the job was running"
-                    ended = Interrupted if self._pool.is_shared else GivenBack
+                    ended = GivenBack if self._jobs.ran_on_node(job) else Interrupted
                     self._policy.conclude(job, ended(job.id, job.lease, reason))
                 elif not self._pool.adopt(job):
                     reason = "the daemon was interrupted while the job was running"
@@ -213,7 +213,8 @@ class Dispatcher:
             return
         with self._jobs.together():
             started = [
-                [self._jobs.start(job, self._job_settings.of(job)) for job in jobs] for *_, jobs in ready
+                [self._jobs.start(job, self._job_settings.of(job), worker.place.node) for job in jobs]
+                for worker, _, jobs in ready
             ]
         for (worker, _, _), jobs in zip(ready, started, strict=True):
             worker.running = {job.id: job for job in jobs}

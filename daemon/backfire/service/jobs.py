@@ -140,11 +140,22 @@ class Jobs:
         """A new job for each path, relative to the inbox, that has no active one."""
         return [self._remember(job) for job in self.store.add(paths, at=self.now())]
 
-    def start(self, job: Job, settings: Settings) -> Job:
-        """READY → RUNNING under these settings and a new lease, with one attempt more."""
+    def start(self, job: Job, settings: Settings, node: str | None = None) -> Job:
+        """READY → RUNNING under these settings and a new lease, with one attempt more.
+
+        Args:
+            job, settings: which job, and the configuration that it is worked by.
+            node: of a cluster, that it is worked on; None for this machine.
+        """
         self.settings[job.id] = settings
         self._begun_at[job.id] = self.monotonic()
-        return self._remember(self.store.start_attempt(job.id, at=self.now()))
+        detail = {"node": node} if node is not None else None
+        return self._remember(self.store.start_attempt(job.id, at=self.now(), detail=detail))
+
+    def ran_on_node(self, job: Job) -> bool:
+        """Whether a job was last started on a node of a cluster, and not on this machine."""
+        starts = [event for event in self.store.history(job.id) if event.state == JobState.RUNNING]
+        return bool(starts) and "node" in starts[-1].detail
 
     def give_back(
         self, job: Job, state: JobState = JobState.READY, *, detail: dict[str, Any] | None = None

@@ -8,9 +8,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from backfire.errors import UnavailableError
+from backfire.service import preflight
 from backfire.service.publisher import Publisher
+from backfire.service.worker.cluster import Cluster
+from backfire.service.worker.protocol import Place
 from tests.support.bugs import about, bug
-from tests.support.house import SOON, House, house
+from tests.support.house import SOON, Call, House, house
 from tests.support.system import full
 
 __all__ = ["house"]
@@ -53,6 +56,27 @@ def test_an_inbox_that_goes_while_the_daemon_runs_is_logged_once_and_its_return_
     logged = [line["event"] for line in lines if line["event"].startswith("inbox_")]
     assert logged == ["inbox_unavailable", "inbox_restored"]
     assert home.states() == ["archived"]
+
+
+@pytest.mark.parametrize(("node", "attempts"), [(None, 1), ("a", 0)])
+def test_a_crash_counts_for_a_picture_that_was_worked_on_this_machine(
+    house: Make, monkeypatch: pytest.MonkeyPatch, node: str | None, attempts: int
+) -> None:
+    """Also while the cluster is away: a picture that kills the daemon must not do so again and again."""
+    monkeypatch.setattr(preflight, "require_cluster", lambda settings: None)
+    home = house(watch=SOON, cluster={"address": "10.0.0.1:6379", "fallback": "local"})
+    place = Place(node=node)
+    monkeypatch.setattr(Cluster, "places", lambda cluster, waiting: (place,))
+    monkeypatch.setattr(Cluster, "start", lambda cluster, place: Call(home))
+    home.stuck = True
+    home.drop("p.png")
+    home.turn(times=6)
+    assert home.states() == ["running"]
+    home.crash()
+    monkeypatch.setattr(Cluster, "places", lambda cluster, waiting: ())
+    home.again()
+    (job,) = home.service.jobs.active.values()
+    assert (job.state, job.attempts) == ("ready", attempts)
 
 
 def test_little_disk_space_is_logged_once_and_its_return_too(house: Make) -> None:

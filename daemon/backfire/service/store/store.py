@@ -140,13 +140,18 @@ class Store(Reader):
             raise TypeError(f"update() got {sorted(unknown)}, expected {sorted(Changes.__annotations__)}")
         return self._move(change(*fields), job_id, state, at, detail, **fields)
 
-    def start_attempt(self, job_id: int, *, at: float) -> Job:
+    def start_attempt(self, job_id: int, *, at: float, detail: dict[str, Any] | None = None) -> Job:
         """READY → RUNNING with a new lease and one attempt more, durable on return, before the work begins.
+
+        Args:
+            job_id: the job.
+            at: time of the start, Unix seconds.
+            detail: JSON for the event.
 
         Raises:
             StoreError: no such job, or it is not READY: somebody else claimed it.
         """
-        return self._move(START, job_id, JobState.RUNNING, at, None, expected=JobState.READY)
+        return self._move(START, job_id, JobState.RUNNING, at, detail, expected=JobState.READY)
 
     def give_back(
         self,
