@@ -7,6 +7,7 @@ doing it again after a crash is harmless: nothing is lost, and nothing is publis
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ import structlog
 
 from backfire.config import Settings
 from backfire.errors import ConfigError, StoreError
-from backfire.files import durable
+from backfire.files import durable, outbox
 from backfire.files.inbox import Hints
 from backfire.service import preflight
 from backfire.service.dispatcher import Dispatcher, OnProgress
@@ -104,6 +105,7 @@ class Service:
             preflight.lock(settings.folders.inbox),
         ]
         store = Store(settings.folders.database)
+        outbox.hide_as(_own_digits(store, now()))
         self._wake = threading.Event()
         self.jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
         self.inbox = Inbox(settings, self.jobs, monotonic)
@@ -319,3 +321,12 @@ class Service:
     def _log_polling(self, hints: Hints) -> None:
         if hints.trouble:
             log.warning("polling", reason=hints.trouble, every_s=self.settings.watch.rescan_s)
+
+
+def _own_digits(store: Store, now: float) -> str:
+    """Eight random hex digits that the job database keeps; see `outbox.hide_as`."""
+    if (known := store.fact("own_digits")) is None:
+        digits = secrets.token_hex(4)
+        store.set_fact("own_digits", digits, at=now)
+        return digits
+    return str(known[0])

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from backfire.errors import PublishError
 from backfire.files import durable, outbox, safe_paths
 from backfire.files.inbox import Signature
-from backfire.files.outbox.names import hidden
+from backfire.files.outbox.names import hidden, leaving_as
 from backfire.files.parallel import in_parallel
 from tests.support.system import Died, calling, dying, short_names, without_links
 
@@ -311,7 +312,7 @@ def test_a_file_renamed_over_the_original_at_the_last_moment_survives(tmp_path: 
 
 
 def test_a_file_that_a_crash_put_aside_and_whose_names_are_taken_is_not_written_over(tmp_path: Path) -> None:
-    aside = tmp_path / os.fsdecode(hidden(b"p.png", KEY))
+    aside = tmp_path / os.fsdecode(leaving_as(b"p.png", KEY))
     other = tmp_path / os.fsdecode(outbox.keyed(tmp_path, b"p.png", KEY))
     for file, data in ((aside, b"the only copy"), (other, b"another"), (tmp_path / "p.png", b"original")):
         file.write_bytes(data)
@@ -458,3 +459,19 @@ def test_a_temporary_file_that_a_crash_left_is_removed_later(
     assert leftovers(tmp_path)
     outbox.place(b"data", tmp_path, b"p.png", key=KEY)
     assert not leftovers(tmp_path)
+
+
+def test_two_daemons_with_one_outbox_leave_each_other_s_unfinished_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("backfire.files.outbox.names"), "_daemon", b"")
+    outbox.hide_as("11111111")
+    begun = tmp_path / os.fsdecode(hidden(b"p.png", KEY))
+    begun.write_bytes(b"half of a res")
+    outbox.hide_as("22222222")
+    outbox.place(b"another result", tmp_path, b"p.png", key=KEY)
+    outbox.discard(tmp_path, b"p.png", key=KEY)
+    assert begun.read_bytes() == b"half of a res"
+    outbox.hide_as("11111111")
+    outbox.discard(tmp_path, b"p.png", key=KEY)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.png"]

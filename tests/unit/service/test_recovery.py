@@ -36,6 +36,15 @@ def test_a_daemon_whose_inbox_is_gone_does_not_start_on_an_empty_one(house: Make
     assert home.states() == ["archived"]
 
 
+def test_what_a_crash_left_is_looked_for_under_the_daemon_s_own_names(house: Make) -> None:
+    home = house(watch=SOON)
+    before = hidden_by("key")
+    home.crash()
+    home.again()
+    assert hidden_by("key") == before
+    assert len(before) == len(b".backfire-key-01234567-")
+
+
 def test_a_folder_that_cannot_be_made_is_named_with_a_remedy(house: Make) -> None:
     home = house(watch=SOON)
     home.crash()

@@ -11,7 +11,7 @@ up the folders instead, and `sync` it before anything relies on the names: one s
 
 from backfire.files.outbox.folders import sync
 from backfire.files.outbox.leaving import discard, move, remove, shift, vacant
-from backfire.files.outbox.names import around, beside, keyed, names, renamed
+from backfire.files.outbox.names import around, beside, hide_as, keyed, names, renamed
 from backfire.files.outbox.writing import (
     confirm,
     destined,
@@ -23,7 +23,7 @@ from backfire.files.outbox.writing import (
 )
 
 __all__ = [
-    "around", "beside", "confirm", "destined", "discard", "find", "holds",
+    "around", "beside", "confirm", "destined", "discard", "find", "hide_as", "holds",
     "keyed", "move", "names", "place", "put", "remove", "renamed", "replace", "shift", "sync",
     "vacant",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from backfire.errors import PublishError
 from backfire.files import durable, safe_paths
 from backfire.files.outbox.folders import explained, prepared
-from backfire.files.outbox.names import around, hidden, hidden_by, keyed, names
+from backfire.files.outbox.names import around, hidden_by, keyed, leaving_as, names
 from backfire.files.outbox.writing import put
 from backfire.types import shown
 
@@ -62,7 +62,7 @@ def shift(
 
         try:
             with safe_paths.folder_of(root, source) as (inside, name):
-                _clear(inside, hidden(name, key), name, key, named_there)  # a crash may have left it
+                _clear(inside, leaving_as(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
                     target = _given_name(inside, name, places, folder)
@@ -149,7 +149,7 @@ def _digest(folder: int, name: bytes) -> str | None:
 
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
     """Unlink a file if it is the intended one; returns whether it is gone from there."""
-    aside = hidden(name, key)
+    aside = leaving_as(name, key)
     # A crash may have left it. Where it is another file, whose own names are taken, it stays there.
     if not _clear(folder, aside, name, key, meant) and _status(folder, aside) is not None:
         return False

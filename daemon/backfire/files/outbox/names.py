@@ -10,6 +10,8 @@ from backfire.errors import PublishError
 from backfire.files import safe_paths
 from backfire.types import EXTENSIONS, shown
 
+_daemon = b""
+"""What the hidden names of this process have of their own; see `hide_as`."""
 NAME_MAX = 255
 """Bytes that most file systems allow in a file name; some allow fewer, such as eCryptfs with 143."""
 
@@ -94,16 +96,41 @@ def _fitted(stem: bytes, ending: bytes, most: int) -> bytes:
 
 
 def hidden(target: bytes, key: str) -> bytes:
-    """The temporary name, beside the final one, under which a job writes or checks a file."""
-    # A digest and not the name itself, because the longest name has no room for more. These 44 bytes fit
-    # into any file system that Linux can write to.
-    tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
-    return os.path.join(os.path.dirname(target), hidden_by(key) + f"{tag}.part".encode())
+    """The temporary name, beside the final one, under which a job writes a file."""
+    return _temporary(target, hidden_by(key))
 
 
 def hidden_by(key: str) -> bytes:
-    """How all hidden names of a job begin."""
+    """How all names begin under which a job writes files."""
+    return _of_job(key) + _daemon
+
+
+def leaving_as(target: bytes, key: str) -> bytes:
+    """The temporary name under which a file that is to leave its folder is checked."""
+    return _temporary(target, _of_job(key))
+
+
+def _of_job(key: str) -> bytes:
     return f".backfire-{key[:16]}-".encode()
+
+
+def _temporary(target: bytes, beginning: bytes) -> bytes:
+    # A digest and not the name itself, because the longest name has no room for more. These 53 bytes fit
+    # into any file system that Linux can write to.
+    tag = hashlib.sha256(os.path.basename(target)).hexdigest()[:12]
+    return os.path.join(os.path.dirname(target), beginning + f"{tag}.part".encode())
+
+
+def hide_as(daemon: str) -> None:
+    """Give this process hidden names of its own, so that two daemons may write into one folder.
+
+    The same picture has the same key in both, and one would go on writing where the other has finished.
+
+    Args:
+        daemon: eight hex digits that stay the same after a restart, which finds by them what a crash left.
+    """
+    global _daemon
+    _daemon = f"{daemon}-".encode()
 
 
 def renamed(folder: Path, path: bytes, extension: str) -> bytes:
