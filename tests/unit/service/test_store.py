@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -430,6 +431,18 @@ def test_a_full_disk_is_an_error_that_says_so_and_loses_nothing(
     assert store.active() == jobs
     connection.execute("PRAGMA max_page_count = 1000000")
     assert len(store.add([b"%d.png" % number for number in range(5000)], at=4.0)) == 5000
+
+
+def test_a_write_that_the_system_refuses_may_pass_and_the_quota_is_named(store: Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(StoreError, match=r"disk I/O error.*quota of uid \d+ is used up") as caught:
+            store.add([b"a.png"], at=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.transient
+    assert [job.path for job in store.add([b"a.png"], at=2.0)] == [b"a.png"]
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_that_says_so(tmp_path: Path) -> None:

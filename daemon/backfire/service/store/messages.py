@@ -8,6 +8,8 @@ from pathlib import Path
 
 TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 """Codes of errors that may pass without a change by somebody."""
+UNWRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC)
+"""The extended codes of a write that failed, which may pass, too: SQLite has none of its own for a quota."""
 
 
 def explain(path: Path, error: Exception, *, waited_s: float) -> tuple[str, bool]:
@@ -19,7 +21,8 @@ def explain(path: Path, error: Exception, *, waited_s: float) -> tuple[str, bool
         waited_s: how long a locked database was waited for, seconds.
     """
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps what SQLite raised
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
+    extended = getattr(cause, "sqlite_errorcode", 0)
+    code = extended & 0xFF
     match code:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return damaged(path, str(cause)), False
@@ -29,13 +32,18 @@ def explain(path: Path, error: Exception, *, waited_s: float) -> tuple[str, bool
             remedy = "no space; free some on its filesystem"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             remedy = permission()
+        case sqlite3.SQLITE_IOERR if extended in UNWRITTEN:
+            remedy = (
+                f"it cannot be written; if the disk quota of uid {os.geteuid()} is used up, free some space "
+                "or raise it; if the disk fails or is a network share, keep it on a sound local disk"
+            )
         case sqlite3.SQLITE_IOERR:
             remedy = "the disk fails or is a network share; keep it on a sound local disk"
         case sqlite3.SQLITE_CONSTRAINT:
             remedy = "a path has one active job at a time, and history is only added to; please report it"
         case _:
             remedy = "unexpected; please report it"
-    return f"job database {path}: {cause}: {remedy}", code in TRANSIENT
+    return f"job database {path}: {cause}: {remedy}", code in TRANSIENT or extended in UNWRITTEN
 
 
 def damaged(path: Path, problem: str) -> str:
