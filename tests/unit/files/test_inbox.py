@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,6 +233,35 @@ def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch:
     assert set(scan.files) == {b"p.png"}
     assert not scan.knows(b"shut/q.png"), "a file there is unknown, and not gone"
     assert scan.knows(b"q.png")
+
+
+def test_an_entry_of_which_the_system_says_nothing_hides_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "p.png").write_bytes(b"1")
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry: Any) -> None:
+            self.name, self._entry = entry.name, entry
+
+        def stat(self, **options: Any) -> os.stat_result:
+            if self.name == b"lost":
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return self._entry.stat(**options)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def listed(path: bytes) -> Iterator[Iterator[Entry]]:
+        with scandir(path) as entries:
+            yield map(Entry, entries)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    scan = inbox.scan(tmp_path, IGNORE)
+    assert set(scan.files) == {b"p.png"}
+    assert not scan.knows(b"lost"), "it may be a picture, and is not gone"
+    assert not scan.knows(b"lost/q.png"), "it may be a folder"
+    assert "check the disk or the network share" in scan.unreadable[b"lost"]
 
 
 @pytest.mark.parametrize(

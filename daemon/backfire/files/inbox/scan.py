@@ -58,8 +58,9 @@ class Scan:
 
     Attributes:
         files: every regular file but the ignored ones.
-        unreadable: folders that could not be read, so that what is in them is unknown and not gone, and
-            files whose paths are too long for the system; with the reason and the remedy.
+        unreadable: folders that could not be read, so that what is in them is unknown and not gone; files
+            whose paths are too long for the system, or of which it says nothing; with the reason and the
+            remedy.
         proof: the ending of the files by which producers say that a picture is complete, such as `.done`;
             empty if none are used.
     """
@@ -206,9 +207,12 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
                     with suppress(FileNotFoundError):
                         try:
                             status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            raise
                         except OSError as error:
                             if error.errno != errno.ENAMETOOLONG:
-                                raise
+                                # This raises where it is the folder that cannot be entered any more.
+                                os.stat(os.path.join(top, folder, b"."))
                             unreadable[path] = _why_closed(top, path, error)
                             continue
                         if stat.S_ISDIR(status.st_mode):
@@ -241,12 +245,14 @@ def closed(root: Path, path: bytes) -> tuple[bytes, str] | None:
 
 
 def _why_closed(top: bytes, path: bytes, error: OSError) -> str:
-    """Why a folder cannot be read, with its owner and mode, and what to do."""
+    """Why a folder or file cannot be read, with its owner and mode, and what to do."""
     full = os.path.join(top, path)
     if error.errno == errno.ENAMETOOLONG:
         return (
             f"has a path of {len(full)} bytes, more than the system opens; shorten the names of its folders"
         )
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return f"cannot be read ({error.strerror}); check the disk or the network share that it lies on"
     rights = ""
     with suppress(OSError):
         status = os.lstat(full)
