@@ -197,9 +197,42 @@ class Inbox:
     def is_unchanged(self, job: Job, scan: Scan | None = None) -> bool:
         """Whether a scan, by default the last one, shows picture, masks and proof as they were copied."""
         scan = scan or self._scan
-        taken = self._jobs.spool(job).files()
+        spool = self._jobs.spool(job)
+        taken = spool.files()
         names = set(_beside(job.path, scan))
-        return set(taken) == names and all(scan.files.get(path) == taken[path] for path in names)
+        if set(taken) != names:
+            return False
+        seen = {path: signature for path in names if (signature := scan.files.get(path)) != taken[path]}
+        if not seen:
+            return True
+        try:
+            return self._are_only_touched(job, spool, seen)
+        except OSError:
+            return False
+
+    def _are_only_touched(self, job: Job, spool: Spool, seen: Mapping[bytes, Signature | None]) -> bool:
+        """Whether files differ from their copies in their ctime alone, and not in content; notes that.
+
+        Rights, owners and attributes change the ctime as well: a `chmod -R` that runs every minute must not
+        have a picture that takes longer worked for ever.
+
+        Raises:
+            OSError: they cannot be read, or it cannot be noted.
+        """
+        taken, digests = spool.files(), {path: digest for path, digest, _ in spool.extras()}
+        digests[job.path] = job.input_sha256 or ""
+        touched: dict[bytes, Signature] = {}
+        for path, signature in seen.items():
+            if signature is None or signature._replace(ctime_ns=taken[path].ctime_ns) != taken[path]:
+                return False
+            touched[path] = signature
+        for path, signature in touched.items():
+            if inbox.digest(self.root, path) != (digests.get(path), signature):
+                return False
+            if inbox.signature(self.root, path) != signature:  # it changed while it was read
+                return False
+        spool.note_touched(touched)
+        return True
 
     # What is complete
 

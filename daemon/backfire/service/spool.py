@@ -159,8 +159,18 @@ class Spool:
         }
         self._write(document)
 
+    def note_touched(self, files: dict[bytes, Signature]) -> None:
+        """Note other signatures of files whose content is what was copied."""
+        noted = self._noted()
+        changed = {os.fsdecode(path): list(signature) for path, signature in files.items()}
+        noted["files"] = [[path, changed.get(path, signature)] for path, signature in noted["files"]]
+        self._write(noted)
+
     def _write(self, document: dict[str, Any]) -> None:
-        (self.folder / "taken.json").write_text(json.dumps(document))
+        # Replaced at once, since half of it would mean that nothing was copied.
+        part = self.folder / "taken.json.part"
+        part.write_text(json.dumps(document))
+        part.replace(self.folder / "taken.json")
 
     def _noted(self) -> dict[str, Any]:
         try:

@@ -23,7 +23,7 @@ from backfire.service.spool import Spool
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Job, JobState
 from benchmarks.soak import png
-from tests.support.house import House, house
+from tests.support.house import SOON, House, house
 from tests.support.pictures import encoded, photo
 
 __all__ = ["house"]
@@ -129,6 +129,33 @@ def test_a_mask_that_was_taken_for_a_picture_serves_its_picture_when_that_comes(
     assert used["p.png"] == ["masks/p.png"]
     assert "p.png" in home.files("outbox")
     assert ("masks/p.png" in home.files("outbox")) == (moment == "before it is archived")
+    assert home.files("inbox") == {}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_picture_whose_rights_change_while_it_is_worked_is_not_worked_again(
+    house: Callable[..., House], changed: bool
+) -> None:
+    home = house(watch=SOON)
+    home.drop("p.png", "p.mask.png")
+    worked = []
+
+    def work(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        worked.append(order.name)
+        for file in (home.base / "inbox").iterdir():
+            status = file.stat()
+            if changed and len(worked) == 1:
+                data = bytearray(file.read_bytes())
+                data[len(data) // 2] ^= 1
+                file.write_bytes(data)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+            file.chmod(0o640 + len(worked))
+        return process(order, progress)
+
+    process, home.process = home.process, work
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
+    assert len(worked) == 1 + changed
     assert home.files("inbox") == {}
 
 

@@ -19,18 +19,19 @@ from backfire.files.inbox.sidecars import (
     in_masks_folder,
     is_for_folder,
     is_mask,
+    is_proof,
     mask_names,
     near_miss,
     proof_names,
     why_unused,
 )
-from backfire.files.inbox.take import Taken, head, require_size, take
+from backfire.files.inbox.take import Taken, digest, head, require_size, take
 
 __all__ = [
     "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker",
-    "belongs", "claimants", "closed", "filesystem", "folded", "has_ending_of_picture", "head",
-    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_raw", "mask_names", "mount_of",
-    "near_miss",
+    "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture", "head",
+    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_proof", "is_raw", "mask_names",
+    "mount_of", "near_miss",
     "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
     "why_unused",
 ]  # fmt: skip

@@ -94,6 +94,19 @@ def head(root: Path, path: bytes, most: int) -> bytes:
         return source.read(most)
 
 
+def digest(root: Path, path: bytes) -> tuple[str, Signature]:
+    """The SHA-256 of a file of the inbox, and its signature before; nothing outside `root` is ever opened.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with os.fdopen(descriptor := _opened(root, path), "rb") as source:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", shown(path))
+        return durable.digest(source), Signature.of(status)
+
+
 def _opened(root: Path, path: bytes) -> int:
     """The descriptor of a file, open for reading; no link is followed."""
     with safe_paths.folder_of(root, path) as (folder, last):
