@@ -135,7 +135,8 @@ class Unused:
 
     def _without_picture(self) -> set[bytes]:
         """The files that are no pictures and belong to none."""
-        return self._lone_companions() | set(filter(self._is_no_picture, self._others))
+        others = set(filter(self._is_no_picture, self._others))
+        return self._lone_companions() | self._scan.lone_proofs() | others
 
     def late_companions(self) -> list[tuple[bytes, Job]]:
         """The companions whose picture has gone before them, each with the picture's last job."""
@@ -172,7 +173,8 @@ class Unused:
     def reasons(self) -> dict[str, str]:
         """The files that have been told, by path, with what to do."""
         masks = {shown(path): inbox.why_unused(path) for path in sorted(self._told_masks)}
-        return masks | {shown(path): _why_it_stays(path) for path in sorted(self._told_others)}
+        proof = self._scan.proof
+        return masks | {shown(path): _why_it_stays(path, proof) for path in sorted(self._told_others)}
 
     def why_no_picture(self, path: bytes) -> str:
         """Why a file that was taken for a picture is none after all; empty if it is one."""
@@ -198,8 +200,14 @@ def spelt(stem: bytes) -> list[bytes]:
     return [stem + end for end in (b"", *endings, *(end.upper() for end in endings))]
 
 
-def _why_it_stays(path: bytes) -> str:
-    """Why a file that is no picture stays in the inbox, and what to do."""
+def _why_it_stays(path: bytes, proof: bytes) -> str:
+    """Why a file that is no picture stays in the inbox, and what to do; `proof` is the ending of proofs."""
+    if inbox.is_proof(path, proof):
+        ending = shown(proof)
+        return (
+            f"says that a picture is complete, and there is none of its name; call it as the picture with "
+            f"{ending} after it, or move it away"
+        )
     if inbox.is_companion(path) or inbox.is_raw(path):
         return "would go with a picture of the same name, and there is none; leave it here or move it away"
     return "is no picture and stays in the inbox; move it away if it is not needed here"

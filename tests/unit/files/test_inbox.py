@@ -79,6 +79,14 @@ def test_of_two_names_that_differ_in_spelling_each_has_its_own_mask() -> None:
         assert scan.masks_of(stem + b".png") == [stem + b".mask.png"]
 
 
+def test_a_proof_of_nearly_the_same_name_is_that_of_the_picture_of_its_own_spelling() -> None:
+    scan = Scan({name: signature() for name in (b"p.jpg", b"P.jpg", b"P.jpg.done", b"q.jpg")}, proof=b".done")
+    assert scan.proof_of(b"P.jpg") == b"P.jpg.done"
+    assert scan.proof_of(b"p.jpg") is None
+    both = Scan({name: signature() for name in (b"q.jpg", b"q.done", b"Q.JPG.done")}, proof=b".done")
+    assert both.proof_of(b"q.jpg") == b"q.done"
+
+
 def test_ignored_names_are_known_in_either_spelling_of_unicode(tmp_path: Path) -> None:
     for name in ("é.neu", "e\u0301.neu", "e.neu"):
         (tmp_path / name).write_bytes(b"1")

@@ -44,6 +44,17 @@ def test_a_done_marker_is_waited_for_and_goes_with_the_original(house: Callable[
     assert home.files("inbox") == {}
 
 
+def test_a_proof_may_be_spelt_otherwise_and_a_lone_one_is_named(house: Callable[..., House]) -> None:
+    home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "done"})
+    home.drop("IMG.JPG", "cafe\N{COMBINING ACUTE ACCENT}.png")
+    for name in ("img.jpg.DONE", "caf\N{LATIN SMALL LETTER E WITH ACUTE}.done", "other.done"):
+        (home.base / "inbox" / name).touch()
+    home.turn(times=8)
+    assert home.states() == ["archived", "archived"]
+    assert set(home.files("inbox")) == {"other.done"}
+    assert "there is none of its name" in home.service.inbox.unused.reasons()["other.done"]
+
+
 def test_a_checksum_must_match(house: Callable[..., House]) -> None:
     watch = {"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "sha256", "incomplete_wait_s": 20}
     home = house(watch=watch)

@@ -155,10 +155,22 @@ class Scan:
         """The names of all pictures, `folded`, with and without their extensions."""
         return _claims(self.pictures)
 
+    @cached_property
+    def _proofs(self) -> dict[bytes, bytes]:
+        return {folded(path): path for path in self.files if is_proof(path, self.proof)}
+
     def proof_of(self, picture: bytes) -> bytes | None:
-        """The file that says that a picture is complete: NAME.EXT.done, else NAME.done."""
+        """The file that says that a picture is complete: NAME.EXT.done, else NAME.done, in any spelling."""
         names = proof_names(picture, self.proof)
-        return next((name for name in names if name in self.files), None)
+        # The exact spelling comes first, because p.jpg and P.jpg may each have a proof.
+        exact = (name for name in names if name in self.files)
+        spelt = (self._proofs.get(folded(name)) for name in names)
+        free = (path for path in spelt if path and path[: -len(self.proof)] not in self.files)
+        return next(exact, None) or next(free, None)
+
+    def lone_proofs(self) -> set[bytes]:
+        """The files that say that a picture is complete, where there is none of their name."""
+        return {path for name, path in self._proofs.items() if name[: -len(self.proof)] not in self._claims}
 
     def orphans(self) -> set[bytes]:
         """The masks that belong to no picture."""
