@@ -14,6 +14,7 @@ from backfire import config
 from backfire.admin import review
 from backfire.admin.audit import audit
 from backfire.service.intake import READY_AHEAD
+from backfire.service.store.store import Store
 from tests.support import nothing_found
 from tests.support.house import House
 from tests.support.jobs import picture
@@ -83,6 +84,62 @@ def test_one_that_comes_late_follows(house: Make) -> None:
     assert set(home.files("archive")) == {"a.png", "a.xmp"}
     assert home.files("inbox") == {}
     assert audit(home.settings, list).findings == ()
+
+
+def test_several_that_come_late_follow_without_a_warning(house: Make) -> None:
+    home = house(watch={**SOON, "rescan_s": 30})
+    drop(home, "a.png", picture())
+    home.turn(times=40)
+    drop(home, "a.xmp", XMP)
+    drop(home, "a.aae", XMP)
+    with structlog.testing.capture_logs() as lines:
+        home.turn(times=40)
+    assert set(home.files("archive")) == {"a.png", "a.xmp", "a.aae"}
+    assert not {"postponed", "no_picture"} & {line["event"] for line in lines}
+
+
+def test_one_that_comes_before_its_picture_does_not_follow_an_older_one_of_the_name(house: Make) -> None:
+    home = house(watch={**SOON, "mask_wait_s": 5})
+    drop(home, "a.png", picture()[:-30])
+    drop(home, "b.png", picture(1))
+    home.turn(times=20)
+    assert home.states() == ["failed", "archived"]
+    drop(home, "b.xmp", XMP)
+    home.turn(times=5)
+    drop(home, "b.png", picture(2))
+    home.turn(3600 + 60)
+    drop(home, "a.xmp", XMP)
+    home.turn(times=20)
+    assert set(home.files("inbox")) == {"a.xmp"}, "it waits, however long the next picture takes"
+    assert "would go with a picture" in home.service.inbox.unused.reasons()["a.xmp"]
+    drop(home, "a.png", picture(3))
+    home.turn(times=20)
+    assert home.files("inbox") == {}
+    assert "b.xmp" in home.service.jobs.store.history(3)[-1].detail["archived"]
+    assert home.service.jobs.store.history(4)[-1].detail["archived"] == ["a.png", "a.xmp"]
+    assert set(home.files("failed")) == {"a.png", "a.png.error.json"}
+
+
+def test_those_of_pictures_that_were_taken_away_are_looked_up_once(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch={**SOON, "settle_s": 9})
+    drop(home, "a.png", picture())
+    drop(home, "a.xmp", XMP)
+    home.turn(times=3)
+    (home.base / "inbox" / "a.png").unlink()
+    asked: list[list[bytes]] = []
+    latest_of = Store.latest_of
+
+    def counted(store: Store, paths: list[bytes]) -> Any:
+        asked.append(paths)
+        return latest_of(store, paths)
+
+    monkeypatch.setattr(Store, "latest_of", counted)
+    home.turn(times=30)
+    assert home.states() == ["skipped"]
+    assert len(asked) == 1
+    assert set(home.files("inbox")) == {"a.xmp"}
 
 
 def test_one_that_still_grows_is_not_taken(house: Make) -> None:

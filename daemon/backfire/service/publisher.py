@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from backfire.config import Settings
-from backfire.errors import InputError, PublishError
+from backfire.errors import Code, InputError, PublishError
 from backfire.files import inbox as names
 from backfire.files import manifest, outbox
 from backfire.files.inbox import Scan
@@ -98,6 +98,8 @@ class Publisher:
                     manifest.append(folder, [entry], at=self._jobs.now())
                 self._originals.leave(path, job, entry)
             except (InputError, PublishError, OSError) as error:
+                if isinstance(error, InputError) and error.code == Code.CHANGED:
+                    continue  # the next scan sees it as it is then
                 log.warning("postponed", path=shown(path), error=str(error), retry_s=RETRY_S)
                 self._jobs.wait(job, RETRY_S)
             else:

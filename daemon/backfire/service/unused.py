@@ -15,16 +15,18 @@ from pathlib import Path
 import structlog
 
 from backfire.config import Settings
-from backfire.files import inbox
+from backfire.files import durable, inbox
 from backfire.files.inbox import NearMiss, Scan, Signature, Tracker
 from backfire.imaging import formats
 from backfire.service.jobs import Jobs
-from backfire.types import EXTENSIONS, Job, shown
+from backfire.types import ACTIVE, EXTENSIONS, Job, JobState, shown
 
 log = structlog.get_logger()
 
 TOLD_MOST = 20
 """The most files that are no pictures that one line of the log names."""
+LATE_S = 3600.0
+"""How long after a picture was done a companion of its name may come; cameras give the same names again."""
 STRAY_S = 60.0
 """How long, at least, a file in a folder `masks` waits for its picture before it is taken for one itself."""
 
@@ -45,7 +47,10 @@ class Unused:
         self._others: dict[bytes, tuple[Signature, bool]] = {}
         """By path of a file without a picture's ending: as it was read, and whether it is no picture."""
         self._strangers: set[bytes] = set()
-        """Companions whose picture is neither in the inbox nor known to the job database."""
+        """Companions that belong neither to a picture in the inbox nor to one that is done."""
+        self._late: set[bytes] = set()
+        """Companions whose picture is no longer in the inbox, as of the last scan."""
+        self._late_are_new = False
         self._free: set[bytes] = set()
         """The names that a picture of such files would have, where the job database knows none of them."""
 
@@ -68,7 +73,8 @@ class Unused:
         self._held = {path for path, miss in misses.items() if path in self._held or self._has_picture(miss)}
         self._sort_out(root)
         alone = self._still_for(self._without_picture(), watch.settle_s + watch.mask_wait_s)
-        self._tell((lone - strays) | self._held, alone)
+        self._find_late(alone)
+        self._tell((lone - strays) | self._held, alone - self._late)
         pictures = [
             path for path in found.pictures if path not in self._held and not self._is_no_picture(path)
         ]
@@ -138,17 +144,36 @@ class Unused:
         others = set(filter(self._is_no_picture, self._others))
         return self._lone_companions() | self._scan.lone_proofs() | others
 
-    def late_companions(self) -> list[tuple[bytes, Job]]:
-        """The companions whose picture has gone before them, each with the picture's last job."""
+    def _find_late(self, alone: set[bytes]) -> None:
+        """Find the companions whose picture has gone before them, among files that have waited for long."""
         lone = self._lone_companions()
         self._strangers &= lone
-        found = []
-        for path in sorted(self._settled(lone - self._strangers)):
+        self._late, self._late_are_new = lone & alone - self._strangers, True
+        for path in [*self._late]:
+            durable.heartbeat()
             job = self._jobs.store.latest_of(pictures_of(path))
-            if job is None:
+            if job is None or job.state == JobState.SKIPPED or self._came_too_late(path, job):
+                self._late.remove(path)
                 self._strangers.add(path)
-            elif self._jobs.due(job):
+
+    def _came_too_late(self, path: bytes, job: Job) -> bool:
+        """Whether a companion is probably that of a newer picture, which is still to come."""
+        seen = self._jobs.now() - self._tracker.still_for(path, self._monotonic())
+        written = self._scan.files[path].mtime_ns / 1e9
+        return job.state not in ACTIVE and min(seen, written) > job.updated + LATE_S
+
+    def late_companions(self) -> list[tuple[bytes, Job]]:
+        """The companions whose picture has gone before them, each with the picture's last job.
+
+        A scan's companions are returned once: what became of them the next scan tells.
+        """
+        found = []
+        for path in sorted(self._late) if self._late_are_new else ():
+            durable.heartbeat()
+            job = self._jobs.store.latest_of(pictures_of(path))
+            if job is not None and self._jobs.due(job):
                 found.append((path, job))
+        self._late_are_new = False
         return found
 
     # Telling
@@ -156,11 +181,12 @@ class Unused:
     @property
     def is_about_to_tell(self) -> bool:
         """Whether files that are no pictures are still to be told, as their picture may come."""
-        return bool(self._without_picture() - self._told_others)
+        return bool(self._without_picture() - self._told_others - self._late)
 
     def tell_all(self) -> None:
         """Log all masks and companions that no picture uses, also those whose picture may still come."""
-        self._tell(self._scan.orphans() | self._near_misses().keys(), self._without_picture())
+        others = self._without_picture() - self._late
+        self._tell(self._scan.orphans() | self._near_misses().keys(), others)
 
     def _tell(self, masks: set[bytes], others: set[bytes]) -> None:
         for path in sorted(masks - self._told_masks):
