@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from backfire.errors import UnavailableError
+from backfire.files.outbox.names import hidden_by
 from backfire.service import preflight
 from backfire.service.publisher import Publisher
 from backfire.service.worker.cluster import Cluster
