@@ -18,8 +18,7 @@ from backfire.admin import decisions
 from backfire.config import Settings
 from backfire.detectors import Sidecar
 from backfire.errors import BackfireError, Code, InputError, StoreError
-from backfire.files import outbox, safe_paths
-from backfire.files.inbox import MASK_ENDING
+from backfire.files import inbox, outbox, safe_paths
 from backfire.service.review import masks_beside
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
@@ -140,8 +139,10 @@ def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str
         name: the file's name, which says whether it is painted (`.png`) or holds annotations (`.json`).
         data: its content.
 
+    Masks that lie beside the picture already stay: what any of them marks is protected.
+
     Raises:
-        DecisionRefused, StoreError: see `release`.
+        DecisionRefused, StoreError: see `release`; or masks are not read, or there is no name left for one.
         InputError: the mask does not fit the picture, or marks nothing in it.
     """
     ending = Path(name).suffix.lower()
@@ -151,10 +152,9 @@ def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str
     def put_mask(found: Held) -> Callable[[], None]:
         assert found.picture is not None
         _require_fit(settings, found, Sidecar(name, data))
-        stem = os.fsencode(os.path.splitext(found.picture.relative_to(settings.folders.review))[0])
-        target = stem + (MASK_ENDING if ending == ".png" else b".regions.json")
-        outbox.replace(data, settings.folders.review, target, key=found.job.key or "")
-        return (settings.folders.review / os.fsdecode(target)).unlink
+        review, key = settings.folders.review, found.job.key or ""
+        placed = outbox.place(data, review, _free_mask(settings, found, os.fsencode(ending)), key=key)
+        return (review / os.fsdecode(placed)).unlink
 
     return _decide(settings, job_id, Choice.AGAIN, by, put_mask, how=decisions.with_mask(name))
 
@@ -232,14 +232,43 @@ def _held(job: Job, settings: Settings) -> Held:
     return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
 
 
-def _require_fit(settings: Settings, found: Held, mask: Sidecar) -> None:
-    """Refuse a mask that would fail the picture.
+def _free_mask(settings: Settings, found: Held, ending: bytes) -> bytes:
+    """A path below the review folder for another mask of a held picture, where nothing is replaced.
 
     Raises:
-        InputError: why.
+        DecisionRefused: all names are taken.
+    """
+    assert found.picture is not None
+    job, folders = found.job, settings.folders
+    is_renamed = found.picture != folders.review / os.fsdecode(job.path)
+    names = [name for name in inbox.mask_names(job.path) if name.endswith(ending)]
+    for name in names:  # the mask goes with the picture into the inbox, under the name without the key
+        keyed = outbox.keyed(folders.review, name, job.key or "")
+        if not any(
+            os.path.lexists(folder / os.fsdecode(place))
+            for folder, place in ((folders.review, name), (folders.review, keyed), (folders.inbox, name))
+        ):
+            return keyed if is_renamed else name
+    raise DecisionRefused(
+        f"job {job.id} ({job.name}): files lie under all names of its masks, "
+        f"{', '.join(map(shown, names))}, in {folders.review} or {folders.inbox}; move one of them away"
+    )
+
+
+def _require_fit(settings: Settings, found: Held, mask: Sidecar) -> None:
+    """Refuse a mask that would fail the picture, or would not be read.
+
+    Raises:
+        DecisionRefused, InputError: why.
     """
     assert found.picture is not None
     used = settings.for_path(found.job.path)
+    if "sidecar" not in used.regions.detectors:
+        raise DecisionRefused(
+            f"job {found.job.id} ({found.job.name}): masks are not read, as its regions.detectors are "
+            f"{', '.join(used.regions.detectors)}, expected sidecar among them; add it, reload the daemon, "
+            "and give the mask again"
+        )
     regions = used.regions.model_copy(update={"detectors": ("sidecar",), "none_found": "fail"})
     try:
         data = safe_paths.read_regular(found.picture, used.limits.max_bytes)
