@@ -77,12 +77,13 @@ class _Entry:
     page: str
 
 
-def of(job: Job, language: str = "en", where: Where = "command_line") -> Advice | None:
+def of(job: Job, language: str = "en", where: Where = "command_line", *, masks: bool = True) -> Advice | None:
     """What to say of a job that failed, is held or is weak; None of others.
 
     Args:
         language: `en` or, on the status page, `de`.
         where: what the person can use: commands or buttons.
+        masks: whether the status page offers to draw a region, since the picture's settings read masks.
     """
     message, key = job.message or "", job.code or ""
     known = Code(key) if key in [*Code] else None
@@ -101,7 +102,8 @@ def of(job: Job, language: str = "en", where: Where = "command_line") -> Advice 
     frames = CATALOGUE["frame"][where][language]
     mends = _placed(found.mend, language)
     mend = mends[:1].upper() + mends[1:]
-    action = frames[_frame(job, known, where, found.mend)].format(id=job.id, mend=mends, Mend=mend)
+    frame = frames[_frame(job, known, where, found.mend, masks=masks)]
+    action = frame.format(id=job.id, mend=mends, Mend=mend)
     key = f"held_{known.value}" if held and known else found.key
     return Advice(key, sentence, action, f"{mend}.", DOCUMENTATION + found.page, message)
 
@@ -115,17 +117,17 @@ def may_retry(job: Job) -> bool:
     return _frame(job, known, "command_line", found.mend) not in ("failed_again", "failed_other")
 
 
-def _frame(job: Job, known: Code | None, where: Where, mend: str) -> str:
+def _frame(job: Job, known: Code | None, where: Where, mend: str, *, masks: bool = True) -> str:
     """Which frame the action has, by how the picture stands."""
     if job.state in (JobState.HOLDING, JobState.REVIEW) and known in (Code.NO_REGION, Code.WEAK):
-        return f"held_{known.value}"
+        return f"held_{known.value}{'' if masks else '_without_masks'}"
     if known is None:
         return "accepted" if job.choice == Choice.RELEASE else "published"
     if known == Code.UNSUPPORTED:  # what is exported is another file, which no retry would find
         return "failed_either" if "output." in mend else "failed_other"
     if known in COPIED_AGAIN:
         return "failed_again"
-    drawn = where == "status_page" and known.value in REGION_HELPS and job.input_sha256 is not None
+    drawn = where == "status_page" and masks and known.value in REGION_HELPS and job.input_sha256 is not None
     return "failed_region" if drawn else "failed"
 
 

@@ -74,6 +74,7 @@ def options_of(settings: Settings, config_file: Path, address: tuple[str, int] |
     from backfire.attack_paths import PATHS  # the arithmetic that it needs would slow every command down
 
     asked = [(rule.pattern, rule.verify) for rule in settings.rules] + [(".*", settings.verify)]
+    read = [(rule.pattern, rule.regions) for rule in settings.rules] + [(".*", settings.regions)]
     webhook = settings.hooks.webhook
     return Options(
         config=config_file.absolute(),
@@ -82,6 +83,10 @@ def options_of(settings: Settings, config_file: Path, address: tuple[str, int] |
         allowed_hosts=settings.serve.allowed_hosts,
         priorities=settings.watch.priorities,
         thresholds=tuple((pattern, _thresholds(verify.model_dump())) for pattern, verify in asked),
+        masks=tuple(
+            (pattern, regions.sidecar.protected if "sidecar" in regions.detectors else "")
+            for pattern, regions in read
+        ),
         secrets=(webhook.get_secret_value(),) if webhook else (),
         mask_wait_s=settings.watch.mask_wait_s,
         tools={name: path.tool for name, path in PATHS.items()},

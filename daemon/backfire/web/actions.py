@@ -38,7 +38,9 @@ ACTIONS = {
 """The actions, each with the key of the text that says that it was done."""
 
 GOOD = frozenset(ACTIONS.values())
-OUTCOMES = GOOD | {"no_region_drawn", "no_original", "mask_taken", "action_failed"}
+OUTCOMES = GOOD | {
+    "no_region_drawn", "no_original", "no_region_now", "mask_taken", "name_taken", "action_failed"
+}  # fmt: skip
 """The keys of the texts that say what came of an action."""
 
 
@@ -50,14 +52,15 @@ class Outcome:
     message: str = ""
 
 
-def offered(job: Job) -> list[str]:
+def offered(job: Job, options: Options) -> list[str]:
     """The actions that make sense for a job as it stands, the likeliest first."""
+    region = ["region"] if options.mask_paint_of(job.path) else []
     if job.state == JobState.REVIEW:
-        return ["region", "accept"] if job.code == "weak" else ["region", "whole", "release"]
+        return [*region, "accept"] if job.code == "weak" else [*region, "whole", "release"]
     if job.state in (JobState.FAILED, JobState.QUARANTINED):
         if not advice.may_retry(job):  # the same bytes would fail again, and the sentence asks for others
             return []
-        return ["region", "retry"] if job.code in advice.REGION_HELPS and job.input_sha256 else ["retry"]
+        return [*region, "retry"] if job.code in advice.REGION_HELPS and job.input_sha256 else ["retry"]
     return ["accept"] if job.needs_acceptance else []
 
 
@@ -73,6 +76,8 @@ def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painte
     """
     number = str(job.id)
     if action == "region":
+        if action not in offered(job, options):
+            return Outcome("no_region_now")
         mask = _mask(job, form, options, painter)
         if isinstance(mask, Outcome):
             return mask
@@ -82,10 +87,13 @@ def act(action: str, job: Job, form: Mapping[str, Any], options: Options, painte
                 file.write_bytes(mask)
                 why = _command(["release", number, "--mask", str(file), *BY], options)
         else:
-            trouble = _beside(job, mask, options)
-            if trouble is not None:
-                return trouble
+            placed = _beside(job, mask, options)
+            if isinstance(placed, Outcome):
+                return placed
             why = _command(["retry", number], options)
+            is_back = outbox.holds(options.folders["inbox"], job.path, job.input_sha256 or "")
+            if why is not None and not is_back:
+                placed.unlink(missing_ok=True)  # another picture of that name would take it for its own
     else:
         commands = {
             "retry": ["retry", number],
@@ -124,26 +132,31 @@ def _mask(job: Job, form: Mapping[str, Any], options: Options, painter: Painter)
     if original is None:
         return Outcome("no_original")
     try:
-        mask = painter.paint("mask", [original], shapes=shapes) if shapes else None
+        paint = options.mask_paint_of(job.path)
+        mask = painter.paint("mask", [original], shapes=shapes, paint=paint) if shapes else None
     finally:
         os.close(original)
     return Outcome("no_region_drawn") if mask is None else mask
 
 
-def _beside(job: Job, mask: bytes, options: Options) -> Outcome | None:
-    """Put a mask beside the place where a failed picture will lie again; returns what hindered it."""
+def _beside(job: Job, mask: bytes, options: Options) -> Path | Outcome:
+    """Put a mask beside the place where a failed picture will lie again; returns it, or what hindered it."""
     failed, target = options.folders["failed"], options.folders["inbox"]
+    if os.path.lexists(target / os.fsdecode(job.path)):
+        return Outcome("name_taken")
     names = [name for name in inbox.mask_names(job.path) if name.endswith(b".png")]
     # A mask that lies with the failed picture is replaced: `retry` leaves it where a newer one has its name.
     name = next((one for one in names if inbox.signature(failed, one) is not None), names[0])
+    if os.path.lexists(target / os.fsdecode(name)):
+        return Outcome("mask_taken")
     try:
         placed = outbox.place(mask, target, name, key=job.key or "")
     except PublishError as error:
         return Outcome("action_failed", str(error))
-    if placed != name:
+    if placed != name:  # another one was put there in the same moment
         (target / os.fsdecode(placed)).unlink(missing_ok=True)
         return Outcome("mask_taken")
-    return None
+    return target / os.fsdecode(placed)
 
 
 def drawn(form: Mapping[str, Any]) -> list[dict[str, Any]]:

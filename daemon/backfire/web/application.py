@@ -186,7 +186,7 @@ class Page:
                 tool_of=lambda path: picture.tool_of(path, self.options.tools),
                 events=[(event, decisions.details(event)) for event in self.listing.history(job.id)],
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
-                actions=actions.offered(job),
+                actions=actions.offered(job, self.options),
                 output=shown(job.output_path) if job.output_path else "",
                 **frame,
             )

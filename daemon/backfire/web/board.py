@@ -200,7 +200,8 @@ class Board:
         folder, name = os.path.split(job.path)
         mark, says, what_to_do, done, total = mark_of(job), "", "", 0, 0
         if needs_a_person(job):
-            said = advice.of(job, words.language, "status_page")
+            masks = bool(self.options.mask_paint_of(job.path))
+            said = advice.of(job, words.language, "status_page", masks=masks)
             says, what_to_do = (said.sentence, said.action) if said else (words(job.state.value), "")
         elif job.state == JobState.RUNNING:
             says = words("running")

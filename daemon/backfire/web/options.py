@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from backfire.types import composed
+
+T = TypeVar("T")
+
+
+def _first(ruled: Sequence[tuple[str, T]], path: bytes, otherwise: T) -> T:
+    """What holds for a path relative to the inbox: that of the first regular expression which fits it."""
+    name = composed(path)
+    return next((found for pattern, found in ruled if re.fullmatch(pattern, name, re.DOTALL)), otherwise)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Options:
         thresholds: the thresholds of `verify` by the regular expression of the paths that they hold for, in
             the order in which these are tried.
         secrets: texts of the configuration that are not to be shown.
+        masks: which paint of a mask is protected, `white` or `black`, as `thresholds`; empty where masks are
+            not read.
         tools: by attack path, the name of the tool for people.
         mask_wait_s: `watch.mask_wait_s`.
     """
@@ -34,15 +45,18 @@ class Options:
     allowed_hosts: tuple[str, ...] = ()
     priorities: Mapping[str, int] | None = None
     thresholds: tuple[tuple[str, Mapping[str, float]], ...] = ()
+    masks: tuple[tuple[str, str], ...] = ()
     secrets: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     mask_wait_s: float = 0.0
 
     def thresholds_of(self, path: bytes) -> Mapping[str, float]:
         """The thresholds of `verify` for a path relative to the inbox."""
-        name = composed(path)
-        fitting = (found for pattern, found in self.thresholds if re.fullmatch(pattern, name, re.DOTALL))
-        return next(fitting, {})
+        return _first(self.thresholds, path, {})
+
+    def mask_paint_of(self, path: bytes) -> str:
+        """Which paint of a picture's mask is protected, as `masks` says."""
+        return _first(self.masks, path, "")
 
     @property
     def database(self) -> Path:
@@ -65,6 +79,7 @@ class Options:
             allowed_hosts=tuple(data["allowed_hosts"]),
             priorities=data["priorities"],
             thresholds=tuple((pattern, found) for pattern, found in data["thresholds"]),
+            masks=tuple((pattern, paint) for pattern, paint in data["masks"]),
             secrets=tuple(data["secrets"]),
             tools=data["tools"],
             mask_wait_s=data["mask_wait_s"],

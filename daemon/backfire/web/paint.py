@@ -57,14 +57,15 @@ def change(before: bytes, after: bytes) -> bytes | None:
     return _jpeg(Image.fromarray(np.clip(amplified, 0, 255).astype(np.uint8)), 90)
 
 
-def mask(file: bytes, shapes: list[Mapping[str, Any]]) -> bytes | None:
-    """A mask of the picture's size as a PNG, white where something was drawn; None where nothing was.
+def mask(file: bytes, shapes: list[Mapping[str, Any]], paint: str = "white") -> bytes | None:
+    """A mask of the picture's size as a PNG, painted where something was drawn; None where nothing was.
 
     Args:
         file: the picture.
         shapes: `{"rectangle": [left, top, right, bottom]}` or `{"stroke": [[x, y], …], "width": w}`, in
         pixels
             of the upright picture.
+        paint: `white` or `black`, see `Sidecars.protected`; all else is of the other.
     """
     height, width = _decoded(file).shape[:2]
     plane = Image.new("L", (width, height), 0)
@@ -83,7 +84,7 @@ def mask(file: bytes, shapes: list[Mapping[str, Any]]) -> bytes | None:
     if plane.getbbox() is None:
         return None
     buffer = io.BytesIO()
-    plane.convert("1").save(buffer, "PNG")
+    (ImageOps.invert(plane) if paint == "black" else plane).convert("1").save(buffer, "PNG")
     return buffer.getvalue()
 
 

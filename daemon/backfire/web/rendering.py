@@ -78,7 +78,7 @@ class Rendering:
         self._templates.globals.update(
             static=self.static,
             version=__version__,
-            offered=actions.offered,
+            offered=lambda job: actions.offered(job, board.options),
             iso=_iso,
             split_comment=_split_comment,
         )

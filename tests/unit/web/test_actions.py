@@ -1,0 +1,98 @@
+"""A region that was drawn on the page: where its mask goes, and that none stays where nothing came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backfire.cli.page import options_of
+from backfire.config import Sidecars
+from backfire.detectors.sidecar import marked
+from backfire.imaging import decode_painting
+from backfire.types import Job, JobState
+from backfire.web import actions, paint
+from backfire.web.options import Options
+from tests.support.page import Desk
+from tests.support.pictures import encoded, photo
+
+FORM = {"left": "10", "top": "20", "width": "30", "height": "40"}
+
+
+class Painting:
+    """Paints in this process."""
+
+    def paint(self, what: str, files: list[int], **more: Any) -> bytes | None:
+        return paint.ORDERS[what](*map(paint._content, files), **more)
+
+
+def options(desk: Desk) -> Options:
+    told = options_of(desk.settings, desk.config, ("127.0.0.1", desk.port))
+    return Options.from_json(told.to_json())
+
+
+def drawn(desk: Desk, job: Job) -> str:
+    return actions.act("region", job, FORM, options(desk), Painting()).key  # type: ignore[arg-type]
+
+
+def inbox(desk: Desk) -> set[str]:
+    return {file.name for file in (desk.base / "inbox").iterdir()}
+
+
+@pytest.mark.parametrize("colour", ["white", "black"])
+def test_what_is_drawn_is_what_is_protected_whichever_paint_that_is(tmp_path: Path, colour: str) -> None:
+    regions = {"sidecar": {"protected": colour}}
+    desk = Desk(tmp_path, extra={"rules": [{"match": "press/*", "regions": regions}]})
+    paint_of = options(desk).mask_paint_of
+    assert (paint_of(b"press/a.jpg"), paint_of(b"a.jpg")) == (colour, "white")
+    mask = paint.mask(encoded(photo((160, 120))), actions.drawn(FORM), paint=paint_of(b"press/a.jpg"))
+    assert mask is not None
+    found = marked(decode_painting(mask, name="m.png", max_pixels=10**6), Sidecars(protected=colour))  # type: ignore[arg-type]
+    assert found[20:60, 10:40].all()
+    assert found.sum() == 30 * 40
+
+
+def test_no_region_is_offered_or_taken_where_masks_are_not_read(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, extra={"regions": {"detectors": ["faces"]}})
+    held, failed = desk.held("a.jpg"), desk.failed("b.jpg")
+    assert [actions.offered(job, options(desk)) for job in (held, failed)] == [
+        ["whole", "release"],
+        ["retry"],
+    ]
+    assert {drawn(desk, job) for job in (held, failed)} == {"no_region_now"}
+    assert inbox(desk) == set()
+
+
+def test_a_region_for_a_picture_that_moved_on_is_refused(desk: Desk) -> None:
+    assert drawn(desk, desk.published("a.png")) == "no_region_now"
+    assert drawn(desk, desk.job("b.jpg", JobState.RELEASING, data=b"b")) == "no_region_now"
+    assert inbox(desk) == set()
+
+
+def test_a_mask_is_not_put_beside_another_picture_of_that_name(desk: Desk) -> None:
+    job = desk.failed("a.jpg")
+    (desk.base / "inbox/a.jpg").write_bytes(b"another one")
+    assert drawn(desk, job) == "name_taken"
+    assert inbox(desk) == {"a.jpg"}
+
+
+def test_a_mask_of_somebody_else_in_the_inbox_is_left_alone(desk: Desk) -> None:
+    job = desk.failed("a.jpg")
+    (desk.base / "inbox/a.mask.png").write_bytes(b"mine")
+    assert drawn(desk, job) == "mask_taken"
+    assert (desk.base / "inbox/a.mask.png").read_bytes() == b"mine"
+
+
+def test_no_mask_stays_in_the_inbox_where_the_picture_is_not_tried_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def refuse(*_: object) -> str:
+        seen.append(inbox(desk))
+        return "it was tried again as job 7"
+
+    monkeypatch.setattr(actions, "_command", refuse)
+    assert drawn(desk, desk.failed("a.jpg")) == "action_failed"
+    assert (seen, inbox(desk)) == ([{"a.mask.png"}], set())
