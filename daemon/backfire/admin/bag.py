@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError
 from backfire.files import durable, manifest, outbox
 from backfire.pipeline.result import PhaseProgress, no_progress
+from backfire.service import report_files
 from backfire.types import Job, shown
 
 SPARE = 64 << 20
@@ -40,11 +41,30 @@ class Bagged:
 
 @dataclass(frozen=True)
 class _Item:
-    """A file for the bag; `digests` are those of the contents that it may have, none allows any."""
+    """A file for the bag.
 
-    source: bytes
-    target: str
-    digests: frozenset[str]
+    Attributes:
+        name, root: the folder that it lies in, by its setting's name and its path.
+        path: below that folder.
+        digests: of the contents that it may have; none allows any.
+        other_days: of the contents that had its name on days which are not asked for.
+    """
+
+    name: str
+    root: Path
+    path: bytes
+    digests: frozenset[str] = frozenset()
+    other_days: frozenset[str] = frozenset()
+
+    @property
+    def source(self) -> bytes:
+        """Where it lies."""
+        return os.path.join(os.fsencode(self.root), self.path)
+
+    @property
+    def target(self) -> str:
+        """Its path in the bag."""
+        return f"{self.name}/{_text(self.path)}"
 
 
 def bag(
@@ -83,7 +103,12 @@ def bag(
         _require_room(part, items)
         digests: dict[str, str] = {}
         for done, item in enumerate(items, start=1):
-            digests[f"data/{item.target}"] = _copy(item, part / item.target)
+            digest = _copy(item, part / item.target)
+            if digest in item.other_days:  # its own file was taken out, and another got the name
+                (part / item.target).unlink()
+                absent.append(_absent(item))
+            else:
+                digests[f"data/{item.target}"] = digest
             progress("copy", done, len(items))
         progress("bag", 0, 1)
         made = bagit.make_bag(str(part), _info(info), checksums=["sha256"])
@@ -116,22 +141,18 @@ def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tu
         folder = settings.folders.named()[name]
         if not folder.is_dir():
             raise ConfigError(f"bag: {name} {folder} is not there; nothing was published yet: backfire run")
+        ever, _ = expected_in(name, folder, jobs)
+        expected = ever
         if days:
-            expected: dict[bytes, set[str]] = {}
+            expected = {}
             for entry in manifest.read(folder, days).entries:
                 expected.setdefault(entry.path, set()).add(entry.sha256)
-        else:
-            expected, _ = expected_in(name, folder, jobs)
         for path, digests in expected.items():
-            source = os.path.join(os.fsencode(folder), path)
-            if os.path.lexists(source):
-                items.append(_Item(source, f"{name}/{_text(path)}", frozenset(digests)))
-            elif name == "archive":
-                raise BackfireError(
-                    f"original {shown(path)}: is missing from {folder}; backfire audit lists all that are"
-                )
+            item = _Item(name, folder, path, frozenset(digests), frozenset(ever[path] - digests))
+            if os.path.lexists(item.source):
+                items.append(item)
             else:
-                absent.append(shown(path))
+                absent.append(_absent(item))
         if name == "outbox":
             items += _receipts(settings.folders.reports, expected, jobs)
     if not items:
@@ -140,19 +161,35 @@ def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tu
     return items, absent
 
 
-def _receipts(reports: Path, published: Iterable[bytes], jobs: Iterable[Job]) -> list[_Item]:
-    """Receipts and sheets of what was published; their names follow from path and key."""
-    keys = {job.output_path: job.key or "" for job in jobs if job.output_path}
-    items = []
-    for path in published:
-        key = keys.get(path, "")
-        for name in dict.fromkeys((path, outbox.keyed(reports, path, key))):
-            for suffix in (b".json", b".sheet.jpg"):
-                file = outbox.beside(reports, name, suffix, key)
-                source = os.path.join(os.fsencode(reports), file)
-                if os.path.isfile(source) and not os.path.islink(source):
-                    items.append(_Item(source, f"reports/{_text(file)}", frozenset()))
-    return list({item.target: item for item in items}.values())
+def _absent(item: _Item) -> str:
+    """The name of a published file that was taken out of the outbox.
+
+    Raises:
+        BackfireError: it is an original, which must be there.
+    """
+    if item.name == "archive":
+        raise BackfireError(
+            f"original {shown(item.path)}: is missing from {item.root}; backfire audit lists all that are"
+        )
+    return shown(item.path)
+
+
+def _receipts(reports: Path, published: Mapping[bytes, set[str]], jobs: Iterable[Job]) -> Iterator[_Item]:
+    """Receipts and sheets of what was published, of each path under these digests."""
+    known = set()
+    files: dict[Path, None] = {}
+    for job in jobs:
+        if job.output_path in published:
+            known.add(job.output_path)
+            if job.output_sha256 in published[job.output_path]:
+                files |= dict.fromkeys(report_files.find(reports, job))
+    for path in published.keys() - known:  # the database is gone or has forgotten the job
+        for suffix in (b".json", b".sheet.jpg"):
+            file = reports / os.fsdecode(outbox.beside(reports, path, suffix, ""))
+            files |= {file: None} if file.exists() else {}
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            yield _Item("reports", reports, os.fsencode(file.relative_to(reports)))
 
 
 def _copy(item: _Item, target: Path) -> str:
@@ -169,7 +206,7 @@ def _copy(item: _Item, target: Path) -> str:
             writer.write(piece)
     shutil.copystat(item.source, target)
     found = digest.hexdigest()
-    if item.digests and found not in item.digests:
+    if item.digests and found not in item.digests | item.other_days:
         wanted = " or ".join(sorted(item.digests))
         raise BackfireError(
             f"{shown(item.source)}: is {found}, expected {wanted}; it was changed after it was published or "

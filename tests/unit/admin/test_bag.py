@@ -19,6 +19,7 @@ from backfire.config import Settings
 from backfire.errors import BackfireError, ConfigError
 from backfire.files import manifest, outbox
 from backfire.files.manifest import Entry
+from backfire.service import report_files
 from backfire.types import Job, JobState
 from tests.support.system import below, failing
 from tests.unit.admin.test_audit import KEY, fill, keep, settings
@@ -130,6 +131,40 @@ def test_receipts_of_renamed_results_come_along(settings: Settings, tmp_path: Pa
         5, b"a.png", JobState.ARCHIVED, key=KEY, output_path=name, output_sha256=entry.sha256,
     )  # fmt: skip
     assert f"reports/{name.decode()}.json" in validated(bag(settings, tmp_path / "bag", [job]))
+
+
+def test_a_bag_of_a_day_holds_that_days_picture_and_receipt_where_the_name_was_used_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    keys, jobs = ("1" * 64, "2" * 64), []
+    for day, key in enumerate(keys):
+        original = outbox.place(b"original %d" % day, settings.folders.archive, b"a.png", key=key)
+        published = outbox.place(b"result %d" % day, settings.folders.outbox, b"a.png", key=key)
+        digests = [hashlib.sha256(b"%s %d" % (what, day)).hexdigest() for what in (b"original", b"result")]
+        manifest.append(settings.folders.archive, [Entry(original, digests[0])], at=86_400.0 * day)
+        manifest.append(settings.folders.outbox, [Entry(published, digests[1])], at=86_400.0 * day)
+        jobs.append(
+            Job(
+                day + 1, b"a.png", JobState.ARCHIVED, key=key, input_sha256=digests[0],
+                output_path=published, output_sha256=digests[1],
+            )
+        )  # fmt: skip
+        receipt = report_files.place(settings.folders.reports, jobs[-1], published) + b".json"
+        outbox.replace(json.dumps({"key": key}).encode(), settings.folders.reports, receipt)
+        if not day:  # it is fetched, so that the next one gets its name
+            (settings.folders.outbox / "a.png").unlink()
+    later = [path.replace("a.png", "a.22222222.png") for path in ("archive/a.png", "reports/a.png.json")]
+    first = bag(settings, tmp_path / "first", jobs[::-1], days=["1970-01-01"])
+    assert validated(first) == {"archive/a.png", "reports/a.png.json"}
+    assert first.absent == ("a.png",)
+    second = bag(settings, tmp_path / "second", jobs[::-1], days=["1970-01-02"])
+    assert validated(second) == {*later, "outbox/a.png"}
+    assert validated(bag(settings, tmp_path / "all", jobs[::-1])) == {
+        "archive/a.png", "reports/a.png.json", *later, "outbox/a.png",
+    }  # fmt: skip
+    (settings.folders.archive / "a.png").write_bytes(b"result 1")
+    with pytest.raises(BackfireError, match="it was changed after it was published or archived"):
+        bag(settings, tmp_path / "changed", jobs, days=["1970-01-01"])
 
 
 def test_nothing_is_overwritten_and_a_lack_of_space_is_an_error(
