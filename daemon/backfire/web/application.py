@@ -59,11 +59,9 @@ class Page:
         self.listing = Listing(options.database)
         self.board = Board(options, self.listing, now)
         self.painter = Painter()
-        try:
-            secret = token(options.folders["state"])
-        except OSError:
-            secret = ""  # nobody is let in, and all else can be read
-        self.guard = Guard(secret)
+        with contextlib.suppress(OSError):  # then nobody is let in, and all else can be read
+            token(options.folders["state"])
+        self.guard = Guard(options.folders["state"])
         self.rendering = Rendering(self.listing, self.board, self.guard, now)
         self.live = Live(self.rendering.version)
         nothing = self.rendering.static["none.svg"]

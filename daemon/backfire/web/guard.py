@@ -21,9 +21,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backfire.files import durable
+
 COOKIE = "backfire"
 COOKIE_S = 30 * 24 * 3600
 TOKEN_FILE = "page-token"
+TOKEN_LEAST = 16
+"""The fewest characters of a token; a shorter one was written by half, and is replaced."""
 
 POLICY = "; ".join(
     (
@@ -61,51 +65,67 @@ def token(state: Path, *, new: bool = False) -> str:
         OSError: the file cannot be read or written.
     """
     file = state / TOKEN_FILE
-    if new:
+    if new or (file.exists() and not _read(file)):
         file.unlink(missing_ok=True)
     if not file.exists():
         # Complete before it has its name: the page and the command may both make it at the same time.
         part = state / f"{TOKEN_FILE}.{os.getpid()}"
         part.unlink(missing_ok=True)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(secrets.token_urlsafe(24))
+        with os.fdopen(descriptor, "wb") as opened:
+            durable.write(opened, [secrets.token_urlsafe(24).encode()])
         with suppress(FileExistsError):
             os.link(part, file)
         part.unlink()
-    return file.read_text().strip()
+        durable.sync(state)
+    return _read(file)
+
+
+def _read(file: Path) -> str:
+    """The token in a file; empty where it is none."""
+    found = file.read_text(encoding="utf-8", errors="replace").strip()
+    return found if len(found) >= TOKEN_LEAST else ""
 
 
 class Guard:
     """Knows the token, and what it lets through.
 
     The cookie holds a number that was drawn for this browser and its signature by the token; so nothing is
-    kept here, and a new token ends all sessions.
+    kept here, and a new token ends all sessions at once. Without a token nobody is let in.
 
     Args:
-        token: the secret; an empty one lets nobody in.
+        state: the state folder, in which the token lies.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
+    def __init__(self, state: Path) -> None:
+        self._file = state / TOKEN_FILE
+
+    @property
+    def _token(self) -> bytes:
+        """The token as it is now, since the command may make another one at any time."""
+        try:
+            return _read(self._file).encode()
+        except OSError:
+            return b""
 
     def session(self, request: Request) -> str:
         """The number of the browser's session; empty where it has none."""
         number, _, signature = request.cookies.get(COOKIE, "").partition(".")
-        return number if number and self._same(self._sign("session", number), signature) else ""
+        return number if number and self._is_signed("session", number, signature) else ""
 
     def form_key(self, session: str) -> str:
         """What a form of this session must carry."""
-        return self._sign("form", session)
+        return _signed(self._token, "form", session)
 
     def knows(self, offered: str) -> bool:
         """Whether this is the token."""
-        return bool(self._token) and self._same(self._token.decode(), offered.strip())
+        token = self._token
+        return bool(token) and _same(token.decode(), offered.strip())
 
     def let_in(self, response: Response, *, secure: bool) -> None:
         """Give the browser a session."""
         number = secrets.token_urlsafe(12)
-        cookie = f"{number}.{self._sign('session', number)}"
+        cookie = f"{number}.{_signed(self._token, 'session', number)}"
         response.set_cookie(
             COOKIE, cookie, max_age=COOKIE_S, httponly=True, samesite="strict", secure=secure, path="/"
         )
@@ -113,14 +133,19 @@ class Guard:
     def may_post(self, request: Request, offered: str) -> bool:
         """Whether a form was sent by a page of this server to a browser that has a session."""
         session = self.session(request)
-        return bool(session) and is_own(request) and self._same(self.form_key(session), offered)
+        return bool(session) and is_own(request) and self._is_signed("form", session, offered)
 
-    def _sign(self, what: str, number: str) -> str:
-        return hmac.new(self._token, f"{what}:{number}".encode(), hashlib.sha256).hexdigest()
+    def _is_signed(self, what: str, number: str, signature: str) -> bool:
+        token = self._token
+        return bool(token) and _same(_signed(token, what, number), signature)
 
-    @staticmethod
-    def _same(expected: str, offered: str) -> bool:
-        return hmac.compare_digest(expected.encode(), offered.encode("utf-8", "replace"))
+
+def _signed(token: bytes, what: str, number: str) -> str:
+    return hmac.new(token, f"{what}:{number}".encode(), hashlib.sha256).hexdigest()
+
+
+def _same(expected: str, offered: str) -> bool:
+    return hmac.compare_digest(expected.encode(), offered.encode("utf-8", "replace"))
 
 
 def is_own(request: Request) -> bool:
