@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from backfire import config
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, out
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, bar, out, printable
 from backfire.config import Settings
 from backfire.errors import ConfigError
 from backfire.service.store.reader import Reader
@@ -57,7 +57,7 @@ def audit(
         print(json.dumps(document(result), indent=2))
         raise typer.Exit(0 if result.ok else SOME_FAILED)
     for finding in result.findings:
-        line = Text.assemble((f"{finding.kind:<10}", "red"), f" {finding.folder}/{finding.path}")
+        line = Text.assemble((f"{finding.kind:<10}", "red"), f" {finding.folder}/{printable(finding.path)}")
         if finding.kind == Kind.CHANGED:
             line.append(f"\n           expected {finding.expected}\n           found    {finding.found}")
         out.print(line, soft_wrap=True)
@@ -104,5 +104,7 @@ def bag(
         )
         return
     for name in made.absent:
-        out.print(Text(f"left out, because it was taken out of the outbox: {name}"), soft_wrap=True)
+        out.print(
+            Text(f"left out, because it was taken out of the outbox: {printable(name)}"), soft_wrap=True
+        )
     out.print(Text(f"{made.folder}: {made.files} files, {made.size / 2**20:.1f} MiB"), soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from backfire import config
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out, printable
 
 if TYPE_CHECKING:
     from backfire.admin.probes import Check
@@ -33,7 +33,7 @@ def report(findings: Iterable[Check], *, as_json: bool) -> NoReturn:
     else:
         for finding in found:
             mark = Text("ok  ", "green") if finding.ok else Text("BAD ", "red")
-            out.print(mark + Text(f"{finding.subject}: {finding.found}"), soft_wrap=True)
+            out.print(mark + Text(printable(f"{finding.subject}: {finding.found}")), soft_wrap=True)
             if not finding.ok:
-                out.print(Text(f"      {finding.remedy}"), soft_wrap=True)
+                out.print(Text(f"      {printable(finding.remedy)}"), soft_wrap=True)
     raise typer.Exit(0 if all(f.ok for f in found) else SOME_FAILED)

@@ -20,6 +20,7 @@ from backfire.cli.common import (
     bar,
     err,
     out,
+    printable,
     write_as_user,
 )
 from backfire.config import Settings
@@ -107,13 +108,14 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for region in row["regions"]:
             cells = (region["label"], region["detector"], f"{region['score']:.2f}", *map(str, region["box"]))
-            table.add_row(*(Text(cell) for cell in (row["file"], *cells)))
+            table.add_row(*(Text(printable(cell)) for cell in (row["file"], *cells)))
     if table.row_count:
         out.print(table)
     for row in rows:
         if "error" in row:
-            out.print(Text(row["error"], "red"), soft_wrap=True)
+            out.print(Text(printable(row["error"]), "red"), soft_wrap=True)
         elif not row["regions"]:
-            out.print(Text(f"{row['file']}: no region found"), soft_wrap=True)
+            out.print(Text(printable(f"{row['file']}: no region found")), soft_wrap=True)
         for name, error in row["skipped_detectors"].items():
-            out.print(Text(f"{row['file']}: detector {name} failed and was skipped: {error}"), soft_wrap=True)
+            said = f"{row['file']}: detector {name} failed and was skipped: {error}"
+            out.print(Text(printable(said)), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pty
 import subprocess
@@ -13,9 +14,12 @@ import yaml
 from typer.testing import CliRunner
 
 from backfire import weights
+from backfire.admin.probes import Check
 from backfire.cli import commands
 from backfire.cli.commands import app
 from backfire.errors import ConfigError
+from backfire.files import manifest
+from backfire.files.manifest import Entry
 from tests.support.jobs import picture
 from tests.support.sandbox import Sandbox, environment
 
@@ -25,6 +29,32 @@ def configured(tmp_path: Path, **sections: object) -> str:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"folders": {"inbox": "inbox"}, **sections}))
     return str(config)
+
+
+EVIL = "\x1b]0;pwn\x07.png"
+"""A file name that a terminal would obey."""
+
+
+@pytest.mark.parametrize("command", ["audit", "bag", "check", "detect"])
+def test_no_command_hands_the_terminal_what_a_file_name_says(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path)
+    for name in ("outbox", "archive", "state"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "archive" / EVIL).write_bytes(b"no picture")
+    more = {"bag": [str(tmp_path / "bag")], "detect": [str(tmp_path / "archive" / EVIL)]}.get(command, [])
+    if command == "bag":
+        pytest.importorskip("bagit", reason="the extra archive is not installed")
+        digest = hashlib.sha256(b"no picture").hexdigest()
+        manifest.append(tmp_path / "archive", [Entry(os.fsencode(EVIL), digest)], at=0.0)
+        manifest.append(tmp_path / "outbox", [Entry(os.fsencode(EVIL), digest)], at=0.0)
+    if command == "check":
+        found = [Check(subject="weights", found=f"{EVIL} is changed", remedy=f"delete {EVIL}")]
+        monkeypatch.setattr("backfire.admin.check.check", lambda _: found)
+    told = CliRunner().invoke(app, [command, *more, "-c", config])
+    assert "\\x1b]0;pwn\\x07" in told.output
+    assert "\x1b" not in told.output
 
 
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
