@@ -60,8 +60,11 @@ def edits(receipt: Mapping[str, Any], thresholds: Mapping[str, float]) -> Edits:
 
     Args:
         receipt: as it was read; what is not as it should be is left out.
-        thresholds: `verify` of the settings.
+        thresholds: `verify` of the settings, for a receipt that does not say under which it was judged.
     """
+    own = receipt.get("thresholds")
+    if isinstance(own, dict) and own:
+        thresholds = {name: value for name, value in own.items() if isinstance(value, int | float)}
     rows = [row for row in _list(receipt.get("edits")) if _is_edit(row)]
     editors = list(dict.fromkeys((str(row["editor"]), bool(row.get("held_out"))) for row in rows))
     places = list(dict.fromkeys((int(row["region"]), str(row["mask_kind"]), _place(row)) for row in rows))
@@ -138,7 +141,9 @@ def is_good(row: Mapping[str, Any], asked: Mapping[str, float], is_first: bool) 
     seen = asked.get(f"{prefix}_visible_min")
     if most is None or least is None:
         return None
-    if row["l1"] < least:
+    noise = row.get("control_ssim")
+    noise = noise if isinstance(noise, int | float) else 1.0
+    if row["l1"] < least or row["l1"] == 0 or 1 - row["ssim"] <= 1 - noise:
         return False
     if row.get("visible") is None or seen is None:
         return bool(row["ssim"] <= most)

@@ -14,13 +14,18 @@ from backfire.web.picture import edits, is_good
 
 @pytest.mark.parametrize("kind", list(MaskKind))
 @pytest.mark.parametrize(("first", "held_out"), [(True, False), (False, False), (True, True)])
-def test_the_page_marks_an_edit_as_the_verdict_does(kind: MaskKind, first: bool, held_out: bool) -> None:
-    settings = Verify()
+@pytest.mark.parametrize("thresholds", [{}, {"trigger_l1_min": 0.0, "incomplete_l1_min": 0.0}])
+def test_the_page_marks_an_edit_as_the_verdict_does(
+    kind: MaskKind, first: bool, held_out: bool, thresholds: dict[str, float]
+) -> None:
+    settings = Verify(**thresholds)
     asked = settings.model_dump(include=set(THRESHOLDS))
     marks = set()
-    figures = product((0.7, 0.8, 0.91, 0.97), (0.01, 0.04, 0.2), (None, 0.2, 0.3, 0.6, 0.9))
-    for ssim, l1, visible in figures:
-        edit = EditResult("one", 0, kind, ssim, l1, held_out, visible=visible)
+    figures = product(
+        (0.7, 0.8, 0.91, 0.97, 1.0), (0.0, 0.01, 0.04, 0.2), (None, 0.2, 0.3, 0.6, 0.9), (None, 0.75, 0.99)
+    )
+    for ssim, l1, visible, noise in figures:
+        edit = EditResult("one", 0, kind, ssim, l1, held_out, visible=visible, control_ssim=noise)
         mark = is_good(edit.row(), asked, first)
         assert mark is (not misses(edit, settings, first=first)), edit
         marks.add(mark)
@@ -33,3 +38,15 @@ def test_the_page_knows_which_edits_the_verdict_rests_on(kind: MaskKind) -> None
     table = edits({"edits": [row.row() for row in rows]}, Verify().model_dump(include=set(THRESHOLDS)))
     asked = {line.path: cell.asked for line in table.lines for cell in line.cells if cell}
     assert asked == {row.path: is_asked(row, first=row.path == "iopaint") for row in rows}
+
+
+def test_marks_are_by_the_thresholds_of_the_receipt_and_else_by_those_of_the_settings() -> None:
+    row = EditResult("one", 0, MaskKind.NEAR, 0.85, 0.1, False).row()
+    for own, good in (
+        ({"near_ssim_min": 0.8}, True),
+        ({"near_ssim_min": 0.9}, False),
+        ({}, True),
+        (None, True),
+    ):
+        table = edits({"edits": [row], "thresholds": own}, {"near_ssim_min": 0.84})
+        assert [cell.good for line in table.lines for cell in line.cells if cell] == [good]
