@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from backfire.service.store.listing import Listing
 from backfire.types import Job, JobState, shown
@@ -154,7 +156,19 @@ class Documents:
             path = job.path if _is_original(request) else job.output_path or job.path
             name = shown(os.path.basename(path)) + suffix
             headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
-        return StreamingResponse(files.pieces(descriptor), headers=headers, media_type=kind)
+        return Sent(os.fdopen(descriptor, "rb"), headers=headers, media_type=kind)
+
+
+class Sent(StreamingResponse):
+    """The answer with a file, which is closed at its end, also where the browser is gone before it begins."""
+
+    def __init__(self, file: BinaryIO, **more: Any) -> None:
+        super().__init__(files.pieces(file), **more)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def jpeg(picture: bytes | None) -> Response:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from backfire.errors import PublishError
 from backfire.files import outbox, safe_paths
@@ -85,8 +86,7 @@ def kind(descriptor: int) -> str | None:
     return "image/avif" if head[4:12] in (b"ftypavif", b"ftypavis") else None
 
 
-def pieces(descriptor: int) -> Iterator[bytes]:
-    """The content of a file, which is closed at the end."""
-    with os.fdopen(descriptor, "rb") as file:
-        while piece := file.read(PIECE):
-            yield piece
+def pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The content of a file."""
+    while piece := file.read(PIECE):
+        yield piece
