@@ -233,7 +233,7 @@ class Page:
                 **self.rendering.frame(seen),
             )
 
-        return await self.rendering.page(request, compute)
+        return await self.rendering.page(request, compute, keep_s=0)
 
     # What pages show
 
@@ -261,21 +261,21 @@ class Page:
 
     async def unlock(self, request: Request) -> Response:
         """Asks for the token, and gives the browser a session for it."""
-        wrong = False
+        wrong, back = False, request.query_params.get("back", "/")
         if request.method == "POST":
             form = await parameters.form(request)
+            back = str(form.get("back", "/"))
             if is_own(request) and self.guard.knows(str(form.get("token", ""))):
-                response = RedirectResponse(parameters.own(str(form.get("back", "/"))), 303)
+                response = RedirectResponse(parameters.own(back), 303)
                 secure = request.headers.get("x-forwarded-proto") == "https"
                 self.guard.let_in(response, secure=secure)
                 return response
             wrong = True
             await asyncio.sleep(0.5)  # whoever tries all of them takes longer
         seen = self.rendering.seen(request)
-        back = parameters.own(request.query_params.get("back", "/"))
         text = await run_in_threadpool(
             lambda: self.rendering.render(
-                "unlock.html", seen, wrong=wrong, target=back, **self.rendering.frame(seen)
+                "unlock.html", seen, wrong=wrong, target=parameters.own(back), **self.rendering.frame(seen)
             )
         )
         return HTMLResponse(text, 403 if wrong else 200)

@@ -176,15 +176,18 @@ class Board:
         """A page of a list, counted from 1."""
         skip = PAGE * (number - 1)
         jobs = self.listing.jobs(name, filters, most=PAGE, skip=skip)
-        return Section(name, self.rows(jobs, words, daemon, first=skip), self.listing.count(name, filters))
+        # Only a list of all that waits, in its order, tells how many are ahead.
+        is_line = name == "waiting" and filters == Filters() and not self.options.priorities
+        rows = self.rows(jobs, words, daemon, first=skip if is_line else None)
+        return Section(name, rows, self.listing.count(name, filters))
 
-    def rows(self, jobs: list[Job], words: Words, daemon: Daemon, *, first: int = 0) -> list[Row]:
-        """A row for each job; `first` is how many stand before them in their list."""
-        position, each, rows = first, self.seconds_each(), []
-        for job in jobs:
-            position += job.state == JobState.READY
-            rows.append(self.row(job, words, daemon, position, each))
-        return rows
+    def rows(self, jobs: list[Job], words: Words, daemon: Daemon, *, first: int | None = 0) -> list[Row]:
+        """A row for each job; `first` is how many are ahead of them in the line, None if nobody knows."""
+        each = self.seconds_each()
+        return [
+            self.row(job, words, daemon, 0 if first is None else first + number, each)
+            for number, job in enumerate(jobs, start=1)
+        ]
 
     def row(
         self, job: Job, words: Words, daemon: Daemon, position: int = 0, each: float | None = None

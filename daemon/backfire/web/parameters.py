@@ -44,20 +44,23 @@ def notice(request: Request, words: Words) -> tuple[bool, str] | None:
 def filters(asked: Mapping[str, str]) -> Filters:
     """What a list is narrowed to, by the fields of its search; what makes no sense is left out."""
     verdict = asked.get("verdict", "")
-    until = _day(asked.get("until", ""))
     return Filters(
         text=asked.get("q", "")[:200],
         verdict=Verdict(verdict) if verdict in [*Verdict] else None,
         folder=asked.get("folder", ""),
         since=_day(asked.get("since", "")),
-        until=None if until is None else until + 86400,
+        until=_day(asked.get("until", ""), later=1),
     )
 
 
-def _day(text: str) -> float | None:
-    """The beginning of a day such as 2026-11-28 in local time, Unix seconds; None for anything else."""
+def _day(text: str, later: int = 0) -> float | None:
+    """The beginning of a day such as 2026-11-28, or of one some days later; None for anything else.
+
+    In Unix seconds, by the clock on the wall: days on which that is changed have 23 hours, or 25.
+    """
     try:
-        return time.mktime(time.strptime(text, "%Y-%m-%d"))
+        year, month, day, *_ = time.strptime(text, "%Y-%m-%d")
+        return time.mktime((year, month, day + later, 0, 0, 0, 0, 0, -1))
     except (ValueError, OverflowError):
         return None
 

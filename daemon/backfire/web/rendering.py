@@ -32,6 +32,8 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 LANGUAGE_S = 365 * 24 * 3600
 KEPT_PAGES = 32
+KEPT_S = 10.0
+"""How long a page is shown as it was computed; it tells of times, folders and disks as well as of jobs."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Rendering:
         self._listing, self._board, self._guard, self._now = listing, board, guard, now
         self.static = _static_digests()
         self._started = secrets.token_hex(4)
-        self._rendered: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
+        self._rendered: OrderedDict[tuple[str, ...], tuple[str, float, str]] = OrderedDict()
         self._computing: dict[tuple[str, ...], asyncio.Future[str]] = {}
         self._counts: dict[str, tuple[str, int]] = {}
         self._templates = jinja2.Environment(
@@ -93,12 +95,16 @@ class Rendering:
                 self._count(section)
 
     def version(self) -> str:
-        """A text that differs whenever what pages show has changed; heartbeats without news do not count."""
+        """A text that differs whenever what pages show has changed, as it has after midnight.
+
+        Heartbeats without news do not count.
+        """
         try:
-            alive, value = self._board.alive(), self._listing.news()
+            today = time.localtime(self._now())[:3]
+            shown = self._board.alive(), self._listing.news(), today
         except StoreError:
             return f"{self._started}-none"
-        digest = hashlib.sha256(repr((alive, value)).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(repr(shown).encode()).hexdigest()[:12]
         return f"{self._started}-{digest}"
 
     def seen(self, request: Request) -> Seen:
@@ -122,26 +128,33 @@ class Rendering:
             **values,
         )
 
-    async def page(self, request: Request, compute: Callable[[Seen], str]) -> Response:
-        """A page, computed once for all who see the same of the same state of the database."""
+    async def page(
+        self, request: Request, compute: Callable[[Seen], str], *, keep_s: float = KEPT_S
+    ) -> Response:
+        """A page, computed once for all who see the same of the same state of the database.
+
+        Args:
+            keep_s: for how many seconds; 0 for a page that shows what lies elsewhere.
+        """
         seen = self.seen(request)
         version = await run_in_threadpool(self.version)
         query = str(request.query_params)
         key = request.url.path, query, seen.words.language, seen.session
         kept = self._rendered.get(key)
-        if kept is None or kept[0] != version or "done" in request.query_params:
+        is_kept = kept is not None and kept[0] == version and self._now() - kept[1] < keep_s
+        if kept is None or not is_kept or "done" in request.query_params:
             # Those who ask for the same at the same time wait for one answer.
             pending = self._computing.get((version, *key))
             if pending is None or pending.done():
                 pending = asyncio.ensure_future(run_in_threadpool(compute, seen))
                 self._computing = {one: task for one, task in self._computing.items() if not task.done()}
                 self._computing[version, *key] = pending
-            kept = version, await asyncio.shield(pending)
+            kept = version, self._now(), await asyncio.shield(pending)
             self._rendered[key] = kept
             self._rendered.move_to_end(key)
             while len(self._rendered) > KEPT_PAGES:
                 self._rendered.popitem(last=False)
-        response = HTMLResponse(kept[1])
+        response = HTMLResponse(kept[2])
         chosen = request.query_params.get("lang")
         if chosen in LANGUAGES:
             response.set_cookie(
@@ -206,4 +219,5 @@ def _iso(at: float) -> str:
 def _split_comment(line: str) -> tuple[str, str, str]:
     """A line of YAML before its comment, `#`, and the comment; a `#` within quotes begins none."""
     found = re.match(r"""((?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#)*)(#?)(.*)""", line)
-    return (found[1], found[2], found[3]) if found else (line, "", "")
+    # After a quote that has no other nobody can tell; the line is shown whole.
+    return (found[1], found[2], found[3]) if found and (found[2] or not found[3]) else (line, "", "")

@@ -1,0 +1,146 @@
+"""Pages in this process, under a clock of the test's own: what is kept of them, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.responses import Response
+from starlette.types import Message
+
+from backfire.cli.page import options_of
+from backfire.types import JobState
+from backfire.web import parameters
+from backfire.web.application import Page
+from backfire.web.rendering import KEPT_S, _split_comment
+from tests.support.page import Desk
+
+DAY = 86_400.0
+
+
+class Reader:
+    """A browser with a session; `now` is what the page's clock shows."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.now = desk.now
+        self.page = Page(options_of(desk.settings, desk.config, ("127.0.0.1", desk.port)), lambda: self.now)
+        response = Response()
+        self.page.guard.let_in(response, secure=False)
+        self._cookie = response.headers["set-cookie"].partition(";")[0]
+
+    def reads(self, address: str, form: bytes | None = None) -> str:
+        url, sent = urlsplit(address), list[Message]()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": form or b""}
+
+        headers = [(b"host", b"localhost"), (b"cookie", self._cookie.encode())]
+        if form is not None:
+            headers += [
+                (b"content-length", str(len(form)).encode()),
+                (b"content-type", b"application/x-www-form-urlencoded"),
+            ]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "method": "GET" if form is None else "POST",
+            "scheme": "http", "path": url.path, "query_string": url.query.encode(), "headers": headers,
+            "root_path": "",
+        }  # fmt: skip
+        asyncio.run(self.page.application(scope, receive, send))
+        return b"".join(message.get("body", b"") for message in sent).decode()
+
+
+@pytest.fixture
+def reader(desk: Desk) -> Reader:
+    return Reader(desk)
+
+
+def test_the_settings_are_shown_as_the_file_is_now(desk: Desk, reader: Reader) -> None:
+    assert "free_mb" not in reader.reads("/settings")
+    with desk.config.open("a") as file:
+        file.write("limits: {free_mb: 424242}\n")
+    assert "424242" in reader.reads("/settings")
+
+
+def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reader: Reader) -> None:
+    desk.published("a.png")
+    computed = []
+    render = reader.page.rendering.render
+
+    def counted(name: str, *args: object, **values: object) -> str:
+        computed.append(name)
+        return render(name, *args, **values)  # type: ignore[arg-type]
+
+    reader.page.rendering.render = counted  # type: ignore[method-assign]
+    before = reader.page.rendering.version()
+    for later in (0.0, KEPT_S / 2, KEPT_S + 1):
+        reader.now = desk.now + later
+        text = reader.reads("/today")
+    assert len(computed) == 2
+    assert "<strong>1</strong>" in text
+    reader.now = desk.now + 3 * DAY
+    assert reader.page.rendering.version() != before, "so that pages which are open are fetched again"
+    assert "<strong>1</strong>" not in reader.reads("/today")
+
+
+def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: Reader) -> None:
+    for number in range(60):
+        desk.job(f"q{number:02}.jpg", JobState.READY)
+
+    def places(address: str) -> list[str]:
+        return re.findall(r"number (\d+) in line", reader.reads(address))
+
+    assert places("/") == [str(number) for number in range(1, 9)]
+    assert places("/pictures?show=waiting&page=2") == [str(number) for number in range(49, 61)]
+    for address in ("/pictures?show=all", "/pictures?show=waiting&q=q57", "/pictures?show=waiting&folder=x"):
+        assert places(address) == []
+    reader.page.board.options = reader.page.options.__class__.from_json(
+        reader.page.options.to_json().replace('"priorities": {}', '"priorities": {"fast": 1}')
+    )
+    assert places("/pictures?show=waiting&x") == []
+    assert len(places("/?x")) == 8, "the first page ranks them"
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("a: 1  # why", ("a: 1  ", "#", " why")),
+        ("a: '# no'  # why", ("a: '# no'  ", "#", " why")),
+        ("a: b#c", ("a: b#c", "", "")),
+        ("a: it's here", ("a: it's here", "", "")),
+        ('a: "x', ('a: "x', "", "")),
+        ("", ("", "", "")),
+    ],
+)
+def test_no_part_of_a_line_of_the_settings_is_lost(line: str, parts: tuple[str, str, str]) -> None:
+    assert _split_comment(line) == parts
+
+
+def test_a_day_on_which_the_clock_is_changed_ends_at_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        for day, hours in (("2026-03-29", 23), ("2026-10-25", 25), ("2026-12-31", 24)):
+            found = parameters.filters({"since": day, "until": day})
+            assert found.since is not None
+            assert found.until == found.since + hours * 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_after_a_wrong_token_the_page_to_go_back_to_is_kept(reader: Reader) -> None:
+    text = reader.reads("/unlock", b"token=wrong&back=%2Fpicture%2F7")
+    assert '<input type="hidden" name="back" value="/picture/7">' in text
+
+
+def test_the_change_is_offered_where_both_pictures_have_one_size(desk: Desk, reader: Reader) -> None:
+    same, scaled = desk.published("a.png"), desk.published("b.png", scaled_from=[400, 300])
+    assert f"/picture/{same.id}/change" in reader.reads(f"/picture/{same.id}")
+    assert f"/picture/{scaled.id}/change" not in reader.reads(f"/picture/{scaled.id}")
