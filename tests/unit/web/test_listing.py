@@ -215,3 +215,19 @@ def test_it_cannot_write(store: Store) -> None:
     listing = Listing(store.path)
     with pytest.raises(StoreError, match="readonly"):
         listing._rows("DELETE FROM jobs", [])
+
+
+def test_the_time_that_a_picture_waited_for_a_person_is_no_work(store: Store) -> None:
+    def worked(name: str, *steps: tuple[JobState, float]) -> None:
+        (job,) = store.add([name.encode()], at=0)
+        for state, at in steps:
+            store.update(job.id, state, at=at, verdict=Verdict.WEAK)
+
+    worked("plain", (JobState.RUNNING, 10), (JobState.PUBLISHING, 40), (JobState.ARCHIVED, 41))
+    worked("retried", (JobState.RUNNING, 10), (JobState.READY, 15), (JobState.RUNNING, 20),
+           (JobState.PUBLISHING, 55), (JobState.ARCHIVED, 56))  # fmt: skip
+    worked("released", (JobState.RUNNING, 10), (JobState.HOLDING, 35), (JobState.REVIEW, 36),
+           (JobState.RELEASING, 9000), (JobState.PUBLISHING, 9001), (JobState.ARCHIVED, 9002))  # fmt: skip
+    worked("taken over", (JobState.READY, 10), (JobState.PUBLISHING, 9010), (JobState.ARCHIVED, 9020))
+    assert store.seconds_each() == Listing(store.path).seconds_each() == [25, 35, 30]
+    assert store.seconds_each(of_last=2) == [25]

@@ -52,6 +52,20 @@ DONE = f"j.state IN ({_OUT}) AND (j.verdict IS NOT 'weak' OR NOT ({_WEAK}))"
 """A weak picture is done when somebody has accepted it; until then it needs a person."""
 EVERYTHING = "1"
 
+SECONDS_EACH = f"""
+    SELECT (
+        SELECT at FROM events WHERE job_id = began.job_id AND id > began.id ORDER BY id LIMIT 1
+    ) - began.at FROM (
+        SELECT (SELECT max(id) FROM events WHERE job_id = jobs.id AND state = 'running') AS last
+        FROM jobs INDEXED BY jobs_updated
+        WHERE state IN ({_OUT}) AND verdict IN ('protected', 'weak') ORDER BY updated DESC LIMIT ?
+    ) CROSS JOIN events AS began ON began.id = last"""
+"""How long a worker took over each of the last pictures that it protected, as many as the parameter says.
+
+The work ends with the next event: a held picture is published when a person has decided. A result that
+was taken over from another job was never worked.
+"""
+
 SECTIONS = {"needs": NEEDS, "working": WORKING, "waiting": WAITING, "done": DONE, "all": EVERYTHING}
 """What the page's lists hold, as conditions on a job `j`."""
 
@@ -242,15 +256,7 @@ class Listing:
 
     def seconds_each(self, of_last: int = 50) -> list[float]:
         """How long the work on each of the last published pictures took, in seconds, newest first."""
-        query = f"""
-            SELECT (SELECT min(at) FROM events WHERE job_id = j.id AND state = 'publishing' AND at >= begun) -
-            begun FROM (
-                SELECT id, (SELECT max(at) FROM events WHERE job_id = jobs.id AND state = 'running') AS begun
-                FROM jobs INDEXED BY jobs_updated
-                WHERE state IN ({_in((JobState.PUBLISHED, JobState.ARCHIVED))}) AND verdict != 'unprotected'
-                ORDER BY updated DESC LIMIT ?
-            ) AS j WHERE begun IS NOT NULL"""
-        return [seconds for (seconds,) in self._rows(query, [of_last]) if seconds is not None]
+        return [row[0] for row in self._rows(SECONDS_EACH, [of_last]) if row[0] is not None and row[0] >= 0]
 
     def since(self, at: float) -> list[Ended]:
         """The jobs that changed since a time (Unix seconds), and all that have work left."""

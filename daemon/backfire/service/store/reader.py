@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from backfire.service.store.database import Database
-from backfire.service.store.listing import COUNTS, NEEDED, tallied, tally_query
+from backfire.service.store.listing import COUNTS, NEEDED, SECONDS_EACH, tallied, tally_query
 from backfire.service.store.schema import events as _events
 from backfire.service.store.schema import facts as _facts
 from backfire.service.store.schema import jobs as _jobs
@@ -155,28 +155,9 @@ class Reader(Database):
 
     def seconds_each(self, of_last: int = 50) -> list[float]:
         """How long a worker took over each of the last pictures that it protected, newest first."""
-        began = (
-            sa.select(sa.func.max(_events.c.at))
-            .where(_events.c.job_id == _jobs.c.id, _events.c.state == JobState.RUNNING)
-            .scalar_subquery()
-        )
-        ended = (
-            sa.select(sa.func.max(_events.c.at))
-            .where(_events.c.job_id == _jobs.c.id, _events.c.state == JobState.PUBLISHING)
-            .scalar_subquery()
-        )
-        query = (
-            sa.select(ended - began)
-            .where(
-                _jobs.c.state.in_([JobState.PUBLISHED, JobState.ARCHIVED]),
-                _jobs.c.verdict.in_([Verdict.PROTECTED, Verdict.WEAK]),
-            )
-            .order_by(_jobs.c.updated.desc())
-            .limit(of_last)
-        )
         with self._transaction() as connection:
-            # A result that was taken over from another job was never worked.
-            return [row[0] for row in connection.execute(query) if row[0] is not None and row[0] >= 0]
+            rows = connection.exec_driver_sql(SECONDS_EACH, (of_last,)).all()
+        return [row[0] for row in rows if row[0] is not None and row[0] >= 0]
 
     def paths(self, limit: int) -> list[bytes]:
         """The paths of the newest jobs, each once, newest first."""
