@@ -138,7 +138,8 @@ def moment(text: str) -> float:
             return time.mktime(time.strptime(text, pattern))
     with suppress(ValueError):
         hour = time.strptime(text, "%H:%M")
-        return midnight(now) + hour.tm_hour * 3600 + hour.tm_min * 60
+        year, month, day, *_ = time.localtime(now)
+        return time.mktime((year, month, day, hour.tm_hour, hour.tm_min, 0, 0, 0, -1))
     raise typer.BadParameter(f"got {text!r}, expected today, yesterday, 2h, 3d, 14:00 or 2026-11-28")
 
 

@@ -38,7 +38,7 @@ from backfire.cli.common import (
 from backfire.cli.today import colour, waiting
 from backfire.config import Settings
 from backfire.config.folders import DATABASE
-from backfire.errors import ConfigError
+from backfire.errors import ConfigError, PublishError
 from backfire.service.store.reader import Reader
 from backfire.types import Job, JobState, Verdict, shown
 
@@ -137,8 +137,12 @@ def _state(text: str) -> JobState:
 @app.command()
 def jobs(
     state: Annotated[
-        JobState | None,
-        typer.Option("--state", parser=_state, help=f"Only jobs in this state: {', '.join(JobState)}."),
+        list[JobState] | None,
+        typer.Option(
+            "--state",
+            parser=_state,
+            help=f"Only jobs in this state: {', '.join(JobState)}; may be repeated.",
+        ),
     ] = None,
     verdict: Annotated[Verdict | None, typer.Option("--verdict", help="Only jobs with this verdict.")] = None,
     since: Annotated[
@@ -156,8 +160,9 @@ def jobs(
 ) -> None:
     """List jobs, newest first, and why they failed, are held or are weak; retried ones are listed once."""
     with _store(config_file) as (_, store):
-        states = tuple(JobState) if state is None else (state,)
-        listed = store.latest(limit + 1, states=states, verdict=verdict, since=since or 0.0, search=search)
+        listed = store.latest(
+            limit + 1, states=tuple(state or JobState), verdict=verdict, since=since or 0.0, search=search
+        )
     more, listed = len(listed) > limit, listed[:limit]
     if as_json:
         print(json.dumps([_job_document(job) for job in listed], indent=2))
@@ -262,28 +267,33 @@ def retry(
     if not ids and not failed:
         raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
-    missing: list[tuple[str, str]] = []
+    missing: list[tuple[Job, str]] = []
     with _store(config_file) as (settings, store):
-        chosen = [job for i in ids or () if (job := store.get(i)) is not None]
-        unknown = sorted(set(ids or ()) - {job.id for job in chosen})
+        chosen = {job.id: job for i in ids or () if (job := store.get(i)) is not None}
+        unknown = sorted(set(ids or ()) - chosen.keys())
         if failed:
             ends = (JobState.FAILED, JobState.QUARANTINED)
             held = store.latest(100_000, states=ends)
-            chosen += [job for job in held if in_failed(job, settings)]
-        for job in chosen:
-            if (why := retried(job, settings, config_file, store)) is None:
+            chosen |= {job.id: job for job in held if in_failed(job, settings)}
+        for job in chosen.values():
+            try:
+                why = retried(job, settings, config_file, store)
+            except PublishError as error:  # the others can be moved all the same
+                why = str(error)
+            if why is None:
                 moved.append(job.name)
             else:
-                missing.append((job.name, why))
+                missing.append((job, why))
     if as_json:
-        names = [name for name, _ in missing]
-        told = {"retried": moved, "not_moved": names, "why": dict(missing), "unknown": unknown}
+        reasons = {job.id: why for job, why in missing}
+        names = [job.name for job, _ in missing]
+        told = {"retried": moved, "not_moved": names, "why": reasons, "unknown": unknown}
         print(json.dumps(told))
     else:
         if moved or not (missing or unknown):
             out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
-        for name, why in missing:
-            out.print(Text(f"{printable(name)}: not moved: {printable(why)}"), soft_wrap=True)
+        for job, why in missing:
+            out.print(Text(f"{printable(job.name)}: not moved: {printable(why)}"), soft_wrap=True)
         for number in unknown:
             out.print(f"no job {number}: backfire jobs lists those that are known")
     raise typer.Exit(SOME_FAILED if missing or unknown else 0)

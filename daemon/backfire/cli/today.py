@@ -88,7 +88,8 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         for text in wrapped(SETTINGS.format(config=config_name, reload=_reload(stands)), 0):
             out.print(Text(text), soft_wrap=True)
     if found.earlier:
-        out.print(f"and {_counted(found.earlier, 'failure')} from before today: backfire jobs --state failed")
+        command = "backfire jobs --state failed --state quarantined"
+        out.print(f"and {_counted(found.earlier, 'failure')} from before today: {command}", soft_wrap=True)
     if found.earlier_weak:
         out.print(f"and {_counted(found.earlier_weak, 'weak picture')} from before today: backfire accept")
     if found.left_over:

@@ -26,14 +26,7 @@ def load(path: Path) -> Settings:
         ConfigError: the file cannot be read, is no valid YAML or has a key twice, or settings are
             unknown or invalid, of which all are named at once.
     """
-    try:
-        with path.open(encoding="utf-8") as opened:  # it may be a device without end
-            text = opened.read(LONGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
-    if len(text) > LONGEST:
-        raise ConfigError(f"{path}: has more than {LONGEST} characters, which no configuration has; name one")
+    text = _read(path)
     try:
         data = yaml.load(text, _Loader)
     except ConfigError as error:
@@ -53,6 +46,23 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
 
 
+def _read(path: Path) -> str:
+    """The text of a configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or is too long.
+    """
+    try:
+        with path.open(encoding="utf-8") as opened:  # it may be a device without end
+            text = opened.read(LONGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}); name a readable file with -c") from error
+    if len(text) > LONGEST:
+        raise ConfigError(f"{path}: has more than {LONGEST} characters, which no configuration has; name one")
+    return text
+
+
 def state_of(path: Path) -> Path | None:
     """The state folder that a configuration names, also where the rest of it cannot be used.
 
@@ -60,10 +70,10 @@ def state_of(path: Path) -> Path | None:
     """
     beside = path.absolute().parent / "state"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(_read(path))
         folders = _with_folders({"folders": data["folders"]}, path.resolve().parent)["folders"]
         return Folders.model_validate(folders).state
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError, ConfigError):
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError, ConfigError):
         return beside if beside.is_dir() else None
 
 
