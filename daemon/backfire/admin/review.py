@@ -22,7 +22,7 @@ from backfire.files import inbox, outbox, safe_paths
 from backfire.service.review import masks_beside
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
-from backfire.types import ACTIVE, Choice, Job, JobState, shown
+from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
 
 MASK_ENDINGS = (".png", ".json")
 """The files that can be given as a mask: painted, or annotations."""
@@ -109,9 +109,21 @@ def accept(settings: Settings, job_id: int, *, by: str) -> Job:
         job = store.get(job_id)
         if job is not None and job.needs_acceptance:
             told = {"decided": Choice.RELEASE.value, "by": by, "how": decisions.ACCEPTED}
-            return store.update(job.id, job.state, at=time.time(), detail=told, choice=Choice.RELEASE)
+            return store.update(
+                job.id,
+                job.state,
+                at=time.time(),
+                detail=told,
+                choice=Choice.RELEASE,
+                updated=job.updated,  # it was published on that day, and is not of today
+            )
     if job is not None and not _is_acceptable(job):
-        why = "was accepted already" if job.is_accepted else "is not weak"
+        if job.is_accepted:
+            why = "was accepted already"
+        elif (job.state, job.verdict) == (JobState.PUBLISHED, Verdict.WEAK):
+            why = "its original is still being archived; accept it after that"
+        else:
+            why = "is not weak"
         raise DecisionRefused(f"job {job_id} ({job.name}): {why}; nothing was changed")
     return _decide(settings, job_id, Choice.RELEASE, by, how=decisions.ACCEPTED)
 

@@ -11,7 +11,7 @@ from backfire.errors import StoreError
 from backfire.files import outbox
 from backfire.service.review import masks_beside
 from backfire.service.store.store import Store
-from backfire.types import JobState
+from backfire.types import JobState, Verdict
 from tests.support.page import Desk, desk
 from tests.support.pictures import encoded, mask_picture
 
@@ -83,3 +83,17 @@ def test_a_decision_that_comes_too_late_leaves_the_masks_as_they_were(
         review.add_mask(desk.settings, job.id, "drawn.png", MASK, by="anna")
     assert sorted(file.name for file in (desk.base / "review").iterdir()) == ["a.jpg", "a.mask.png"]
     assert (desk.base / "review/a.mask.png").read_bytes() == MINE
+
+
+def test_what_is_accepted_stays_a_picture_of_the_day_on_which_it_was_published(desk: Desk) -> None:
+    desk.now -= 700_000
+    job = desk.published("a.png", Verdict.WEAK)
+    accepted = review.accept(desk.settings, job.id, by="anna")
+    assert (accepted.updated, accepted.is_accepted) == (job.updated, True)
+    assert desk.store.history(job.id)[-1].at > job.updated + 600_000, "the history says when that was"
+
+
+def test_a_weak_picture_whose_original_is_not_archived_yet_is_accepted_later(desk: Desk) -> None:
+    job = desk.job("a.png", JobState.PUBLISHED, verdict=Verdict.WEAK)
+    with pytest.raises(review.DecisionRefused, match="its original is still being archived; accept it after"):
+        review.accept(desk.settings, job.id, by="anna")

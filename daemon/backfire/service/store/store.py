@@ -28,7 +28,10 @@ from backfire.types import ACTIVE, Choice, Job, JobState, Verdict
 
 
 class Changes(TypedDict, total=False):
-    """The columns of a job that `Store.update` may set beside the state; see `types.Job`."""
+    """The columns of a job that `Store.update` may set beside the state; see `types.Job`.
+
+    `updated` is set to the time of the change where it is not given.
+    """
 
     attempts: int
     key: str | None
@@ -41,6 +44,7 @@ class Changes(TypedDict, total=False):
     code: str | None
     message: str | None
     not_before: float
+    updated: float
     choice: Choice | None
 
 
