@@ -136,7 +136,7 @@ def _from_jobs(name: str, folder: Path, jobs: Iterable[Job], listed: set[Entry])
             if job.output_path and job.output_sha256 and job.state in (JobState.PUBLISHED, JobState.ARCHIVED):
                 yield Entry(job.output_path, job.output_sha256)
         elif job.state == JobState.ARCHIVED and job.input_sha256:
-            places = (job.path, outbox.keyed(folder, job.path, job.key or ""))
+            places = outbox.names(folder, job.path, key=job.key or "")
             if not any(Entry(place, job.input_sha256) in listed for place in places):
                 held = [place for place in places if (folder / os.fsdecode(place)).exists()]
                 yield Entry(held[-1] if held else job.path, job.input_sha256)

@@ -155,3 +155,11 @@ def test_a_folder_that_is_gone_is_found(settings: Settings) -> None:
     fill(settings)
     os.rename(settings.folders.archive, settings.folders.archive.with_name("elsewhere"))
     assert found(audit(settings, list)) == [("archive", str(settings.folders.archive), Kind.MISSING)]
+
+
+def test_an_original_beside_a_file_that_has_the_name_of_its_folder_is_not_missing(settings: Settings) -> None:
+    keep(settings.folders.archive, b"scan", b"a file")
+    original = keep(settings.folders.archive, b"scan/b.png", b"original")
+    assert original.path == b"scan.d/b.png"
+    job = Job(1, b"scan/b.png", JobState.ARCHIVED, key=KEY, input_sha256=original.sha256)
+    assert audit(settings, lambda: [job], folders=["archive"]).ok
