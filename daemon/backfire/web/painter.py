@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ IDLE_S = 30.0
 """How long the helper waits for the next picture before it ends."""
 KEPT_BYTES = 6_000_000
 """How much of what was painted is kept."""
+AGAIN_S = 600.0
+"""After how long a picture that could not be painted is tried again: the machine may have been busy."""
 HEAD = 9
 
 
@@ -30,9 +33,11 @@ class Painter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
+        """For what is kept, so that nobody waits there for a picture that is being painted."""
         self._helper: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._kept: OrderedDict[tuple[Any, ...], bytes | None] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], tuple[bytes | None, float]] = OrderedDict()
         self._size = 0
 
     def paint(self, what: str, files: Sequence[int], **more: Any) -> bytes | None:
@@ -56,19 +61,21 @@ class Painter:
 
     def kept(self, key: tuple[Any, ...]) -> tuple[bool, bytes | None]:
         """Whether something was kept under a key, and what."""
-        with self._lock:
-            if key not in self._kept:
+        with self._keeping:
+            picture, at = self._kept.get(key, (None, -AGAIN_S))
+            if picture is None and time.monotonic() - at >= AGAIN_S:
                 return False, None
             self._kept.move_to_end(key)
-            return True, self._kept[key]
+            return True, picture
 
     def keep(self, key: tuple[Any, ...], picture: bytes | None) -> None:
-        """Keep a picture, or that there is none, in place of those that were asked for longest ago."""
-        with self._lock:
-            self._size += len(picture or b"") - len(self._kept.get(key) or b"")
-            self._kept[key] = picture
+        """Keep a picture, or for a while that there is none, in place of those asked for longest ago."""
+        with self._keeping:
+            former, _ = self._kept.get(key, (None, 0.0))
+            self._size += len(picture or b"") - len(former or b"")
+            self._kept[key] = picture, time.monotonic()
             while self._size > KEPT_BYTES or len(self._kept) > 4096:
-                _, old = self._kept.popitem(last=False)
+                _, (old, _) = self._kept.popitem(last=False)
                 self._size -= len(old or b"")
 
     def close(self) -> None:

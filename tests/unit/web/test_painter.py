@@ -1,0 +1,48 @@
+"""What is kept of painted pictures, and that nobody waits there for a picture that hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from backfire.web import painter
+from backfire.web.painter import AGAIN_S, Painter
+
+
+def test_a_picture_that_hangs_blocks_none_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    paints, begun, ends = Painter(), threading.Event(), threading.Event()
+
+    def hangs(order: bytes, files: Sequence[int]) -> bytes | None:
+        begun.set()
+        ends.wait(60)
+        return None
+
+    monkeypatch.setattr(paints, "_asked", hangs)
+    paints.keep(("a",), b"small")
+    other = threading.Thread(target=paints.paint, args=("thumbnail", []))
+    other.start()
+    found: list[tuple[bool, bytes | None]] = []
+    reader = threading.Thread(target=lambda: found.append(paints.kept(("a",))), daemon=True)
+    try:
+        assert begun.wait(60)
+        reader.start()
+        reader.join(10)
+        assert found == [(True, b"small")]
+    finally:
+        ends.set()
+        other.join()
+
+
+def test_what_could_not_be_painted_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    paints, now = Painter(), time.monotonic()
+    monkeypatch.setattr(painter.time, "monotonic", lambda: now)
+    assert paints.kept(("a",)) == (False, None)
+    paints.keep(("a",), None)
+    paints.keep(("b",), b"small")
+    assert paints.kept(("a",)) == (True, None)
+    now += AGAIN_S
+    assert paints.kept(("a",)) == (False, None)
+    assert paints.kept(("b",)) == (True, b"small")
