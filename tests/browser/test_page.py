@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from backfire.types import Job, JobState, Verdict
 from tests.support.page import Desk, Server, Serving
-from tests.support.pictures import SAMPLES
+from tests.support.pictures import SAMPLES, encoded, photo
 from tests.support.sandbox import BRISK, QUICK, ROOT, Sandbox, wait_for
 
 SIZE, REGION = (224, 208), (70, 60, 160, 140)
@@ -162,6 +163,37 @@ def test_the_slider_is_moved_by_keys_and_by_hand(serving: Serving, desk: Desk, p
     assert slider.input_value() == "25"
     page.get_by_role("button", name="Actual size").click()
     assert page.locator(".pair .after").evaluate("one => one.clientWidth") == 160
+
+
+def test_what_a_refresh_brings_can_be_used_at_once(serving: Serving, desk: Desk, page: Page) -> None:
+    """The picture is in work when its page is opened; it is held, and published in the end."""
+    data = encoded(photo((160, 120)), "PNG")
+    job = desk.job("a.png", JobState.RUNNING, data=data)
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}")
+    until(page, "document.body.dataset.live === 'yes'")
+
+    def drag(place: str) -> None:
+        until(page, f"document.querySelector('{place} img')?.naturalWidth === 160")
+        page.locator(place).scroll_into_view_if_needed()
+        box = page.locator(place).bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 3 / 4, box["y"] + box["height"] * 3 / 4, steps=4)
+        page.mouse.up()
+
+    (desk.base / "review/a.png").write_bytes(data)
+    desk.store.update(job.id, JobState.REVIEW, at=desk.now, code="no_region", message="nothing found")
+    drag(".easel")
+    (shape,) = json.loads(page.locator("[name=shapes]").input_value())
+    assert shape["rectangle"] == pytest.approx([40, 30, 120, 90], abs=1)
+    for folder in ("archive", "outbox"):
+        (desk.base / folder / "a.png").write_bytes(data)
+    desk.store.update(job.id, JobState.ARCHIVED, at=desk.now, output_path=b"a.png", verdict=Verdict.PROTECTED)
+    drag(".pair")
+    assert page.locator("#divide").input_value() == "75"
 
 
 def test_a_picture_is_released_from_its_card(serving: Serving, desk: Desk, page: Page) -> None:

@@ -59,6 +59,7 @@ async function refresh(version) {
     else if (told) document.getElementById("main").before(told);
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
     document.body.dataset.version = fresh.body.dataset.version;
+    equip();
   } catch {
     setTimeout(() => refresh(version), 2000);
   } finally {
@@ -113,7 +114,7 @@ function fit(box, picture) {
 
 // The divided picture
 
-for (const box of document.querySelectorAll("[data-compare]")) {
+function compare(box) {
   const pair = box.querySelector(".pair");
   const range = box.querySelector("input[type=range]");
   const set = (share) => {
@@ -143,7 +144,7 @@ for (const box of document.querySelectorAll("[data-compare]")) {
 
 // Drawing a region: shapes in pixels of the picture, sent as JSON
 
-for (const form of document.querySelectorAll("[data-draw]")) {
+function draw(form) {
   const picture = form.querySelector("img");
   const canvas = form.querySelector("canvas");
   const field = form.elements.shapes;
@@ -212,6 +213,21 @@ for (const form of document.querySelectorAll("[data-draw]")) {
     show();
   });
 }
+
+// Both get their handlers once: at the beginning, or when a refresh has brought them
+
+const equipped = new WeakSet();
+
+function equip() {
+  for (const [kind, handle] of [["[data-compare]", compare], ["[data-draw]", draw]])
+    for (const one of document.querySelectorAll(kind))
+      if (!equipped.has(one)) {
+        equipped.add(one);
+        handle(one);
+      }
+}
+
+equip();
 
 // The token in the address that the command prints: behind the #, so that no server and no log gets it
 
