@@ -22,6 +22,7 @@ from backfire.imaging.decoding import decode
 from backfire.imaging.formats import sniff
 from backfire.types import Budget, Choice, Job, JobState, MaskKind, Verdict
 from backfire.web.actions import offered
+from backfire.web.options import Options
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,11 +160,14 @@ def test_every_code_has_a_sentence_and_an_action(code: Code) -> None:
     "more", ["", "a.gif: has 3 frames, expected 1; save each as a file, or set output.frames: first"]
 )
 @pytest.mark.parametrize("code", [*Code])
-def test_the_page_offers_another_try_where_its_sentence_and_the_commands_do(code: Code, more: str) -> None:
-    one = job(JobState.FAILED, code=code.value, message=more or f"a.jpg: {code}")
-    sentences = [advice.of(one, where="status_page"), advice.of(one)]
+@pytest.mark.parametrize("paint", ["white", ""])
+def test_the_page_offers_what_its_sentence_and_the_commands_do(code: Code, more: str, paint: str) -> None:
+    one = job(JobState.FAILED, code=code.value, message=more or f"a.jpg: {code}", input_sha256="a")
+    sentences = [advice.of(one, where="status_page", masks=bool(paint)), advice.of(one)]
     page, command = (found.action if found else "" for found in sentences)
-    assert ("retry" in offered(one)) == ("try again" in page) == ("backfire retry" in command)
+    actions = offered(one, Options(Path("config.yaml"), {}, ("", 0), masks=((".*", paint),)))
+    assert ("retry" in actions) == ("try again" in page) == ("backfire retry" in command)
+    assert ("region" in actions) == ("draw a region" in page)
 
 
 @pytest.mark.parametrize("code", ["no_region", "weak"])
@@ -172,6 +176,11 @@ def test_what_is_held_names_the_decision(code: str) -> None:
     assert found is not None
     assert "waits for you" in found.sentence
     assert f"backfire {'accept' if code == 'weak' else 'release'} 17" in found.action
+    page = [
+        advice.of(job(JobState.REVIEW, code=code, message="why"), where="status_page", masks=masks)
+        for masks in (True, False)
+    ]
+    assert ["draw" in one.action.lower() for one in page if one] == [True, False]
 
 
 def test_of_a_picture_that_is_well_there_is_nothing_to_say() -> None:
