@@ -8,6 +8,7 @@ only module that uses the library `bagit` (extra `archive`).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -176,20 +177,33 @@ def _absent(item: _Item) -> str:
 
 def _receipts(reports: Path, published: Mapping[bytes, set[str]], jobs: Iterable[Job]) -> Iterator[_Item]:
     """Receipts and sheets of what was published, of each path under these digests."""
-    known = set()
+    known = set[bytes]()
     files: dict[Path, None] = {}
     for job in jobs:
-        if job.output_path in published:
-            known.add(job.output_path)
-            if job.output_sha256 in published[job.output_path]:
+        path = job.output_path or b""
+        if path in published:
+            known.add(path)
+            if job.output_sha256 in published[path]:
                 files |= dict.fromkeys(report_files.find(reports, job))
     for path in published.keys() - known:  # the database is gone or has forgotten the job
-        for suffix in (b".json", b".sheet.jpg"):
-            file = reports / os.fsdecode(outbox.beside(reports, path, suffix, ""))
-            files |= {file: None} if file.exists() else {}
+        receipt, sheet = (
+            reports / os.fsdecode(outbox.beside(reports, path, suffix, ""))
+            for suffix in (b".json", b".sheet.jpg")
+        )
+        if _result_in(receipt) in (None, *published[path]):
+            files |= {receipt: None, sheet: None}
     for file in files:
         if file.is_file() and not file.is_symlink():
             yield _Item("reports", reports, os.fsencode(file.relative_to(reports)))
+
+
+def _result_in(receipt: Path) -> str | None:
+    """The digest of the published file that a receipt is about; None where it does not say."""
+    try:
+        document = json.loads(receipt.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document.get("output_sha256") if isinstance(document, dict) else None
 
 
 def _copy(item: _Item, target: Path) -> str:

@@ -150,7 +150,8 @@ def test_a_bag_of_a_day_holds_that_days_picture_and_receipt_where_the_name_was_u
             )
         )  # fmt: skip
         receipt = report_files.place(settings.folders.reports, jobs[-1], published) + b".json"
-        outbox.replace(json.dumps({"key": key}).encode(), settings.folders.reports, receipt)
+        document = {"key": key, "output_sha256": digests[1]}
+        outbox.replace(json.dumps(document).encode(), settings.folders.reports, receipt)
         if not day:  # it is fetched, so that the next one gets its name
             (settings.folders.outbox / "a.png").unlink()
     later = [path.replace("a.png", "a.22222222.png") for path in ("archive/a.png", "reports/a.png.json")]
@@ -159,6 +160,8 @@ def test_a_bag_of_a_day_holds_that_days_picture_and_receipt_where_the_name_was_u
     assert first.absent == ("a.png",)
     second = bag(settings, tmp_path / "second", jobs[::-1], days=["1970-01-02"])
     assert validated(second) == {*later, "outbox/a.png"}
+    forgotten = bag(settings, tmp_path / "forgotten", [], days=["1970-01-02"])
+    assert validated(forgotten) == {later[0], "outbox/a.png"}, "no receipt of another picture"
     assert validated(bag(settings, tmp_path / "all", jobs[::-1])) == {
         "archive/a.png", "reports/a.png.json", *later, "outbox/a.png",
     }  # fmt: skip
