@@ -290,3 +290,33 @@ def test_retry_never_puts_a_picture_back_without_its_mask(house: Make) -> None:
     mask.write_bytes(kept)
     assert retry.put_back(job, home.settings)
     assert set(home.files("inbox")) == {"a.png", "A.MASK.PNG"}
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_retry_puts_back_the_proof_for_which_the_picture_would_wait(house: Make, read: bool) -> None:
+    limits = {"free_mb": 0} if read else {"free_mb": 0, "max_bytes": 10}
+    home = house(watch={**SOON, "proof": "done"}, limits=limits)
+    content = picture(1)[:-20]
+    for _ in range(2 if read else 1):
+        home.drop("a.png.done", content=b"")
+        home.drop("a.png", content=content)
+        home.turn(5, times=5)
+        content = content[:-1]
+    older = home.service.jobs.store.jobs()[-1]
+    assert retry.put_back(older, home.settings)
+    assert set(home.files("inbox")) == {"a.png", "a.png.done"}
+    assert ("a.png.done" in home.files("failed")) == read, "another failed picture needs it"
+
+
+def test_retry_says_that_a_picture_and_a_checksum_that_differ_are_copied_again(
+    house: Make, tmp_path: Path
+) -> None:
+    home = house(watch={**SOON, "proof": "sha256"})
+    home.drop("a.png.sha256", content="0" * 64)
+    home.drop("a.png", content=picture(1))
+    home.turn(5, times=5)
+    store = home.service.jobs.store
+    (job,) = store.jobs()
+    told = retry.retry(job, home.settings, tmp_path / "c.yaml", store)
+    assert "copy both into the inbox anew" in (told or "")
+    assert set(home.files("failed")) >= {"a.png", "a.png.sha256"}

@@ -1,20 +1,22 @@
-"""`backfire retry`: moves originals and their masks from the failed folder back into the inbox."""
+"""`backfire retry`: moves originals, their masks and proofs from the failed folder back into the inbox."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from backfire.config import Settings
+from backfire.errors import Code
 from backfire.files import durable, inbox, outbox
 from backfire.service.store.reader import Reader
 from backfire.types import Job, JobState, mask_digest, shown
 
 
 def retry(job: Job, settings: Settings, config_file: Path, store: Reader) -> str | None:
-    """Move a job's original and masks back into the inbox, where they become a new job.
+    """Move a job's original, masks and proof back into the inbox, where they become a new job.
 
     Args:
         job: one that failed or was set aside.
@@ -34,9 +36,14 @@ def retry(job: Job, settings: Settings, config_file: Path, store: Reader) -> str
 
 
 def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | None:
-    """What a job is that neither failed nor was set aside, and what to do instead; None of one that did."""
+    """Why another try of a job makes no sense, and what to do instead; None of one that may succeed."""
     folders, name = settings.folders, shlex.quote(job.name)
     match job.state:
+        case JobState.FAILED if job.code == Code.CHECKSUM and settings.watch.proof == "sha256":
+            return (
+                f"job {job.id} failed as picture and checksum file do not fit each other, and would fail "
+                "again; copy both into the inbox anew"
+            )
         case JobState.FAILED | JobState.QUARANTINED:
             return None
         case JobState.PUBLISHED | JobState.ARCHIVED:
@@ -101,14 +108,14 @@ def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
 
 
 def put_back(job: Job, settings: Settings) -> bool:
-    """Move an original and its masks from failed to the inbox; returns whether that was possible."""
+    """Move an original, its masks and proof from failed to the inbox; returns whether that was possible."""
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
     held = in_failed(job, settings)
     if held is None or (target / os.fsdecode(job.path)).exists():
         return False
     if job.input_sha256 is None:
         files = [(mask, mask) for mask in inbox.scan_beside(failed, [held]).masks_of(held)]
-        for source, name in [*files, (held, job.path)]:
+        for source, name in [*files, *_proofs(job, settings), (held, job.path)]:
             outbox.shift(failed, source, target, name, key=key, same=lambda _: True)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
@@ -131,6 +138,23 @@ def put_back(job: Job, settings: Settings) -> bool:
         if not (target / os.fsdecode(name)).exists():
             digest = durable.file_sha256(failed / os.fsdecode(name))
             outbox.move(failed, name, target, name, sha256=digest, key=key)
+    # An empty marker serves all failed pictures of its name, so that it stays while there are others.
+    alone = inbox.rivals(failed, job.path, (), settings.watch.proof_ending) == [held]
+    for place, name in _proofs(job, settings):
+        digest = durable.file_sha256(failed / os.fsdecode(place))
+        outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key)
+        if alone or place != name:
+            outbox.remove(failed, place, sha256=digest, key=key)
     outbox.move(failed, held, target, job.path, sha256=sha, key=key)
     (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
     return True
+
+
+def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:
+    """Where proofs lie in failed that the inbox lacks, and their names there: the picture waits for one."""
+    failed, target = settings.folders.failed, settings.folders.inbox
+    for name in inbox.proof_names(job.path, settings.watch.proof_ending):
+        for place in (outbox.keyed(failed, name, job.key or ""), name):
+            if inbox.signature(failed, place) is not None and inbox.signature(target, name) is None:
+                yield place, name
+                break
