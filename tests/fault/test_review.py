@@ -260,6 +260,23 @@ def test_an_original_that_was_taken_away_is_said(home: House) -> None:
     assert "taken out of the review folder" in home.reasons()
 
 
+def test_an_error_of_the_system_costs_only_the_job_that_it_met(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Any, one: Job) -> None:
+        raise OSError(5, "Input/output error")
+
+    review.release(home.settings, 1, by="anna")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(home.service.publisher._review), "release", failing)
+        home.live(20, times=40)  # it fails more often than the daemon may fail in a row
+        (home.base / "inbox" / "q.png").write_bytes(picture(1))
+        home.live(times=6)
+        assert home.states() == ["releasing", "review"]
+    home.turn(120, times=4)
+    assert home.states() == ["archived", "review"]
+
+
 def test_without_its_original_nothing_can_be_decided(home: House) -> None:
     (home.base / "review" / "p.png").unlink()
     with pytest.raises(DecisionRefused, match="its original is not in"):

@@ -223,7 +223,7 @@ class Intake:
     def _try_to_copy(self, job: Job) -> tuple[Copies, InputError | None] | InputError | OSError:
         """What was copied and the error if the picture's end is missing; or why nothing could be copied."""
         try:
-            with isolated(job):
+            with isolated(job, InputError, OSError):
                 # The look belongs to the copying: a system that cannot do it hinders this job alone.
                 return self._inbox.copy(job), self._jobs.spool(job).cut_short(job.name)
         except (InputError, OSError) as error:

@@ -19,7 +19,7 @@ import structlog
 
 from backfire import advice
 from backfire.config import Settings
-from backfire.errors import BackfireError, Code
+from backfire.errors import Code, StoreError
 from backfire.files.inbox import Signature
 from backfire.service.spool import Spool
 from backfire.service.store.store import Changes, Store
@@ -34,7 +34,7 @@ STUCK_AFTER = 3
 
 
 class InternalError(Exception):
-    """A bug of Backfire met one job's step; `__cause__` is what was raised."""
+    """A bug of Backfire, or trouble of the system, met one job's step; `__cause__` is what was raised."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.name)
@@ -42,15 +42,19 @@ class InternalError(Exception):
 
 
 @contextmanager
-def isolated(job: Job) -> Iterator[None]:
+def isolated(job: Job, *expected: type[Exception]) -> Iterator[None]:
     """Attribute an unexpected exception to the job whose step raised it, so that it costs no other job.
 
+    Args:
+        job: whose step it is.
+        expected: what the caller handles itself.
+
     Raises:
-        InternalError: in place of anything but a BackfireError or an OSError, which callers expect.
+        InternalError: in place of anything but what is expected, and errors of the store, which concern all.
     """
     try:
         yield
-    except (BackfireError, OSError, InternalError):
+    except (StoreError, InternalError, *expected):
         raise
     except Exception as error:
         raise InternalError(job) from error

@@ -227,7 +227,10 @@ class Service:
             self.jobs.load()
             if job is not None and (job := self.jobs.active.get(job.path)) is not None:
                 self.dispatcher.let_go(job)
-                self.policy.internal_error(job, error, is_out=self.publisher.is_out(job))
+                if isinstance(error, OSError):  # it says nothing against the picture
+                    self.jobs.retry_later(job, error)
+                else:
+                    self.policy.internal_error(job, error, is_out=self.publisher.is_out(job))
         except StoreError as failure:
             if not failure.transient:
                 raise

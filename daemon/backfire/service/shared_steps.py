@@ -31,7 +31,7 @@ def each(jobs: Jobs, some: Iterable[Job], do: Callable[[Job, set[bytes]], T]) ->
 
     def attempt(job: Job) -> T | PublishError | OSError:
         try:
-            with isolated(job):
+            with isolated(job, PublishError, OSError):
                 return do(job, unsynced)
         except (PublishError, OSError) as error:
             return error
