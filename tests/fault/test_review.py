@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from backfire import config
 from backfire.admin import review
 from backfire.admin.review import DecisionRefused
 from backfire.errors import InputError
-from backfire.files import outbox
+from backfire.files import durable, outbox
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Choice, Job, JobState, Verdict
 from benchmarks import passthrough
@@ -29,6 +30,9 @@ from tests.support.sandbox import Sandbox, wait_for
 NOTHING = "tests.support.nothing_found"
 SIDECARS: dict[str, Any] = {"detectors": ["sidecar"]}
 SOON = {"settle_s": 0, "rescan_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
+MASK, OTHER_MASK, THIRD_MASK = (
+    encoded(mask_picture((64, 48), box)) for box in ((20, 12, 44, 36), (2, 2, 18, 18), (30, 30, 60, 46))
+)
 
 HOLD = [
     "replace", "after replace", "put", "after put", "remove", "after remove", "unlink", "after unlink",
@@ -113,7 +117,7 @@ def test_a_person_decides_while_the_daemon_runs(sandbox: Sandbox) -> None:
     assert {row["file"]: row["code"] for row in listed} == dict.fromkeys(originals, "no_region")
     number = {row["file"]: str(row["job"]) for row in listed}
     mask = sandbox.base / "painted.png"
-    mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    mask.write_bytes(MASK)
     assert sandbox.backfire("release", number["a.png"]).returncode == 0
     assert sandbox.backfire("release", number["b.png"], "--mask", str(mask)).returncode == 0
     assert sandbox.backfire("release", number["d/c.png"], "--whole").returncode == 0
@@ -210,7 +214,7 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_moves(home: House) 
 
 
 def test_a_mask_that_somebody_put_there_is_not_passed_over(home: House) -> None:
-    (home.base / "review" / "p.mask.png").write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    (home.base / "review" / "p.mask.png").write_bytes(MASK)
     with pytest.raises(DecisionRefused, match=r"the mask p\.mask\.png lies beside it; use --again"):
         review.release(home.settings, 1, by="anna")
     review.work_again(home.settings, 1, by="anna")
@@ -250,6 +254,7 @@ def test_the_same_picture_again_is_held_once(home: House) -> None:
     home.turn(times=6)
     assert home.states() == ["skipped", "review"]
     assert set(home.files("review")) == {"p.png", "p.png.review.json"}
+    assert os.listdir(home.base / "state" / "spool") == ["2"], "what was held before leaves nothing"
 
 
 def test_an_original_that_was_taken_away_is_said(home: House) -> None:
@@ -258,6 +263,42 @@ def test_an_original_that_was_taken_away_is_said(home: House) -> None:
     home.turn(times=2)
     assert home.states() == ["skipped"]
     assert "taken out of the review folder" in home.reasons()
+
+
+def test_a_review_folder_that_is_away_for_a_moment_costs_nothing(home: House) -> None:
+    review.release(home.settings, 1, by="anna")
+    (home.base / "review").rename(home.base / "away")
+    (home.base / "review").mkdir()  # the mount point of a share
+    home.turn()
+    (home.base / "review").rmdir()
+    (home.base / "away").rename(home.base / "review")
+    home.turn(times=2)
+    assert home.states() == ["review"]
+    assert "decide when they are" in home.reasons()
+    review.release(home.settings, 1, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["archived"]
+
+
+@pytest.mark.parametrize("folder", ["review", "inbox"])
+def test_a_file_that_cannot_be_read_for_a_moment_costs_no_decision(
+    home: House, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    real = durable.file_sha256
+    top = os.fsencode(home.base / folder)
+
+    def failing(path: bytes | Path, **how: bool) -> str:
+        if os.fsencode(path).startswith(top):
+            raise OSError(5, "Input/output error")
+        return real(path, **how)
+
+    review.release(home.settings, 1, by="anna")
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "file_sha256", failing)
+        home.live(120, times=15)  # more rounds than the daemon may fail in a row
+        assert home.states() == ["releasing"]
+    home.turn(120, times=4)
+    assert home.states() == ["archived"]
 
 
 def test_an_error_of_the_system_costs_only_the_job_that_it_met(
@@ -403,7 +444,7 @@ def test_a_mask_in_the_inbox_is_a_decision(
 
         def end(self: Any, one: Job, state: JobState, **told: Any) -> None:
             if state == JobState.REVIEW:
-                mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+                mask.write_bytes(MASK)
             real(self, one, state, **told)
 
         monkeypatch.setattr(type(home.service.jobs), "end", end)
@@ -411,7 +452,7 @@ def test_a_mask_in_the_inbox_is_a_decision(
     home.turn(times=6)
     if moment == "later":
         assert home.states() == ["review"]
-        mask.write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+        mask.write_bytes(MASK)
     home.turn(times=10)
     assert home.states() == ["archived"]
     assert job(home).verdict == Verdict.PROTECTED
@@ -420,6 +461,189 @@ def test_a_mask_in_the_inbox_is_a_decision(
 
 
 def test_a_mask_of_another_picture_decides_nothing(home: House) -> None:
-    (home.base / "inbox" / "other.mask.png").write_bytes(encoded(mask_picture((64, 48), (20, 12, 44, 36))))
+    (home.base / "inbox" / "other.mask.png").write_bytes(MASK)
     home.turn(times=10)
     assert home.states() == ["review"]
+
+
+# Masks and proofs of held pictures
+
+
+@pytest.fixture
+def two(house: Callable[..., House]) -> House:
+    """A house that holds two weak pictures of one name, p.png, each with a mask of its own."""
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    for seed, mask in enumerate((MASK, OTHER_MASK)):
+        drop(home, "p.png", picture(seed), mask)
+    assert home.states() == ["review", "review"]
+    return home
+
+
+def drop(home: House, name: str, data: bytes, mask: bytes | None = None) -> None:
+    """Put a picture and its mask into the inbox, and have them worked."""
+    if mask is not None:
+        (home.base / "inbox" / "p.mask.png").write_bytes(mask)
+    (home.base / "inbox" / name).write_bytes(data)
+    home.turn(times=6)
+
+
+def masks_worked(home: House) -> list[tuple[int, bytes]]:
+    """From now on, which job was worked with which mask; filled as the house works."""
+    worked: list[tuple[int, bytes]] = []
+    process = home.process
+
+    def noting(order: Order, progress: Callable[[str, int, int], None]) -> Any:
+        worked.append((order.job, b"".join((order.folder / file).read_bytes() for _, file in order.masks)))
+        return process(order, progress)
+
+    home.process = noting
+    return worked
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_each_of_two_held_pictures_of_a_name_keeps_its_own_mask(two: House, first: int) -> None:
+    worked = masks_worked(two)
+    for number in (first, 3 - first):
+        review.accept(two.settings, number, by="anna")
+        two.turn(times=6)
+        assert job(two, number).state == JobState.ARCHIVED
+    assert worked == [], "both results are those that were accepted"
+    assert two.files("review") == two.files("inbox") == {}
+    assert sorted(two.files("archive").values()) == sorted([picture(0), picture(1), MASK, OTHER_MASK])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_mask_for_one_of_two_held_pictures_is_not_given_to_the_other(two: House, number: int) -> None:
+    worked = masks_worked(two)
+    review.add_mask(two.settings, number, "m.png", THIRD_MASK, by="anna")
+    two.turn(times=6)
+    assert worked == [(number, THIRD_MASK)]
+    review.accept(two.settings, 3 - number, by="anna")
+    two.turn(times=6)
+    assert job(two, 3 - number).state == JobState.ARCHIVED
+    assert len(worked) == 1
+
+
+def test_the_mask_of_one_held_picture_is_no_decision_about_another_without_one(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    drop(home, "p.png", picture(), MASK)
+    home.process = nothing_found.process
+    drop(home, "p.png", picture(1))
+    worked = masks_worked(home)
+    review.work_again(home.settings, 2, by="anna")
+    home.turn(times=6)
+    assert worked == [(2, b"")]
+    assert job(home, 2).state == JobState.REVIEW
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert (job(home, 1).state, job(home, 2).state) == (JobState.REVIEW, JobState.ARCHIVED)
+    assert home.files("review")["p.mask.png"] == MASK
+
+
+def test_a_mask_that_two_held_pictures_share_goes_back_with_each(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    (home.base / "inbox" / "p.jpg").write_bytes(picture(1))
+    drop(home, "p.png", picture(), MASK)
+    worked = masks_worked(home)
+    for number in (1, 2):
+        review.accept(home.settings, number, by="anna")
+        home.turn(times=6)
+    assert home.states() == ["archived", "archived"]
+    assert worked == []
+    assert home.files("review") == home.files("inbox") == {}
+
+
+def test_a_mask_that_was_changed_beside_a_held_picture_is_not_published_unseen(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    drop(home, "p.png", picture(), MASK)
+    worked = masks_worked(home)
+    (home.base / "review" / "p.mask.png").write_bytes(OTHER_MASK)
+    review.accept(home.settings, 1, by="anna")
+    home.turn(times=8)
+    assert worked == [(1, OTHER_MASK)]
+    assert (job(home).state, job(home).choice) == (JobState.REVIEW, None)
+    assert home.files("outbox") == {}
+    assert "not those of the result that was released" in home.reasons()
+
+
+def test_a_mask_that_changes_while_a_release_is_worked_again_is_not_published_unseen(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    drop(home, "p.png", picture(), MASK)
+    (home.base / "state" / "spool" / "1" / "output").write_bytes(b"damaged")
+    review.accept(home.settings, 1, by="anna")
+    home.service.jobs.take_up_decided()
+    home.service.publisher.step()
+    assert (job(home).state, job(home).choice) == (JobState.SETTLING, Choice.RELEASE)
+    (home.base / "inbox" / "p.mask.png").write_bytes(OTHER_MASK)
+    home.turn(times=8)
+    assert (job(home).state, job(home).choice) == (JobState.REVIEW, None)
+
+
+def test_mask_and_proof_of_a_released_picture_do_not_wait_for_the_next_of_its_name(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch={**SOON, "proof": "done"}, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    (home.base / "inbox" / "p.png.done").touch()
+    drop(home, "p.png", picture(), MASK)
+    review.accept(home.settings, 1, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["archived"]
+    assert home.files("inbox") == home.files("review") == {}
+    assert set(home.files("archive")) == {"p.png", "p.mask.png", "p.png.done"}
+
+
+def test_a_mask_decides_about_the_newest_of_two_held_pictures_of_a_name(home: House) -> None:
+    drop(home, "p.png", picture(1))
+    assert home.states() == ["review", "review"]
+    (home.base / "inbox" / "p.mask.png").write_bytes(MASK)
+    home.turn(times=10)
+    assert home.states() == ["review", "archived"]
+    assert job(home, 2).verdict == Verdict.PROTECTED
+
+
+def test_a_person_may_decide_just_before_a_mask_does(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop(home, "p.png", picture(1))
+    (home.base / "inbox" / "p.mask.png").write_bytes(MASK)
+    store, real = type(home.service.jobs.store), type(home.service.jobs.store).all_in
+
+    def decided(self: Any, state: JobState) -> list[Job]:
+        found = real(self, state)
+        if state == JobState.REVIEW and len(found) == 2:
+            self.decide(1, Choice.WHOLE, by="anna", at=home.wall)
+        return found
+
+    monkeypatch.setattr(store, "all_in", decided)
+    home.turn(times=2)
+    assert job(home, 1).choice == Choice.WHOLE
+    assert job(home, 2).state == JobState.REVIEW
+
+
+def test_a_proof_that_is_asked_for_since_a_reload_goes_back_with_its_picture(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=SOON, regions=SIDECARS)
+    home.process = nothing_found.process
+    folders = {"inbox": "inbox"}
+    new = {
+        "folders": folders, "limits": {"free_mb": 0}, "regions": SIDECARS, "watch": {**SOON, "proof": "done"}
+    }  # fmt: skip
+    home.service.load = lambda: config.parse(new, base=home.base)
+    home.service.reload()
+    home.turn()
+    (home.base / "inbox" / "p.png.done").touch()
+    drop(home, "p.png", picture())
+    review.work_again(home.settings, 1, by="anna")
+    home.turn()
+    assert set(home.files("inbox")) == {"p.png", "p.png.done"}

@@ -19,7 +19,7 @@ from backfire.config import Settings
 from backfire.detectors import Sidecar
 from backfire.errors import BackfireError, Code, InputError, StoreError
 from backfire.files import inbox, outbox, safe_paths
-from backfire.service.review import masks_beside
+from backfire.service.review import masks_beside, noted_by_others
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
 from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
@@ -58,7 +58,7 @@ def held(settings: Settings) -> list[Held]:
         StoreError: the job database cannot be read.
     """
     with Reader(settings.folders.database) as store:
-        return [_held(job, settings) for job in store.all_in(JobState.REVIEW)]
+        return [_held(store, job, settings) for job in store.all_in(JobState.REVIEW)]
 
 
 def release(settings: Settings, job_id: int, *, by: str) -> Job:
@@ -161,7 +161,7 @@ def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str
     if ending not in MASK_ENDINGS:
         raise DecisionRefused(f"{name}: got {ending or 'no extension'}, expected a mask .png or a .json")
 
-    def put_mask(found: Held) -> Callable[[], None]:
+    def put_mask(found: Held, store: Reader) -> Callable[[], None]:
         assert found.picture is not None
         _require_fit(settings, found, Sidecar(name, data))
         review, key = settings.folders.review, found.job.key or ""
@@ -176,7 +176,7 @@ def _decide(
     job_id: int,
     choice: Choice,
     by: str,
-    prepare: Callable[[Held], Callable[[], None]] | None = None,
+    prepare: Callable[[Held, Reader], Callable[[], None]] | None = None,
     how: str | None = None,
 ) -> Job:
     """Record a decision.
@@ -192,7 +192,7 @@ def _decide(
                 f"job {job_id} ({found.job.name}): the mask {found.masks[0].name} lies beside it; use "
                 "--again to protect what it marks, or delete it to publish the picture as it is"
             )
-        undo = prepare(found) if prepare else None
+        undo = prepare(found, store) if prepare else None
         try:
             return store.decide(job_id, choice, by=by, at=time.time(), how=how)
         except StoreError:
@@ -227,7 +227,7 @@ def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
         raise DecisionRefused(
             f"{about}: another file of its name is being worked as job {newer.id}; decide when that is done"
         )
-    found = _held(job, settings)
+    found = _held(store, job, settings)
     if found.picture is None:
         raise DecisionRefused(
             f"{about}: its original is not in {settings.folders.review} any more; put it back, or drop the "
@@ -236,12 +236,22 @@ def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
     return found
 
 
-def _held(job: Job, settings: Settings) -> Held:
+def _held(store: Reader, job: Job, settings: Settings) -> Held:
     folder = settings.folders.review
     place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
     picture = None if place is None else folder / os.fsdecode(place)
-    masks = [] if job.mask_sha256 else masks_beside(folder, job)
+    masks = [] if job.mask_sha256 else masks_beside(folder, job, place, {})
+    if masks:  # they may belong to other held pictures, which cost a look at the database
+        masks = masks_beside(folder, job, place, _of_others(store, job, settings))
     return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
+
+
+def _of_others(store: Reader, job: Job, settings: Settings) -> dict[bytes, set[str]]:
+    return noted_by_others(store, _spools(settings), job)
+
+
+def _spools(settings: Settings) -> Path:
+    return settings.folders.state / "spool"
 
 
 def _free_mask(settings: Settings, found: Held, ending: bytes) -> bytes:

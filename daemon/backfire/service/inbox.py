@@ -68,6 +68,11 @@ class Inbox:
         """The folder."""
         return self._settings.folders.inbox
 
+    @property
+    def proof_ending(self) -> bytes:
+        """See `Watch.proof_ending`."""
+        return self._watch.proof_ending
+
     # Looking
 
     def require_mount(self) -> None:

@@ -22,7 +22,7 @@ from backfire.service.jobs import Jobs, isolated
 from backfire.service.queue import WaitingQueue, priority
 from backfire.service.spool import Copies
 from backfire.service.store.store import Changes
-from backfire.types import Job, JobState, job_key, mask_digest, shown
+from backfire.types import Choice, Job, JobState, job_key, mask_digest, shown
 
 log = structlog.get_logger()
 
@@ -239,7 +239,9 @@ class Intake:
                 what is before it; by then a file that is still to come looks like one that never will.
         """
         mask_sha256 = mask_digest([mask.sha256 for mask in copies.masks])
-        if job.input_sha256 != copies.picture.sha256:  # what a person decided was about other content
+        # What a person decided was about other content, or a release about another mask.
+        other = job.input_sha256 != copies.picture.sha256
+        if other or (job.choice == Choice.RELEASE and job.mask_sha256 != mask_sha256):
             job = replace(job, choice=None)
         config_sha256 = self._job_settings.digest(job)
         content: Changes = {

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from backfire.config import Settings
-from backfire.errors import PublishError
+from backfire.errors import InputError, PublishError, StoreError
 from backfire.evaluate.receipt import in_short
 from backfire.files import durable, outbox
 from backfire.files import inbox as names
@@ -23,6 +24,8 @@ from backfire.service.jobs import Jobs
 from backfire.service.originals import Originals
 from backfire.service.reports import Reports
 from backfire.service.set_aside import beside
+from backfire.service.spool import Spool
+from backfire.service.store.reader import Reader
 from backfire.service.worker.protocol import Finished, read_result
 from backfire.types import Choice, Job, JobState, Verdict, mask_digest, shown
 
@@ -34,7 +37,7 @@ class Review:
     """The steps of a job that is held for a person, and of one about which a person has decided.
 
     Args:
-        settings: the folders and `watch.proof` are used.
+        settings: the folders are used; they do not change while the daemon runs.
         jobs: where the steps are recorded.
         inbox: asked what lies there now.
         originals: moves the files out of the inbox.
@@ -44,8 +47,7 @@ class Review:
     def __init__(
         self, settings: Settings, jobs: Jobs, inbox: Inbox, originals: Originals, reports: Reports
     ) -> None:
-        self._folder, self._proof = settings.folders.review, settings.watch.proof_ending
-        self._outbox = settings.folders.outbox
+        self._folder, self._outbox = settings.folders.review, settings.folders.outbox
         self._jobs, self._inbox = jobs, inbox
         self._originals, self._reports = originals, reports
         self._orphans: set[bytes] = set()
@@ -68,11 +70,14 @@ class Review:
             )
             return
         with self._jobs.together():
-            for older in self._jobs.store.by_path(job.path):
-                if older.state == JobState.REVIEW and older.key == job.key:
-                    told = {"reason": f"the same picture came again and is held as job {job.id}"}
-                    self._jobs.store.update(older.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
+            known = self._jobs.store.by_path(job.path)
+            same = [older for older in known if older.state == JobState.REVIEW and older.key == job.key]
+            for older in same:
+                told = {"reason": f"the same picture came again and is held as job {job.id}"}
+                self._jobs.store.update(older.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
             self._jobs.end(job, JobState.REVIEW)
+        for older in same:
+            self._jobs.spool(older).drop()
         self._orphans = set()
 
     def _hold(self, job: Job) -> bool:
@@ -80,7 +85,7 @@ class Review:
         key, sha256, unsynced = job.key or "", job.input_sha256 or "", set[bytes]()
         if not self._inbox.is_unchanged(job, self._inbox.look_beside([job])):
             # A crash may have come between the move and its record: then the rest is moved now.
-            moved = outbox.find(self._folder, job.path, key=key, sha256=sha256) is not None
+            moved = outbox.find(self._folder, job.path, key=key, sha256=sha256, strict=True) is not None
             if not moved or names.signature(self._inbox.root, job.path) is not None:
                 return False
         note = outbox.beside(self._folder, self._originals.path_aside(job, self._folder), NOTE, key)
@@ -112,11 +117,18 @@ class Review:
         orphans = {names.folded(path) for path in self._inbox.unused.settled_masks()}
         if not orphans or orphans == self._orphans:
             return
-        for job in self._jobs.store.all_in(JobState.REVIEW):
+        # Of several held pictures of one name, the mask is taken for that of the newest.
+        newest = {job.path: job for job in self._jobs.store.all_in(JobState.REVIEW)}
+        for job in newest.values():
             given = orphans.intersection(map(names.folded, names.mask_names(job.path)))
             if given and job.path not in self._jobs.active:
                 by = f"the mask {shown(min(given))}"
-                self._jobs.store.decide(job.id, Choice.AGAIN, by=by, at=self._jobs.now())
+                try:
+                    self._jobs.store.decide(job.id, Choice.AGAIN, by=by, at=self._jobs.now())
+                except StoreError as error:
+                    if error.transient:
+                        raise
+                    # Otherwise a person has just decided about it, or about another one of its name.
         self._orphans = orphans
 
     def release(self, job: Job) -> None:
@@ -124,38 +136,49 @@ class Review:
         key, sha256, root = job.key or "", job.input_sha256 or "", self._inbox.root
         try:
             self._inbox.require_mount()
-            held = outbox.find(self._folder, job.path, key=key, sha256=sha256)
-            back = outbox.holds(root, job.path, sha256)
+            held = outbox.find(self._folder, job.path, key=key, sha256=sha256, strict=True)
+            back = outbox.holds(root, job.path, sha256, strict=True)
             if held is None and not back:
-                self._jobs.end(
-                    job,
-                    JobState.SKIPPED,
-                    detail={"reason": "the original was taken out of the review folder"},
-                )
+                self._end_without_original(job)
                 return
             if held is not None and not back and names.signature(root, job.path) is not None:
                 told = {"reason": "the inbox has another file of its name; decide again when that is done"}
                 self._jobs.end(job, JobState.REVIEW, detail=told, choice=None)
                 return
             self._move_back(job, held)
-        except (PublishError, OSError) as error:
+            self._go_on(job)
+        except (InputError, PublishError, OSError) as error:
             self._jobs.retry_later(job, error)
+
+    def _end_without_original(self, job: Job) -> None:
+        """End a job whose original was taken away; it stays held if all else is gone with it."""
+        key = job.key or ""
+        places = outbox.names(self._folder, job.path, key=key, sha256=job.input_sha256 or "")
+        notes = (outbox.beside(self._folder, place, NOTE, key) for place in places)
+        if any(note_of(self._folder / os.fsdecode(note)) == job.id for note in notes):
+            told = {"reason": "the original was taken out of the review folder"}
+            self._jobs.end(job, JobState.SKIPPED, detail=told)
             return
-        self._go_on(job)
+        # It may be an empty folder in place of a share that is not mounted now.
+        told = {"reason": "neither the original nor its note is in the review folder; decide when they are"}
+        self._jobs.end(job, JobState.REVIEW, detail=told, choice=None)
 
     def _move_back(self, job: Job, held: bytes | None) -> None:
         """Masks and proof first, so that the picture finds them, then the picture; the note is deleted."""
         key, sha256, root = job.key or "", job.input_sha256 or "", self._inbox.root
-        here, there = (names.scan_beside(folder, [job.path], self._proof) for folder in (self._folder, root))
-        companions = {*here.companions_of(job.path), *there.companions_of(job.path)}
-        for name in dict.fromkeys((*names_beside(here, job, self._proof), *sorted(companions))):
-            for place in (name, outbox.keyed(self._folder, name, key)):
-                if names.signature(root, name) is not None:  # a crash may have come before it left review
-                    digest = durable.file_sha256(root / os.fsdecode(name))
-                    outbox.remove(self._folder, place, sha256=digest, key=key)
-                elif names.signature(self._folder, place) is not None:
-                    digest = durable.file_sha256(self._folder / os.fsdecode(place))
-                    outbox.move(self._folder, place, root, name, sha256=digest, key=key)
+        others = noted_by_others(self._jobs.store, self._jobs.spools, job)
+        for name, (place, digest) in self._beside(job, held, others).items():
+            source = self._folder / os.fsdecode(place)
+            shared = digest in others.get(names.folded(name), ())
+            if names.signature(root, name) is not None:
+                if not outbox.holds(root, name, digest):  # what came into the inbox since is newer
+                    continue
+            elif shared:
+                outbox.place(source, root, name, sha256=digest, key=key)
+            else:
+                outbox.put(source, root, name, sha256=digest, key=key)
+            if not shared:
+                outbox.remove(self._folder, place, sha256=digest, key=key)
         if held is not None:
             outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key)
         for place in outbox.names(self._folder, job.path, key=key, sha256=sha256):
@@ -164,6 +187,34 @@ class Review:
             note = self._folder / os.fsdecode(outbox.beside(self._folder, place, NOTE, key))
             if note_of(note) == job.id:
                 note.unlink(missing_ok=True)
+
+    def _beside(
+        self, job: Job, held: bytes | None, others: Mapping[bytes, Set[str]]
+    ) -> dict[bytes, tuple[bytes, str]]:
+        """By name in the inbox, what goes back with a held picture: where it lies in review, and its SHA-256.
+
+        That is what the picture was worked with. What was put there since is taken too, unless the result is
+        to be published as it is.
+        """
+        folder, root, key = self._folder, self._inbox.root, job.key or ""
+        spool, proof = self._jobs.spool(job), self._inbox.proof_ending
+        proofs = names.proof_names(job.path, proof)
+        own: dict[bytes, bytes | None] = {}
+        back: dict[bytes, tuple[bytes, str]] = {}
+        as_it_is = job.choice == Choice.RELEASE and bool(spool.files())
+        for name, sha256, file in spool.extras():
+            if file == spool.proof and name not in proofs:  # `watch.proof` is another by now
+                continue
+            place = own[name] = outbox.find(folder, name, key=key, sha256=sha256, strict=True)
+            if place is not None:
+                back[name] = place, sha256
+            elif names.is_mask(name) and not outbox.holds(root, name, sha256, strict=True):
+                as_it_is = False  # the mask was replaced, so that the result is not that of the new one
+        here = names.scan_beside(folder, [job.path], proof)
+        wanted = [*here.companions_of(job.path), *([] if as_it_is else names_beside(here, job, proof))]
+        for name, place in put_beside(folder, job, held, wanted, others, own):
+            back[name] = place, durable.file_sha256(folder / os.fsdecode(place))
+        return back
 
     def _go_on(self, job: Job) -> None:
         """Publish the result that was held, or work the picture again."""
@@ -175,20 +226,49 @@ class Review:
             return
         root = self._inbox.root
         masks = [durable.file_sha256(root / os.fsdecode(mask)) for mask in scan.masks_of(job.path)]
+        same = mask_digest(masks) == job.mask_sha256
         if (
             job.choice == Choice.RELEASE
             and isinstance(result, Finished)
-            and mask_digest(masks) == job.mask_sha256
+            and same
             # Read after the scan: whoever replaces the original from now on changes what the scan noted.
             and outbox.holds(root, job.path, job.input_sha256 or "")
             and outbox.holds(spool.folder, b"output", result.output_sha256)
         ):
-            spool.take_back(job.path, scan)
+            spool.take_back(root, job.path, scan)
             missed = in_short(result.reasons) if result.verdict == Verdict.WEAK else None
             self._jobs.update(job, JobState.PUBLISHING, verdict=result.verdict, code=None, message=missed)
             return
         spool.drop()
-        self._jobs.update(job, JobState.SETTLING, attempts=0, verdict=None, code=None, message=None)
+        choice, told = job.choice, None
+        if choice == Choice.RELEASE and not same:  # nobody has seen the result of these masks
+            choice, told = None, {"reason": "the masks are not those of the result that was released"}
+        self._jobs.update(
+            job,
+            JobState.SETTLING,
+            detail=told,
+            attempts=0,
+            verdict=None,
+            code=None,
+            message=None,
+            choice=choice,
+        )
+
+
+def noted_by_others(store: Reader, spools: Path, job: Job) -> dict[bytes, set[str]]:
+    """What other held pictures whose names begin alike were worked with: SHA-256s by name, `folded`.
+
+    Args:
+        store: the job database.
+        spools: the folder of the jobs' spool folders.
+        job: whose picture is held.
+    """
+    found: dict[bytes, set[str]] = {}
+    for other in store.held_alike(job.path):
+        if other.id != job.id:
+            for name, sha256, _ in Spool(spools / str(other.id)).extras():
+                found.setdefault(names.folded(name), set()).add(sha256)
+    return found
 
 
 def names_beside(scan: Scan, job: Job, proof: bytes) -> list[bytes]:
@@ -203,11 +283,49 @@ def names_beside(scan: Scan, job: Job, proof: bytes) -> list[bytes]:
     return [*written, *names.mask_names(job.path), *names.proof_names(job.path, proof)]
 
 
-def masks_beside(folder: Path, job: Job) -> list[bytes]:
-    """The masks that lie beside a held picture in the review folder."""
-    found = names_beside(names.scan_beside(folder, [job.path]), job, b"")
-    places = (place for name in found for place in (name, outbox.keyed(folder, name, job.key or "")))
-    return [place for place in dict.fromkeys(places) if names.signature(folder, place) is not None]
+def put_beside(
+    folder: Path,
+    job: Job,
+    held: bytes | None,
+    wanted: Iterable[bytes],
+    others: Mapping[bytes, Set[str]],
+    own: Mapping[bytes, bytes | None],
+) -> Iterator[tuple[bytes, bytes]]:
+    """The files in the review folder that may have been put there for a held picture.
+
+    Args:
+        folder: the review folder.
+        job: whose picture is held.
+        held: the picture's path in `folder`.
+        wanted: the names in the inbox that such files may have.
+        others: see `noted_by_others`; the files of other pictures are left out.
+        own: what the picture was worked with: by name in the inbox, where it lies in `folder`, None if it
+            does not any more. It is left out, too.
+
+    Yields:
+        Name in the inbox, and path in `folder`.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    masks = dict(zip(names.mask_names(job.path), names.mask_names(held or job.path), strict=True))
+    for name in dict.fromkeys(wanted):
+        # The first two have the picture's key in their names, if another picture has its name.
+        for place in (outbox.keyed(folder, name, job.key or ""), masks.get(name, name), name):
+            if place in own.values() or names.signature(folder, place) is None:
+                continue
+            noted = others.get(names.folded(name), ()) if place == name else ()
+            if noted and (name not in own or durable.file_sha256(folder / os.fsdecode(place)) in noted):
+                continue
+            yield name, place
+            break
+
+
+def masks_beside(folder: Path, job: Job, held: bytes | None, others: Mapping[bytes, Set[str]]) -> list[bytes]:
+    """The masks that lie beside a held picture without a mask in the review folder; see `put_beside`."""
+    wanted = names_beside(names.scan_beside(folder, [job.path]), job, b"")
+    found = put_beside(folder, job, held, wanted, others, {})
+    return [*dict.fromkeys(place for _, place in found)]
 
 
 def note_of(file: Path) -> int | None:

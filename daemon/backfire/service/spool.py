@@ -83,28 +83,30 @@ class Spool:
         for name in (path, *masks, *([proof] if proof else [])):  # before any of them is copied
             inbox.require_size(shown(name), scan.files[name].size, most)
         self.folder.mkdir(parents=True)
+        picture = inbox.take(root, path, self.input, scan.files[path], most=most)
+        return Copies(picture, *self._copy_beside(root, path, picture.signature, scan, most))
+
+    def _copy_beside(
+        self, root: Path, path: bytes, signature: Signature, scan: Scan, most: int | None = None
+    ) -> tuple[list[Taken], Taken | None]:
+        """Copy a picture's masks and proof, and note their signatures and that of the picture."""
+        masks, proof = scan.masks_of(path), scan.proof_of(path)
 
         def copy(name: bytes, target: Path) -> Taken:
             return inbox.take(root, name, target, scan.files[name], most=most)
 
-        copies = Copies(
-            picture=copy(path, self.input),
-            masks=[copy(mask, self.mask(index)) for index, mask in enumerate(masks)],
-            proof=copy(proof, self.proof) if proof else None,
-        )
-        seen = {path: copies.picture.signature}
-        noted = [(mask, taken.sha256) for mask, taken in zip(masks, copies.masks, strict=True)]
-        seen |= {mask: taken.signature for mask, taken in zip(masks, copies.masks, strict=True)}
-        if proof and copies.proof:
-            seen[proof] = copies.proof.signature
-        self._note(seen, noted, (proof, copies.proof.sha256) if proof and copies.proof else None)
-        return copies
+        copies = {mask: copy(mask, self.mask(index)) for index, mask in enumerate(masks)}
+        proofs = {proof: copy(proof, self.proof)} if proof else {}
+        seen = {path: signature} | {name: taken.signature for name, taken in (copies | proofs).items()}
+        digests = [[(name, taken.sha256) for name, taken in some.items()] for some in (copies, proofs)]
+        self._note(seen, *digests)
+        return [*copies.values()], next(iter(proofs.values()), None)
 
     def refuse(self, files: dict[bytes, Signature]) -> None:
         """Note the files that were refused unread, so that no others are set aside in their place."""
         self.drop()
         self.folder.mkdir(parents=True)
-        self._note(files, [])
+        self._note(files, [], [])
 
     def doubt(self, name: str, copies: Copies, *, checksum: bool) -> InputError | None:
         """Why the picture, `name`, may be incomplete; None if nothing indicates that.
@@ -149,13 +151,13 @@ class Spool:
         self,
         files: dict[bytes, Signature],
         masks: list[tuple[bytes, str]],
-        proof: tuple[bytes, str] | None = None,
+        proofs: list[tuple[bytes, str]],
     ) -> None:
         """Write down which files were copied and their signatures; masks and proof as (path, digest)."""
         document = {
             "files": [[os.fsdecode(path), list(signature)] for path, signature in files.items()],
             "masks": [[os.fsdecode(path), digest] for path, digest in masks],
-            "proof": [[os.fsdecode(path), digest] for path, digest in ([proof] if proof else [])],
+            "proof": [[os.fsdecode(path), digest] for path, digest in proofs],
         }
         self._write(document)
 
@@ -205,17 +207,16 @@ class Spool:
         for file in (self.input, self.proof, *copies):
             file.unlink(missing_ok=True)
 
-    def take_back(self, picture: bytes, scan: Scan) -> None:
+    def take_back(self, root: Path, picture: bytes, scan: Scan) -> None:
         """Note the files of a job as a scan sees them, in place of those that its result was made of.
 
-        Only for files of the same content, which were moved away and back: the result stays theirs.
+        Only for files of the same content, which were moved away and back: the result stays theirs. Masks and
+        proof are copied again, because only what was copied is archived and leaves the inbox.
+
+        Raises:
+            InputError, OSError: see `inbox.take`.
         """
-        digests, proof = dict(self.masks()), scan.proof_of(picture)
-        names = [picture, *scan.masks_of(picture), *([proof] if proof else [])]
-        noted = self._noted().get("proof", ())
-        masks = [(mask, digests[mask]) for mask in scan.masks_of(picture) if mask in digests]
-        proofs = [(os.fsencode(path), digest) for path, digest in noted if os.fsencode(path) == proof]
-        self._note({name: scan.files[name] for name in names}, masks, next(iter(proofs), None))
+        self._copy_beside(root, picture, scan.files[picture], scan)
 
     def drop(self) -> None:
         """Delete the folder."""

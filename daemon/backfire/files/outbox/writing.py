@@ -129,12 +129,20 @@ def _hidden(
                 os.unlink(temporary)
 
 
-def holds(folder: Path, path: bytes, sha256: str, *, size: int | None = None) -> bool:
-    """Whether `folder`/`path` is a file of that content; a file of another size, in bytes, is not read."""
+def holds(folder: Path, path: bytes, sha256: str, *, size: int | None = None, strict: bool = False) -> bool:
+    """Whether `folder`/`path` is a file of that content; a file of another size, in bytes, is not read.
+
+    Raises:
+        OSError: only with `strict`, where nobody can tell, as there is something that cannot be read now.
+    """
     file = os.path.join(os.fsencode(folder), path)
     try:
         return size in (None, os.stat(file).st_size) and durable.file_sha256(file) == sha256
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
     except OSError:
+        if strict:
+            raise
         return False
 
 
@@ -153,10 +161,20 @@ def confirm(folder: Path, path: bytes, sha256: str) -> None:
         )
 
 
-def find(folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None) -> bytes | None:
-    """The name under which `folder` holds the content, of those it may have; None if there is none."""
+def find(
+    folder: Path, path: bytes, *, key: str, sha256: str, size: int | None = None, strict: bool = False
+) -> bytes | None:
+    """The name under which `folder` holds the content, of those it may have; None if there is none.
+
+    Raises:
+        OSError: see `holds`; a file that cannot be read does no harm where another one is the right one.
+    """
     candidates = names(folder, path, key=key, sha256=sha256)
-    return next((path for path in candidates if holds(folder, path, sha256, size=size)), None)
+    found = next((path for path in candidates if holds(folder, path, sha256, size=size)), None)
+    if found is None and strict:
+        again = (path for path in candidates if holds(folder, path, sha256, size=size, strict=True))
+        return next(again, None)
+    return found
 
 
 def destined(folder: Path, path: bytes, *, sha256: str, key: str, size: int | None = None) -> bytes:

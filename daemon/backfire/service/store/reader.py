@@ -71,6 +71,16 @@ class Reader(Database):
         """All jobs in a state, oldest first."""
         return self._select(sa.select(_jobs).where(_jobs.c.state == state).order_by(_jobs.c.id))
 
+    def held_alike(self, path: bytes) -> list[Job]:
+        """The jobs in the review folder, or on their way, whose paths begin like a picture's, oldest first.
+
+        They are all that may share its name, or its masks: those of the same path but for its extension too.
+        """
+        stem = os.path.splitext(path)[0]
+        alike = sa.func.substr(_jobs.c.path, 1, len(stem)) == stem
+        held = _jobs.c.state.in_([JobState.HOLDING, JobState.REVIEW, JobState.RELEASING])
+        return self._select(sa.select(_jobs).where(held, alike).order_by(_jobs.c.id))
+
     def by_path(self, path: bytes) -> list[Job]:
         """All jobs there ever were for a path relative to the inbox, newest first."""
         return self._select(sa.select(_jobs).where(_jobs.c.path == path).order_by(_jobs.c.id.desc()))
