@@ -68,10 +68,10 @@ class EditResult:
     def of(cls, row: Mapping[str, Any]) -> Self:
         """The edit of a receipt's row, which may say more of it, such as where it is on the sheet."""
         known = {one.name for one in fields(cls)}
-        found = {name: value for name, value in row.items() if name in known}
+        found: dict[str, Any] = {name: value for name, value in row.items() if name in known}
         # JSON has no number for what is not finite.
-        lost = {name: np.nan for name in ("ssim", "l1") if name in found and found[name] is None}
-        return cls(**found | lost)
+        found |= {name: np.nan for name in ("ssim", "l1") if row.get(name, 0) is None}
+        return cls(**found)
 
     def row(self) -> dict[str, Any]:
         """The edit for the receipt."""

@@ -21,7 +21,7 @@ from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
 from backfire.evaluate.sheet import caption
-from backfire.types import Box, Budget, Family, MaskKind, Region, Rgb, Verdict
+from backfire.types import Box, Budget, Family, Mask, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
 
@@ -330,11 +330,14 @@ def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, region = spotted([6, 8, 6, 10, 9, 7, 6])
-    looked: set[int] = set()
-    mask = Handed.mask.func
-    monkeypatch.setattr(
-        Handed, "mask", property(lambda call: (looked.add(call.edited_pixels), mask(call))[1])
-    )
+    looked, mask = set[int](), Handed.__dict__["mask"].func
+
+    def look(call: Handed) -> Mask:
+        looked.add(call.edited_pixels)
+        found: Mask = mask(call)
+        return found
+
+    monkeypatch.setattr(Handed, "mask", property(look))
     editors = Editors(CPU, [Averaging()], paths={"averaging": ("iopaint",)})
     replayer = Replayer(editors.surrogates[0], "away", 0, editors)
     plane = region.plane(900, 1600)

@@ -28,7 +28,7 @@ from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
 from backfire.perturb.optimiser import Paths, _by_matrices, _enlarging
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
-from backfire.types import Box, Budget, Region, Rgb
+from backfire.types import Box, Budget, Mask, Region, Rgb
 from benchmarks import battery
 from tests.support.pictures import photo
 
@@ -165,9 +165,14 @@ def test_of_thousands_of_contours_few_are_looked_at(monkeypatch: pytest.MonkeyPa
     specks[:2, :2] = True
     region = Region(Box(100, 100, 800, 800), "dust", 1.0, "sidecar", specks)
     (crop,) = cropping.plan([region], 1000, 1000, margin=128, work=1000)
-    looked = []
-    mask = Handed.mask.func
-    monkeypatch.setattr(Handed, "mask", property(lambda call: (looked.append(call), mask(call))[1]))
+    looked, mask = list[Handed](), Handed.__dict__["mask"].func
+
+    def look(call: Handed) -> Mask:
+        looked.append(call)
+        found: Mask = mask(call)
+        return found
+
+    monkeypatch.setattr(Handed, "mask", property(look))
     paths = Paths(rgb, [crop], (), [("iopaint",)], torch.device("cpu"))
     ((found,),) = paths.of(region, crop, np.random.default_rng(0))
     assert found.mask.any()
@@ -178,10 +183,11 @@ def test_of_thousands_of_contours_few_are_looked_at(monkeypatch: pytest.MonkeyPa
 def test_a_perturbation_is_enlarged_alike_on_every_device(size: tuple[int, int]) -> None:
     """On a GPU by matrices, as torch's own gradient has no fixed order there."""
     larger = size[0] * 2 + 3, size[1] * 3
-    crop, plane = Crop(Box(0, 0, larger[1], larger[0]), (), size), torch.rand((1, 3, *size))
-    by_torch = _enlarging(crop, torch.device("cpu"))(plane)
+    crop, cpu = Crop(Box(0, 0, *larger[::-1]), (), size), torch.device("cpu")
+    plane = torch.rand((1, 3, *size))
+    by_torch, by_matrices = _enlarging(crop, cpu)(plane), _by_matrices(size, larger, cpu)(plane)
     assert by_torch.shape[-2:] == larger
-    assert float((by_torch - _by_matrices(size, larger, torch.device("cpu"))(plane)).abs().max()) < 1e-4
+    assert float((by_torch - by_matrices).abs().max()) < 1e-4
 
 
 def test_benign_edits_that_have_changed_are_drawn_more_often() -> None:
