@@ -116,8 +116,9 @@ def _loaded(path: Path, kind: str) -> Logo:
         message = f"detector logos: {error}; replace the file or move it away"
         raise ModelError(Code.DETECTOR, message, retryable=False) from error
     rgb = picture.rgb
-    opaque = np.full(rgb.shape[:2], 255, np.uint8)
-    alpha = (opaque if picture.alpha is None else colour.eight(picture.alpha)) / np.float32(255)
+    alpha: Floats = np.ones(rgb.shape[:2], np.float32)
+    if picture.alpha is not None:
+        alpha = colour.eight(picture.alpha).astype(np.float32) / np.float32(255)
     if not (alpha > 0.5).any():
         alpha = alpha / max(float(alpha.max()), 1 / 255)  # the watermark file itself is faint
     tight = Box.around(alpha > 0.05) if alpha.any() else Box(0, 0, rgb.shape[1], rgb.shape[0])
