@@ -36,7 +36,8 @@ def load(folder: Path) -> list[Image.Image]:
     pictures = []
     for path in paths:
         try:
-            pictures.append(Image.open(path).convert("RGB"))
+            with Image.open(path) as picture:
+                pictures.append(picture.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
             print(f"{path}: cannot be read ({error}), and is left out", file=sys.stderr)
     if not pictures:

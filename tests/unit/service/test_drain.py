@@ -73,7 +73,8 @@ def test_a_picture_that_kills_the_worker_before_each_stop_is_set_aside(house: Ca
         home.again()
     home.turn(5, times=6)
     assert home.states() == ["quarantined"]
-    assert "died 2 times" in home.reasons()
+    (job,) = home.service.jobs.store.jobs()
+    assert "died 2 times" in str(job.message)
 
 
 def test_a_result_that_a_worker_left_before_it_died_is_used(house: Callable[..., House]) -> None:
