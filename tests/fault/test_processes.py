@@ -172,7 +172,7 @@ class Hung(Call):
     was_killed = False
 
     def send(self, message: Any) -> None:
-        super().send(message)
+        self.jobs = {message[0].job: message[0].lease}
         self.report_and_die([Progress(message[0].job, message[0].lease, "start", 0, 1)])
 
     def receive(self, timeout: float) -> list[Progress | Outcome]:
@@ -186,7 +186,7 @@ class Hung(Call):
 
 def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(house: Callable[..., House]) -> None:
     home = house(watch=SOON, limits={"silence_s": 60, "free_mb": 0})
-    home.hire, home.stuck = Hung, True
+    home.hire = lambda house: Call(house) if house.children else Hung(house)
     rungs = []
 
     def process(order: Order, progress: PhaseProgress) -> Finished:
@@ -195,9 +195,6 @@ def test_fault_07_a_worker_that_hangs_is_killed_and_its_job_resumed(house: Calla
 
     home.process = process
     home.drop("p.png")
-    while home.states() != ["running"]:
-        home.turn()
-    home.hire, home.stuck = Call, False
     home.turn(5, times=6)
     assert "hung for 60 s" in home.reasons()
     assert [getattr(child, "was_killed", None) for child in home.children] == [True, None]
