@@ -54,9 +54,9 @@ def isolated(job: Job, *expected: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (StoreError, InternalError, *expected):
-        raise
     except Exception as error:
+        if isinstance(error, (StoreError, InternalError, *expected)):
+            raise
         raise InternalError(job) from error
 
 
@@ -192,7 +192,7 @@ class Jobs:
             self._worked_s[job.id] = round(self.monotonic() - begun, 1)
         now = self.now()
         for listen in self.listeners:
-            listen(replace(job, state=state, updated=now, **changes), timings)
+            listen(replace(replace(job, state=state, updated=now), **changes), timings)
         return self._remember(self.store.update(job.id, state, at=now, detail=detail, **changes))
 
     def refuse(self, job: Job, files: dict[bytes, Signature], code: Code, message: str) -> None:

@@ -240,13 +240,14 @@ class Review:
             self._jobs.update(job, JobState.PUBLISHING, verdict=result.verdict, code=None, message=missed)
             return
         spool.drop()
-        choice, told = job.choice, None
+        choice = job.choice
+        reason: dict[str, str] | None = None
         if choice == Choice.RELEASE and not same:  # nobody has seen the result of these masks
-            choice, told = None, {"reason": "the masks are not those of the result that was released"}
+            choice, reason = None, {"reason": "the masks are not those of the result that was released"}
         self._jobs.update(
             job,
             JobState.SETTLING,
-            detail=told,
+            detail=reason,
             attempts=0,
             verdict=None,
             code=None,

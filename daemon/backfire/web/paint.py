@@ -12,7 +12,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -57,14 +57,13 @@ def change(before: bytes, after: bytes) -> bytes | None:
     return _jpeg(Image.fromarray(np.clip(amplified, 0, 255).astype(np.uint8)), 90)
 
 
-def mask(file: bytes, shapes: list[Mapping[str, Any]], paint: str = "white") -> bytes | None:
+def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white") -> bytes | None:
     """A mask of the picture's size as a PNG, painted where something was drawn; None where nothing was.
 
     Args:
         file: the picture.
         shapes: `{"rectangle": [left, top, right, bottom]}` or `{"stroke": [[x, y], …], "width": w}`, in
-        pixels
-            of the upright picture.
+            pixels of the upright picture.
         paint: `white` or `black`, see `Sidecars.protected`; all else is of the other.
     """
     height, width = _decoded(file).shape[:2]

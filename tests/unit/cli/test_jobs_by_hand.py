@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from backfire.admin.retry import retry
 from backfire.cli import jobs as commands
 from backfire.cli.commands import app
 from backfire.cli.common import SOME_FAILED, moment
@@ -36,7 +37,6 @@ def test_one_that_cannot_be_moved_does_not_keep_the_others(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = desk.failed("a.jpg", "internal"), desk.failed("b.jpg", "internal")
-    retry = commands.retried
 
     def full(job: Job, *more: Any) -> str | None:
         if job.id == first.id:

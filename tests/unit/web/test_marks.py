@@ -18,7 +18,7 @@ from backfire.web.picture import edits, is_good
 def test_the_page_marks_an_edit_as_the_verdict_does(
     kind: MaskKind, first: bool, held_out: bool, thresholds: dict[str, float]
 ) -> None:
-    settings = Verify(**thresholds)
+    settings = Verify.model_validate(thresholds)
     asked = settings.model_dump(include=set(THRESHOLDS))
     marks = set()
     figures = product(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from backfire.web import painter
 from backfire.web.painter import AGAIN_S, Painter
 
 
@@ -38,7 +37,7 @@ def test_a_picture_that_hangs_blocks_none_that_is_kept(monkeypatch: pytest.Monke
 
 def test_what_could_not_be_painted_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     paints, now = Painter(), time.monotonic()
-    monkeypatch.setattr(painter.time, "monotonic", lambda: now)
+    monkeypatch.setattr("backfire.web.painter.time.monotonic", lambda: now)
     assert paints.kept(("a",)) == (False, None)
     paints.keep(("a",), None)
     paints.keep(("b",), b"small")
