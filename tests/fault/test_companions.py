@@ -93,7 +93,7 @@ def test_several_that_come_late_follow_without_a_warning(house: Make) -> None:
     drop(home, "a.xmp", XMP)
     drop(home, "a.aae", XMP)
     with structlog.testing.capture_logs() as lines:
-        home.turn(times=40)
+        home.turn(0.1, times=400)  # several rounds for each scan
     assert set(home.files("archive")) == {"a.png", "a.xmp", "a.aae"}
     assert not {"postponed", "no_picture"} & {line["event"] for line in lines}
 
