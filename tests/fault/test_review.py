@@ -516,9 +516,10 @@ def test_each_of_two_held_pictures_of_a_name_keeps_its_own_mask(two: House, firs
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_mask_for_one_of_two_held_pictures_is_not_given_to_the_other(two: House, number: int) -> None:
     worked = masks_worked(two)
+    own = {1: MASK, 2: OTHER_MASK}[number]
     review.add_mask(two.settings, number, "m.png", THIRD_MASK, by="anna")
     two.turn(times=6)
-    assert worked == [(number, THIRD_MASK)]
+    assert worked == [(number, own + THIRD_MASK)]
     review.accept(two.settings, 3 - number, by="anna")
     two.turn(times=6)
     assert job(two, 3 - number).state == JobState.ARCHIVED
@@ -590,18 +591,36 @@ def test_a_mask_that_changes_while_a_release_is_worked_again_is_not_published_un
     assert (job(home).state, job(home).choice) == (JobState.REVIEW, None)
 
 
+@pytest.mark.parametrize("proof", ["p.png.done", "P.PNG.done"])
+@pytest.mark.parametrize("again", [False, True])
 def test_mask_and_proof_of_a_released_picture_do_not_wait_for_the_next_of_its_name(
-    house: Callable[..., House],
+    house: Callable[..., House], proof: str, again: bool
 ) -> None:
     home = house(watch={**SOON, "proof": "done"}, regions=SIDECARS, verify={"on_weak": "review"})
     home.process = weak
-    (home.base / "inbox" / "p.png.done").touch()
+    (home.base / "inbox" / proof).touch()
     drop(home, "p.png", picture(), MASK)
+    if again:
+        review.work_again(home.settings, 1, by="anna")
+        home.turn(times=8)
     review.accept(home.settings, 1, by="anna")
     home.turn(times=4)
     assert home.states() == ["archived"]
     assert home.files("inbox") == home.files("review") == {}
-    assert set(home.files("archive")) == {"p.png", "p.mask.png", "p.png.done"}
+    assert set(home.files("archive")) == {"p.png", "p.mask.png", proof}
+
+
+def test_a_further_mask_beside_a_weak_picture_is_not_passed_over(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    drop(home, "p.png", picture(), MASK)
+    (home.base / "review" / "p.png.mask.png").write_bytes(OTHER_MASK)
+    with pytest.raises(DecisionRefused, match=r"the mask p\.png\.mask\.png lies beside it; use --again"):
+        review.accept(home.settings, 1, by="anna")
+    worked = masks_worked(home)
+    review.work_again(home.settings, 1, by="anna")
+    home.turn(times=8)
+    assert worked == [(1, MASK + OTHER_MASK)]
 
 
 def test_a_mask_decides_about_the_newest_of_two_held_pictures_of_a_name(home: House) -> None:

@@ -149,7 +149,7 @@ def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tu
             for entry in manifest.read(folder, days).entries:
                 expected.setdefault(entry.path, set()).add(entry.sha256)
         for path, digests in expected.items():
-            item = _Item(name, folder, path, frozenset(digests), frozenset(ever[path] - digests))
+            item = _Item(name, folder, path, frozenset(digests), frozenset(ever.get(path, set()) - digests))
             if os.path.lexists(item.source):
                 items.append(item)
             else:

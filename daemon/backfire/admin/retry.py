@@ -153,7 +153,9 @@ def put_back(job: Job, settings: Settings) -> bool:
 def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:
     """Where proofs lie in failed that the inbox lacks, and their names there: the picture waits for one."""
     failed, target = settings.folders.failed, settings.folders.inbox
-    for name in inbox.proof_names(job.path, settings.watch.proof_ending):
+    ending = settings.watch.proof_ending
+    written = inbox.scan_beside(failed, [job.path], ending).proof_of(job.path)  # p.jpg.DONE is one, too
+    for name in filter(None, dict.fromkeys((written, *inbox.proof_names(job.path, ending)))):
         for place in (outbox.keyed(failed, name, job.key or ""), name):
             if inbox.signature(failed, place) is not None and inbox.signature(target, name) is None:
                 yield place, name

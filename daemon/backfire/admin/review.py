@@ -20,6 +20,7 @@ from backfire.detectors import Sidecar
 from backfire.errors import BackfireError, Code, InputError, StoreError
 from backfire.files import inbox, outbox, safe_paths
 from backfire.service.review import masks_beside, noted_by_others
+from backfire.service.spool import Spool
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store
 from backfire.types import ACTIVE, Choice, Job, JobState, Verdict, shown
@@ -240,9 +241,12 @@ def _held(store: Reader, job: Job, settings: Settings) -> Held:
     folder = settings.folders.review
     place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
     picture = None if place is None else folder / os.fsdecode(place)
-    masks = [] if job.mask_sha256 else masks_beside(folder, job, place, {})
+    spool, key = Spool(_spools(settings) / str(job.id)), job.key or ""
+    own = {name: outbox.find(folder, name, key=key, sha256=sha256) for name, sha256, _ in spool.extras()}
+    known = not job.mask_sha256 or bool(spool.files())  # otherwise nobody can tell which masks are its own
+    masks = masks_beside(folder, job, place, {}, own) if known else []
     if masks:  # they may belong to other held pictures, which cost a look at the database
-        masks = masks_beside(folder, job, place, _of_others(store, job, settings))
+        masks = masks_beside(folder, job, place, _of_others(store, job, settings), own)
     return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
 
 

@@ -43,7 +43,7 @@ class LogoDetector:
     """Finds the logos of the configured folders, which are read again when they change.
 
     Where that fails, as while a logo is being copied, the logos that were read before are looked for, the log
-    says why, and the next picture tries again.
+    says why, and they are read when the folders change again.
 
     Raises:
         ModelError: `Code.DETECTOR`, a folder cannot be read or holds no picture, or a logo has too few
@@ -53,6 +53,7 @@ class LogoDetector:
     def __init__(self, settings: Logos) -> None:
         self._folders = {"logo": settings.folder, "watermark": settings.watermarks}
         self._seen: object = None
+        self._refused: object = None
         self._logos: list[Logo] = []
         self._refresh()
 
@@ -89,9 +90,10 @@ class LogoDetector:
             if folder is not None
             for file in _files(folder)
         ]
-        if files != self._seen:
+        if files not in (self._seen, self._refused):
+            self._refused = files
             self._logos = [_loaded(path, kind) for kind, path, *_ in files]
-            self._seen = files
+            self._seen, self._refused = files, None
 
 
 def _files(folder: Path) -> list[tuple[Path, int, int]]:

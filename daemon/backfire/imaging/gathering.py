@@ -150,7 +150,7 @@ def _with_chunks(found: Metadata, data: bytes) -> Metadata:
 def _with_profile(found: Metadata, profile: bytes) -> Metadata:
     if profile.startswith((b"Exif\0\0", b"II", b"MM")):
         return replace(found, exif=found.exif or _exif(profile))
-    if b"<" in profile:
+    if b"<" in profile and not profile.startswith(previews.RAW_PROFILE):  # that could not be unpacked
         return replace(found, xmp=found.xmp or profile)
     return replace(found, left_out=(*found.left_out, "a raw profile in a PNG text: it cannot be read"))
 

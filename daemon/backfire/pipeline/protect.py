@@ -62,11 +62,17 @@ def protect(
     where = device if device and settings.protect.device == "auto" else settings.protect.device
     working = settings.protect.model_copy(update={"device": where})
     ladder = memory.rungs(working, hardware.pick_device(where))
-    return memory.try_rungs(ladder, partial(_protect_on, run, found), start=rung)
+    work = partial(_protect_on, run, found, killed=rung > 0)
+    return memory.try_rungs(ladder, work, start=rung)
 
 
-def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
-    """The steps that need memory, under the settings of one rung; the key stays that of the configuration."""
+def _protect_on(run: Run, found: Found, rung: Rung, *, killed: bool) -> Result:
+    """The steps that need memory, under the settings of one rung; the key stays that of the configuration.
+
+    Args:
+        run, found, rung: the picture, its regions, and how much memory may be used.
+        killed: whether the process was killed at the picture before.
+    """
     picture, asked, output = run.picture, run.settings.protect, run.settings.output
     with run.phase("load"):
         editors = run.load_editors(rung.protect, frugal=rung.frugal)
@@ -88,7 +94,8 @@ def _protect_on(run: Run, found: Found, rung: Rung) -> Result:
     written = writing.write(run, optimised.rgb, budget, work)
     # As large as the configuration says, also where memory was enough only for a smaller optimisation.
     crops = run.crops(found.regions, asked)
-    judged = _judged(run, written, crops, editors, budget, rung)
+    # A kill cannot be caught as an error can: it might come again where all is judged at full size.
+    judged = _judged(run, written, crops, editors, budget, rung, smaller_at_once=killed)
     facts = {
         **_facts(run, written, found),
         "method": asked.method,
@@ -138,12 +145,19 @@ def _facts(run: Run, written: Written, found: Found) -> dict[str, Any]:
 
 
 def _judged(
-    run: Run, written: Written, crops: Sequence[Crop], editors: Editors, budget: Budget, rung: Rung
+    run: Run,
+    written: Written,
+    crops: Sequence[Crop],
+    editors: Editors,
+    budget: Budget,
+    rung: Rung,
+    *,
+    smaller_at_once: bool,
 ) -> Judged:
     """The verdict on what was written.
 
     What was optimised smaller for want of memory is judged as large as all pictures. Where memory is not
-    enough for that either, it is judged smaller, and is `weak` at best.
+    enough for that either, or `smaller_at_once` says so, it is judged smaller, and is `weak` at best.
     """
     asked = run.settings.protect.work_px
 
@@ -154,7 +168,8 @@ def _judged(
 
     if rung.protect.work_px == asked:
         return on(rung)
-    return memory.try_rungs([replace(rung, protect=run.settings.protect), rung], on)
+    full = replace(rung, protect=run.settings.protect)
+    return memory.try_rungs([full, rung], on, start=int(smaller_at_once))
 
 
 def _at_best_weak(judgement: Judgement) -> Judgement:

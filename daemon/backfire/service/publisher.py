@@ -188,7 +188,7 @@ class Publisher:
         taken: set[bytes] = set()
         for job in jobs:
             try:
-                with isolated(job):
+                with isolated(job, OSError):
                     result = self._result(job, beside)
             except OSError as error:
                 self._jobs.retry_later(job, error)

@@ -198,12 +198,11 @@ class Review:
         """
         folder, root, key = self._folder, self._inbox.root, job.key or ""
         spool, proof = self._jobs.spool(job), self._inbox.proof_ending
-        proofs = names.proof_names(job.path, proof)
         own: dict[bytes, bytes | None] = {}
         back: dict[bytes, tuple[bytes, str]] = {}
         as_it_is = job.choice == Choice.RELEASE and bool(spool.files())
         for name, sha256, file in spool.extras():
-            if file == spool.proof and name not in proofs:  # `watch.proof` is another by now
+            if file == spool.proof and not names.is_proof(name, proof):  # `watch.proof` is another by now
                 continue
             place = own[name] = outbox.find(folder, name, key=key, sha256=sha256, strict=True)
             if place is not None:
@@ -280,8 +279,9 @@ def names_beside(scan: Scan, job: Job, proof: bytes) -> list[bytes]:
         job: whose picture is held.
         proof: see `Watch.proof_ending`.
     """
-    written = scan.masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
-    return [*written, *names.mask_names(job.path), *names.proof_names(job.path, proof)]
+    written = scan.masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too, and so does p.jpg.DONE
+    proofs = [scan.proof_of(job.path), *names.proof_names(job.path, proof)]
+    return [*written, *names.mask_names(job.path), *filter(None, proofs)]
 
 
 def put_beside(
@@ -322,10 +322,16 @@ def put_beside(
             break
 
 
-def masks_beside(folder: Path, job: Job, held: bytes | None, others: Mapping[bytes, Set[str]]) -> list[bytes]:
-    """The masks that lie beside a held picture without a mask in the review folder; see `put_beside`."""
+def masks_beside(
+    folder: Path,
+    job: Job,
+    held: bytes | None,
+    others: Mapping[bytes, Set[str]],
+    own: Mapping[bytes, bytes | None],
+) -> list[bytes]:
+    """The masks put beside a held picture in the review folder that replace none of its own; `put_beside`."""
     wanted = names_beside(names.scan_beside(folder, [job.path]), job, b"")
-    found = put_beside(folder, job, held, wanted, others, {})
+    found = put_beside(folder, job, held, (name for name in wanted if name not in own), others, own)
     return [*dict.fromkeys(place for _, place in found)]
 
 

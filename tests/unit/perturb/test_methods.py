@@ -506,7 +506,7 @@ def test_edits_to_break_weigh_more_on_the_first_path_where_paths_are_drawn_by_ne
     assert sizes[1, True] == pytest.approx(limit, rel=0.1)
 
 
-@pytest.mark.parametrize(("error", "weight"), [(0.01, 1), (0.3, 2)])
+@pytest.mark.parametrize(("error", "weight"), [(0.01, 1), (0.3, 3)])
 def test_an_edit_to_keep_weighs_more_on_the_first_path_while_it_is_off(error: float, weight: float) -> None:
     work = task()
     given = replace(work, paths=[[[crop(work), replace(crop(work), first=False)]]], by_need=True)

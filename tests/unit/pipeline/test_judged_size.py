@@ -36,21 +36,24 @@ class Tight:
 
 
 @pytest.mark.parametrize(
-    ("rung", "most", "sizes", "verdict"),
+    ("rung", "most", "killed", "sizes", "verdict"),
     [
-        ("full", 1600, [1600], Verdict.PROTECTED),
-        ("smaller", 1600, [1600], Verdict.PROTECTED),
-        ("smaller", 1000, [1600, 800], Verdict.WEAK),
+        ("full", 1600, False, [1600], Verdict.PROTECTED),
+        ("smaller", 1600, False, [1600], Verdict.PROTECTED),
+        ("smaller", 1000, False, [1600, 800], Verdict.WEAK),
+        ("smaller", 1600, True, [800], Verdict.WEAK),
+        ("full", 1600, True, [1600], Verdict.PROTECTED),
     ],
 )
 def test_a_smaller_optimisation_is_judged_in_full_or_is_weak_at_best(
-    tmp_path: Path, rung: str, most: int, sizes: list[int], verdict: Verdict
+    tmp_path: Path, rung: str, most: int, killed: bool, sizes: list[int], verdict: Verdict
 ) -> None:
-    """Smaller edits are edits that nobody makes."""
+    """Smaller edits are edits that nobody makes; a process that was killed does not try larger ones again."""
     run: Any = Tight(tmp_path, most)
     cpu, written = torch.device("cpu"), SimpleNamespace(published=None)
     on = next(one for one in memory.rungs(run.settings.protect, cpu) if one.name == rung)
-    judged = protect._judged(run, written, [], Editors(cpu, []), Budget(5), on)  # type: ignore[arg-type]
+    what: Any = run, written, [], Editors(cpu, []), Budget(5), on
+    judged = protect._judged(*what, smaller_at_once=killed)
     assert run.sizes == sizes
     assert judged.judgement.verdict == verdict
     assert bool(judged.judgement.reasons) == (verdict == Verdict.WEAK)
@@ -62,8 +65,9 @@ def test_where_memory_is_not_enough_for_an_optimisation_of_full_size_the_next_ru
     run: Any = Tight(tmp_path, 1000)
     cpu, written = torch.device("cpu"), SimpleNamespace(published=None)
     full, *_ = memory.rungs(run.settings.protect, cpu)
+    what: Any = run, written, [], Editors(cpu, []), Budget(5), full
     with pytest.raises(ModelError, match="no more memory"):
-        protect._judged(run, written, [], Editors(cpu, []), Budget(5), full)  # type: ignore[arg-type]
+        protect._judged(*what, smaller_at_once=False)
 
 
 def test_a_rung_that_runs_out_of_memory_leaves_no_matrices_to_the_next_one() -> None:

@@ -46,8 +46,8 @@ CHECKS = 8
 NEED = 0.1
 """Added to how far the edits of a path are from the clean ones, before paths are drawn by its inverse: a path
 on which nothing breaks is drawn some ten times as often as one on which everything does."""
-FIRST_WEIGHT = 2.0
-"""The weight on the first path of a surrogate, where the verdict asks most, of trigger edits and of benign
+FIRST_WEIGHT, SPOILT_WEIGHT = 2.0, 3.0
+"""The weights on the first path of a surrogate, where the verdict asks most, of trigger edits and of benign
 ones that are off by more than is tolerated, beside edits on each other path that is drawn by need."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
 """Shapes drawn on attack paths that are no surrogate's first; the verdict asks for the region's edit."""
@@ -253,8 +253,11 @@ class Search:
 
     def _weight(self, path: Edits, edit: Edit) -> float:
         """The weight of an edit's gradient in the average of its path, see `FIRST_WEIGHT`."""
-        counts = edit.breaks or edit.kind in path.spoilt
-        return FIRST_WEIGHT if self._task.by_need and path.given.first and counts else 1.0
+        if not (self._task.by_need and path.given.first):
+            return 1.0
+        if edit.breaks:
+            return FIRST_WEIGHT
+        return SPOILT_WEIGHT if edit.kind in path.spoilt else 1.0
 
     def _paths(self, region: int) -> list[list[Edits]]:
         """The edits of a region on each of its paths, in groups, the most important path first."""
