@@ -101,6 +101,7 @@ def test_a_worker_that_had_died_before_the_stop_says_on_which_picture(tmp_path: 
     for has_heard in (True, False):  # what it reported may lie in the pipe still
         child = Child(process=killed)
         child.send(orders)
+        child._process.join(60)  # a busy machine takes a while to start it
         assert child.exitcode == -signal.SIGKILL
         if has_heard:
             child.receive(60)
