@@ -280,6 +280,7 @@ INTERRUPTED = """
 import os, signal, sys
 from backfire.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 module = sys.argv.pop()
 
 class Interrupts:
