@@ -162,7 +162,7 @@ def add_mask(settings: Settings, job_id: int, name: str, data: bytes, *, by: str
     if ending not in MASK_ENDINGS:
         raise DecisionRefused(f"{name}: got {ending or 'no extension'}, expected a mask .png or a .json")
 
-    def put_mask(found: Held, store: Reader) -> Callable[[], None]:
+    def put_mask(found: Held) -> Callable[[], None]:
         assert found.picture is not None
         _require_fit(settings, found, Sidecar(name, data))
         review, key = settings.folders.review, found.job.key or ""
@@ -177,7 +177,7 @@ def _decide(
     job_id: int,
     choice: Choice,
     by: str,
-    prepare: Callable[[Held, Reader], Callable[[], None]] | None = None,
+    prepare: Callable[[Held], Callable[[], None]] | None = None,
     how: str | None = None,
 ) -> Job:
     """Record a decision.
@@ -193,7 +193,7 @@ def _decide(
                 f"job {job_id} ({found.job.name}): the mask {found.masks[0].name} lies beside it; use "
                 "--again to protect what it marks, or delete it to publish the picture as it is"
             )
-        undo = prepare(found, store) if prepare else None
+        undo = prepare(found) if prepare else None
         try:
             return store.decide(job_id, choice, by=by, at=time.time(), how=how)
         except StoreError:
@@ -241,21 +241,14 @@ def _held(store: Reader, job: Job, settings: Settings) -> Held:
     folder = settings.folders.review
     place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
     picture = None if place is None else folder / os.fsdecode(place)
-    spool, key = Spool(_spools(settings) / str(job.id)), job.key or ""
+    spools, key = settings.folders.state / "spool", job.key or ""
+    spool = Spool(spools / str(job.id))
     own = {name: outbox.find(folder, name, key=key, sha256=sha256) for name, sha256, _ in spool.extras()}
     known = not job.mask_sha256 or bool(spool.files())  # otherwise nobody can tell which masks are its own
     masks = masks_beside(folder, job, place, {}, own) if known else []
     if masks:  # they may belong to other held pictures, which cost a look at the database
-        masks = masks_beside(folder, job, place, _of_others(store, job, settings), own)
+        masks = masks_beside(folder, job, place, noted_by_others(store, spools, job), own)
     return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
-
-
-def _of_others(store: Reader, job: Job, settings: Settings) -> dict[bytes, set[str]]:
-    return noted_by_others(store, _spools(settings), job)
-
-
-def _spools(settings: Settings) -> Path:
-    return settings.folders.state / "spool"
 
 
 def _free_mask(settings: Settings, found: Held, ending: bytes) -> bytes:

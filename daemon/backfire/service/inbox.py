@@ -2,7 +2,7 @@
 
 All stages of a picture's trip share it: intake looks for pictures in it, the retry policy asks whether a
 file may still be growing, the publisher asks whether picture and masks are what was copied, and `Originals`
-alone takes files out of it.
+alone takes files out of it. It is one long module because all of these go by the same scan.
 """
 
 from __future__ import annotations
