@@ -16,9 +16,13 @@ __all__ = ["browser", "desk", "page", "serving"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The browser that `CHROMIUM` names, or the first that is found."""
+    """The browser that `CHROMIUM` names, or the first that is found.
+
+    It ends with its module, since Playwright runs an event loop meanwhile and other tests of this process
+    could start none.
+    """
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed, and CHROMIUM names none")
