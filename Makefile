@@ -1,4 +1,4 @@
-# make demo: install into .venv and protect sample pictures (DEMO=--fetch: also against published models). make test: install, lint, type-check, test.
+# make demo: install into .venv and protect sample pictures in demo/ (DEMO='demo-2 --fetch': in demo-2/, also against published models). make test: install, lint, type-check, test.
 # make coverage: run the tests and list what they do not execute.
 # make man: write the manual page build/backfire.1.
 # make docs: build the documentation as a site.
@@ -7,6 +7,7 @@
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
+DEMO ?= demo
 BIN := $(VENV)/bin
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 # Many tests wait for a daemon; twice as many processes of tests as cores keep the cores busy.
@@ -41,8 +42,7 @@ $(VENV)/.installed-release: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	rm -rf demo
-	$(BIN)/backfire demo demo $(DEMO)
+	$(BIN)/backfire demo $(DEMO)
 
 man: $(VENV)/.installed
 	mkdir -p build

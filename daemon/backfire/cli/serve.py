@@ -110,7 +110,5 @@ def demo(
             out.print(f"  {file}", markup=False, soft_wrap=True)
     out.print("open the *.sheet.jpg files in reports to see edits of the original and of the protected copy")
     if not fetch:
-        out.print(
-            "backfire demo --fetch (make demo DEMO=--fetch) also protects against published autoencoders"
-        )
+        out.print("backfire demo ANOTHER --fetch also protects against published autoencoders")
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
