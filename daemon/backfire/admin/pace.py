@@ -138,6 +138,9 @@ class _Probe:
             work=protect.work_px,
             whole=protect.whole_px,
         )
+        # An iteration looks at those surrogates alone that are judged on its path.
+        judged = (path in self.editors.paths_of(one) for one in self.editors.surrogates)
+        through = [(path,) if here else () for here in judged]
         ends: list[float] = []
 
         def progress(done: int, total: int) -> None:
@@ -147,7 +150,7 @@ class _Probe:
 
         with suppress(_TimedError):
             Optimiser(
-                protect, self.editors.surrogates, self.editors.device, through=[(path,)] if path else ()
+                protect, self.editors.surrogates, self.editors.device, through=through if path else ()
             ).optimise(self.rgb, crops, grey=False, rng=np.random.default_rng(0), progress=progress)
         return (ends[-1] - ends[0]) / max(len(ends) - 1, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,14 +39,14 @@ Shapes = Callable[[Mask, np.random.Generator], list[Mask]]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit mask 1,1,h,w of a kind, and each surrogate's response to the clean picture under it, 1,c,y,x.
+    """An edit mask 1,1,h,w of a kind, and by surrogate its response to the clean picture under it, 1,c,y,x.
 
     Outside the box around the mask a response is zero: no loss looks there, see `masked_mse`.
     """
 
     kind: str
     mask: Tensor
-    clean: list[Tensor]
+    clean: Mapping[int, Tensor]
 
     @property
     def breaks(self) -> bool:
@@ -109,12 +109,15 @@ class Edits:
 
     Args:
         given: what editors are given on that path.
-        surrogates: the editors.
+        surrogates: the editors; `given` says which of them are looked at.
         rng: draws the shapes.
         respond: what is looked at of an edit.
         shapes: the incomplete triggers.
         incomplete, far: at most so many of them are drawn from. Without incomplete triggers the dilated
             region is not drawn either: trigger edits are then those of the region alone.
+
+    Attributes:
+        surrogates: by number, the editors that are looked at.
     """
 
     def __init__(
@@ -129,9 +132,11 @@ class Edits:
         far: int = FAR,
     ) -> None:
         self.given = given
-        self._surrogates, self._rng, self._respond, self._shapes = surrogates, rng, respond, shapes
+        numbers = range(len(surrogates)) if given.surrogates is None else given.surrogates
+        self.surrogates = {index: surrogates[index] for index in numbers}
+        self._rng, self._respond, self._shapes = rng, respond, shapes
         self._incomplete, self._far = incomplete, far
-        self._known: dict[tuple[str, int, int], list[_Stored]] = {}
+        self._known: dict[tuple[str, int, int], dict[int, _Stored]] = {}
         self._schedule = self._kinds()
         self._errors: dict[tuple[str, int], float] = {}
 
@@ -157,7 +162,7 @@ class Edits:
 
     def _depends(self, mask: Mask) -> bool:
         """Whether edits under a mask depend on the picture: a blind editor sees nothing under a full one."""
-        return not mask.all() or not any(one.blind for one in self._surrogates)
+        return not mask.all() or not any(one.blind for one in self.surrogates.values())
 
     def drawn(self, draw: int = 0) -> Edit:
         """The edit of the next iteration; where there is no room for one of its kind, the region itself."""
@@ -214,8 +219,10 @@ class Edits:
         key = kind, pick, draw
         mask = torch.from_numpy(planes[pick])[None, None].to(self.given.image)
         if key not in self._known:
-            self._known[key] = [self._clean(surrogate, mask, draw) for surrogate in self._surrogates]
-        return Edit(kind, mask, [stored.whole() for stored in self._known[key]])
+            self._known[key] = {
+                index: self._clean(surrogate, mask, draw) for index, surrogate in self.surrogates.items()
+            }
+        return Edit(kind, mask, {index: stored.whole() for index, stored in self._known[key].items()})
 
     def _clean(self, surrogate: Editor, mask: Tensor, draw: int) -> _Stored:
         image = self.given.image

@@ -73,6 +73,7 @@ class Optimiser:
             `protect.paths` says `all`; with `first`, or without any, only the crop itself is looked at.
 
     Raises:
+        ValueError: from `optimise`, there are attack paths, but not those of each surrogate.
         ConfigError: from `optimise`, the method cannot use one of the surrogates.
     """
 
@@ -103,6 +104,9 @@ class Optimiser:
             progress: called with (iterations done, iterations in all); may raise to stop.
             early_stop: asked with `stop_early` now and then within a round, and before each further round.
         """
+        if self.through and len(self.through) != len(self.surrogates):
+            expected = f"expected those of {len(self.surrogates)} surrogates"
+            raise ValueError(f"through: got attack paths of {len(self.through)}, {expected}")
         each = sum(one.iterations for one in self.settings.rounds())
         work = _Work(rgb, self, grey, rng, each * sum(len(crop.regions) for crop in crops))
         through = self.through if self.settings.paths == "all" else ()
@@ -227,9 +231,10 @@ class Paths:
         rgb: uint8 H,W,3, the picture.
         crops: all crops of it.
         robust_to: `protect.robust_to`.
-        through: the names of the attack paths by surrogate, its first one before others. On those that are
-            no surrogate's first and scale to the mask only the edit of the region is looked at: others would
-            reach the model at other scales, and looked at in the region's own crop they hold up its edit.
+        through: the names of the attack paths by surrogate, its first one before others. Each surrogate is
+            looked at on its own paths alone, as the verdict does. On those that are not its first and scale
+            to the mask only the edit of the region is looked at: others would reach the model at other
+            scales, and looked at in the region's own crop they hold up its edit.
         work_px: the long side, in pixels, at which what tools hand over at its own scale is worked at most.
     """
 
@@ -245,14 +250,30 @@ class Paths:
         height, width = self.rgb.shape[:2]
         everything = [one for other in self.crops for one in other.regions]
         resized = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
-        names = dict.fromkeys(name for paths in self.through for name in paths)
-        found = [self._handed(name, region, crop) for name in names]
-        tools = [one for one in found if one is not None]
+        tools = self._tools(region, crop)
         others = [self._input(crop, one) for one in resized]
         if "chain" in self.robust_to:
             others.append(self._chained(region, crop, everything))
         groups = [tools, others]
         return [group for group in groups if group]
+
+    def _tools(self, region: Region, crop: Crop) -> list[EditorInput]:
+        """What each tool hands over, once for the surrogates of which it is the first and once for others."""
+        names = dict.fromkeys(name for paths in self.through for name in paths)
+        handed = {name: self._handed(name, region, crop) for name in names}
+        users: dict[tuple[str, bool], list[int]] = {}
+        for index, paths in enumerate(self.through):
+            # As the verdict does, which asks most of the first tool that edits anything of the region.
+            own = [name for name in paths if handed[name] is not None]
+            for name in own:
+                users.setdefault((name, name == own[0]), []).append(index)
+        found = []
+        for (name, first), surrogates in users.items():
+            given = handed[name]
+            assert given is not None
+            alone = attack_paths.get(name).scales_to_mask and not first
+            found.append(replace(given, first=first, alone=alone, surrogates=tuple(surrogates)))
+        return found
 
     def _input(self, crop: Crop, variant: Crop) -> EditorInput:
         rows, columns = (torch.from_numpy(axis).to(self.device) for axis in variants.placement(crop, variant))
@@ -289,15 +310,14 @@ class Paths:
 
     def _handed(self, name: str, region: Region, crop: Crop) -> EditorInput | None:
         """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
-        tool, first = attack_paths.get(name), any(name == paths[0] for paths in self.through)
-        calls = tool.handed(region.plane(*self.rgb.shape[:2]))
+        calls = attack_paths.get(name).handed(region.plane(*self.rgb.shape[:2]))
         # A mask may have thousands of contours, and what the model gets of each takes time and memory.
         largest = heapq.nlargest(MOST_CALLS, calls, key=lambda one: one.edited_pixels)
         handed = max(largest, key=lambda one: int(one.mask.sum()))
         if handed.box == crop.box and handed.filters is None:
             image = to_tensor(self.rgb[crop.box.slices], crop.size, self.device)
             (mask,) = Crop(crop.box, (region,), crop.size).masks()
-            return EditorInput(image, mask, crop.protected(), first=first)
+            return EditorInput(image, mask, crop.protected())
         handed = handed.at_most(self.work_px)
         if not handed.repaints:
             return None
@@ -309,8 +329,7 @@ class Paths:
             return hand_over(enlarged(perturbation), handed, at=crop.box)
 
         image = handed_pictures([self.rgb], handed, self.device)
-        alone = tool.scales_to_mask and not first
-        return EditorInput(image, handed.mask, protected, place, first=first, alone=alone)
+        return EditorInput(image, handed.mask, protected, place)
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""

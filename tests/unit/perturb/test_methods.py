@@ -467,22 +467,62 @@ def test_a_tool_that_scales_to_the_mask_is_asked_for_the_edit_of_the_region_alon
     region = Region(Box(200, 100, 260, 160), "x", 1.0, "x")
     (crop,) = cropping.plan([region], 300, 450, margin=128, work=800)
     tools = "iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"
-    all_kinds = {"full", "dilated", "incomplete", "ring"}
-    for through, firsts in (([tools], {"iopaint"}), ([tools, tools[::-1]], {"iopaint", "forge-masked"})):
-        paths = Paths(rgb, [crop], (), through, torch.device("cpu"))
-        found = paths.of(region, crop, np.random.default_rng(0))
-        work = replace(task(), paths=[found], by_need=True)
-        search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
-        kinds = {
-            name: {edits.drawn().kind for _ in range(40)} - {"far"}
-            for name, edits in zip(tools, search._regions[0][0], strict=True)
-        }
-        assert {name for name, drawn in kinds.items() if drawn == all_kinds} == firsts
-        assert {name for name, drawn in kinds.items() if drawn == {"full"}} == {
-            "comfyui-stitch-512",
-            "forge-masked",
-        } - firsts
-        assert kinds["forge-whole"] == {"full", "ring"}
+    paths = Paths(rgb, [crop], (), [tools], torch.device("cpu"))
+    found = paths.of(region, crop, np.random.default_rng(0))
+    work = replace(task(), paths=[found], by_need=True)
+    search = Search(Implant(), work, [Counting()], "away", np.random.default_rng(0))
+    kinds = {
+        name: {edits.drawn().kind for _ in range(40)} - {"far"}
+        for name, edits in zip(tools, search._regions[0][0], strict=True)
+    }
+    assert kinds["iopaint"] == {"full", "dilated", "incomplete", "ring"}
+    assert kinds["comfyui-stitch-512"] == kinds["forge-masked"] == {"full"}
+    assert kinds["forge-whole"] == {"full", "ring"}
+
+
+def test_a_surrogate_is_looked_at_in_its_own_tools_alone_and_in_its_first_one_most() -> None:
+    """A tool that is the first of one surrogate and a further one of another is a path of each."""
+    rgb: Rgb = np.asarray(photo((450, 300)))
+    region = Region(Box(200, 100, 260, 160), "x", 1.0, "x")
+    (crop,) = cropping.plan([region], 300, 450, margin=128, work=800)
+    through = [("iopaint", "forge-masked"), ("iopaint",), ("forge-masked", "iopaint")]
+    paths = Paths(rgb, [crop], (), through, torch.device("cpu"))
+    found = paths.of(region, crop, np.random.default_rng(0))
+    masked, whole = (512, 512), (304, 456)
+    looks = {(given.mask.shape, given.first, given.alone): given.surrogates for given in found[0]}
+    assert looks == {
+        (whole, True, False): (0, 1),
+        (masked, False, True): (0,),
+        (masked, True, False): (2,),
+        (whole, False, False): (2,),
+    }
+    editors = [Counting() for _ in through]
+    work = replace(task(), paths=[found], by_need=True)
+    search = Search(Implant(), work, editors, "away", np.random.default_rng(0))
+    for path, surrogates in zip(search._regions[0][0], looks.values(), strict=True):
+        before = [one.edits for one in editors]
+        assert path.take("full") is not None
+        assert [one.edits > seen for one, seen in zip(editors, before, strict=True)] == [
+            index in (surrogates or ()) for index in range(3)
+        ]
+
+
+def test_the_saliency_of_a_surrogate_is_the_mean_over_the_iterations_that_looked_at_it() -> None:
+    image, whole = torch.rand((1, 3, 16, 16)), np.ones((16, 16), np.bool_)
+    inputs = [
+        EditorInput(image, whole, whole, lambda perturbation: perturbation, first=first, surrogates=numbers)
+        for first, numbers in ((True, (0, 1)), (False, (0,)))
+    ]
+    work = Task(image, [whole], whole, torch.ones(1, 1, 16, 16), Budget(6), paths=[[inputs]], by_need=True)
+    made = Still().run(
+        work,
+        [Counting(), Counting()],
+        iterations=30,
+        target="away",
+        rng=np.random.default_rng(0),
+        progress=lambda *_: None,
+    )
+    assert made.gradients[0] == pytest.approx(made.gradients[1])
 
 
 @pytest.mark.parametrize(("by_need", "ratio"), [(True, 2), (False, 1)])

@@ -37,6 +37,8 @@ class EditorInput:
         untouched: 1,3,y,x, the unperturbed picture before that; `place` places a perturbation in it.
         first: whether it is on a surrogate's first attack path, where the verdict asks edits of every kind.
         alone: whether the edit of the region is the only one to look at in this input, see `Paths`.
+        surrogates: the numbers of those that are looked at in this input, since the verdict replays an editor
+            in its own tools alone; None for all.
     """
 
     image: Tensor
@@ -47,6 +49,7 @@ class EditorInput:
     untouched: Tensor | None = None
     first: bool = False
     alone: bool = False
+    surrogates: tuple[int, ...] | None = None
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
         """The input with a perturbation 1,3,H,W of the crop; 1,3,h,w, differentiable."""

@@ -2,11 +2,11 @@
 
 An iteration draws an attack path (`base.EditorInput`), a transform of the picture on its way (`transforms`)
 and one edit of one region (`edit_masks`): expectation over transforms (EOT), one sample at a time. It asks
-each surrogate how it responds to the perturbed picture under the edit's mask, and takes a momentum step
-(`budget_step`, after MI-FGSM, arXiv 1710.06081) that pushes the response of a trigger edit away and keeps
-that of a benign edit. The momentum, of which each attack path has its own (`Search`), averages the last few
-iterations: three steps on one edit each cost what one step on three edits does, and get further. The
-responses to the clean picture are constant and computed once.
+each surrogate that is judged on that path how it responds to the perturbed picture under the edit's mask, and
+takes a momentum step (`budget_step`, after MI-FGSM, arXiv 1710.06081) that pushes the response of a trigger
+edit away and keeps that of a benign edit. The momentum, of which each attack path has its own (`Search`),
+averages the last few iterations: three steps on one edit each cost what one step on three edits does, and
+get further. The responses to the clean picture are constant and computed once.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class IterativeMethod:
                 progress(iterations, iterations)
                 break
             progress(done, iterations)
-        return Proposal(perturbation, tuple(plane / done for plane in search.saliency), done)
+        looked = zip(search.saliency, search.looks, strict=True)
+        return Proposal(perturbation, tuple(plane / max(count, 1) for plane, count in looked), done)
 
 
 class Search:
@@ -171,6 +172,7 @@ class Search:
 
     Attributes:
         saliency: by surrogate, H,W: the summed mean absolute gradient over channels.
+        looks: by surrogate, of how many iterations that is the sum.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class Search:
         self._averages: dict[tuple[int, bool], Tensor] = {}
         self._made = 0
         self.saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
+        self.looks = [0 for _ in surrogates]
 
     def start(self) -> Tensor:
         """Where to begin, 1,3,H,W: what is there already, the best of the stored starts, or noise."""
@@ -211,7 +214,7 @@ class Search:
         for path in (path for groups in self._regions for group in groups for path in group):
             edit = path.take("full")
             assert edit is not None
-            for index, surrogate in enumerate(self._surrogates):
+            for index, surrogate in path.surrogates.items():
                 with torch.no_grad(), mixed_precision(perturbation.device):
                     got = self._method.respond(surrogate, path.given.perturbed(perturbation), edit.mask, 0)
                 cells = mask_at(edit.mask, got, surrogate.multiple)
@@ -232,11 +235,12 @@ class Search:
         path = neediest(paths, rng) if self._task.by_need else _next(paths, turn)
         sample = self._sample(path)
         gradients: list[Tensor] = []
-        for index, surrogate in enumerate(self._surrogates):
+        for index, surrogate in path.surrogates.items():
             find = partial(self._of_one, perturbation, sample, index)
             one = in_fixed_order(surrogate, rng, find)
             magnitude = one[0].abs().mean(dim=0)
             self.saliency[index] += magnitude
+            self.looks[index] += 1
             # Scaled by its magnitude on trigger edits, so that no surrogate and no path drowns the others.
             scale = self._scales.get((path, index), magnitude.mean())
             if sample.edit.breaks:
