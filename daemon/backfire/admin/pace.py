@@ -120,15 +120,21 @@ class _Probe:
         # Where the settings have a single iteration, another one is timed all the same.
         timed = {"iterations": max(protect.iterations, TIMED + 1)}
         protect = protect.model_copy(update={**left_out, **timed})
-        every = (path for one in self.editors.surrogates for path in self.editors.paths_of(one))
-        first, *others = dict.fromkeys(every) if protect.paths == "all" else ("",)
-        seconds = self._iteration(protect, first)
+        first_alone = protect.paths == "first"
+        every = (self.editors.paths_of(one) for one in self.editors.surrogates)
+        own = [paths[:1] if first_alone else paths for paths in every]
+        # An iteration looks at those surrogates alone that are judged on its path.
+        through = (
+            [(path,) if path in paths else () for paths in own]
+            for path in dict.fromkeys(path for paths in own for path in paths)
+        )
+        seconds, *others = (self._iteration(protect, one) for one in through)
         if not others:
             return seconds
-        return (seconds + float(np.mean([self._iteration(protect, path) for path in others]))) / 2
+        return float(np.mean([seconds, *others])) if first_alone else (seconds + float(np.mean(others))) / 2
 
-    def _iteration(self, protect: Protect, path: str) -> float:
-        """The seconds of an iteration on one path; on the crop itself where that is empty."""
+    def _iteration(self, protect: Protect, through: Sequence[Sequence[str]]) -> float:
+        """The seconds of an iteration on these attack paths of the surrogates."""
         height, width = self.rgb.shape[:2]
         crops = cropping.plan(
             [self.region],
@@ -138,9 +144,6 @@ class _Probe:
             work=protect.work_px,
             whole=protect.whole_px,
         )
-        # An iteration looks at those surrogates alone that are judged on its path.
-        judged = (path in self.editors.paths_of(one) for one in self.editors.surrogates)
-        through = [(path,) if here else () for here in judged]
         ends: list[float] = []
 
         def progress(done: int, total: int) -> None:
@@ -149,9 +152,9 @@ class _Probe:
                 raise _TimedError
 
         with suppress(_TimedError):
-            Optimiser(
-                protect, self.editors.surrogates, self.editors.device, through=through if path else ()
-            ).optimise(self.rgb, crops, grey=False, rng=np.random.default_rng(0), progress=progress)
+            Optimiser(protect, self.editors.surrogates, self.editors.device, through=through).optimise(
+                self.rgb, crops, grey=False, rng=np.random.default_rng(0), progress=progress
+            )
         return (ends[-1] - ends[0]) / max(len(ends) - 1, 1)
 
     def judged(self, editor: Editor, *, is_held_out: bool) -> float:

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
 from backfire.types import Budget, Mask, Region, Rgb
+
+CROPPED_AS = "iopaint"
+"""The tool as which crops are planned: with `protect.paths: first` a crop stands for what it hands over."""
 
 EarlyStop = Callable[[Rgb, Crop, Budget | None], bool]
 """Called as early_stop(picture so far, crop, after): whether the crop needs no more work.
@@ -69,8 +73,8 @@ class Optimiser:
 
     Attributes:
         method: proposes the perturbations; None takes the one that the settings name.
-        through: by surrogate, the attack paths to optimise through, its most important one first, if
-            `protect.paths` says `all`; with `first`, or without any, only the crop itself is looked at.
+        through: by surrogate, the attack paths to optimise through, its most important one first, which alone
+            counts if `protect.paths` says `first`. Without any the crop itself is looked at.
 
     Raises:
         ValueError: from `optimise`, there are attack paths, but not those of each surrogate.
@@ -109,8 +113,15 @@ class Optimiser:
             raise ValueError(f"through: got attack paths of {len(self.through)}, {expected}")
         each = sum(one.iterations for one in self.settings.rounds())
         work = _Work(rgb, self, grey, rng, each * sum(len(crop.regions) for crop in crops))
-        through = self.through if self.settings.paths == "all" else ()
-        paths = Paths(rgb, crops, self.settings.robust_to, through, self.device, self.settings.work_px)
+        paths = Paths(
+            rgb,
+            crops,
+            self.settings.robust_to,
+            self.through,
+            self.device,
+            self.settings.work_px,
+            first_alone=self.settings.paths == "first",
+        )
         for crop in crops:
             end = work.done + each * len(crop.regions)
             work.crop(crop, [paths.of(region, crop, rng) for region in crop.regions], progress, early_stop)
@@ -223,19 +234,22 @@ class _Work:
 
 @dataclass(eq=False)
 class Paths:
-    """The attack paths on which the regions of a picture may reach an editor, beside the crops themselves.
+    """The attack paths on which the regions of a picture may reach an editor.
 
-    Those are the tools' own, and sizes to be robust to, see `variants`.
+    Those are the tools' own, or the crops themselves, and sizes to be robust to, see `variants`.
 
     Attributes:
         rgb: uint8 H,W,3, the picture.
         crops: all crops of it.
         robust_to: `protect.robust_to`.
-        through: the names of the attack paths by surrogate, its first one before others. Each surrogate is
+        through: the names of the attack paths by surrogate, its first one before others; the crop itself
+            takes their place where there are none. Each surrogate is
             looked at on its own paths alone, as the verdict does. On those that are not its first and scale
             to the mask only the edit of the region is looked at: others would reach the model at other
             scales, and looked at in the region's own crop they hold up its edit.
         work_px: the long side, in pixels, at which what tools hand over at its own scale is worked at most.
+        first_alone: whether the first path of each surrogate is the only one. Where that is `CROPPED_AS`, it
+            is the crop itself, in which all regions of a crop are seen alike.
     """
 
     rgb: Rgb
@@ -244,13 +258,16 @@ class Paths:
     through: Sequence[Sequence[str]]
     device: torch.device
     work_px: int = 800
+    first_alone: bool = False
     _whole: Tensor | None = field(default=None, init=False)
 
     def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[EditorInput]]:
         height, width = self.rgb.shape[:2]
         everything = [one for other in self.crops for one in other.regions]
         resized = variants.for_optimiser(region, crop, everything, height, width, self.robust_to, rng)
-        tools = self._tools(region, crop)
+        tools = self._tools(region, crop) or [
+            replace(_cropped(self.rgb, crop, region, self.device), first=True)
+        ]
         others = [self._input(crop, one) for one in resized]
         if "chain" in self.robust_to:
             others.append(self._chained(region, crop, everything))
@@ -259,14 +276,19 @@ class Paths:
 
     def _tools(self, region: Region, crop: Crop) -> list[EditorInput]:
         """What each tool hands over, once for the surrogates of which it is the first and once for others."""
-        names = dict.fromkeys(name for paths in self.through for name in paths)
-        handed = {name: self._handed(name, region, crop) for name in names}
+        handed: dict[str, EditorInput | None] = {}
+
+        def edits(name: str) -> bool:
+            if name not in handed:
+                handed[name] = self._handed(name, region, crop)
+            return handed[name] is not None
+
         users: dict[tuple[str, bool], list[int]] = {}
         for index, paths in enumerate(self.through):
             # As the verdict does, which asks most of the first tool that edits anything of the region.
-            own = [name for name in paths if handed[name] is not None]
-            for name in own:
-                users.setdefault((name, name == own[0]), []).append(index)
+            own = filter(edits, paths)
+            for number, name in enumerate(islice(own, 1) if self.first_alone else own):
+                users.setdefault((name, number == 0), []).append(index)
         found = []
         for (name, first), surrogates in users.items():
             given = handed[name]
@@ -310,14 +332,14 @@ class Paths:
 
     def _handed(self, name: str, region: Region, crop: Crop) -> EditorInput | None:
         """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
+        if self.first_alone and name == CROPPED_AS:
+            return _cropped(self.rgb, crop, region, self.device)
         calls = attack_paths.get(name).handed(region.plane(*self.rgb.shape[:2]))
         # A mask may have thousands of contours, and what the model gets of each takes time and memory.
         largest = heapq.nlargest(MOST_CALLS, calls, key=lambda one: one.edited_pixels)
         handed = max(largest, key=lambda one: int(one.mask.sum()))
         if handed.box == crop.box and handed.filters is None:
-            image = to_tensor(self.rgb[crop.box.slices], crop.size, self.device)
-            (mask,) = Crop(crop.box, (region,), crop.size).masks()
-            return EditorInput(image, mask, crop.protected())
+            return _cropped(self.rgb, crop, region, self.device)
         handed = handed.at_most(self.work_px)
         if not handed.repaints:
             return None
@@ -338,6 +360,12 @@ class Paths:
         if self._whole is None or self._whole.shape[-2:] != variant.size:
             self._whole = crop_tensor(self.rgb, variant, self.device)
         return self._whole
+
+
+def _cropped(rgb: Rgb, crop: Crop, region: Region, device: torch.device) -> EditorInput:
+    """The crop itself, as editors are given it for an edit of one of its regions."""
+    (mask,) = Crop(crop.box, (region,), crop.size).masks()
+    return EditorInput(to_tensor(rgb[crop.box.slices], crop.size, device), mask, crop.protected())
 
 
 def _enlarging(crop: Crop, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,15 +18,16 @@ from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.handed import Handed
 from backfire.attack_paths.tensors import to_picture
+from backfire.config import Protect
 from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
 from backfire.inpaint.base import Editor
 from backfire.perturb import contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
-from backfire.perturb.methods.base import EditorInput, Task, in_fixed_order
+from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
 from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
-from backfire.perturb.optimiser import Paths, _by_matrices, _enlarging
+from backfire.perturb.optimiser import Optimiser, Paths, _by_matrices, _enlarging
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
 from backfire.types import Box, Budget, Mask, Region, Rgb
 from benchmarks import battery
@@ -505,6 +506,46 @@ def test_a_surrogate_is_looked_at_in_its_own_tools_alone_and_in_its_first_one_mo
         assert [one.edits > seen for one, seen in zip(editors, before, strict=True)] == [
             index in (surrogates or ()) for index in range(3)
         ]
+
+
+@pytest.mark.parametrize("box", [Box(400, 300, 460, 360), Box(20, 300, 80, 360)])
+def test_with_first_alone_each_surrogate_is_looked_at_in_its_first_tool(box: Box) -> None:
+    """The crop stands for IOPaint's, also near the border; another tool hands over what it does."""
+    rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))
+    region = Region(box, "x", 1.0, "x")
+    (crop,) = cropping.plan([region], 700, 900, margin=128, work=800)
+    iopaint, stitch = ("iopaint", "forge-whole"), ("comfyui-stitch-1024", "iopaint")
+    tasks = []
+
+    class Noting(Implant):
+        """Notes what it is given, and finds nothing."""
+
+        def run(self, task: Task, surrogates: Sequence[Editor], **_: object) -> Proposal:
+            tasks.append(task)
+            still = torch.zeros_like(task.image)
+            return Proposal(still, tuple(still[0, 0] for _ in surrogates), 1)
+
+    for through in ([iopaint], [stitch], [stitch, iopaint], ()):
+        Optimiser(
+            Protect(strength="single-path"),
+            [Counting() for _ in through],
+            torch.device("cpu"),
+            Noting(),
+            through,
+        ).optimise(rgb, [crop], grey=False, rng=np.random.default_rng(0), progress=lambda *_: None)
+    assert not any(work.by_need for work in tasks)
+    looks = [
+        [[(one.image.shape[-2:], one.surrogates) for one in group] for group in work.inputs(0)]
+        for work in tasks
+    ]
+    assert looks == [
+        [[(crop.size, (0,))]],
+        [[((1024, 1024), (0,))]],
+        [[((1024, 1024), (0,)), (crop.size, (1,))]],
+        [[(crop.size, None)]],
+    ]
+    assert all(one.first and not one.alone for work in tasks for one in work.inputs(0)[0])
+    assert torch.equal(tasks[0].inputs(0)[0][0].image, tasks[0].image)
 
 
 def test_the_saliency_of_a_surrogate_is_the_mean_over_the_iterations_that_looked_at_it() -> None:

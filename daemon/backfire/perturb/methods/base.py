@@ -72,13 +72,13 @@ class Task:
         start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
             before; the area admits it.
         warm: whether the start was made in a round before, to go on from without noise.
-        paths: for each region, the inputs of editors on attack paths, in groups that matter alike; those
-            beside this crop, or all of them where they are drawn by need.
+        paths: for each region, the inputs of editors, in groups that matter alike, the most important one
+            first; empty for this crop alone.
         grain: side, in pixels, of the squares that are perturbed as one.
         grids: how many grids of such squares the perturbation is a sum of, each twice as coarse as the one
             before: what a tool shrinks keeps the coarse ones.
         by_need: whether each iteration draws one of a region's paths, more often those that are further from
-            broken; else every second one is for the crop, and the other paths take turns.
+            broken; else every second one is for the first group, and the others take turns.
         apart: 1,3,H,W: the shares of the budget by which luma, Cb and Cr of each pixel may move, see
             `bounds`; None where these have no bounds of their own.
         starts: tiles K,3,h,w in [-1,1] of the budget that were stored for the surrogates, see `starts`.
@@ -108,14 +108,9 @@ class Task:
     early_stop: Callable[[Tensor], bool] | None = None
 
     def inputs(self, region: int) -> list[Sequence[EditorInput]]:
-        """What editors are given of the region of that index, in groups.
-
-        Where paths are drawn by need, these are all that count. Else this crop is the first group.
-        """
-        others = self.paths[region] if self.paths else ()
-        if self.by_need and others:
-            return [*others]
-        return [[EditorInput(self.image, self.regions[region], self.protected, first=True)], *others]
+        """What editors are given of the region of that index, in groups."""
+        paths = self.paths[region] if self.paths else ()
+        return [*paths] or [[EditorInput(self.image, self.regions[region], self.protected, first=True)]]
 
     def stored_starts(self) -> Iterator[Tensor]:
         """Each of the stored starts, repeated over the crop: 1,3,H,W."""

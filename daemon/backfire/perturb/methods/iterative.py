@@ -310,13 +310,13 @@ class Search:
 
 
 def _next(paths: Sequence[Sequence[Edits]], turn: int) -> Edits:
-    """The path of an iteration: every second one is the crop; in the others the groups of paths take turns,
-    and so do the paths of a group.
+    """The path of an iteration: every second one is of the first group; in the others the further groups take
+    turns, and so do the paths of a group.
     """
-    crop, *others = paths
+    most, *others = paths
     turn, odd = divmod(turn, 2) if others else (turn, 0)
     turn, group = divmod(turn, len(others)) if odd else (turn, 0)
-    now = others[group] if odd else crop
+    now = others[group] if odd else most
     return now[turn % len(now)]
 
 
