@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from backfire import attack_paths
 from backfire.attack_paths import variants
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.hand_over import hand_over
-from backfire.attack_paths.handed import MOST_CALLS
+from backfire.attack_paths.handed import MOST_CALLS, Handed
 from backfire.attack_paths.resampling import weights_of
 from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
 from backfire.config import Protect
@@ -276,12 +275,12 @@ class Paths:
 
     def _tools(self, region: Region, crop: Crop) -> list[EditorInput]:
         """What each tool hands over, once for the surrogates of which it is the first and once for others."""
-        handed: dict[str, EditorInput | None] = {}
+        handed: dict[str, list[EditorInput]] = {}
 
         def edits(name: str) -> bool:
             if name not in handed:
                 handed[name] = self._handed(name, region, crop)
-            return handed[name] is not None
+            return bool(handed[name])
 
         users: dict[tuple[str, bool], list[int]] = {}
         for index, paths in enumerate(self.through):
@@ -289,13 +288,17 @@ class Paths:
             own = filter(edits, paths)
             for number, name in enumerate(islice(own, 1) if self.first_alone else own):
                 users.setdefault((name, number == 0), []).append(index)
-        found = []
+        found, further = list[EditorInput](), list[EditorInput]()
         for (name, first), surrogates in users.items():
-            given = handed[name]
-            assert given is not None
             alone = attack_paths.get(name).scales_to_mask and not first
-            found.append(replace(given, first=first, alone=alone, surrogates=tuple(surrogates)))
-        return found
+            one, *others = (
+                replace(given, first=first, alone=alone, surrogates=tuple(surrogates))
+                for given in handed[name]
+            )
+            found.append(one)
+            further += others
+        # Last, since regions share what is remembered of their paths by place, and few have several contours.
+        return found + further
 
     def _input(self, crop: Crop, variant: Crop) -> EditorInput:
         rows, columns = (torch.from_numpy(axis).to(self.device) for axis in variants.placement(crop, variant))
@@ -330,14 +333,21 @@ class Paths:
                 together |= one.plane(height, width)
         return together
 
-    def _handed(self, name: str, region: Region, crop: Crop) -> EditorInput | None:
-        """What a tool hands over for an edit of the region; of several calls the one that repaints most."""
+    def _handed(self, name: str, region: Region, crop: Crop) -> list[EditorInput]:
+        """What a tool hands over for an edit of the region: an input for each call that the verdict follows.
+
+        The worst of them counts there. A mask may have thousands of contours, and what the model gets of each
+        takes time and memory.
+        """
         if self.first_alone and name == CROPPED_AS:
-            return _cropped(self.rgb, crop, region, self.device)
+            return [_cropped(self.rgb, crop, region, self.device)]
         calls = attack_paths.get(name).handed(region.plane(*self.rgb.shape[:2]))
-        # A mask may have thousands of contours, and what the model gets of each takes time and memory.
-        largest = heapq.nlargest(MOST_CALLS, calls, key=lambda one: one.edited_pixels)
-        handed = max(largest, key=lambda one: int(one.mask.sum()))
+        ranked = sorted(calls, key=lambda one: -one.edited_pixels)
+        found = (self._called(one, region, crop) for one in ranked)
+        return [*islice((one for one in found if one is not None), MOST_CALLS)]
+
+    def _called(self, handed: Handed, region: Region, crop: Crop) -> EditorInput | None:
+        """What the model gets in one call; None where that repaints nothing."""
         if handed.box == crop.box and handed.filters is None:
             return _cropped(self.rgb, crop, region, self.device)
         handed = handed.at_most(self.work_px)

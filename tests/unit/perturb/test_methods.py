@@ -16,7 +16,7 @@ from torch import Tensor
 from backfire import inpaint
 from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
-from backfire.attack_paths.handed import Handed
+from backfire.attack_paths.handed import MOST_CALLS, Handed
 from backfire.attack_paths.tensors import to_picture
 from backfire.config import Protect
 from backfire.errors import Code, ModelError
@@ -175,9 +175,26 @@ def test_of_thousands_of_contours_few_are_looked_at(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Handed, "mask", property(look))
     paths = Paths(rgb, [crop], (), [("iopaint",)], torch.device("cpu"))
-    ((found,),) = paths.of(region, crop, np.random.default_rng(0))
-    assert found.mask.any()
+    (found,) = paths.of(region, crop, np.random.default_rng(0))
+    assert len(found) == MOST_CALLS
+    assert all(one.mask.any() for one in found)
     assert len({id(call) for call in looked}) < 10, "of nearly two hundred"
+
+
+def test_of_a_region_with_several_contours_each_call_that_the_verdict_follows_is_looked_at() -> None:
+    """The verdict takes the call that breaks least, of the largest. One contour has one input."""
+    rgb: Rgb = np.asarray(photo((450, 300)).resize((1200, 900)))
+    mask = np.zeros((500, 700), np.bool_)
+    mask[:80, :90] = mask[400:, 620:] = mask[200, 400:440] = mask[250, :2] = mask[400, 300] = True
+    for shape, largest, smaller in ((mask, 8000, [7200, 40, 2]), (mask[:80, :90], 7200, [])):
+        box = Box(250, 200, 250 + shape.shape[1], 200 + shape.shape[0])
+        region = Region(box, "x", 1.0, "sidecar", shape)
+        (crop,) = cropping.plan([region], 900, 1200, margin=128, work=1000)
+        paths = Paths(rgb, [crop], (), [("iopaint", "forge-whole")], torch.device("cpu"))
+        ((one, whole, *others),) = paths.of(region, crop, np.random.default_rng(0))
+        assert (whole.image.shape[-2:], whole.first) == ((512, 512), False), "Forge makes one call"
+        assert (one.mask.sum(), [given.mask.sum() for given in others]) == (largest, smaller)
+        assert all(given.first for given in (one, *others))
 
 
 @pytest.mark.parametrize("size", [(100, 61), (64, 200)])
