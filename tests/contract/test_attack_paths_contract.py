@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
 from backfire.attack_paths import PATHS, AttackPath
-from backfire.attack_paths.hand_over import hand_over, mask_of, put_back
+from backfire.attack_paths.hand_over import hand_over, handing_over, mask_of, put_back
 from backfire.types import Box, Mask
 
 MASKS: dict[str, tuple[tuple[int, int], list[Box]]] = {
@@ -154,6 +155,26 @@ def test_a_perturbation_of_a_part_adds_to_what_is_handed_over(path: AttackPath) 
         for one in path.handed(mask):
             added = hand_over(image, one) + hand_over(change, one, part)
             torch.testing.assert_close(added, hand_over(perturbed, one), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(30, 41), (9, 20)])
+def test_a_perturbation_that_is_worked_smaller_is_enlarged_on_the_way(
+    path: AttackPath, size: tuple[int, int]
+) -> None:
+    """In one step what torch's bicubic filter and then the tool make of it, and so is the gradient."""
+    mask = np.zeros((90, 120), np.bool_)
+    mask[20:50, 80:112] = True
+    part = Box(30, 5, 120, 77)
+    small = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    large = functional.interpolate(small, size=(part.height, part.width), mode="bicubic")
+    for one in path.handed(mask):
+        got, want = handing_over(one, part, size)(small), hand_over(large, one, part)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        against = torch.rand(got.shape, generator=torch.Generator().manual_seed(1))
+        gradients = [
+            torch.autograd.grad((each * against).sum(), small, retain_graph=True)[0] for each in (got, want)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients(path: AttackPath) -> None:

@@ -6,6 +6,7 @@ part adds is that part handed over by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backfire.attack_paths.handed import Handed
-from backfire.attack_paths.resampling import Axis, Weights
+from backfire.attack_paths.resampling import Axis, Weights, weights_of
 from backfire.types import Box
 
 BLOCK = 32
@@ -40,12 +41,30 @@ def hand_over(image: Tensor, handed: Handed, at: Box | None = None) -> Tensor:
     """
     height, width = handed.edited.shape
     at = at or Box(0, 0, width, height)
-    _require("image", image, (at.height, at.width))
+    return handing_over(handed, at, (at.height, at.width))(image)
+
+
+def handing_over(handed: Handed, at: Box, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """`hand_over` of perturbations of the part `at`, which are worked at another size.
+
+    Torch's bicubic filter, which is OpenCV's, would bring them to the part's own size. That and what the tool
+    does are linear along each axis, so they are done in one, without a tensor of the part's own size.
+
+    What is returned keeps none of the planes of `handed`, each of which is as large as the picture.
+
+    Args:
+        size: (height, width) of the perturbations.
+    """
     rows, columns = handed.axes()
-    down = _mapping(rows, at.top, at.bottom, image.device, image.dtype)
-    across = _mapping(columns, at.left, at.right, image.device, image.dtype)
-    part = across.gathered(down.gathered(image, -2), -1)
-    return _weighted(part, down.blocks, across.blocks)
+
+    def over(image: Tensor) -> Tensor:
+        _require("image", image, size)
+        down = _mapping(rows, at.top, at.bottom, size[0], image.device, image.dtype)
+        across = _mapping(columns, at.left, at.right, size[1], image.device, image.dtype)
+        part = across.gathered(down.gathered(image, -2), -1)
+        return _weighted(part, down.blocks, across.blocks)
+
+    return over
 
 
 def mask_of(handed: Handed, like: Tensor) -> Tensor:
@@ -223,8 +242,23 @@ def _runs(index: NDArray[np.intp]) -> tuple[tuple[int, int, int], ...]:
 
 
 @lru_cache(maxsize=32)
-def _mapping(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Mapping:
-    """How the stretch [start, stop) of a picture's axis is mapped, the rest of the picture being zero."""
+def _mapping(
+    axis: Axis, start: int, stop: int, worked: int, device: torch.device, dtype: torch.dtype
+) -> _Mapping:
+    """How the stretch [start, stop) of a picture's axis is mapped, the rest of the picture being zero.
+
+    Args:
+        worked: the pixels in which the stretch is given.
+    """
+    if worked == stop - start:
+        return _mapped(axis, start, stop, device, dtype)
+    own = _mapped(axis, start, stop, torch.device("cpu"), torch.float32)
+    larger = torch.from_numpy(weights_of("cv2-cubic", worked, stop - start).copy())
+    both = _weighted(own.gathered(larger, -2), own.blocks, None)
+    return _Mapping((0, worked), (0, 0), None, _Blocks.of(both.numpy(), device, dtype))
+
+
+def _mapped(axis: Axis, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> _Mapping:
     first, last = axis.inside.start, axis.inside.stop
     low, high = min(max(start, first), last), max(min(stop, last), first)
     low = min(low, high)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from backfire import attack_paths
 from backfire.attack_paths import variants
 from backfire.attack_paths.cropping import Crop
-from backfire.attack_paths.hand_over import hand_over
+from backfire.attack_paths.hand_over import handing_over
 from backfire.attack_paths.handed import MOST_CALLS, Handed
-from backfire.attack_paths.resampling import weights_of
 from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
 from backfire.config import Protect
 from backfire.inpaint.base import Editor
@@ -25,7 +23,7 @@ from backfire.perturb import methods, starts
 from backfire.perturb.bounds import Bounds, plane, quantised
 from backfire.perturb.methods.base import EditorInput, IterationProgress, Method, Task
 from backfire.perturb.transforms import chained, half_of
-from backfire.types import Budget, Mask, Region, Rgb
+from backfire.types import Box, Budget, Mask, Region, Rgb
 
 CROPPED_AS = "iopaint"
 """The tool as which crops are planned: with `protect.paths: first` a crop stands for what it hands over."""
@@ -259,6 +257,7 @@ class Paths:
     work_px: int = 800
     first_alone: bool = False
     _whole: Tensor | None = field(default=None, init=False)
+    _pictures: dict[Hashable, Tensor] = field(default_factory=dict, init=False)
 
     def of(self, region: Region, crop: Crop, rng: np.random.Generator) -> list[list[EditorInput]]:
         height, width = self.rgb.shape[:2]
@@ -354,14 +353,18 @@ class Paths:
         if not handed.repaints:
             return None
         protected = replace(handed, edited=self._protected).mask | handed.mask
+        return EditorInput(
+            self._picture(handed), handed.mask, protected, handing_over(handed, crop.box, crop.size)
+        )
 
-        enlarged = _enlarging(crop, self.device)
-
-        def place(perturbation: Tensor) -> Tensor:
-            return hand_over(enlarged(perturbation), handed, at=crop.box)
-
-        image = handed_pictures([self.rgb], handed, self.device)
-        return EditorInput(image, handed.mask, protected, place)
+    def _picture(self, handed: Handed) -> Tensor:
+        """What the model gets; of the whole picture it is the same for all regions, and kept."""
+        if handed.inside != Box(0, 0, self.rgb.shape[1], self.rgb.shape[0]):
+            return handed_pictures([self.rgb], handed, self.device)
+        key = handed.box, handed.scaled, handed.filters, handed.padding, handed.outside
+        if key not in self._pictures:
+            self._pictures[key] = handed_pictures([self.rgb], handed, self.device)
+        return self._pictures[key]
 
     def _tensor(self, variant: Crop) -> Tensor:
         """The whole picture is scaled once for all regions, as it may be a hundred megapixels."""
@@ -376,28 +379,6 @@ def _cropped(rgb: Rgb, crop: Crop, region: Region, device: torch.device) -> Edit
     """The crop itself, as editors are given it for an edit of one of its regions."""
     (mask,) = Crop(crop.box, (region,), crop.size).masks()
     return EditorInput(to_tensor(rgb[crop.box.slices], crop.size, device), mask, crop.protected())
-
-
-def _enlarging(crop: Crop, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What brings a perturbation of a crop from its working size to that of its box, by a bicubic filter.
-
-    On a GPU torch's own gradient of that has no fixed order, so two matrices take its place there.
-    """
-    size = crop.box.height, crop.box.width
-    if not crop.scaled:
-        return lambda perturbation: perturbation
-    if device.type == "cpu":
-        return partial(F.interpolate, size=size, mode="bicubic", align_corners=False)
-    return _by_matrices(crop.size, size, device)
-
-
-def _by_matrices(
-    size: tuple[int, int], larger: tuple[int, int], device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Torch's bicubic filter, which is OpenCV's, as two products."""
-    weights = [weights_of("cv2-cubic", *each) for each in zip(size, larger, strict=True)]
-    rows, columns = (torch.from_numpy(one.copy()).to(device) for one in weights)
-    return lambda perturbation: rows @ perturbation @ columns.T
 
 
 def _shifted(progress: IterationProgress, offset: int, total: int) -> IterationProgress:
