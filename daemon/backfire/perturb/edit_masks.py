@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,8 +171,11 @@ class Edits:
         return next(edit for edit in edits if edit is not None)
 
     def note_error(self, edit: Edit, surrogate: int, error: float) -> None:
-        """Note the `relative_error` of an edit, through the surrogate of that index."""
-        self._errors[edit.kind, surrogate] = error
+        """Note the `relative_error` of an edit, through the surrogate of that index; not finite, it says
+        nothing.
+        """
+        if math.isfinite(error):
+            self._errors[edit.kind, surrogate] = error
 
     @property
     def broken(self) -> float:

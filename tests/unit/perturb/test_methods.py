@@ -623,6 +623,47 @@ def test_an_edit_to_keep_weighs_more_on_the_first_path_while_it_is_off(error: fl
     assert (search._weight(first, ring), search._weight(other, ring)) == (weight, 1)
 
 
+class Overflowing(Counting):
+    """An editor whose edits are not finite at times."""
+
+    name = "overflowing"
+
+    def __init__(self, *fails: int) -> None:
+        super().__init__()
+        self._fails = fails
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        edit = super().inpaint(image, mask)
+        return edit * torch.nan if self.edits in self._fails else edit
+
+
+def test_a_gradient_that_is_not_finite_ruins_no_other_and_several_in_a_row_name_the_editor() -> None:
+    image, whole = torch.rand((1, 3, 16, 16)), np.ones((16, 16), np.bool_)
+    first, other = (
+        EditorInput(image, whole, whole, lambda perturbation: perturbation, first=first)
+        for first in (True, False)
+    )
+    work = Task(
+        image, [whole], whole, torch.ones(1, 1, 16, 16), Budget(6), paths=[[[first, other]]], by_need=True
+    )
+
+    def search(*fails: int) -> Search:
+        return Search(Still(), work, [Overflowing(*fails), Counting()], "away", np.random.default_rng(0))
+
+    start = torch.rand(image.shape) / 50
+    some = search(3, 6, 7, 8, 9)
+    for _ in range(30):
+        assert some.gradient(start).isfinite().all()
+    assert some.looks[0] < some.looks[1] == 30
+    assert all(plane.isfinite().all() and plane.any() for plane in some.saliency)
+    assert some.noted > 0
+    assert np.isfinite(search(*range(100)).broken(start))
+    always = search(*range(3, 100))
+    with pytest.raises(ModelError, match="editor overflowing: its gradient was not finite in 5 ") as caught:
+        any(always.gradient(start).isnan().any() for _ in range(30))
+    assert not caught.value.retryable
+
+
 def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:
     """The input is half as large; without a perturbation it is the clean picture after the same sites."""
     rgb: Rgb = np.asarray(photo((450, 300)).resize((900, 700)))

@@ -11,6 +11,7 @@ get further. The responses to the clean picture are constant and computed once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backfire.errors import Code, ModelError
 from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
 from backfire.perturb import edit_masks
@@ -51,6 +53,8 @@ FIRST_WEIGHT, SPOILT_WEIGHT = 2.0, 3.0
 ones that are off by more than is tolerated, beside edits on each other path that is drawn by need."""
 INCOMPLETE_ELSEWHERE, FAR_ELSEWHERE = 0, 2
 """Shapes drawn on attack paths that are no surrogate's first; the verdict asks for the region's edit."""
+MOST_PASSED_OVER = 5
+"""So many gradients of a surrogate in a row that are not finite are an error; fewer are passed over."""
 REPAINTED, REPAINTED_ELSEWHERE = 32, 8
 """Incomplete triggers drawn with `robust_to: [masks]` on first attack paths and on others, unless the edit of
 the region is looked at there alone."""
@@ -192,6 +196,7 @@ class Search:
         self._made = 0
         self.saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
         self.looks = [0 for _ in surrogates]
+        self._passed_over = [0 for _ in surrogates]
 
     def start(self) -> Tensor:
         """Where to begin, 1,3,H,W: what is there already, the best of the stored starts, or noise."""
@@ -218,7 +223,8 @@ class Search:
                 with torch.no_grad(), mixed_precision(perturbation.device):
                     got = self._method.respond(surrogate, path.given.perturbed(perturbation), edit.mask, 0)
                 cells = mask_at(edit.mask, got, surrogate.multiple)
-                errors.append(min(float(edit_masks.relative_error(got, edit.clean[index], cells)), 1.0))
+                error = float(edit_masks.relative_error(got, edit.clean[index], cells))
+                errors.append(min(error, 1.0) if math.isfinite(error) else 0.0)
         return sum(errors) / len(errors)
 
     @property
@@ -228,7 +234,13 @@ class Search:
         return sum(path.broken for path in paths) / len(paths)
 
     def gradient(self, perturbation: Tensor) -> Tensor:
-        """The averaged gradient 1,3,H,W after one more look: at one edit of one region on one path."""
+        """The averaged gradient 1,3,H,W after one more look: at one edit of one region on one path.
+
+        A surrogate whose gradient is not finite there is passed over, as it would ruin all averages for good.
+
+        Raises:
+            ModelError: it was so several times in a row.
+        """
         turn, region = divmod(self._made, len(self._regions))
         self._made += 1
         paths, rng = self._regions[region], self._rng
@@ -239,6 +251,10 @@ class Search:
             find = partial(self._of_one, perturbation, sample, index)
             one = in_fixed_order(surrogate, rng, find)
             magnitude = one[0].abs().mean(dim=0)
+            if not magnitude.mean().isfinite():
+                self._pass_over(index)
+                continue
+            self._passed_over[index] = 0
             self.saliency[index] += magnitude
             self.looks[index] += 1
             # Scaled by its magnitude on trigger edits, so that no surrogate and no path drowns the others.
@@ -246,14 +262,29 @@ class Search:
             if sample.edit.breaks:
                 self._scales[path, index] = scale = scale.lerp(magnitude.mean(), 0.3)
             gradients.append(one / scale.clamp(min=1e-12))
-        gradient = self._method.combine(gradients)
-        # The regions of a crop share the averages, as there may be many regions and a plane is large.
-        every = [one for group in paths for one in group]
-        slot = every.index(path), sample.edit.breaks
-        weight = self._weight(path, sample.edit) if len(every) > 1 else 1.0
-        known = self._averages.setdefault(slot, torch.zeros_like(gradient))
-        known.mul_(MOMENTUM).add_(gradient, alpha=weight)
-        return torch.stack([*self._averages.values()]).sum(dim=0)
+        if gradients:
+            gradient = self._method.combine(gradients)
+            # The regions of a crop share the averages, as there may be many regions and a plane is large.
+            every = [one for group in paths for one in group]
+            slot = every.index(path), sample.edit.breaks
+            weight = self._weight(path, sample.edit) if len(every) > 1 else 1.0
+            known = self._averages.setdefault(slot, torch.zeros_like(gradient))
+            known.mul_(MOMENTUM).add_(gradient, alpha=weight)
+        total = torch.zeros_like(perturbation)
+        for average in self._averages.values():
+            total += average
+        return total
+
+    def _pass_over(self, index: int) -> None:
+        """Count a gradient that is not finite, through the surrogate of that index."""
+        self._passed_over[index] += 1
+        if self._passed_over[index] == MOST_PASSED_OVER:
+            subject = f"editor {self._surrogates[index].name}"
+            got = f"its gradient was not finite in {MOST_PASSED_OVER} iterations in a row"
+            remedy = "let it compute in float32, or leave it out of protect.surrogates"
+            raise ModelError(
+                Code.MODEL, f"{subject}: {got}, expected finite numbers; {remedy}", retryable=False
+            )
 
     def _weight(self, path: Edits, edit: Edit) -> float:
         """The weight of an edit's gradient in the average of its path, see `FIRST_WEIGHT`."""
