@@ -623,6 +623,24 @@ def test_an_edit_to_keep_weighs_more_on_the_first_path_while_it_is_off(error: fl
     assert (search._weight(first, ring), search._weight(other, ring)) == (weight, 1)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_step_in_the_active_part_is_the_step_in_the_whole_crop(apart: bool) -> None:
+    """Also where squares of the coarsest grid lie across the border of what may change."""
+    work = task()
+    area = torch.zeros(1, 1, 128, 128)
+    area[..., 37:91, 51:125] = torch.rand((54, 74)) + 0.1
+    work = replace(work, area=area, grids=3, apart=0.5 * area.expand(1, 3, 128, 128) if apart else None)
+    active = work.active()
+    assert active == Box(48, 36, 128, 92)
+    here, part = (..., *active.slices), work.part(active)
+    gradient, before = torch.randn(work.image.shape), work.project(torch.randn(work.image.shape))
+    want = work.project(before - budget_step(work, 10)(gradient, 3))
+    got = torch.zeros_like(want)
+    got[here] = part.project(before[here] - budget_step(part, 10)(gradient[here], 3))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    assert (want[here] != before[here]).any()
+
+
 class Overflowing(Counting):
     """An editor whose edits are not finite at times."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
 from backfire.perturb.bounds import within
-from backfire.types import Budget, Mask
+from backfire.types import Box, Budget, Mask
 
 IterationProgress = Callable[[int, int], None]
 """Called as progress(done, total) after each iteration; may raise to stop the work."""
@@ -126,6 +126,21 @@ class Task:
         small = F.avg_pool2d(plane, side, ceil_mode=True, count_include_pad=False)
         large = small.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
         return large[..., : plane.shape[2], : plane.shape[3]]
+
+    def active(self) -> Box:
+        """The part in which anything may change, out to whole squares of the coarsest grid."""
+        side = self.grain << (self.grids - 1)
+        height, width = self.image.shape[-2:]
+        allowed = (self.area[0, 0] > 0).cpu().numpy()
+        box = Box.around(allowed) if allowed.any() else Box(0, 0, width, height)
+        right, bottom = (-(-end // side) * side for end in (box.right, box.bottom))
+        return Box(box.left // side * side, box.top // side * side, min(right, width), min(bottom, height))
+
+    def part(self, box: Box) -> Task:
+        """The same for a part of the crop, as far as `project` and `grained` go."""
+        here = (..., *box.slices)
+        apart = None if self.apart is None else self.apart[here]
+        return replace(self, image=self.image[here], area=self.area[here], apart=apart)
 
     def project(self, perturbation: Tensor) -> Tensor:
         """An allowed perturbation near it: within area x budget and the bounds apart, image in [0,1]."""

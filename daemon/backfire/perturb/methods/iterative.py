@@ -151,9 +151,13 @@ class IterativeMethod:
         """See `Method.run`. The regions of a crop take turns, an iteration each, and so do their paths."""
         search = Search(self, task, surrogates, target, rng)
         perturbation = search.start()
-        step = self.stepper(task, iterations)
+        # Most of a crop is beyond the reach of its regions, and there nothing is ever changed.
+        active = task.active()
+        here, part = (..., *active.slices), task.part(active)
+        step = self.stepper(part, iterations)
         for iteration in range(iterations):
-            perturbation = task.project(perturbation - step(search.gradient(perturbation), iteration))
+            gradient = search.gradient(perturbation)[here]
+            perturbation[here] = part.project(perturbation[here] - step(gradient, iteration))
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)
@@ -193,6 +197,7 @@ class Search:
         self._towards = target_picture(target, task.image)
         self._scales: dict[tuple[Edits, int], Tensor] = {}
         self._averages: dict[tuple[int, bool], Tensor] = {}
+        self._active = (..., *task.active().slices)
         self._made = 0
         self.saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
         self.looks = [0 for _ in surrogates]
@@ -236,6 +241,8 @@ class Search:
     def gradient(self, perturbation: Tensor) -> Tensor:
         """The averaged gradient 1,3,H,W after one more look: at one edit of one region on one path.
 
+        It is zero outside of `Task.active`.
+
         A surrogate whose gradient is not finite there is passed over, as it would ruin all averages for good.
 
         Raises:
@@ -268,11 +275,12 @@ class Search:
             every = [one for group in paths for one in group]
             slot = every.index(path), sample.edit.breaks
             weight = self._weight(path, sample.edit) if len(every) > 1 else 1.0
-            known = self._averages.setdefault(slot, torch.zeros_like(gradient))
-            known.mul_(MOMENTUM).add_(gradient, alpha=weight)
+            part = gradient[self._active]
+            known = self._averages.setdefault(slot, torch.zeros_like(part))
+            known.mul_(MOMENTUM).add_(part, alpha=weight)
         total = torch.zeros_like(perturbation)
         for average in self._averages.values():
-            total += average
+            total[self._active] += average
         return total
 
     def _pass_over(self, index: int) -> None:
