@@ -136,7 +136,7 @@ def judge(
       surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
       is asked, or no more than plain noise breaks it.
     * `weak`: some threshold is missed, or in some other tool the edit changes nothing, or by less than twice
-      (`control_factor`) what plain noise changes it; where edits do not break in some tool, the tools are named.
+      (`control_factor`) what plain noise changes it; where edits do not break in some tool, that is named.
     * `protected`: all thresholds are met that are asked, see `is_asked`, and the effect carries over: by each
       held-out editor, the edit of the region breaks in half of its tools at least.
 
