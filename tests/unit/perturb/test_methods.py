@@ -278,6 +278,17 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
     assert all(edits.drawn().breaks for _ in range(6))
 
 
+def test_what_no_iteration_renews_fades_but_not_what_another_crop_made() -> None:
+    mask = np.ones((8, 8), dtype=np.bool_)
+    there = torch.full((1, 3, 8, 8), 0.01)
+    work = Task(torch.full((1, 3, 8, 8), 0.5), [mask], mask, torch.ones(1, 1, 8, 8), Budget(6.4), decay=0.1)
+    perturbation = torch.full((1, 3, 8, 8), 0.02)
+    assert torch.allclose(work.decayed(perturbation), torch.full((1, 3, 8, 8), 0.018))
+    assert torch.allclose(replace(work, there=there).decayed(perturbation), torch.full((1, 3, 8, 8), 0.019))
+    assert torch.equal(replace(work, there=there).decayed(there), there)
+    assert torch.equal(replace(work, decay=0.0).decayed(perturbation), perturbation)
+
+
 def test_texture_hides_and_flat_areas_do_not_also_beside_it() -> None:
     rgb = np.full((64, 128, 3), 128, dtype=np.uint8)
     rgb[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))

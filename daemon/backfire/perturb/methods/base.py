@@ -68,6 +68,7 @@ class Task:
         budget: the bound on the perturbation.
         start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
             before; the area admits it.
+        there: the part of it, 1,3,H,W, that an overlapping crop made and that must stay.
         warm: whether the start was made in a round before, to go on from without noise.
         paths: for each region, the inputs of editors on attack paths, in groups that matter alike; those
             beside this crop, or all of them where they are drawn by need.
@@ -82,6 +83,7 @@ class Task:
         hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others,
             whose gradients may weigh more on a first path (`iterative.FIRST_WEIGHT`);
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
+        decay: the share of the perturbation that each iteration takes back, see `decayed`.
         robust_to: what the perturbation is to survive: the transforms `jpeg` and `blur`, and `masks` that are
             painted otherwise.
         early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
@@ -93,6 +95,7 @@ class Task:
     area: Tensor
     budget: Budget
     start: Tensor | None = None
+    there: Tensor | None = None
     warm: bool = False
     paths: Sequence[Sequence[Sequence[EditorInput]]] = ()
     grain: int = 1
@@ -101,6 +104,7 @@ class Task:
     apart: Tensor | None = None
     starts: Tensor | None = None
     hide_weight: float = 1.5
+    decay: float = 0.0
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
@@ -128,6 +132,17 @@ class Task:
         small = F.avg_pool2d(plane, side, ceil_mode=True, count_include_pad=False)
         large = small.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
         return large[..., : plane.shape[2], : plane.shape[3]]
+
+    def decayed(self, perturbation: Tensor) -> Tensor:
+        """A perturbation 1,3,H,W but for the share that an iteration takes back.
+
+        What gradients do not renew fades, so that pixels which hardly matter hardly change (weight decay).
+        What an overlapping crop made stays.
+        """
+        if not self.decay:
+            return perturbation
+        kept = perturbation * (1 - self.decay)
+        return kept if self.there is None else kept + self.there * self.decay
 
     def project(self, perturbation: Tensor) -> Tensor:
         """An allowed perturbation near it: within area x budget and the bounds apart, image in [0,1]."""

@@ -149,7 +149,8 @@ class IterativeMethod:
         perturbation = search.start()
         step = self.stepper(task, iterations)
         for iteration in range(iterations):
-            perturbation = task.project(perturbation - step(search.gradient(perturbation), iteration))
+            less = task.decayed(perturbation) - step(search.gradient(perturbation), iteration)
+            perturbation = task.project(less)
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)
