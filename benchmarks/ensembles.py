@@ -13,7 +13,6 @@ of an editor.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.implant import Implant
 from benchmarks import measure, sets
 from benchmarks.protection import listed
-from benchmarks.rows import Journal, Row, code
+from benchmarks.rows import Journal, Row
 
 OUT = Path("benchmarks/results/ensembles")
 
@@ -139,9 +138,8 @@ def main(argv: Sequence[str]) -> int:
     ]
     each = [(way, [editors[name] for name in group]) for ways, group in plans for way in ways]
     cases, rows = sets.chosen(given), list[Row]()
-    version = hashlib.sha256((code() + Path(__file__).read_text()).encode()).hexdigest()[:16]
     measure.warm([*editors.values()])
-    journal = Journal(given.out / "rows.jsonl", version)
+    journal = Journal(given.out / "rows.jsonl")
     with Progress() as bar:
         task = bar.add_task("ensembles", total=len(each) * len(cases))
         for case in cases:
@@ -150,10 +148,12 @@ def main(argv: Sequence[str]) -> int:
                 what = {
                     "set": case.of,
                     "picture": case.name,
+                    "pixels": case.pixels,
                     "size": [case.rgb.shape[1], case.rgb.shape[0]],
                     "way": way,
                     "surrogates": [f"{one.name}@{one.weights_sha256[:8]}" for one in group],
                     "paths": {one.name: paths[one.name] for one in group},
+                    "declared": measure.declarations(declared, [one.name for one in group]),
                     "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
                 }
                 bar.update(task, description=f"{way} {case.name}")

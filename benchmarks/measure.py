@@ -338,6 +338,12 @@ def paths_of(names: Sequence[str], declared: Settings | None) -> PathsOf:
     return attack_paths.of_editors(chosen)
 
 
+def declarations(declared: Settings | None, names: Sequence[str]) -> Row:
+    """What a configuration declares of these editors, on which rows depend beside the weights."""
+    named = {} if declared is None else declared.editors
+    return {name: named[name].model_dump(mode="json") for name in names if name in named}
+
+
 def quality(original: Rgb, made: Made) -> dict[str, Any]:
     """How visible the perturbation is: PSNR over the crops in dB, SSIM of the picture, largest change, FLIP.
 
@@ -345,7 +351,10 @@ def quality(original: Rgb, made: Made) -> dict[str, Any]:
     both pictures at 67 pixels a degree: 0 is nothing, 1 the most. `flip` is its mean over the crops, and
     `flip_p99` what one pixel in a hundred exceeds.
     """
-    seen = np.concatenate([_flip(original, made.rgb)[crop.box.slices].ravel() for crop in made.crops])
+    errors, inside = _flip(original, made.rgb), np.zeros(original.shape[:2], np.bool_)
+    for crop in made.crops:
+        inside[crop.box.slices] = True
+    seen = errors[inside]
     similarity = structural_similarity(original, made.rgb, channel_axis=2)  # type: ignore[no-untyped-call]
     return {
         "psnr": round(min(psnr_over(original, made.rgb, made.crops), MOST_DB), 2),

@@ -217,16 +217,25 @@ def settings_of(text: str) -> Protect:
     """
     strength, *replaced = text.split("+")
     own = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in replaced)}
+    if unmeasured := own.keys() & {"stop_early", "escalate"}:
+        raise SystemExit(
+            f"--strengths: {text!r}: {min(unmeasured)} judges while it optimises, which is not measured here"
+        )
     try:
-        return Protect.model_validate({"strength": strength, **own})
+        settings = Protect.model_validate({"strength": strength, **own})
     except ValueError as error:
         raise SystemExit(f"--strengths: {text!r}: {error}") from error
+    return settings
 
 
 def main(argv: Sequence[str]) -> int:
     """See the module's docstring."""
     given = parser().parse_args(argv)
     names = [*given.editors, *given.held_out]
+    if twice := [name for name in given.held_out if name in given.editors]:
+        raise SystemExit(f"--held-out: got {twice[0]!r}, which is among --editors; name it in one of them")
+    if unknown := [name for name in given.judged_on if name not in PATHS]:
+        raise SystemExit(f"--judged-on: got {unknown[0]!r}, expected some of {', '.join(PATHS)}")
     try:
         declared = None if given.config is None else config.load(given.config)
         editors = [inpaint.get(name, settings=declared) for name in names]
@@ -235,7 +244,9 @@ def main(argv: Sequence[str]) -> int:
         raise SystemExit(str(error)) from error
     surrogates, held_out = editors[: len(given.editors)], editors[len(given.editors) :]
     judged_on = {name: tuple(dict.fromkeys([*own, *given.judged_on])) for name, own in paths.items()}
-    plan = [*_plan(sets.chosen(given), given.strengths)]
+    chosen = {text: settings_of(text.partition(":")[0]) for text in given.strengths}
+    plan = [*_plan(sets.chosen(given), [*chosen])]
+    declarations = measure.declarations(declared, names)
     measure.warm(surrogates)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
     with Progress() as bar:
@@ -246,14 +257,16 @@ def main(argv: Sequence[str]) -> int:
             what: Row = {
                 "set": case.of,
                 "picture": case.name,
+                "pixels": case.pixels,
                 "size": [case.rgb.shape[1], case.rgb.shape[0]],
                 "strength": strength,
+                "surrogates": given.editors,
                 "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in editors],
                 "paths": judged_on,
-                "settings": settings.model_dump(mode="json", exclude={"device", "attempts"}),
+                "settings": settings.model_dump(mode="json", exclude={"surrogates", "device", "attempts"}),
             }
-            if len(surrogates) > 1:
-                what["surrogates"] = given.editors
+            if declarations:
+                what["declared"] = declarations
             if given.judged_on:
                 what["through"] = paths
             if given.everywhere:

@@ -93,20 +93,41 @@ def plans(given: argparse.Namespace, judges: list[Editor]) -> list[Plan]:
                     flat_luma_share=given.flat_luma_share,
                     robust_to=given.robust_to,
                 )
-                swept = sweep and name.partition(":")[0] in methods.NAMES
-                found[f"{name}@{one.epsilon:g}x{one.iterations}" if swept else name] = one
+                # What the name says of budget and iterations itself is said once.
+                stem = re.sub(r"(@[\d.]+)?(x\d+)?$", "", name)
+                swept = sweep and name not in STRENGTHS
+                found[f"{stem}@{one.epsilon:g}x{one.iterations}" if swept else name] = one
     return [Plan(name, settings, group) for name, settings in found.items() for group in groups]
 
 
-def what(plan: Plan, case: sets.Case, judges: Sequence[Editor], given: argparse.Namespace) -> Row:
-    """Everything that a row depends on, except for the code."""
+def what(
+    plan: Plan,
+    case: sets.Case,
+    judges: Sequence[Editor],
+    given: argparse.Namespace,
+    declared: Settings | None = None,
+    *,
+    lpips: bool = False,
+) -> Row:
+    """Everything that a row depends on, except for the code.
+
+    Args:
+        declared: the configuration that declares editors and attack paths.
+        lpips: whether the weights of LPIPS are there.
+    """
+    names = [one.name for one in judges]
+    more = measure.declarations(declared, names)
     return {
         "set": case.of,
         "picture": case.name,
+        "pixels": case.pixels,
         "size": [case.rgb.shape[1], case.rgb.shape[0]],
         "how": plan.name,
         "surrogates": [f"{one.name}@{one.weights_sha256[:8]}" for one in plan.surrogates],
         "judges": [f"{one.name}@{one.weights_sha256[:8]}" for one in judges],
+        "paths": {name: list(paths) for name, paths in measure.paths_of(names, declared).items()},
+        **({"declared": more} if more else {}),
+        "with_lpips": lpips,
         "plain": given.plain,
         "verdicts": given.verdicts,
         "clip": None if given.clip is None else given.clip.name,
@@ -195,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
                 bar.update(task, description=f"{plan.name} {case.name}")
                 rows.append(
                     journal.row(
-                        what(plan, case, judges, given),
+                        what(plan, case, judges, given, declared, lpips=distance is not None),
                         partial(measured, plan, trial, verdicts=given.verdicts, declared=declared),
                     )
                 )

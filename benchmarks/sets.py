@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ class Case:
     def seed(self) -> list[int]:
         """A seed made from the picture's name, so that every run draws the same random numbers for it."""
         return list(f"{self.of}/{self.name}".encode())
+
+    @property
+    def pixels(self) -> str:
+        """A digest of the picture and its regions."""
+        digest = hashlib.sha256(self.rgb.tobytes())
+        for mask in self.masks:
+            digest.update(mask.tobytes())
+        return digest.hexdigest()[:16]
 
     def regions(self) -> list[Region]:
         """The regions in the form in which detectors return them."""
@@ -75,8 +84,8 @@ def cases(name: str, *, count: int, side: int, folder: Path = SHARED) -> Iterato
             found = detectors.get("faces").detect(whole, source=Source(path.name))
             masks = [_nearest(region.plane(*whole.shape[:2]), width, height) for region in found]
         else:
-            seed = int.from_bytes(path.name.encode(), "little") % 2**32
-            masks = [seeded(height, width, np.random.default_rng(seed), wide)]
+            rng = np.random.default_rng(list(path.name.encode()))
+            masks = [seeded(height, width, rng, wide)]
         if masks := [mask for mask in masks if mask.any()]:
             yield Case(name, path.name, rgb, tuple(masks))
 

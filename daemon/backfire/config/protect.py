@@ -10,17 +10,31 @@ from pydantic import Field, field_validator, model_validator
 from backfire.config.renamed import METHODS
 from backfire.config.section import Section, Share
 
-_ALL_PATHS = {"method": "implant", "paths": "all", "grids": 2, "hide_weight": 1.5, "stored_start": True}
-_ONE_PATH = {"method": "implant", "paths": "first", "grids": 1, "hide_weight": 8, "stored_start": False}
-_BALANCED = _ALL_PATHS | {"epsilon": 12, "colour_share": 0.21, "flat_luma_share": 0.03, "reach_px": 40}
+_ALL_PATHS = {
+    "method": "implant",
+    "paths": "all",
+    "grids": 2,
+    "hide_weight": 1.5,
+    "decay": 0.05,
+    "stored_start": True,
+}
+_ONE_PATH = {
+    "method": "implant",
+    "paths": "first",
+    "grids": 1,
+    "hide_weight": 8,
+    "decay": 0.0,
+    "stored_start": False,
+}
+_BALANCED = _ALL_PATHS | {"epsilon": 12, "colour_share": 0.28, "flat_luma_share": 0.03, "reach_px": 40}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
-    | {"epsilon": 8, "colour_share": 0.25, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80},
+    | {"epsilon": 8, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80},
     "quick": _BALANCED | {"iterations": 20},
     "balanced": _BALANCED | {"iterations": 100},
     "strong": _ALL_PATHS
-    | {"epsilon": 16, "colour_share": 0.3, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160}
-    | {"hide_weight": 2.5},
+    | {"epsilon": 16, "colour_share": 0.32, "flat_luma_share": 0.1, "reach_px": 56, "iterations": 160}
+    | {"hide_weight": 2.5, "decay": 0.04},
     "single-path": _ONE_PATH
     | {"epsilon": 5, "colour_share": 1.0, "flat_luma_share": 1.0, "reach_px": 24, "iterations": 80},
     "paper": _ONE_PATH
@@ -63,7 +77,7 @@ class Protect(Section):
     no pixel by more than 6."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     """The iterations for each region."""
-    colour_share: Annotated[float, Field(ge=0, le=1)] = 0.21
+    colour_share: Annotated[float, Field(ge=0, le=1)] = 0.28
     """The share of epsilon by which colour (each of Cb and Cr) may move; luma may use all of epsilon except
     in flat areas. 1 in this and `flat_luma_share` is an even budget."""
     flat_luma_share: Annotated[float, Field(gt=0, le=1)] = 0.03
@@ -79,6 +93,9 @@ class Protect(Section):
     survive scaling, and show more."""
     hide_weight: Annotated[float, Field(ge=0, le=100)] = 1.5
     """How much edits beside the region and further away count in the optimisation, against edits of it."""
+    decay: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """The share of the perturbation that each iteration takes back, so that only those changes stay which
+    edits ask for again and again; with more, less is seen, and edits of half of the region break less."""
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""
     reach_share: Share = 0.16

@@ -135,8 +135,8 @@ def judge(
     * `failed`: the budget is exceeded, a number is not finite, or of some region the trigger edit through a
       surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
       is asked, or no more than plain noise breaks it.
-    * `weak`: some threshold is missed, or in some other tool the edit changes nothing or by no more than
-      plain noise changes it; where edits do not break in some tool, the tools are named.
+    * `weak`: some threshold is missed, or in some other tool the edit changes nothing, or by less than twice
+      (`control_factor`) what plain noise changes it; where edits do not break in some tool, that is named.
     * `protected`: all thresholds are met that are asked, see `is_asked`, and the effect carries over: by each
       held-out editor, the edit of the region breaks in half of its tools at least.
 
@@ -208,14 +208,16 @@ def tools(
 
 def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator[tuple[float, str]]:
     """The regions whose edit by a held-out editor breaks in less than half of its tools; as `_missed`."""
-    groups: dict[tuple[str, int], list[EditResult]] = {}
+    groups: dict[tuple[str, int, bool], list[EditResult]] = {}
     for edit in edits:
         if edit.held_out and edit.mask_kind == MaskKind.TRIGGER:
-            groups.setdefault((edit.editor, edit.region), []).append(edit)
-    for (editor, region), own in groups.items():
+            groups.setdefault((edit.editor, edit.region, edit.flattened), []).append(edit)
+    for (editor, region, flattened), own in groups.items():
         broken = sum(not misses(edit, settings, first=False) for edit in own)
         if 2 * broken < len(own):
-            said = f"edits by the held-out editor {editor} break in {broken} of {len(own)} tools, half asked"
+            said = f"edits by the held-out editor {editor} "
+            said += "of the picture on white " if flattened else ""
+            said += f"break in {broken} of {len(own)} tools, half asked"
             yield len(own) / 2 / max(broken, 0.5), f"region {region}: {said}"
 
 
@@ -261,10 +263,13 @@ def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float
         return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
     most, least, seen = _asked(edit, settings, first)
     found = []
+    effect, noise = 1 - edit.ssim, 0.0 if edit.control_ssim is None else 1 - edit.control_ssim
+    by_noise = f"breaks by {effect:.2f}, plain noise by {noise:.2f}"
     # Asked whatever the settings are, so that thresholds that ask nothing make no tool "broken".
-    noise = 0.0 if edit.control_ssim is None else 1 - edit.control_ssim
-    if edit.l1 == 0 or 1 - edit.ssim <= noise:
-        found.append((float("inf"), f"breaks by {1 - edit.ssim:.2f}, plain noise by {noise:.2f}"))
+    if edit.l1 == 0 or effect <= noise:
+        found.append((float("inf"), by_noise))
+    elif effect < settings.control_factor * noise:
+        found.append((settings.control_factor * noise / effect, by_noise))
     if not edit.ssim <= most and not _is_plain(edit, settings, first):
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
         found.append((_factor(1 - most, 1 - edit.ssim), miss))

@@ -176,9 +176,10 @@ class _Work:
             by_need=settings.paths == "all" and bool(self._optimiser.through),
             starts=starts.stored(self._optimiser.surrogates) if settings.stored_start else None,
             hide_weight=settings.hide_weight,
+            decay=settings.decay,
             robust_to=settings.robust_to,
         )
-        start = plane(before, crop.size, device) if before.any() else None
+        start = there = plane(before, crop.size, device) if before.any() else None
         rounds = settings.rounds()
         for number, now in enumerate(rounds, 1):
             budget = Budget(now.epsilon)
@@ -189,6 +190,7 @@ class _Work:
                 apart=apart,
                 budget=budget,
                 start=start,
+                there=there,
                 warm=number > 1,
             )
             if early_stop is not None and settings.stop_early:

@@ -104,6 +104,15 @@ def test_what_an_ensemble_keeps_is_counted_from_each_editor_alone() -> None:
     ]
 
 
+def test_photographs_whose_names_begin_alike_get_regions_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "photos/dev").mkdir(parents=True)
+    for name in ("100075", "100080"):
+        Image.new("RGB", (90, 60)).save(tmp_path / f"photos/dev/{name}.png")
+    one, other = sets.cases("dev", count=2, side=90, folder=tmp_path)
+    assert (one.masks[0] != other.masks[0]).any()
+    assert one.pixels != other.pixels, "which have the regions in them, too"
+
+
 def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def names(*given: str) -> list[str]:
         parser = argparse.ArgumentParser()
@@ -274,6 +283,9 @@ def test_a_sweep_has_every_point_of_each_target() -> None:
     given = protection.parser().parse_args(["--methods", "implant,implant:flat", "--epsilon", "4,8"])
     names = [plan.name for plan in protection.plans(given, [inpaint.get("flux2-mini")])]
     assert names == ["implant@4x100", "implant@8x100", "implant:flat@4x100", "implant:flat@8x100"]
+    own = protection.parser().parse_args(["--methods", "implant@3", "--iterations", "15,80"])
+    names = [plan.name for plan in protection.plans(own, [inpaint.get("flux2-mini")])]
+    assert names == ["implant@3x15", "implant@3x80"]
 
 
 def _row(picture: str, **edits: Any) -> Row:
@@ -513,7 +525,19 @@ def test_paths_can_be_judged_on_further_paths_with_every_edit_and_without_contro
     assert all(edit["control_ssim"] is not None for edit in triggers)
 
 
-def test_a_strength_that_is_none_names_itself(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strengths", "balanced+iterations=none"], "balanced\\+iterations=none"),
+        (["--strengths", "balanced,quick+escalate=[balanced]"], "escalate judges while it optimises"),
+        (["--judged-on", "photoshop"], "photoshop.*expected some of iopaint"),
+        (["--held-out", "flux2-mini"], "flux2-mini.*is among --editors"),
+    ],
+)
+def test_a_wrong_option_names_itself_before_anything_is_measured(
+    data: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     arguments = ["--set", "dev", "--count", "1", "--data", str(data), "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="balanced\\+iterations=none"):
-        paths.main([*arguments, "--strengths", "balanced+iterations=none"])
+    with pytest.raises(SystemExit, match=message):
+        paths.main([*arguments, *options])
+    assert not list(tmp_path.iterdir())

@@ -208,6 +208,29 @@ def test_a_held_out_editor_is_asked_for_the_thresholds_of_an_incomplete_edit() -
     assert "held-out editor flux2-mini break in 0 of 1 tools, half asked" in reasons[0]
 
 
+def test_what_breaks_hardly_more_than_under_noise_in_another_tool_is_weak() -> None:
+    elsewhere = dataclasses.replace(edits()[0], path="forge-masked", ssim=0.80, visible=0.3)
+    for control, outcome in ((0.95, Verdict.PROTECTED), (0.85, Verdict.WEAK)):
+        rows = [*edits(), dataclasses.replace(elsewhere, control_ssim=control)]
+        found, reasons = judge(rows, 6, BUDGET, Verify())
+        assert found == outcome, control
+    assert "breaks by 0.20, plain noise by 0.15" in " ".join(reasons)
+
+
+def test_a_held_out_editor_is_asked_of_stored_colours_and_of_those_on_white_apart() -> None:
+    def held_out(ssim: float, *, flattened: bool) -> list[EditResult]:
+        row = dataclasses.replace(edit(MaskKind.TRIGGER, ssim, held_out=True), editor="micro")
+        paths = ("iopaint", "forge-whole", "forge-masked")
+        return [dataclasses.replace(row, path=path, flattened=flattened) for path in paths]
+
+    on_white = [dataclasses.replace(row, flattened=True) for row in edits()]
+    both = [*edits(), *on_white, *held_out(0.4, flattened=False)]
+    assert verdict([*both, *held_out(0.4, flattened=True)]) == Verdict.PROTECTED
+    outcome, reasons = judge([*both, *held_out(1.0, flattened=True)], 6, BUDGET, Verify())
+    assert outcome == Verdict.WEAK
+    assert "of the picture on white break in 0 of 3 tools" in " ".join(reasons)
+
+
 @pytest.mark.parametrize(("broken", "outcome"), [(2, "protected"), (1, "weak")])
 def test_the_effect_carries_over_where_half_of_the_held_out_edits_break(broken: int, outcome: str) -> None:
     paths = ["iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"]

@@ -302,6 +302,17 @@ def test_a_crop_without_room_has_no_far_edit() -> None:
     assert all(edits.drawn().breaks for _ in range(6))
 
 
+def test_what_no_iteration_renews_fades_but_not_what_another_crop_made() -> None:
+    mask = np.ones((8, 8), dtype=np.bool_)
+    there = torch.full((1, 3, 8, 8), 0.01)
+    work = Task(torch.full((1, 3, 8, 8), 0.5), [mask], mask, torch.ones(1, 1, 8, 8), Budget(6.4), decay=0.1)
+    perturbation = torch.full((1, 3, 8, 8), 0.02)
+    assert torch.allclose(work.decayed(perturbation), torch.full((1, 3, 8, 8), 0.018))
+    assert torch.allclose(replace(work, there=there).decayed(perturbation), torch.full((1, 3, 8, 8), 0.019))
+    assert torch.equal(replace(work, there=there).decayed(there), there)
+    assert torch.equal(replace(work, decay=0.0).decayed(perturbation), perturbation)
+
+
 def test_texture_hides_and_flat_areas_do_not_also_beside_it() -> None:
     rgb = np.full((64, 128, 3), 128, dtype=np.uint8)
     rgb[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
@@ -630,13 +641,14 @@ def test_a_step_in_the_active_part_is_the_step_in_the_whole_crop(apart: bool) ->
     area = torch.zeros(1, 1, 128, 128)
     area[..., 37:91, 51:125] = torch.rand((54, 74)) + 0.1
     work = replace(work, area=area, grids=3, apart=0.5 * area.expand(1, 3, 128, 128) if apart else None)
+    work = replace(work, decay=0.1, there=work.project(torch.randn(work.image.shape)))
     active = work.active()
     assert active == Box(48, 36, 128, 92)
     here, part = (..., *active.slices), work.part(active)
     gradient, before = torch.randn(work.image.shape), work.project(torch.randn(work.image.shape))
-    want = work.project(before - budget_step(work, 10)(gradient, 3))
+    want = work.project(work.decayed(before) - budget_step(work, 10)(gradient, 3))
     got = torch.zeros_like(want)
-    got[here] = part.project(before[here] - budget_step(part, 10)(gradient[here], 3))
+    got[here] = part.project(part.decayed(before[here]) - budget_step(part, 10)(gradient[here], 3))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     assert (want[here] != before[here]).any()
 

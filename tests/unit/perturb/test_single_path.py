@@ -34,6 +34,7 @@ PINNED = {
     "paths": "first",
     "grids": 1,
     "hide_weight": 8,
+    "decay": 0,
     "stored_start": False,
     "surrogates": "auto",
     "whole_px": 800,

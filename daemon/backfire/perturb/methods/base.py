@@ -71,6 +71,7 @@ class Task:
         budget: the bound on the perturbation.
         start: a perturbation 1,3,H,W that is there already, made by an overlapping crop or in a round
             before; the area admits it.
+        there: the part of it, 1,3,H,W, that an overlapping crop made and that must stay.
         warm: whether the start was made in a round before, to go on from without noise.
         paths: for each region, the inputs of editors, in groups that matter alike, the most important one
             first; empty for this crop alone.
@@ -85,6 +86,7 @@ class Task:
         hide_weight: the weight of the hide loss, which keeps benign edits, against each of the two others,
             whose gradients may weigh more on a first path (`iterative.FIRST_WEIGHT`);
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
+        decay: the share of the perturbation that each iteration takes back, see `decayed`.
         robust_to: what the perturbation is to survive: the transforms `jpeg` and `blur`, and `masks` that are
             painted otherwise.
         early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
@@ -96,6 +98,7 @@ class Task:
     area: Tensor
     budget: Budget
     start: Tensor | None = None
+    there: Tensor | None = None
     warm: bool = False
     paths: Sequence[Sequence[Sequence[EditorInput]]] = ()
     grain: int = 1
@@ -104,6 +107,7 @@ class Task:
     apart: Tensor | None = None
     starts: Tensor | None = None
     hide_weight: float = 1.5
+    decay: float = 0.0
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
@@ -137,10 +141,21 @@ class Task:
         return Box(box.left // side * side, box.top // side * side, min(right, width), min(bottom, height))
 
     def part(self, box: Box) -> Task:
-        """The same for a part of the crop, as far as `project` and `grained` go."""
+        """The same for a part of the crop, as far as `project`, `grained` and `decayed` go."""
         here = (..., *box.slices)
-        apart = None if self.apart is None else self.apart[here]
-        return replace(self, image=self.image[here], area=self.area[here], apart=apart)
+        apart, there = (None if plane is None else plane[here] for plane in (self.apart, self.there))
+        return replace(self, image=self.image[here], area=self.area[here], apart=apart, there=there)
+
+    def decayed(self, perturbation: Tensor) -> Tensor:
+        """A perturbation 1,3,H,W but for the share that an iteration takes back.
+
+        What gradients do not renew fades, so that pixels which hardly matter hardly change (weight decay).
+        What an overlapping crop made stays.
+        """
+        if not self.decay:
+            return perturbation
+        kept = perturbation * (1 - self.decay)
+        return kept if self.there is None else kept + self.there * self.decay
 
     def project(self, perturbation: Tensor) -> Tensor:
         """An allowed perturbation near it: within area x budget and the bounds apart, image in [0,1]."""

@@ -157,7 +157,8 @@ class IterativeMethod:
         step = self.stepper(part, iterations)
         for iteration in range(iterations):
             gradient = search.gradient(perturbation)[here]
-            perturbation[here] = part.project(perturbation[here] - step(gradient, iteration))
+            less = part.decayed(perturbation[here]) - step(gradient, iteration)
+            perturbation[here] = part.project(less)
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)
