@@ -91,6 +91,19 @@ def test_two_iterations_on_each_path_and_one_edit_of_each_editor_are_timed(bench
     assert (len(surrogate.edits), len(held_out.edits), held_out.iterations) == (1, 1, [])
 
 
+def test_an_iteration_is_timed_with_the_surrogates_that_are_judged_on_its_path(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Editors, "paths_of", lambda _, editor: FOUR if editor.name == "flux2-mini" else FOUR[2:3]
+    )
+    protect = {"surrogates": ["flux2-mini", "flux2-micro"], "device": "cpu"}
+    pace.estimate(bench.settings(FOUR, protect=protect))
+    mini, micro = (bench.editors[name].iterations for name in ("flux2-mini", "flux2-micro"))
+    assert len(mini) == 2 * len(FOUR)
+    assert micro == mini[4:6], "in Forge with the whole picture alone"
+
+
 def test_where_only_the_crop_is_optimised_only_its_iterations_are_timed(bench: Bench) -> None:
     one_path = {"paths": "first", "robust_to": ["resize", "chain"], "iterations": 10}
     protect = {"surrogates": ["flux2-mini"], "device": "cpu", **one_path}

@@ -691,7 +691,7 @@ def test_a_gradient_that_is_not_finite_ruins_no_other_and_several_in_a_row_name_
     always = search(*range(3, 100))
     with pytest.raises(ModelError, match="editor overflowing: its gradient was not finite in 5 ") as caught:
         any(always.gradient(start).isnan().any() for _ in range(30))
-    assert not caught.value.retryable
+    assert caught.value.retryable, "what is not holds up all other pictures"
 
 
 def test_with_the_chain_a_region_is_also_looked_at_after_two_sites() -> None:

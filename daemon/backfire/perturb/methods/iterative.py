@@ -291,9 +291,8 @@ class Search:
             subject = f"editor {self._surrogates[index].name}"
             got = f"its gradient was not finite in {MOST_PASSED_OVER} iterations in a row"
             remedy = "let it compute in float32, or leave it out of protect.surrogates"
-            raise ModelError(
-                Code.MODEL, f"{subject}: {got}, expected finite numbers; {remedy}", retryable=False
-            )
+            # Retryable, since it may be this picture's own trouble: others must not wait for it.
+            raise ModelError(Code.MODEL, f"{subject}: {got}, expected finite numbers; {remedy}")
 
     def _weight(self, path: Edits, edit: Edit) -> float:
         """The weight of an edit's gradient in the average of its path, see `FIRST_WEIGHT`."""
