@@ -82,6 +82,7 @@ class Handed:
             and puts the rest where the crop was.
         rule: what happens to the mask.
         keeps_mask: whether a mask that would vanish by the scaling stays as the pixels that it falls on.
+        meant: (height, width) that the tool itself hands over, where `at_most` made it less.
     """
 
     edited: Mask
@@ -93,6 +94,7 @@ class Handed:
     back_box: Box | None = None
     rule: MaskRule = field(default=MaskRule())
     keeps_mask: bool = False
+    meant: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         resized = self.scaled != (self.box.height, self.box.width) or self.back_box is not None
@@ -110,7 +112,9 @@ class Handed:
         ratio = min(most / max(self.box.height, self.box.width), 1)
         scaled = max(int(self.box.height * ratio) // 8 * 8, 8), max(int(self.box.width * ratio) // 8 * 8, 8)
         filters = Filters.all("pil-lanczos")
-        return replace(self, scaled=scaled, padding=Padding(), filters=filters, keeps_mask=True)
+        return replace(
+            self, scaled=scaled, padding=Padding(), filters=filters, keeps_mask=True, meant=self.size
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -22,6 +22,8 @@ from backfire.inpaint.base import Editor
 from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
+MOST_PX = 1600
+"""The long side, in pixels, of what an editor is given at most where `protect.work_px` asks for no more."""
 CONTEXT = 40
 """Pixels around an edit that are looked at with it, by windows and by the eye's blur."""
 
@@ -33,13 +35,14 @@ class Editors:
     Attributes:
         paths: by editor, the attack paths on which it is replayed; IOPaint's for one that is not named.
         most_px: the long side, in pixels, of what an editor is given at most; larger crops are scaled down.
+            See `judged_px`.
     """
 
     device: torch.device
     surrogates: Sequence[Editor]
     held_out: Sequence[Editor] = ()
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    most_px: int = 1600
+    most_px: int = MOST_PX
 
     def paths_of(self, editor: Editor) -> tuple[str, ...]:
         """The attack paths of an editor, the first of which decides whether a region is protected at all."""
@@ -56,12 +59,23 @@ class Edit:
         pictures: H,W,3 in [0,1] each, on the frame: the edit of the original, of the published picture and,
             where it was asked for, of the control.
         target: what the edit was to resemble; None for `target: away`.
+        given: (height, width) of what the editor was given.
+        meant: (height, width) of what the tool hands over, where that is more than `Editors.most_px` allows.
     """
 
     frame: Box
     mask: Mask
     pictures: list[Picture]
     target: Picture | None
+    given: tuple[int, int]
+    meant: tuple[int, int] | None
+
+    def judged_smaller(self, path: str) -> str | None:
+        """That it was judged at a smaller scale than the tool of that path uses, in words."""
+        if self.meant is None:
+            return None
+        meant, given = (f"{width}x{height}" for height, width in (self.meant, self.given))
+        return f"{path} hands over {meant}, judged at {given}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +147,19 @@ class Replayer:
         plane[inside] = handed.edited[touched.slices]
         towards = target_picture(self.target, given[:1]) if kind in BREAKING else None
         wanted = towards and to_picture(towards(picture_parts(pictures[:1], frame, device))[0])
-        return Edit(frame, plane, [to_picture(part) for part in parts], wanted)
+        return Edit(frame, plane, [to_picture(part) for part in parts], wanted, handed.size, handed.meant)
+
+
+def judged_px(work_px: int) -> int:
+    """The long side, in pixels, of what editors are given when a picture is judged; see `Editors.most_px`.
+
+    Judging stores nothing for a gradient, so a working size that was lowered for want of memory does not
+    lower it: editors would be asked about a smaller edit than tools make, and nobody would notice.
+
+    Args:
+        work_px: as in `protect.work_px`.
+    """
+    return max(2 * work_px, MOST_PX)
 
 
 def figures(edits: Sequence[Edit], kind: MaskKind) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def replay(
             of_region: list[EditResult] = []
             first_shown: dict[MaskKind, list[Edit]] = {}
             pairs: list[Pair] = []
+            smaller = set[str]()  # where a tool's edit of the region is, so are its others; it is said once
             for editor, is_held_out in everyone:
                 replayer = Replayer(editor, target, seed, editors)
                 paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
@@ -98,12 +99,16 @@ def replay(
                 for path, kind, count in wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
                     compared = [original, published, original] if is_held_out else pictures[:count]
                     edits = replayer.edits(compared, kinds[kind], path, kind)
+                    of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
                     if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
-                        of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
                         left_out = replayer.not_followed(kinds[kind], path)
                         found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
                     if not edits:
                         continue
+                    if path not in smaller:
+                        said = [told for edit in edits if (told := edit.judged_smaller(path))]
+                        found.not_measured.extend(f"{of}: {told}" for told in said)
+                        smaller.update([path] if said else [])
                     measured = figures(edits, kind)
                     if is_held_out and measured.pop("control_ssim") < STEADY:
                         steady = False

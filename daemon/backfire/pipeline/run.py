@@ -21,7 +21,7 @@ from backfire.detectors import Source, run
 from backfire.detectors.run import Found
 from backfire.detectors.shapes import scaled
 from backfire.evaluate import receipt
-from backfire.evaluate.edits import Editors
+from backfire.evaluate.edits import Editors, judged_px
 from backfire.evaluate.judge import Judgement, judge, tools
 from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
@@ -168,7 +168,7 @@ class Run:
             [*map(load, settings.protect.surrogates)],
             [*map(load, settings.verify.held_out)],
             attack_paths.of_editors(settings),
-            most_px=2 * self.settings.protect.work_px,
+            most_px=judged_px(self.settings.protect.work_px),
         )
 
     def look_at(self, rgb: Rgb) -> None:

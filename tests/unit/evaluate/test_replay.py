@@ -16,7 +16,7 @@ from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.handed import Handed
 from backfire.config import Verify
 from backfire.errors import ConfigError
-from backfire.evaluate.edits import Editors, Replayer
+from backfire.evaluate.edits import Editors, Replayer, judged_px
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
@@ -174,9 +174,19 @@ def test_a_crop_larger_than_editors_are_given_is_scaled_down() -> None:
     editors = Editors(CPU, [editor], most_px=256)
     crops = planned(900, 900, Box(100, 100, 800, 700))
     rng = np.random.default_rng(0)
-    rows = replay(original, original, crops, editors, target="away", rng=rng).edits
+    found = replay(original, original, crops, editors, target="away", rng=rng)
     assert max(max(size) for size in editor.sizes) <= 256
-    assert all(row.l1 == 0 for row in rows)
+    assert all(row.l1 == 0 for row in found.edits)
+    told = [said for said in found.not_measured if "judged at" in said]
+    assert told == ["region 0: iopaint hands over 904x856, judged at 256x240"], "width first, and once"
+    editors = dataclasses.replace(editors, most_px=904)
+    found = replay(original, original, crops, editors, target="away", rng=rng)
+    assert not [said for said in found.not_measured if "judged at" in said]
+
+
+def test_a_lower_working_size_makes_no_edit_smaller_that_is_judged() -> None:
+    """Our own message advises to lower it where memory is out, and judging needs much less of that."""
+    assert [judged_px(work_px) for work_px in (256, 800, 1024)] == [1600, 1600, 2048]
 
 
 def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
