@@ -73,6 +73,7 @@ def estimate(settings: Settings) -> Estimate:
         [inpaint.get(name, device, settings) for name in names]
         for names in (protect.surrogates, settings.verify.held_out)
     )
+    inpaint.require_other_weights(surrogates, held_out)
     paths, most_px = attack_paths.of_editors(settings), judged_px(protect.work_px)
     editors = Editors(device, surrogates, held_out, paths, most_px)
     probe = _Probe(editors)

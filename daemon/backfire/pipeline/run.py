@@ -153,7 +153,8 @@ class Run:
             frugal: see `memory.Frugal`.
 
         Raises:
-            ConfigError: see `inpaint.require_apart`; there is no editor of a name.
+            ConfigError: see `inpaint.require_apart` and `inpaint.require_other_weights`; there is no editor
+                of a name.
         """
         inpaint.require_apart(self.settings)
         device = hardware.pick_device(protect.device)
@@ -163,10 +164,13 @@ class Run:
             return memory.Frugal(editor) if frugal else editor
 
         settings = methods.with_surrogates(self.settings)
+        surrogates = [*map(load, settings.protect.surrogates)]
+        held_out = [*map(load, settings.verify.held_out)]
+        inpaint.require_other_weights(surrogates, held_out)
         return Editors(
             device,
-            [*map(load, settings.protect.surrogates)],
-            [*map(load, settings.verify.held_out)],
+            surrogates,
+            held_out,
             attack_paths.of_editors(settings),
             most_px=judged_px(self.settings.protect.work_px),
         )
