@@ -83,6 +83,8 @@ def replay(
         pictures = [original, published, _controlled(original, published, crop, rng)]
         for index in range(len(crop.regions)):
             kinds = _masks_by_kind(crop, index, original.shape[:2], rng)
+            if MaskKind.NEAR not in kinds:
+                found.not_measured.append(f"region {region}: no space in its crop for an edit beside it")
             if MaskKind.FAR not in kinds:
                 found.not_measured.append(f"region {region}: no space in its crop for an edit 32 px away")
             if MaskKind.DILATED not in kinds:

@@ -290,6 +290,7 @@ def test_a_region_that_is_the_whole_picture_is_judged_by_halves_alone() -> None:
     kinds = {row.mask_kind for row in found.edits}
     assert kinds == {MaskKind.TRIGGER, MaskKind.PARTIAL}
     assert "region 0: a little more than it is all of the picture" in found.not_measured
+    assert "region 0: no space in its crop for an edit beside it" in found.not_measured
 
 
 def test_where_a_blind_editor_gets_masked_pixels_alone_nothing_is_judged() -> None:
