@@ -158,7 +158,7 @@ class _Probe:
         """
         paths = self.editors.paths_of(editor)
         mask = self.region.plane(*self.rgb.shape[:2])
-        edits = Replayer(editor, "away", 0, self.editors)
+        edits = Replayer(editor, None, 0, self.editors)
         began = time.monotonic()
         edits.edits([self.rgb], mask, paths[0], MaskKind.TRIGGER)
         seconds = time.monotonic() - began

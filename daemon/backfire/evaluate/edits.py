@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from backfire import attack_paths
 from backfire.attack_paths.hand_over import mask_of, put_back_part
@@ -19,7 +20,6 @@ from backfire.evaluate.judge import BREAKING
 from backfire.evaluate.metrics import Picture, masked_ssim
 from backfire.evaluate.visibility import visible
 from backfire.inpaint.base import Editor
-from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
 MOST_PX = 1600
@@ -80,10 +80,14 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Replayer:
-    """One editor, and the seed of its own noise."""
+    """One editor, and the seed of its own noise.
+
+    Attributes:
+        towards: see `target_picture`, of what was optimised; None for `away`.
+    """
 
     editor: Editor
-    target: str
+    towards: Callable[[Tensor], Tensor] | None
     seed: int
     editors: Editors
 
@@ -145,7 +149,7 @@ class Replayer:
             parts[..., *inside] = put_back_part(out, parts[..., *inside], handed)
         plane = np.zeros((frame.height, frame.width), np.bool_)
         plane[inside] = handed.edited[touched.slices]
-        towards = target_picture(self.target, given[:1]) if kind in BREAKING else None
+        towards = self.towards if kind in BREAKING else None
         wanted = towards and to_picture(towards(picture_parts(pictures[:1], frame, device))[0])
         return Edit(frame, plane, [to_picture(part) for part in parts], wanted, handed.size, handed.meant)
 

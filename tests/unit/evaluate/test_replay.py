@@ -189,6 +189,35 @@ def test_a_lower_working_size_makes_no_edit_smaller_that_is_judged() -> None:
     assert [judged_px(work_px) for work_px in (256, 800, 1024)] == [1600, 1600, 2048]
 
 
+class Painting(Averaging):
+    """Paints one colour."""
+
+    def __init__(self, colour: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.colour = torch.tensor(colour)[None, :, None, None]
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return torch.where(mask > 0.5, self.colour, image)
+
+
+def test_the_distance_to_the_target_is_that_to_the_colour_that_was_optimised_for() -> None:
+    """The crop is red, so that blue was; the picture, which Forge hands over, is green and blue."""
+    original: Rgb = np.full((900, 1200, 3), (0, 100, 255), dtype=np.uint8)
+    crops = planned(1200, 900, Box(500, 300, 660, 460))
+    original[crops[0].box.slices] = (255, 100, 0)
+    editor = Painting((0, 0, 1))
+    editors = Editors(CPU, [editor], paths={editor.name: ("iopaint", "forge-whole")})
+    rng = np.random.default_rng(0)
+    rows = replay(original, original, crops, editors, target="flat", rng=rng).edits
+    distances = {row.path: row.target_distance for row in rows if row.mask_kind == MaskKind.TRIGGER}
+    assert distances == pytest.approx({"iopaint": 0, "forge-whole": 0}, abs=0.02)
+    rows = replay(original, original, crops, editors, target="inverted", rng=rng).edits
+    (distance,) = (row.target_distance for row in rows if (row.path, row.mask_kind) == ("iopaint", "trigger"))
+    assert distance == pytest.approx((155 / 255) / 3, abs=1e-3), "the negative is (0, 155, 255)"
+    rows = replay(original, original, crops, editors, target="away", rng=rng).edits
+    assert {row.target_distance for row in rows} == {None}
+
+
 def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
     original = picture(700, 520)
     original.flags.writeable = False
@@ -350,7 +379,7 @@ def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
 
     monkeypatch.setattr(Handed, "mask", property(look))
     editors = Editors(CPU, [Averaging()], paths={"averaging": ("iopaint",)})
-    replayer = Replayer(editors.surrogates[0], "away", 0, editors)
+    replayer = Replayer(editors.surrogates[0], None, 0, editors)
     plane = region.plane(900, 1600)
     assert [call.edited_pixels for call in replayer.calls(plane, "iopaint")] == [100, 81, 64, 49]
     assert looked == {100, 81, 64, 49}
