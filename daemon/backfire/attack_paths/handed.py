@@ -213,10 +213,10 @@ class Handed:
         rows, columns = self._axes(self.filters.mask if self.filters else "")
         if self.rule.outside_masked and self.box != self.inside:
             whole = np.ones((self.box.height, self.box.width), np.float32)
-            whole[_within(self.box, self.inside)] = 0
-            both = _common(self.inside, at)
+            whole[within(self.box, self.inside)] = 0
+            both = common(self.inside, at)
             if both is not None:
-                whole[_within(self.box, both)] = plane[_within(at, both)]
+                whole[within(self.box, both)] = plane[within(at, both)]
             plane, at = whole, Box(0, 0, self.box.width, self.box.height)
             rows = replace(rows, start=0, stop=at.height, length=at.height)
             columns = replace(columns, start=0, stop=at.width, length=at.width)
@@ -235,14 +235,14 @@ class Handed:
             plane[plane < 0.5 / 255] = 0  # in the tools' 8 bits it is nothing
         else:
             plane, at = softened(self.edited, rule.blend)
-        both = _common(part, at)
-        if both is None or not plane[_within(at, both)].any():
+        both = common(part, at)
+        if both is None or not plane[within(at, both)].any():
             return np.zeros((0, 0), np.float32), Box(part.left, part.top, part.left, part.top)
-        found = Box.around(plane[_within(at, both)] > 0)
+        found = Box.around(plane[within(at, both)] > 0)
         touched = Box(
             both.left + found.left, both.top + found.top, both.left + found.right, both.top + found.bottom
         )
-        return np.ascontiguousarray(plane[_within(at, touched)]), touched
+        return np.ascontiguousarray(plane[within(at, touched)]), touched
 
     def _returned(self, plane: Plane) -> tuple[Plane, Box]:
         """A plane of `result` on the picture's pixels, in [0,1], and the part that it reaches."""
@@ -254,7 +254,8 @@ class Handed:
         return plane, Box(left, top, left + plane.shape[1], top + plane.shape[0])
 
 
-def _common(one: Box, other: Box) -> Box | None:
+def common(one: Box, other: Box) -> Box | None:
+    """The part that lies in both; None where they do not overlap."""
     if not one.overlaps(other):
         return None
     return Box(
@@ -265,7 +266,7 @@ def _common(one: Box, other: Box) -> Box | None:
     )
 
 
-def _within(frame: Box, part: Box) -> tuple[slice, slice]:
+def within(frame: Box, part: Box) -> tuple[slice, slice]:
     """The rows and columns of `part` on a plane that covers `frame`."""
     return (
         slice(part.top - frame.top, part.bottom - frame.top),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backfire import attack_paths
 from backfire.attack_paths.hand_over import mask_of, put_back_part
-from backfire.attack_paths.handed import MOST_CALLS, Handed
+from backfire.attack_paths.handed import MOST_CALLS, Handed, common, within
 from backfire.attack_paths.tensors import handed_pictures, picture_parts, to_picture
 from backfire.evaluate.judge import BREAKING
 from backfire.evaluate.metrics import Picture, masked_ssim
@@ -134,24 +134,34 @@ class Replayer:
     def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind) -> Edit:
         height, width = handed.edited.shape
         device, touched = self.editors.device, handed.touched
-        frame = touched.grown(CONTEXT, width, height)
-        inside = (
-            slice(touched.top - frame.top, touched.bottom - frame.top),
-            slice(touched.left - frame.left, touched.right - frame.left),
-        )
-        given, parts = handed_pictures(pictures, handed, device), picture_parts(pictures, frame, device)
+        left, top, right, bottom = Box.around(handed.edited[touched.slices])
+        edited = Box(touched.left + left, touched.top + top, touched.left + right, touched.top + bottom)
+        # Around the edit alone: a tool without a mask touches all of a picture, of which the figures would
+        # take gigabytes.
+        frame = edited.grown(CONTEXT, width, height)
+        given = handed_pictures(pictures, handed, device)
         # A new generator each time: an editor that draws noise must draw the same for all pictures.
         # On the CPU, as the noise of a seed is another one on a GPU, and with it the verdict.
         generator = torch.Generator().manual_seed(self.seed)
         with torch.inference_mode():
             mask = mask_of(handed, given).expand(len(pictures), -1, -1, -1)
             out = self.editor.inpaint(given, mask, generator=generator)
-            parts[..., *inside] = put_back_part(out, parts[..., *inside], handed)
+            parts = [_put_back(rgb, made, handed, frame) for rgb, made in zip(pictures, out, strict=True)]
         plane = np.zeros((frame.height, frame.width), np.bool_)
-        plane[inside] = handed.edited[touched.slices]
+        plane[within(frame, edited)] = handed.edited[edited.slices]
         towards = self.towards if kind in BREAKING else None
         wanted = towards and to_picture(towards(picture_parts(pictures[:1], frame, device))[0])
-        return Edit(frame, plane, [to_picture(part) for part in parts], wanted, handed.size, handed.meant)
+        return Edit(frame, plane, parts, wanted, handed.size, handed.meant)
+
+
+def _put_back(rgb: Rgb, made: Tensor, handed: Handed, frame: Box) -> Picture:
+    """A frame of one picture with what an editor made of it, 3,h,w: of all at once each is large."""
+    touched = handed.touched
+    whole = put_back_part(made[None], picture_parts([rgb], touched, made.device), handed)
+    part, both = picture_parts([rgb], frame, made.device), common(frame, touched)
+    assert both is not None  # the edit lies in both
+    part[..., *within(frame, both)] = whole[..., *within(touched, both)]
+    return to_picture(part[0])
 
 
 def judged_px(work_px: int) -> int:
