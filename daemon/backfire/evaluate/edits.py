@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,7 +81,7 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Replayer:
-    """One editor, and the seed of its own noise.
+    """One editor, and the seed of its own noise and prompts.
 
     Attributes:
         towards: see `target_picture`, of what was optimised; None for `away`.
@@ -121,7 +122,19 @@ class Replayer:
 
         In float32, which is what users run. Empty where the tool leaves nothing of the mask to edit.
         """
-        return [self._edit(pictures, call, kind) for call in self.calls(mask, path)]
+        seed = self._seed(path, kind)
+        return [self._edit(pictures, call, kind, seed) for call in self.calls(mask, path)]
+
+    def _seed(self, path: str, kind: MaskKind) -> int:
+        """The seed of an edit, the same for all pictures that are compared.
+
+        An editor picks its prompt by it: with one seed for all edits, only one of its prompts would judge a
+        picture. Others keep one seed for all, so that what older receipts list is drawn again.
+        """
+        if len(getattr(self.editor, "prompts", ())) < 2:
+            return self.seed
+        digest = hashlib.sha256(f"{self.seed}:{path}:{kind.value}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     def tried(self, paths: Sequence[str], mask: Mask) -> list[str]:
         """Attack paths of an editor, the first one on which anything of a region is edited before the others.
@@ -131,7 +144,7 @@ class Replayer:
         first = next((path for path in paths if self.calls(mask, path)), paths[0])
         return [first, *(path for path in paths if path != first)]
 
-    def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind) -> Edit:
+    def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind, seed: int) -> Edit:
         height, width = handed.edited.shape
         device, touched = self.editors.device, handed.touched
         left, top, right, bottom = Box.around(handed.edited[touched.slices])
@@ -142,7 +155,7 @@ class Replayer:
         given = handed_pictures(pictures, handed, device)
         # A new generator each time: an editor that draws noise must draw the same for all pictures.
         # On the CPU, as the noise of a seed is another one on a GPU, and with it the verdict.
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             mask = mask_of(handed, given).expand(len(pictures), -1, -1, -1)
             out = self.editor.inpaint(given, mask, generator=generator)

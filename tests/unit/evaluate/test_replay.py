@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
 from backfire.evaluate.sheet import caption
+from backfire.inpaint.denoising import DenoisingEditor, Prompt
+from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, Family, Mask, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
@@ -269,6 +272,35 @@ def test_the_noise_of_edits_depends_on_the_job_and_is_the_same_for_both_pictures
     assert {row.l1 for row in rows if row.mask_kind == MaskKind.TRIGGER} == {0}
     assert first.seeds == again.seeds
     assert len(first.seeds | other.seeds) == 2
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_the_edits_of_a_picture_draw_from_all_prompts_of_an_editor(frugal: bool) -> None:
+    """An editor picks its prompt by the seed, so that one seed for all of them tried a single prompt."""
+    original, mask = picture(96, 80), np.zeros((80, 96), np.bool_)
+    mask[30:50, 40:60] = True
+    made = [*((USUAL[0], kind) for kind in MaskKind), (USUAL[1], MaskKind.TRIGGER)]
+    asked = []
+    for prompts in (["a", "b", "c"], ["a", "b", "c"], ["a"]):
+        editor: Any = Noisy()
+        editor.prompts = prompts
+        replayer = Replayer(Frugal(editor) if frugal else editor, None, 1, Editors(CPU, []))
+        for path, kind in made:
+            (edit,) = replayer.edits([original, original], mask, path, kind)
+            one, other = edit.pictures
+            assert np.array_equal(one, other), "what is compared is made under one prompt"
+        asked.append(editor.seeds)
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == len(made)
+    assert len(asked[2]) == 1, "as it was when older receipts were made"
+    drawn = {DenoisingEditor._drawn(*drawing(seed))[0].guidance for seed in asked[0]}
+    assert drawn == {0, 1, 2}
+
+
+def drawing(seed: int) -> tuple[Any, Tensor, torch.Generator]:
+    """An editor of three prompts, latents, and the generator of an edit."""
+    editor = SimpleNamespace(prompts=[Prompt({}, guidance) for guidance in range(3)])
+    return editor, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(seed)
 
 
 class Unsteady(Averaging):
