@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import scipy  # it loads `ndimage`, which takes longest, when that is first used
 
 from backfire.attack_paths.resampling import Axis, Beyond, Weights
 from backfire.attack_paths.softening import Plane, Step, softened
@@ -81,7 +82,8 @@ class Handed:
         back_box: where the whole result goes, its padding with it; None for a tool that takes the padding off
             and puts the rest where the crop was.
         rule: what happens to the mask.
-        keeps_mask: whether a mask that would vanish by the scaling stays as the pixels that it falls on.
+        keeps_mask: whether parts of a mask that would vanish by the scaling stay as the pixels that they fall
+            on.
         meant: (height, width) that the tool itself hands over, where `at_most` made it less.
     """
 
@@ -104,8 +106,8 @@ class Handed:
     def at_most(self, most: int) -> Handed:
         """Scaled down where a tool that keeps the picture's scale hands over more than `most` pixels a side.
 
-        Those that resize have sizes of their own. As the tool itself would lose nothing of the mask, a thin
-        stroke does not vanish.
+        Those that resize have sizes of their own. As the tool itself would lose nothing of the mask, no
+        separate part of it vanishes; a thin stroke that begins at a wide area may become shorter.
         """
         if self.filters is not None or max(self.size) <= most:
             return self
@@ -190,11 +192,19 @@ class Handed:
         if self.rule.everything:
             return np.ones(self.size, dtype=np.bool_)
         masked: Mask = self._soft > 0.5
-        if self.keeps_mask and not masked.any():
-            rows, columns = np.nonzero(self.edited[self.inside.slices])
-            down, across = self.scaled
-            masked[rows * down // self.inside.height, columns * across // self.inside.width] = True
+        if self.keeps_mask:
+            parts, _ = scipy.ndimage.label(self._landing(), np.ones((3, 3)))
+            masked |= (parts > 0) & ~np.isin(parts, parts[masked])
         return masked
+
+    def _landing(self) -> Mask:
+        """The pixels at `scaled` on which any pixel of the edit falls."""
+        landing = self.edited[self.inside.slices]
+        for axis, count in enumerate(self.scaled):
+            length = landing.shape[axis]
+            first = np.minimum(-(-np.arange(count) * length // count), length - 1)
+            landing = np.logical_or.reduceat(landing, first, axis=axis)
+        return landing
 
     @cached_property
     def touched(self) -> Box:
