@@ -13,7 +13,7 @@ from backfire import attack_paths, inpaint
 from backfire.attack_paths import cropping
 from backfire.attack_paths.handed import MOST_CALLS
 from backfire.config import Protect, Settings
-from backfire.evaluate.edits import Editors, Replayer
+from backfire.evaluate.edits import Editors, Replayer, judged_px
 from backfire.evaluate.replay import wanted
 from backfire.inpaint.base import Editor
 from backfire.inpaint.hardware import pick_device
@@ -73,9 +73,9 @@ def estimate(settings: Settings) -> Estimate:
         [inpaint.get(name, device, settings) for name in names]
         for names in (protect.surrogates, settings.verify.held_out)
     )
-    editors = Editors(
-        device, surrogates, held_out, attack_paths.of_editors(settings), most_px=2 * protect.work_px
-    )
+    inpaint.require_other_weights(surrogates, held_out)
+    paths, most_px = attack_paths.of_editors(settings), judged_px(protect.work_px)
+    editors = Editors(device, surrogates, held_out, paths, most_px)
     probe = _Probe(editors)
     return Estimate(
         probe.iteration(protect) * protect.iterations,
@@ -164,7 +164,7 @@ class _Probe:
         """
         paths = self.editors.paths_of(editor)
         mask = self.region.plane(*self.rgb.shape[:2])
-        edits = Replayer(editor, "away", 0, self.editors)
+        edits = Replayer(editor, None, 0, self.editors)
         began = time.monotonic()
         edits.edits([self.rgb], mask, paths[0], MaskKind.TRIGGER)
         seconds = time.monotonic() - began

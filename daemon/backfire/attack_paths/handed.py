@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import scipy  # it loads `ndimage`, which takes longest, when that is first used
 
 from backfire.attack_paths.resampling import Axis, Beyond, Weights
 from backfire.attack_paths.softening import Plane, Step, softened
@@ -81,7 +82,9 @@ class Handed:
         back_box: where the whole result goes, its padding with it; None for a tool that takes the padding off
             and puts the rest where the crop was.
         rule: what happens to the mask.
-        keeps_mask: whether a mask that would vanish by the scaling stays as the pixels that it falls on.
+        keeps_mask: whether parts of a mask that would vanish by the scaling stay as the pixels that they fall
+            on.
+        meant: (height, width) that the tool itself hands over, where `at_most` made it less.
     """
 
     edited: Mask
@@ -93,6 +96,7 @@ class Handed:
     back_box: Box | None = None
     rule: MaskRule = field(default=MaskRule())
     keeps_mask: bool = False
+    meant: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         resized = self.scaled != (self.box.height, self.box.width) or self.back_box is not None
@@ -102,15 +106,17 @@ class Handed:
     def at_most(self, most: int) -> Handed:
         """Scaled down where a tool that keeps the picture's scale hands over more than `most` pixels a side.
 
-        Those that resize have sizes of their own. As the tool itself would lose nothing of the mask, a thin
-        stroke does not vanish.
+        Those that resize have sizes of their own. As the tool itself would lose nothing of the mask, no
+        separate part of it vanishes; a thin stroke that begins at a wide area may become shorter.
         """
         if self.filters is not None or max(self.size) <= most:
             return self
         ratio = min(most / max(self.box.height, self.box.width), 1)
         scaled = max(int(self.box.height * ratio) // 8 * 8, 8), max(int(self.box.width * ratio) // 8 * 8, 8)
         filters = Filters.all("pil-lanczos")
-        return replace(self, scaled=scaled, padding=Padding(), filters=filters, keeps_mask=True)
+        return replace(
+            self, scaled=scaled, padding=Padding(), filters=filters, keeps_mask=True, meant=self.size
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -186,11 +192,19 @@ class Handed:
         if self.rule.everything:
             return np.ones(self.size, dtype=np.bool_)
         masked: Mask = self._soft > 0.5
-        if self.keeps_mask and not masked.any():
-            rows, columns = np.nonzero(self.edited[self.inside.slices])
-            down, across = self.scaled
-            masked[rows * down // self.inside.height, columns * across // self.inside.width] = True
+        if self.keeps_mask:
+            parts, _ = scipy.ndimage.label(self._landing(), np.ones((3, 3)))
+            masked |= (parts > 0) & ~np.isin(parts, parts[masked])
         return masked
+
+    def _landing(self) -> Mask:
+        """The pixels at `scaled` on which any pixel of the edit falls."""
+        landing = self.edited[self.inside.slices]
+        for axis, count in enumerate(self.scaled):
+            length = landing.shape[axis]
+            first = np.minimum(-(-np.arange(count) * length // count), length - 1)
+            landing = np.logical_or.reduceat(landing, first, axis=axis)
+        return landing
 
     @cached_property
     def touched(self) -> Box:
@@ -209,10 +223,10 @@ class Handed:
         rows, columns = self._axes(self.filters.mask if self.filters else "")
         if self.rule.outside_masked and self.box != self.inside:
             whole = np.ones((self.box.height, self.box.width), np.float32)
-            whole[_within(self.box, self.inside)] = 0
-            both = _common(self.inside, at)
+            whole[within(self.box, self.inside)] = 0
+            both = common(self.inside, at)
             if both is not None:
-                whole[_within(self.box, both)] = plane[_within(at, both)]
+                whole[within(self.box, both)] = plane[within(at, both)]
             plane, at = whole, Box(0, 0, self.box.width, self.box.height)
             rows = replace(rows, start=0, stop=at.height, length=at.height)
             columns = replace(columns, start=0, stop=at.width, length=at.width)
@@ -231,14 +245,14 @@ class Handed:
             plane[plane < 0.5 / 255] = 0  # in the tools' 8 bits it is nothing
         else:
             plane, at = softened(self.edited, rule.blend)
-        both = _common(part, at)
-        if both is None or not plane[_within(at, both)].any():
+        both = common(part, at)
+        if both is None or not plane[within(at, both)].any():
             return np.zeros((0, 0), np.float32), Box(part.left, part.top, part.left, part.top)
-        found = Box.around(plane[_within(at, both)] > 0)
+        found = Box.around(plane[within(at, both)] > 0)
         touched = Box(
             both.left + found.left, both.top + found.top, both.left + found.right, both.top + found.bottom
         )
-        return np.ascontiguousarray(plane[_within(at, touched)]), touched
+        return np.ascontiguousarray(plane[within(at, touched)]), touched
 
     def _returned(self, plane: Plane) -> tuple[Plane, Box]:
         """A plane of `result` on the picture's pixels, in [0,1], and the part that it reaches."""
@@ -250,7 +264,8 @@ class Handed:
         return plane, Box(left, top, left + plane.shape[1], top + plane.shape[0])
 
 
-def _common(one: Box, other: Box) -> Box | None:
+def common(one: Box, other: Box) -> Box | None:
+    """The part that lies in both; None where they do not overlap."""
     if not one.overlaps(other):
         return None
     return Box(
@@ -261,7 +276,7 @@ def _common(one: Box, other: Box) -> Box | None:
     )
 
 
-def _within(frame: Box, part: Box) -> tuple[slice, slice]:
+def within(frame: Box, part: Box) -> tuple[slice, slice]:
     """The rows and columns of `part` on a plane that covers `frame`."""
     return (
         slice(part.top - frame.top, part.bottom - frame.top),

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from backfire.advice import DOCUMENTATION
 from backfire.config import Sidecars
-from backfire.detectors import Sidecar, Source, markup
+from backfire.detectors import Sidecar, Source, markup, paints
 from backfire.errors import Code, InputError
 from backfire.files import inbox
 from backfire.imaging import decode_painting
@@ -31,7 +31,7 @@ MOST = 16
 """The most regions. Each costs optimisation and verification, and a noisy mask has thousands of specks."""
 
 COLOURS = 32
-"""A painted mask of at most this many colours, not all grey, has regions for each colour; more are shades."""
+"""A painted mask of at most this many colours, not all grey, has regions for each paint; more are shades."""
 
 
 class SidecarDetector:
@@ -49,8 +49,8 @@ class SidecarDetector:
 
         Several painted masks count as their union, with one region for each group of marked parts that lie
         near each other. Every marked pixel is in the mask of a region, and no other pixel is in any. If the
-        colours tell regions apart, each colour is grouped by itself; then a pixel is in two regions where two
-        files paint it in different colours, and otherwise in one.
+        colours tell regions apart, each paint is grouped by itself, see `paints`; then a pixel is in two
+        regions where two files paint it in different ones, and otherwise in one.
 
         Raises:
             InputError: `MASK_UNREADABLE`, a file cannot be read; `MASK_SIZE`, it has not the size of the
@@ -142,16 +142,13 @@ def _painting(sidecar: Sidecar, source: Source, shape: tuple[int, int]) -> NDArr
 
 
 def _layers(painting: NDArray[np.uint8], mask: Mask, settings: Sidecars) -> dict[str, Mask]:
-    """The marked pixels by label: `mask`, or one label per colour if a few colours tell regions apart."""
+    """The marked pixels by label: `mask`, or one label per paint if a few colours tell regions apart."""
     if settings.protected == "white":
-        painted = painting[mask][:, :3].astype(np.uint32)
-        coded = painted[:, 0] << 16 | painted[:, 1] << 8 | painted[:, 2]
-        colours = np.unique(coded)
-        if len(colours) <= COLOURS and np.ptp(painted, axis=1).any():
-            layers = {f"mask #{colour:06x}": np.zeros_like(mask) for colour in colours}
-            for colour, layer in zip(colours, layers.values(), strict=True):
-                layer[mask] = coded == colour
-            return layers
+        painted = painting[mask]
+        colours = np.unique(paints.codes(painted))
+        if len(colours) <= COLOURS and np.ptp(painted[:, :3], axis=1).any():
+            layers = paints.separated(painting, mask, colours, reach=NEAR)
+            return {f"mask #{colour:06x}": layer for colour, layer in layers.items()}
     return {"mask": mask}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,18 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from backfire import attack_paths
 from backfire.attack_paths.hand_over import mask_of, put_back_part
-from backfire.attack_paths.handed import MOST_CALLS, Handed
+from backfire.attack_paths.handed import MOST_CALLS, Handed, common, within
 from backfire.attack_paths.tensors import handed_pictures, picture_parts, to_picture
 from backfire.evaluate.judge import BREAKING
 from backfire.evaluate.metrics import Picture, masked_ssim
 from backfire.evaluate.visibility import visible
 from backfire.inpaint.base import Editor
-from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
+MOST_PX = 1600
+"""The long side, in pixels, of what an editor is given at most where `protect.work_px` asks for no more."""
 CONTEXT = 40
 """Pixels around an edit that are looked at with it, by windows and by the eye's blur."""
 
@@ -33,13 +36,14 @@ class Editors:
     Attributes:
         paths: by editor, the attack paths on which it is replayed; IOPaint's for one that is not named.
         most_px: the long side, in pixels, of what an editor is given at most; larger crops are scaled down.
+            See `judged_px`.
     """
 
     device: torch.device
     surrogates: Sequence[Editor]
     held_out: Sequence[Editor] = ()
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    most_px: int = 1600
+    most_px: int = MOST_PX
 
     def paths_of(self, editor: Editor) -> tuple[str, ...]:
         """The attack paths of an editor, the first of which decides whether a region is protected at all."""
@@ -56,20 +60,35 @@ class Edit:
         pictures: H,W,3 in [0,1] each, on the frame: the edit of the original, of the published picture and,
             where it was asked for, of the control.
         target: what the edit was to resemble; None for `target: away`.
+        given: (height, width) of what the editor was given.
+        meant: (height, width) of what the tool hands over, where that is more than `Editors.most_px` allows.
     """
 
     frame: Box
     mask: Mask
     pictures: list[Picture]
     target: Picture | None
+    given: tuple[int, int]
+    meant: tuple[int, int] | None
+
+    def judged_smaller(self, path: str) -> str | None:
+        """That it was judged at a smaller scale than the tool of that path uses, in words."""
+        if self.meant is None:
+            return None
+        meant, given = (f"{width}x{height}" for height, width in (self.meant, self.given))
+        return f"{path} hands over {meant}, judged at {given}"
 
 
 @dataclass(frozen=True, eq=False)
 class Replayer:
-    """One editor, and the seed of its own noise."""
+    """One editor, and the seed of its own noise and prompts.
+
+    Attributes:
+        towards: see `target_picture`, of what was optimised; None for `away`.
+    """
 
     editor: Editor
-    target: str
+    towards: Callable[[Tensor], Tensor] | None
     seed: int
     editors: Editors
 
@@ -103,7 +122,19 @@ class Replayer:
 
         In float32, which is what users run. Empty where the tool leaves nothing of the mask to edit.
         """
-        return [self._edit(pictures, call, kind) for call in self.calls(mask, path)]
+        seed = self._seed(path, kind)
+        return [self._edit(pictures, call, kind, seed) for call in self.calls(mask, path)]
+
+    def _seed(self, path: str, kind: MaskKind) -> int:
+        """The seed of an edit, the same for all pictures that are compared.
+
+        An editor picks its prompt by it: with one seed for all edits, only one of its prompts would judge a
+        picture. Others keep one seed for all, so that what older receipts list is drawn again.
+        """
+        if len(getattr(self.editor, "prompts", ())) < 2:
+            return self.seed
+        digest = hashlib.sha256(f"{self.seed}:{path}:{kind.value}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     def tried(self, paths: Sequence[str], mask: Mask) -> list[str]:
         """Attack paths of an editor, the first one on which anything of a region is edited before the others.
@@ -113,27 +144,49 @@ class Replayer:
         first = next((path for path in paths if self.calls(mask, path)), paths[0])
         return [first, *(path for path in paths if path != first)]
 
-    def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind) -> Edit:
+    def _edit(self, pictures: Sequence[Rgb], handed: Handed, kind: MaskKind, seed: int) -> Edit:
         height, width = handed.edited.shape
         device, touched = self.editors.device, handed.touched
-        frame = touched.grown(CONTEXT, width, height)
-        inside = (
-            slice(touched.top - frame.top, touched.bottom - frame.top),
-            slice(touched.left - frame.left, touched.right - frame.left),
-        )
-        given, parts = handed_pictures(pictures, handed, device), picture_parts(pictures, frame, device)
+        left, top, right, bottom = Box.around(handed.edited[touched.slices])
+        edited = Box(touched.left + left, touched.top + top, touched.left + right, touched.top + bottom)
+        # Around the edit alone: a tool without a mask touches all of a picture, of which the figures would
+        # take gigabytes.
+        frame = edited.grown(CONTEXT, width, height)
+        given = handed_pictures(pictures, handed, device)
         # A new generator each time: an editor that draws noise must draw the same for all pictures.
         # On the CPU, as the noise of a seed is another one on a GPU, and with it the verdict.
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             mask = mask_of(handed, given).expand(len(pictures), -1, -1, -1)
             out = self.editor.inpaint(given, mask, generator=generator)
-            parts[..., *inside] = put_back_part(out, parts[..., *inside], handed)
+            parts = [_put_back(rgb, made, handed, frame) for rgb, made in zip(pictures, out, strict=True)]
         plane = np.zeros((frame.height, frame.width), np.bool_)
-        plane[inside] = handed.edited[touched.slices]
-        towards = target_picture(self.target, given[:1]) if kind in BREAKING else None
+        plane[within(frame, edited)] = handed.edited[edited.slices]
+        towards = self.towards if kind in BREAKING else None
         wanted = towards and to_picture(towards(picture_parts(pictures[:1], frame, device))[0])
-        return Edit(frame, plane, [to_picture(part) for part in parts], wanted)
+        return Edit(frame, plane, parts, wanted, handed.size, handed.meant)
+
+
+def _put_back(rgb: Rgb, made: Tensor, handed: Handed, frame: Box) -> Picture:
+    """A frame of one picture with what an editor made of it, 3,h,w: of all at once each is large."""
+    touched = handed.touched
+    whole = put_back_part(made[None], picture_parts([rgb], touched, made.device), handed)
+    part, both = picture_parts([rgb], frame, made.device), common(frame, touched)
+    assert both is not None  # the edit lies in both
+    part[..., *within(frame, both)] = whole[..., *within(touched, both)]
+    return to_picture(part[0])
+
+
+def judged_px(work_px: int) -> int:
+    """The long side, in pixels, of what editors are given when a picture is judged; see `Editors.most_px`.
+
+    Judging stores nothing for a gradient, so a working size that was lowered for want of memory does not
+    lower it: editors would be asked about a smaller edit than tools make, and nobody would notice.
+
+    Args:
+        work_px: as in `protect.work_px`.
+    """
+    return max(2 * work_px, MOST_PX)
 
 
 def figures(edits: Sequence[Edit], kind: MaskKind) -> dict[str, Any]:

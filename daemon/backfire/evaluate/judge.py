@@ -47,7 +47,7 @@ class EditResult:
         control_ssim: the SSIM for random noise as large as the perturbation (trigger edits by surrogates
             only).
         target_distance: L1 to the target picture (`target: flat` and `inverted` only).
-        held_out: whether the editor took no part in the optimisation; it makes trigger edits alone.
+        held_out: whether the editor is not optimised against; it makes trigger edits alone.
         path: the attack path; on others than the editor's first only trigger and dilated edits are replayed.
         flattened: whether both pictures were laid on white, as tools do that know no transparency.
     """

@@ -209,8 +209,13 @@ def in_words(document: Receipt) -> list[str]:
     Only the verdict where nothing was edited.
     """
     verdict, reasons = document["verdict"], document["reasons"]
+    edits = _asked(document)
+    touching = [edit.ssim for edit in edits if edit.mask_kind in BREAKING]
+    elsewhere = [edit.ssim for edit in edits if edit.mask_kind not in BREAKING]
     if verdict == Verdict.PROTECTED:
-        said = "protected: edits of the region come out broken, edits elsewhere come out as usual"
+        said = "protected: edits of the region come out broken"
+        # Where regions leave no space beside them, as in a grid over the whole picture, none was made.
+        said += ", edits elsewhere come out as usual" if elsewhere else ""
     else:
         said = f"{verdict}: {words.reason(in_short(reasons) or '')}" if reasons else str(verdict)
     told = document.get("tools")
@@ -220,10 +225,7 @@ def in_words(document: Receipt) -> list[str]:
         said += f"; {about}{in_tools(told)}"
     if verdict != Verdict.FAILED and (larger := document.get("tools_dilated")):
         said += f"; edits {words.EDITS[MaskKind.DILATED]}: {in_tools(larger)}"
-    edits = _asked(document)
-    touching = [edit.ssim for edit in edits if edit.mask_kind in BREAKING]
     seen = [edit.visible for edit in edits if edit.visible is not None]
-    elsewhere = [edit.ssim for edit in edits if edit.mask_kind not in BREAKING]
     if not touching:
         return [said]
     names = ", ".join(dict.fromkeys(edit.editor for edit in edits))

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.handed import MOST_CALLS
-from backfire.attack_paths.tensors import picture_parts, to_picture
+from backfire.attack_paths.tensors import crop_tensor, picture_parts, to_picture
 from backfire.config import Verify
 from backfire.evaluate.edits import Edit, Editors, Replayer, figures, in_levels
 from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter
 from backfire.evaluate.panels import edited_part, panels
 from backfire.evaluate.sheet import Pair, Panels, pair
 from backfire.imaging import masks
+from backfire.inpaint.targets import target_picture
 from backfire.types import Box, Mask, MaskKind, Rgb
 
 MOST_PANELS = 6
@@ -81,8 +82,12 @@ def replay(
     progress(done, total)
     for crop in crops:
         pictures = [original, published, _controlled(original, published, crop, rng)]
+        # The colour of `flat` is that furthest from what was optimised, not from what each tool hands over.
+        towards = target_picture(target, crop_tensor(original, crop, editors.device))
         for index in range(len(crop.regions)):
             kinds = _masks_by_kind(crop, index, original.shape[:2], rng)
+            if MaskKind.NEAR not in kinds:
+                found.not_measured.append(f"region {region}: no space in its crop for an edit beside it")
             if MaskKind.FAR not in kinds:
                 found.not_measured.append(f"region {region}: no space in its crop for an edit 32 px away")
             if MaskKind.DILATED not in kinds:
@@ -90,20 +95,25 @@ def replay(
             of_region: list[EditResult] = []
             first_shown: dict[MaskKind, list[Edit]] = {}
             pairs: list[Pair] = []
+            smaller = set[str]()  # where a tool's edit of the region is, so are its others; it is said once
             for editor, is_held_out in everyone:
-                replayer = Replayer(editor, target, seed, editors)
+                replayer = Replayer(editor, towards, seed, editors)
                 paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
                 shown: dict[MaskKind, list[Edit]] = {}
                 made, steady = len(of_region), True
                 for path, kind, count in wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
                     compared = [original, published, original] if is_held_out else pictures[:count]
                     edits = replayer.edits(compared, kinds[kind], path, kind)
+                    of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
                     if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
-                        of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
                         left_out = replayer.not_followed(kinds[kind], path)
                         found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
                     if not edits:
                         continue
+                    if path not in smaller:
+                        said = [told for edit in edits if (told := edit.judged_smaller(path))]
+                        found.not_measured.extend(f"{of}: {told}" for told in said)
+                        smaller.update([path] if said else [])
                     measured = figures(edits, kind)
                     if is_held_out and measured.pop("control_ssim") < STEADY:
                         steady = False
@@ -197,7 +207,7 @@ def holds(
     for done in range(len(crop.regions)):
         kinds = _masks_by_kind(crop, done, original.shape[:2], rng)
         for editor in editors.surrogates:
-            replayer = Replayer(editor, "away", seed, editors)
+            replayer = Replayer(editor, None, seed, editors)
             first, *others = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
             wanted = [(first, kind) for kind in kinds if kind in BREAKING or not asked.broken_only]
             wanted += [(path, MaskKind.TRIGGER) for path in others if asked.everywhere]

@@ -10,7 +10,7 @@ package loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,6 +312,24 @@ def require_apart(settings: Settings) -> None:
         if settings.protect.surrogates != "auto" and name in settings.protect.surrogates:
             wrong = f"got {name}, which is one of protect.surrogates and so takes part in the optimisation"
             raise ConfigError(f"verify.held_out: {wrong}; name another editor, or none: held_out: []")
+
+
+def require_other_weights(surrogates: Sequence[Editor], held_out: Sequence[Editor]) -> None:
+    """Check that no held-out editor has the weights of a surrogate, which a second name would hide.
+
+    It would confirm nothing: the perturbation was made to break these very weights.
+
+    Raises:
+        ConfigError: one has them.
+    """
+    names = {one.weights_sha256: one.name for one in surrogates}
+    for one in held_out:
+        if one.weights_sha256 in names:
+            wrong = f"got {one.name}, whose weights are those of the surrogate {names[one.weights_sha256]}"
+            expected = "expected an editor that is not optimised against"
+            raise ConfigError(
+                f"verify.held_out: {wrong}, {expected}; name another editor, or none: held_out: []"
+            )
 
 
 def _check(name: str, declared: DeclaredEditor) -> None:

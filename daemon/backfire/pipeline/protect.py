@@ -159,33 +159,34 @@ def _judged(
     What was optimised smaller for want of memory is judged as large as all pictures. Where memory is not
     enough for that either, or `smaller_at_once` says so, it is judged smaller, and is `weak` at best.
     """
-    asked = run.settings.protect.work_px
+    smaller = _fitting(editors, rung)
 
     def on(one: Rung) -> Judged:
-        work_px = one.protect.work_px
-        judged = run.judge(written.published, crops, _at_most(editors, one), budget)
-        return judged if work_px == asked else replace(judged, judgement=_at_best_weak(judged.judgement))
+        if one is full:
+            return run.judge(written.published, crops, editors, budget)
+        judged = run.judge(written.published, crops, smaller, budget)
+        return replace(judged, judgement=_at_best_weak(judged.judgement))
 
-    if rung.protect.work_px == asked:
-        return on(rung)
     full = replace(rung, protect=run.settings.protect)
+    if smaller.most_px >= editors.most_px:
+        return on(full)
     return memory.try_rungs([full, rung], on, start=int(smaller_at_once))
 
 
 def _at_best_weak(judgement: Judgement) -> Judgement:
     verdict = Verdict.WEAK if judgement.verdict == Verdict.PROTECTED else judgement.verdict
-    reason = "memory was not enough to judge edits at the size of protect.work_px, so they were smaller"
+    reason = "memory was not enough to judge edits as large as those of all pictures, so they were smaller"
     return replace(judgement, verdict=verdict, reasons=[*judgement.reasons, reason])
 
 
-def _at_most(editors: Editors, rung: Rung) -> Editors:
-    """The editors, given no more pixels than fit on a rung of the memory ladder."""
-    return replace(editors, most_px=2 * rung.protect.work_px)
+def _fitting(editors: Editors, rung: Rung) -> Editors:
+    """The editors, given no more pixels than fit on a rung of the memory ladder; all of them on its first."""
+    return replace(editors, most_px=2 * rung.protect.work_px) if rung.frugal else editors
 
 
 def _early_stop(run: Run, editors: Editors, rung: Rung) -> EarlyStop:
     """Whether a crop needs no more work, asked by the optimiser; see `optimiser.EarlyStop`."""
-    rng, settings, editors = run.rng("enough"), run.settings, _at_most(editors, rung)
+    rng, settings, editors = run.rng("enough"), run.settings, _fitting(editors, rung)
 
     def early_stop(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
         if after is not None:  # this is asked seldom, so of the file itself: its coding weakens the effect

@@ -21,7 +21,7 @@ from backfire.detectors import Source, run
 from backfire.detectors.run import Found
 from backfire.detectors.shapes import scaled
 from backfire.evaluate import receipt
-from backfire.evaluate.edits import Editors
+from backfire.evaluate.edits import Editors, judged_px
 from backfire.evaluate.judge import Judgement, judge, tools
 from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
@@ -32,7 +32,7 @@ from backfire.perturb import methods
 from backfire.perturb.optimiser import Optimised
 from backfire.pipeline import memory
 from backfire.pipeline.result import PhaseProgress, no_progress
-from backfire.types import Budget, MaskKind, Region, Rgb, job_key, mask_digest
+from backfire.types import Box, Budget, MaskKind, Region, Rgb, job_key, mask_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,8 @@ class Run:
             frugal: see `memory.Frugal`.
 
         Raises:
-            ConfigError: see `inpaint.require_apart`; there is no editor of a name.
+            ConfigError: see `inpaint.require_apart` and `inpaint.require_other_weights`; there is no editor
+                of a name.
         """
         inpaint.require_apart(self.settings)
         device = hardware.pick_device(protect.device)
@@ -163,12 +164,15 @@ class Run:
             return memory.Frugal(editor) if frugal else editor
 
         settings = methods.with_surrogates(self.settings)
+        surrogates = [*map(load, settings.protect.surrogates)]
+        held_out = [*map(load, settings.verify.held_out)]
+        inpaint.require_other_weights(surrogates, held_out)
         return Editors(
             device,
-            [*map(load, settings.protect.surrogates)],
-            [*map(load, settings.verify.held_out)],
+            surrogates,
+            held_out,
             attack_paths.of_editors(settings),
-            most_px=2 * self.settings.protect.work_px,
+            most_px=judged_px(self.settings.protect.work_px),
         )
 
     def look_at(self, rgb: Rgb) -> None:
@@ -187,14 +191,14 @@ class Run:
         The edits are seeded by picture and mask alone, so that verifying a file draws them again whatever the
         settings are, and those of one picture can be compared.
 
-        Where something is transparent near a region, all edits are replayed on the picture on white as well:
-        some tools edit the colours that are stored, others what is seen of them.
+        Where something is transparent in what a tool hands over, all edits are replayed on the picture on
+        white as well: some tools edit the colours that are stored, others what is seen of them.
         """
         original = self.picture.rgb
         with self.phase("verify"), hardware.memory_kept():
             replayed = self._replay(original, published.rgb, crops, editors)
             flat = imaging.flattened(self.picture)
-            if flat is not None and published.flat is not None and _differs(flat, original, crops):
+            if flat is not None and published.flat is not None and _differs(flat, original, crops, editors):
                 seen = self._replay(flat, published.flat, crops, editors)
                 more = [replace(edit, flattened=True) for edit in seen.edits]
                 doubts = list(dict.fromkeys(replayed.cannot_judge + seen.cannot_judge))
@@ -278,9 +282,23 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _differs(one: Rgb, other: Rgb, crops: Sequence[Crop]) -> bool:
-    """Whether two pictures differ within some crop."""
-    return any((one[crop.box.slices] != other[crop.box.slices]).any() for crop in crops)
+def _differs(one: Rgb, other: Rgb, crops: Sequence[Crop], editors: Editors) -> bool:
+    """Whether two pictures differ in what some tool hands over for an edit, often more than a crop."""
+    plane = (one != other).any(axis=2)
+    parts = _handed_over(crops, editors, plane.shape) if plane.any() else ()
+    return any(plane[box.slices].any() for box in parts)
+
+
+def _handed_over(crops: Sequence[Crop], editors: Editors, shape: tuple[int, ...]) -> Iterator[Box]:
+    """The parts of a picture of height and width `shape` that reach an editor: crops and what tools cut."""
+    everyone = (*editors.surrogates, *editors.held_out)
+    paths = {path for editor in everyone for path in editors.paths_of(editor)}
+    for crop in crops:
+        yield crop.box
+        for region in crop.regions:
+            mask = region.plane(*shape[:2])
+            for path in paths:
+                yield from (call.inside for call in attack_paths.get(path).handed(mask))
 
 
 def _generator(key: str, purpose: str) -> np.random.Generator:

@@ -445,3 +445,28 @@ def test_iopaint_itself_hands_over_the_same(iopaint: Any, path: str, picture: st
     # IOPaint returns blue, green, red, and truncates blended values to whole levels.
     off = np.abs(ours[0].permute(1, 2, 0).numpy() - np.asarray(result, dtype=float)[..., ::-1])
     assert off.max() <= (1 if path == "iopaint-sd" else 0)
+
+
+def test_of_a_mask_that_is_scaled_down_no_separate_part_vanishes() -> None:
+    """A hairline and a dot beside a wide area, which the tool itself hands over as they are."""
+    mask = np.zeros((900, 1200), np.bool_)
+    mask[100:500, 100:500] = True
+    (wide,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").handed(mask))
+    assert wide.meant == (904, 1200)
+    assert np.array_equal(wide.mask, wide._soft > 0.5), "where all parts survive nothing changes"
+    mask[700, 200:900] = True
+    mask[800, 1100] = True
+    (more,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").handed(mask))
+    down, across = more.size
+    added = np.zeros_like(more.mask)
+    added[700 * down // 900, 200 * across // 1200 : 899 * across // 1200 + 1] = True
+    added[800 * down // 900, 1100 * across // 1200] = True
+    assert np.array_equal(more.mask, wide.mask | added)
+    (alone,) = (
+        call.at_most(300)
+        for call in attack_paths.get("iopaint-sd").handed(mask & (np.arange(900) > 600)[:, None])
+    )
+    assert np.array_equal(alone.mask, added)
+    (whole,) = attack_paths.get("iopaint-sd").handed(mask)
+    assert whole.at_most(1200) is whole
+    assert whole.meant is None

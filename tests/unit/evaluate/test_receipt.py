@@ -82,7 +82,17 @@ def test_beside_a_weak_verdict_the_tools_are_those_of_exactly_the_region() -> No
         "weak: too alike; edits of exactly the region are broken in IOPaint, Forge or A1111 (whole picture)"
     )
     good, _ = receipt.in_words({**document(), "tools": tools, "verdict": "protected", "reasons": []})
-    assert good.endswith("come out as usual; broken in IOPaint, Forge or A1111 (whole picture)")
+    assert good.endswith("come out broken; broken in IOPaint, Forge or A1111 (whole picture)")
+
+
+def test_nothing_is_said_of_edits_elsewhere_where_none_was_made() -> None:
+    """A grid over the whole picture leaves no space for one."""
+    told = {**document(), "verdict": "protected", "reasons": []}
+    assert receipt.in_words(told)[0] == "protected: edits of the region come out broken"
+    beside = {**told["edits"][0], "mask_kind": "near", "ssim": 0.97}
+    said, measured = receipt.in_words({**told, "edits": [*told["edits"], beside]})
+    assert said == "protected: edits of the region come out broken, edits elsewhere come out as usual"
+    assert "0.97 or more for edits elsewhere (1)" in measured
 
 
 def test_a_mask_that_is_a_little_larger_is_told_of_and_not_counted_with_what_was_asked() -> None:

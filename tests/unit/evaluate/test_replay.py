@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from torch import Tensor
 from backfire import attack_paths
 from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
+from backfire.attack_paths.hand_over import mask_of, put_back
 from backfire.attack_paths.handed import Handed
+from backfire.attack_paths.tensors import handed_pictures, to_picture, to_tensor
 from backfire.config import Verify
 from backfire.errors import ConfigError
-from backfire.evaluate.edits import Editors, Replayer
+from backfire.evaluate.edits import CONTEXT, Editors, Replayer, judged_px
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, holds, replay
 from backfire.evaluate.sheet import caption
+from backfire.inpaint.denoising import DenoisingEditor, Prompt
+from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, Family, Mask, MaskKind, Region, Rgb, Verdict
 from tests.support.pictures import photo
 from tests.unit.evaluate.test_judge import edits
@@ -174,9 +179,67 @@ def test_a_crop_larger_than_editors_are_given_is_scaled_down() -> None:
     editors = Editors(CPU, [editor], most_px=256)
     crops = planned(900, 900, Box(100, 100, 800, 700))
     rng = np.random.default_rng(0)
-    rows = replay(original, original, crops, editors, target="away", rng=rng).edits
+    found = replay(original, original, crops, editors, target="away", rng=rng)
     assert max(max(size) for size in editor.sizes) <= 256
-    assert all(row.l1 == 0 for row in rows)
+    assert all(row.l1 == 0 for row in found.edits)
+    told = [said for said in found.not_measured if "judged at" in said]
+    assert told == ["region 0: iopaint hands over 904x856, judged at 256x240"], "width first, and once"
+    editors = dataclasses.replace(editors, most_px=904)
+    found = replay(original, original, crops, editors, target="away", rng=rng)
+    assert not [said for said in found.not_measured if "judged at" in said]
+
+
+def test_a_lower_working_size_makes_no_edit_smaller_that_is_judged() -> None:
+    """Our own message advises to lower it where memory is out, and judging needs much less of that."""
+    assert [judged_px(work_px) for work_px in (256, 800, 1024)] == [1600, 1600, 2048]
+
+
+class Painting(Averaging):
+    """Paints one colour."""
+
+    def __init__(self, colour: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.colour = torch.tensor(colour)[None, :, None, None]
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return torch.where(mask > 0.5, self.colour, image)
+
+
+def test_the_distance_to_the_target_is_that_to_the_colour_that_was_optimised_for() -> None:
+    """The crop is red, so that blue was; the picture, which Forge hands over, is green and blue."""
+    original: Rgb = np.full((900, 1200, 3), (0, 100, 255), dtype=np.uint8)
+    crops = planned(1200, 900, Box(500, 300, 660, 460))
+    original[crops[0].box.slices] = (255, 100, 0)
+    editor = Painting((0, 0, 1))
+    editors = Editors(CPU, [editor], paths={editor.name: ("iopaint", "forge-whole")})
+    rng = np.random.default_rng(0)
+    rows = replay(original, original, crops, editors, target="flat", rng=rng).edits
+    distances = {row.path: row.target_distance for row in rows if row.mask_kind == MaskKind.TRIGGER}
+    assert distances == pytest.approx({"iopaint": 0, "forge-whole": 0}, abs=0.02)
+    rows = replay(original, original, crops, editors, target="inverted", rng=rng).edits
+    (distance,) = (row.target_distance for row in rows if (row.path, row.mask_kind) == ("iopaint", "trigger"))
+    assert distance == pytest.approx((155 / 255) / 3, abs=1e-3), "the negative is (0, 155, 255)"
+    rows = replay(original, original, crops, editors, target="away", rng=rng).edits
+    assert {row.target_distance for row in rows} == {None}
+
+
+@pytest.mark.parametrize("path", [*attack_paths.PATHS])
+def test_of_an_edit_that_touches_all_of_a_picture_only_its_surroundings_are_kept(path: str) -> None:
+    """Of a picture of 24 megapixels the figures took gigabytes in tools that know no mask."""
+    box = Box(500, 300, 560, 340)
+    original = picture(1200, 900)
+    mask = np.zeros(original.shape[:2], np.bool_)
+    mask[box.slices] = True
+    replayer = Replayer(Averaging(), None, 0, Editors(CPU, []))
+    (edit,) = replayer.edits([original, 255 - original], mask, path, MaskKind.TRIGGER)
+    assert edit.frame == box.grown(CONTEXT, 1200, 900)
+    assert np.array_equal(edit.mask, mask[edit.frame.slices])
+    (handed,) = replayer.calls(mask, path)
+    for rgb, shown in zip((original, 255 - original), edit.pictures, strict=True):
+        given = handed_pictures([rgb], handed, CPU)
+        made = Averaging().inpaint(given, mask_of(handed, given))
+        whole = put_back(made, to_tensor(rgb, (900, 1200), CPU), handed)[0]
+        np.testing.assert_allclose(shown, to_picture(whole)[edit.frame.slices], atol=1e-6)
 
 
 def test_a_picture_that_cannot_be_written_to_is_judged_too() -> None:
@@ -209,6 +272,35 @@ def test_the_noise_of_edits_depends_on_the_job_and_is_the_same_for_both_pictures
     assert {row.l1 for row in rows if row.mask_kind == MaskKind.TRIGGER} == {0}
     assert first.seeds == again.seeds
     assert len(first.seeds | other.seeds) == 2
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_the_edits_of_a_picture_draw_from_all_prompts_of_an_editor(frugal: bool) -> None:
+    """An editor picks its prompt by the seed, so that one seed for all of them tried a single prompt."""
+    original, mask = picture(96, 80), np.zeros((80, 96), np.bool_)
+    mask[30:50, 40:60] = True
+    made = [*((USUAL[0], kind) for kind in MaskKind), (USUAL[1], MaskKind.TRIGGER)]
+    asked = []
+    for prompts in (["a", "b", "c"], ["a", "b", "c"], ["a"]):
+        editor: Any = Noisy()
+        editor.prompts = prompts
+        replayer = Replayer(Frugal(editor) if frugal else editor, None, 1, Editors(CPU, []))
+        for path, kind in made:
+            (edit,) = replayer.edits([original, original], mask, path, kind)
+            one, other = edit.pictures
+            assert np.array_equal(one, other), "what is compared is made under one prompt"
+        asked.append(editor.seeds)
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == len(made)
+    assert len(asked[2]) == 1, "as it was when older receipts were made"
+    drawn = {DenoisingEditor._drawn(*drawing(seed))[0].guidance for seed in asked[0]}
+    assert drawn == {0, 1, 2}
+
+
+def drawing(seed: int) -> tuple[Any, Tensor, torch.Generator]:
+    """An editor of three prompts, latents, and the generator of an edit."""
+    editor = SimpleNamespace(prompts=[Prompt({}, guidance) for guidance in range(3)])
+    return editor, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(seed)
 
 
 class Unsteady(Averaging):
@@ -280,6 +372,7 @@ def test_a_region_that_is_the_whole_picture_is_judged_by_halves_alone() -> None:
     kinds = {row.mask_kind for row in found.edits}
     assert kinds == {MaskKind.TRIGGER, MaskKind.PARTIAL}
     assert "region 0: a little more than it is all of the picture" in found.not_measured
+    assert "region 0: no space in its crop for an edit beside it" in found.not_measured
 
 
 def test_where_a_blind_editor_gets_masked_pixels_alone_nothing_is_judged() -> None:
@@ -339,7 +432,7 @@ def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
 
     monkeypatch.setattr(Handed, "mask", property(look))
     editors = Editors(CPU, [Averaging()], paths={"averaging": ("iopaint",)})
-    replayer = Replayer(editors.surrogates[0], "away", 0, editors)
+    replayer = Replayer(editors.surrogates[0], None, 0, editors)
     plane = region.plane(900, 1600)
     assert [call.edited_pixels for call in replayer.calls(plane, "iopaint")] == [100, 81, 64, 49]
     assert looked == {100, 81, 64, 49}

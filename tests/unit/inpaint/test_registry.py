@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from backfire import config, inpaint, weights
 from backfire.admin import check
 from backfire.config import Settings
+from backfire.detectors import Source
 from backfire.errors import ConfigError, ModelError
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
 from backfire.perturb import methods
+from backfire.pipeline.run import Run
 from backfire.service import preflight
-from tests.support.pictures import mask_picture, photo
+from tests.support.pictures import encoded, mask_picture, photo
 from tests.support.sandbox import LENIENT, Sandbox
 from tests.unit.inpaint.test_encoders import pair
 
@@ -167,6 +170,32 @@ def test_check_says_the_surrogates_and_how_long_they_take(tmp_path: Path) -> Non
     said = found["time for a picture"].found
     assert re.match(r"about [\d,]+ s for one region .* to judge with flux2-mini, flux2-micro;", said)
     assert found["time for a picture"].ok
+
+
+def test_the_weights_of_a_surrogate_are_not_held_out_under_another_name(tmp_path: Path) -> None:
+    """They would confirm what was made to break them, and nothing else told the two apart."""
+    pair(tmp_path / "pair")
+    shutil.copytree(tmp_path / "pair", tmp_path / "copied")
+    declared = {name: {"kind": "latent", "weights": name} for name in ("pair", "copied")}
+    asked = settings(
+        tmp_path,
+        declared,
+        protect={"surrogates": ["pair"], "device": "cpu"},
+        verify={"held_out": ["flux2-micro", "copied"]},
+    )
+    preflight.require_names(asked)
+    said = r"verify\.held_out: got copied, whose weights are those of the surrogate pair, expected .*; name"
+    run = Run(encoded(photo()), Source("a.png", ()), asked)
+    for frugal in (False, True):
+        with pytest.raises(ConfigError, match=said):
+            run.load_editors(asked.protect, frugal=frugal)
+    timed = {one.subject: one for one in check.check(asked)}["time for a picture"]
+    assert not timed.ok
+    assert "whose weights are those of the surrogate pair" in f"{timed.found} {timed.remedy}"
+    apart = settings(
+        tmp_path, declared, protect={"surrogates": ["pair"], "device": "cpu"}, verify={"held_out": []}
+    )
+    assert Run(run.data, run.source, apart).load_editors(apart.protect).surrogates
 
 
 def test_an_editor_that_cannot_be_loaded_is_not_timed(tmp_path: Path) -> None:

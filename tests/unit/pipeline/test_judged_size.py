@@ -24,8 +24,8 @@ from backfire.types import Budget, Verdict
 class Tight:
     """A run that can judge edits of no more than so many pixels, and finds everything broken."""
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self.settings = Settings(folders=Folders(inbox=folder / "inbox"), protect=Protect(work_px=800))
+    def __init__(self, folder: Path, most: int, work_px: int = 800) -> None:
+        self.settings = Settings(folders=Folders(inbox=folder / "inbox"), protect=Protect(work_px=work_px))
         self.most, self.sizes = most, list[int]()
 
     def judge(self, _published: Any, _crops: Any, editors: Editors, _budget: Budget) -> Judged:
@@ -57,6 +57,26 @@ def test_a_smaller_optimisation_is_judged_in_full_or_is_weak_at_best(
     assert run.sizes == sizes
     assert judged.judgement.verdict == verdict
     assert bool(judged.judgement.reasons) == (verdict == Verdict.WEAK)
+
+
+@pytest.mark.parametrize(
+    ("most", "killed", "sizes", "verdict"),
+    [
+        (1600, False, [1600], Verdict.PROTECTED),
+        (600, False, [1600, 512], Verdict.WEAK),
+        (1600, True, [512], Verdict.WEAK),
+    ],
+)
+def test_where_no_smaller_working_size_is_left_only_the_edits_that_are_judged_shrink(
+    tmp_path: Path, most: int, killed: bool, sizes: list[int], verdict: Verdict
+) -> None:
+    """A picture must not fail because its edits are judged larger than they were worked on."""
+    run: Any = Tight(tmp_path, most, work_px=256)
+    cpu, written = torch.device("cpu"), SimpleNamespace(published=None)
+    lowest = memory.rungs(run.settings.protect, cpu)[-1]
+    what: Any = run, written, [], Editors(cpu, []), Budget(5), lowest
+    judged = protect._judged(*what, smaller_at_once=killed)
+    assert (run.sizes, judged.judgement.verdict) == (sizes, verdict)
 
 
 def test_where_memory_is_not_enough_for_an_optimisation_of_full_size_the_next_rung_is_tried(

@@ -13,12 +13,14 @@ import pytest
 import structlog
 
 from backfire.config import Settings
-from backfire.errors import Code
+from backfire.errors import Code, ConfigError
+from backfire.service.worker.child import worked
 from backfire.service.worker.local import Child, exit_reason
 from backfire.service.worker.protocol import (
     RESULT,
     Failed,
     Finished,
+    Hindered,
     Order,
     Result,
     read_result,
@@ -49,6 +51,31 @@ def test_every_end_of_a_process_is_described(code: int, words: str) -> None:
 def logging(order: Order, progress: object) -> Finished:
     structlog.get_logger().warning("detector_skipped", path=order.name)
     return replace(FINISHED, job=order.job, lease=order.lease)
+
+
+class Unused:
+    """A connection to the daemon on which nothing passes."""
+
+    def poll(self) -> bool:
+        return False
+
+    def recv(self) -> object:
+        raise AssertionError("nothing was sent")
+
+    def send(self, obj: object) -> None:
+        pass
+
+
+def test_what_the_settings_alone_are_to_blame_for_is_no_fault_of_the_picture(tmp_path: Path) -> None:
+    """The daemon waits then, instead of failing one picture after the other."""
+
+    def refusing(_order: Order, _progress: object) -> Finished:
+        raise ConfigError("verify.held_out: got copied")
+
+    order = Order(7, 2, tmp_path, "p.png", (), Settings.model_construct())
+    outcome = worked(order, Unused(), refusing)
+    assert isinstance(outcome, Hindered)
+    assert (outcome.code, outcome.message) == (Code.MODEL, "verify.held_out: got copied")
 
 
 def test_what_a_worker_logs_is_json_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from backfire import log
-from backfire.errors import Code, DeviceError, JobError, ModelError, SigningError
+from backfire.errors import Code, ConfigError, DeviceError, JobError, ModelError, SigningError
 from backfire.files.parallel import in_parallel
 from backfire.pipeline.result import PhaseProgress
 from backfire.service.worker import protocol
@@ -197,6 +197,9 @@ def worked(
         return GivenBack(order.job, order.lease)
     except JobError as error:
         outcome = _refused(order, error)
+    except ConfigError as error:
+        # What only the loaded weights show to be wrong with the settings holds up every picture alike.
+        outcome = Hindered(order.job, order.lease, Code.MODEL, str(error))
     except Exception as error:
         outcome = _unexpected(order, error)
     return replace(outcome, seconds=time.monotonic() - began)
