@@ -21,7 +21,7 @@ from backfire.inpaint.lama import MINI, Config, Generator
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
-from training.run import Options, Run, adam, averaged, machine, prepared, save_half, set_rate
+from training.run import Options, Run, adam, averages, machine, prepared, save_half, set_rate
 
 
 def train(
@@ -77,6 +77,6 @@ def train(
     run.loop(one, sample)
 
 
-def export(folder: Path, target: Path, config: Config = MINI) -> None:
+def export(folder: Path, target: Path) -> None:
     """Write the averaged generator of a run of `train` to a file, with LaMa's published parameter names."""
-    save_half(averaged(folder, Generator(config)), target)
+    save_half(averages(folder), target)

@@ -28,7 +28,7 @@ from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
-from training.run import Options, Run, adam, machine, prepared, set_rate, weights_of
+from training.run import Options, Run, adam, averages, machine, prepared, save_half, set_rate, weights_of
 
 WIDTH = 96, 144
 """The net's outer and inner channels: 2.3 M parameters, 4.6 MB, small enough to ship with the package."""
@@ -219,6 +219,4 @@ def inpainter(
 
 def export(folder: Path, target: Path) -> None:
     """Write the averaged net of a run as a safetensors file in half precision, for kind `inpainter`."""
-    state: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in state.items()}, target)
+    save_half(averages(folder), target)

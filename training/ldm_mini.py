@@ -21,12 +21,23 @@ from torch import Tensor, nn
 
 from backfire.inpaint import ldm
 from backfire.inpaint.encoders import EncoderEditor
-from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder
+from backfire.inpaint.latent import DOWNSCALE
 from backfire.perturb.methods.base import mixed_precision
 from training import autoencoder, data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
-from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
+from training.run import (
+    Options,
+    Run,
+    adam,
+    averages,
+    below_names,
+    machine,
+    noise,
+    prepared,
+    save_half,
+    set_rate,
+)
 
 KNOWN_WEIGHT = 0.1
 """Weight of the loss in known cells, relative to the hole; the network gets the known cells as input."""
@@ -193,5 +204,4 @@ def export(runs: Path, target: Path) -> None:
     Both must have been trained on the same pictures with the same seed, from which the statistics that
     normalise the latents are computed.
     """
-    codec = averaged(runs / "ldm-decoder", nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}))
-    save_half(nn.ModuleDict({"unet": averaged(runs / "ldm-unet", ldm.unet()), **codec}), target)
+    save_half(below_names(unet=averages(runs / "ldm-unet")) | averages(runs / "ldm-decoder"), target)

@@ -49,22 +49,32 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def averages(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run that has a part named `ema`, on the CPU."""
+    found: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
+    return found
+
+
 def averaged(folder: Path, module: nn.Module) -> Any:
-    """The module with the averaged weights of a run that has a part named `ema`."""
-    module.load_state_dict(torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"])
+    """The module with the averaged weights of a run."""
+    module.load_state_dict(averages(folder))
     return prepared(module)
 
 
-def save_half(module: nn.Module, target: Path) -> None:
+def below_names(**states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of several modules together, each below the name of its module."""
+    return {f"{role}.{name}": value for role, state in states.items() for name, value in state.items()}
+
+
+def save_half(state: dict[str, Tensor], target: Path) -> None:
     """One safetensors file in half precision, for `daemon/backfire/inpaint/weights`."""
     # Batch norm's statistics stay in full precision: variances of a spectrum overflow half precision.
-    halved = {name for name, _ in module.named_parameters()}
-    state = {
-        name: (value.half() if name in halved else value).cpu().contiguous()
-        for name, value in module.state_dict().items()
+    exact = ("running_mean", "running_var", "num_batches_tracked")
+    halved = {
+        name: (value if name.endswith(exact) else value.half()).contiguous() for name, value in state.items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target)
+    save_file(halved, target)
 
 
 def weights_of(start: Path, part: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backfire.inpaint.encoders import NET_FILE, EncoderEditor
@@ -30,7 +30,19 @@ from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, pyramid_l1
-from training.run import Options, Run, adam, averaged, machine, prepared, set_rate, weights_of
+from training.run import (
+    Options,
+    Run,
+    adam,
+    averaged,
+    averages,
+    below_names,
+    machine,
+    prepared,
+    save_half,
+    set_rate,
+    weights_of,
+)
 
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
 LEVELS = 1.5, 8.0
@@ -279,28 +291,18 @@ def export(folder: Path, net: Path, target: Path) -> None:
             the net that ships is taken.
         target: the file.
     """
-    state = _averages(encoder=folder / "encoder", decoder=folder / "decoder")
+    state = _pair(folder)
     if (net / "last.pt").exists():
-        state |= _averages(net=net)
+        state |= below_names(net=averages(net))
     else:
         state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
-    _save(state, target)
+    save_half(state, target)
 
 
 def export_pair(folder: Path, target: Path) -> None:
     """The same without a net, for a student that is used with the net of the default editor."""
-    _save(_averages(encoder=folder / "encoder", decoder=folder / "decoder"), target)
+    save_half(_pair(folder), target)
 
 
-def _averages(**runs: Path) -> dict[str, Tensor]:
-    """The averaged weights of runs in half precision, each below its name."""
-    return {
-        f"{role}.{name}": value.half().contiguous()
-        for role, run in runs.items()
-        for name, value in torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"].items()
-    }
-
-
-def _save(state: dict[str, Tensor], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target)
+def _pair(folder: Path) -> dict[str, Tensor]:
+    return below_names(encoder=averages(folder / "encoder"), decoder=averages(folder / "decoder"))

@@ -70,7 +70,7 @@ def test_an_interrupted_run_is_resumed_and_its_export_is_an_editor(photos: Path,
             assert torch.equal(value, resumed[name][key]), f"{name}: {key}"
     assert (unbroken / f"sample-{STEPS:06d}.jpg").exists()
 
-    lama.export(unbroken, tmp_path / "lama-mini.safetensors", TINY)
+    lama.export(unbroken, tmp_path / "lama-mini.safetensors")
     editor = LamaEditor.load("lama-mini", tmp_path / "lama-mini.safetensors")
     assert editor.net.config == TINY
     averaged = whole["ema"]["model.1.bn_l.running_var"]
@@ -84,7 +84,7 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
 
     torch.manual_seed(0)
     path = tmp_path / "mine.safetensors"
-    save_half(Generator(TINY), path)
+    save_half(Generator(TINY).state_dict(), path)
     (editor,) = judge.editors("unused", path, "lama")
     assert editor.name == "mine"
     judge.judge(photos, [editor], tmp_path / "judged", count=5, seed=1)
@@ -139,7 +139,7 @@ def test_the_losses_in_the_log_are_means_after_a_resume_too(tmp_path: Path) -> N
 def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:
     lama.train(photos, tmp_path / "run", Options(steps=10**9, minutes=1e-6, batch=2, size=32), TINY)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 1
-    lama.export(tmp_path / "run", tmp_path / "mine.safetensors", TINY)
+    lama.export(tmp_path / "run", tmp_path / "mine.safetensors")
 
 
 def test_a_run_of_another_version_is_refused(photos: Path, tmp_path: Path) -> None:
