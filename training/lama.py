@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,12 @@ def train(
     net, critics = prepared(Generator(config)), prepared(Critics())
     ema = copy.deepcopy(net).eval()
     opt_g, opt_d = adam([net]), adam([critics])
-    run = start(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = start(
+        folder,
+        options,
+        {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        {"photographs": data.digest(pictures), **asdict(config)},
+    )
     run.resume()
 
     def seen(step: int) -> tuple[int, int]:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -100,6 +102,14 @@ def _widen_pool(new: Tensor, old: Tensor) -> None:
         new[: old.shape[0], index] = old
 
 
+def _made_from(pictures: list[Image], teacher: EncoderEditor, channels: int) -> dict[str, Any]:
+    return {
+        "photographs": data.digest(pictures),
+        "teacher": teacher.weights_sha256[:16],
+        "channels": channels,
+    }
+
+
 def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """The crops, half of them with a grey hole, and N,1,H,W, 1 where they may be perturbed."""
     empty = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1) % 2 == step % 2
@@ -166,7 +176,12 @@ def train_encoder(
     optimiser = torch.optim.AdamW(
         encoder.parameters(), 6e-4, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
     )
-    run = Run(folder / "encoder", options, {"encoder": encoder, "ema": ema, "optimiser": optimiser})
+    run = Run(
+        folder / "encoder",
+        options,
+        {"encoder": encoder, "ema": ema, "optimiser": optimiser},
+        _made_from(pictures, taught, channels),
+    )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
@@ -224,9 +239,18 @@ def train_decoder(
 ) -> None:
     """Train the student's decoder in `folder`/decoder, or resume an interrupted run there.
 
-    The student's encoder is read once at the start, from `folder`/encoder if it has been trained. The
-    arguments are those of `train_encoder`.
+    The student's encoder is read once at the start, from `folder`/encoder if it has been trained, and
+    otherwise from `start`. The arguments are those of `train_encoder`.
+
+    Raises:
+        SystemExit: there is neither.
     """
+    trained = folder / "encoder" / "last.pt"
+    if start is None and not trained.exists():
+        raise SystemExit(
+            f"{trained}: no such file, and a decoder learns nothing from an untrained encoder; run first: "
+            "python -m training student, or begin with --start FILE"
+        )
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
     torch.manual_seed(seed)
@@ -236,7 +260,7 @@ def train_decoder(
     if start is not None:
         widened(decoder, weights_of(start, "decoder"))
         widened(encoder, weights_of(start, "encoder"))
-    if (folder / "encoder" / "last.pt").exists():
+    if trained.exists():
         encoder = averaged(folder / "encoder", encoder)
     encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)
     ema = copy.deepcopy(decoder).requires_grad_(False)
@@ -245,6 +269,7 @@ def train_decoder(
         folder / "decoder",
         options,
         {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        _made_from(pictures, taught, channels),
     )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
