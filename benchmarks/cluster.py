@@ -11,20 +11,18 @@ import argparse
 import json
 import os
 import platform
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.nodes import ROOT, Nodes
+from benchmarks.daemons import Daemon
+from benchmarks.nodes import Nodes
 from benchmarks.soak import png
 
 PER_NODE = 8
@@ -33,19 +31,21 @@ PER_NODE = 8
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks cluster", description=__doc__)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="+", help="default: 1 2 4 8; --local has one")
     parser.add_argument("--each", type=int, default=8, help="pictures for each worker")
     parser.add_argument("--seconds", type=float, default=3.0, help="of stub work for a picture")
     parser.add_argument("--mb", type=float, default=5.0, help="megabytes of a picture")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--local", action="store_true", help="the same with a worker of this machine")
+    how.add_argument("--local", action="store_true", help="the same with the one worker of this machine")
     how.add_argument(
         "--alone", action="store_true", help="without Ray: what the daemon bears, with any number of workers"
     )
     parser.add_argument("--out", type=Path, help="write the rows there, as JSON")
     asked = parser.parse_args(argv)
+    if asked.local and asked.workers not in (None, [1]):
+        parser.error("--local has one worker; leave --workers out")
     rows = []
-    for workers in asked.workers:
+    for workers in asked.workers or ([1] if asked.local else [1, 2, 4, 8]):
         rows.append(measure(workers, asked.each * workers, asked.seconds, asked.mb, how=how_of(asked)))
         print(json.dumps(rows[-1]), flush=True)
     if asked.out:
@@ -61,8 +61,11 @@ def how_of(asked: argparse.Namespace) -> str:
 
 def measure(workers: int, count: int, seconds: float, mb: float, *, how: str) -> dict[str, Any]:
     """Publish so many pictures, and tell how fast that went from the first start to the last result."""
-    base = Path(tempfile.mkdtemp(prefix="backfire-cluster-"))
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="backfire-cluster-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as opened,
+    ):
+        base = Path(folder)
         (base / "inbox").mkdir()
         for number in range(count):
             (base / "inbox" / f"{number:05}.png").write_bytes(picture(number, int(mb * 1e6)))
@@ -71,29 +74,26 @@ def measure(workers: int, count: int, seconds: float, mb: float, *, how: str) ->
         if how == "alone":
             stub["BACKFIRE_STUB_WORKERS"] = str(workers)
         elif how == "ray":
-            nodes = Nodes(base, stub, num_cpus=0)
+            nodes = opened.enter_context(Nodes(base, stub, num_cpus=0))
             for begin in range(0, workers, PER_NODE):
                 nodes.add(num_cpus=0, resources={"stub": min(PER_NODE, workers - begin)})
         row = published(base, nodes, workers, count, how=how, stub=stub)
-        if nodes is not None:
-            nodes.close()
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
-    ideal = workers / seconds if seconds else None
     shown = {"how": how, "workers": workers, "pictures": count, "seconds": seconds, "mb": mb, **row}
-    if ideal and how != "local":
-        shown["efficiency"] = round(row["per_s"] / ideal, 3)
+    if seconds:
+        shown["efficiency"] = round(row["per_s"] * seconds / workers, 3)
     return shown
 
 
 def published(
     base: Path, nodes: Nodes | None, workers: int, count: int, *, how: str, stub: dict[str, str]
 ) -> dict[str, Any]:
-    """Run the daemon until all are archived."""
+    """Run the daemon until all jobs have come to an end."""
     settings: dict[str, Any] = {
         "folders": {"inbox": "inbox"},
         "watch": {"settle_s": 0.5, "rescan_s": 5},
         "limits": {"free_mb": 0},
+        # The stub gives pictures back unprotected, and without this each would wait for a person.
+        "regions": {"none_found": "pass"},
     }
     if nodes is not None:
         settings["cluster"] = {
@@ -106,60 +106,29 @@ def published(
         settings["cluster"] = {"address": "127.0.0.1:6379", "token_file": str(base / "auth_token")}
     (base / "config.yaml").write_text(yaml.safe_dump(settings))
     module = "benchmarks.passthrough" if how == "local" else "benchmarks.nodes"
-    with (base / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", module, "run"], cwd=base, stdout=log, stderr=log,
-            env={**os.environ, **stub, "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"},
-        )  # fmt: skip
-    database, cpu = base / "state" / "backfire.sqlite", dict[str, float]()
-    begun: dict[str, float] = {}
-    while True:
-        time.sleep(0.5)
-        assert daemon.poll() is None, (base / "log").read_text()[-2000:]
-        done, busy = _stand(database)
-        cpu = {**cpu, **_cpu(daemon.pid)}
-        if busy and not begun:
-            begun = dict(cpu)
-        if done == count:
-            break
-    with sqlite3.connect(database) as connection:
-        query = "select min(at) filter (where state = 'running'), max(at) filter (where state = 'publishing')"
-        first, last = connection.execute(query + " from events").fetchone()
-    daemon.send_signal(signal.SIGTERM)
-    daemon.wait(120)
+    cpu, begun = dict[str, float](), dict[str, float]()
+    with Daemon(base, module, stub) as daemon:
+        while True:
+            time.sleep(0.5)
+            over, jobs = daemon.ended(count), daemon.states()
+            cpu = {**cpu, **daemon.cpu_s()}
+            if not begun and {"running", "publishing", "archived"} & jobs.keys():
+                begun = dict(cpu)
+            if over:
+                break
+        with closing(sqlite3.connect(base / "state" / "backfire.sqlite")) as connection:
+            query = (
+                "select min(at) filter (where state = 'running'), "
+                "max(at) filter (where state = 'publishing') from events"
+            )
+            first, last = connection.execute(query).fetchone()
+    if not jobs["archived"]:
+        raise SystemExit(f"no picture was archived: {dict(jobs)}")
     return {
-        "per_s": round(count / (last - first), 3),
+        "per_s": round(jobs["archived"] / (last - first), 3),
+        "jobs": dict(jobs),
         "cpu_s_each": {name: round((used - begun.get(name, 0)) / count, 4) for name, used in cpu.items()},
     }
-
-
-def _stand(database: Path) -> tuple[int, bool]:
-    """How many are archived, and whether any was begun."""
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            states = dict(connection.execute("select state, count(*) from jobs group by state"))
-    except sqlite3.OperationalError:
-        return 0, False
-    return states.get("archived", 0), bool({"running", "publishing", "archived"} & states.keys())
-
-
-def _cpu(daemon: int) -> dict[str, float]:
-    """CPU seconds of the daemon and its children so far, by what they are."""
-    found: dict[str, float] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(process.name) == daemon:
-                kind = "daemon"
-            elif int(fields[1]) == daemon:
-                kind = "driver" if "/ray/" in (process / "maps").read_text() else "children"
-            else:
-                continue
-        except (OSError, IndexError):
-            continue
-        ticks = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        found[kind] = found.get(kind, 0.0) + ticks
-    return found
 
 
 def picture(number: int, size: int) -> bytes:

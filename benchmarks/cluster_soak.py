@@ -1,7 +1,8 @@
 """A stress test of a Ray cluster: nodes, drivers and daemons are killed while real editors are at work.
 
 At the end of each round every picture must be published once, with the very bytes that the same work gives in
-this process. A round prints its seed, with which `--seed` repeats it.
+this process. A round prints its seed; `--seed` plays it again with the same pictures and the same order of
+kills, at other moments.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from PIL import Image
 
 from backfire import api, config
 from backfire.files import manifest
-from benchmarks.nodes import ROOT, Nodes
+from benchmarks.daemons import Daemon
+from benchmarks.nodes import Nodes
 from benchmarks.soak import contents
 
 NODES = 3
@@ -66,90 +65,49 @@ def drop(base: Path, count: int, settings: config.Settings) -> dict[str, str]:
     return expected
 
 
-class Daemon:
-    """`backfire run` in a folder, which is started again whenever it was killed."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.process = self._started()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        with (self.base / "log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "backfire.cli", "run"], cwd=self.base, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"},
-            )  # fmt: skip
-
-    def kill(self) -> None:
-        """End the daemon with SIGKILL and start another."""
-        self.process.kill()
-        self.process.wait()
-        self.process = self._started()
-
-    def kill_driver(self) -> None:
-        """End the driver, if there is one, with SIGKILL."""
-        main = self.process.pid
-        with suppress(OSError):
-            for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
-                if "/ray/" in Path(f"/proc/{child}/maps").read_text():
-                    os.kill(int(child), signal.SIGKILL)
-
-    def states(self) -> Counter[str]:
-        """The number of jobs in each state."""
-        try:
-            with sqlite3.connect(f"file:{self.base}/state/backfire.sqlite?mode=ro", uri=True) as connection:
-                query = "select state, count(*) from jobs group by state"
-                return Counter(dict(connection.execute(query).fetchall()))
-        except sqlite3.Error:
-            return Counter()
-
-
 def play(base: Path, count: int, seed: int) -> dict[str, Any]:
     """One round; returns its figures, with all violations under `faults`."""
-    rng = random.Random(seed)
+    # What depends on how fast the machine is must not draw from the seed, or the order of kills would too.
+    rng, chance = random.Random(seed), random.Random()
     plain = config.parse({"folders": {"inbox": "inbox"}, **QUICK}, base=base)
     (base / "inbox").mkdir()
     expected = drop(base, count, plain)
-    cluster = Nodes(base, {"OMP_NUM_THREADS": "1"}, num_cpus=0)
-    alive = [cluster.add(num_cpus=1) for _ in range(NODES)]
-    section = {"address": cluster.address, "token_file": str(cluster.token), "num_gpus": 0}
-    document = {"folders": {"inbox": "inbox"}, **QUICK, "cluster": section}
-    (base / "config.yaml").write_text(json.dumps(document))
-    for file in (base / "made").iterdir():
-        shutil.copy(file, base / "inbox")
-    began, kills = time.monotonic(), Counter[str]()
-    daemon = Daemon(base)
-    until = time.monotonic() + 1200
-    done = 0
-    while done < count and time.monotonic() < until:
-        goal = min(done + rng.randint(1, max(count // 6, 2)), count)
-        while (done := daemon.states()["archived"]) < goal and rng.random() > 0.002:
-            if time.monotonic() > until:
-                break
-            time.sleep(0.1)
-        if done == count:
-            break
-        what = rng.choice(["node", "node", "driver", "daemon"])
-        kills[what] += 1
-        if what == "node":
-            cluster.kill(alive.pop(rng.randrange(len(alive))))
-            alive.append(cluster.add(num_cpus=1))
-        elif what == "driver":
-            daemon.kill_driver()
-        else:
-            daemon.kill()
-    seconds = time.monotonic() - began
-    daemon.process.terminate()
-    daemon.process.wait(120)
-    cluster.close()
+    with Nodes(base, {"OMP_NUM_THREADS": "1"}, num_cpus=0) as cluster:
+        alive = [cluster.add(num_cpus=1) for _ in range(NODES)]
+        section = {"address": cluster.address, "token_file": str(cluster.token), "num_gpus": 0}
+        document = {"folders": {"inbox": "inbox"}, **QUICK, "cluster": section}
+        (base / "config.yaml").write_text(json.dumps(document))
+        for file in (base / "made").iterdir():
+            shutil.copy(file, base / "inbox")
+        began = time.monotonic()
+        with Daemon(base, "backfire.cli") as daemon:
+            until = began + 1200
+            done = 0
+            while not daemon.ended(count) and time.monotonic() < until:
+                goal = min(done + rng.randint(1, max(count // 6, 2)), count)
+                while (done := daemon.states()["archived"]) < goal and chance.random() > 0.002:
+                    if daemon.ended(count) or time.monotonic() > until:
+                        break
+                    time.sleep(0.1)
+                if done == count:
+                    break
+                what = rng.choice(["node", "node", "driver", "daemon"])
+                if what == "node":
+                    cluster.kill(alive.pop(rng.randrange(len(alive))))
+                    alive.append(cluster.add(num_cpus=1))
+                    daemon.kills[what] += 1
+                else:
+                    daemon.kill(what, chance)
+            seconds = time.monotonic() - began
     found = faults(base, expected)
     said = "; ".join(found) or "every picture published once, all bytes as on this machine"
-    print(f"seed {seed}: {count} pictures in {seconds:.0f} s, killed {dict(kills)}: {said}", flush=True)
+    killed = dict(daemon.kills)
+    print(f"seed {seed}: {count} pictures in {seconds:.0f} s, killed {killed}: {said}", flush=True)
     return {
         "seed": seed,
         "pictures": count,
         "seconds": round(seconds),
-        "killed": dict(kills),
+        "killed": killed,
         "faults": found,
     }
 
@@ -179,7 +137,7 @@ def faults(base: Path, expected: dict[str, str]) -> list[str]:
     for folder in ("inbox", "failed"):
         if left := [path for path in (base / folder).rglob("*") if path.is_file()]:
             found.append(f"{len(left)} files are left in {folder}, e.g. {left[0].name}")
-    with sqlite3.connect(base / "state" / "backfire.sqlite") as connection:
+    with closing(sqlite3.connect(base / "state" / "backfire.sqlite")) as connection:
         query = "select count(*) from events where state = 'published' group by job_id having count(*) > 1"
         if again := connection.execute(query).fetchall():
             found.append(f"{len(again)} were published more than once")
@@ -190,12 +148,13 @@ def main(argv: list[str]) -> int:
     """Run the rounds; the exit status is 0 if there was no violation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks cluster_soak", description=__doc__)
     parser.add_argument("--pictures", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, help="default: 10, or one where --seed is given")
+    parser.add_argument("--seed", type=int, help="seed of the first round; later rounds count up from it")
     parser.add_argument("--out", type=Path, help="write the rounds there, as JSON")
     asked = parser.parse_args(argv)
     rounds = []
-    for seed in range(asked.seed, asked.seed + asked.rounds):
+    first, count = (1, 10) if asked.seed is None else (asked.seed, 1)
+    for seed in range(first, first + (asked.rounds or count)):
         base = Path(tempfile.mkdtemp(prefix="backfire-cluster-"))
         rounds.append(play(base, asked.pictures, seed))
         if not rounds[-1]["faults"]:

@@ -25,11 +25,9 @@ from backfire import detectors
 from backfire.config import Faces, Logos, Regions, Text
 from backfire.detectors import Detector, Source
 from backfire.types import Box, Region, Rgb
-from benchmarks import marks
+from benchmarks import marks, sets
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-PHOTOS = SHARED / "photos" / "dev"
-DATA, LISTS = Path(__file__).parent / "data", ("dev50.json", "dev-text.json")
+LISTS = tuple(Path(__file__).parent / "data" / name for name in ("dev50.json", "dev-text.json"))
 FOUND_MIN = 0.5
 """The share of a true box that regions must cover for it to count as found.
 
@@ -45,62 +43,67 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks detect", description=__doc__)
     parser.add_argument("what", nargs="*", default=list(known), help=", ".join(known))
     parser.add_argument("--pictures", type=int, default=200, help="the most pictures to use")
+    parser.add_argument("--data", type=Path, default=sets.SHARED, help="the folder with the sets")
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.what if name not in known]:
+        parser.error(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
+    if not (photos := options.data / sets.FOLDERS["dev"]).is_dir():
+        parser.error(f"{photos}: no such folder; give --data a folder with faces/ and photos/dev/")
     for name in options.what:
         began = time.perf_counter()
-        known[name](options.pictures)
+        known[name](options.data, options.pictures)
         print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
-def faces(most: int) -> None:
+def faces(data: Path, most: int) -> None:
     """Faces in the list, for several settings, and the number found in each portrait."""
     for min_px, score_min in ((16, 0.9), (20, 0.9), (12, 0.9), (16, 0.8)):
         settings = Regions(faces=Faces(min_px=min_px, score_min=score_min))
         began = time.perf_counter()
-        _listed(
-            "faces", detectors.get("faces", settings), f"faces, min_px {min_px}, score_min {score_min}", most
-        )
+        title = f"faces, min_px {min_px}, score_min {score_min}"
+        _listed("faces", detectors.get("faces", settings), title, data, most)
         print(f"  {time.perf_counter() - began:.1f} s for all")
     detector = detectors.get("faces")
     counts = {
         path.name: len(detector.detect(_opened(path), source=Source(path.name)))
-        for path in sorted((SHARED / "faces").glob("*.jpg"))
+        for path in sorted((data / sets.FOLDERS["faces"]).glob("*.jpg"))
     }
     print(f"faces, portraits: {counts}")
 
 
-def text(most: int) -> None:
+def text(data: Path, most: int) -> None:
     """Printed and handwritten lettering in the lists, for several settings."""
     for score_min, long_px in ((0.76, 1536), (0.7, 1536), (0.82, 1536), (0.76, 3072)):
         detector = detectors.get("text", Regions(text=Text(score_min=score_min, long_px=long_px)))
         began = time.perf_counter()
-        _listed("text", detector, f"text, score_min {score_min}, long_px {long_px}", most)
+        _listed("text", detector, f"text, score_min {score_min}, long_px {long_px}", data, most)
         print(f"  {time.perf_counter() - began:.1f} s for all")
 
 
-def signatures(most: int) -> None:
+def signatures(data: Path, most: int) -> None:
     """Marks pasted into corners of pictures without lettering, and false alarms in the same pictures."""
     detector = detectors.get("signatures")
+    photos = data / sets.FOLDERS["dev"]
     blank = [name for name, truth in _list("faces", most) if not {"text", "hand"} & set(truth)]
-    images = {name: _opened(PHOTOS / name) for name in blank}
+    images = {name: _opened(photos / name) for name in blank}
     alarms = sum(len(detector.detect(image, source=Source(name))) for name, image in images.items())
     print(f"signatures: {alarms} false alarms in {len(images)} unsigned pictures", flush=True)
     for kind in marks.KINDS:
         found = 0
         for number, (name, image) in enumerate(images.items()):
-            signed, box = marks.signed(image, kind, PHOTOS, np.random.default_rng([number, len(kind)]))
+            signed, box = marks.signed(image, kind, photos, np.random.default_rng([number, len(kind)]))
             found += _covered(detector.detect(signed, source=Source(name)), box)
         print(f"  {kind}: {found} of {len(images)}", flush=True)
 
 
-def logos(most: int) -> None:
+def logos(data: Path, most: int) -> None:
     """Recall of a logo and of a watermark by size and opacity, and false alarms."""
     with tempfile.TemporaryDirectory() as folder:
         logo = marks.logo()
         logo.save(Path(folder) / "acme.png")
         settings = Logos(folder=Path(folder), watermarks=Path(folder))
         detector = detectors.get("logos", Regions(logos=settings))
-        pictures = [(name, _opened(PHOTOS / name)) for name, _ in _list("faces", most)]
+        pictures = [(name, _opened(data / sets.FOLDERS["dev"] / name)) for name, _ in _list("faces", most)]
         alarms = Counter(
             region.label.split()[0]
             for name, image in pictures
@@ -121,18 +124,18 @@ def logos(most: int) -> None:
 def _list(kind: str, most: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names of pictures with the boxes annotated in them; more pictures are annotated for text."""
     listed: dict[str, dict[str, Any]] = {}
-    for name in LISTS if kind == "text" else LISTS[:1]:
-        listed |= json.loads((DATA / name).read_text())["pictures"]
+    for file in LISTS if kind == "text" else LISTS[:1]:
+        listed |= json.loads(file.read_text())["pictures"]
     yield from list(listed.items())[:most]
 
 
-def _listed(kind: str, detector: Detector, title: str, most: int) -> None:
+def _listed(kind: str, detector: Detector, title: str, data: Path, most: int) -> None:
     found: Counter[str] = Counter()
     total: Counter[str] = Counter()
     alarms = pictures = 0
     kinds = (kind, "hand") if kind == "text" else (kind,)
     for name, truth in _list(kind, most):
-        regions = detector.detect(_opened(PHOTOS / name), source=Source(name))
+        regions = detector.detect(_opened(data / sets.FOLDERS["dev"] / name), source=Source(name))
         known = [Box(*box) for box in truth.get("unsure", [])]
         for one in kinds:
             boxes = [Box(*box) for box in truth.get(one, [])]

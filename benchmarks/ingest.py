@@ -16,10 +16,12 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.soak import Daemon, png
+from benchmarks.daemons import Daemon, memory_mb, unarchived
+from benchmarks.soak import png
 
 
 class Sample(NamedTuple):
@@ -52,25 +54,9 @@ def plain(folder: Path) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - processor
 
 
-def processor_s(daemon: Daemon) -> float:
-    """Processor seconds that a daemon and its workers have used so far."""
-    main = daemon.process.pid
-    fields = [Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-              for process in (main, *daemon.children())]  # fmt: skip
-    return sum(int(ticks) for stat in fields for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(process: int) -> int:
-    """Resident memory of a process in MiB."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) >> 10
-    return 0
-
-
 def ready_s(daemon: Daemon, offset: int, began: float) -> float:
     """Seconds from `began` until the log, read from `offset` on, says that the daemon is ready."""
-    while '"ready"' not in (daemon.base / "backfire.log").read_text()[offset:]:
+    while '"ready"' not in daemon.log.read_text()[offset:]:
         daemon.alive()
         time.sleep(0.01)
     return time.monotonic() - began
@@ -91,15 +77,14 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
             (base / "inbox" / f"{number}.png").write_bytes(png(str(number)) + filling)
         baseline, baseline_processor = plain(base / "inbox")
         disk = sync_s(base)
-        daemon = Daemon(base)
-        samples: list[Sample] = []
-        while not samples or samples[-1].archived < files:
-            daemon.alive()
-            archived = daemon.states()["archived"]
-            if archived:
-                samples.append(Sample(archived, processor_s(daemon), memory_mb(daemon.process.pid)))
-            time.sleep(0.2)
-        daemon.stop()
+        with Daemon(base) as daemon:
+            samples, over = list[Sample](), False
+            while not over:
+                over, jobs = daemon.ended(files), daemon.states()
+                if jobs["archived"] or over:
+                    used = sum(daemon.cpu_s().values())
+                    samples.append(Sample(jobs["archived"], used, memory_mb(daemon.process.pid)))
+                time.sleep(0.2)
         seconds = worked_s(base / "state" / "backfire.sqlite")
         size = database_mb(base)
     half, first, last = samples[len(samples) // 2], samples[0], samples[-1]
@@ -110,12 +95,13 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
         f"{files / baseline:.0f} a second; ratio {baseline / seconds:.3f}; processor "
         f"{processor * 1e3:.2f} ms a file, {baseline_processor / files * 1e3:.2f} ms; resident "
         f"{first.resident_mb} MB at first, {half.resident_mb} half-way, {last.resident_mb} at the end; "
-        f"database {size * 100_000 / files:.0f} MB per 100,000 jobs",
+        f"database {size * 100_000 / files:.0f} MB per 100,000 jobs{unarchived(jobs)}",
         flush=True,
     )
     return {
         "files": files,
         "kilobytes": kilobytes,
+        "jobs": dict(jobs),
         "files_per_s": round(files / seconds, 1),
         "scandir_sha256_files_per_s": round(files / baseline, 1),
         "ratio": round(baseline / seconds, 4),
@@ -130,10 +116,11 @@ def throughput(files: int, kilobytes: int) -> dict[str, Any]:
 
 def worked_s(database: Path) -> float:
     """Seconds from the worker's first result to the last archived original, without the worker's start."""
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-    query = "select max(at) - min(at) from events where state in ('publishing', 'archived')"
-    (seconds,) = connection.execute(query).fetchone()
-    connection.close()
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        query = "select max(at) - min(at) from events where state in ('publishing', 'archived')"
+        (seconds,) = connection.execute(query).fetchone()
+    if seconds is None:
+        raise SystemExit(f"{database}: no file was archived")
     return float(seconds)
 
 
@@ -163,18 +150,16 @@ def backlog(files: int) -> dict[str, Any]:
                 place.mkdir()
             (place / f"{number}.png").write_bytes(data)
         began = time.monotonic()
-        daemon = Daemon(base)
-        first, first_processor = ready_s(daemon, 0, began), processor_s(daemon)
-        while daemon.states()["settling"] < files:
-            daemon.alive()
-            time.sleep(0.2)
-        sighted, resident = time.monotonic() - began, memory_mb(daemon.process.pid)
-        daemon.process.kill()
-        daemon.process.wait()
-        offset, began = len((base / "backfire.log").read_text()), time.monotonic()
-        daemon = Daemon(base)
-        again, again_processor = ready_s(daemon, offset, began), processor_s(daemon)
-        daemon.stop()
+        with Daemon(base) as daemon:
+            first, first_processor = ready_s(daemon, 0, began), sum(daemon.cpu_s().values())
+            while daemon.states()["settling"] < files:
+                daemon.alive()
+                time.sleep(0.2)
+            sighted, resident = time.monotonic() - began, memory_mb(daemon.process.pid)
+            daemon.end()
+            offset, began = len(daemon.log.read_text()), time.monotonic()
+            daemon.start()
+            again, again_processor = ready_s(daemon, offset, began), sum(daemon.cpu_s().values())
         print(
             f"backlog of {files}: READY after {first:.1f} s (processor {first_processor:.1f} s), all in the "
             f"database after {sighted:.1f} s ({database_mb(base):.0f} MB, {resident} MB resident); killed, "

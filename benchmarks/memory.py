@@ -27,15 +27,6 @@ def peak() -> Iterator[Peak]:
     found.mb = max(_kib("VmHWM") - before, 0) // 1024
 
 
-def available_mb() -> int:
-    """The memory that is available without swapping, in MiB."""
-    return _field(Path("/proc/meminfo"), "MemAvailable") // 1024
-
-
 def _kib(name: str) -> int:
-    return _field(Path("/proc/self/status"), name)
-
-
-def _field(file: Path, name: str) -> int:
-    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])

@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,12 @@ class Nodes:
             )
         self.address = str(self._asked({**BARE, "object_store_memory": STORE, **head}))
 
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def add(self, **node: Any) -> int:
         """Start a node; returns its number."""
         return int(self._asked({"include_log_monitor": False, "object_store_memory": STORE, **node}))
@@ -94,8 +100,11 @@ class Nodes:
 
     def close(self) -> None:
         """End all nodes."""
-        if self._process.poll() is None:
-            self._process.communicate("null\n", timeout=120)
+        try:
+            if self._process.poll() is None:
+                self._process.communicate("null\n", timeout=120)
+        finally:
+            self._process.kill()
 
     def _asked(self, what: Any) -> Any:
         assert self._process.stdin is not None
@@ -109,12 +118,18 @@ class Nodes:
 
 
 def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
-    time.sleep(float(os.environ.get("BACKFIRE_STUB_S", "0")))
-    return passthrough.process(order, progress)
+    """The worker's `process` on a node: as that of `passthrough`, with the one verdict that the daemon takes.
+
+    What is the original itself is taken from a node as unprotected alone.
+    """
+    outcome = replace(passthrough.process(order, progress), verdict=Verdict.UNPROTECTED)
+    receipt = order.folder / "receipt.json"
+    receipt.write_text(json.dumps({**json.loads(receipt.read_bytes()), "verdict": outcome.verdict.value}))
+    return outcome
 
 
 def actor_class() -> type[Any]:
-    """Actors with `process` as their work."""
+    """Actors whose work is `process`."""
     from backfire.service.worker import node
 
     class Actor(node.Actor):
@@ -180,10 +195,15 @@ class Alone:
     def _result(self, order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
         sha256 = hashlib.sha256(data).hexdigest()
         settings = orders.unpacked(order, Path("/nowhere")).settings
-        receipt = {"key": job_key(sha256, None, settings.sha256), "output_sha256": sha256, "reasons": []}
+        receipt = {
+            "key": job_key(sha256, None, settings.sha256),
+            "output_sha256": sha256,
+            "verdict": Verdict.UNPROTECTED.value,
+            "reasons": [],
+        }
         files = {"output": data, "receipt.json": json.dumps(receipt).encode()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        outcome = Finished(order["job"], order["lease"], Verdict.PROTECTED, ".png", sha256, on_weak="fail")
+        outcome = Finished(order["job"], order["lease"], Verdict.UNPROTECTED, ".png", sha256, on_weak="fail")
         return {"outcome": protocol.to_json(outcome), "digests": digests}, files
 
 

@@ -27,19 +27,24 @@ from backfire import config
 from backfire.cli.page import options_of
 from backfire.service.store.store import Store
 from backfire.types import JobState
-from benchmarks.ingest import configure, memory_mb, processor_s, worked_s
+from backfire.web.board import PAGE
+from benchmarks.daemons import Daemon, cpu_s, memory_mb, unarchived
+from benchmarks.ingest import configure, worked_s
 from benchmarks.rows import child_environment
-from benchmarks.soak import Daemon, png
+from benchmarks.soak import png
 
-PATHS = {
-    "first page": "/",
-    "done": "/pictures?show=done",
-    "last page of all": "/pictures?show=all&page=2000",
-    "search": "/pictures?q=IMG_0420",
-    "weak of a folder": "/pictures?show=all&verdict=weak&folder=press",
-    "one picture": "/picture/4711",
-    "today": "/today",
-}
+
+def paths(jobs: int) -> dict[str, str]:
+    """The pages to ask for where there are so many jobs; the search finds about a hundred of them."""
+    return {
+        "first page": "/",
+        "done": "/pictures?show=done",
+        "last page of all": f"/pictures?show=all&page={-(-jobs // PAGE)}",
+        "search": f"/pictures?q={f'IMG_{jobs // 2:06}'[:-2]}",
+        "weak of a folder": "/pictures?show=all&verdict=weak&folder=press",
+        "one picture": f"/picture/{max(jobs // 2, 1)}",
+        "today": "/today",
+    }
 
 
 def fill(database: Path, jobs: int, now: float) -> None:
@@ -71,7 +76,11 @@ def fill(database: Path, jobs: int, now: float) -> None:
 
 @contextmanager
 def serving(base: Path) -> Iterator[tuple[int, int]]:
-    """The page's process over a folder: its port and process id."""
+    """The page's process over a folder: its port and process id.
+
+    Raises:
+        SystemExit: it has ended by itself.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = config.load(base / "config.yaml")
@@ -79,10 +88,14 @@ def serving(base: Path) -> Iterator[tuple[int, int]]:
     process = subprocess.Popen([sys.executable, "-m", "backfire.web", options], env=child_environment())
     try:
         while True:
+            if process.poll() is not None:
+                raise SystemExit(f"the page ended with {process.returncode} before it answered")
             with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.02)
         yield port, process.pid
+        if process.poll() is not None:
+            raise SystemExit(f"the page ended with {process.returncode} while it was measured")
     finally:
         process.terminate()
         process.wait()
@@ -102,12 +115,6 @@ def first_byte_s(port: int, path: str) -> float:
     return took
 
 
-def used_s(process: int) -> float:
-    """Processor seconds that a process has used so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
-
-
 def answers(jobs: int, times: int) -> dict[str, Any]:
     """Time to the first byte of each kind of page, and the memory of the process afterwards."""
     with tempfile.TemporaryDirectory(prefix="backfire-page-") as folder:
@@ -120,13 +127,13 @@ def answers(jobs: int, times: int) -> dict[str, Any]:
                 time.sleep(1)
                 cold = first_byte_s(port, "/")
                 found: dict[str, Any] = {}
-                for name, path in PATHS.items():
-                    took, began = [], used_s(process)
+                for name, path in paths(jobs).items():
+                    took, began = [], cpu_s(process)
                     for turn in range(times):
                         store.update(jobs, JobState.READY, at=now + turn, detail={"reason": "a change"})
                         took.append(first_byte_s(port, path))
                     found[name] = {
-                        "processor_ms": round(1e3 * (used_s(process) - began) / times, 1),
+                        "processor_ms": round(1e3 * (cpu_s(process) - began) / times, 1),
                         "median_ms": round(1e3 * statistics.median(took), 1),
                         "most_ms": round(1e3 * max(took), 1),
                     }
@@ -142,7 +149,7 @@ def answers(jobs: int, times: int) -> dict[str, Any]:
 
 
 def stay_open(port: int, over: threading.Event, fetched: list[int]) -> None:
-    """What a browser does with the first page open, until told that it is over."""
+    """What a browser does with the first page open, until told that it is over or the page has ended."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with socket.create_connection(("127.0.0.1", port), timeout=1) as live:
         live.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -151,6 +158,8 @@ def stay_open(port: int, over: threading.Event, fetched: list[int]) -> None:
                 news = live.recv(1 << 16)
             except TimeoutError:
                 continue
+            if not news:
+                break
             if b"data: " in news:
                 connection.request("GET", "/")
                 connection.getresponse().read()
@@ -171,19 +180,20 @@ def throughput(files: int, pages: int) -> dict[str, Any]:
             clients = [threading.Thread(target=stay_open, args=(port, over, fetched)) for _ in range(pages)]
             for client in clients:
                 client.start()
-            daemon = Daemon(base)
-            while daemon.states()["archived"] < files:
-                daemon.alive()
-                time.sleep(0.2)
-            processor = processor_s(daemon)
-            daemon.stop()
-            resident = memory_mb(process)
-            over.set()
-            for client in clients:
-                client.join()
+            try:
+                with Daemon(base) as daemon:
+                    while not daemon.ended(files):
+                        time.sleep(0.2)
+                    processor, jobs = sum(daemon.cpu_s().values()), daemon.states()
+                resident = memory_mb(process)
+            finally:
+                over.set()
+                for client in clients:
+                    client.join()
         seconds = worked_s(base / "state" / "backfire.sqlite")
     row = {
         "pages": pages,
+        "jobs": dict(jobs),
         "files_per_s": round(files / seconds, 1),
         "daemon_processor_ms_per_file": round(1e3 * processor / files, 2),
         "fetched": len(fetched),
@@ -192,7 +202,7 @@ def throughput(files: int, pages: int) -> dict[str, Any]:
     print(
         f"{pages} open pages: {row['files_per_s']} files a second, processor of the daemon "
         f"{row['daemon_processor_ms_per_file']} ms a file; pages fetched {len(fetched)} times; "
-        f"{resident} MB resident",
+        f"{resident} MB resident{unarchived(jobs)}",
         flush=True,
     )
     return row

@@ -1,7 +1,8 @@
 """The daemon with a worker that publishes pictures unchanged, to test everything but the protection.
 
 `python -m benchmarks.passthrough run -c config.yaml` is `backfire run`, but its worker only checks that the
-file is complete and returns its bytes. Only benchmarks and fault tests use it.
+file is complete and returns its bytes, after `BACKFIRE_STUB_S` seconds of sleep in place of work. Only
+benchmarks and fault tests use it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import importlib
 import json
 import os
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -29,6 +31,7 @@ def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished
         InputError: the file has no supported format, or is incomplete.
     """
     progress("decode", 0, 1)
+    time.sleep(float(os.environ.get("BACKFIRE_STUB_S", "0")))
     data = (order.folder / "input").read_bytes()
     kind = formats.sniff(data, order.name)
     if not containers.is_complete(data, kind):

@@ -1,8 +1,9 @@
 """A stress test: writers that stall, rename and replace files, while daemon and workers are killed.
 
-At the end of each round every original must be accounted for, and every output published exactly once. Each
-round has folders of its own and prints its seed, with which `--seed` repeats it. Every file has unique
-content, so that originals and outputs are identified by their SHA-256 alone.
+At the end of each round every original must be accounted for, and every output published exactly once.
+Each round has folders of its own and prints its seed; `--seed` plays it again with the same files and the
+same order of kills, at other moments. Every file has unique content, so that originals and outputs are
+identified by their SHA-256 alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
-import sqlite3
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -28,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from backfire.files import manifest
-from benchmarks.rows import child_environment
+from benchmarks.daemons import ENDS, Daemon
+from benchmarks.rows import code
 
 WRITERS = 6
-ENDS = {"archived", "failed", "quarantined", "skipped"}
 
 
 def png(text: str) -> bytes:
@@ -90,63 +87,6 @@ def write(inbox: Path, who: int, count: int, seed: int, told: Path) -> None:
             lines.write(json.dumps({"sha": sha, "before": before, "renamed": way == "rename"}) + "\n")
 
 
-class Daemon:
-    """The pass-through daemon on a folder; it is restarted whenever it has been killed."""
-
-    def __init__(self, base: Path) -> None:
-        self.base, self.kills = base, Counter[str]()
-        self.process = self._started()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        with (self.base / "backfire.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.passthrough", "run"],
-                cwd=self.base, stdout=log, stderr=log, env=child_environment(),
-            )  # fmt: skip
-
-    def kill(self, what: str, rng: random.Random) -> None:
-        """Kill the daemon, or one of its workers, with SIGKILL at whatever moment."""
-        if what == "daemon":
-            self.process.kill()
-            self.process.wait()
-            self.process = self._started()
-            self.kills[what] += 1
-            return
-        if children := self.children():
-            with suppress(OSError):
-                os.kill(rng.choice(children), signal.SIGKILL)
-                self.kills[what] += 1
-
-    def children(self) -> list[int]:
-        """The process ids of the workers it has started so far."""
-        main = self.process.pid
-        with suppress(OSError):
-            found = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-            return [int(it) for it in found if b"spawn_main" in Path(f"/proc/{it}/cmdline").read_bytes()]
-        return []
-
-    def states(self) -> Counter[str]:
-        """The number of jobs in each state; empty while the database cannot be read."""
-        try:
-            connection = sqlite3.connect(f"file:{self.base}/state/backfire.sqlite?mode=ro", uri=True)
-            try:
-                return Counter(dict(connection.execute("select state, count(*) from jobs group by state")))
-            finally:
-                connection.close()
-        except sqlite3.Error:
-            return Counter()
-
-    def alive(self) -> None:
-        """Exit with an error if the daemon has ended by itself."""
-        if self.process.poll() is not None:
-            raise SystemExit(f"the daemon ended with {self.process.returncode}: {self.base}/backfire.log")
-
-    def stop(self) -> None:
-        """Stop the daemon as systemd would."""
-        self.process.terminate()
-        self.process.wait(90)
-
-
 def contents(folder: Path) -> Counter[str]:
     """How often each content (by SHA-256) occurs below a folder, without its manifest."""
     files = (path for path in folder.rglob("*") if path.is_file() and not _is_manifest(path))
@@ -188,7 +128,8 @@ def faults(base: Path, told: list[dict[str, Any]]) -> list[str]:
 
 def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
     """Run one round; returns its figures, with all violations under `faults`."""
-    rng = random.Random(seed)
+    # What depends on how fast the machine is must not draw from the seed, or the order of kills would too.
+    rng, chance = random.Random(seed), random.Random()
     # Every other round has two workers; the pass-through worker does not use its device.
     devices = ["cpu", "cuda:0"] if seed % 2 else []
     settings = {
@@ -209,26 +150,23 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
         for index, (share, told) in enumerate(zip(shares, lists, strict=True))
     ]
     began = time.monotonic()
-    daemon = Daemon(base)
-    for writer in writers:
-        writer.start()
-    try:
+    with Daemon(base) as daemon:
+        for writer in writers:
+            writer.start()
         done = 0
         while any(writer.is_alive() for writer in writers) or done < files * 0.9:
             # Mostly kill after some progress, or a slow machine would never finish; now and then earlier.
             goal = min(done + rng.randint(1, max(files // 40, 2)), files)
-            while daemon.states()["archived"] < goal and rng.random() > 0.003:
+            while daemon.states()["archived"] < goal and chance.random() > 0.003:
                 daemon.alive()
                 time.sleep(0.05)
             time.sleep(rng.uniform(0, every))
             daemon.alive()
             done = daemon.states()["archived"]
-            daemon.kill(rng.choice(["daemon", "child"]), rng)
+            daemon.kill(rng.choice(["daemon", "worker"]), chance)
         while set(daemon.states()) - ENDS or any(path.is_file() for path in (base / "inbox").rglob("*")):
             daemon.alive()
             time.sleep(0.2)
-    finally:
-        daemon.stop()
     told = [json.loads(line) for path in lists for line in path.read_text().splitlines()]
     found = faults(base, told)
     if len(told) != files:
@@ -236,12 +174,12 @@ def play(base: Path, files: int, seed: int, every: float) -> dict[str, Any]:
     seconds, jobs = time.monotonic() - began, dict(daemon.states())
     print(
         f"seed {seed}: {files} files with {len(devices) or 1} workers in {seconds:.0f} s, "
-        f"killed {daemon.kills['daemon']} daemons and {daemon.kills['child']} children, jobs {jobs}: "
+        f"killed {daemon.kills['daemon']} daemons and {daemon.kills['worker']} children, jobs {jobs}: "
         + ("; ".join(found) if found else "every original accounted for, every output once"),
         flush=True,
     )
-    kills = {"killed_daemons": daemon.kills["daemon"], "killed_children": daemon.kills["child"]}
-    played = {"seed": seed, "files": files, "workers": len(devices) or 1}
+    kills = {"killed_daemons": daemon.kills["daemon"], "killed_children": daemon.kills["worker"]}
+    played = {"seed": seed, "files": files, "every": every, "code": code(), "workers": len(devices) or 1}
     return {**played, "seconds": round(seconds), **kills, "jobs": jobs, "faults": found}
 
 
@@ -249,32 +187,37 @@ def main(arguments: list[str]) -> int:
     """Run the rounds; the exit status is 0 if there was no violation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description=__doc__)
     parser.add_argument("--files", type=int, default=10_000, help="number of files per round")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="default: 20, or one where --seed is given")
     parser.add_argument("--seed", type=int, help="seed of the first round; later rounds count up from it")
     parser.add_argument("--every", type=float, default=1.0, help="the most seconds from progress to a kill")
     parser.add_argument("--keep", action="store_true", help="keep the folders of a round that failed")
     parser.add_argument(
         "--json",
         type=Path,
-        help="write the figures to this file after each round; a run resumes after the rounds in it",
+        help="write the figures to this file after each round; a run resumes after those in it that were "
+        "played with the same options and the same code",
     )
     options = parser.parse_args(arguments)
-    rounds: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
     if options.json and options.json.exists():
-        rounds = json.loads(options.json.read_text())
-        print(f"{len(rounds)} rounds are done already, see {options.json}", flush=True)
-    first = options.seed
+        every = json.loads(options.json.read_text())
+    same = {"files": options.files, "every": options.every, "code": code()}
+    rounds = [played for played in every if same.items() <= played.items()]
+    if every:
+        print(f"{len(rounds)} of the {len(every)} rounds in {options.json} are such as these", flush=True)
+    first, count = options.seed, options.rounds or (20 if options.seed is None else 1)
     if first is None:
         first = rounds[0]["seed"] if rounds else random.SystemRandom().randrange(1 << 30)
-    done = {(played["seed"], played["files"]) for played in rounds}
-    for seed in range(first, first + options.rounds):
-        if (seed, options.files) in done:
+    done = {played["seed"] for played in rounds}
+    for seed in range(first, first + count):
+        if seed in done:
             continue
         folder = Path(tempfile.mkdtemp(prefix="backfire-soak-"))
         rounds.append(play(folder, options.files, seed, options.every))
+        every.append(rounds[-1])
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(rounds, indent=2) + "\n")
+            options.json.write_text(json.dumps(every, indent=2) + "\n")
         if rounds[-1]["faults"] and options.keep:
             print(f"kept: {folder}")
         else:

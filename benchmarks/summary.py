@@ -17,13 +17,13 @@ from benchmarks.groups import LEAST, Group, grouped, kept
 from benchmarks.rows import Row
 
 
-def clip_fid(group: Group) -> float | None:
+def clip_fid(group: Group) -> str:
     """The Fréchet distance between CLIP features of the edits of originals and of protected pictures."""
     pairs = group.of_full("clip")
     if len(pairs) < 2:
-        return None
+        return "needs two regions" if pairs else "no weights"
     clean, got = (np.array([pair[i] for pair in pairs], dtype=np.float64) for i in (0, 1))
-    return perceptual.frechet(clean, got)
+    return f"{perceptual.frechet(clean, got):.1f}"
 
 
 def write(rows: Sequence[Row], folder: Path) -> str:
@@ -56,7 +56,6 @@ def effect(groups: Sequence[Group]) -> str:
     )  # fmt: skip
     lines = []
     for group in groups:
-        fid = clip_fid(group)
         lines.append(
             [
                 *_names(group),
@@ -64,7 +63,7 @@ def effect(groups: Sequence[Group]) -> str:
                 _cell(group.values("full"), max),
                 _cell(group.values("full", "l1"), min),
                 _cell(group.of_full("lpips"), min) or "no weights",
-                "no weights" if fid is None else f"{fid:.1f}",
+                clip_fid(group),
                 _cell(group.values("near"), min),
                 _cell(group.values("far"), min),
                 _cell([row["psnr"] for row in group.rows], min, digits=1),

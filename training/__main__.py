@@ -167,13 +167,16 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
 
 
 def state_sum(file: Path) -> None:
-    """Update the digest of a file in its folder's `SHA256SUMS`; the package checks weights by it."""
+    """Write the digest of a file into its folder's `SHA256SUMS`, if there is one.
+
+    The package checks the weights that it loads by it.
+    """
     sums = file.with_name(weights.SUMS)
     if sums.exists():
         # The lines of the others stay: a file that is damaged must not become what is expected.
-        lines = [line.split() for line in sums.read_text().splitlines()]
-        digest = durable.file_sha256(file)
-        sums.write_text("".join(f"{digest if name == file.name else old}  {name}\n" for old, name in lines))
+        digests = {name: digest for digest, name in map(str.split, sums.read_text().splitlines())}
+        digests[file.name] = durable.file_sha256(file)
+        sums.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def train(photos: Path, folder: Path, options: Options) -> None:
         folder,
         options,
         {"encoder": encoder, "decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        {"photographs": data.digest(pictures)},
     )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)

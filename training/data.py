@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,25 +25,44 @@ Hole = Callable[[int, np.random.Generator], NDArray[np.float32]]
 """(side, random numbers) → a mask, S,S, 1 = repaint."""
 
 
-def load(folder: Path) -> list[Image.Image]:
+def load(folder: Path, most: int | None = None, seed: int = 0) -> list[Image.Image]:
     """All pictures below `folder` as RGB, in name order (about 350 MB per 1,000 small photographs).
 
     A file that cannot be read is named and left out.
+
+    Args:
+        folder: where they lie.
+        most: load only so many of them, which `seed` picks, in an order of its own.
+        seed: of that choice.
 
     Raises:
         SystemExit: there are none.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    pictures = []
+    if most is not None:
+        paths = [paths[index] for index in np.random.default_rng(seed).permutation(len(paths))]
+    pictures: list[Image.Image] = []
     for path in paths:
+        if len(pictures) == most:
+            break
         try:
             with Image.open(path) as picture:
                 pictures.append(picture.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
+        # Pillow raises SyntaxError for a damaged PNG.
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             print(f"{path}: cannot be read ({error}), and is left out", file=sys.stderr)
     if not pictures:
         raise SystemExit(f"{folder}: no pictures found; name a folder of photographs with --data")
     return pictures
+
+
+def digest(pictures: list[Image.Image]) -> str:
+    """The first digits of a SHA-256 of all pictures, in their order."""
+    found = hashlib.sha256()
+    for picture in pictures:
+        found.update(f"{picture.size}".encode())
+        found.update(picture.tobytes())
+    return found.hexdigest()[:16]
 
 
 def crop(picture: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from backfire.inpaint.lama import MINI, Config, Generator
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
-from training.run import Options, Run, adam, averaged, machine, prepared, save_half, set_rate
+from training.run import Options, Run, adam, averages, machine, prepared, save_half, set_rate
 
 
 def train(
@@ -33,7 +34,12 @@ def train(
     net, critics = prepared(Generator(config)), prepared(Critics())
     ema = copy.deepcopy(net).eval()
     opt_g, opt_d = adam([net]), adam([critics])
-    run = start(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = start(
+        folder,
+        options,
+        {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        {"photographs": data.digest(pictures), **asdict(config)},
+    )
     run.resume()
 
     def seen(step: int) -> tuple[int, int]:
@@ -77,6 +83,6 @@ def train(
     run.loop(one, sample)
 
 
-def export(folder: Path, target: Path, config: Config = MINI) -> None:
+def export(folder: Path, target: Path) -> None:
     """Write the averaged generator of a run of `train` to a file, with LaMa's published parameter names."""
-    save_half(averaged(folder, Generator(config)), target)
+    save_half(averages(folder), target)

@@ -9,6 +9,7 @@ and one of its colours, and two critics of latents with feature matching, see `l
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, weighted
-from training.run import Options, Run, adam, machine, prepared, set_rate, weights_of
+from training.run import Options, Run, adam, averages, machine, prepared, save_half, set_rate, weights_of
 
 WIDTH = 96, 144
 """The net's outer and inner channels: 2.3 M parameters, 4.6 MB, small enough to ship with the package."""
@@ -126,7 +127,7 @@ def encoded(
         much of each latent cell is hole.
     """
     seed, size, device = options.seed, options.size, machine()
-    facts = {"encoder": pair.weights_sha256, "holes": HOLES}
+    facts = {"encoder": pair.weights_sha256, "holes": HOLES, "photographs": data.digest(pictures)}
     facts |= {"count": str(count), "seed": str(seed), "size": str(size)}
     if file.exists():
         with safe_open(file, "pt") as kept:
@@ -144,7 +145,10 @@ def encoded(
             print(f"encoded {start} of {count} crops", flush=True)
     latents = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.cpu() for name, value in latents.items()}, file, facts)
+    # A file that a killed run left half-written would not open, and every later run would end there.
+    part = file.with_name(f"{file.name}.part")
+    save_file({name: value.cpu() for name, value in latents.items()}, part, facts)
+    os.replace(part, file)
     return latents
 
 
@@ -175,7 +179,17 @@ def inpainter(
         net.load_state_dict(weights_of(start, "net"))
     ema = copy.deepcopy(net)
     opt_g, opt_d = adam([net]), adam([critics])
-    run = Run(folder, options, {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d})
+    run = Run(
+        folder,
+        options,
+        {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        {
+            "photographs": data.digest(pictures),
+            "autoencoder": pair.weights_sha256[:16],
+            "crops": crops,
+            "holes": HOLES,
+        },
+    )
     run.resume()
 
     def one(step: int) -> dict[str, Tensor]:
@@ -219,6 +233,4 @@ def inpainter(
 
 def export(folder: Path, target: Path) -> None:
     """Write the averaged net of a run as a safetensors file in half precision, for kind `inpainter`."""
-    state: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in state.items()}, target)
+    save_half(averages(folder), target)

@@ -21,12 +21,24 @@ from torch import Tensor, nn
 
 from backfire.inpaint import ldm
 from backfire.inpaint.encoders import EncoderEditor
-from backfire.inpaint.latent import DOWNSCALE, Decoder, Encoder
+from backfire.inpaint.latent import DOWNSCALE
 from backfire.perturb.methods.base import mixed_precision
 from training import autoencoder, data
 from training.latent_pair import draw, encoded
 from training.losses import Critics, duel, ema_update, pyramid_l1, weighted
-from training.run import Options, Run, adam, averaged, machine, noise, prepared, save_half, set_rate
+from training.run import (
+    Options,
+    Run,
+    adam,
+    averages,
+    below_names,
+    machine,
+    noise,
+    prepared,
+    recorded,
+    save_half,
+    set_rate,
+)
 
 KNOWN_WEIGHT = 0.1
 """Weight of the loss in known cells, relative to the hole; the network gets the known cells as input."""
@@ -38,6 +50,10 @@ def _base(folder: Path) -> EncoderEditor:
     base = autoencoder.load(folder)
     base.to(machine())
     return base
+
+
+def _made_from(pictures: list[Any], base: EncoderEditor) -> dict[str, Any]:
+    return {"photographs": data.digest(pictures), "autoencoder": base.weights_sha256[:16]}
 
 
 @torch.inference_mode()
@@ -88,7 +104,8 @@ def unet(photos: Path, source: Path, folder: Path, options: Options, crops: int)
     net = prepared(ldm.unet())
     ema = copy.deepcopy(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
-    run = Run(folder, options, {"net": net, "ema": ema, "g": optimiser})
+    made_from = {**_made_from(pictures, base), "crops": crops}
+    run = Run(folder, options, {"net": net, "ema": ema, "g": optimiser}, made_from)
     run.resume()
 
     def predicted(net: nn.Module, noisy: Tensor, cells: Tensor, known: Tensor, level: Tensor) -> Tensor:
@@ -152,7 +169,12 @@ def decoder(photos: Path, source: Path, folder: Path, options: Options) -> None:
     both = nn.ModuleDict({"encoder": encoder, "decoder": net})
     ema = copy.deepcopy(both)
     opt_g, opt_d = adam([net]), adam([critic])
-    run = Run(folder, options, {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d})
+    run = Run(
+        folder,
+        options,
+        {"net": net, "critic": critic, "ema": ema, "g": opt_g, "d": opt_d},
+        _made_from(pictures, base),
+    )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
@@ -190,8 +212,13 @@ def decoder(photos: Path, source: Path, folder: Path, options: Options) -> None:
 def export(runs: Path, target: Path) -> None:
     """Write the averaged weights of both runs as one safetensors file in half precision.
 
-    Both must have been trained on the same pictures with the same seed, from which the statistics that
-    normalise the latents are computed.
+    Raises:
+        SystemExit: they were not trained on one autoencoder and, from which the statistics that normalise
+            its latents are computed, on the same pictures with one seed.
     """
-    codec = averaged(runs / "ldm-decoder", nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}))
-    save_half(nn.ModuleDict({"unet": averaged(runs / "ldm-unet", ldm.unet()), **codec}), target)
+    one, other = (recorded(runs / name) for name in ("ldm-unet", "ldm-decoder"))
+    for what in ("autoencoder", "photographs", "seed"):
+        if one and other and one[what] != other[what]:
+            told = f"{what} {one[what]} in ldm-unet and {other[what]} in ldm-decoder"
+            raise SystemExit(f"{runs}: got {told}, expected one; delete the older run and train it anew")
+    save_half(below_names(unet=averages(runs / "ldm-unet")) | averages(runs / "ldm-decoder"), target)

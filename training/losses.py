@@ -18,7 +18,7 @@ PENALTY = 2e-6
 
 
 class Discriminator(nn.Module):
-    """Patch discriminator (46-pixel patches); returns all features, logits last.
+    """Patch discriminator (patches of 56 pixels, with the grain); returns all features, logits last.
 
     Its inputs are the picture, its grain, and the mask. Fills are easiest to tell by their grain, but from
     the picture alone a critic takes hundreds of steps to see it, and by then the generator has adapted.

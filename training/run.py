@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,38 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    """The options and digests from which a run was made; empty for one of a version that kept none."""
+    found: dict[str, Any] = torch.load(folder / "last.pt", "cpu", weights_only=True).get("made_from", {})
+    return found
+
+
+def averages(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run that has a part named `ema`, on the CPU."""
+    found: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
+    return found
+
+
 def averaged(folder: Path, module: nn.Module) -> Any:
-    """The module with the averaged weights of a run that has a part named `ema`."""
-    module.load_state_dict(torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"])
+    """The module with the averaged weights of a run."""
+    module.load_state_dict(averages(folder))
     return prepared(module)
 
 
-def save_half(module: nn.Module, target: Path) -> None:
+def below_names(**states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of several modules together, each below the name of its module."""
+    return {f"{role}.{name}": value for role, state in states.items() for name, value in state.items()}
+
+
+def save_half(state: dict[str, Tensor], target: Path) -> None:
     """One safetensors file in half precision, for `daemon/backfire/inpaint/weights`."""
     # Batch norm's statistics stay in full precision: variances of a spectrum overflow half precision.
-    halved = {name for name, _ in module.named_parameters()}
-    state = {
-        name: (value.half() if name in halved else value).cpu().contiguous()
-        for name, value in module.state_dict().items()
+    exact = ("running_mean", "running_var", "num_batches_tracked")
+    halved = {
+        name: (value if name.endswith(exact) else value.half()).contiguous() for name, value in state.items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target)
+    save_file(halved, target)
 
 
 def weights_of(start: Path, part: str) -> dict[str, Tensor]:
@@ -115,11 +131,17 @@ class Run:
     """One training run and its folder: `last.pt`, `log.jsonl`, `sample-STEP.jpg`.
 
     It can be interrupted at any time and resumed. Learning rates fall towards the end that `options` set.
+
+    Attributes:
+        parts: modules and optimisers by name, all with state_dict().
+        made_from: what the training depends on beside the options, such as digests of its photographs and
+            of other weights. It is kept in `last.pt`, and a run is not resumed with anything else.
     """
 
     folder: Path
     options: Options
-    parts: dict[str, Any]  # name -> module or optimiser, all with state_dict()
+    parts: dict[str, Any]
+    made_from: dict[str, Any] = field(default_factory=dict)
     every: int = 100
     save_s: float = 180.0
     step: int = 0
@@ -137,6 +159,7 @@ class Run:
                     f"{path}: got a run with {', '.join(state['parts'])}, expected {', '.join(self.parts)}; "
                     "it was made by another version: give --runs another folder"
                 )
+            self._compare(state.get("made_from"))
             self.step, self.seconds = state["step"], state["seconds"]
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
@@ -144,8 +167,27 @@ class Run:
             if self.progress >= 1:
                 print(f"{self.folder}: this run is done; to train on, give --runs another folder", flush=True)
 
+    def _compare(self, kept: dict[str, Any] | None) -> None:
+        """Refuse to go on with other options or data, which would mix two trainings without a word."""
+        path, given = self.folder / "last.pt", self._made_from()
+        if kept is None:
+            print(f"{path}: does not say from what it was made, which is taken to be the same as now")
+            return
+        apart = [name for name in {**kept, **given} if kept.get(name) != given.get(name)]
+        if apart:
+            told = ", ".join(f"{name} {kept.get(name)} (now {given.get(name)})" for name in apart)
+            raise SystemExit(
+                f"{path}: got a run with {told}; give the same again, or --runs another folder to begin anew"
+            )
+
+    def _made_from(self) -> dict[str, Any]:
+        # How long it lasts, and how many processes help, may change.
+        options = asdict(self.options)
+        return {name: options[name] for name in ("seed", "batch", "size")} | self.made_from
+
     def save(self) -> None:
         state = {
+            "made_from": self._made_from(),
             "step": self.step,
             "seconds": self.seconds,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},

@@ -1,7 +1,7 @@
 """Stored starts for an editor (`backfire.perturb.starts`): tiles that break edits of pictures never seen.
 
-A few tiles are optimised together over many photographs with random regions, on every attack path that the
-verdict replays. Each photograph works on the tile that already breaks it most, so that the tiles become
+A few tiles are optimised together over 48 photographs with a random region each, on every attack path that
+the verdict replays. Each photograph works on the tile that already breaks it most, so that the tiles become
 different from each other.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from training import data
 from training.run import Options, Run, machine
 
 PREPARED = 48
-"""Photographs whose edits are kept in memory."""
+"""How many photographs are used, which the seed picks: the edits of each are kept in memory."""
 EARLY, AGAIN = 60, 0.2
 """From which step on a photograph works on the tile that breaks it most, and the share of the steps that look
 up anew which one it is."""
@@ -75,24 +75,32 @@ def train(photos: Path, made_for: For, folder: Path, options: Options, count: in
     if not isinstance(methods.get(settings.method, [editor]), IterativeMethod):
         wrong = f"got {settings.method}, which begins with no stored start, expected another method"
         raise ConfigError(f"protect.method: {wrong}; set protect.method: implant")
-    pictures, device = data.load(photos), machine()
+    pictures, device = data.load(photos, PREPARED, options.seed), machine()
     editor.to(device)
     own = _Tiles(count, options.seed).to(device)
-    run = Run(folder, options, {"tiles": own})
+    protect = settings.model_dump(mode="json", exclude={"device", "attempts", "surrogates", "iterations"})
+    made_from = {
+        "photographs": data.digest(pictures),
+        "editor": editor.weights_sha256[:16],
+        "tiles": count,
+        **protect,
+        "paths": [*through],
+    }
+    run = Run(folder, options, {"tiles": own}, made_from)
     run.every = 20
     run.resume()
 
     chosen: dict[int, int] = {}
 
-    @lru_cache(maxsize=PREPARED)
+    @cache
     def search(number: int) -> tuple[Task, Search]:
         rng = np.random.default_rng([options.seed, number])
-        rgb: Rgb = np.asarray(pictures[number % len(pictures)])
+        rgb: Rgb = np.asarray(pictures[number])
         return _search(rgb, editor, settings, through, rng)
 
     def one(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([options.seed + 1, step])
-        number = int(rng.integers(min(len(pictures), PREPARED)))
+        number = int(rng.integers(len(pictures)))
         task, looks = search(number)
         placed = [task.project(tiled(tile, task.image) * task.budget.unit) for tile in own.tiles]
         # At first every photograph has a tile of its own, whatever that does to it.

@@ -18,11 +18,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from PIL.Image import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backfire.inpaint.encoders import NET_FILE, EncoderEditor
@@ -30,7 +32,19 @@ from backfire.inpaint.latent import HOLE, Decoder, Encoder
 from backfire.perturb.methods.base import mixed_precision
 from training import data
 from training.losses import Critics, duel, ema_update, pyramid_l1
-from training.run import Options, Run, adam, averaged, machine, prepared, set_rate, weights_of
+from training.run import (
+    Options,
+    Run,
+    adam,
+    averaged,
+    averages,
+    below_names,
+    machine,
+    prepared,
+    save_half,
+    set_rate,
+    weights_of,
+)
 
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
 LEVELS = 1.5, 8.0
@@ -86,6 +100,14 @@ def _widen_pool(new: Tensor, old: Tensor) -> None:
     else:
         new[: old.shape[0]] = 0
         new[: old.shape[0], index] = old
+
+
+def _made_from(pictures: list[Image], teacher: EncoderEditor, channels: int) -> dict[str, Any]:
+    return {
+        "photographs": data.digest(pictures),
+        "teacher": teacher.weights_sha256[:16],
+        "channels": channels,
+    }
 
 
 def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +176,12 @@ def train_encoder(
     optimiser = torch.optim.AdamW(
         encoder.parameters(), 6e-4, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
     )
-    run = Run(folder / "encoder", options, {"encoder": encoder, "ema": ema, "optimiser": optimiser})
+    run = Run(
+        folder / "encoder",
+        options,
+        {"encoder": encoder, "ema": ema, "optimiser": optimiser},
+        _made_from(pictures, taught, channels),
+    )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
 
@@ -212,9 +239,18 @@ def train_decoder(
 ) -> None:
     """Train the student's decoder in `folder`/decoder, or resume an interrupted run there.
 
-    The student's encoder is read once at the start, from `folder`/encoder if it has been trained. The
-    arguments are those of `train_encoder`.
+    The student's encoder is read once at the start, from `folder`/encoder if it has been trained, and
+    otherwise from `start`. The arguments are those of `train_encoder`.
+
+    Raises:
+        SystemExit: there is neither.
     """
+    trained = folder / "encoder" / "last.pt"
+    if start is None and not trained.exists():
+        raise SystemExit(
+            f"{trained}: no such file, and a decoder learns nothing from an untrained encoder; run first: "
+            "python -m training student, or begin with --start FILE"
+        )
     pictures, device, seed = data.load(photos), machine(), options.seed
     taught = EncoderEditor.load("teacher", teacher)
     torch.manual_seed(seed)
@@ -224,7 +260,7 @@ def train_decoder(
     if start is not None:
         widened(decoder, weights_of(start, "decoder"))
         widened(encoder, weights_of(start, "encoder"))
-    if (folder / "encoder" / "last.pt").exists():
+    if trained.exists():
         encoder = averaged(folder / "encoder", encoder)
     encoder, decoder = prepared(encoder).eval().requires_grad_(False), prepared(decoder)
     ema = copy.deepcopy(decoder).requires_grad_(False)
@@ -233,6 +269,7 @@ def train_decoder(
         folder / "decoder",
         options,
         {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        _made_from(pictures, taught, channels),
     )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
@@ -279,28 +316,18 @@ def export(folder: Path, net: Path, target: Path) -> None:
             the net that ships is taken.
         target: the file.
     """
-    state = _averages(encoder=folder / "encoder", decoder=folder / "decoder")
+    state = _pair(folder)
     if (net / "last.pt").exists():
-        state |= _averages(net=net)
+        state |= below_names(net=averages(net))
     else:
         state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
-    _save(state, target)
+    save_half(state, target)
 
 
 def export_pair(folder: Path, target: Path) -> None:
     """The same without a net, for a student that is used with the net of the default editor."""
-    _save(_averages(encoder=folder / "encoder", decoder=folder / "decoder"), target)
+    save_half(_pair(folder), target)
 
 
-def _averages(**runs: Path) -> dict[str, Tensor]:
-    """The averaged weights of runs in half precision, each below its name."""
-    return {
-        f"{role}.{name}": value.half().contiguous()
-        for role, run in runs.items()
-        for name, value in torch.load(run / "last.pt", "cpu", weights_only=True)["parts"]["ema"].items()
-    }
-
-
-def _save(state: dict[str, Tensor], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target)
+def _pair(folder: Path) -> dict[str, Tensor]:
+    return below_names(encoder=averages(folder / "encoder"), decoder=averages(folder / "decoder"))

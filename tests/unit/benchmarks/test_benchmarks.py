@@ -23,6 +23,7 @@ from backfire.perturb.methods.iterative import summed
 from backfire.types import Rgb
 from benchmarks import (
     battery,
+    detect,
     ensembles,
     measure,
     memory,
@@ -125,6 +126,18 @@ def test_the_parts_of_the_sets_are_all_of_them(data: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         names("--part", "3/2")
     assert "--part" in capsys.readouterr().err
+
+
+def test_the_names_of_detectors_and_the_folder_of_photographs_are_checked(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, told in (
+        (["face", "--data", str(data)], "got face, expected some of faces, text, signatures, logos"),
+        (["faces", "--data", "/nowhere"], "/nowhere/photos/dev: no such folder; give --data"),
+    ):
+        with pytest.raises(SystemExit):
+            detect.main(given)
+        assert told in capsys.readouterr().err
 
 
 def test_an_unknown_set_is_refused_by_name(data: Path) -> None:
@@ -241,7 +254,6 @@ def test_the_peak_of_memory_is_that_of_the_work_alone() -> None:
         bytearray(20 << 20)
     assert 195 <= first.mb <= 260
     assert 15 <= second.mb <= 60
-    assert memory.available_mb() > 0
 
 
 @pytest.mark.parametrize(
@@ -321,6 +333,8 @@ def test_columns_without_weights_say_so() -> None:
     text = summary.effect(grouped([row]))
     assert "| 0.300 (0.20) | 9.0 |" in text
     assert "| 2 | 0.600 (0.70) | 0.200 (0.10) |" in text
+    one = _row("one", full=[[0.5, 0.1]]) | {"clip": {"a": [[[0.0, 1.0], [3.0, 1.0]]]}}
+    assert "| no weights | needs two regions |" in summary.effect(grouped([one]))
 
 
 def test_transfer_is_a_share_of_the_effect_on_the_surrogate() -> None:
@@ -452,6 +466,16 @@ def test_time_and_memory_by_size_are_measured_in_processes_of_their_own(data: Pa
     assert row["peak_mb"] > 0
     assert "| implant | 96x80 | 1 | 1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "growth.png").exists()
+    digest = inpaint.get("flux2-mini").weights_sha256[:8]
+    assert row["editor"] == f"flux2-mini@{digest}", "other weights are another row"
+
+
+def test_no_sizes_are_no_growth_and_an_unknown_editor_is_named(data: Path, tmp_path: Path) -> None:
+    given = ["--equal", "", "--data", str(data), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="nothing to measure"):
+        speed.main([*given, "--sizes", "", "--regions", "2"])
+    with pytest.raises(SystemExit, match="did you mean 'flux2-mini'"):
+        speed.main([*given, "--editor", "flux2-mni"])
 
 
 def test_rows_of_older_code_are_not_part_of_a_mean() -> None:

@@ -51,6 +51,12 @@ def test_it_trains_resumes_is_exported_and_goes_on_from_that(
     }
 
 
+def test_a_decoder_is_not_trained_on_an_encoder_that_has_learnt_nothing(tmp_path: Path) -> None:
+    teacher = pair(tmp_path / "pair")
+    with pytest.raises(SystemExit, match=r"encoder/last\.pt: no such file.*run first: python -m"):
+        student.train_decoder(tmp_path, teacher, tmp_path / "student", Options(1), 16, None)
+
+
 def test_a_start_without_what_is_trained_is_refused(tmp_path: Path) -> None:
     save_file({"net.conv_in.weight": torch.zeros(1)}, tmp_path / "net.safetensors")
     assert set(weights_of(tmp_path / "net.safetensors", "net")) == {"conv_in.weight"}

@@ -6,12 +6,14 @@ import functools
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from backfire.inpaint.lama import Config, Generator, LamaEditor
 from backfire.inpaint.ldm import LdmEditor
@@ -70,7 +72,7 @@ def test_an_interrupted_run_is_resumed_and_its_export_is_an_editor(photos: Path,
             assert torch.equal(value, resumed[name][key]), f"{name}: {key}"
     assert (unbroken / f"sample-{STEPS:06d}.jpg").exists()
 
-    lama.export(unbroken, tmp_path / "lama-mini.safetensors", TINY)
+    lama.export(unbroken, tmp_path / "lama-mini.safetensors")
     editor = LamaEditor.load("lama-mini", tmp_path / "lama-mini.safetensors")
     assert editor.net.config == TINY
     averaged = whole["ema"]["model.1.bn_l.running_var"]
@@ -84,7 +86,7 @@ def test_judge_takes_an_editor_by_name_or_by_file(tmp_path: Path, photos: Path) 
 
     torch.manual_seed(0)
     path = tmp_path / "mine.safetensors"
-    save_half(Generator(TINY), path)
+    save_half(Generator(TINY).state_dict(), path)
     (editor,) = judge.editors("unused", path, "lama")
     assert editor.name == "mine"
     judge.judge(photos, [editor], tmp_path / "judged", count=5, seed=1)
@@ -117,7 +119,10 @@ def test_judge_shows_every_editor_the_same_holes(tmp_path: Path, photos: Path) -
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_left_out(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photo().save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
@@ -125,8 +130,20 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(
     assert len(data.load(tmp_path)) == 1
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'truncated.jpg'}: cannot be read (")
     (tmp_path / "whole.jpg").unlink()
-    with pytest.raises(SystemExit, match="no pictures found; name a folder"):
-        data.load(tmp_path)
+    photo().save(tmp_path / "bomb.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(SystemExit, match="no pictures found; name a folder"):
+            data.load(tmp_path)
+    assert f"{tmp_path / 'bomb.png'}: cannot be read (Image size" in capsys.readouterr().err
+
+
+def test_a_seed_picks_among_all_photographs_and_no_others_are_read(photos: Path) -> None:
+    every = [data.digest([picture]) for picture in data.load(photos)]
+    picked = [[data.digest([one]) for one in data.load(photos, 2, seed)] for seed in range(9)]
+    assert all(len({*some}) == 2 for some in picked)
+    assert {one for some in picked for one in some} == {*every}
+    assert [data.digest([one]) for one in data.load(photos, 2, 0)] == picked[0]
 
 
 def test_the_losses_in_the_log_are_means_after_a_resume_too(tmp_path: Path) -> None:
@@ -139,7 +156,7 @@ def test_the_losses_in_the_log_are_means_after_a_resume_too(tmp_path: Path) -> N
 def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:
     lama.train(photos, tmp_path / "run", Options(steps=10**9, minutes=1e-6, batch=2, size=32), TINY)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 1
-    lama.export(tmp_path / "run", tmp_path / "mine.safetensors", TINY)
+    lama.export(tmp_path / "run", tmp_path / "mine.safetensors")
 
 
 def test_a_run_of_another_version_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -149,6 +166,39 @@ def test_a_run_of_another_version_is_refused(photos: Path, tmp_path: Path) -> No
     torch.save(state, tmp_path / "run" / "last.pt")
     with pytest.raises(SystemExit, match=r"critic.*expected .*critics.*give --runs another folder"):
         lama.train(photos, tmp_path / "run", Options(steps=2, batch=2, size=32), TINY)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (Options(steps=2, batch=2, size=32, seed=2), r"got a run with seed 1 \(now 2\); give the same again"),
+        (Options(steps=2, batch=3, size=64), r"got a run with batch 2 \(now 3\), size 32 \(now 64\);"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_options(
+    options: Options, told: str, photos: Path, tmp_path: Path
+) -> None:
+    lama.train(photos, tmp_path, Options(steps=1, batch=2, size=32), TINY)
+    with pytest.raises(SystemExit, match=told):
+        lama.train(photos, tmp_path, options, TINY)
+
+
+def test_a_run_is_not_resumed_with_other_photographs_and_an_old_one_is_believed(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = Options(steps=1, batch=2, size=32), Options(steps=2, workers=1, batch=2, size=32)
+    lama.train(photos, tmp_path / "run", one, TINY)
+    (tmp_path / "other").mkdir()
+    photo(seed=9).save(tmp_path / "other" / "9.png")
+    with pytest.raises(SystemExit, match=r"got a run with photographs [0-9a-f]+ \(now [0-9a-f]+\);"):
+        lama.train(tmp_path / "other", tmp_path / "run", two, TINY)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del state["made_from"]  # as of a version that kept none
+    torch.save(state, tmp_path / "run" / "last.pt")
+    lama.train(photos, tmp_path / "run", replace(two, workers=0), TINY)
+    said = capsys.readouterr().out
+    assert "does not say from what it was made" in said
+    assert "resumed at step 1" in said
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 and newer, of a fork
@@ -176,6 +226,11 @@ def test_ldm_mini_trains_resumes_and_exports_an_editor(photos: Path, tmp_path: P
         ldm_mini.decoder(photos, runs / "autoencoder", runs / "ldm-decoder", options)
 
     ldm_mini.export(runs, tmp_path / "mine.safetensors")
+    state = torch.load(runs / "ldm-unet" / "last.pt", weights_only=True)
+    other = {**state, "made_from": {**state["made_from"], "autoencoder": "another"}}
+    torch.save(other, runs / "ldm-unet" / "last.pt")
+    with pytest.raises(SystemExit, match="got autoencoder another in ldm-unet and"):
+        ldm_mini.export(runs, tmp_path / "mixed.safetensors")
     editor = LdmEditor.from_file("mine", tmp_path / "mine.safetensors")
     image, mask = data.draw(data.load(photos), 1, 64, np.random.default_rng(0), torch.device("cpu"))
     with torch.inference_mode():

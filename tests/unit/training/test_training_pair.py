@@ -105,3 +105,12 @@ def test_crops_with_other_holes_are_encoded_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(latent_pair, "HOLES", "large")
     latent_pair.encoded([photo()], editor, file, 2, options)
     assert file.stat().st_mtime_ns > made
+
+
+def test_crops_of_other_photographs_are_encoded_again(tmp_path: Path) -> None:
+    editor = EncoderEditor.load("pair", pair(tmp_path / "pair"))
+    file, options = tmp_path / "latents.safetensors", Options(1, seed=1, size=64)
+    one = latent_pair.encoded([photo()], editor, file, 2, options)
+    other = latent_pair.encoded([photo(seed=1)], editor, file, 2, options)
+    assert not torch.equal(one["whole"], other["whole"])
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
