@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,10 @@ def test_what_a_refresh_brings_can_be_used_at_once(serving: Serving, desk: Desk,
     assert shape["rectangle"] == pytest.approx([40, 30, 120, 90], abs=1)
     for folder in ("archive", "outbox"):
         (desk.base / folder / "a.png").write_bytes(data)
-    desk.store.update(job.id, JobState.ARCHIVED, at=desk.now, output_path=b"a.png", verdict=Verdict.PROTECTED)
+    desk.store.update(
+        job.id, JobState.ARCHIVED, at=desk.now, output_path=b"a.png", verdict=Verdict.PROTECTED,
+        output_sha256=sha256(data).hexdigest(),
+    )  # fmt: skip
     drag(".pair")
     assert page.locator("#divide").input_value() == "75"
 

@@ -213,6 +213,33 @@ def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, d
     assert server.ask(f"/picture/{job.id}/published").status == 404
 
 
+def test_a_later_picture_of_the_same_name_is_not_shown_as_the_earlier_one(
+    serving: Serving, desk: Desk
+) -> None:
+    """The first one was taken out of the outbox, which freed its name."""
+    first = desk.published("a.png")
+    (desk.base / "outbox/a.png").unlink()
+    second = desk.published("a.png", seed=2)
+    server = serving(desk)
+    server.unlock()
+    shown = {job.id: server.ask(f"/picture/{job.id}").text for job in (first, second)}
+    for job, is_there in ((first, False), (second, True)):
+        assert (f"/picture/{job.id}/published" in shown[job.id]) == is_there
+        assert server.ask(f"/picture/{job.id}/published").status == (200 if is_there else 404)
+        kind = server.ask(f"/picture/{job.id}/thumbnail").headers.get("content-type")
+        assert (kind == "image/jpeg") == is_there
+
+
+def test_what_was_published_without_protection_is_shown(serving: Serving, desk: Desk) -> None:
+    job = desk.published("a.png", Verdict.UNPROTECTED)
+    server = serving(desk)
+    for _ in range(2):  # read once, known after that
+        shown = server.ask(f"/picture/{job.id}/published")
+        assert shown.body == (desk.base / "outbox/a.png").read_bytes()
+    (desk.base / "outbox/a.png").write_bytes(b"written over")
+    assert server.ask(f"/picture/{job.id}/published").status == 404
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_names_are_text(server: Server, kind: str) -> None:
     name = HOSTILE[kind]
