@@ -44,11 +44,13 @@ class Seen:
         request: the request.
         words: its language.
         session: its session; empty without one.
+        version: the state of the database that the page is to show; empty where none was asked for.
     """
 
     request: Request
     words: Words
     session: str
+    version: str = ""
 
 
 class Rendering:
@@ -92,7 +94,7 @@ class Rendering:
             self._templates.get_template(name)
         with contextlib.suppress(StoreError):
             for section in FIRST:
-                self._count(section)
+                self._count(section, self.version())
 
     def version(self) -> str:
         """A text that differs whenever what pages show has changed, as it has after midnight.
@@ -137,7 +139,8 @@ class Rendering:
             keep_s: for how many seconds; 0 for a page that shows what lies elsewhere.
         """
         seen = self.seen(request)
-        version = await run_in_threadpool(self.version)
+        # Read before the content, so that what changes in between is fetched once more, and never missed.
+        version = seen.version = await run_in_threadpool(self.version)
         query = str(request.query_params)
         key = request.url.path, query, seen.words.language, seen.session
         kept = self._rendered.get(key)
@@ -164,17 +167,17 @@ class Rendering:
 
     def frame(self, seen: Seen) -> dict[str, Any]:
         """What the frame around every page shows: the daemon in one sentence, and its troubles."""
+        version = seen.version or self.version()
         try:
             daemon = self._board.daemon()
-            counts = {name: self._count(name) for name in ("needs", "working", "waiting", "done")}
+            counts = {name: self._count(name, version) for name in FIRST}
         except StoreError:
             daemon, counts = Daemon(False, None, 0.0), {}
         return {"daemon": daemon, "counts": counts, "stands": self._stands(daemon, counts, seen.words),
-                "version_now": self.version()}  # fmt: skip
+                "version_now": version}  # fmt: skip
 
-    def _count(self, section: str) -> int:
+    def _count(self, section: str, version: str) -> int:
         """How many pictures a list holds; counted again when something has changed."""
-        version = self.version()
         known = self._counts.get(section)
         if known is None or known[0] != version:
             known = self._counts[section] = version, self._listing.count(section)

@@ -89,6 +89,22 @@ def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reade
     assert "<strong>1</strong>" not in reader.reads("/today")
 
 
+def test_a_change_while_a_page_is_made_is_not_taken_for_shown(desk: Desk, reader: Reader) -> None:
+    tally = reader.page.listing.tally
+
+    def changes_after(since: float) -> object:
+        found = tally(since)
+        desk.failed("late.jpg", "empty")
+        return found
+
+    reader.page.listing.tally = changes_after  # type: ignore[assignment]
+    before = reader.page.rendering.version()
+    text = reader.reads("/today")
+    assert "<strong>1</strong>" not in text
+    assert f'data-version="{before}"' in text, "with the version of now nobody would fetch it again"
+    assert reader.page.rendering.version() != before
+
+
 def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: Reader) -> None:
     for number in range(60):
         desk.job(f"q{number:02}.jpg", JobState.READY)
