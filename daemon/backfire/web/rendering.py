@@ -165,16 +165,27 @@ class Rendering:
             )
         return response
 
-    def frame(self, seen: Seen) -> dict[str, Any]:
-        """What the frame around every page shows: the daemon in one sentence, and its troubles."""
+    def frame(self, seen: Seen, *, broken: bool = False) -> dict[str, Any]:
+        """What the frame around every page shows: the daemon in one sentence, and its troubles.
+
+        Args:
+            broken: whether the page tells of a failure, so that it is shown without a database, too.
+
+        Raises:
+            StoreError: the database is there and cannot be read.
+        """
         version = seen.version or self.version()
         try:
             daemon = self._board.daemon()
             counts = {name: self._count(name, version) for name in FIRST}
-        except StoreError:
+            stands = self._stands(daemon, counts, seen.words)
+        except StoreError as error:
+            is_missing = isinstance(error.__cause__, FileNotFoundError)
+            if not is_missing and not broken:
+                raise
             daemon, counts = Daemon(False, None, 0.0), {}
-        return {"daemon": daemon, "counts": counts, "stands": self._stands(daemon, counts, seen.words),
-                "version_now": version}  # fmt: skip
+            stands = seen.words("not_there" if is_missing else "not_read")
+        return {"daemon": daemon, "counts": counts, "stands": stands, "version_now": version}
 
     def _count(self, section: str, version: str) -> int:
         """How many pictures a list holds; counted again when something has changed."""
@@ -202,7 +213,7 @@ class Rendering:
         """A page with a message alone."""
 
         def text_of() -> str:
-            return self.render("message.html", seen, title=title, text=text, **self.frame(seen))
+            return self.render("message.html", seen, title=title, text=text, **self.frame(seen, broken=True))
 
         return HTMLResponse(await run_in_threadpool(text_of), status)
 

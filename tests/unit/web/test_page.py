@@ -443,6 +443,22 @@ def test_before_the_first_run_it_says_so_and_goes_on_later(serving: Serving, tmp
     assert "Nothing needs you" in server.ask("/").text
 
 
+@pytest.mark.parametrize(("language", "says"), [("en", "cannot be read"), ("de", "lässt sich nicht lesen")])
+def test_a_database_that_cannot_be_read_is_no_first_run(
+    serving: Serving, tmp_path: Path, language: str, says: str
+) -> None:
+    desk = Desk(tmp_path)
+    desk.store.close()
+    for file in (tmp_path / "state").glob("backfire.sqlite*"):
+        file.write_bytes(b"not a database" * 100)
+    server = serving(desk)
+    for path in ("/", "/pictures", "/today"):
+        answer = server.ask(path, Accept_Language=language)
+        assert answer.status == 503
+        assert says in answer.text.partition('id="stands"')[2].partition("<main")[0]
+        assert "file is not a database" in answer.text.partition("<main")[2]
+
+
 def test_changes_are_told_at_once_and_heartbeats_without_news_are_not(serving: Serving, desk: Desk) -> None:
     server = serving(desk)
     desk.store.set_fact("daemon", {"pid": 1}, at=desk.now)
