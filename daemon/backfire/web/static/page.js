@@ -20,10 +20,18 @@ function morph(old, fresh) {
     if (!OWN.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
   for (const { name } of [...old.attributes])
     if (!OWN.has(name) && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  const wanted = new Set([...fresh.children].map((one) => one.id));
+  for (const one of [...old.children]) if (one.id && !wanted.has(one.id)) one.remove();
   const known = new Map([...old.children].filter((one) => one.id).map((one) => [one.id, one]));
   let at = old.firstChild;
   for (const next of [...fresh.childNodes]) {
     const same = next.id && known.get(next.id);
+    // What stands before a row goes, rather than that the row moves, since moving would take its focus.
+    while (same && at && at !== same && !at.id) {
+      const gone = at;
+      at = at.nextSibling;
+      gone.remove();
+    }
     if (same && same !== at) old.insertBefore(same, at); // a row has moved
     const target = same || (at && !at.id && !next.id ? at : null);
     if (target) {
@@ -38,54 +46,114 @@ function morph(old, fresh) {
   }
 }
 
-let fetching = false;
+// What the reader aims at stays where it is: no change while a pointer is down, or was moved a moment ago, over the
+// lists; but a page on which somebody keeps moving is not to grow old.
 
-async function refresh(version) {
-  if (fetching || version === document.body.dataset.version) return;
+const HOLD_MS = 1000;
+const HOLD_MOST_MS = 5000;
+let moved = -HOLD_MS;
+let down = false;
+
+addEventListener("pointermove", (event) => {
+  if (event.target instanceof Element && event.target.closest("main")) moved = performance.now();
+});
+addEventListener("pointerdown", () => (down = true), true);
+for (const end of ["pointerup", "pointercancel", "dragend"]) addEventListener(end, () => (down = false), true);
+
+async function rest() {
+  const latest = performance.now() + HOLD_MOST_MS;
+  const aims = () => down || performance.now() - moved < HOLD_MS;
+  while (aims() && performance.now() < latest) await new Promise((done) => setTimeout(done, 100));
+}
+
+// One attempt at a time, and one timer that leads to the next: after a failure later and later.
+
+const AGAIN_MS = 500;
+const AGAIN_MOST_MS = 60_000;
+const later = (pause) => Math.min(2 * pause || AGAIN_MS, AGAIN_MOST_MS);
+let latest = ""; // the version that the server told last
+let shown = ""; // the one that was told when the page was last fetched
+let fetching = false;
+let again = 0;
+let pause = 0; // after a failure
+let connected = true;
+
+function tell() {
+  document.getElementById("lost").hidden = connected && !pause;
+}
+
+async function refresh() {
+  if (fetching || again || latest === shown || latest === document.body.dataset.version) return;
   fetching = true;
+  const told = latest;
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (answer.status >= 500) throw new Error(answer.status);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const focused = document.activeElement && document.activeElement.id;
-    document.title = fresh.title;
-    for (const id of ["stands", "main"]) {
-      const [old, next] = [document.getElementById(id), fresh.getElementById(id)];
-      if (old && next) morph(old, next);
-    }
-    const [trouble, told] = [document.querySelector(".trouble"), fresh.querySelector(".trouble")];
-    if (trouble && told) morph(trouble, told);
-    else if (trouble) trouble.remove();
-    else if (told) document.getElementById("main").before(told);
-    if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
-    document.body.dataset.version = fresh.body.dataset.version;
-    equip();
+    // What a proxy answers, such as that one must log in, is no page of ours.
+    if (answer.status >= 500 || !fresh.body.dataset.version) throw new Error(answer.status);
+    await rest();
+    replace(fresh);
+    shown = told;
+    pause = 0;
   } catch {
-    setTimeout(() => refresh(version), 2000);
+    pause = later(pause);
   } finally {
     fetching = false;
+    tell();
   }
+  again = setTimeout(retry, pause || AGAIN_MS);
+}
+
+function retry() {
+  clearTimeout(again);
+  again = 0;
+  refresh();
+}
+
+function replace(fresh) {
+  const focused = document.activeElement;
+  document.title = fresh.title;
+  for (const id of ["stands", "main"]) {
+    const [old, next] = [document.getElementById(id), fresh.getElementById(id)];
+    if (old && next) morph(old, next);
+  }
+  const [trouble, told] = [document.querySelector(".trouble"), fresh.querySelector(".trouble")];
+  if (trouble && told) morph(trouble, told);
+  else if (trouble) trouble.remove();
+  else if (told) document.getElementById("main").before(told);
+  if (focused !== document.activeElement) {
+    const same = focused.isConnected ? focused : focused.id && document.getElementById(focused.id);
+    if (same) same.focus({ preventScroll: true });
+  }
+  document.body.dataset.version = fresh.body.dataset.version;
+  equip();
 }
 
 let source = null;
-let latest = "";
+let away = 0; // the pause before the next attempt to listen
 
 function listen() {
   if (source || document.hidden) return;
   source = new EventSource("/live");
-  const lost = document.getElementById("lost");
   source.onopen = () => {
-    lost.hidden = true;
+    connected = true;
+    away = pause = 0;
+    retry();
+    tell();
     document.body.dataset.live = "yes";
   };
-  source.onmessage = (event) => refresh((latest = event.data));
+  source.onmessage = (event) => {
+    latest = event.data;
+    refresh();
+  };
   source.onerror = () => {
-    lost.hidden = false;
+    connected = false;
+    tell();
     delete document.body.dataset.live;
     // A proxy that answers with an error page ends the source for good.
     if (source && source.readyState === EventSource.CLOSED) {
       source = null;
-      setTimeout(listen, 2000);
+      setTimeout(listen, (away = later(away)));
     }
   };
 }
@@ -97,7 +165,6 @@ document.addEventListener("visibilitychange", () => {
   }
   listen();
 });
-setInterval(() => latest && refresh(latest), 1000); // what came while another one was fetched
 listen();
 
 // Pictures as large as the window allows, but small ones no more than three times as large as they are
