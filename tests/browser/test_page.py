@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from backfire.types import Job, JobState, Verdict
 from tests.support.page import Desk, Server, Serving
@@ -83,6 +84,65 @@ def test_rows_change_without_reload_while_focus_scroll_and_typing_stay(
     assert page.locator("#done input[name=q]").input_value() == "half typed"
     assert page.evaluate("scrollY") >= before
     assert page.title().startswith("(4)")
+
+
+def test_focus_stays_where_a_row_above_leaves_and_one_comes(serving: Serving, desk: Desk, page: Page) -> None:
+    above, own, below = (desk.failed(f"{name}.jpg", "internal") for name in "cba")
+    for job, at in ((above, 3), (own, 2), (below, 1)):  # the newest is the first
+        desk.store.update(job.id, job.state, at=desk.now + at)
+    serving(desk)
+    unlock(page, desk)
+    until(page, "document.body.dataset.live === 'yes'")
+    focused = page.locator(f"#more-{own.id}")
+    focused.focus()
+    focused.evaluate("one => { window.blurred = 0; one.addEventListener('blur', () => window.blurred++); }")
+    desk.store.update(above.id, JobState.READY, at=desk.now)
+    expect(page.locator(f"#needs #job-{above.id}")).to_have_count(0, timeout=15_000)
+    added = desk.failed("new.jpg", "internal")
+    expect(page.locator(f"#needs #job-{added.id}")).to_be_visible(timeout=15_000)
+    assert page.evaluate("window.blurred") == 0
+    expect(focused).to_be_focused()
+
+
+def test_nothing_moves_under_a_pointer_that_aims(serving: Serving, desk: Desk, page: Page) -> None:
+    fill(desk)
+    serving(desk)
+    unlock(page, desk)
+    until(page, "document.body.dataset.live === 'yes'")
+    added = desk.failed("new.jpg", "empty")
+    row = page.locator(f"#job-{added.id}")
+    until_then = time.monotonic() + 2.5
+    while time.monotonic() < until_then:
+        page.mouse.move(300 + 50 * (until_then - time.monotonic()), 500)
+        page.wait_for_timeout(50)
+        assert row.count() == 0
+    expect(row).to_be_visible(timeout=15_000)
+
+
+def test_a_page_of_a_proxy_is_not_taken_for_ours_and_not_asked_for_in_a_storm(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    fill(desk)
+    serving(desk)
+    page.goto(desk.url)
+    until(page, "document.body.dataset.live === 'yes'")
+    asked = []
+
+    def log_in(route: Route) -> None:
+        asked.append(time.monotonic())
+        route.fulfill(content_type="text/html", body="<p>Log in</p>")
+
+    page.route(f"{desk.url}/", log_in)
+    added = desk.failed("new.jpg", "empty")
+    expect(page.locator("#lost")).to_be_visible(timeout=15_000)
+    page.wait_for_timeout(4000)
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert len(pauses) >= 2
+    assert pauses == sorted(pauses), "each pause is longer than the one before"
+    assert page.locator("main").inner_text() != ""
+    page.unroute(f"{desk.url}/")
+    expect(page.locator(f"#job-{added.id}")).to_be_visible(timeout=30_000)
+    expect(page.locator("#lost")).to_be_hidden()
 
 
 def listens(port: int) -> bool:
@@ -204,9 +264,11 @@ def test_a_picture_is_released_from_its_card(serving: Serving, desk: Desk, page:
     jobs = fill(desk)
     serving(desk)
     unlock(page, desk)
-    page.locator(f"#job-{jobs['held'].id}").get_by_role("button", name="Publish unchanged").click(
+    page.locator(f"#job-{jobs['held'].id}").get_by_role("link", name="Publish unchanged").click(
         timeout=120_000
     )
+    expect(page.get_by_role("heading", name="Publish this picture unchanged?")).to_be_visible()
+    page.get_by_role("button", name="Publish unchanged").click()
     expect(page.get_by_role("alert")).to_contain_text("is published as it is", timeout=60_000)
     decided = desk.store.get(jobs["held"].id)
     assert decided is not None
@@ -236,7 +298,8 @@ def test_axe_finds_nothing(serving: Serving, desk: Desk, page: Page) -> None:
     serving(desk)
     unlock(page, desk)
     pictures = (f"/picture/{jobs[what].id}" for what in ("good", "held"))
-    for path in ("/", "/pictures", *pictures, "/today", "/settings", "/unlock"):
+    asked = f"/picture/{jobs['held'].id}/release"
+    for path in ("/", "/pictures", *pictures, asked, "/today", "/settings", "/unlock"):
         page.goto(desk.url + path)
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         for colours in ("light", "dark"):
@@ -281,6 +344,10 @@ def test_it_is_worked_by_keyboard_alone(serving: Serving, desk: Desk, page: Page
     assert {"Draw", "Try", "Publish", "Protect", "Accept", "Look"} <= reached
     while page.evaluate(first_word) != "Publish":
         page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Publish this picture unchanged?")).to_be_visible()
+    while page.evaluate(first_word) != "Publish":
+        page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("is published as it is", timeout=60_000)
     decided = desk.store.get(jobs["held"].id)

@@ -85,6 +85,7 @@ class Page:
             Route("/pictures", self.pictures),
             Route(one, self.picture),
             *self.documents.routes(one),
+            Route(one + "/release", self.confirm),
             Route(one + "/{action}", self.act, methods=["POST"]),
             Route("/today", self.today),
             Route("/settings", self.settings),
@@ -186,6 +187,25 @@ class Page:
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
                 actions=actions.offered(job, self.options),
                 output=shown(job.output_path) if job.output_path else "",
+                **frame,
+            )
+
+        return await self.rendering.page(request, compute)
+
+    async def confirm(self, request: Request) -> Response:
+        """Asks whether a picture is to be published as it is, since nothing takes that back."""
+        await self.documents.job(request)
+
+        def compute(seen: Seen) -> str:
+            job = self.documents.known(request)
+            frame = self.rendering.frame(seen)
+            target = parameters.own(request.query_params.get("back", "") or f"/picture/{job.id}")
+            return self.rendering.render(
+                "confirm.html",
+                seen,
+                row=self.board.row(job, seen.words, frame["daemon"]),
+                target=target,
+                is_offered="release" in actions.offered(job, self.options),
                 **frame,
             )
 
@@ -298,7 +318,7 @@ class Page:
             return await self.rendering.message(seen, 403, seen.words("refused"), seen.words("stale_form"))
         job = await self.documents.job(request)
         outcome = await run_in_threadpool(actions.act, action, job, form, self.options, self.painter)
-        told = {"done": outcome.key, "name": job.name, "why": outcome.message}
+        told = dict(zip(parameters.TOLD, (outcome.key, job.name, outcome.message), strict=True))
         back = parameters.own(str(form.get("back", "")) or f"/picture/{job.id}")
         path, _, query = back.partition("?")
         kept = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k not in told]

@@ -16,6 +16,8 @@ from backfire.web import actions
 from backfire.web.words import LANGUAGES, Words
 
 LANGUAGE_COOKIE = "language"
+TOLD = ("done", "name", "why")
+"""What an address tells of an action, once."""
 FORM_BYTES = 1 << 20
 """The most that a form may hold: some hundred strokes of a brush."""
 
@@ -34,10 +36,10 @@ def language(request: Request) -> str:
 
 def notice(request: Request, words: Words) -> tuple[bool, str] | None:
     """What came of an action, as the address tells it: whether it was done, and in words."""
-    key = request.query_params.get("done", "")
+    key, name, why = (request.query_params.get(one, "") for one in TOLD)
     if key not in actions.OUTCOMES:
         return None
-    text = words(key, name=request.query_params.get("name", ""), message=request.query_params.get("why", ""))
+    text = words(key, name=name, message=why)
     return key in actions.GOOD, text
 
 

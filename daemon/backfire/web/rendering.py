@@ -116,7 +116,8 @@ class Rendering:
     def render(self, name: str, seen: Seen, **values: Any) -> str:
         """The template of that name, filled with values and with what all pages have in common."""
         request, words = seen.request, seen.words
-        query = {key: value for key, value in request.query_params.items() if key != "lang"}
+        passing = {"lang", *parameters.TOLD}
+        query = {key: value for key, value in request.query_params.items() if key not in passing}
         other = next(one for one in LANGUAGES if one != words.language)
         return self._templates.get_template(name).render(
             w=words,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -408,6 +409,38 @@ def test_a_held_picture_is_decided_about(serving: Serving, desk: Desk, action: s
     assert (desk.base / "review/a.mask.png").exists() == (action == "region")
     late = server.ask(f"/picture/{job.id}/release", {"key": form["key"]})
     assert "is not held any more" in server.ask(late.headers["location"]).text
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("en", "This cannot be undone."), ("de", "Das lässt sich nicht rückgängig machen.")],
+)
+def test_to_publish_unchanged_is_asked_once_more(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    job = desk.held("press/a.jpg")
+    server = serving(desk)
+    server.unlock()
+    listed = "/pictures?show=needs&q=press"
+    cards = server.ask(listed).text
+    assert f'action="/picture/{job.id}/release"' not in cards, "one click is not enough"
+    assert f'name="back" value="{listed.replace("&", "&amp;")}"' in cards, "the others lead back to this list"
+    (link,) = re.findall(r'href="(/picture/\d+/release[^"]*)"', cards)
+    asked = server.ask(link, Accept_Language=language).text
+    assert says in asked
+    assert 'class="name">a.jpg<' in asked
+    assert f'<img src="/picture/{job.id}/original"' in asked
+    form = asked.partition(f'action="/picture/{job.id}/release"')[2].partition("</form>")[0]
+    back = re.search('name="back" value="([^"]*)"', form)
+    assert back is not None
+    answer = server.ask(
+        f"/picture/{job.id}/release", {"key": server.form_key(), "back": html.unescape(back[1])}
+    )
+    assert answer.headers["location"].startswith(f"{listed}&done=released")
+    moved_on = server.ask(link).text
+    assert "not held any more" in moved_on
+    assert '<form method="post" action="/picture' not in moved_on
+    assert says not in server.ask(link, Cookie="", Accept_Language=language).text
 
 
 def test_a_weak_picture_is_accepted_and_needs_nobody_any_more(serving: Serving, desk: Desk) -> None:
