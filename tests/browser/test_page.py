@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, CDPSession, Page, Route, expect
 
 from backfire.types import Job, JobState, Verdict
 from tests.support.page import Desk, Server, Serving
@@ -52,6 +52,12 @@ def until(page: Page, condition: str) -> None:
     wait_for(lambda: page.evaluate(condition), seconds=20, because=condition)
 
 
+def touch(session: CDPSession, kind: str, *places: tuple[float, float]) -> None:
+    """Touch the screen where all fingers are by then; Playwright itself can only tap."""
+    points = [{"x": left, "y": top, "id": finger} for finger, (left, top) in enumerate(places)]
+    session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
 def test_the_printed_address_unlocks_and_leaves_no_token_behind(
     serving: Serving, desk: Desk, page: Page
 ) -> None:
@@ -62,6 +68,16 @@ def test_the_printed_address_unlocks_and_leaves_no_token_behind(
     assert desk.token not in page.evaluate("document.cookie + location.href + document.body.innerHTML")
     page.get_by_role("button", name="Lock").click()
     expect(page.get_by_role("link", name="Unlock", exact=True)).to_be_visible()
+
+
+def test_the_printed_address_unlocks_a_page_that_asks_for_the_token_already(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    serving(desk)
+    page.goto(f"{desk.url}/unlock")
+    page.goto(f"{desk.url}/unlock#{desk.token}")  # only what is behind the # differs: nothing is loaded
+    page.wait_for_url(f"{desk.url}/")
+    expect(page.get_by_role("button", name="Lock")).to_be_visible()
 
 
 def test_rows_change_without_reload_while_focus_scroll_and_typing_stay(
@@ -258,6 +274,74 @@ def test_what_a_refresh_brings_can_be_used_at_once(serving: Serving, desk: Desk,
     )  # fmt: skip
     drag(".pair")
     assert page.locator("#divide").input_value() == "75"
+
+
+def test_a_drawing_that_is_refused_is_kept_until_it_is_saved(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    job = desk.failed("a.jpg")
+    (desk.base / "inbox/a.jpg").write_bytes(b"another one")
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}#draw")
+    until(page, "document.querySelector('.easel img').naturalWidth === 160")
+    canvas = page.locator(".easel canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y, wide, high = (box[name] for name in ("x", "y", "width", "height"))
+    page.mouse.move(x + wide / 4, y + high / 4)
+    page.mouse.down(button="right")
+    page.mouse.move(x + wide / 2, y + high / 2)
+    page.mouse.up(button="right")
+    field = page.locator("[name=shapes]")
+    assert field.input_value() == "[]"
+    touch = page.context.new_cdp_session(page)
+
+    def touches(kind: str, *places: tuple[float, float]) -> None:
+        points = [
+            {"x": x + wide * left, "y": y + high * top, "id": i} for i, (left, top) in enumerate(places)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touches("touchStart", (0.1, 0.1))
+    touches("touchMove", (0.3, 0.3))
+    touches("touchCancel")
+    assert field.input_value() == "[]"
+    touches("touchStart", (0.25, 0.25))
+    touches("touchStart", (0.25, 0.25), (0.9, 0.9))  # the ball of the hand
+    touches("touchMove", (0.75, 0.75), (0.1, 0.9))
+    touches("touchEnd", (0.75, 0.75))
+    touches("touchEnd")
+    (shape,) = json.loads(field.input_value())
+    assert shape["rectangle"] == pytest.approx([40, 30, 120, 90], abs=1)
+    drawn = field.input_value()
+    page.get_by_role("button", name="Save and protect").click(timeout=60_000)
+    expect(page.get_by_role("alert")).to_contain_text("The inbox has another picture")
+    expect(field).to_have_value(drawn)
+    (desk.base / "inbox/a.jpg").unlink()
+    page.get_by_role("button", name="Save and protect").click(timeout=120_000)
+    expect(page.get_by_role("alert")).to_contain_text("was saved", timeout=60_000)
+    until(page, f"sessionStorage.getItem('drawing /picture/{job.id}') === '[]'")
+
+
+def test_a_finger_moves_the_picture_at_its_actual_size(serving: Serving, desk: Desk, page: Page) -> None:
+    job = desk.published("a.png")
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}")
+    until(page, "document.querySelector('.pair .after').naturalWidth === 160")
+    page.get_by_role("button", name="Actual size").click()
+    page.evaluate("document.querySelector('.pair .after').style.width = '3000px'")  # as a large one is
+    box = page.locator(".compare").bounding_box()
+    assert box is not None
+    places = [(box["x"] + 500 - 20 * step, box["y"] + 60) for step in range(10)]
+    session = page.context.new_cdp_session(page)
+    for kind, place in [("touchStart", places[0]), *(("touchMove", one) for one in places)]:
+        touch(session, kind, place)
+    touch(session, "touchEnd")
+    assert page.evaluate("document.querySelector('.compare').scrollLeft") > 100
+    assert page.locator("#divide").input_value() == "50"
 
 
 def test_a_picture_is_released_from_its_card(serving: Serving, desk: Desk, page: Page) -> None:

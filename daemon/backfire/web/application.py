@@ -74,7 +74,7 @@ class Page:
                 Middleware(Headers),
                 Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             ],
-            exception_handlers={404: self._not_found, StoreError: self._no_database},
+            exception_handlers={404: self._not_found, 413: self._too_much, StoreError: self._no_database},
             lifespan=self._lifespan,
         )
 
@@ -338,6 +338,10 @@ class Page:
     async def _not_found(self, request: Request, _: Exception) -> Response:
         seen = self.rendering.seen(request)
         return await self.rendering.message(seen, 404, seen.words("unknown"), seen.words("unknown_text"))
+
+    async def _too_much(self, request: Request, _: Exception) -> Response:
+        seen = self.rendering.seen(request)
+        return await self.rendering.message(seen, 413, seen.words("refused"), seen.words("too_much"))
 
     async def _no_database(self, request: Request, error: Exception) -> Response:
         seen = self.rendering.seen(request)

@@ -21,6 +21,7 @@ from PIL import Image
 from backfire.types import JobState, Verdict
 from backfire.web.guard import HEADERS, TOKEN_FILE
 from backfire.web.live import KEEP_ALIVE_S
+from backfire.web.parameters import FORM_BYTES
 from tests.support.page import RECEIPT, Desk, Server, Serving, servers
 
 HOSTILE = {
@@ -390,6 +391,20 @@ def test_a_form_without_a_region_does_nothing(serving: Serving, desk: Desk, shap
     assert "Nothing was drawn." in server.ask(answer.headers["location"]).text
     assert not (desk.base / "inbox/a.mask.png").exists()
     assert (desk.base / "failed/a.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("language", "says"), [("en", "This drawing holds too much."), ("de", "Diese Zeichnung enthält zu viel.")]
+)
+def test_a_form_that_is_too_long_is_refused_in_words(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    job = desk.failed("a.jpg")
+    server = serving(desk)
+    form = {"shapes": "x" * FORM_BYTES}
+    answer = server.ask(f"/picture/{job.id}/region", form, Accept_Language=language)
+    assert answer.status == 413
+    assert says in answer.text
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,15 @@ function compare(box) {
     const { left, width } = pair.getBoundingClientRect();
     set((100 * (event.clientX - left)) / width);
   };
+  // At its actual size a finger moves the picture, and the slider below divides it.
+  const divides = ({ isPrimary, pointerType }) => isPrimary && !(pointerType === "touch" && box.classList.contains("full"));
   range.addEventListener("input", () => set(range.value));
   pair.addEventListener("pointerdown", (event) => {
+    if (!divides(event) || event.button) return;
     pair.setPointerCapture(event.pointerId);
     follow(event);
   });
-  pair.addEventListener("pointermove", (event) => pair.hasPointerCapture(event.pointerId) && follow(event));
+  pair.addEventListener("pointermove", (event) => pair.hasPointerCapture(event.pointerId) && divides(event) && follow(event));
   const toggle = (name, kind, when) =>
     box.querySelector(`[data-${name}]`)?.addEventListener("click", (event) => {
       const pressed = event.currentTarget.getAttribute("aria-pressed") !== "true";
@@ -209,15 +212,36 @@ function compare(box) {
   toggle("regions", "bare", false);
 }
 
-// Drawing a region: shapes in pixels of the picture, sent as JSON
+// Drawing a region: shapes in pixels of the picture, sent as JSON, and kept until they were saved
+
+const drawing = `drawing ${location.pathname}`;
+
+function kept() {
+  try {
+    return JSON.parse(sessionStorage.getItem(drawing)) || [];
+  } catch {
+    return [];
+  }
+}
+
+function keep(shapes) {
+  try {
+    sessionStorage.setItem(drawing, JSON.stringify(shapes));
+  } catch {
+    // It is full or forbidden: then a drawing that is refused is lost.
+  }
+}
+
+if (new URLSearchParams(location.search).get("done") === "region_saved") keep([]);
 
 function draw(form) {
   const picture = form.querySelector("img");
   const canvas = form.querySelector("canvas");
   const field = form.elements.shapes;
   fit(form.querySelector(".easel"), picture);
-  const shapes = [];
-  let drawing = null;
+  const shapes = kept();
+  let current = null; // the shape that is being drawn, and the pointer that draws it
+  let hand = null;
 
   const place = (event) => {
     const { left, top, width, height } = canvas.getBoundingClientRect();
@@ -228,13 +252,14 @@ function draw(form) {
     ];
   };
   const show = () => {
+    if (!picture.naturalWidth) return;
     const { width, height } = canvas.getBoundingClientRect();
     [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
     const pen = canvas.getContext("2d");
     pen.scale(canvas.width / picture.naturalWidth, canvas.height / picture.naturalHeight);
     pen.fillStyle = pen.strokeStyle = "rgb(220 38 38 / 55%)";
     pen.lineCap = pen.lineJoin = "round";
-    for (const shape of drawing ? [...shapes, drawing] : shapes) {
+    for (const shape of current ? [...shapes, current] : shapes) {
       if (shape.rectangle) {
         const [left, top, right, bottom] = shape.rectangle;
         pen.fillRect(left, top, right - left, bottom - top);
@@ -246,39 +271,53 @@ function draw(form) {
         pen.stroke();
       }
     }
-    field.value = JSON.stringify(shapes);
   };
+  const changed = () => {
+    field.value = JSON.stringify(shapes);
+    keep(shapes);
+    show();
+  };
+  // One pointer draws at a time: the first finger, the tip of a pen, the main button of a mouse.
   canvas.addEventListener("pointerdown", (event) => {
-    if (!picture.naturalWidth) return;
-    canvas.setPointerCapture(event.pointerId);
+    if (!picture.naturalWidth || current || !event.isPrimary || event.button) return;
+    canvas.setPointerCapture((hand = event.pointerId));
     const at = place(event);
     const size = (form.querySelector("[data-size]").value / 100) * Math.max(picture.naturalWidth, picture.naturalHeight);
-    drawing =
+    current =
       form.elements.tool.value === "brush"
         ? { stroke: [at], width: Math.max(Math.round(size), 1) }
         : { start: at, rectangle: [...at, ...at] };
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!drawing) return;
+    if (!current || event.pointerId !== hand) return;
     const [x, y] = place(event);
-    if (drawing.stroke) drawing.stroke.push([x, y]);
+    if (current.stroke) current.stroke.push([x, y]);
     else {
-      const [a, b] = drawing.start;
-      drawing.rectangle = [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)];
+      const [a, b] = current.start;
+      current.rectangle = [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)];
     }
     show();
   });
-  canvas.addEventListener("pointerup", () => {
-    if (drawing?.stroke) shapes.push(drawing);
-    else if (drawing && drawing.rectangle[2] > drawing.rectangle[0] && drawing.rectangle[3] > drawing.rectangle[1])
-      shapes.push({ rectangle: drawing.rectangle });
-    drawing = null;
+  canvas.addEventListener("pointerup", (event) => {
+    if (!current || event.pointerId !== hand) return;
+    const { stroke, rectangle } = current;
+    if (stroke) shapes.push(current);
+    else if (rectangle[2] > rectangle[0] && rectangle[3] > rectangle[1]) shapes.push({ rectangle });
+    current = null;
+    changed();
+  });
+  // The system took the pointer away, as for a palm on the screen: what it drew was not meant.
+  canvas.addEventListener("pointercancel", (event) => {
+    if (event.pointerId !== hand) return;
+    current = null;
     show();
   });
   form.querySelector("[data-undo]").addEventListener("click", () => {
     shapes.pop();
-    show();
+    changed();
   });
+  picture.addEventListener("load", show);
+  changed();
 }
 
 // Both get their handlers once: at the beginning, or when a refresh has brought them
@@ -298,9 +337,13 @@ equip();
 
 // The token in the address that the command prints: behind the #, so that no server and no log gets it
 
-const unlock = document.querySelector("[data-unlock]");
-if (unlock && location.hash.length > 1) {
-  unlock.elements.token.value = decodeURIComponent(location.hash.slice(1));
+function unlock() {
+  const form = document.querySelector("[data-unlock]");
+  if (!form || location.hash.length < 2) return;
+  form.elements.token.value = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname + location.search);
-  unlock.submit();
+  form.submit();
 }
+
+addEventListener("hashchange", unlock); // it was opened in a tab that shows the form already
+unlock();
