@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from urllib.parse import urlsplit
 
 import pytest
+from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import Message
 
@@ -32,6 +34,9 @@ class Reader:
         self._cookie = response.headers["set-cookie"].partition(";")[0]
 
     def reads(self, address: str, form: bytes | None = None) -> str:
+        return asyncio.run(self.asks(address, form))
+
+    async def asks(self, address: str, form: bytes | None = None) -> str:
         url, sent = urlsplit(address), list[Message]()
 
         async def send(message: Message) -> None:
@@ -52,7 +57,7 @@ class Reader:
             "scheme": "http", "path": url.path, "query_string": url.query.encode(), "headers": headers,
             "root_path": "",
         }  # fmt: skip
-        asyncio.run(self.page.application(scope, receive, send))
+        await self.page.application(scope, receive, send)
         return b"".join(message.get("body", b"") for message in sent).decode()
 
 
@@ -121,6 +126,27 @@ def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: R
     )
     assert places("/pictures?show=waiting&x") == []
     assert len(places("/?x")) == 8, "the first page ranks them"
+
+
+def test_pictures_that_are_painted_slowly_leave_threads_for_pages(
+    desk: Desk, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, ends = desk.published("a.png"), threading.Event()
+    monkeypatch.setattr(reader.page.painter, "_asked", lambda *_: ends.wait(60) and b"small")
+
+    async def asks() -> int:
+        limiter = to_thread.current_default_thread_limiter()
+        waiting = [
+            asyncio.create_task(reader.asks(f"/picture/{job.id}/thumbnail"))
+            for _ in range(int(limiter.total_tokens) + 1)
+        ]
+        try:
+            return len(await asyncio.wait_for(reader.asks("/settings"), 30))
+        finally:
+            ends.set()
+            assert set(await asyncio.gather(*waiting)) == {"small"}
+
+    assert asyncio.run(asks())
 
 
 @pytest.mark.parametrize(
