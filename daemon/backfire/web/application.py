@@ -66,6 +66,7 @@ class Page:
         self.live = Live(self.rendering.version)
         nothing = self.rendering.static["none.svg"]
         self.documents = Documents(self.listing, options.folders, self.painter, self.guard, nothing)
+        self._gpus = today.Gpus()
         self._known_folders: tuple[float, list[str]] = (-FOLDERS_S, [])
         hosts = [*LOOPBACK_HOSTS, *options.allowed_hosts]
         self.application = Starlette(
@@ -216,7 +217,8 @@ class Page:
 
         def compute(seen: Seen) -> str:
             now = self._now()
-            found = today.day(self.listing.since(now - today.HOURS * 3600), now)
+            since = now - today.HOURS * 3600
+            found = today.day(self.listing.since(since), self.listing.reviews(since), now)
             counts = outcomes(self.listing.tally(midnight(now)))
             told = [one for one in today.SHOWN if one in counts or one in today.ALWAYS]
             each = self.board.seconds_each()
@@ -224,7 +226,7 @@ class Page:
             return self.rendering.render(
                 "today.html",
                 seen,
-                gpus=today.gpus(),
+                gpus=self._gpus(),
                 receipt=self._receipt(latest) if latest else {},
                 day=found,
                 outcomes=[(one, counts.get(one, 0)) for one in told],

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ import pytest
 from PIL import Image
 
 from backfire.types import JobState, Verdict
+from backfire.web import today
 from backfire.web.guard import HEADERS, TOKEN_FILE
 from backfire.web.live import KEEP_ALIVE_S
 from backfire.web.parameters import FORM_BYTES
 from tests.support.page import RECEIPT, Desk, Server, Serving, servers
+from tests.support.sandbox import wait_for
 
 HOSTILE = {
     "markup": b"press/<img src=x onerror=alert(1)>.png",
@@ -123,6 +126,34 @@ def test_today_tells_of_the_gpu_where_there_is_one(
     assert "NVIDIA H200, 4.2 GB of memory for the last picture" in text
     assert shown in text
     assert ("<dt>GPU</dt>" in text) == bool(shown)
+
+
+def test_a_call_for_the_gpus_that_hangs_costs_one_page_some_seconds_and_no_second_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, ends = [], threading.Event()
+
+    def hangs() -> list[today.Gpu]:
+        called.append(time.monotonic())
+        ends.wait(60)
+        return [today.Gpu("T4", 0.5, 1, 2)]
+
+    monkeypatch.setattr(today, "_gpus", hangs)
+    monkeypatch.setattr(today, "GPU_S", 0.5)
+    monkeypatch.setattr(today, "GPU_EVERY_S", 0.0)
+    gpus = today.Gpus()
+    began = time.monotonic()
+    assert gpus() == []
+    first = time.monotonic() - began
+    began = time.monotonic()
+    assert [gpus() for _ in range(3)] == [[]] * 3
+    assert time.monotonic() - began < first
+    ends.set()
+    wait_for(lambda: gpus() != [], because="the answer that came late")
+    monkeypatch.setattr(today, "GPU_EVERY_S", 10.0)
+    asked = len(called)
+    assert [one.name for _ in range(3) for one in gpus()] == ["T4"] * 3
+    assert len(called) == asked
 
 
 def test_today_counts_what_is_held_and_a_picture_that_failed_twice_once(serving: Serving, desk: Desk) -> None:

@@ -270,6 +270,19 @@ class Listing:
             for created, updated, state, verdict, counts in self._rows(query, [at, at])
         ]
 
+    def reviews(self, at: float) -> list[tuple[float, float]]:
+        """From when to when jobs that changed since a time were held for a person, in Unix seconds."""
+        query = """
+            SELECT began.at, (
+                SELECT next.at FROM events AS next
+                WHERE next.job_id = j.id AND next.id > began.id AND next.state != 'review'
+                ORDER BY next.id LIMIT 1
+            ) AS decided
+            FROM jobs AS j CROSS JOIN events AS began ON began.job_id = j.id
+            WHERE j.updated >= ? AND j.choice IS NOT NULL
+                AND began.state = 'review' AND decided IS NOT NULL"""
+        return [(began, decided) for began, decided in self._rows(query, [at])]
+
     def tally(self, since: float) -> dict[tuple[JobState, Verdict | None], int]:
         """How many jobs have changed since a time, by state and verdict; see `Reader.tally`."""
         return tallied(self._rows(tally_query(since), [since]))
