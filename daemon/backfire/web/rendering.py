@@ -78,6 +78,8 @@ class Rendering:
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            # What names, messages and receipts say comes from strangers, wherever it is shown.
+            finalize=lambda value: value if hasattr(value, "__html__") else plain(value),
         )
         self._templates.globals.update(
             static=self.static,
@@ -86,7 +88,6 @@ class Rendering:
             iso=_iso,
             split_comment=_split_comment,
         )
-        self._templates.filters["plain"] = plain
 
     def warm(self) -> None:
         """Compile the templates and count, so that nobody has to wait for it."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -277,15 +278,38 @@ def test_what_was_published_without_protection_is_shown(serving: Serving, desk: 
 def test_hostile_names_are_text(server: Server, kind: str) -> None:
     name = HOSTILE[kind]
     (job,) = server.desk.store.by_path(name)
-    for path in ("/", "/pictures?show=done", f"/picture/{job.id}", f"/pictures?q={kind}"):
+    shown_in = ("/", "/pictures?show=done", f"/picture/{job.id}", f"/pictures?q={quote(name[-6:])}")
+    for path in shown_in:
         answer = server.ask(path)
         assert answer.status == 200
+        assert f"/picture/{job.id}" in answer.text, path
         assert "<img src=x" not in answer.text
         assert "\u202e" not in answer.text
     assert server.ask(f"/picture/{job.id}/published?download").status == 200
     hostile = f"/?done=retried&name={'<script>'}&why=x"
     assert "<script>x" not in server.ask(hostile).text
     assert "<script> was put" not in server.ask(hostile).text
+
+
+def test_what_messages_and_receipts_say_is_text(serving: Serving, desk: Desk) -> None:
+    hostile = "<img src=x>\u202egnp.exe\u200b, a\tb"
+    failed = desk.failed("a.jpg", "unsupported")
+    told = f"a.jpg: is {hostile}, expected a picture; export {hostile}\nand more"
+    desk.store.update(failed.id, failed.state, at=desk.now, message=told)
+    region = {"box": [1, 2, 3, 4], "label": hostile, "score": 1.0, "detector": hostile}
+    edit = {**RECEIPT["edits"][0], "editor": hostile, "path": hostile}
+    out = desk.published(
+        "b.png", regions=[region], edits=[edit], promise=hostile, reasons=[hostile], note={hostile: hostile}
+    )
+    server = serving(desk)
+    for path in ("/", f"/picture/{failed.id}", f"/picture/{out.id}", f"/pictures?q={quote(hostile)}"):
+        for session in ("", server.cookie):
+            text = server.ask(path, Cookie=session).text
+            assert "&lt;img src=x&gt;⟨202E⟩gnp.exe⟨200B⟩, a⟨0009⟩b" in text, path
+            assert not {"\u202e", "\u200b", "\t"} & set(text)
+            assert "<img src=x" not in text
+        server.unlock()
+    assert "<br>and more" in server.ask(f"/picture/{failed.id}").text
 
 
 def test_the_receipt_is_a_table_and_json(server: Server) -> None:
