@@ -28,7 +28,7 @@ from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, Verdict, shown
 from backfire.web import actions, files, parameters, picture, today
-from backfire.web.board import FIRST, PAGE, Board, Daemon
+from backfire.web.board import ENDED_BADLY, FIRST, PAGE, Board, Daemon
 from backfire.web.documents import Documents
 from backfire.web.guard import Guard, Headers, is_own, token
 from backfire.web.live import Live
@@ -61,7 +61,7 @@ class Page:
         self.painter = Painter()
         with contextlib.suppress(OSError):  # then nobody is let in, and all else can be read
             token(options.folders["state"])
-        self.guard = Guard(options.folders["state"])
+        self.guard = Guard(options.folders["state"], now)
         self.rendering = Rendering(self.listing, self.board, self.guard, now)
         self.live = Live(self.rendering.version)
         nothing = self.rendering.static["none.svg"]
@@ -167,7 +167,10 @@ class Page:
             thresholds = self.options.thresholds_of(job.path)
             has_sheet = _is_there(files.report(job, self.options.folders, ".sheet.jpg"))
             has_published = _is_there(files.published(job, self.options.folders))
-            others = [other for other in self.listing.of_path(job.path) if other.id != job.id][:20]
+            same_path = self.listing.of_path(job.path)  # the newest first
+            others = [other for other in same_path if other.id != job.id][:20]
+            # A failure that was tried again, or made up for, asks nobody for anything, as in the lists.
+            later = same_path[0].id if job.state in ENDED_BADLY and same_path[0].id > job.id else None
             return self.rendering.render(
                 "picture.html",
                 seen,
@@ -186,7 +189,8 @@ class Page:
                 tool_of=lambda path: picture.tool_of(path, self.options.tools),
                 events=[(event, decisions.details(event)) for event in self.listing.history(job.id)],
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
-                actions=actions.offered(job, self.options),
+                later=later,
+                actions=[] if later else actions.offered(job, self.options),
                 output=shown(job.output_path) if job.output_path else "",
                 **frame,
             )

@@ -418,6 +418,23 @@ def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
     assert f"/picture/{other.id}/retry" in page
 
 
+@pytest.mark.parametrize(("language", "says"), [("en", "A later job"), ("de", "Ein späterer Auftrag")])
+def test_a_failure_that_was_tried_again_asks_for_nothing(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    first, second = desk.failed("a.jpg"), desk.failed("a.jpg", "internal")
+    server = serving(desk)
+    server.unlock()
+    page = server.ask(f"/picture/{first.id}", Accept_Language=language).text
+    link = page.partition(f'<a href="/picture/{second.id}">')[2].partition("</a>")[0]
+    assert says in link
+    for offer in (f"/picture/{first.id}/retry", f"/picture/{first.id}/region", "#draw"):
+        assert offer not in page
+    page = server.ask(f"/picture/{second.id}", Accept_Language=language).text
+    assert f"/picture/{second.id}/retry" in page
+    assert says not in page
+
+
 def test_a_region_drawn_on_a_failed_picture_becomes_its_mask(serving: Serving, desk: Desk) -> None:
     job = desk.failed("press/a.jpg")
     server = serving(desk)
