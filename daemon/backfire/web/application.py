@@ -35,10 +35,12 @@ from backfire.web.live import Live
 from backfire.web.options import Options
 from backfire.web.painter import Painter
 from backfire.web.rendering import STATIC, Rendering, Seen
+from backfire.web.words import plain
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 RECEIPT_BYTES = 16 << 20
 FOLDERS_S = 60.0
+NULL = "tag:yaml.org,2002:null"
 
 
 def application(options: Options) -> Starlette:
@@ -67,7 +69,7 @@ class Page:
         nothing = self.rendering.static["none.svg"]
         self.documents = Documents(self.listing, options.folders, self.painter, self.guard, nothing)
         self._gpus = today.Gpus()
-        self._known_folders: tuple[float, list[str]] = (-FOLDERS_S, [])
+        self._known_folders: tuple[float, dict[str, bytes]] = (-FOLDERS_S, {})
         hosts = [*LOOPBACK_HOSTS, *options.allowed_hosts]
         self.application = Starlette(
             routes=self._routes(),
@@ -132,7 +134,9 @@ class Page:
             number = max(
                 int(text) if (text := asked.get("page", "1")).isdecimal() and len(text) < 9 else 1, 1
             )
-            section = self.board.page(name, parameters.filters(asked), number, seen.words, frame["daemon"])
+            folders = self._folders()
+            chosen = parameters.filters(asked, folders)
+            section = self.board.page(name, chosen, number, seen.words, frame["daemon"])
             pages = max(-(-section.count // PAGE), 1)
 
             def link(page: int) -> str:
@@ -147,7 +151,7 @@ class Page:
                 pages=pages,
                 newer=link(min(number - 1, pages)) if number > 1 else "",
                 older=link(number + 1) if number < pages else "",
-                folders=self._folders(),
+                folders=folders,
                 verdicts=[*Verdict],
                 shows=[*SECTIONS],
                 **frame,
@@ -263,11 +267,14 @@ class Page:
 
     # What pages show
 
-    def _folders(self) -> list[str]:
-        """The folders to choose from; all jobs are read for them, so they may be a minute old."""
+    def _folders(self) -> dict[str, bytes]:
+        """The folders to choose from, by the texts that pages show of them.
+
+        All jobs are read for them, so they may be a minute old.
+        """
         at, found = self._known_folders
         if self._now() - at > FOLDERS_S:
-            found = [shown(folder) for folder in self.listing.folders()]
+            found = {plain(shown(folder)): folder for folder in self.listing.folders()}
             self._known_folders = self._now(), found
         return found
 
@@ -362,12 +369,40 @@ def _is_there(descriptor: int | None) -> bool:
 
 
 def _without_secrets(options: Options) -> str | None:
-    """The configuration file's text; None where it cannot be read."""
+    """The configuration file's text; None where it cannot be read, or its secrets cannot be found."""
+    import yaml  # only the settings need it
+
     try:
         text = options.config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        for begins, ends in sorted(_webhooks(text), reverse=True):
+            text = f"{text[:begins]}•••{text[ends:]}"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
     for secret in options.secrets:
         text = text.replace(secret, "•••")
-    # A password that was written after the page was started is not known: the whole value goes.
+    # One that stands in a comment.
     return re.sub(r"(?m)^(.*\bwebhook\s*:\s*)(?!null\b|•••)\S.*$", r"\1•••", text)
+
+
+def _webhooks(text: str) -> set[tuple[int, int]]:
+    """Where the values of `webhook` begin and end in YAML, in whichever style they are written.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    import yaml
+
+    found, seen = set(), set[int]()
+    nodes = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            nodes += [key, value]
+            if key.value == "webhook" and not (isinstance(value, yaml.ScalarNode) and value.tag == NULL):
+                found.add((value.start_mark.index, value.end_mark.index))
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
@@ -43,13 +45,19 @@ def notice(request: Request, words: Words) -> tuple[bool, str] | None:
     return key in actions.GOOD, text
 
 
-def filters(asked: Mapping[str, str]) -> Filters:
-    """What a list is narrowed to, by the fields of its search; what makes no sense is left out."""
-    verdict = asked.get("verdict", "")
+def filters(asked: Mapping[str, str], folders: Mapping[str, bytes] = MappingProxyType({})) -> Filters:
+    """What a list is narrowed to, by the fields of its search; what makes no sense is left out.
+
+    Args:
+        asked: the fields.
+        folders: the folders to choose from, by the texts that are offered: bytes that are not UTF-8 cannot be
+            sent.
+    """
+    verdict, folder = asked.get("verdict", ""), asked.get("folder", "")
     return Filters(
         text=asked.get("q", "")[:200],
         verdict=Verdict(verdict) if verdict in [*Verdict] else None,
-        folder=asked.get("folder", ""),
+        folder=os.fsdecode(folders.get(folder, folder)),
         since=_day(asked.get("since", "")),
         until=_day(asked.get("until", ""), later=1),
     )

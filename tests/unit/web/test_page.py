@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from PIL import Image
@@ -355,6 +355,23 @@ def test_filters_and_pages(serving: Serving, desk: Desk) -> None:
     assert names(f"since={tomorrow}") == []
     assert names("q=%25") == []
     assert server.ask("/pictures?show=evil&page=-1&verdict=x&since=y").status == 200
+
+
+def test_failed_finds_what_could_not_be_worked_and_a_folder_whose_name_is_no_text(
+    serving: Serving, desk: Desk
+) -> None:
+    desk.failed("good/cut.jpg", "truncated")
+    desk.job("died.jpg", JobState.QUARANTINED, code="worker_died", message="why")
+    desk.failed(b"na\xefve\xe2\x80\xae/a.jpg", "internal")
+    desk.published("out.png")
+    server = serving(desk)
+
+    def names(query: str) -> list[str]:
+        return re.findall(r'class="name">([^<]*)<', server.ask(f"/pictures?show=all&{query}").text)
+
+    assert sorted(names("verdict=failed")) == ["a.jpg", "cut.jpg", "died.jpg"]
+    offered = re.findall('<option value="(na[^"]*)"', server.ask("/pictures").text)
+    assert [names(urlencode({"folder": one})) for one in offered] == [["a.jpg"]]
 
 
 # Forms

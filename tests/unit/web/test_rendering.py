@@ -73,6 +73,40 @@ def test_the_settings_are_shown_as_the_file_is_now(desk: Desk, reader: Reader) -
     assert "424242" in reader.reads("/settings")
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "hooks: {webhook: 'https://desk:SECRET@host/x', command: null}",
+        'hooks:\n  "webhook": "https://desk:SECRET@\\\n    host/SECRET"\n  command: null',
+        "hooks:\n  webhook: >-\n    https://desk:SECRET@host/\n    SECRET\n  command: null",
+        "hooks:\n  ? webhook\n  : https://desk:SECRET@host/\n  command: null",
+        "x: &hook https://desk:SECRET@host/\nhooks:\n  webhook: *hook\n  command: null",
+        "x: &hook {webhook: https://desk:SECRET@host/}\nhooks: {<<: *hook, command: null}",
+        "hooks:  # webhook: https://desk:SECRET@host/\n  webhook: null\n  command: null",
+    ],
+)
+def test_the_address_of_a_webhook_is_shown_in_no_way_of_writing_it(
+    desk: Desk, reader: Reader, written: str
+) -> None:
+    with desk.config.open("a") as file:
+        file.write(f"{written}\n")
+    shown = reader.reads("/settings")
+    assert "•••" in shown
+    assert "command: null" in shown
+    assert "SECRET" not in shown
+
+
+@pytest.mark.parametrize("written", ["a: [SECRET", "a: *SECRET", "webhook: &a [*a, SECRET]\n---\nb: 1"])
+def test_a_configuration_whose_secrets_cannot_be_found_is_not_shown(
+    desk: Desk, reader: Reader, written: str
+) -> None:
+    with desk.config.open("a") as file:
+        file.write(f"{written}\n")
+    shown = reader.reads("/settings")
+    assert "no valid YAML" in shown
+    assert "SECRET" not in shown
+
+
 def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reader: Reader) -> None:
     desk.published("a.png")
     computed = []

@@ -88,7 +88,7 @@ class Filters:
 
     Attributes:
         text: a part of the path, upper and lower case alike (of ASCII letters).
-        verdict: a verdict.
+        verdict: a verdict; `failed` also finds what could not be worked.
         folder: a folder below the inbox.
         since, until: when the job last changed, Unix seconds; `until` is exclusive.
     """
@@ -106,7 +106,9 @@ class Filters:
             spellings = [_like(unicodedata.normalize(form, self.text)) for form in ("NFC", "NFD")]
             like = "CAST(j.path AS TEXT) LIKE ? ESCAPE '\\'"
             found.append((f"({like} OR {like})", spellings))
-        if self.verdict is not None:
+        if self.verdict == Verdict.FAILED:  # most that failed were never judged, and all have this mark
+            found.append((f"(j.state IN ({_BAD}) OR j.verdict = ?)", [self.verdict.value]))
+        elif self.verdict is not None:
             found.append(("j.verdict = ?", [self.verdict.value]))
         if self.folder:
             top = os.fsencode(self.folder) + b"/"
