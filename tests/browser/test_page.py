@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,12 +11,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, CDPSession, Page, Route, expect
 
 from backfire.types import Job, JobState, Verdict
 from tests.support.page import Desk, Server, Serving
@@ -50,6 +52,12 @@ def until(page: Page, condition: str) -> None:
     wait_for(lambda: page.evaluate(condition), seconds=20, because=condition)
 
 
+def touch(session: CDPSession, kind: str, *places: tuple[float, float]) -> None:
+    """Touch the screen where all fingers are by then; Playwright itself can only tap."""
+    points = [{"x": left, "y": top, "id": finger} for finger, (left, top) in enumerate(places)]
+    session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
 def test_the_printed_address_unlocks_and_leaves_no_token_behind(
     serving: Serving, desk: Desk, page: Page
 ) -> None:
@@ -60,6 +68,16 @@ def test_the_printed_address_unlocks_and_leaves_no_token_behind(
     assert desk.token not in page.evaluate("document.cookie + location.href + document.body.innerHTML")
     page.get_by_role("button", name="Lock").click()
     expect(page.get_by_role("link", name="Unlock", exact=True)).to_be_visible()
+
+
+def test_the_printed_address_unlocks_a_page_that_asks_for_the_token_already(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    serving(desk)
+    page.goto(f"{desk.url}/unlock")
+    page.goto(f"{desk.url}/unlock#{desk.token}")  # only what is behind the # differs: nothing is loaded
+    page.wait_for_url(f"{desk.url}/")
+    expect(page.get_by_role("button", name="Lock")).to_be_visible()
 
 
 def test_rows_change_without_reload_while_focus_scroll_and_typing_stay(
@@ -82,6 +100,65 @@ def test_rows_change_without_reload_while_focus_scroll_and_typing_stay(
     assert page.locator("#done input[name=q]").input_value() == "half typed"
     assert page.evaluate("scrollY") >= before
     assert page.title().startswith("(4)")
+
+
+def test_focus_stays_where_a_row_above_leaves_and_one_comes(serving: Serving, desk: Desk, page: Page) -> None:
+    above, own, below = (desk.failed(f"{name}.jpg", "internal") for name in "cba")
+    for job, at in ((above, 3), (own, 2), (below, 1)):  # the newest is the first
+        desk.store.update(job.id, job.state, at=desk.now + at)
+    serving(desk)
+    unlock(page, desk)
+    until(page, "document.body.dataset.live === 'yes'")
+    focused = page.locator(f"#more-{own.id}")
+    focused.focus()
+    focused.evaluate("one => { window.blurred = 0; one.addEventListener('blur', () => window.blurred++); }")
+    desk.store.update(above.id, JobState.READY, at=desk.now)
+    expect(page.locator(f"#needs #job-{above.id}")).to_have_count(0, timeout=15_000)
+    added = desk.failed("new.jpg", "internal")
+    expect(page.locator(f"#needs #job-{added.id}")).to_be_visible(timeout=15_000)
+    assert page.evaluate("window.blurred") == 0
+    expect(focused).to_be_focused()
+
+
+def test_nothing_moves_under_a_pointer_that_aims(serving: Serving, desk: Desk, page: Page) -> None:
+    fill(desk)
+    serving(desk)
+    unlock(page, desk)
+    until(page, "document.body.dataset.live === 'yes'")
+    added = desk.failed("new.jpg", "empty")
+    row = page.locator(f"#job-{added.id}")
+    until_then = time.monotonic() + 2.5
+    while time.monotonic() < until_then:
+        page.mouse.move(300 + 50 * (until_then - time.monotonic()), 500)
+        page.wait_for_timeout(50)
+        assert row.count() == 0
+    expect(row).to_be_visible(timeout=15_000)
+
+
+def test_a_page_of_a_proxy_is_not_taken_for_ours_and_not_asked_for_in_a_storm(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    fill(desk)
+    serving(desk)
+    page.goto(desk.url)
+    until(page, "document.body.dataset.live === 'yes'")
+    asked = []
+
+    def log_in(route: Route) -> None:
+        asked.append(time.monotonic())
+        route.fulfill(content_type="text/html", body="<p>Log in</p>")
+
+    page.route(f"{desk.url}/", log_in)
+    added = desk.failed("new.jpg", "empty")
+    expect(page.locator("#lost")).to_be_visible(timeout=15_000)
+    page.wait_for_timeout(4000)
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert len(pauses) >= 2
+    assert pauses == sorted(pauses), "each pause is longer than the one before"
+    assert page.locator("main").inner_text() != ""
+    page.unroute(f"{desk.url}/")
+    expect(page.locator(f"#job-{added.id}")).to_be_visible(timeout=30_000)
+    expect(page.locator("#lost")).to_be_hidden()
 
 
 def listens(port: int) -> bool:
@@ -191,18 +268,91 @@ def test_what_a_refresh_brings_can_be_used_at_once(serving: Serving, desk: Desk,
     assert shape["rectangle"] == pytest.approx([40, 30, 120, 90], abs=1)
     for folder in ("archive", "outbox"):
         (desk.base / folder / "a.png").write_bytes(data)
-    desk.store.update(job.id, JobState.ARCHIVED, at=desk.now, output_path=b"a.png", verdict=Verdict.PROTECTED)
+    desk.store.update(
+        job.id, JobState.ARCHIVED, at=desk.now, output_path=b"a.png", verdict=Verdict.PROTECTED,
+        output_sha256=sha256(data).hexdigest(),
+    )  # fmt: skip
     drag(".pair")
     assert page.locator("#divide").input_value() == "75"
+
+
+def test_a_drawing_that_is_refused_is_kept_until_it_is_saved(
+    serving: Serving, desk: Desk, page: Page
+) -> None:
+    job = desk.failed("a.jpg")
+    (desk.base / "inbox/a.jpg").write_bytes(b"another one")
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}#draw")
+    until(page, "document.querySelector('.easel img').naturalWidth === 160")
+    canvas = page.locator(".easel canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y, wide, high = (box[name] for name in ("x", "y", "width", "height"))
+    page.mouse.move(x + wide / 4, y + high / 4)
+    page.mouse.down(button="right")
+    page.mouse.move(x + wide / 2, y + high / 2)
+    page.mouse.up(button="right")
+    field = page.locator("[name=shapes]")
+    assert field.input_value() == "[]"
+    touch = page.context.new_cdp_session(page)
+
+    def touches(kind: str, *places: tuple[float, float]) -> None:
+        points = [
+            {"x": x + wide * left, "y": y + high * top, "id": i} for i, (left, top) in enumerate(places)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touches("touchStart", (0.1, 0.1))
+    touches("touchMove", (0.3, 0.3))
+    touches("touchCancel")
+    assert field.input_value() == "[]"
+    touches("touchStart", (0.25, 0.25))
+    touches("touchStart", (0.25, 0.25), (0.9, 0.9))  # the ball of the hand
+    touches("touchMove", (0.75, 0.75), (0.1, 0.9))
+    touches("touchEnd", (0.75, 0.75))
+    touches("touchEnd")
+    (shape,) = json.loads(field.input_value())
+    assert shape["rectangle"] == pytest.approx([40, 30, 120, 90], abs=1)
+    drawn = field.input_value()
+    page.get_by_role("button", name="Save and protect").click(timeout=60_000)
+    expect(page.get_by_role("alert")).to_contain_text("The inbox has another picture")
+    expect(field).to_have_value(drawn)
+    (desk.base / "inbox/a.jpg").unlink()
+    page.get_by_role("button", name="Save and protect").click(timeout=120_000)
+    expect(page.get_by_role("alert")).to_contain_text("was saved", timeout=60_000)
+    until(page, f"sessionStorage.getItem('drawing /picture/{job.id}') === '[]'")
+
+
+def test_a_finger_moves_the_picture_at_its_actual_size(serving: Serving, desk: Desk, page: Page) -> None:
+    job = desk.published("a.png")
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}")
+    until(page, "document.querySelector('.pair .after').naturalWidth === 160")
+    page.get_by_role("button", name="Actual size").click()
+    page.evaluate("document.querySelector('.pair .after').style.width = '3000px'")  # as a large one is
+    box = page.locator(".compare").bounding_box()
+    assert box is not None
+    places = [(box["x"] + 500 - 20 * step, box["y"] + 60) for step in range(10)]
+    session = page.context.new_cdp_session(page)
+    for kind, place in [("touchStart", places[0]), *(("touchMove", one) for one in places)]:
+        touch(session, kind, place)
+    touch(session, "touchEnd")
+    assert page.evaluate("document.querySelector('.compare').scrollLeft") > 100
+    assert page.locator("#divide").input_value() == "50"
 
 
 def test_a_picture_is_released_from_its_card(serving: Serving, desk: Desk, page: Page) -> None:
     jobs = fill(desk)
     serving(desk)
     unlock(page, desk)
-    page.locator(f"#job-{jobs['held'].id}").get_by_role("button", name="Publish unchanged").click(
+    page.locator(f"#job-{jobs['held'].id}").get_by_role("link", name="Publish unchanged").click(
         timeout=120_000
     )
+    expect(page.get_by_role("heading", name="Publish this picture unchanged?")).to_be_visible()
+    page.get_by_role("button", name="Publish unchanged").click()
     expect(page.get_by_role("alert")).to_contain_text("is published as it is", timeout=60_000)
     decided = desk.store.get(jobs["held"].id)
     assert decided is not None
@@ -232,7 +382,8 @@ def test_axe_finds_nothing(serving: Serving, desk: Desk, page: Page) -> None:
     serving(desk)
     unlock(page, desk)
     pictures = (f"/picture/{jobs[what].id}" for what in ("good", "held"))
-    for path in ("/", "/pictures", *pictures, "/today", "/settings", "/unlock"):
+    asked = f"/picture/{jobs['held'].id}/release"
+    for path in ("/", "/pictures", *pictures, asked, "/today", "/settings", "/unlock"):
         page.goto(desk.url + path)
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         for colours in ("light", "dark"):
@@ -277,6 +428,10 @@ def test_it_is_worked_by_keyboard_alone(serving: Serving, desk: Desk, page: Page
     assert {"Draw", "Try", "Publish", "Protect", "Accept", "Look"} <= reached
     while page.evaluate(first_word) != "Publish":
         page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Publish this picture unchanged?")).to_be_visible()
+    while page.evaluate(first_word) != "Publish":
+        page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("is published as it is", timeout=60_000)
     decided = desk.store.get(jobs["held"].id)

@@ -84,10 +84,12 @@ class Desk:
         self._file("review", path, data)
         return self.job(path, JobState.REVIEW, code=code, message="nothing found", data=data)
 
-    def published(self, path: bytes | str, verdict: Verdict = Verdict.PROTECTED, **more: Any) -> Job:
-        """A published picture with its archived original, receipt and sheet."""
+    def published(
+        self, path: bytes | str, verdict: Verdict = Verdict.PROTECTED, *, seed: int = 1, **more: Any
+    ) -> Job:
+        """A published picture of a seed with its archived original, receipt and sheet."""
         name = os.fsencode(path)
-        before, after = encoded(photo((160, 120)), "PNG"), encoded(photo((160, 120), seed=1), "PNG")
+        before, after = encoded(photo((160, 120)), "PNG"), encoded(photo((160, 120), seed=seed), "PNG")
         self._file("archive", name, before)
         self._file("outbox", name, after)
         job = self.job(

@@ -108,7 +108,10 @@ def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
 
 
 def put_back(job: Job, settings: Settings) -> bool:
-    """Move an original, its masks and proof from failed to the inbox; returns whether that was possible."""
+    """Move an original, its masks and proof from failed to the inbox; returns whether that was possible.
+
+    A mask that is why it failed stays behind where the inbox has another one for the picture.
+    """
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
     held = in_failed(job, settings)
     if held is None or (target / os.fsdecode(job.path)).exists():
@@ -127,12 +130,14 @@ def put_back(job: Job, settings: Settings) -> bool:
         for place in (mask, outbox.keyed(failed, mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
     ]
+    replaced = bool(inbox.scan_beside(target, [job.path]).masks_of(job.path))
     if (
         mask_digest([digest for _, _, digest in present]) == job.mask_sha256
     ):  # else they belong to another job
         for mask, place, digest in present:  # before the picture, so that it finds them when it settles
-            outbox.move(failed, place, target, mask, sha256=digest, key=key)
-    elif job.mask_sha256 is not None and not inbox.scan_beside(target, [job.path]).masks_of(job.path):
+            if not (replaced and _is_why(mask, job)):
+                outbox.move(failed, place, target, mask, sha256=digest, key=key)
+    elif job.mask_sha256 is not None and not replaced:
         return False  # without its mask another region would be protected, or none
     for name in inbox.scan_beside(failed, [job.path]).companions_of(job.path):
         if not (target / os.fsdecode(name)).exists():
@@ -148,6 +153,12 @@ def put_back(job: Job, settings: Settings) -> bool:
     outbox.move(failed, held, target, job.path, sha256=sha, key=key)
     (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
     return True
+
+
+def _is_why(mask: bytes, job: Job) -> bool:
+    """Whether a job failed because of this very mask, so that its picture would fail with it again."""
+    named = (f"{kind} {shown(mask)}: " for kind in ("mask", "annotations"))
+    return (job.code or "").startswith("mask_") and (job.message or "").startswith(tuple(named))
 
 
 def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:

@@ -25,6 +25,7 @@ from backfire.web.options import Options
 from backfire.web.painter import Painter
 
 ACTION_S = 120.0
+MOST_SHAPES = 500
 BY = ("--by", "the status page")
 """Who decides, for history and receipt: everybody who knows the token is the same to the page."""
 
@@ -39,7 +40,8 @@ ACTIONS = {
 
 GOOD = frozenset(ACTIONS.values())
 OUTCOMES = GOOD | {
-    "no_region_drawn", "no_original", "no_region_now", "mask_taken", "name_taken", "action_failed"
+    "no_region_drawn", "too_much", "not_painted", "no_original", "no_region_now", "mask_taken", "name_taken",
+    "action_failed",
 }  # fmt: skip
 """The keys of the texts that say what came of an action."""
 
@@ -128,15 +130,19 @@ def _command(words: list[str], options: Options) -> str | None:
 def _mask(job: Job, form: Mapping[str, Any], options: Options, painter: Painter) -> bytes | Outcome:
     """What was drawn as a mask of the original's size, or what hindered it."""
     shapes = drawn(form)
+    if not shapes or len(shapes) > MOST_SHAPES:
+        return Outcome("too_much" if shapes else "no_region_drawn")
     original = files.original(job, options.folders)
     if original is None:
         return Outcome("no_original")
     try:
         paint = options.mask_paint_of(job.path)
-        mask = painter.paint("mask", [original], shapes=shapes, paint=paint) if shapes else None
+        mask = painter.paint("mask", [original], shapes=shapes, paint=paint)
     finally:
         os.close(original)
-    return Outcome("no_region_drawn") if mask is None else mask
+    if mask is None:
+        return Outcome("not_painted")
+    return mask or Outcome("no_region_drawn")
 
 
 def _beside(job: Job, mask: bytes, options: Options) -> Path | Outcome:

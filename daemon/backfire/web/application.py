@@ -28,17 +28,19 @@ from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, Verdict, shown
 from backfire.web import actions, files, parameters, picture, today
-from backfire.web.board import FIRST, PAGE, Board, Daemon
+from backfire.web.board import ENDED_BADLY, FIRST, PAGE, Board, Daemon
 from backfire.web.documents import Documents
 from backfire.web.guard import Guard, Headers, is_own, token
 from backfire.web.live import Live
 from backfire.web.options import Options
 from backfire.web.painter import Painter
 from backfire.web.rendering import STATIC, Rendering, Seen
+from backfire.web.words import plain
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 RECEIPT_BYTES = 16 << 20
 FOLDERS_S = 60.0
+NULL = "tag:yaml.org,2002:null"
 
 
 def application(options: Options) -> Starlette:
@@ -61,12 +63,13 @@ class Page:
         self.painter = Painter()
         with contextlib.suppress(OSError):  # then nobody is let in, and all else can be read
             token(options.folders["state"])
-        self.guard = Guard(options.folders["state"])
+        self.guard = Guard(options.folders["state"], now)
         self.rendering = Rendering(self.listing, self.board, self.guard, now)
         self.live = Live(self.rendering.version)
         nothing = self.rendering.static["none.svg"]
         self.documents = Documents(self.listing, options.folders, self.painter, self.guard, nothing)
-        self._known_folders: tuple[float, list[str]] = (-FOLDERS_S, [])
+        self._gpus = today.Gpus()
+        self._known_folders: tuple[float, dict[str, bytes]] = (-FOLDERS_S, {})
         hosts = [*LOOPBACK_HOSTS, *options.allowed_hosts]
         self.application = Starlette(
             routes=self._routes(),
@@ -74,7 +77,7 @@ class Page:
                 Middleware(Headers),
                 Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             ],
-            exception_handlers={404: self._not_found, StoreError: self._no_database},
+            exception_handlers={404: self._not_found, 413: self._too_much, StoreError: self._no_database},
             lifespan=self._lifespan,
         )
 
@@ -85,6 +88,7 @@ class Page:
             Route("/pictures", self.pictures),
             Route(one, self.picture),
             *self.documents.routes(one),
+            Route(one + "/release", self.confirm),
             Route(one + "/{action}", self.act, methods=["POST"]),
             Route("/today", self.today),
             Route("/settings", self.settings),
@@ -130,7 +134,9 @@ class Page:
             number = max(
                 int(text) if (text := asked.get("page", "1")).isdecimal() and len(text) < 9 else 1, 1
             )
-            section = self.board.page(name, parameters.filters(asked), number, seen.words, frame["daemon"])
+            folders = self._folders()
+            chosen = parameters.filters(asked, folders)
+            section = self.board.page(name, chosen, number, seen.words, frame["daemon"])
             pages = max(-(-section.count // PAGE), 1)
 
             def link(page: int) -> str:
@@ -145,7 +151,7 @@ class Page:
                 pages=pages,
                 newer=link(min(number - 1, pages)) if number > 1 else "",
                 older=link(number + 1) if number < pages else "",
-                folders=self._folders(),
+                folders=folders,
                 verdicts=[*Verdict],
                 shows=[*SECTIONS],
                 **frame,
@@ -165,7 +171,10 @@ class Page:
             thresholds = self.options.thresholds_of(job.path)
             has_sheet = _is_there(files.report(job, self.options.folders, ".sheet.jpg"))
             has_published = _is_there(files.published(job, self.options.folders))
-            others = [other for other in self.listing.of_path(job.path) if other.id != job.id][:20]
+            same_path = self.listing.of_path(job.path)  # the newest first
+            others = [other for other in same_path if other.id != job.id][:20]
+            # A failure that was tried again, or made up for, asks nobody for anything, as in the lists.
+            later = same_path[0].id if job.state in ENDED_BADLY and same_path[0].id > job.id else None
             return self.rendering.render(
                 "picture.html",
                 seen,
@@ -184,8 +193,28 @@ class Page:
                 tool_of=lambda path: picture.tool_of(path, self.options.tools),
                 events=[(event, decisions.details(event)) for event in self.listing.history(job.id)],
                 others=[self.board.row(other, seen.words, frame["daemon"]) for other in others],
-                actions=actions.offered(job, self.options),
+                later=later,
+                actions=[] if later else actions.offered(job, self.options),
                 output=shown(job.output_path) if job.output_path else "",
+                **frame,
+            )
+
+        return await self.rendering.page(request, compute)
+
+    async def confirm(self, request: Request) -> Response:
+        """Asks whether a picture is to be published as it is, since nothing takes that back."""
+        await self.documents.job(request)
+
+        def compute(seen: Seen) -> str:
+            job = self.documents.known(request)
+            frame = self.rendering.frame(seen)
+            target = parameters.own(request.query_params.get("back", "") or f"/picture/{job.id}")
+            return self.rendering.render(
+                "confirm.html",
+                seen,
+                row=self.board.row(job, seen.words, frame["daemon"]),
+                target=target,
+                is_offered="release" in actions.offered(job, self.options),
                 **frame,
             )
 
@@ -196,7 +225,8 @@ class Page:
 
         def compute(seen: Seen) -> str:
             now = self._now()
-            found = today.day(self.listing.since(now - today.HOURS * 3600), now)
+            since = now - today.HOURS * 3600
+            found = today.day(self.listing.since(since), self.listing.reviews(since), now)
             counts = outcomes(self.listing.tally(midnight(now)))
             told = [one for one in today.SHOWN if one in counts or one in today.ALWAYS]
             each = self.board.seconds_each()
@@ -204,7 +234,7 @@ class Page:
             return self.rendering.render(
                 "today.html",
                 seen,
-                gpus=today.gpus(),
+                gpus=self._gpus(),
                 receipt=self._receipt(latest) if latest else {},
                 day=found,
                 outcomes=[(one, counts.get(one, 0)) for one in told],
@@ -237,11 +267,14 @@ class Page:
 
     # What pages show
 
-    def _folders(self) -> list[str]:
-        """The folders to choose from; all jobs are read for them, so they may be a minute old."""
+    def _folders(self) -> dict[str, bytes]:
+        """The folders to choose from, by the texts that pages show of them.
+
+        All jobs are read for them, so they may be a minute old.
+        """
         at, found = self._known_folders
         if self._now() - at > FOLDERS_S:
-            found = [shown(folder) for folder in self.listing.folders()]
+            found = {plain(shown(folder)): folder for folder in self.listing.folders()}
             self._known_folders = self._now(), found
         return found
 
@@ -298,7 +331,7 @@ class Page:
             return await self.rendering.message(seen, 403, seen.words("refused"), seen.words("stale_form"))
         job = await self.documents.job(request)
         outcome = await run_in_threadpool(actions.act, action, job, form, self.options, self.painter)
-        told = {"done": outcome.key, "name": job.name, "why": outcome.message}
+        told = dict(zip(parameters.TOLD, (outcome.key, job.name, outcome.message), strict=True))
         back = parameters.own(str(form.get("back", "")) or f"/picture/{job.id}")
         path, _, query = back.partition("?")
         kept = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k not in told]
@@ -319,6 +352,10 @@ class Page:
         seen = self.rendering.seen(request)
         return await self.rendering.message(seen, 404, seen.words("unknown"), seen.words("unknown_text"))
 
+    async def _too_much(self, request: Request, _: Exception) -> Response:
+        seen = self.rendering.seen(request)
+        return await self.rendering.message(seen, 413, seen.words("refused"), seen.words("too_much"))
+
     async def _no_database(self, request: Request, error: Exception) -> Response:
         seen = self.rendering.seen(request)
         return await self.rendering.message(seen, 503, seen.words("daemon"), str(error))
@@ -332,12 +369,40 @@ def _is_there(descriptor: int | None) -> bool:
 
 
 def _without_secrets(options: Options) -> str | None:
-    """The configuration file's text; None where it cannot be read."""
+    """The configuration file's text; None where it cannot be read, or its secrets cannot be found."""
+    import yaml  # only the settings need it
+
     try:
         text = options.config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        for begins, ends in sorted(_webhooks(text), reverse=True):
+            text = f"{text[:begins]}•••{text[ends:]}"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
     for secret in options.secrets:
         text = text.replace(secret, "•••")
-    # A password that was written after the page was started is not known: the whole value goes.
+    # One that stands in a comment.
     return re.sub(r"(?m)^(.*\bwebhook\s*:\s*)(?!null\b|•••)\S.*$", r"\1•••", text)
+
+
+def _webhooks(text: str) -> set[tuple[int, int]]:
+    """Where the values of `webhook` begin and end in YAML, in whichever style they are written.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    import yaml
+
+    found, seen = set(), set[int]()
+    nodes = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            nodes += [key, value]
+            if key.value == "webhook" and not (isinstance(value, yaml.ScalarNode) and value.tag == NULL):
+                found.add((value.start_mark.index, value.end_mark.index))
+    return found

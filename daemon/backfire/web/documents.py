@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +21,9 @@ from backfire.types import Job, JobState, shown
 from backfire.web import files
 from backfire.web.guard import HEADERS, Guard
 from backfire.web.painter import Painter
+
+PAINTERS = 4
+"""How many requests for painted pictures have a thread of their own; others wait without one."""
 
 
 class Documents:
@@ -38,6 +42,7 @@ class Documents:
     ) -> None:
         self._listing, self._folders, self._painter, self._guard = listing, folders, painter, guard
         self._none = none
+        self._painters = CapacityLimiter(PAINTERS)
 
     def routes(self, one: str) -> list[Route]:
         """The routes below `one`, the address of a job."""
@@ -79,13 +84,11 @@ class Documents:
             if descriptor is None:
                 return None
             try:
-                painted = self._painter.paint("thumbnail", [descriptor])
+                return self._painter.paint("thumbnail", [descriptor], key=key)
             finally:
                 os.close(descriptor)
-            self._painter.keep(key, painted)
-            return painted
 
-        painted = await run_in_threadpool(paint)
+        painted = await self._painting(paint)
         if painted is None:
             return RedirectResponse(self._none, 302)
         return jpeg(painted)
@@ -126,7 +129,11 @@ class Documents:
                 for one in opened:
                     os.close(one)
 
-        return jpeg(await run_in_threadpool(paint))
+        return jpeg(await self._painting(paint))
+
+    async def _painting(self, paint: Callable[[], bytes | None]) -> bytes | None:
+        """Wait for the helper in one of a few threads, so that some are left for pages."""
+        return await to_thread.run_sync(paint, limiter=self._painters)
 
     def _require_session(self, request: Request) -> None:
         if not self._guard.session(request):
@@ -144,7 +151,7 @@ class Documents:
             other = files.OTHER_TYPES.get(extension, "application/octet-stream")
             return self._sent(request, job, descriptor, kind or other, "")
         try:
-            return jpeg(await run_in_threadpool(self._painter.paint, "view", [descriptor]))
+            return jpeg(await self._painting(lambda: self._painter.paint("view", [descriptor])))
         finally:
             os.close(descriptor)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ from backfire.service import report_files
 from backfire.types import ACTIVE, EXTENSIONS, Job, JobState
 
 PIECE = 1 << 16
+DIGEST_PIECE = 1 << 20
+KEPT_DIGESTS = 4096
 
 TYPES = {
     b"\xff\xd8\xff": "image/jpeg",
@@ -31,11 +35,42 @@ OTHER_TYPES = {
 } | {".jp2": "image/jp2"}  # fmt: skip
 
 
+_digests: OrderedDict[tuple[int, ...], str] = OrderedDict()
+"""SHA-256 of files by their identity, so that a large one is read once and not with each request."""
+
+
 def published(job: Job, folders: Mapping[str, Path]) -> int | None:
-    """The published file of a job, open for reading; None where there is none."""
+    """The published file of a job, open for reading; None where it is not there any more.
+
+    Once a file has left the outbox, another picture may be published under its name. So a file whose content
+    is not what this job published is none of its own.
+    """
     if job.state not in (JobState.PUBLISHED, JobState.ARCHIVED) or job.output_path is None:
         return None
-    return _opened(folders["outbox"], job.output_path)
+    descriptor = _opened(folders["outbox"], job.output_path)
+    if descriptor is None:
+        return None
+    with suppress(OSError):
+        if _sha256(descriptor) == job.output_sha256:
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _sha256(descriptor: int) -> str:
+    """The lower-case hex SHA-256 of an open file, whose position stays."""
+    found = os.fstat(descriptor)
+    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    known = _digests.get(identity)
+    if known is None:
+        digest, at = hashlib.sha256(), 0
+        while piece := os.pread(descriptor, DIGEST_PIECE, at):
+            digest.update(piece)
+            at += len(piece)
+        known = _digests[identity] = digest.hexdigest()
+        while len(_digests) > KEPT_DIGESTS:
+            _digests.popitem(last=False)
+    return known
 
 
 def original(job: Job, folders: Mapping[str, Path]) -> int | None:

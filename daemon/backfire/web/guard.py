@@ -12,6 +12,8 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,15 +92,17 @@ def _read(file: Path) -> str:
 class Guard:
     """Knows the token, and what it lets through.
 
-    The cookie holds a number that was drawn for this browser and its signature by the token; so nothing is
-    kept here, and a new token ends all sessions at once. Without a token nobody is let in.
+    The cookie holds a number that was drawn for this browser, with the time when that was, and its signature
+    by the token; so nothing is kept here, a session ends after `COOKIE_S` whatever the browser does, and a
+    new token ends all sessions at once. Without a token nobody is let in.
 
     Args:
         state: the state folder, in which the token lies.
+        now: wall clock, Unix seconds.
     """
 
-    def __init__(self, state: Path) -> None:
-        self._file = state / TOKEN_FILE
+    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
+        self._file, self._now = state / TOKEN_FILE, now
 
     @property
     def _token(self) -> bytes:
@@ -111,7 +115,10 @@ class Guard:
     def session(self, request: Request) -> str:
         """The number of the browser's session; empty where it has none."""
         number, _, signature = request.cookies.get(COOKIE, "").partition(".")
-        return number if number and self._is_signed("session", number, signature) else ""
+        if not self._is_signed("session", number, signature):
+            return ""
+        since = number.partition("-")[0]
+        return number if since.isdecimal() and self._now() - int(since) < COOKIE_S else ""
 
     def form_key(self, session: str) -> str:
         """What a form of this session must carry."""
@@ -124,7 +131,7 @@ class Guard:
 
     def let_in(self, response: Response, *, secure: bool) -> None:
         """Give the browser a session."""
-        number = secrets.token_urlsafe(12)
+        number = f"{int(self._now())}-{secrets.token_urlsafe(12)}"
         cookie = f"{number}.{_signed(self._token, 'session', number)}"
         response.set_cookie(
             COOKIE, cookie, max_age=COOKIE_S, httponly=True, samesite="strict", secure=secure, path="/"

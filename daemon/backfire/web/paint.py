@@ -30,7 +30,6 @@ THUMBNAIL = 480
 CHANGE = 2000
 """The longer side of the picture of a change, in pixels."""
 AMPLIFIED = 20
-MOST_SHAPES = 500
 
 
 def thumbnail(file: bytes) -> bytes:
@@ -57,8 +56,8 @@ def change(before: bytes, after: bytes) -> bytes | None:
     return _jpeg(Image.fromarray(np.clip(amplified, 0, 255).astype(np.uint8)), 90)
 
 
-def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white") -> bytes | None:
-    """A mask of the picture's size as a PNG, painted where something was drawn; None where nothing was.
+def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white") -> bytes:
+    """A mask of the picture's size as a PNG, painted where something was drawn; empty where nothing was.
 
     Args:
         file: the picture.
@@ -69,7 +68,7 @@ def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white")
     height, width = _decoded(file).shape[:2]
     plane = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(plane)
-    for shape in shapes[:MOST_SHAPES]:
+    for shape in shapes:
         if "rectangle" in shape:
             left, top, right, bottom = map(float, shape["rectangle"])
             if right > left and bottom > top:
@@ -81,7 +80,7 @@ def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white")
             for x, y in points:
                 draw.ellipse((x - wide / 2, y - wide / 2, x + wide / 2, y + wide / 2), fill=255)
     if plane.getbbox() is None:
-        return None
+        return b""
     buffer = io.BytesIO()
     (ImageOps.invert(plane) if paint == "black" else plane).convert("1").save(buffer, "PNG")
     return buffer.getvalue()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,23 +40,35 @@ class Painter:
         self._kept: OrderedDict[tuple[Any, ...], tuple[bytes | None, float]] = OrderedDict()
         self._size = 0
 
-    def paint(self, what: str, files: Sequence[int], **more: Any) -> bytes | None:
+    def paint(
+        self, what: str, files: Sequence[int], *, key: tuple[Any, ...] | None = None, **more: Any
+    ) -> bytes | None:
         """A picture file, made from others; None where that is not possible.
 
         Args:
             what: the name of a function of `paint`.
             files: descriptors of open files; they stay open.
+            key: under which it is kept; without one it is not.
             more: its other arguments, as JSON.
         """
         with self._lock:
-            for _ in range(2):  # the helper may just have ended, since nobody had asked for a while
-                try:
-                    return self._asked(json.dumps([what, more]).encode(), files)
-                except EOFError:
-                    self._end()
-                except OSError:
-                    self._end()
-                    return None
+            if key is None:
+                return self._painted(what, files, more)
+            known, picture = self.kept(key)  # another one may have asked for it in the meantime
+            if not known:
+                picture = self._painted(what, files, more)
+                self._keep(key, picture)
+            return picture
+
+    def _painted(self, what: str, files: Sequence[int], more: Mapping[str, Any]) -> bytes | None:
+        for _ in range(2):  # the helper may just have ended, since nobody had asked for a while
+            try:
+                return self._asked(json.dumps([what, more]).encode(), files)
+            except EOFError:
+                self._end()
+            except OSError:
+                self._end()
+                return None
         return None
 
     def kept(self, key: tuple[Any, ...]) -> tuple[bool, bytes | None]:
@@ -68,7 +80,7 @@ class Painter:
             self._kept.move_to_end(key)
             return True, picture
 
-    def keep(self, key: tuple[Any, ...], picture: bytes | None) -> None:
+    def _keep(self, key: tuple[Any, ...], picture: bytes | None) -> None:
         """Keep a picture, or for a while that there is none, in place of those asked for longest ago."""
         with self._keeping:
             former, _ = self._kept.get(key, (None, 0.0))

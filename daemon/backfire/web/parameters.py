@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
@@ -16,6 +18,8 @@ from backfire.web import actions
 from backfire.web.words import LANGUAGES, Words
 
 LANGUAGE_COOKIE = "language"
+TOLD = ("done", "name", "why")
+"""What an address tells of an action, once."""
 FORM_BYTES = 1 << 20
 """The most that a form may hold: some hundred strokes of a brush."""
 
@@ -34,20 +38,26 @@ def language(request: Request) -> str:
 
 def notice(request: Request, words: Words) -> tuple[bool, str] | None:
     """What came of an action, as the address tells it: whether it was done, and in words."""
-    key = request.query_params.get("done", "")
+    key, name, why = (request.query_params.get(one, "") for one in TOLD)
     if key not in actions.OUTCOMES:
         return None
-    text = words(key, name=request.query_params.get("name", ""), message=request.query_params.get("why", ""))
+    text = words(key, name=name, message=why)
     return key in actions.GOOD, text
 
 
-def filters(asked: Mapping[str, str]) -> Filters:
-    """What a list is narrowed to, by the fields of its search; what makes no sense is left out."""
-    verdict = asked.get("verdict", "")
+def filters(asked: Mapping[str, str], folders: Mapping[str, bytes] = MappingProxyType({})) -> Filters:
+    """What a list is narrowed to, by the fields of its search; what makes no sense is left out.
+
+    Args:
+        asked: the fields.
+        folders: the folders to choose from, by the texts that are offered: bytes that are not UTF-8 cannot be
+            sent.
+    """
+    verdict, folder = asked.get("verdict", ""), asked.get("folder", "")
     return Filters(
         text=asked.get("q", "")[:200],
         verdict=Verdict(verdict) if verdict in [*Verdict] else None,
-        folder=asked.get("folder", ""),
+        folder=os.fsdecode(folders.get(folder, folder)),
         since=_day(asked.get("since", "")),
         until=_day(asked.get("until", ""), later=1),
     )

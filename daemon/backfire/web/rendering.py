@@ -44,11 +44,13 @@ class Seen:
         request: the request.
         words: its language.
         session: its session; empty without one.
+        version: the state of the database that the page is to show; empty where none was asked for.
     """
 
     request: Request
     words: Words
     session: str
+    version: str = ""
 
 
 class Rendering:
@@ -76,6 +78,8 @@ class Rendering:
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            # What names, messages and receipts say comes from strangers, wherever it is shown.
+            finalize=lambda value: value if hasattr(value, "__html__") else plain(value),
         )
         self._templates.globals.update(
             static=self.static,
@@ -84,7 +88,6 @@ class Rendering:
             iso=_iso,
             split_comment=_split_comment,
         )
-        self._templates.filters["plain"] = plain
 
     def warm(self) -> None:
         """Compile the templates and count, so that nobody has to wait for it."""
@@ -92,7 +95,7 @@ class Rendering:
             self._templates.get_template(name)
         with contextlib.suppress(StoreError):
             for section in FIRST:
-                self._count(section)
+                self._count(section, self.version())
 
     def version(self) -> str:
         """A text that differs whenever what pages show has changed, as it has after midnight.
@@ -114,7 +117,8 @@ class Rendering:
     def render(self, name: str, seen: Seen, **values: Any) -> str:
         """The template of that name, filled with values and with what all pages have in common."""
         request, words = seen.request, seen.words
-        query = {key: value for key, value in request.query_params.items() if key != "lang"}
+        passing = {"lang", *parameters.TOLD}
+        query = {key: value for key, value in request.query_params.items() if key not in passing}
         other = next(one for one in LANGUAGES if one != words.language)
         return self._templates.get_template(name).render(
             w=words,
@@ -137,7 +141,8 @@ class Rendering:
             keep_s: for how many seconds; 0 for a page that shows what lies elsewhere.
         """
         seen = self.seen(request)
-        version = await run_in_threadpool(self.version)
+        # Read before the content, so that what changes in between is fetched once more, and never missed.
+        version = seen.version = await run_in_threadpool(self.version)
         query = str(request.query_params)
         key = request.url.path, query, seen.words.language, seen.session
         kept = self._rendered.get(key)
@@ -162,19 +167,30 @@ class Rendering:
             )
         return response
 
-    def frame(self, seen: Seen) -> dict[str, Any]:
-        """What the frame around every page shows: the daemon in one sentence, and its troubles."""
+    def frame(self, seen: Seen, *, broken: bool = False) -> dict[str, Any]:
+        """What the frame around every page shows: the daemon in one sentence, and its troubles.
+
+        Args:
+            broken: whether the page tells of a failure, so that it is shown without a database, too.
+
+        Raises:
+            StoreError: the database is there and cannot be read.
+        """
+        version = seen.version or self.version()
         try:
             daemon = self._board.daemon()
-            counts = {name: self._count(name) for name in ("needs", "working", "waiting", "done")}
-        except StoreError:
+            counts = {name: self._count(name, version) for name in FIRST}
+            stands = self._stands(daemon, counts, seen.words)
+        except StoreError as error:
+            is_missing = isinstance(error.__cause__, FileNotFoundError)
+            if not is_missing and not broken:
+                raise
             daemon, counts = Daemon(False, None, 0.0), {}
-        return {"daemon": daemon, "counts": counts, "stands": self._stands(daemon, counts, seen.words),
-                "version_now": self.version()}  # fmt: skip
+            stands = seen.words("not_there" if is_missing else "not_read")
+        return {"daemon": daemon, "counts": counts, "stands": stands, "version_now": version}
 
-    def _count(self, section: str) -> int:
+    def _count(self, section: str, version: str) -> int:
         """How many pictures a list holds; counted again when something has changed."""
-        version = self.version()
         known = self._counts.get(section)
         if known is None or known[0] != version:
             known = self._counts[section] = version, self._listing.count(section)
@@ -199,7 +215,7 @@ class Rendering:
         """A page with a message alone."""
 
         def text_of() -> str:
-            return self.render("message.html", seen, title=title, text=text, **self.frame(seen))
+            return self.render("message.html", seen, title=title, text=text, **self.frame(seen, broken=True))
 
         return HTMLResponse(await run_in_threadpool(text_of), status)
 

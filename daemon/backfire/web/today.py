@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,11 @@ from backfire.types import ACTIVE
 
 HOURS = 24
 GPU_S = 3.0
-"""How long nvidia-smi may take; it does where a driver hangs."""
+"""How long nvidia-smi may take."""
+GPU_EVERY_S = 10.0
+"""How often it is asked at most, while a page that tells of GPUs is open."""
+GPU_OLD_S = 60.0
+"""From what age on its answer is not shown any more."""
 WIDE, TALL, FOOT, LEFT = 720, 160, 18, 40
 """The plot's size, and the room below and on the left for the figures of its axes."""
 
@@ -54,11 +60,12 @@ class Day:
         return sum(hour.finished for hour in self.hours)
 
 
-def day(jobs: Sequence[Ended], now: float) -> Day:
+def day(jobs: Sequence[Ended], reviews: Sequence[tuple[float, float]], now: float) -> Day:
     """Counts the last 24 hours: a failed picture that was tried again once, and none that left unworked.
 
     Args:
         jobs: those that changed in that time, and those with work left.
+        reviews: from when to when jobs of that time were held for a person, and so waited for no worker.
         now: wall clock, Unix seconds.
     """
     end = now - now % 3600 + 3600
@@ -71,6 +78,9 @@ def day(jobs: Sequence[Ended], now: float) -> Day:
         steps[_hour(job.created - start)] += 1
         if job.state not in ACTIVE:
             steps[_hour(job.updated - start)] -= 1
+    for began, decided in reviews:
+        steps[_hour(began - start)] -= 1
+        steps[_hour(decided - start)] += 1
     waiting, hours = 0, []
     for index in range(HOURS):
         waiting += steps[index]
@@ -148,8 +158,37 @@ class Gpu:
     total: int
 
 
-def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs of this machine as nvidia-smi tells; none where it is missing or does not answer."""
+class Gpus:
+    """Asks nvidia-smi for the GPUs of this machine, one call at a time.
+
+    Where a driver hangs, the call cannot even be killed; so it runs in a thread of its own, for which nobody
+    waits long.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._asked = self._told = -math.inf
+        self._last: list[Gpu] = []
+
+    def __call__(self) -> list[Gpu]:
+        """The GPUs as they were some seconds ago; none where nvidia-smi is missing or does not answer."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._asked >= GPU_EVERY_S and (self._thread is None or not self._thread.is_alive()):
+                self._asked = now
+                self._thread = threading.Thread(target=self._ask, name="nvidia-smi", daemon=True)
+                self._thread.start()
+        if self._thread is not None and now - self._told >= GPU_OLD_S:
+            self._thread.join(max(self._asked + GPU_S - now, 0))
+        return self._last if time.monotonic() - self._told < GPU_OLD_S else []
+
+    def _ask(self) -> None:
+        self._last = _gpus()
+        self._told = time.monotonic()
+
+
+def _gpus() -> list[Gpu]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

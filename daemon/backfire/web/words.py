@@ -19,9 +19,12 @@ TEXTS: dict[str, dict[str, str]] = _FOUND["text"]
 
 def plain(text: object) -> str:
     """A text with its invisible characters made visible, such as those that turn the direction of writing."""
+    text = str(text)
+    if text.isprintable():  # nearly all are, and a page holds thousands
+        return text
     return "".join(
         f"⟨{ord(one):04X}⟩" if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp", "Co", "Cs") else one
-        for one in str(text)
+        for one in text
     )
 
 

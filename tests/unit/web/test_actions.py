@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,26 @@ def test_no_region_is_offered_or_taken_where_masks_are_not_read(tmp_path: Path) 
         ["retry"],
     ]
     assert {drawn(desk, job) for job in (held, failed)} == {"no_region_now"}
+    assert inbox(desk) == set()
+
+
+def test_why_there_is_no_mask_is_told(desk: Desk) -> None:
+    job = desk.failed("a.jpg")
+
+    class Failing(Painting):
+        def paint(self, what: str, files: list[int], **more: Any) -> None:
+            return None
+
+    def told(form: dict[str, str], painting: Painting) -> str:
+        return actions.act("region", job, form, options(desk), painting).key  # type: ignore[arg-type]
+
+    one = {"rectangle": [9, 9, 20, 20]}
+    assert told(FORM, Failing()) == "not_painted"
+    assert told({}, Failing()) == "no_region_drawn"
+    assert told({"shapes": '[{"rectangle": [900, 900, 950, 950]}]'}, Painting()) == "no_region_drawn", (
+        "it is outside"
+    )
+    assert told({"shapes": json.dumps([one] * (actions.MOST_SHAPES + 1))}, Painting()) == "too_much"
     assert inbox(desk) == set()
 
 

@@ -13,7 +13,7 @@ from backfire.errors import StoreError
 from backfire.service.store.listing import Filters, Listing
 from backfire.service.store.store import Store
 from backfire.types import Choice, JobState, Verdict
-from backfire.web.today import HOURS, Hour, day, plot
+from backfire.web.today import HOURS, Day, Hour, day, plot
 
 
 @pytest.fixture
@@ -26,6 +26,11 @@ def fill(store: Store, *rows: tuple[str, JobState, Verdict | None]) -> None:
     for at, (name, state, verdict) in enumerate(rows):
         (job,) = store.add([name.encode()], at=at)
         store.update(job.id, state, at=at, verdict=verdict)
+
+
+def of_day(store: Store, now: float) -> Day:
+    listing, since = Listing(store.path), now - HOURS * 3600
+    return day(listing.since(since), listing.reviews(since), now)
 
 
 def names(listing: Listing, section: str, most: int = 100, skip: int = 0) -> list[str]:
@@ -164,12 +169,27 @@ def test_a_failure_that_was_tried_again_is_finished_once_in_the_plot(store: Stor
         path = b"gone" if state == JobState.SKIPPED else b"cut"
         (job,) = store.add([path], at=now)
         store.update(job.id, state, at=now)
-    found = day(Listing(store.path).since(now - HOURS * 3600), now)
+    found = of_day(store, now)
     assert (found.finished, found.hours[-1].waiting) == (0, 1), "it waits again, and one was taken away"
     (job,) = (job for job in store.by_path(b"cut") if job.state == JobState.SETTLING)
     store.update(job.id, JobState.FAILED, at=now)
-    found = day(Listing(store.path).since(now - HOURS * 3600), now)
+    found = of_day(store, now)
     assert (found.finished, found.hours[-1].waiting) == (1, 0)
+
+
+def test_a_picture_that_is_held_for_a_person_does_not_wait_in_the_plot(store: Store) -> None:
+    now = 999_999.0  # the last second but one of an hour
+    hour = 3600.0
+    for name, choice, last in (("a", Choice.AGAIN, JobState.READY), ("b", Choice.RELEASE, JobState.ARCHIVED)):
+        (job,) = store.add([name.encode()], at=now - 9 * hour)
+        store.update(job.id, JobState.HOLDING, at=now - 7 * hour)
+        store.update(job.id, JobState.REVIEW, at=now - 7 * hour)
+        store.update(job.id, JobState.RELEASING, at=now - 3 * hour, choice=choice)
+        store.update(job.id, last, at=now - hour)
+    (held,) = store.add([b"held"], at=now - 9 * hour)
+    store.update(held.id, JobState.REVIEW, at=now - 7 * hour)
+    waited = [one.waiting for one in of_day(store, now).hours[-10:]]
+    assert waited == [3, 3, 0, 0, 0, 0, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

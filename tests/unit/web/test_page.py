@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -9,18 +10,23 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from PIL import Image
 
 from backfire.types import JobState, Verdict
+from backfire.web import today
 from backfire.web.guard import HEADERS, TOKEN_FILE
 from backfire.web.live import KEEP_ALIVE_S
+from backfire.web.parameters import FORM_BYTES
 from tests.support.page import RECEIPT, Desk, Server, Serving, servers
+from tests.support.sandbox import wait_for
 
 HOSTILE = {
     "markup": b"press/<img src=x onerror=alert(1)>.png",
@@ -123,6 +129,34 @@ def test_today_tells_of_the_gpu_where_there_is_one(
     assert ("<dt>GPU</dt>" in text) == bool(shown)
 
 
+def test_a_call_for_the_gpus_that_hangs_costs_one_page_some_seconds_and_no_second_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, ends = [], threading.Event()
+
+    def hangs() -> list[today.Gpu]:
+        called.append(time.monotonic())
+        ends.wait(60)
+        return [today.Gpu("T4", 0.5, 1, 2)]
+
+    monkeypatch.setattr(today, "_gpus", hangs)
+    monkeypatch.setattr(today, "GPU_S", 0.5)
+    monkeypatch.setattr(today, "GPU_EVERY_S", 0.0)
+    gpus = today.Gpus()
+    began = time.monotonic()
+    assert gpus() == []
+    first = time.monotonic() - began
+    began = time.monotonic()
+    assert [gpus() for _ in range(3)] == [[]] * 3
+    assert time.monotonic() - began < first
+    ends.set()
+    wait_for(lambda: gpus() != [], because="the answer that came late")
+    monkeypatch.setattr(today, "GPU_EVERY_S", 10.0)
+    asked = len(called)
+    assert [one.name for _ in range(3) for one in gpus()] == ["T4"] * 3
+    assert len(called) == asked
+
+
 def test_today_counts_what_is_held_and_a_picture_that_failed_twice_once(serving: Serving, desk: Desk) -> None:
     for _ in range(2):
         desk.failed("cut.jpg", "truncated")
@@ -213,19 +247,69 @@ def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, d
     assert server.ask(f"/picture/{job.id}/published").status == 404
 
 
+def test_a_later_picture_of_the_same_name_is_not_shown_as_the_earlier_one(
+    serving: Serving, desk: Desk
+) -> None:
+    """The first one was taken out of the outbox, which freed its name."""
+    first = desk.published("a.png")
+    (desk.base / "outbox/a.png").unlink()
+    second = desk.published("a.png", seed=2)
+    server = serving(desk)
+    server.unlock()
+    shown = {job.id: server.ask(f"/picture/{job.id}").text for job in (first, second)}
+    for job, is_there in ((first, False), (second, True)):
+        assert (f"/picture/{job.id}/published" in shown[job.id]) == is_there
+        assert server.ask(f"/picture/{job.id}/published").status == (200 if is_there else 404)
+        kind = server.ask(f"/picture/{job.id}/thumbnail").headers.get("content-type")
+        assert (kind == "image/jpeg") == is_there
+
+
+def test_what_was_published_without_protection_is_shown(serving: Serving, desk: Desk) -> None:
+    job = desk.published("a.png", Verdict.UNPROTECTED)
+    server = serving(desk)
+    for _ in range(2):  # read once, known after that
+        shown = server.ask(f"/picture/{job.id}/published")
+        assert shown.body == (desk.base / "outbox/a.png").read_bytes()
+    (desk.base / "outbox/a.png").write_bytes(b"written over")
+    assert server.ask(f"/picture/{job.id}/published").status == 404
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_names_are_text(server: Server, kind: str) -> None:
     name = HOSTILE[kind]
     (job,) = server.desk.store.by_path(name)
-    for path in ("/", "/pictures?show=done", f"/picture/{job.id}", f"/pictures?q={kind}"):
+    shown_in = ("/", "/pictures?show=done", f"/picture/{job.id}", f"/pictures?q={quote(name[-6:])}")
+    for path in shown_in:
         answer = server.ask(path)
         assert answer.status == 200
+        assert f"/picture/{job.id}" in answer.text, path
         assert "<img src=x" not in answer.text
         assert "\u202e" not in answer.text
     assert server.ask(f"/picture/{job.id}/published?download").status == 200
     hostile = f"/?done=retried&name={'<script>'}&why=x"
     assert "<script>x" not in server.ask(hostile).text
     assert "<script> was put" not in server.ask(hostile).text
+
+
+def test_what_messages_and_receipts_say_is_text(serving: Serving, desk: Desk) -> None:
+    hostile = "<img src=x>\u202egnp.exe\u200b, a\tb"
+    failed = desk.failed("a.jpg", "unsupported")
+    told = f"a.jpg: is {hostile}, expected a picture; export {hostile}\nand more"
+    desk.store.update(failed.id, failed.state, at=desk.now, message=told)
+    region = {"box": [1, 2, 3, 4], "label": hostile, "score": 1.0, "detector": hostile}
+    edit = {**RECEIPT["edits"][0], "editor": hostile, "path": hostile}
+    out = desk.published(
+        "b.png", regions=[region], edits=[edit], promise=hostile, reasons=[hostile], note={hostile: hostile}
+    )
+    server = serving(desk)
+    for path in ("/", f"/picture/{failed.id}", f"/picture/{out.id}", f"/pictures?q={quote(hostile)}"):
+        for session in ("", server.cookie):
+            text = server.ask(path, Cookie=session).text
+            assert "&lt;img src=x&gt;⟨202E⟩gnp.exe⟨200B⟩, a⟨0009⟩b" in text, path
+            assert not {"\u202e", "\u200b", "\t"} & set(text)
+            assert "<img src=x" not in text
+        server.unlock()
+    assert "<br>and more" in server.ask(f"/picture/{failed.id}").text
 
 
 def test_the_receipt_is_a_table_and_json(server: Server) -> None:
@@ -271,6 +355,23 @@ def test_filters_and_pages(serving: Serving, desk: Desk) -> None:
     assert names(f"since={tomorrow}") == []
     assert names("q=%25") == []
     assert server.ask("/pictures?show=evil&page=-1&verdict=x&since=y").status == 200
+
+
+def test_failed_finds_what_could_not_be_worked_and_a_folder_whose_name_is_no_text(
+    serving: Serving, desk: Desk
+) -> None:
+    desk.failed("good/cut.jpg", "truncated")
+    desk.job("died.jpg", JobState.QUARANTINED, code="worker_died", message="why")
+    desk.failed(b"na\xefve\xe2\x80\xae/a.jpg", "internal")
+    desk.published("out.png")
+    server = serving(desk)
+
+    def names(query: str) -> list[str]:
+        return re.findall(r'class="name">([^<]*)<', server.ask(f"/pictures?show=all&{query}").text)
+
+    assert sorted(names("verdict=failed")) == ["a.jpg", "cut.jpg", "died.jpg"]
+    offered = re.findall('<option value="(na[^"]*)"', server.ask("/pictures").text)
+    assert [names(urlencode({"folder": one})) for one in offered] == [["a.jpg"]]
 
 
 # Forms
@@ -334,6 +435,23 @@ def test_a_picture_that_is_not_whole_is_shown_as_that_and_not_tried_again(
     assert f"/picture/{other.id}/retry" in page
 
 
+@pytest.mark.parametrize(("language", "says"), [("en", "A later job"), ("de", "Ein späterer Auftrag")])
+def test_a_failure_that_was_tried_again_asks_for_nothing(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    first, second = desk.failed("a.jpg"), desk.failed("a.jpg", "internal")
+    server = serving(desk)
+    server.unlock()
+    page = server.ask(f"/picture/{first.id}", Accept_Language=language).text
+    link = page.partition(f'<a href="/picture/{second.id}">')[2].partition("</a>")[0]
+    assert says in link
+    for offer in (f"/picture/{first.id}/retry", f"/picture/{first.id}/region", "#draw"):
+        assert offer not in page
+    page = server.ask(f"/picture/{second.id}", Accept_Language=language).text
+    assert f"/picture/{second.id}/retry" in page
+    assert says not in page
+
+
 def test_a_region_drawn_on_a_failed_picture_becomes_its_mask(serving: Serving, desk: Desk) -> None:
     job = desk.failed("press/a.jpg")
     server = serving(desk)
@@ -365,6 +483,20 @@ def test_a_form_without_a_region_does_nothing(serving: Serving, desk: Desk, shap
 
 
 @pytest.mark.parametrize(
+    ("language", "says"), [("en", "This drawing holds too much."), ("de", "Diese Zeichnung enthält zu viel.")]
+)
+def test_a_form_that_is_too_long_is_refused_in_words(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    job = desk.failed("a.jpg")
+    server = serving(desk)
+    form = {"shapes": "x" * FORM_BYTES}
+    answer = server.ask(f"/picture/{job.id}/region", form, Accept_Language=language)
+    assert answer.status == 413
+    assert says in answer.text
+
+
+@pytest.mark.parametrize(
     ("action", "choice"), [("release", "release"), ("whole", "whole"), ("region", "again")]
 )
 def test_a_held_picture_is_decided_about(serving: Serving, desk: Desk, action: str, choice: str) -> None:
@@ -381,6 +513,38 @@ def test_a_held_picture_is_decided_about(serving: Serving, desk: Desk, action: s
     assert (desk.base / "review/a.mask.png").exists() == (action == "region")
     late = server.ask(f"/picture/{job.id}/release", {"key": form["key"]})
     assert "is not held any more" in server.ask(late.headers["location"]).text
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("en", "This cannot be undone."), ("de", "Das lässt sich nicht rückgängig machen.")],
+)
+def test_to_publish_unchanged_is_asked_once_more(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    job = desk.held("press/a.jpg")
+    server = serving(desk)
+    server.unlock()
+    listed = "/pictures?show=needs&q=press"
+    cards = server.ask(listed).text
+    assert f'action="/picture/{job.id}/release"' not in cards, "one click is not enough"
+    assert f'name="back" value="{listed.replace("&", "&amp;")}"' in cards, "the others lead back to this list"
+    (link,) = re.findall(r'href="(/picture/\d+/release[^"]*)"', cards)
+    asked = server.ask(link, Accept_Language=language).text
+    assert says in asked
+    assert 'class="name">a.jpg<' in asked
+    assert f'<img src="/picture/{job.id}/original"' in asked
+    form = asked.partition(f'action="/picture/{job.id}/release"')[2].partition("</form>")[0]
+    back = re.search('name="back" value="([^"]*)"', form)
+    assert back is not None
+    answer = server.ask(
+        f"/picture/{job.id}/release", {"key": server.form_key(), "back": html.unescape(back[1])}
+    )
+    assert answer.headers["location"].startswith(f"{listed}&done=released")
+    moved_on = server.ask(link).text
+    assert "not held any more" in moved_on
+    assert '<form method="post" action="/picture' not in moved_on
+    assert says not in server.ask(link, Cookie="", Accept_Language=language).text
 
 
 def test_a_weak_picture_is_accepted_and_needs_nobody_any_more(serving: Serving, desk: Desk) -> None:
@@ -414,6 +578,22 @@ def test_before_the_first_run_it_says_so_and_goes_on_later(serving: Serving, tmp
     for file in tmp_path.glob("backfire.sqlite*"):
         file.rename(database.parent / file.name)
     assert "Nothing needs you" in server.ask("/").text
+
+
+@pytest.mark.parametrize(("language", "says"), [("en", "cannot be read"), ("de", "lässt sich nicht lesen")])
+def test_a_database_that_cannot_be_read_is_no_first_run(
+    serving: Serving, tmp_path: Path, language: str, says: str
+) -> None:
+    desk = Desk(tmp_path)
+    desk.store.close()
+    for file in (tmp_path / "state").glob("backfire.sqlite*"):
+        file.write_bytes(b"not a database" * 100)
+    server = serving(desk)
+    for path in ("/", "/pictures", "/today"):
+        answer = server.ask(path, Accept_Language=language)
+        assert answer.status == 503
+        assert says in answer.text.partition('id="stands"')[2].partition("<main")[0]
+        assert "file is not a database" in answer.text.partition("<main")[2]
 
 
 def test_changes_are_told_at_once_and_heartbeats_without_news_are_not(serving: Serving, desk: Desk) -> None:

@@ -20,7 +20,7 @@ def test_a_picture_that_hangs_blocks_none_that_is_kept(monkeypatch: pytest.Monke
         return None
 
     monkeypatch.setattr(paints, "_asked", hangs)
-    paints.keep(("a",), b"small")
+    paints._keep(("a",), b"small")
     other = threading.Thread(target=paints.paint, args=("thumbnail", []))
     other.start()
     found: list[tuple[bool, bytes | None]] = []
@@ -39,9 +39,30 @@ def test_what_could_not_be_painted_is_tried_again_after_a_while(monkeypatch: pyt
     paints, now = Painter(), time.monotonic()
     monkeypatch.setattr("backfire.web.painter.time.monotonic", lambda: now)
     assert paints.kept(("a",)) == (False, None)
-    paints.keep(("a",), None)
-    paints.keep(("b",), b"small")
+    paints._keep(("a",), None)
+    paints._keep(("b",), b"small")
     assert paints.kept(("a",)) == (True, None)
-    now += AGAIN_S
+    now += AGAIN_S + 1  # more than rounding takes away
     assert paints.kept(("a",)) == (False, None)
     assert paints.kept(("b",)) == (True, b"small")
+
+
+def test_what_two_ask_for_at_the_same_time_is_painted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    paints, asked = Painter(), []
+
+    def slow(order: bytes, files: Sequence[int]) -> bytes | None:
+        asked.append(order)
+        time.sleep(0.2)
+        return b"small"
+
+    monkeypatch.setattr(paints, "_asked", slow)
+    found: list[bytes | None] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(paints.paint("thumbnail", [], key=("a",))))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, len(asked)) == ([b"small"] * 3, 1)

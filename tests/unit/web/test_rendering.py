@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from urllib.parse import urlsplit
 
 import pytest
+from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import Message
 
@@ -32,6 +34,9 @@ class Reader:
         self._cookie = response.headers["set-cookie"].partition(";")[0]
 
     def reads(self, address: str, form: bytes | None = None) -> str:
+        return asyncio.run(self.asks(address, form))
+
+    async def asks(self, address: str, form: bytes | None = None) -> str:
         url, sent = urlsplit(address), list[Message]()
 
         async def send(message: Message) -> None:
@@ -52,7 +57,7 @@ class Reader:
             "scheme": "http", "path": url.path, "query_string": url.query.encode(), "headers": headers,
             "root_path": "",
         }  # fmt: skip
-        asyncio.run(self.page.application(scope, receive, send))
+        await self.page.application(scope, receive, send)
         return b"".join(message.get("body", b"") for message in sent).decode()
 
 
@@ -66,6 +71,40 @@ def test_the_settings_are_shown_as_the_file_is_now(desk: Desk, reader: Reader) -
     with desk.config.open("a") as file:
         file.write("limits: {free_mb: 424242}\n")
     assert "424242" in reader.reads("/settings")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "hooks: {webhook: 'https://desk:SECRET@host/x', command: null}",
+        'hooks:\n  "webhook": "https://desk:SECRET@\\\n    host/SECRET"\n  command: null',
+        "hooks:\n  webhook: >-\n    https://desk:SECRET@host/\n    SECRET\n  command: null",
+        "hooks:\n  ? webhook\n  : https://desk:SECRET@host/\n  command: null",
+        "x: &hook https://desk:SECRET@host/\nhooks:\n  webhook: *hook\n  command: null",
+        "x: &hook {webhook: https://desk:SECRET@host/}\nhooks: {<<: *hook, command: null}",
+        "hooks:  # webhook: https://desk:SECRET@host/\n  webhook: null\n  command: null",
+    ],
+)
+def test_the_address_of_a_webhook_is_shown_in_no_way_of_writing_it(
+    desk: Desk, reader: Reader, written: str
+) -> None:
+    with desk.config.open("a") as file:
+        file.write(f"{written}\n")
+    shown = reader.reads("/settings")
+    assert "•••" in shown
+    assert "command: null" in shown
+    assert "SECRET" not in shown
+
+
+@pytest.mark.parametrize("written", ["a: [SECRET", "a: *SECRET", "webhook: &a [*a, SECRET]\n---\nb: 1"])
+def test_a_configuration_whose_secrets_cannot_be_found_is_not_shown(
+    desk: Desk, reader: Reader, written: str
+) -> None:
+    with desk.config.open("a") as file:
+        file.write(f"{written}\n")
+    shown = reader.reads("/settings")
+    assert "no valid YAML" in shown
+    assert "SECRET" not in shown
 
 
 def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reader: Reader) -> None:
@@ -89,6 +128,22 @@ def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reade
     assert "<strong>1</strong>" not in reader.reads("/today")
 
 
+def test_a_change_while_a_page_is_made_is_not_taken_for_shown(desk: Desk, reader: Reader) -> None:
+    tally = reader.page.listing.tally
+
+    def changes_after(since: float) -> object:
+        found = tally(since)
+        desk.failed("late.jpg", "empty")
+        return found
+
+    reader.page.listing.tally = changes_after  # type: ignore[assignment]
+    before = reader.page.rendering.version()
+    text = reader.reads("/today")
+    assert "<strong>1</strong>" not in text
+    assert f'data-version="{before}"' in text, "with the version of now nobody would fetch it again"
+    assert reader.page.rendering.version() != before
+
+
 def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: Reader) -> None:
     for number in range(60):
         desk.job(f"q{number:02}.jpg", JobState.READY)
@@ -105,6 +160,27 @@ def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: R
     )
     assert places("/pictures?show=waiting&x") == []
     assert len(places("/?x")) == 8, "the first page ranks them"
+
+
+def test_pictures_that_are_painted_slowly_leave_threads_for_pages(
+    desk: Desk, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, ends = desk.published("a.png"), threading.Event()
+    monkeypatch.setattr(reader.page.painter, "_asked", lambda *_: ends.wait(60) and b"small")
+
+    async def asks() -> int:
+        limiter = to_thread.current_default_thread_limiter()
+        waiting = [
+            asyncio.create_task(reader.asks(f"/picture/{job.id}/thumbnail"))
+            for _ in range(int(limiter.total_tokens) + 1)
+        ]
+        try:
+            return len(await asyncio.wait_for(reader.asks("/settings"), 30))
+        finally:
+            ends.set()
+            assert set(await asyncio.gather(*waiting)) == {"small"}
+
+    assert asyncio.run(asks())
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Filters:
 
     Attributes:
         text: a part of the path, upper and lower case alike (of ASCII letters).
-        verdict: a verdict.
+        verdict: a verdict; `failed` also finds what could not be worked.
         folder: a folder below the inbox.
         since, until: when the job last changed, Unix seconds; `until` is exclusive.
     """
@@ -106,7 +106,9 @@ class Filters:
             spellings = [_like(unicodedata.normalize(form, self.text)) for form in ("NFC", "NFD")]
             like = "CAST(j.path AS TEXT) LIKE ? ESCAPE '\\'"
             found.append((f"({like} OR {like})", spellings))
-        if self.verdict is not None:
+        if self.verdict == Verdict.FAILED:  # most that failed were never judged, and all have this mark
+            found.append((f"(j.state IN ({_BAD}) OR j.verdict = ?)", [self.verdict.value]))
+        elif self.verdict is not None:
             found.append(("j.verdict = ?", [self.verdict.value]))
         if self.folder:
             top = os.fsencode(self.folder) + b"/"
@@ -269,6 +271,19 @@ class Listing:
             Ended(created, updated, JobState(state), verdict and Verdict(verdict), bool(counts))
             for created, updated, state, verdict, counts in self._rows(query, [at, at])
         ]
+
+    def reviews(self, at: float) -> list[tuple[float, float]]:
+        """From when to when jobs that changed since a time were held for a person, in Unix seconds."""
+        query = """
+            SELECT began.at, (
+                SELECT next.at FROM events AS next
+                WHERE next.job_id = j.id AND next.id > began.id AND next.state != 'review'
+                ORDER BY next.id LIMIT 1
+            ) AS decided
+            FROM jobs AS j CROSS JOIN events AS began ON began.job_id = j.id
+            WHERE j.updated >= ? AND j.choice IS NOT NULL
+                AND began.state = 'review' AND decided IS NOT NULL"""
+        return [(began, decided) for began, decided in self._rows(query, [at])]
 
     def tally(self, since: float) -> dict[tuple[JobState, Verdict | None], int]:
         """How many jobs have changed since a time, by state and verdict; see `Reader.tally`."""

@@ -1,0 +1,70 @@
+"""What `backfire retry` moves back, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from backfire.admin.retry import put_back
+from backfire.detectors import Sidecar, Source
+from backfire.detectors.sidecar import SidecarDetector
+from backfire.errors import InputError
+from backfire.types import Job, mask_digest
+from tests.support.page import Desk, desk
+from tests.support.pictures import encoded, photo
+
+__all__ = ["desk"]
+
+GOOD = encoded(photo((160, 120)), "PNG")
+
+
+def failed_by_masks(desk: Desk, masks: Mapping[str, bytes]) -> Job:
+    """A picture that failed because of its masks, with the message that the detector gives."""
+    sidecars = tuple(Sidecar(f"press/{name}", data) for name, data in masks.items())
+    with pytest.raises(InputError) as refused:
+        SidecarDetector().detect(np.zeros((120, 160, 3), np.uint8), source=Source("a.jpg", sidecars))
+    job = desk.failed("press/a.jpg", refused.value.code)
+    for name, data in masks.items():
+        (desk.base / "failed/press" / name).write_bytes(data)
+    digest = mask_digest([sha256(data).hexdigest() for data in masks.values()])
+    return desk.store.update(
+        job.id, job.state, at=desk.now, message=refused.value.message, mask_sha256=digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.regions.json", b"{"),
+        ("a.jpg.mask.png", b"no picture"),
+        ("a.mask.png", encoded(photo((9, 9)), "PNG")),
+    ],
+)
+def test_the_mask_that_failed_it_stays_behind_where_there_is_another(
+    desk: Desk, name: str, data: bytes
+) -> None:
+    job = failed_by_masks(desk, {name: data})
+    new = desk.base / "inbox/press/masks/a.png"
+    new.parent.mkdir(parents=True)
+    new.write_bytes(GOOD)
+    assert put_back(job, desk.settings)
+    assert {file.name for file in (desk.base / "inbox/press").iterdir()} == {"a.jpg", "masks"}
+    assert (desk.base / "failed/press" / name).read_bytes() == data
+
+
+def test_other_masks_and_the_only_one_go_back(desk: Desk) -> None:
+    job = failed_by_masks(desk, {"a.mask.png": GOOD, "a.regions.json": b"{"})
+    (desk.base / "inbox/press/masks").mkdir(parents=True)
+    (desk.base / "inbox/press/masks/a.png").write_bytes(GOOD)
+    assert put_back(job, desk.settings)
+    inbox = {file.name for file in (desk.base / "inbox/press").iterdir()}
+    assert inbox == {"a.jpg", "a.mask.png", "masks"}, "what it marks is protected, too"
+
+
+def test_the_only_mask_goes_back_to_be_mended_there(desk: Desk) -> None:
+    job = failed_by_masks(desk, {"a.regions.json": b"{"})
+    assert put_back(job, desk.settings)
+    assert {file.name for file in (desk.base / "inbox/press").iterdir()} == {"a.jpg", "a.regions.json"}
