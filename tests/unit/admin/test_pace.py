@@ -33,10 +33,10 @@ class Clock:
 class Counting:
     """An editor that takes a second for each pixel of an iteration or of an edit, and lists them."""
 
-    multiple, weights_sha256, blind = 1, "0" * 64, False
+    multiple, blind = 1, False
 
     def __init__(self, name: str, clock: Clock) -> None:
-        self.name, self.clock = name, clock
+        self.name, self.weights_sha256, self.clock = name, f"weights of {name}", clock
         self.iterations: list[int] = []
         self.edits: list[int] = []
 
