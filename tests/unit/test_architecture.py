@@ -65,7 +65,7 @@ DOORS = {
     },
     "sqlite3": {f"service/store/{one}.py" for one in ("database", "listing", "messages", "statements")},
     "alembic": {"service/store/schema.py"},
-    "yaml": {"config/load.py"},
+    "yaml": {"config/load.py", "web/config_text.py"},
     "watchdog": {"files/inbox/hints.py"},
     "PIL": {
         *(
@@ -126,6 +126,6 @@ def test_the_daemon_process_never_imports_torch() -> None:
 
 def test_the_page_loads_neither_configuration_nor_decoders() -> None:
     """They would double the memory of a process that only reads the database and fills templates."""
-    heavy = {"pydantic", "sqlalchemy", "numpy", "PIL", "torch"}
+    heavy = {"pydantic", "sqlalchemy", "numpy", "PIL", "torch", "yaml"}
     code = f"import sys, backfire.web.server; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, check=False).returncode == 0

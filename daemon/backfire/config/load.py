@@ -1,4 +1,4 @@
-"""From YAML to `Settings`: the only module that reads YAML."""
+"""From YAML to `Settings`: the only module that makes settings of YAML."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -40,7 +39,6 @@ from backfire.web.words import plain
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 RECEIPT_BYTES = 16 << 20
 FOLDERS_S = 60.0
-NULL = "tag:yaml.org,2002:null"
 
 
 def application(options: Options) -> Starlette:
@@ -250,7 +248,9 @@ class Page:
         """The configuration file as it is, with its comments and without its secrets."""
 
         def compute(seen: Seen) -> str:
-            text = _without_secrets(self.options) if seen.session else None
+            from backfire.web.config_text import without_secrets  # nothing else needs a parser of YAML
+
+            text = without_secrets(self.options) if seen.session else None
             changed = None
             with contextlib.suppress(OSError):
                 changed = self.options.config.stat().st_mtime
@@ -366,43 +366,3 @@ def _is_there(descriptor: int | None) -> bool:
         return False
     os.close(descriptor)
     return True
-
-
-def _without_secrets(options: Options) -> str | None:
-    """The configuration file's text; None where it cannot be read, or its secrets cannot be found."""
-    import yaml  # only the settings need it
-
-    try:
-        text = options.config.read_text(encoding="utf-8")
-        for begins, ends in sorted(_webhooks(text), reverse=True):
-            text = f"{text[:begins]}•••{text[ends:]}"
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return None
-    for secret in options.secrets:
-        text = text.replace(secret, "•••")
-    # One that stands in a comment.
-    return re.sub(r"(?m)^(.*\bwebhook\s*:\s*)(?!null\b|•••)\S.*$", r"\1•••", text)
-
-
-def _webhooks(text: str) -> set[tuple[int, int]]:
-    """Where the values of `webhook` begin and end in YAML, in whichever style they are written.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    import yaml
-
-    found, seen = set(), set[int]()
-    nodes = [yaml.compose(text, yaml.SafeLoader)]
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            nodes += [key, value]
-            if key.value == "webhook" and not (isinstance(value, yaml.ScalarNode) and value.tag == NULL):
-                found.add((value.start_mark.index, value.end_mark.index))
-    return found
