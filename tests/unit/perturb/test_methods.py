@@ -668,7 +668,7 @@ class Overflowing(Counting):
 
 
 def test_a_gradient_that_is_not_finite_ruins_no_other_and_several_in_a_row_name_the_editor() -> None:
-    drawn = torch.Generator().manual_seed(0)  # which paths are drawn depends on the picture
+    drawn = torch.Generator().manual_seed(3)  # which paths are drawn depends on the picture
     image, whole = torch.rand((1, 3, 16, 16), generator=drawn), np.ones((16, 16), np.bool_)
     first, other = (
         EditorInput(image, whole, whole, lambda perturbation: perturbation, first=first)
