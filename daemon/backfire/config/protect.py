@@ -94,8 +94,9 @@ class Protect(Section):
     hide_weight: Annotated[float, Field(ge=0, le=100)] = 1.5
     """How much edits beside the region and further away count in the optimisation, against edits of it."""
     decay: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """The share of the perturbation that each iteration takes back, so that only those changes stay which
-    edits ask for again and again; with more, less is seen, and edits of half of the region break less."""
+    """The share of the perturbation that each iteration of implant takes back, so that only those changes
+    stay which edits ask for again and again; with more, less is seen, and edits of half of the region break
+    less."""
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""
     reach_share: Share = 0.16

@@ -159,7 +159,8 @@ def _judged(
     What was optimised smaller for want of memory is judged as large as all pictures. Where memory is not
     enough for that either, or `smaller_at_once` says so, it is judged smaller, and is `weak` at best.
     """
-    smaller = _fitting(editors, rung)
+    # Also on the first rung: a lowered `work_px` is to cost no second optimisation.
+    smaller = replace(editors, most_px=min(editors.most_px, 2 * rung.protect.work_px))
 
     def on(one: Rung) -> Judged:
         if one is full:

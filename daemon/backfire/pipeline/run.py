@@ -27,6 +27,7 @@ from backfire.evaluate.metrics import psnr_over
 from backfire.evaluate.receipt import EditorsUsed, Receipt
 from backfire.evaluate.replay import Replayed, replay
 from backfire.evaluate.sheet import Panels, Saliency, sheet
+from backfire.imaging import masks
 from backfire.inpaint import hardware
 from backfire.perturb import methods
 from backfire.perturb.optimiser import Optimised
@@ -296,7 +297,7 @@ def _handed_over(crops: Sequence[Crop], editors: Editors, shape: tuple[int, ...]
     for crop in crops:
         yield crop.box
         for region in crop.regions:
-            mask = region.plane(*shape[:2])
+            mask = masks.dilated(region.plane(*shape[:2]))  # an edit of a little more reaches furthest
             for path in paths:
                 yield from (call.inside for call in attack_paths.get(path).handed(mask))
 

@@ -142,8 +142,11 @@ def is_good(row: Mapping[str, Any], asked: Mapping[str, float], is_first: bool) 
     if most is None or least is None:
         return None
     noise = row.get("control_ssim")
-    noise = noise if isinstance(noise, int | float) else 1.0
-    if row["l1"] < least or row["l1"] == 0 or 1 - row["ssim"] <= 1 - noise:
+    by_noise = 1 - (noise if isinstance(noise, int | float) else 1.0)
+    effect = 1 - row["ssim"]
+    if row["l1"] < least or row["l1"] == 0 or effect <= by_noise:
+        return False
+    if effect < asked.get("control_factor", 1.0) * by_noise:
         return False
     if row.get("visible") is None or seen is None:
         return bool(row["ssim"] <= most)

@@ -27,6 +27,8 @@ from backfire.perturb.methods.iterative import IterativeMethod
 class Implant(IterativeMethod):
     """See the module's docstring; satisfies `Method`."""
 
+    decays = True
+
     def respond(self, surrogate: Editor, image: Tensor, mask: Tensor, draw: int) -> Tensor:
         """The edit itself, N,3,h,w."""
         return edit_masks.edited(surrogate, image, mask, draw)

@@ -114,11 +114,13 @@ class IterativeMethod:
 
     Attributes:
         draws: how many noises of the editor's own are drawn from.
+        decays: whether the perturbation decays, see `Task.decayed`; with other methods it was not measured.
         stepper: the optimiser: (task, iterations) -> `Step`, made anew for each run.
         combine: makes one gradient of those of the surrogates, 1,3,H,W each.
     """
 
     draws = 1
+    decays = False
     combine: Callable[[Sequence[Tensor]], Tensor] = staticmethod(summed)
     stepper: Callable[[Task, int], Step] = staticmethod(budget_step)
 
@@ -157,8 +159,9 @@ class IterativeMethod:
         step = self.stepper(part, iterations)
         for iteration in range(iterations):
             gradient = search.gradient(perturbation)[here]
-            less = part.decayed(perturbation[here]) - step(gradient, iteration)
-            perturbation[here] = part.project(less)
+            before = perturbation[here]
+            kept = part.decayed(before) if self.decays else before
+            perturbation[here] = part.project(kept - step(gradient, iteration))
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)

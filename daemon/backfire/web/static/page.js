@@ -133,7 +133,8 @@ let source = null;
 let away = 0; // the pause before the next attempt to listen
 
 function listen() {
-  if (source || document.hidden) return;
+  // What answers a form, such as a refusal, has an address at which nothing is to be read.
+  if (source || document.hidden || "still" in document.body.dataset) return;
   source = new EventSource("/live");
   source.onopen = () => {
     connected = true;
@@ -340,6 +341,7 @@ equip();
 function unlock() {
   const form = document.querySelector("[data-unlock]");
   if (!form || location.hash.length < 2) return;
+  if (document.getElementById(location.hash.slice(1))) return; // a place on the page, such as that of "skip"
   form.elements.token.value = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname + location.search);
   form.submit();
