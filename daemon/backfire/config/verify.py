@@ -48,7 +48,7 @@ class Verify(Section):
     """The least SSIM that an edit 32 px or more away from the region must keep."""
     control_factor: Annotated[float, Field(ge=0)] = 2.0
     """An edit of the region must break this many times as much as it does under plain noise of the same
-    size."""
+    size; in other tools than the first it may instead leave so many times less than noise leaves."""
 
     @field_validator("paths")
     @classmethod

@@ -136,7 +136,8 @@ def judge(
       surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
       is asked, or no more than plain noise breaks it.
     * `weak`: some threshold is missed, or in some other tool the edit changes nothing, or by less than twice
-      (`control_factor`) what plain noise changes it; where edits do not break in some tool, that is named.
+      (`control_factor`) what plain noise changes it while more than half of that edit is left; where edits
+      do not break in some tool, that is named.
     * `protected`: all thresholds are met that are asked, see `is_asked`, and the effect carries over: by each
       held-out editor, the edit of the region breaks in half of its tools at least.
 
@@ -268,7 +269,11 @@ def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float
     # Asked whatever the settings are, so that thresholds that ask nothing make no tool "broken".
     if edit.l1 == 0 or effect <= noise:
         found.append((float("inf"), by_noise))
-    elif effect < settings.control_factor * noise:
+    # Where noise alone breaks half of an edit, nothing can break it twice as much: then, elsewhere than on
+    # the first path, twice as little must be left of it.
+    elif effect < settings.control_factor * noise and (
+        first or edit.ssim * settings.control_factor > 1 - noise
+    ):
         found.append((settings.control_factor * noise / effect, by_noise))
     if not edit.ssim <= most and not _is_plain(edit, settings, first):
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"

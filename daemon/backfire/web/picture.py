@@ -146,7 +146,8 @@ def is_good(row: Mapping[str, Any], asked: Mapping[str, float], is_first: bool) 
     effect = 1 - row["ssim"]
     if row["l1"] < least or row["l1"] == 0 or effect <= by_noise:
         return False
-    if effect < asked.get("control_factor", 1.0) * by_noise:
+    factor = asked.get("control_factor", 1.0)
+    if effect < factor * by_noise and (is_first or row["ssim"] * factor > 1 - by_noise):
         return False
     if row.get("visible") is None or seen is None:
         return bool(row["ssim"] <= most)

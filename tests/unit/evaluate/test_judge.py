@@ -217,6 +217,15 @@ def test_what_breaks_hardly_more_than_under_noise_in_another_tool_is_weak() -> N
     assert "breaks by 0.20, plain noise by 0.15" in " ".join(reasons)
 
 
+@pytest.mark.parametrize(("left", "outcome"), [(0.14, Verdict.PROTECTED), (0.16, Verdict.WEAK)])
+def test_where_noise_breaks_most_of_an_edit_in_another_tool_half_as_much_may_be_left(
+    left: float, outcome: Verdict
+) -> None:
+    """Twice as much as by noise could not be broken there."""
+    elsewhere = dataclasses.replace(edits()[0], path="comfyui-stitch-512", visible=0.9)
+    assert verdict([*edits(), dataclasses.replace(elsewhere, ssim=left, control_ssim=0.3)]) == outcome
+
+
 def test_a_held_out_editor_is_asked_of_stored_colours_and_of_those_on_white_apart() -> None:
     def held_out(ssim: float, *, flattened: bool) -> list[EditResult]:
         row = dataclasses.replace(edit(MaskKind.TRIGGER, ssim, held_out=True), editor="micro")
