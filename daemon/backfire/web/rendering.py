@@ -215,7 +215,10 @@ class Rendering:
         """A page with a message alone."""
 
         def text_of() -> str:
-            return self.render("message.html", seen, title=title, text=text, **self.frame(seen, broken=True))
+            # At the address of a form's answer there is nothing to read again.
+            still = {"still": seen.request.method == "POST"}
+            frame = self.frame(seen, broken=True)
+            return self.render("message.html", seen, title=title, text=text, **still, **frame)
 
         return HTMLResponse(await run_in_threadpool(text_of), status)
 

@@ -496,6 +496,7 @@ def test_a_form_that_is_too_long_is_refused_in_words(
     form = {"shapes": "x" * FORM_BYTES}
     answer = server.ask(f"/picture/{job.id}/region", form, Accept_Language=language)
     assert answer.status == 413
+    assert "data-still" in answer.text, "at the address of an answer nothing is to be read"
     assert says in answer.text
 
 
@@ -595,6 +596,7 @@ def test_a_database_that_cannot_be_read_is_no_first_run(
     for path in ("/", "/pictures", "/today"):
         answer = server.ask(path, Accept_Language=language)
         assert answer.status == 503
+        assert "data-still" not in answer.text, "it recovers by itself"
         assert says in answer.text.partition('id="stands"')[2].partition("<main")[0]
         assert "file is not a database" in answer.text.partition("<main")[2]
 
