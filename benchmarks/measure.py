@@ -339,9 +339,12 @@ def paths_of(names: Sequence[str], declared: Settings | None) -> PathsOf:
 
 
 def declarations(declared: Settings | None, names: Sequence[str]) -> Row:
-    """What a configuration declares of these editors, on which rows depend beside the weights."""
+    """What a configuration declares of these editors, on which rows depend beside the weights.
+
+    Weights are left out: rows name them by their digest, and a path is one of a single machine.
+    """
     named = {} if declared is None else declared.editors
-    return {name: named[name].model_dump(mode="json") for name in names if name in named}
+    return {name: named[name].model_dump(mode="json", exclude={"weights"}) for name in names if name in named}
 
 
 def quality(original: Rgb, made: Made) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from backfire.perturb import methods
 from backfire.perturb.bounds import Bounds, gradient_in_ycbcr, plane, to_rgb
 from backfire.perturb.methods.base import Task, tiled
 from backfire.perturb.methods.iterative import IterativeMethod, Search
-from backfire.perturb.optimiser import Paths
+from backfire.perturb.paths import Paths
 from backfire.types import Box, Budget, Mask, Region, Rgb
 from training import data
 from training.run import Options, Run, machine

@@ -180,14 +180,11 @@ def _at_best_weak(judgement: Judgement) -> Judgement:
     return replace(judgement, verdict=verdict, reasons=[*judgement.reasons, reason])
 
 
-def _fitting(editors: Editors, rung: Rung) -> Editors:
-    """The editors, given no more pixels than fit on a rung of the memory ladder; all of them on its first."""
-    return replace(editors, most_px=2 * rung.protect.work_px) if rung.frugal else editors
-
-
 def _early_stop(run: Run, editors: Editors, rung: Rung) -> EarlyStop:
     """Whether a crop needs no more work, asked by the optimiser; see `optimiser.EarlyStop`."""
-    rng, settings, editors = run.rng("enough"), run.settings, _fitting(editors, rung)
+    rng, settings = run.rng("enough"), run.settings
+    if rung.frugal:
+        editors = replace(editors, most_px=2 * rung.protect.work_px)
 
     def early_stop(so_far: Rgb, crop: Crop, after: Budget | None) -> bool:
         if after is not None:  # this is asked seldom, so of the file itself: its coding weakens the effect

@@ -27,7 +27,8 @@ from backfire.perturb.edit_masks import Edits, relative_error, repainted, trigge
 from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
 from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
-from backfire.perturb.optimiser import Optimiser, Paths
+from backfire.perturb.optimiser import Optimiser
+from backfire.perturb.paths import Paths
 from backfire.perturb.transforms import Transform, chained, jpeg, transforms
 from backfire.types import Box, Budget, Mask, Region, Rgb
 from benchmarks import battery
