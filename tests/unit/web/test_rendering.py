@@ -83,6 +83,7 @@ def test_the_settings_are_shown_as_the_file_is_now(desk: Desk, reader: Reader) -
         "x: &hook https://desk:SECRET@host/\nhooks:\n  webhook: *hook\n  command: null",
         "x: &hook {webhook: https://desk:SECRET@host/}\nhooks: {<<: *hook, command: null}",
         "hooks:  # webhook: https://desk:SECRET@host/\n  webhook: null\n  command: null",
+        "# once https://desk:SECRET@host/\nhooks:\n  webhook: https://desk:SECRET@host/\n  command: null",
     ],
 )
 def test_the_address_of_a_webhook_is_shown_in_no_way_of_writing_it(
