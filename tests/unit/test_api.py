@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import backfire
-from backfire import imaging
+from backfire import api, imaging
 from backfire.admin.published import at_size_of, how_made
 from backfire.cli.commands import app
 from backfire.config import Folders, Protect, Settings, Verify
@@ -140,6 +140,21 @@ def test_bytes_take_no_mask_from_the_working_directory(desk: Path, monkeypatch: 
     assert backfire.detect(data, name="a.png", settings=settings).regions == []
     result = backfire.protect(data, name="a.png", settings=settings)
     assert (result.verdict, result.data, result.sheet) == ("unprotected", data, None)
+
+
+@pytest.mark.parametrize("where", ["inbox", "linked", "outbox/../inbox", "linked/../inbox", "archive"])
+def test_rules_are_followed_by_whichever_way_a_picture_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    for folder in ("inbox/logo", "outbox/logo", "archive/logo"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("inbox")
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: inbox}\nrules: [{match: 'logo/*.png', protect: {strength: subtle}}]\n")
+    monkeypatch.chdir(tmp_path)
+    for picture in (Path(where, "logo", "a.png"), tmp_path / where / "logo" / "a.png"):
+        settings, rule = api.settings_for(picture, file)
+        assert (rule, settings.protect.strength) == ("logo/*.png", "subtle"), picture
 
 
 def test_rules_of_a_mapping_are_followed(desk: Path) -> None:
