@@ -83,6 +83,19 @@ def write_as_user() -> None:
 
 
 @contextmanager
+def writing_as_user() -> Iterator[None]:
+    """`write_as_user` within a `with` statement: a demo first fetches models, then runs the daemon."""
+    if users_umask is None:
+        yield
+        return
+    before = os.umask(users_umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def bar() -> Iterator[PhaseProgress]:
     """A progress bar with an estimate on a terminal, nothing off one; yields advance(text, done, total)."""
     if not err.is_terminal:
