@@ -488,3 +488,22 @@ def test_a_sheet_shows_what_is_done_by_folder_and_day(weak: House) -> None:
     assert tell("sheet", "--verdict", "weak", "--since", "today", "--json").exit_code == 0
     with pytest.raises(ConfigError, match=r"ends in \.jpg"):
         tell("sheet", "-o", "sheet.png")
+
+
+def test_a_sheet_of_a_folder_holds_its_pictures_however_many_came_since(
+    weak: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for name in (b"desk.png", b"desk0/a.png", b"desk-2/a.png", b"web/desk/a.png"):
+        (job,) = store.add([name], at=now)
+        store.update(job.id, JobState.FAILED, at=now, code="unreadable")
+    monkeypatch.setattr("backfire.cli.sheet.MOST", 1)
+    for folder in ("desk", "./desk", "/desk//", "web/../desk"):
+        told = tell("sheet", "--folder", folder, "-o", "desk.jpg")
+        assert told.stdout.startswith("1 pictures: desk.jpg"), folder
+    Path("desk.jpg").unlink()
+    for folder in ("desc", "de", "../desk"):
+        refused = tell("sheet", "--folder", folder, "-o", "desk.jpg")
+        assert refused.exit_code == 3
+        assert f"--folder {folder}: no pictures of it are done" in refused.stderr
+        assert not Path("desk.jpg").exists()
