@@ -318,6 +318,10 @@ def test_the_digest_for_a_picture_depends_on_its_own_rule_only() -> None:
     [
         ({"match": "*", "detektors": []}, r"rules\.0: unknown key 'detektors'; did you mean 'detectors'"),
         ({"match": "*", "folders": {}}, "unknown key 'folders'"),
+        (
+            {"match": "*", "paths": "first"},
+            r"'paths': .* write protect: \{paths: …\} or verify: \{paths: …\}",
+        ),
         ({"match": "*", "regions": {"none": 1}}, r"unknown key 'regions\.none'; did you mean 'none_found'"),
         ({"match": "*", "logos": {"foldr": "x"}}, "did you mean 'folder'"),
         ({"match": "*", "epsilon": 900}, r"'protect\.epsilon': got 900"),
@@ -391,6 +395,14 @@ def test_host_names_are_taken(host: str) -> None:
 def test_a_bad_webhook_is_not_repeated(url: Any) -> None:
     with pytest.raises(ConfigError, match=r"hooks\.webhook: is no address") as caught:
         parse({"folders": {"inbox": "i"}, "hooks": {"webhook": url}})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["open hunter2", 2, ["hunter2"], {"x": "hunter2"}, "hunter2\n"])
+def test_a_passphrase_in_place_of_its_name_is_not_repeated(written: Any) -> None:
+    provenance = {"certificate": "a", "key": "k", "passphrase": written}
+    with pytest.raises(ConfigError, match=r"'provenance\.passphrase': is no name of a credential") as caught:
+        parse({"folders": {"inbox": "i"}, "provenance": provenance})
     assert "hunter2" not in str(caught.value)
 
 
