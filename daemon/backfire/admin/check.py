@@ -186,9 +186,10 @@ def _spaces(settings: Settings) -> Iterator[Check]:
         if free is None:
             yield Check(subject, "cannot be asked", "mount the disk again, or name another folder")
             continue
-        floor = settings.limits.free_mb
-        remedy = "free some space: results and private copies need it" if free < LOW_SPACE else ""
-        if names != ["inbox"] and free >> 20 < floor:  # nothing is written to the inbox
+        floor, remedy = settings.limits.free_mb, ""
+        if names != ["inbox"] and free < LOW_SPACE:  # nothing is written to the inbox
+            remedy = "free some space: results and private copies need it"
+        if names != ["inbox"] and free >> 20 < floor:
             remedy = f"free some space: limits.free_mb asks for {floor} MiB, and with less nothing is begun"
         yield Check(subject, f"{free / 2**30:.1f} GiB free", remedy)
 

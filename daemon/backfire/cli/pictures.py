@@ -220,7 +220,8 @@ def verify(
             "--config",
             "-c",
             help="The configuration that it was made with; without it, the config.yaml here or above the "
-            "picture. Its reports and archive hold the receipt and the original.",
+            "picture. Its reports and archive hold the receipt and the original. With --original the "
+            "defaults hold without it.",
         ),
     ] = None,
     as_json: AsJson = False,

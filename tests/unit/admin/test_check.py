@@ -26,6 +26,13 @@ def test_an_inbox_whose_parent_is_missing_is_reported(tmp_path: Path, missing: b
     assert not inbox.exists()
 
 
+def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    monkeypatch.setattr(check, "space", lambda _: [(["inbox"], 1 << 20), (["outbox", "state"], 1 << 20)])
+    alone, others = check._spaces(settings)
+    assert (alone.ok, others.ok) == (True, False)
+
+
 def test_thresholds_that_every_picture_meets_are_reported_with_their_rule(tmp_path: Path) -> None:
     def settings(**sections: object) -> Settings:
         return parse({"folders": {"inbox": "inbox"}, **sections}, base=tmp_path)

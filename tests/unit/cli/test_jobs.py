@@ -507,3 +507,34 @@ def test_a_sheet_of_a_folder_holds_its_pictures_however_many_came_since(
         assert refused.exit_code == 3
         assert f"--folder {folder}: no pictures of it are done" in refused.stderr
         assert not Path("desk.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "--limit", "0"),
+        ("jobs", "--limit", "-3"),
+        ("jobs", "--limit", "9" * 20),
+        ("jobs", "--since", "9" * 400 + "d"),
+        ("jobs", "--since", "9" * 5000 + "d"),
+        ("retry", "9" * 20),
+        ("retry", "0"),
+        ("retry", "1", "--failed"),
+        ("release", "9" * 20),
+        ("release", "1", "--all"),
+        ("accept", "9" * 20),
+        ("accept", "1", "--all"),
+    ],
+)
+def test_arguments_out_of_bounds_or_at_odds_are_refused(weak: House, arguments: tuple[str, ...]) -> None:
+    refused = tell(*arguments)
+    assert refused.exit_code == 2, refused.output
+    assert "Error" in refused.stderr
+    assert weak.states() == ["archived"]
+    assert weak.service.jobs.store.get(1).choice is None  # type: ignore[union-attr]
+
+
+def test_a_time_before_all_times_means_always(weak: House) -> None:
+    for since in ("999999999d", "999999999m", "0001-01-01"):
+        assert len(json.loads(tell("jobs", "--since", since, "--json").stdout)) == 1
+        assert tell("sheet", "--since", since, "--json").exit_code == 0
