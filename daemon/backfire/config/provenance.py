@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from backfire.config.section import FromFile, Section
+from backfire.config.section import FromFile, Program, Section
 
 CREDENTIAL = r"^[\w.@-]+$"
 """How systemd's credentials are named."""
@@ -27,7 +27,7 @@ class Provenance(Section):
     systemd loads. Either this or `signer` is needed."""
     passphrase: Annotated[str, Field(pattern=CREDENTIAL)] | None = None
     """The systemd credential (LoadCredential=) that holds the passphrase of the key."""
-    signer: tuple[str, ...] = ()
+    signer: Program = ()
     """The program that signs in place of `key`, with arguments: it gets the bytes on its standard input and
     the algorithm, such as es256, in BACKFIRE_ALGORITHM, and prints the signature."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30

@@ -33,6 +33,16 @@ def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch
     assert (alone.ok, others.ok) == (True, False)
 
 
+def test_a_detector_whose_program_cannot_be_run_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "find").symlink_to("/bin/true")
+    for program, ok in (("./find", True), ("true", True), ("bin/find", False), ("no-such-program", False)):
+        regions = {"detectors": ["command"], "command": {"argv": [program]}}
+        settings = parse({"folders": {"inbox": "inbox"}, "regions": regions}, base=tmp_path)
+        found = check._loads("detector command", lambda now=settings: check._detector("command", now.regions))
+        assert found.ok == ok, program
+        assert ok or "cannot be run; name a program" in found.remedy
+
+
 def test_thresholds_that_every_picture_meets_are_reported_with_their_rule(tmp_path: Path) -> None:
     def settings(**sections: object) -> Settings:
         return parse({"folders": {"inbox": "inbox"}, **sections}, base=tmp_path)

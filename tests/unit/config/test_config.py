@@ -406,6 +406,33 @@ def test_a_passphrase_in_place_of_its_name_is_not_repeated(written: Any) -> None
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("named", "is_run"),
+    [
+        ("./tell", "{base}/tell"),
+        ("bin/tell", "{base}/bin/tell"),
+        ("~/tell", "/home/anna/tell"),
+        ("tell", "tell"),
+        ("/usr//bin/tell", "/usr//bin/tell"),
+    ],
+)
+def test_a_program_lies_where_the_configuration_does_or_in_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, is_run: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    (tmp_path / "tell").symlink_to("elsewhere")
+    words, expected = [named, "./as-it-is"], (is_run.format(base=tmp_path), "./as-it-is")
+    file = tmp_path / "config.yaml"
+    sections = {"regions": {"command": {"argv": words}}, "provenance": {"certificate": "c", "signer": words}}
+    rules = [{"match": "a/*", "command": {"argv": words}}]
+    data = {"folders": {"inbox": "i"}, "hooks": {"command": words}, **sections, "rules": rules}
+    file.write_text(yaml.safe_dump(data))
+    settings = config.load(file)
+    found = settings.hooks.command, settings.regions.command.argv, settings.provenance.signer
+    assert set(found) == {expected}
+    assert settings.rules[0].regions.command.argv == expected
+
+
 def test_settings_show_no_webhook() -> None:
     settings = parse({"folders": {"inbox": "i"}, "hooks": {"webhook": "https://u:hunter2@h/"}})
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
