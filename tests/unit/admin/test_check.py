@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_detector_whose_program_cannot_be_run_is_reported(tmp_path: Path) -> N
     for program, ok in (("./find", True), ("true", True), ("bin/find", False), ("no-such-program", False)):
         regions = {"detectors": ["command"], "command": {"argv": [program]}}
         settings = parse({"folders": {"inbox": "inbox"}, "regions": regions}, base=tmp_path)
-        found = check._loads("detector command", lambda now=settings: check._detector("command", now.regions))
+        found = check._loads("detector command", partial(check._detector, "command", settings.regions))
         assert found.ok == ok, program
         assert ok or "cannot be run; name a program" in found.remedy
 
