@@ -231,7 +231,7 @@ def settings_for(picture: Path, settings: SettingsLike | None) -> tuple[Settings
         checked = config.parse({"folders": {"inbox": "inbox"}, **settings}, base=Path.cwd())
     else:
         checked = config.load(Path(settings))
-    path = picture.absolute()
+    path = picture.parent.resolve() / picture.name  # as the folders are: without links and ..
     lie_in = checked.folders
     folders = (lie_in.inbox, lie_in.archive, lie_in.failed, lie_in.review)
     above = next((folder for folder in folders if folder in path.parents), None)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,26 @@ def test_the_whole_is_protected_under_settings_of_its_own(home: House) -> None:
     assert after.key != before.key
 
 
+def test_a_folder_that_a_release_makes_in_the_inbox_stays_the_desks(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, regions=SIDECARS)
+    home.process = nothing_found.process
+    inbox = home.base / "inbox"
+    inbox.chmod(0o2770)
+    (inbox / "desk").mkdir()
+    (inbox / "desk" / "p.png").write_bytes(picture())
+    home.turn(times=6)
+    assert home.states() == ["review"]
+    (inbox / "desk").rmdir()
+    review.release(home.settings, 1, by="anna")
+    before = os.umask(0o027)
+    try:
+        home.turn(times=4)
+    finally:
+        os.umask(before)
+    assert home.states() == ["archived"]
+    assert stat.S_IMODE((inbox / "desk").stat().st_mode) == 0o2770
+
+
 def test_a_mask_that_does_not_fit_is_refused_before_anything_moves(home: House) -> None:
     small, blank = (
         encoded(mask_picture((32, 24), (8, 8, 16, 16))),
@@ -338,7 +359,7 @@ def test_a_decision_is_about_this_content_alone(home: House, monkeypatch: pytest
     review.release(home.settings, 1, by="anna")
     real = outbox.move
 
-    def replaced(root: Path, source: bytes, folder: Path, path: bytes, **how: str) -> bytes:
+    def replaced(root: Path, source: bytes, folder: Path, path: bytes, **how: Any) -> bytes:
         placed = real(root, source, folder, path, **how)
         (folder / os.fsdecode(path)).unlink()
         (folder / os.fsdecode(path)).write_bytes(picture(5))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import backfire
-from backfire import imaging
+from backfire import api, imaging
 from backfire.admin.published import at_size_of, how_made
 from backfire.cli.commands import app
 from backfire.config import Folders, Protect, Settings, Verify
@@ -140,6 +142,21 @@ def test_bytes_take_no_mask_from_the_working_directory(desk: Path, monkeypatch: 
     assert backfire.detect(data, name="a.png", settings=settings).regions == []
     result = backfire.protect(data, name="a.png", settings=settings)
     assert (result.verdict, result.data, result.sheet) == ("unprotected", data, None)
+
+
+@pytest.mark.parametrize("where", ["inbox", "linked", "outbox/../inbox", "linked/../inbox", "archive"])
+def test_rules_are_followed_by_whichever_way_a_picture_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    for folder in ("inbox/logo", "outbox/logo", "archive/logo"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("inbox")
+    file = tmp_path / "config.yaml"
+    file.write_text("folders: {inbox: inbox}\nrules: [{match: 'logo/*.png', protect: {strength: subtle}}]\n")
+    monkeypatch.chdir(tmp_path)
+    for picture in (Path(where, "logo", "a.png"), tmp_path / where / "logo" / "a.png"):
+        settings, rule = api.settings_for(picture, file)
+        assert (rule, settings.protect.strength) == ("logo/*.png", "subtle"), picture
 
 
 def test_rules_of_a_mapping_are_followed(desk: Path) -> None:
@@ -279,3 +296,39 @@ def test_the_command_prints_verdict_measurements_and_files_in_three_lines(desk: 
     assert {file.stat().st_mode for file in written} == {mine.stat().st_mode}, "as any file of that person's"
     same = backfire.protect(desk / "a.png", mask=desk / "m.png", settings=desk / "c.yaml")
     assert same.data == out.read_bytes(), "the command gives the bytes of the function"
+
+
+@pytest.mark.parametrize("where", ["a.png/out/b.png", "sealed/b.png", "a.png/out"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_optimised(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (desk / "sealed").mkdir()
+    monkeypatch.setattr(api, "protect", lambda *_, **__: pytest.fail("it was optimised"))
+    monkeypatch.setattr(api, "verify", lambda *_, **__: pytest.fail("it was replayed"))
+    access = os.access  # to root nothing is sealed
+    monkeypatch.setattr(os, "access", lambda place, mode: "sealed" not in str(place) and access(place, mode))
+    pictures = [str(desk / "a.png")] * (2 if where.endswith("out") else 1)
+    result = CliRunner().invoke(app, ["protect", *pictures, "-o", str(desk / where)])
+    assert isinstance(result.exception, ConfigError)
+    assert f"--output {desk / where}: cannot be written (" in str(result.exception)
+    asked = ["verify", *pictures[:1], "--original", pictures[0], "--sheet", str(desk / where / "s.jpg")]
+    result = CliRunner().invoke(app, asked)
+    assert isinstance(result.exception, ConfigError)
+    assert f"--sheet {desk / where / 's.jpg'}: cannot be written (" in str(result.exception)
+
+
+def test_what_cannot_be_written_in_the_end_does_not_hide_the_others(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(api, "protect", lambda *_, **__: None)
+    monkeypatch.setattr("backfire.cli.pictures._write", refused)
+    photo().save(desk / "b.png")
+    asked = ["protect", str(desk / "a.png"), str(desk / "b.png"), "-o", str(desk / "out"), "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 3
+    rows = json.loads(result.stdout)
+    assert len(rows) == 2
+    assert all("cannot be written (Input/output error)" in row["reasons"][0] for row in rows)

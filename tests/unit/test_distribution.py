@@ -136,6 +136,30 @@ def test_an_upgrade_of_the_debian_package_stops_what_runs_and_starts_that_again(
     assert said_by("postinst", "abort-upgrade", "0.2") == [start]
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_purge_of_the_debian_package_leaves_its_user_to_whom_pictures_elsewhere_may_belong(
+    tmp_path: Path, left: bool
+) -> None:
+    library, tools, called = tmp_path / "library", tmp_path / "bin", tmp_path / "called"
+    library.mkdir()
+    tools.mkdir()
+    (library / "state").mkdir()
+    if left:
+        (library / "outbox").mkdir()
+        (library / "outbox" / "a.png").touch()
+    for name in ("systemctl", "deluser", "delgroup", "userdel", "groupdel", "getent"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} >> "{called}"\n')
+        (tools / name).chmod(0o755)
+    script = (ROOT / "packaging/deb/postrm").read_text().replace("/var/lib/backfire", str(library))
+    command, environment = ["sh", "-c", script, "postrm", "purge"], {"PATH": f"{tools}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert library.exists() == left
+    assert (library / "outbox" / "a.png").exists() == left
+    assert set(called.read_text().split()) <= {"systemctl", "getent"}
+    assert "the user and group backfire stay" in done.stderr
+    assert ("files were left" in done.stderr) == left
+
+
 @pytest.mark.slow
 def test_a_commit_gives_the_same_files_each_time(tmp_path: Path) -> None:
     pytest.importorskip("build")

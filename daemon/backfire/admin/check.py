@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from backfire.admin import cluster, probes
 from backfire.admin.probes import Check
 from backfire.admin.today import space
 from backfire.config import Regions, Settings, Verify
-from backfire.errors import BackfireError
+from backfire.errors import BackfireError, ConfigError
 from backfire.evaluate import judge
 from backfire.files import inbox
 from backfire.perturb import methods
@@ -102,7 +103,13 @@ def thresholds(settings: Settings) -> Iterator[Check]:
 
 
 def _detector(name: str, regions: Regions) -> str:
-    return type(detectors.get(name, regions)).__name__
+    found = type(detectors.get(name, regions)).__name__
+    if name == "command" and shutil.which(program := regions.command.argv[0]) is None:
+        raise ConfigError(
+            f"regions.command.argv: {program} cannot be run; name a program that exists and that this uid "
+            "may run"
+        )
+    return found
 
 
 def _method(settings: Settings) -> str:
@@ -186,9 +193,10 @@ def _spaces(settings: Settings) -> Iterator[Check]:
         if free is None:
             yield Check(subject, "cannot be asked", "mount the disk again, or name another folder")
             continue
-        floor = settings.limits.free_mb
-        remedy = "free some space: results and private copies need it" if free < LOW_SPACE else ""
-        if names != ["inbox"] and free >> 20 < floor:  # nothing is written to the inbox
+        floor, remedy = settings.limits.free_mb, ""
+        if names != ["inbox"] and free < LOW_SPACE:  # nothing is written to the inbox
+            remedy = "free some space: results and private copies need it"
+        if names != ["inbox"] and free >> 20 < floor:
             remedy = f"free some space: limits.free_mb asks for {floor} MiB, and with less nothing is begun"
         yield Check(subject, f"{free / 2**30:.1f} GiB free", remedy)
 

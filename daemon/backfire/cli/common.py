@@ -70,6 +70,8 @@ NAME_A_MASK = (
     "or set regions.none_found in a configuration that -c names"
 )
 """What helps a command that found nothing to protect."""
+MOST_ID = (1 << 63) - 1
+"""The largest number that the database holds."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -80,6 +82,19 @@ def write_as_user() -> None:
     """
     if users_umask is not None:
         os.umask(users_umask)
+
+
+@contextmanager
+def writing_as_user() -> Iterator[None]:
+    """`write_as_user` within a `with` statement: a demo first fetches models, then runs the daemon."""
+    if users_umask is None:
+        yield
+        return
+    before = os.umask(users_umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager
@@ -131,8 +146,8 @@ def moment(text: str) -> float:
     now = time.time()
     if text in ("today", "yesterday"):
         return midnight(now if text == "today" else midnight(now) - 43200)
-    if found := re.fullmatch(r"(\d+)([mhd])", text):
-        return now - int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+    if found := re.fullmatch(r"(\d{1,9})([mhd])", text):
+        return max(0.0, now - int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]])
     for pattern in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S"):
         with suppress(ValueError, OverflowError):
             return time.mktime(time.strptime(text, pattern))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from backfire.cli.common import (
@@ -69,6 +70,11 @@ def detect(
             except JobError as error:
                 row |= {"code": error.code.value, "error": error.message}
                 continue
+            except ConfigError as error:  # it cannot be read; the others are shown all the same
+                if len(pictures) == 1:
+                    raise
+                row |= {"code": "config", "error": str(error)}
+                continue
             row |= {"width": found.image.shape[1], "height": found.image.shape[0]}
             row |= {"regions": [region.row() for region in found.regions]}
             row |= {"skipped_detectors": found.skipped}
@@ -104,12 +110,16 @@ def _write(sheet: Path, data: bytes) -> None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("picture", "region", "detector", "score", "left", "top", "right", "bottom")
+    whole = partial(Column, overflow="fold")  # what is cut off could not be searched for
+    names = ("region", "detector", "score", "left", "top", "right", "bottom")
     for row in rows:
+        if not row["regions"]:
+            continue
+        out.print(Text(printable(row["file"])), soft_wrap=True)
+        table = Table(*map(whole, names))
         for region in row["regions"]:
             cells = (region["label"], region["detector"], f"{region['score']:.2f}", *map(str, region["box"]))
-            table.add_row(*(Text(printable(cell)) for cell in (row["file"], *cells)))
-    if table.row_count:
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         out.print(table)
     for row in rows:
         if "error" in row:

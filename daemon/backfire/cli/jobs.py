@@ -25,6 +25,7 @@ from backfire.admin.today import reason_of
 from backfire.cli.common import (
     BAD_CONFIG,
     DEFAULT,
+    MOST_ID,
     SOME_FAILED,
     UNKNOWN_FILE,
     AsJson,
@@ -154,7 +155,9 @@ def jobs(
         ),
     ] = None,
     search: Annotated[str, typer.Option("--search", help="Only pictures with this in their path.")] = "",
-    limit: Annotated[int, typer.Option(help="How many jobs are listed, newest first.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many jobs are listed, newest first.")
+    ] = 50,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -258,7 +261,9 @@ def _detail(key: str, value: Any) -> str:
 
 @app.command()
 def retry(
-    ids: Annotated[list[int] | None, typer.Argument(help="Job ids.", show_default=False)] = None,
+    ids: Annotated[
+        list[int] | None, typer.Argument(min=1, max=MOST_ID, help="Job ids.", show_default=False)
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed or were set aside.")] = False,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
@@ -266,6 +271,8 @@ def retry(
     """Move failed originals and their masks back into the inbox, where they become new jobs."""
     if not ids and not failed:
         raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
+    if ids and failed:
+        raise typer.BadParameter("got job ids and --failed, expected one of them")
     moved: list[str] = []
     missing: list[tuple[Job, str]] = []
     with _store(config_file) as (settings, store):

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from backfire import __version__
-from backfire.cli.common import BAD_CONFIG, BAD_STORE, SOME_FAILED, UNKNOWN_FILE
+from backfire.cli.common import (
+    BAD_CONFIG,
+    BAD_STORE,
+    INTERRUPTED,
+    SOME_FAILED,
+    UNAVAILABLE,
+    UNKNOWN_FILE,
+)
 
 EXIT_STATUS = {
     0: "All is well.",
@@ -19,6 +26,8 @@ EXIT_STATUS = {
     SOME_FAILED: "Some pictures failed, or something is missing or changed.",
     BAD_STORE: "The job database cannot be used.",
     UNKNOWN_FILE: "`backfire explain` knows no such file, or several.",
+    UNAVAILABLE: "`backfire run` and `once`: a folder cannot be used now; systemd tries again.",
+    INTERRUPTED: "Interrupted by Ctrl-C.",
 }
 
 FILES = {

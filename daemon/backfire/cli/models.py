@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from backfire import config, inpaint, weights
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, app, err, out, writing_as_user
 from backfire.errors import ConfigError, require
 from backfire.weights.download import FileProgress
 from backfire.weights.download import fetch as bring
@@ -199,7 +199,8 @@ def fetch_all(
         err.print(Text(f"in all: {_size([file for model in models for file in model.files])}"))
     if ask and sys.stdin.isatty():
         typer.confirm(f"fetch these into {folder}?", abort=True, err=True)
-    return [row for model in models for row in _fetched(model, folder, source)]
+    with writing_as_user():  # root may fetch what the daemon's user is to read
+        return [row for model in models for row in _fetched(model, folder, source)]
 
 
 def _fetched(model: weights.Model, folder: Path, source: str | None) -> Iterator[Row]:

@@ -75,7 +75,6 @@ def options_of(settings: Settings, config_file: Path, address: tuple[str, int] |
 
     asked = [(rule.pattern, rule.verify) for rule in settings.rules] + [(".*", settings.verify)]
     read = [(rule.pattern, rule.regions) for rule in settings.rules] + [(".*", settings.regions)]
-    webhook = settings.hooks.webhook
     return Options(
         config=config_file.absolute(),
         folders=settings.folders.named(),
@@ -87,7 +86,6 @@ def options_of(settings: Settings, config_file: Path, address: tuple[str, int] |
             (pattern, regions.sidecar.protected if "sidecar" in regions.detectors else "")
             for pattern, regions in read
         ),
-        secrets=(webhook.get_secret_value(),) if webhook else (),
         mask_wait_s=settings.watch.mask_wait_s,
         tools={name: path.tool for name, path in PATHS.items()},
     )

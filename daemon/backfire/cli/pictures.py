@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +67,10 @@ def protect(
         raise ConfigError(
             f"--output {output}: has the name of a picture, expected a folder for {len(pictures)} pictures"
         )
+    folder = output if several else output.parent
+    with _explained(f"--output {output}"):  # before pictures are optimised for it
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_writable(folder)
     receipts, failed = [], 0
     for picture in pictures:
         target = output / picture.name if several else output
@@ -76,7 +83,8 @@ def protect(
                 result = api.protect(
                     picture, mask=mask, settings=settings, progress=named(advance, picture.name)
                 )
-            document, placed, written = _write(target, result, settings, mask)
+            with _explained(str(target)):
+                document, placed, written = _write(target, result, settings, mask)
         except BackfireError as error:
             if len(pictures) == 1 and isinstance(error, ConfigError):
                 raise
@@ -93,6 +101,24 @@ def protect(
     if as_json:
         print(json.dumps(receipts, indent=2))
     raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns an error of the system into a ConfigError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: cannot be written ({error.strerror}); name a place where you may write"
+        ) from error
+
+
+def _require_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
@@ -135,7 +161,6 @@ def _write(
         paths.
     """
     folder, output = target.parent, None
-    folder.mkdir(parents=True, exist_ok=True)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
         name = outbox.renamed(folder, os.fsencode(target.name), result.extension)
@@ -195,7 +220,8 @@ def verify(
             "--config",
             "-c",
             help="The configuration that it was made with; without it, the config.yaml here or above the "
-            "picture. Its reports and archive hold the receipt and the original.",
+            "picture. Its reports and archive hold the receipt and the original. With --original the "
+            "defaults hold without it.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -208,6 +234,9 @@ def verify(
     from backfire import api
 
     write_as_user()
+    if sheet is not None:
+        with _explained(f"--sheet {sheet}"):  # before the edits are replayed for it
+            _require_writable(sheet.parent)
     masks: Path | list[Path] | None = mask
     known: dict[str, Any] | None = None
     if protected is None and (original is None or as_published is None):
@@ -245,7 +274,8 @@ def verify(
         print_error(str(error))
         raise typer.Exit(BAD_CONFIG) from error
     if sheet is not None and result.sheet is not None:
-        sheet.write_bytes(result.sheet)
+        with _explained(f"--sheet {sheet}"):
+            sheet.write_bytes(result.sheet)
     if as_json:
         print(json.dumps(result.receipt, indent=2))
     elif as_published is not None:

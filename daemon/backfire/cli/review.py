@@ -14,7 +14,7 @@ from rich.text import Text
 
 from backfire import advice, config
 from backfire.admin import review
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, out, printable
+from backfire.cli.common import DEFAULT, MOST_ID, SOME_FAILED, AsJson, Config, app, out, printable
 from backfire.config import Settings
 from backfire.errors import ConfigError, InputError
 from backfire.files import safe_paths
@@ -34,7 +34,8 @@ WAYS = (
 @app.command()
 def release(
     ids: Annotated[
-        list[int] | None, typer.Argument(help="Job ids; none lists what is held.", show_default=False)
+        list[int] | None,
+        typer.Argument(min=1, max=MOST_ID, help="Job ids; none lists what is held.", show_default=False),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Protect the whole of the picture.")] = False,
     mask: Annotated[
@@ -55,6 +56,7 @@ def release(
 ) -> None:
     """List the pictures that are held for review; publish them as they are, or protect them after all."""
     settings = config.load(config_file)
+    _require_either(ids, every)
     if sum((whole, again, mask is not None)) > 1:
         raise typer.BadParameter("got several of --whole, --mask and --again, expected one of them")
     if not ids and not every:
@@ -77,7 +79,8 @@ def release(
 @app.command()
 def accept(
     ids: Annotated[
-        list[int] | None, typer.Argument(help="Job ids; none lists what is weak.", show_default=False)
+        list[int] | None,
+        typer.Argument(min=1, max=MOST_ID, help="Job ids; none lists what is weak.", show_default=False),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that is weak.")] = False,
     by: By = None,
@@ -89,6 +92,7 @@ def accept(
     A picture that is held for its weak result is published; of one that is published already no file changes.
     """
     settings = config.load(config_file)
+    _require_either(ids, every)
     if not ids and not every:
         _list_weak(settings, as_json)
         return
@@ -100,6 +104,11 @@ def accept(
         return f"{len(decided)} accepted" + (f", of them {held} to be published" if held else "")
 
     _each(numbers, lambda number: review.accept(settings, number, by=who), told, as_json)
+
+
+def _require_either(ids: list[int] | None, every: bool) -> None:
+    if ids and every:
+        raise typer.BadParameter("got job ids and --all, expected one of them")
 
 
 def _each(

@@ -14,7 +14,18 @@ from rich.text import Text
 from backfire import config
 from backfire.admin.sheet import SHOWN
 from backfire.admin.sheet import sheet as contact_sheet
-from backfire.cli.common import DEFAULT, AsJson, Config, app, bar, moment, out, write_as_user
+from backfire.cli.common import (
+    DEFAULT,
+    SOME_FAILED,
+    AsJson,
+    Config,
+    app,
+    bar,
+    moment,
+    out,
+    print_error,
+    write_as_user,
+)
 from backfire.errors import ConfigError
 from backfire.service.store.reader import Reader
 from backfire.types import Verdict
@@ -50,12 +61,14 @@ def sheet(
     if output.suffix.lower() not in (".jpg", ".jpeg"):
         raise ConfigError(f"--output {output}: expected a name that ends in .jpg")
     begins = moment("today") if since is None and folder is None else since or 0.0
+    top = os.path.normpath(folder.strip("/") or ".") if folder is not None else "."
+    below = os.fsencode(top) if top != "." else b""
     with Reader(settings.folders.database) as store:
-        jobs = store.latest(MOST, states=SHOWN, verdict=verdict, since=begins)
-    if folder is not None:
-        top = os.fsencode(folder.strip("/")) + b"/"
-        jobs = [job for job in jobs if job.path.startswith(top)]
-    title = folder.strip("/") if folder is not None else "Pictures"
+        jobs = store.latest(MOST, states=SHOWN, verdict=verdict, since=begins, folder=below)
+    if folder is not None and not jobs:
+        print_error(f"--folder {folder}: no pictures of it are done; name one as it is below the inbox")
+        raise typer.Exit(SOME_FAILED)
+    title = "Pictures" if top == "." else top
     if begins:
         title += time.strftime(" since %Y-%m-%d %H:%M", time.localtime(begins))
     written = []

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from backfire.config.section import Section
+from backfire.config.section import Program, Section
 
 
 class Hooks(Section):
@@ -20,7 +20,7 @@ class Hooks(Section):
     """The seconds after which, if nothing more has ended in a folder, its digest is sent."""
     webhook: SecretStr | None = None
     """The address that gets a POST, such as https://user:password@host/path."""
-    command: tuple[str, ...] = ()
+    command: Program = ()
     """The program that gets the JSON on its standard input, with arguments: [/usr/local/bin/tell, --desk]."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
     """The seconds that one try may take."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from backfire.config.section import FromFile, Section
+from backfire.config.section import FromFile, Program, Section
+
+CREDENTIAL = r"^[\w.@-]+$"
+"""How systemd's credentials are named."""
 
 
 class Provenance(Section):
@@ -21,9 +25,9 @@ class Provenance(Section):
     key: FromFile | None = None
     """The file with the certificate's private key, as PEM; /run/credentials/backfire.service/NAME is one that
     systemd loads. Either this or `signer` is needed."""
-    passphrase: Annotated[str, Field(pattern=r"^[\w.@-]+$")] | None = None
+    passphrase: Annotated[str, Field(pattern=CREDENTIAL)] | None = None
     """The systemd credential (LoadCredential=) that holds the passphrase of the key."""
-    signer: tuple[str, ...] = ()
+    signer: Program = ()
     """The program that signs in place of `key`, with arguments: it gets the bytes on its standard input and
     the algorithm, such as es256, in BACKFIRE_ALGORITHM, and prints the signature."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30
@@ -44,6 +48,17 @@ class Provenance(Section):
     def deciding(self) -> dict[str, Any]:
         """What of it decides what a result looks like, for `Settings.sha256`: not where the key is."""
         return self.model_dump(mode="json", include={"certificate", "timestamp", "training_mining"})
+
+    @field_validator("passphrase", mode="before")
+    @classmethod
+    def _credential(cls, value: object) -> object:
+        if value is not None and not (isinstance(value, str) and re.fullmatch(CREDENTIAL, value)):
+            # It may be the passphrase itself, which must not be repeated.
+            raise ValueError(
+                "'provenance.passphrase': is no name of a credential, such as desk-key; give the passphrase "
+                "to systemd (LoadCredential=), and write the name that it has there"
+            )
+        return value
 
     @field_validator("timestamp")
     @classmethod

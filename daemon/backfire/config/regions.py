@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from backfire.config.section import FromFile, Positive, Section, Share
+from backfire.config.section import FromFile, Positive, Program, Section, Share
 
 
 class Sidecars(Section):
@@ -72,7 +72,7 @@ class Logos(Section):
 class Command(Section):
     """The detector `command`, a program of your own, run without a shell; see docs/guides/regions.md."""
 
-    argv: tuple[str, ...] = ()
+    argv: Program = ()
     """The program and its arguments; `{picture}` stands for the picture's path."""
     timeout_s: Positive = 60
     """The seconds after which the program is killed with all that it started."""

@@ -67,6 +67,9 @@ def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, 
             sections[key] = _laid_over(sections[key], value)
         elif len(owners) == 1:
             sections[owners[0]] = _laid_over(sections[owners[0]], {key: value})
+        elif owners:
+            either = " or ".join(f"{name}: {{{key}: …}}" for name in owners)
+            raise ConfigError(f"{key!r}: is a setting of {' and of '.join(owners)}; write {either}")
         elif key != "match":
             valid = [
                 "match",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -37,6 +38,20 @@ def _not_empty(value: object) -> object:
 
 FromFile = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_from_file)]
 """A path that is relative to the folder of the configuration file unless it is absolute."""
+
+
+def _program(words: tuple[str, ...], info: Info) -> tuple[str, ...]:
+    """A program that is named by a path as it is meant in the configuration file.
+
+    Links stay, as some programs do what the name says under which they are called.
+    """
+    if not info.context or not words or "/" not in words[0] or os.path.isabs(words[0]):
+        return words
+    return str(info.context["base"].resolve() / Path(words[0]).expanduser()), *words[1:]
+
+
+Program = Annotated[tuple[str, ...], AfterValidator(_program)]
+"""A program and its arguments; its path is as `FromFile`, and one without a slash is looked for in PATH."""
 
 
 class Section(BaseModel):

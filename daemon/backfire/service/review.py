@@ -176,11 +176,11 @@ class Review:
             elif shared:
                 outbox.place(source, root, name, sha256=digest, key=key)
             else:
-                outbox.put(source, root, name, sha256=digest, key=key)
+                outbox.put(source, root, name, sha256=digest, key=key, shared=True)
             if not shared:
                 outbox.remove(self._folder, place, sha256=digest, key=key)
         if held is not None:
-            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key)
+            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key, shared=True)
         for place in outbox.names(self._folder, job.path, key=key, sha256=sha256):
             if outbox.holds(root, job.path, sha256):
                 outbox.remove(self._folder, place, sha256=sha256, key=key)

@@ -68,7 +68,8 @@ class Page:
         self.documents = Documents(self.listing, options.folders, self.painter, self.guard, nothing)
         self._gpus = today.Gpus()
         self._known_folders: tuple[float, dict[str, bytes]] = (-FOLDERS_S, {})
-        hosts = [*LOOPBACK_HOSTS, *options.allowed_hosts]
+        own = options.address[:1] if isinstance(options.address, tuple) else ()  # such as 127.0.0.2
+        hosts = [*LOOPBACK_HOSTS, *own, *options.allowed_hosts]
         self.application = Starlette(
             routes=self._routes(),
             middleware=[

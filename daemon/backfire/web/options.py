@@ -32,7 +32,6 @@ class Options:
         priorities: `watch.priorities`.
         thresholds: the thresholds of `verify` by the regular expression of the paths that they hold for, in
             the order in which these are tried.
-        secrets: texts of the configuration that are not to be shown.
         masks: which paint of a mask is protected, `white` or `black`, as `thresholds`; empty where masks are
             not read.
         tools: by attack path, the name of the tool for people.
@@ -46,7 +45,6 @@ class Options:
     priorities: Mapping[str, int] | None = None
     thresholds: tuple[tuple[str, Mapping[str, float]], ...] = ()
     masks: tuple[tuple[str, str], ...] = ()
-    secrets: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     mask_wait_s: float = 0.0
 
@@ -64,7 +62,7 @@ class Options:
         return self.folders["state"] / "backfire.sqlite"
 
     def to_json(self) -> str:
-        """As text for the command line of the page's process."""
+        """As text for the command line of the page's process, which every user of the machine can read."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
@@ -80,7 +78,6 @@ class Options:
             priorities=data["priorities"],
             thresholds=tuple((pattern, found) for pattern, found in data["thresholds"]),
             masks=tuple((pattern, paint) for pattern, paint in data["masks"]),
-            secrets=tuple(data["secrets"]),
             tools=data["tools"],
             mask_wait_s=data["mask_wait_s"],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ def test_an_inbox_whose_parent_is_missing_is_reported(tmp_path: Path, missing: b
         assert found.found == f"{inbox}: its parent {inbox.parent} does not exist"
         assert found.remedy.endswith(f"make it: mkdir -p '{inbox}'")
     assert not inbox.exists()
+
+
+def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    monkeypatch.setattr(check, "space", lambda _: [(["inbox"], 1 << 20), (["outbox", "state"], 1 << 20)])
+    alone, others = check._spaces(settings)
+    assert (alone.ok, others.ok) == (True, False)
+
+
+def test_a_detector_whose_program_cannot_be_run_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "find").symlink_to("/bin/true")
+    for program, ok in (("./find", True), ("true", True), ("bin/find", False), ("no-such-program", False)):
+        regions = {"detectors": ["command"], "command": {"argv": [program]}}
+        settings = parse({"folders": {"inbox": "inbox"}, "regions": regions}, base=tmp_path)
+        found = check._loads("detector command", partial(check._detector, "command", settings.regions))
+        assert found.ok == ok, program
+        assert ok or "cannot be run; name a program" in found.remedy
 
 
 def test_thresholds_that_every_picture_meets_are_reported_with_their_rule(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 from collections.abc import Mapping
 from hashlib import sha256
 
@@ -68,3 +71,19 @@ def test_the_only_mask_goes_back_to_be_mended_there(desk: Desk) -> None:
     job = failed_by_masks(desk, {"a.regions.json": b"{"})
     assert put_back(job, desk.settings)
     assert {file.name for file in (desk.base / "inbox/press").iterdir()} == {"a.jpg", "a.regions.json"}
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_folder_that_it_makes_in_the_inbox_is_the_desks(desk: Desk, read: bool) -> None:
+    job = desk.failed("press/a.jpg")
+    if not read:  # as one that is too large to read
+        told = {"file": "press/a.jpg", "input_sha256": None}
+        (desk.base / "failed/press/a.jpg.error.json").write_text(json.dumps(told))
+        job = desk.store.update(job.id, job.state, at=desk.now, input_sha256=None)
+    (desk.base / "inbox").chmod(0o2770)
+    before = os.umask(0o027)
+    try:
+        assert put_back(job, desk.settings)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((desk.base / "inbox/press").stat().st_mode) == 0o2770

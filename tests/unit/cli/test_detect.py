@@ -120,6 +120,24 @@ def test_a_picture_that_fails_does_not_hide_the_others(desk: Path) -> None:
     assert "bad.png" in bad["error"]
 
 
+def test_a_picture_that_cannot_be_read_does_not_hide_the_others(desk: Path) -> None:
+    gone, good = desk / "gone.png", desk / "in" / "a.png"
+    bad, shown = rows(gone, good, "-c", desk / "c.yaml", code=3)
+    assert (bad["code"], len(shown["regions"])) == ("config", 1)
+    assert "gone.png: cannot be read" in bad["error"]
+    with pytest.raises(ConfigError, match=r"gone\.png: cannot be read"):
+        detect(gone)
+
+
+def test_names_are_printed_whole(desk: Path) -> None:
+    picture = desk / "in" / ("n" * 150 + ".png")
+    photo().save(picture)
+    (desk / "x.json").write_text(json.dumps({"regions": [{"label": "é" * 60, "box": [1, 2, 30, 40]}]}))
+    told = detect(picture, "-m", desk / "x.json", "-c", desk / "c.yaml")
+    assert str(picture) in told.splitlines()
+    assert told.count("é") == 60
+
+
 def test_a_sheet_of_another_kind_is_refused(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"got \.gif, expected \.jpg or \.png"):
         detect(desk / "in" / "a.png", "--sheet", "x.gif")

@@ -22,6 +22,8 @@ from backfire.config.example import ESSENTIAL, starter
 from backfire.errors import ConfigError
 from tests.support.sandbox import environment
 
+ERRORS = Path(__file__).parents[3] / "docs/reference/errors.md"
+
 
 def test_init_writes_a_configuration_that_works_and_makes_its_folders(tmp_path: Path) -> None:
     home = tmp_path / "new" / "place of pictures"
@@ -117,6 +119,8 @@ def test_the_manual_page_names_every_command_and_option() -> None:
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         for inner in getattr(command, "commands", {"": command}):
             assert f".SS {f'backfire {name} {inner}'.rstrip()}" in page
+    documented = re.findall(r"(?m)^\| (\d+) \|", ERRORS.read_text())
+    assert [*map(int, documented)] == [*manual.EXIT_STATUS]
     assert "\\fB--failed\\fR\nAll that failed or were set aside." in page
 
 

@@ -488,3 +488,53 @@ def test_a_sheet_shows_what_is_done_by_folder_and_day(weak: House) -> None:
     assert tell("sheet", "--verdict", "weak", "--since", "today", "--json").exit_code == 0
     with pytest.raises(ConfigError, match=r"ends in \.jpg"):
         tell("sheet", "-o", "sheet.png")
+
+
+def test_a_sheet_of_a_folder_holds_its_pictures_however_many_came_since(
+    weak: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for name in (b"desk.png", b"desk0/a.png", b"desk-2/a.png", b"web/desk/a.png"):
+        (job,) = store.add([name], at=now)
+        store.update(job.id, JobState.FAILED, at=now, code="unreadable")
+    monkeypatch.setattr("backfire.cli.sheet.MOST", 1)
+    for folder in ("desk", "./desk", "/desk//", "web/../desk"):
+        told = tell("sheet", "--folder", folder, "-o", "desk.jpg")
+        assert told.stdout.startswith("1 pictures: desk.jpg"), folder
+    Path("desk.jpg").unlink()
+    for folder in ("desc", "de", "../desk"):
+        refused = tell("sheet", "--folder", folder, "-o", "desk.jpg")
+        assert refused.exit_code == 3
+        assert f"--folder {folder}: no pictures of it are done" in refused.stderr
+        assert not Path("desk.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "--limit", "0"),
+        ("jobs", "--limit", "-3"),
+        ("jobs", "--limit", "9" * 20),
+        ("jobs", "--since", "9" * 400 + "d"),
+        ("jobs", "--since", "9" * 5000 + "d"),
+        ("retry", "9" * 20),
+        ("retry", "0"),
+        ("retry", "1", "--failed"),
+        ("release", "9" * 20),
+        ("release", "1", "--all"),
+        ("accept", "9" * 20),
+        ("accept", "1", "--all"),
+    ],
+)
+def test_arguments_out_of_bounds_or_at_odds_are_refused(weak: House, arguments: tuple[str, ...]) -> None:
+    refused = tell(*arguments)
+    assert refused.exit_code == 2, refused.output
+    assert "Error" in refused.stderr
+    assert weak.states() == ["archived"]
+    assert weak.service.jobs.store.get(1).choice is None  # type: ignore[union-attr]
+
+
+def test_a_time_before_all_times_means_always(weak: House) -> None:
+    for since in ("999999999d", "999999999m", "0001-01-01"):
+        assert len(json.loads(tell("jobs", "--since", since, "--json").stdout)) == 1
+        assert tell("sheet", "--since", since, "--json").exit_code == 0

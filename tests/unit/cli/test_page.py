@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,18 @@ def test_the_token_is_printed_with_the_addresses_of_the_page(
     secret, *addresses = told.stdout.splitlines()
     assert secret == (tmp_path / "state" / "page-token").read_text().strip()
     assert addresses == [f"{place}/unlock#{secret}" for place in places]
+
+
+def test_the_command_line_of_the_page_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "folders: {inbox: inbox}\nserve: {page: 127.0.0.1:9480}\n"
+        "hooks: {webhook: 'https://desk:SECRET@host/SECRET'}\n"
+    )
+    started: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.extend(command))
+    CliRunner().invoke(app, ["page", "-c", str(file)], catch_exceptions=False)
+    assert str(file) in " ".join(started)
+    assert "SECRET" not in " ".join(started)

@@ -57,6 +57,15 @@ def test_no_command_hands_the_terminal_what_a_file_name_says(
     assert "\x1b" not in told.output
 
 
+def test_a_name_that_the_locale_cannot_print_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "日本.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "backfire.cli", "detect", "日本.png"]
+    latin = {**os.environ, "PYTHONIOENCODING": "iso-8859-1"}
+    told = subprocess.run(command, cwd=tmp_path, env=latin, capture_output=True, text=True)
+    assert told.returncode == 3, told.stderr
+    assert r"\u65e5\u672c.png: " in told.stdout
+
+
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
 def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
     tmp_path: Path, free_mb: int, status: int

@@ -318,6 +318,10 @@ def test_the_digest_for_a_picture_depends_on_its_own_rule_only() -> None:
     [
         ({"match": "*", "detektors": []}, r"rules\.0: unknown key 'detektors'; did you mean 'detectors'"),
         ({"match": "*", "folders": {}}, "unknown key 'folders'"),
+        (
+            {"match": "*", "paths": "first"},
+            r"'paths': .* write protect: \{paths: …\} or verify: \{paths: …\}",
+        ),
         ({"match": "*", "regions": {"none": 1}}, r"unknown key 'regions\.none'; did you mean 'none_found'"),
         ({"match": "*", "logos": {"foldr": "x"}}, "did you mean 'folder'"),
         ({"match": "*", "epsilon": 900}, r"'protect\.epsilon': got 900"),
@@ -392,6 +396,41 @@ def test_a_bad_webhook_is_not_repeated(url: Any) -> None:
     with pytest.raises(ConfigError, match=r"hooks\.webhook: is no address") as caught:
         parse({"folders": {"inbox": "i"}, "hooks": {"webhook": url}})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["open hunter2", 2, ["hunter2"], {"x": "hunter2"}, "hunter2\n"])
+def test_a_passphrase_in_place_of_its_name_is_not_repeated(written: Any) -> None:
+    provenance = {"certificate": "a", "key": "k", "passphrase": written}
+    with pytest.raises(ConfigError, match=r"'provenance\.passphrase': is no name of a credential") as caught:
+        parse({"folders": {"inbox": "i"}, "provenance": provenance})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "is_run"),
+    [
+        ("./tell", "{base}/tell"),
+        ("bin/tell", "{base}/bin/tell"),
+        ("~/tell", "/home/anna/tell"),
+        ("tell", "tell"),
+        ("/usr//bin/tell", "/usr//bin/tell"),
+    ],
+)
+def test_a_program_lies_where_the_configuration_does_or_in_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, is_run: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    (tmp_path / "tell").symlink_to("elsewhere")
+    words, expected = [named, "./as-it-is"], (is_run.format(base=tmp_path), "./as-it-is")
+    file = tmp_path / "config.yaml"
+    sections = {"regions": {"command": {"argv": words}}, "provenance": {"certificate": "c", "signer": words}}
+    rules = [{"match": "a/*", "command": {"argv": words}}]
+    data = {"folders": {"inbox": "i"}, "hooks": {"command": words}, **sections, "rules": rules}
+    file.write_text(yaml.safe_dump(data))
+    settings = config.load(file)
+    found = settings.hooks.command, settings.regions.command.argv, settings.provenance.signer
+    assert set(found) == {expected}
+    assert settings.rules[0].regions.command.argv == expected
 
 
 def test_settings_show_no_webhook() -> None:

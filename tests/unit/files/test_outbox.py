@@ -388,6 +388,32 @@ def test_a_folder_that_a_crash_left_unfinished_gets_the_rights_of_the_outbox(
         os.umask(before)
 
 
+@pytest.mark.parametrize(
+    ("top", "file"), [(0o2770, 0o660), (0o2775, 0o664), (0o3770, 0o660), (0o2750, 0o640), (0o777, 0o664)]
+)
+def test_folders_have_the_rights_of_the_outbox_where_a_setgid_bit_may_not_be_set(
+    tmp_path: Path, top: int, file: int
+) -> None:
+    """As under systemd's RestrictSUIDSGID=, which refuses such a mode of any file."""
+
+    def refused(real: Any, descriptor: int, mode: int) -> None:
+        if mode & 0o6000:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(descriptor, mode)
+
+    tmp_path.chmod(top)
+    before = os.umask(0o027)
+    try:
+        with calling("fchmod", refused):
+            outbox.place(b"data", tmp_path, b"a/b/p.png", key=KEY)
+    finally:
+        after = os.umask(before)
+    assert after == 0o027
+    for folder in ("a", "a/b"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == top & ~0o002
+    assert stat.S_IMODE((tmp_path / "a/b/p.png").stat().st_mode) == file
+
+
 def test_a_folder_that_a_crash_left_unfinished_goes_with_its_job(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with dying("fchmod", "rename", after=0), pytest.raises(Died):

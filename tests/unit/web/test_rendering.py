@@ -36,7 +36,7 @@ class Reader:
     def reads(self, address: str, form: bytes | None = None) -> str:
         return asyncio.run(self.asks(address, form))
 
-    async def asks(self, address: str, form: bytes | None = None) -> str:
+    async def asks(self, address: str, form: bytes | None = None, host: str = "localhost") -> str:
         url, sent = urlsplit(address), list[Message]()
 
         async def send(message: Message) -> None:
@@ -45,7 +45,7 @@ class Reader:
         async def receive() -> Message:
             return {"type": "http.request", "body": form or b""}
 
-        headers = [(b"host", b"localhost"), (b"cookie", self._cookie.encode())]
+        headers = [(b"host", host.encode()), (b"cookie", self._cookie.encode())]
         if form is not None:
             headers += [
                 (b"content-length", str(len(form)).encode()),
@@ -83,6 +83,7 @@ def test_the_settings_are_shown_as_the_file_is_now(desk: Desk, reader: Reader) -
         "x: &hook https://desk:SECRET@host/\nhooks:\n  webhook: *hook\n  command: null",
         "x: &hook {webhook: https://desk:SECRET@host/}\nhooks: {<<: *hook, command: null}",
         "hooks:  # webhook: https://desk:SECRET@host/\n  webhook: null\n  command: null",
+        "# once https://desk:SECRET@host/\nhooks:\n  webhook: https://desk:SECRET@host/\n  command: null",
     ],
 )
 def test_the_address_of_a_webhook_is_shown_in_no_way_of_writing_it(
@@ -105,6 +106,13 @@ def test_a_configuration_whose_secrets_cannot_be_found_is_not_shown(
     shown = reader.reads("/settings")
     assert "no valid YAML" in shown
     assert "SECRET" not in shown
+
+
+def test_the_page_answers_at_its_own_address(desk: Desk, reader: Reader) -> None:
+    reader.page = Page(options_of(desk.settings, desk.config, ("127.0.0.2", desk.port)))
+    for host, refused in (("127.0.0.2", False), ("localhost", False), ("127.0.0.3", True)):
+        answer = asyncio.run(reader.asks("/settings", host=f"{host}:{desk.port}"))
+        assert (answer == "Invalid host header") == refused
 
 
 def test_a_page_is_kept_for_some_seconds_and_not_over_midnight(desk: Desk, reader: Reader) -> None:

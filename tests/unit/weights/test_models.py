@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -335,6 +336,23 @@ def test_a_set_is_said_whole_before_it_is_fetched(
     assert [line.partition(":")[0] for line in lines] == names
     assert "big-lama: 206 MB, licence Apache-2.0" in said[0]
     assert total == said_of("recommended")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_what_is_fetched_has_the_rights_that_the_users_umask_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    from backfire.cli import common, models
+
+    Fetched(monkeypatch, str)
+    monkeypatch.setattr(common, "users_umask", umask)
+    before = os.umask(0o027)  # as the program sets it
+    try:
+        ((file, *_),) = models.fetch_all([weights.catalogue()["mat-places"]], tmp_path, ask=False)
+    finally:
+        after = os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+    assert after == 0o027, "a demo runs the daemon next"
 
 
 def said_of(group: str) -> str:

@@ -146,7 +146,7 @@ def _is_being_written(descriptor: int) -> bool:
     """Whether a process on this machine has the file open for writing; False where that cannot be told.
 
     The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE). There are no
-    leases on files of other users and on some file systems.
+    leases on files of other users (without CAP_LEASE) and on some file systems.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False

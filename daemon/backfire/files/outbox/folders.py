@@ -18,6 +18,8 @@ from backfire.types import shown
 KNOWN_MOST = 10_000
 _known: dict[bytes, tuple[int, int]] = {}
 """Folders whose names are known to be on the disk, with device and inode; at most `KNOWN_MOST`."""
+FOLDERS = 0o775
+"""The rights that a folder may have from the one above it."""
 _making = threading.Lock()
 """Held while a shared folder is made, because several files may be put into it at once."""
 
@@ -108,7 +110,14 @@ def _make_shared(path: bytes, above: bytes, key: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(path))
         with suppress(FileNotFoundError):
             os.rmdir(begun)  # left by a crash
-        os.mkdir(begun, 0o777)
+        rights = os.stat(above).st_mode & (FOLDERS | stat.S_ISVTX)
+        # Here and not only below: systemd's RestrictSUIDSGID= forbids to change the rights of a folder with a
+        # setgid bit, but not to make one in a folder that hands its own down. Threads share the umask.
+        umask = os.umask(0o777 & ~rights)
+        try:
+            os.mkdir(begun, 0o777 | rights)
+        finally:
+            os.umask(umask)
         try:
             # Opened without following a link, which somebody may have put there in the meantime.
             made = os.open(begun, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -136,7 +145,7 @@ def share_rights(descriptor: int, folder: bytes) -> None:
     with suppress(OSError):  # file systems without such rights
         above, status = os.stat(folder).st_mode, os.fstat(descriptor)
         mode = stat.S_IMODE(status.st_mode)
-        allowed = 0o775 | stat.S_ISVTX if stat.S_ISDIR(status.st_mode) else 0o664
+        allowed = FOLDERS | stat.S_ISVTX if stat.S_ISDIR(status.st_mode) else 0o664
         wanted = (mode & ~0o777) | (above & allowed)
         # Of a group that is not ours the kernel would take the setgid bit away without a word.
         ours = status.st_gid in (os.getegid(), *os.getgroups()) or os.geteuid() == 0

@@ -39,7 +39,14 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
 
 
 def shift(
-    root: Path, source: bytes, folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_result], bool]
+    root: Path,
+    source: bytes,
+    folder: Path,
+    path: bytes,
+    *,
+    key: str,
+    same: Callable[[os.stat_result], bool],
+    shared: bool = False,
 ) -> bool:
     """Move `root`/`source` to `folder`/`path` without reading it, however large it is.
 
@@ -47,6 +54,7 @@ def shift(
         root, source, folder, path: from where to where.
         key: becomes part of the name if that is taken.
         same: whether a status is that of the intended file.
+        shared: see `put`.
 
     Returns:
         Whether it is gone from there; False if there is another file now.
@@ -65,7 +73,7 @@ def shift(
                 _clear(inside, leaving_as(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
-                    target = _given_name(inside, name, places, folder)
+                    target = _given_name(inside, name, places, folder, key if shared else None)
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another file had just replaced it
                         return False
@@ -98,17 +106,19 @@ def discard(folder: Path, path: bytes, *, key: str) -> None:
                     (os.rmdir if os.path.isdir(left) else os.unlink)(left)
 
 
-def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+def move(
+    root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str, shared: bool = False
+) -> bytes:
     """Move a file that nobody else writes: `put`, then `remove`; returns its new path."""
-    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key)
+    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key, shared=shared)
     remove(root, source, sha256=sha256, key=key)
     return placed
 
 
-def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> bytes:
+def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path, shared_by: str | None) -> bytes:
     """Give a file of an open folder the first free one of some names elsewhere; returns that name."""
     for place in places:
-        prepared(folder, os.path.relpath(place, os.fsencode(folder)))
+        prepared(folder, os.path.relpath(place, os.fsencode(folder)), shared_by=shared_by)
         try:
             safe_paths.give_name(name, place, folder=inside)
         except FileExistsError:

@@ -57,16 +57,29 @@ def place(
 
 
 def put(
-    source: Path, folder: Path, path: bytes, *, sha256: str, key: str, unsynced: set[bytes] | None = None
+    source: Path,
+    folder: Path,
+    path: bytes,
+    *,
+    sha256: str,
+    key: str,
+    unsynced: set[bytes] | None = None,
+    shared: bool = False,
 ) -> bytes:
     """Put a private file in place as `folder`/`path`, by a link or a copy; returns the path it got.
 
     `source` must have no other writer, because both names share the content on one file system.
 
+    Args:
+        source, folder, path: from where to where.
+        sha256: the content's SHA-256.
+        key, unsynced: see `place`.
+        shared: folders that are made get the rights of `folder`, as those that people work in need.
+
     Raises:
         PublishError: no space, no permission, or the content is not `sha256`.
     """
-    with _hidden(folder, path, key) as (path, temporary, begun):
+    with _hidden(folder, path, key, shared=shared) as (path, temporary, begun):
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         try:

@@ -26,6 +26,11 @@ def _of_jobs(condition: str) -> sa.ColumnElement[bool]:
     return sa.literal_column(condition.replace("j.", f"{_jobs.name}."), sa.Boolean)
 
 
+def _below(folder: bytes) -> sa.ColumnElement[bool]:
+    """Whether a job's picture lies in a folder or below it; `0` follows `/`, so that the index finds them."""
+    return sa.and_(_jobs.c.path >= folder + b"/", _jobs.c.path < folder + b"0")
+
+
 _IN_FORCE = _of_jobs(COUNTS)
 """Whether a job counts: one that failed does not any more once its picture is a job again."""
 
@@ -54,8 +59,8 @@ class Reader(Database):
         """How many pictures of a folder itself, not below it, are known, and how many of them had masks."""
         above = folder + b"/" if folder else b""
         inside = sa.func.instr(sa.func.substr(_jobs.c.path, len(above) + 1), b"/") == 0
-        if above:  # `0` follows `/`, so that the index finds what begins with the folder
-            inside = sa.and_(_jobs.c.path >= above, _jobs.c.path < folder + b"0", inside)
+        if above:
+            inside = sa.and_(_below(folder), inside)
         read = sa.and_(inside, _jobs.c.input_sha256.is_not(None))
         query = sa.select(sa.func.count(), sa.func.count(_jobs.c.mask_sha256)).where(read)
         with self._transaction() as connection:
@@ -102,6 +107,7 @@ class Reader(Database):
         verdict: Verdict | None = None,
         since: float = 0.0,
         search: str = "",
+        folder: bytes = b"",
     ) -> list[Job]:
         """The newest jobs, newest first, without failed ones whose picture was tried again as another job.
 
@@ -110,10 +116,12 @@ class Reader(Database):
             states, verdict: only those in one of these states, and with this verdict.
             since: only those that changed at this time or later, Unix seconds.
             search: only those whose path has this part, whatever its case.
+            folder: only those in this folder below the inbox, and in those below it.
         """
         query = sa.select(_jobs).where(_IN_FORCE, _jobs.c.updated >= since)
         query = query.where(_jobs.c.state.in_(sorted(states)))
         query = query if verdict is None else query.where(_jobs.c.verdict == verdict)
+        query = query.where(_below(folder)) if folder else query
         return self._select(_searched(query, search).order_by(_jobs.c.id.desc()).limit(limit))
 
     def tally(self, since: float = 0.0) -> dict[tuple[JobState, Verdict | None], int]:
