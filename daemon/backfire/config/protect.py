@@ -16,6 +16,7 @@ _ALL_PATHS = {
     "grids": 2,
     "hide_weight": 1.5,
     "decay": 0.05,
+    "coarse_colour_decay": 0.0,
     "stored_start": True,
 }
 _ONE_PATH = {
@@ -24,12 +25,14 @@ _ONE_PATH = {
     "grids": 1,
     "hide_weight": 8,
     "decay": 0.0,
+    "coarse_colour_decay": 0.0,
     "stored_start": False,
 }
 _BALANCED = _ALL_PATHS | {"epsilon": 12, "colour_share": 0.28, "flat_luma_share": 0.03, "reach_px": 40}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "subtle": _ALL_PATHS
-    | {"epsilon": 8, "colour_share": 0.3, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80},
+    | {"epsilon": 8, "colour_share": 0.5, "flat_luma_share": 0.05, "reach_px": 32, "iterations": 80}
+    | {"coarse_colour_decay": 0.6},
     "quick": _BALANCED | {"iterations": 20},
     "balanced": _BALANCED | {"iterations": 100},
     "strong": _ALL_PATHS
@@ -97,6 +100,10 @@ class Protect(Section):
     """The share of the perturbation that each iteration of implant takes back, so that only those changes
     stay which edits ask for again and again; with more, less is seen, and edits of half of the region break
     less."""
+    coarse_colour_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of coarse blotches of colour that each iteration of implant takes back beside that, since
+    these show on even greys and skies, and fine grain in colour does not; with more, less is seen, and JPEG
+    leaves less."""
     stored_start: bool = True
     """Whether to begin with a perturbation that was optimised for the editor once, which saves iterations."""
     reach_share: Share = 0.16

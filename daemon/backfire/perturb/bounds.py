@@ -7,6 +7,7 @@ BT.601, as JPEG has them) have bounds of their own beside that of red, green and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,6 +35,8 @@ GREY = 0.2
 """The least share of the budget for luma in flat areas where it alone can change, as in grey pictures."""
 STRIP = 256
 """How many rows of a large picture are looked at together."""
+COARSE = 2.0
+"""The standard deviation, in pixels, of the blur that leaves of a change what is coarse."""
 NOISE = 1e-6
 """What is lost in rounding of numbers: moves that exceed a bound by so little are left as they are."""
 
@@ -147,11 +150,33 @@ def gradient_in_ycbcr(gradient: Tensor) -> Tensor:
     return _turned(gradient, _matrix("to RGB", gradient.device).T)
 
 
+def coarse_colour(change: Tensor) -> Tensor:
+    """The part of a change of red, green and blue, 1,3,H,W, that is coarse and in colour: what shows as
+    blotches on an even grey or a sky, where the eye sees no fine grain in colour. Nothing is changed beyond
+    the edges.
+    """
+    blotches = to_ycbcr(change)
+    blotches[:, :1] = 0
+    for axis in (2, 3):
+        kernel = _bell(change.device).unsqueeze(5 - axis).expand(3, 1, -1, -1)
+        reach = [size // 2 for size in kernel.shape[-2:]]
+        blotches = F.conv2d(blotches, kernel, padding=reach, groups=3)
+    return to_rgb(blotches)
+
+
 def quantised(rgb: Rgb, perturbation: Array) -> Rgb:
     """The picture plus a perturbation H,W,3 on the [0,1] scale, in whole levels."""
     levels = np.rint(perturbation * 255).astype(np.int16)
     result: Rgb = np.clip(rgb.astype(np.int16) + levels, 0, 255).astype(np.uint8)
     return result
+
+
+@cache
+def _bell(device: torch.device) -> Tensor:
+    """A Gaussian of that deviation, 1,1,N, of sum 1."""
+    reach = math.ceil(3 * COARSE)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / COARSE) ** 2)
+    return (bell / bell.sum())[None, None].to(device)
 
 
 @cache

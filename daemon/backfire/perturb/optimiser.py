@@ -169,6 +169,7 @@ class _Work:
             starts=starts.stored(self._optimiser.surrogates) if settings.stored_start else None,
             hide_weight=settings.hide_weight,
             decay=settings.decay,
+            coarse_colour_decay=settings.coarse_colour_decay,
             robust_to=settings.robust_to,
         )
         start = there = plane(before, crop.size, device) if before.any() else None

@@ -22,7 +22,7 @@ from backfire.config import Protect
 from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
 from backfire.inpaint.base import Editor
-from backfire.perturb import contrast_masking
+from backfire.perturb import bounds, contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
 from backfire.perturb.methods.implant import Implant
@@ -312,6 +312,18 @@ def test_what_no_iteration_renews_fades_but_not_what_another_crop_made() -> None
     assert torch.allclose(replace(work, there=there).decayed(perturbation), torch.full((1, 3, 8, 8), 0.019))
     assert torch.equal(replace(work, there=there).decayed(there), there)
     assert torch.equal(replace(work, decay=0.0).decayed(perturbation), perturbation)
+
+
+def test_coarse_colour_fades_and_fine_grain_and_brightness_stay() -> None:
+    mask = np.ones((48, 48), dtype=np.bool_)
+    work = Task(torch.full((1, 3, 48, 48), 0.5), [mask], mask, torch.ones(1, 1, 48, 48), Budget(6.4))
+    work = replace(work, coarse_colour_decay=0.6)
+    red = bounds.to_rgb(torch.tensor([0.0, 0.0, 0.02])[None, :, None, None].expand(1, 3, 48, 48))
+    checks = torch.tensor([1.0, -1.0]).repeat(24) * torch.tensor([1.0, -1.0]).repeat(24)[:, None]
+    inside = (..., slice(8, 40), slice(8, 40))
+    for change, left in ((red, 0.4), (red * checks, 1.0), (torch.full_like(red, 0.02), 1.0)):
+        assert torch.allclose(work.decayed(change)[inside], left * change[inside], rtol=0.02, atol=1e-6)
+    assert torch.equal(replace(work, there=red).decayed(red), red)
 
 
 def test_texture_hides_and_flat_areas_do_not_also_beside_it() -> None:
@@ -642,7 +654,8 @@ def test_a_step_in_the_active_part_is_the_step_in_the_whole_crop(apart: bool) ->
     area = torch.zeros(1, 1, 128, 128)
     area[..., 37:91, 51:125] = torch.rand((54, 74)) + 0.1
     work = replace(work, area=area, grids=3, apart=0.5 * area.expand(1, 3, 128, 128) if apart else None)
-    work = replace(work, decay=0.1, there=work.project(torch.randn(work.image.shape)))
+    work = replace(work, decay=0.1, coarse_colour_decay=0.6)
+    work = replace(work, there=work.project(torch.randn(work.image.shape)))
     active = work.active()
     assert active == Box(48, 36, 128, 92)
     here, part = (..., *active.slices), work.part(active)

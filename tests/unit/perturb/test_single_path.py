@@ -35,6 +35,7 @@ PINNED = {
     "grids": 1,
     "hide_weight": 8,
     "decay": 0,
+    "coarse_colour_decay": 0,
     "stored_start": False,
     "surrogates": "auto",
     "whole_px": 800,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
-from backfire.perturb.bounds import within
+from backfire.perturb.bounds import coarse_colour, within
 from backfire.types import Box, Budget, Mask
 
 IterationProgress = Callable[[int, int], None]
@@ -87,6 +87,7 @@ class Task:
             whose gradients may weigh more on a first path (`iterative.FIRST_WEIGHT`);
             the published one is 2. Edits further away than `area` reaches are left alone anyway.
         decay: the share of the perturbation that each iteration takes back, see `decayed`.
+        coarse_colour_decay: the share of what is coarse and in colour that it takes back beside that.
         robust_to: what the perturbation is to survive: the transforms `jpeg` and `blur`, and `masks` that are
             painted otherwise.
         early_stop: whether a perturbation 1,3,H,W needs no more work; None where all iterations are wanted.
@@ -108,6 +109,7 @@ class Task:
     starts: Tensor | None = None
     hide_weight: float = 1.5
     decay: float = 0.0
+    coarse_colour_decay: float = 0.0
     robust_to: Sequence[str] = ()
     early_stop: Callable[[Tensor], bool] | None = None
 
@@ -147,15 +149,20 @@ class Task:
         return replace(self, image=self.image[here], area=self.area[here], apart=apart, there=there)
 
     def decayed(self, perturbation: Tensor) -> Tensor:
-        """A perturbation 1,3,H,W but for the share that an iteration takes back.
+        """A perturbation 1,3,H,W but for the shares that an iteration takes back.
 
         What gradients do not renew fades, so that pixels which hardly matter hardly change (weight decay).
         What an overlapping crop made stays.
         """
-        if not self.decay:
+        if not (self.decay or self.coarse_colour_decay):
             return perturbation
         kept = perturbation * (1 - self.decay)
-        return kept if self.there is None else kept + self.there * self.decay
+        if self.there is not None:
+            kept = kept + self.there * self.decay
+        if self.coarse_colour_decay:
+            own = perturbation if self.there is None else perturbation - self.there
+            kept = kept - self.coarse_colour_decay * coarse_colour(own)
+        return kept
 
     def project(self, perturbation: Tensor) -> Tensor:
         """An allowed perturbation near it: within area x budget and the bounds apart, image in [0,1]."""
