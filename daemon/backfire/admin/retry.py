@@ -113,24 +113,26 @@ def put_back(job: Job, settings: Settings) -> bool:
     A mask that is why it failed stays behind where the inbox has another one for the picture.
     """
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
-    held = in_failed(job, settings)
+    held, ignore = in_failed(job, settings), settings.watch.ignore
     if held is None or (target / os.fsdecode(job.path)).exists():
         return False
     if job.input_sha256 is None:
-        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held]).masks_of(held)]
+        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held], ignore).masks_of(held)]
         for source, name in [*files, *_proofs(job, settings), (held, job.path)]:
             outbox.shift(failed, source, target, name, key=key, same=lambda _: True)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
     sha = job.input_sha256
-    written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
+    written = inbox.scan_beside(failed, [job.path], ignore).masks_of(
+        job.path
+    )  # P.MASK.PNG belongs to p.jpg too
     present = [
         (mask, place, durable.file_sha256(failed / os.fsdecode(place)))
         for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
         for place in (mask, outbox.keyed(failed, mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
     ]
-    replaced = bool(inbox.scan_beside(target, [job.path]).masks_of(job.path))
+    replaced = bool(inbox.scan_beside(target, [job.path], ignore).masks_of(job.path))
     if (
         mask_digest([digest for _, _, digest in present]) == job.mask_sha256
     ):  # else they belong to another job
@@ -139,7 +141,7 @@ def put_back(job: Job, settings: Settings) -> bool:
                 outbox.move(failed, place, target, mask, sha256=digest, key=key)
     elif job.mask_sha256 is not None and not replaced:
         return False  # without its mask another region would be protected, or none
-    for name in inbox.scan_beside(failed, [job.path]).companions_of(job.path):
+    for name in inbox.scan_beside(failed, [job.path], ignore).companions_of(job.path):
         if not (target / os.fsdecode(name)).exists():
             digest = durable.file_sha256(failed / os.fsdecode(name))
             outbox.move(failed, name, target, name, sha256=digest, key=key)
@@ -165,7 +167,9 @@ def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:
     """Where proofs lie in failed that the inbox lacks, and their names there: the picture waits for one."""
     failed, target = settings.folders.failed, settings.folders.inbox
     ending = settings.watch.proof_ending
-    written = inbox.scan_beside(failed, [job.path], ending).proof_of(job.path)  # p.jpg.DONE is one, too
+    written = inbox.scan_beside(failed, [job.path], settings.watch.ignore, ending).proof_of(
+        job.path
+    )  # p.jpg.DONE is one, too
     for name in filter(None, dict.fromkeys((written, *inbox.proof_names(job.path, ending)))):
         for place in (outbox.keyed(failed, name, job.key or ""), name):
             if inbox.signature(failed, place) is not None and inbox.signature(target, name) is None:

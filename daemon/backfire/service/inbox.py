@@ -69,6 +69,11 @@ class Inbox:
         return self._settings.folders.inbox
 
     @property
+    def ignore(self) -> tuple[str, ...]:
+        """See `Watch.ignore`."""
+        return tuple(self._watch.ignore)
+
+    @property
     def proof_ending(self) -> bytes:
         """See `Watch.proof_ending`."""
         return self._watch.proof_ending
@@ -197,13 +202,19 @@ class Inbox:
             OSError: the inbox is gone, so that nobody can tell.
         """
         self.require_mount()
-        return inbox.scan_beside(self.root, [job.path for job in jobs], self._watch.proof_ending)
+        paths = [job.path for job in jobs]
+        return inbox.scan_beside(self.root, paths, self._watch.ignore, self._watch.proof_ending)
 
     def is_unchanged(self, job: Job, scan: Scan | None = None) -> bool:
-        """Whether a scan, by default the last one, shows picture, masks and proof as they were copied."""
+        """Whether a scan, by default the last one, shows picture, masks and proof as they were copied.
+
+        Raises:
+            OSError: nobody can tell, as a folder could not be read.
+        """
         scan = scan or self._scan
         spool = self._jobs.spool(job)
         taken = spool.files()
+        scan.require_known(taken)
         names = set(_beside(job.path, scan))
         if set(taken) != names:
             return False

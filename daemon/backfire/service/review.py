@@ -209,7 +209,8 @@ class Review:
                 back[name] = place, sha256
             elif names.is_mask(name) and not outbox.holds(root, name, sha256, strict=True):
                 as_it_is = False  # the mask was replaced, so that the result is not that of the new one
-        here = names.scan_beside(folder, [job.path], proof)
+        here = names.scan_beside(folder, [job.path], self._inbox.ignore, proof)
+        here.require_known([job.path])
         wanted = [*here.companions_of(job.path), *([] if as_it_is else names_beside(here, job, proof))]
         for name, place in put_beside(folder, job, held, wanted, others, own):
             back[name] = place, durable.file_sha256(folder / os.fsdecode(place))
@@ -218,6 +219,7 @@ class Review:
     def _go_on(self, job: Job) -> None:
         """Publish the result that was held, or work the picture again."""
         spool, scan = self._jobs.spool(job), self._inbox.look_beside([job])
+        scan.require_known([job.path, *(mask for mask, _ in spool.masks())])
         result = read_result(spool.folder, job)
         if job.path not in scan.files:  # somebody took its name in the same moment, or took it away
             told = {"reason": "the original went back into the inbox under another name, or was taken away"}
@@ -328,9 +330,15 @@ def masks_beside(
     held: bytes | None,
     others: Mapping[bytes, Set[str]],
     own: Mapping[bytes, bytes | None],
+    ignore: Iterable[str],
 ) -> list[bytes]:
-    """The masks put beside a held picture in the review folder that replace none of its own; `put_beside`."""
-    wanted = names_beside(names.scan_beside(folder, [job.path]), job, b"")
+    """The masks put beside a held picture in the review folder that replace none of its own; `put_beside`.
+
+    Args:
+        folder, job, held, others, own: see `put_beside`.
+        ignore: see `Watch.ignore`.
+    """
+    wanted = names_beside(names.scan_beside(folder, [job.path], ignore), job, b"")
     found = put_beside(folder, job, held, (name for name in wanted if name not in own), others, own)
     return [*dict.fromkeys(place for _, place in found)]
 
