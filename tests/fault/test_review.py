@@ -666,3 +666,19 @@ def test_a_proof_that_is_asked_for_since_a_reload_goes_back_with_its_picture(
     review.work_again(home.settings, 1, by="anna")
     home.turn()
     assert set(home.files("inbox")) == {"p.png", "p.png.done"}
+
+
+def test_a_released_original_is_not_put_back_through_a_link(home: House) -> None:
+    home.drop("d/q.png", content=picture(2))
+    home.turn(times=4)
+    assert home.states() == ["review", "review"]
+    shutil.rmtree(home.base / "inbox/d")
+    (home.base / "inbox/d").symlink_to("../outbox")
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.files("outbox") == {}
+    assert {"d/q.png", "d/q.png.review.json"} < set(home.files("review"))
+    assert "replace the link by a folder" in home.reasons()
+    (home.base / "inbox/d").unlink()
+    home.turn(60, times=4)
+    assert home.states() == ["review", "archived"]

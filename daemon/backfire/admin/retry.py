@@ -119,7 +119,7 @@ def put_back(job: Job, settings: Settings) -> bool:
     if job.input_sha256 is None:
         files = [(mask, mask) for mask in inbox.scan_beside(failed, [held], ignore).masks_of(held)]
         for source, name in [*files, *_proofs(job, settings), (held, job.path)]:
-            outbox.shift(failed, source, target, name, key=key, same=lambda _: True)
+            outbox.shift(failed, source, target, name, key=key, same=lambda _: True, links=False)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
     sha = job.input_sha256
@@ -138,21 +138,21 @@ def put_back(job: Job, settings: Settings) -> bool:
     ):  # else they belong to another job
         for mask, place, digest in present:  # before the picture, so that it finds them when it settles
             if not (replaced and _is_why(mask, job)):
-                outbox.move(failed, place, target, mask, sha256=digest, key=key)
+                outbox.move(failed, place, target, mask, sha256=digest, key=key, links=False)
     elif job.mask_sha256 is not None and not replaced:
         return False  # without its mask another region would be protected, or none
     for name in inbox.scan_beside(failed, [job.path], ignore).companions_of(job.path):
         if not (target / os.fsdecode(name)).exists():
             digest = durable.file_sha256(failed / os.fsdecode(name))
-            outbox.move(failed, name, target, name, sha256=digest, key=key)
+            outbox.move(failed, name, target, name, sha256=digest, key=key, links=False)
     # An empty marker serves all failed pictures of its name, so that it stays while there are others.
     alone = inbox.rivals(failed, job.path, (), settings.watch.proof_ending) == [held]
     for place, name in _proofs(job, settings):
         digest = durable.file_sha256(failed / os.fsdecode(place))
-        outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key)
+        outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key, links=False)
         if alone or place != name:
             outbox.remove(failed, place, sha256=digest, key=key)
-    outbox.move(failed, held, target, job.path, sha256=sha, key=key)
+    outbox.move(failed, held, target, job.path, sha256=sha, key=key, links=False)
     (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
     return True
 

@@ -174,13 +174,13 @@ class Review:
                 if not outbox.holds(root, name, digest):  # what came into the inbox since is newer
                     continue
             elif shared:
-                outbox.place(source, root, name, sha256=digest, key=key)
+                outbox.place(source, root, name, sha256=digest, key=key, links=False)
             else:
-                outbox.put(source, root, name, sha256=digest, key=key)
+                outbox.put(source, root, name, sha256=digest, key=key, links=False)
             if not shared:
                 outbox.remove(self._folder, place, sha256=digest, key=key)
         if held is not None:
-            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key)
+            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key, links=False)
         for place in outbox.names(self._folder, job.path, key=key, sha256=sha256):
             if outbox.holds(root, job.path, sha256):
                 outbox.remove(self._folder, place, sha256=sha256, key=key)

@@ -11,7 +11,7 @@ import pytest
 from backfire.admin.retry import put_back
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
-from backfire.errors import InputError
+from backfire.errors import InputError, PublishError
 from backfire.types import Job, mask_digest
 from tests.support.page import Desk, desk
 from tests.support.pictures import encoded, photo
@@ -68,3 +68,12 @@ def test_the_only_mask_goes_back_to_be_mended_there(desk: Desk) -> None:
     job = failed_by_masks(desk, {"a.regions.json": b"{"})
     assert put_back(job, desk.settings)
     assert {file.name for file in (desk.base / "inbox/press").iterdir()} == {"a.jpg", "a.regions.json"}
+
+
+def test_an_original_is_not_put_back_through_a_link(desk: Desk) -> None:
+    job = desk.failed("press/a.jpg")
+    (desk.base / "inbox/press").symlink_to("../outbox")
+    with pytest.raises(PublishError, match="replace the link by a folder"):
+        put_back(job, desk.settings)
+    assert [*(desk.base / "outbox").iterdir()] == []
+    assert (desk.base / "failed/press/a.jpg").exists()

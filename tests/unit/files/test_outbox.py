@@ -475,3 +475,20 @@ def test_two_daemons_with_one_outbox_leave_each_other_s_unfinished_files_alone(
     outbox.hide_as("11111111")
     outbox.discard(tmp_path, b"p.png", key=KEY)
     assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
+
+
+@pytest.mark.parametrize("path", [b"sub/p.png", b"sub/deep/p.png"])
+def test_where_links_may_not_be_nothing_is_put_through_one(tmp_path: Path, path: bytes) -> None:
+    for name in ("failed", "inbox", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "failed/p.png").write_bytes(b"original")
+    (tmp_path / "inbox/sub").symlink_to(tmp_path / "elsewhere")
+    root, folder, digest = tmp_path / "failed", tmp_path / "inbox", sha(b"original")
+    with pytest.raises(PublishError, match="expected a folder; replace the link by a folder"):
+        outbox.move(root, b"p.png", folder, path, sha256=digest, key=KEY, links=False)
+    with pytest.raises(PublishError, match="expected a folder"):
+        outbox.shift(root, b"p.png", folder, path, key=KEY, same=lambda _: True, links=False)
+    with pytest.raises(PublishError, match="expected a folder"):
+        outbox.place(b"mask", folder, path, key=KEY, links=False)
+    assert (root / "p.png").read_bytes() == b"original"
+    assert [*(tmp_path / "elsewhere").iterdir()] == leftovers(tmp_path) == []

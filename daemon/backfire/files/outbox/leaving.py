@@ -39,7 +39,14 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
 
 
 def shift(
-    root: Path, source: bytes, folder: Path, path: bytes, *, key: str, same: Callable[[os.stat_result], bool]
+    root: Path,
+    source: bytes,
+    folder: Path,
+    path: bytes,
+    *,
+    key: str,
+    same: Callable[[os.stat_result], bool],
+    links: bool = True,
 ) -> bool:
     """Move `root`/`source` to `folder`/`path` without reading it, however large it is.
 
@@ -47,12 +54,13 @@ def shift(
         root, source, folder, path: from where to where.
         key: becomes part of the name if that is taken.
         same: whether a status is that of the intended file.
+        links: see `place`.
 
     Returns:
         Whether it is gone from there; False if there is another file now.
 
     Raises:
-        PublishError: no permission, or `folder` is on another file system.
+        PublishError: no permission, a link where none may be, or `folder` is on another file system.
     """
     with explained(folder, path):
         places = [os.path.join(os.fsencode(folder), one) for one in names(folder, path, key=key)]
@@ -65,7 +73,7 @@ def shift(
                 _clear(inside, leaving_as(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
-                    target = _given_name(inside, name, places, folder)
+                    target = _given_name(inside, name, places, folder, links)
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another file had just replaced it
                         return False
@@ -98,17 +106,19 @@ def discard(folder: Path, path: bytes, *, key: str) -> None:
                     (os.rmdir if os.path.isdir(left) else os.unlink)(left)
 
 
-def move(root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str) -> bytes:
+def move(
+    root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str, links: bool = True
+) -> bytes:
     """Move a file that nobody else writes: `put`, then `remove`; returns its new path."""
-    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key)
+    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key, links=links)
     remove(root, source, sha256=sha256, key=key)
     return placed
 
 
-def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path) -> bytes:
+def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path, links: bool) -> bytes:
     """Give a file of an open folder the first free one of some names elsewhere; returns that name."""
     for place in places:
-        prepared(folder, os.path.relpath(place, os.fsencode(folder)))
+        prepared(folder, os.path.relpath(place, os.fsencode(folder)), links=links)
         try:
             safe_paths.give_name(name, place, folder=inside)
         except FileExistsError:

@@ -30,6 +30,7 @@ def place(
     sha256: str | None = None,
     unsynced: set[bytes] | None = None,
     mode: int | None = None,
+    links: bool = True,
 ) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
 
@@ -42,31 +43,43 @@ def place(
         sha256: the content's SHA-256, if it is known.
         unsynced: takes up the folder, which the caller syncs later; None syncs it here.
         mode: the file's rights, less those that the umask takes; None gives it the rights of its folder.
+        links: see `prepared`.
 
     Raises:
-        PublishError: no space, no permission, or what was read back differs.
+        PublishError: no space, no permission, a link where none may be, or what was read back differs.
     """
     shared = mode is None
-    with _hidden(folder, path, key, shared=shared) as (path, temporary, begun):
+    with _hidden(folder, path, key, shared=shared, links=links) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
         with source, create(temporary, shared=shared, mode=PRIVATE if mode is None else mode) as file:
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
-        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
+        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced, links=links)
 
 
 def put(
-    source: Path, folder: Path, path: bytes, *, sha256: str, key: str, unsynced: set[bytes] | None = None
+    source: Path,
+    folder: Path,
+    path: bytes,
+    *,
+    sha256: str,
+    key: str,
+    unsynced: set[bytes] | None = None,
+    links: bool = True,
 ) -> bytes:
     """Put a private file in place as `folder`/`path`, by a link or a copy; returns the path it got.
 
     `source` must have no other writer, because both names share the content on one file system.
 
+    Args:
+        source, folder, path: from where to where.
+        sha256, key, unsynced, links: see `place`.
+
     Raises:
-        PublishError: no space, no permission, or the content is not `sha256`.
+        PublishError: no space, no permission, a link where none may be, or the content is not `sha256`.
     """
-    with _hidden(folder, path, key) as (path, temporary, begun):
+    with _hidden(folder, path, key, links=links) as (path, temporary, begun):
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         try:
@@ -77,7 +90,7 @@ def put(
             with open(source, "rb") as reader, create(temporary) as writer:
                 durable.write(writer, durable.pieces(reader))
             shutil.copystat(source, temporary)
-        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
+        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced, links=links)
 
 
 def replace(
@@ -108,7 +121,7 @@ def replace(
 
 @contextmanager
 def _hidden(
-    folder: Path, path: bytes, key: str, *, shared: bool = False
+    folder: Path, path: bytes, key: str, *, shared: bool = False, links: bool = True
 ) -> Iterator[tuple[bytes, bytes, bool]]:
     """A temporary name in the folder that a file is to be in, with nothing left under it afterwards.
 
@@ -121,7 +134,8 @@ def _hidden(
     """
     with explained(folder, path):
         path = around(folder, path)
-        temporary = hidden(prepared(folder, path, shared_by=key if shared else None), key)
+        target = prepared(folder, path, shared_by=key if shared else None, links=links)
+        temporary = hidden(target, key)
         try:
             yield path, temporary, os.path.lexists(temporary)
         finally:
@@ -197,12 +211,13 @@ def _settle(
     *,
     begun: bool,
     unsynced: set[bytes] | None,
+    links: bool,
 ) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if durable.file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in names(folder, path, key=key, sha256=sha256):
-        target = prepared(folder, candidate)
+        target = prepared(folder, candidate, links=links)
         try:
             safe_paths.give_name(temporary, target, resume=begun)
         except FileExistsError:
