@@ -453,16 +453,27 @@ def test_a_mask_in_the_inbox_is_a_decision(
     if moment == "later":
         assert home.states() == ["review"]
         mask.write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["archived"]
     assert job(home).verdict == Verdict.PROTECTED
     assert set(home.files("archive")) == {"p.png", "p.mask.png"}
     assert "the mask p.mask.png" in home.reasons()
 
 
+def test_the_mask_of_the_next_picture_of_the_name_moves_no_held_original(home: House) -> None:
+    (home.base / "inbox/p.mask.png").write_bytes(MASK)
+    home.turn(5, times=8)  # a slow upload: the masks first, then the pictures
+    assert home.states() == ["review"]
+    assert home.files("review")["p.png"] == picture()
+    (home.base / "inbox/p.png").write_bytes(picture(1))
+    home.turn(5, times=6)
+    assert home.states() == ["review", "archived"]
+    assert home.files("review")["p.png"] == picture()
+
+
 def test_a_mask_of_another_picture_decides_nothing(home: House) -> None:
     (home.base / "inbox" / "other.mask.png").write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["review"]
 
 
@@ -627,7 +638,7 @@ def test_a_mask_decides_about_the_newest_of_two_held_pictures_of_a_name(home: Ho
     drop(home, "p.png", picture(1))
     assert home.states() == ["review", "review"]
     (home.base / "inbox" / "p.mask.png").write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["review", "archived"]
     assert job(home, 2).verdict == Verdict.PROTECTED
 
@@ -644,7 +655,7 @@ def test_a_person_may_decide_just_before_a_mask_does(home: House, monkeypatch: p
         return found
 
     monkeypatch.setattr(store, "all_in", decided)
-    home.turn(times=2)
+    home.turn(40, times=3)
     assert job(home, 1).choice == Choice.WHOLE
     assert job(home, 2).state == JobState.REVIEW
 
