@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -19,6 +18,7 @@ from backfire.errors import Code
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
+from backfire.service.mounts import Mounts
 from backfire.service.spool import Copies, Spool
 from backfire.service.unused import Unused
 from backfire.types import Job, JobState, shown
@@ -39,6 +39,7 @@ class Inbox:
     """The inbox folder of one configuration.
 
     Attributes:
+        mounts: refuses a folder whose share is gone.
         unused: its files that no picture uses.
         trouble: why the inbox cannot be read at present; empty while it can.
     """
@@ -52,7 +53,7 @@ class Inbox:
         """The folders for whose pictures masks have been seen since the start."""
         self._maskless: dict[bytes, tuple[float, bool]] = {}
         """By folder, when the job database was asked, and whether it knows only pictures without masks."""
-        self._mount: str | None = None
+        self.mounts = Mounts(settings, jobs)
         self.unused = Unused(settings, jobs, self._tracker, monotonic)
         self.trouble = ""
         self.configure(settings)
@@ -81,29 +82,14 @@ class Inbox:
     # Looking
 
     def require_mount(self) -> None:
-        """Refuse to take an empty mount point for the inbox.
-
-        A file system that is mounted further in than before is one that came back.
+        """Refuse to take an empty mount point for the inbox; see `Mounts.require`.
 
         Raises:
             OSError: the share that once held the inbox is gone, or the folder is.
         """
-        mount = inbox.mount_of(self.root)
-        if self._mount is None:
-            noted = self._jobs.store.fact("inbox")
-            known: dict[str, Any] = noted[0] if noted else {}
-            self._mount = known.get("mount", "") if known.get("path") == str(self.root) else ""
-        if mount and self._mount.startswith(mount) and self._mount != mount:
-            raise OSError(
-                f"{self.root}: lay on {self._mount}, which is not mounted now; mount it again, or, if the "
-                "inbox has moved for good, give it another name in folders.inbox"
-            )
+        self.mounts.require("inbox")
         if not self.root.is_dir():
             raise OSError(f"{self.root}: is not there; mount its share or make the folder again")
-        if mount != self._mount:
-            self._mount = mount
-            fact = {"path": str(self.root), "mount": mount}
-            self._jobs.store.set_fact("inbox", fact, at=self._jobs.now())
 
     def look(self) -> bool:
         """Scan the inbox.

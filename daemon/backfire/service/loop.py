@@ -203,7 +203,7 @@ class Service:
         if self._reloading:
             self._reloading = False
             self._reconfigure(hints)
-        room = not self.heartbeat.disk_space
+        room = not self.heartbeat.no_room
         self.intake.step(may_copy=room, ahead=self.pool.pace)
         began = room and self.dispatcher.step()
         self.jobs.take_up_decided()
@@ -268,7 +268,7 @@ class Service:
         """Whether nothing is left to do, or only what failed again and again."""
         if self.pool.running:
             return False
-        if self.inbox.trouble or self.heartbeat.disk_space or self.pool.pauses >= STUCK_AFTER:
+        if self.inbox.trouble or self.heartbeat.no_room or self.pool.pauses >= STUCK_AFTER:
             return True
         stuck = all(
             self.jobs.is_stuck(job) or self.inbox.is_out_of_reach(job) for job in self.jobs.active.values()

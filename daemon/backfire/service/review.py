@@ -115,8 +115,8 @@ class Review:
     def take_up_masks(self) -> None:
         """Have held pictures worked again whose mask lies in the inbox by now: that is a decision, too.
 
-        Only a mask counts that has waited for long. It may have come just before the next picture of its name,
-        which would be written over the held original, once that is back in the inbox.
+        Only a mask counts that has waited for long. It may have come just before the next picture of its
+        name, which would be written over the held original, once that is back in the inbox.
         """
         orphans = {names.folded(path) for path in self._inbox.unused.lone_masks()}
         if not orphans or orphans == self._orphans:
