@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -327,6 +328,30 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
         home.drop(name, content=picture(1))
         home.turn(20, times=4)
     assert (home.states(), sum(map(len, home.sent))) == (["archived", "archived"], worked)
+
+
+@pytest.mark.parametrize("change", ["none", "another surrogate", "another held-out one", "other weights"])
+def test_a_result_of_other_editors_is_not_taken_over(house: Make, tmp_path: Path, change: str) -> None:
+    """`protect.surrogates: auto` is the same key, whatever editors are there."""
+    file = tmp_path / "mine.pt"
+    file.write_bytes(b"never read here")
+    editors = {"mine": {"kind": "torchscript", "weights": [str(file)]}}
+    home = house(watch=SOON, editors=editors, verify={"held_out": ["mine"]})
+    home.wall = time.time() + (-3600 if change == "other weights" else 3600)
+    home.drop("a.png", content=picture(1))
+    home.turn(20, times=4)
+    (made,) = (home.base / "reports").glob("a.png.json")
+    names = {"surrogates": ["flux2-mini"], "held_out": ["mine"]}
+    if change == "another surrogate":
+        names["surrogates"].append("since-removed")
+    elif change == "another held-out one":
+        names["held_out"] = ["flux2-micro"]
+    rows = {field: [{"name": name, "weights_sha256": "0"} for name in some] for field, some in names.items()}
+    made.write_text(json.dumps({**json.loads(made.read_text()), **rows}))
+    home.drop("b.png", content=picture(1))
+    home.turn(20, times=4)
+    assert home.states() == ["archived", "archived"]
+    assert sum(map(len, home.sent)) == (1 if change == "none" else 2)
 
 
 def test_a_hook_whose_retry_was_planned_by_a_clock_that_was_ahead_is_tried_now(
