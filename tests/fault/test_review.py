@@ -693,3 +693,31 @@ def test_a_released_original_is_not_put_back_through_a_link(home: House) -> None
     (home.base / "inbox/d").unlink()
     home.turn(60, times=4)
     assert home.states() == ["review", "archived"]
+
+
+def test_a_decision_while_the_jobs_are_read_costs_no_result(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = type(home.service.jobs.store)
+    decided = False
+
+    def deciding(real: Callable[..., list[Job]]) -> Callable[..., list[Job]]:
+        def read(self: Any, *given: Any) -> list[Job]:
+            nonlocal decided
+            found = real(self, *given)
+            if not decided:
+                decided = True
+                self.decide(1, Choice.RELEASE, by="anna", at=home.wall)
+            return found
+
+        return read
+
+    for name in ("active", "all_in"):
+        monkeypatch.setattr(store, name, deciding(getattr(store, name)))
+    home.crash()
+    home.again()
+    assert (home.base / "state/spool/1/output").exists()
+    worked = len(home.sent)
+    home.turn(times=4)
+    assert home.states() == ["archived"]
+    assert len(home.sent) == worked, "it was published as it was"

@@ -98,6 +98,22 @@ def test_half_a_copy_does_not_keep_the_disk_full(house: Make) -> None:
     assert home.states() == ["archived"]
 
 
+@pytest.mark.parametrize("left", [b"", b"half"])
+def test_half_a_private_copy_is_made_anew(house: Make, left: bytes) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png", content=picture(1))
+    with full(home.base / "archive"):
+        home.turn(5, times=4)
+    assert home.states() == ["published"]
+    home.crash()
+    (copy,) = (home.base / "state/spool").rglob("input")
+    copy.write_bytes(left)
+    home.again()
+    home.turn(5, times=2)
+    assert home.states() == ["archived"]
+    assert home.files("archive")["a.png"] == picture(1)
+
+
 def test_a_copy_noted_by_an_older_version_is_archived(house: Make) -> None:
     home = house(watch=SOON)
     home.drop("a.png", content=picture(1))
