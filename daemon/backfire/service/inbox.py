@@ -213,10 +213,11 @@ class Inbox:
             return False
 
     def _are_only_touched(self, job: Job, spool: Spool, seen: Mapping[bytes, Signature | None]) -> bool:
-        """Whether files differ from their copies in their ctime alone, and not in content; notes that.
+        """Whether files differ from their copies in what is noted of them, and not in content; notes that.
 
-        Rights, owners and attributes change the ctime as well: a `chmod -R` that runs every minute must not
-        have a picture that takes longer worked for ever.
+        Rights, owners and attributes change the ctime, a share that is mounted again may change device and
+        inode, and a sync that runs again the mtime: a job that runs every minute must not have a picture that
+        takes longer worked for ever.
 
         Raises:
             OSError: they cannot be read, or it cannot be noted.
@@ -225,7 +226,7 @@ class Inbox:
         digests[job.path] = job.input_sha256 or ""
         touched: dict[bytes, Signature] = {}
         for path, signature in seen.items():
-            if signature is None or signature._replace(ctime_ns=taken[path].ctime_ns) != taken[path]:
+            if signature is None or signature.size != taken[path].size:
                 return False
             touched[path] = signature
         for path, signature in touched.items():
