@@ -721,3 +721,32 @@ def test_a_decision_while_the_jobs_are_read_costs_no_result(
     home.turn(times=4)
     assert home.states() == ["archived"]
     assert len(home.sent) == worked, "it was published as it was"
+
+
+def reloaded(home: House, **sections: Any) -> None:
+    new = {"folders": {"inbox": "inbox"}, "limits": {"free_mb": 0}, "regions": SIDECARS, "watch": SOON}
+    home.service.load = lambda: config.parse({**new, **sections}, base=home.base)
+    home.service.reload()
+    home.turn()
+
+
+def test_the_same_picture_under_other_settings_is_held_once(home: House) -> None:
+    reloaded(home, protect={"strength": "subtle"})
+    drop(home, "p.png", picture())
+    assert home.states() == ["skipped", "review"]
+    assert job(home, 1).key != job(home, 2).key
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["skipped", "archived"]
+
+
+def test_of_two_masks_of_a_held_picture_the_other_does_not_stay_for_ever(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    for mask in (MASK, OTHER_MASK):
+        drop(home, "p.png", picture(), mask)
+    assert home.states() == ["review", "review"]
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["skipped", "archived"]
+    assert "it is the same picture as job 2, which was decided about" in home.reasons()

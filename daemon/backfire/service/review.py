@@ -70,8 +70,11 @@ class Review:
             )
             return
         with self._jobs.together():
+            # The key may be another by now, as it has the configuration in it.
+            content = job.input_sha256, job.mask_sha256
             known = self._jobs.store.by_path(job.path)
-            same = [older for older in known if older.state == JobState.REVIEW and older.key == job.key]
+            held = [older for older in known if older.state == JobState.REVIEW]
+            same = [older for older in held if (older.input_sha256, older.mask_sha256) == content]
             for older in same:
                 told = {"reason": f"the same picture came again and is held as job {job.id}"}
                 self._jobs.store.update(older.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
@@ -150,9 +153,22 @@ class Review:
                 self._jobs.end(job, JobState.REVIEW, detail=told, choice=None)
                 return
             self._move_back(job, held)
+            self._end_those_without_original(job)
             self._go_on(job)
         except (InputError, PublishError, OSError) as error:
             self._jobs.retry_later(job, error)
+
+    def _end_those_without_original(self, job: Job) -> None:
+        """End the held jobs of the same picture, with other masks, whose original went back with this one."""
+        store, spools = self._jobs.store, self._jobs.spool
+        for other in store.by_path(job.path):
+            sha256 = other.input_sha256 or ""
+            if other.state != JobState.REVIEW or sha256 != job.input_sha256:
+                continue
+            if outbox.find(self._folder, other.path, key=other.key or "", sha256=sha256, strict=True) is None:
+                told = {"reason": f"it is the same picture as job {job.id}, which was decided about"}
+                store.update(other.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
+                spools(other).drop()
 
     def _end_without_original(self, job: Job) -> None:
         """End a job whose original was taken away; it stays held if all else is gone with it."""
