@@ -89,22 +89,23 @@ def archived_original(job: Job, settings: Settings) -> Path | None:
 
 def in_failed(job: Job, settings: Settings) -> bytes | None:
     """The path of the job's original below the failed folder, None if it is not there any more."""
-    failed, key = settings.folders.failed, job.key or ""
-    if job.input_sha256 is not None:
-        return outbox.find(failed, job.path, key=key, sha256=job.input_sha256)
-    # It was set aside without being read, so that only its error file tells which one it is.
-    names = outbox.names(failed, job.path, key=key)
-    return next((name for name in names if _is_unread(failed, name, job)), None)
+    failed, key, sha256 = settings.folders.failed, job.key or "", job.input_sha256 or ""
+    if sha256 and (found := outbox.find(failed, job.path, key=key, sha256=sha256)) is not None:
+        return found
+    # It was mended there, or set aside without being read: only its error file tells which one it is.
+    names = outbox.names(failed, job.path, key=key, sha256=sha256)
+    return next((name for name in names if _is_told_of(failed, name, job)), None)
 
 
-def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
+def _is_told_of(failed: Path, name: bytes, job: Job) -> bool:
+    """Whether a file lies beside an error file that is about this job."""
     reason = failed / os.fsdecode(outbox.beside(failed, name, b".error.json", job.key or ""))
     try:
         told = json.loads(reason.read_bytes())
     except (OSError, ValueError):
         return False
-    same = isinstance(told, dict) and (told.get("file"), told.get("input_sha256")) == (job.name, None)
-    return same and inbox.signature(failed, name) is not None
+    about = (told.get("file"), told.get("input_sha256")) if isinstance(told, dict) else ()
+    return about == (job.name, job.input_sha256) and inbox.signature(failed, name) is not None
 
 
 def put_back(job: Job, settings: Settings) -> bool:
@@ -122,7 +123,6 @@ def put_back(job: Job, settings: Settings) -> bool:
             outbox.shift(failed, source, target, name, key=key, same=lambda _: True, links=False)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
-    sha = job.input_sha256
     written = inbox.scan_beside(failed, [job.path], ignore).masks_of(
         job.path
     )  # P.MASK.PNG belongs to p.jpg too
@@ -152,7 +152,8 @@ def put_back(job: Job, settings: Settings) -> bool:
         outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key, links=False)
         if alone or place != name:
             outbox.remove(failed, place, sha256=digest, key=key)
-    outbox.move(failed, held, target, job.path, sha256=sha, key=key, links=False)
+    sha256 = durable.file_sha256(failed / os.fsdecode(held))  # it may have been mended there
+    outbox.move(failed, held, target, job.path, sha256=sha256, key=key, links=False)
     (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
     return True
 

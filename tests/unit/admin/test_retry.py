@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from hashlib import sha256
 
@@ -77,3 +78,17 @@ def test_an_original_is_not_put_back_through_a_link(desk: Desk) -> None:
         put_back(job, desk.settings)
     assert [*(desk.base / "outbox").iterdir()] == []
     assert (desk.base / "failed/press/a.jpg").exists()
+
+
+@pytest.mark.parametrize("told", ["of it", "of another", "of none"])
+def test_what_was_mended_in_failed_goes_back(desk: Desk, told: str) -> None:
+    job = desk.failed("press/a.jpg")
+    file, note = desk.base / "failed/press/a.jpg", desk.base / "failed/press/a.jpg.error.json"
+    about = job.input_sha256 if told == "of it" else "f" * 64
+    if told != "of none":
+        note.write_text(json.dumps({"file": "press/a.jpg", "input_sha256": about}))
+    file.write_bytes(GOOD)
+    assert put_back(job, desk.settings) == (told == "of it")
+    assert (desk.base / "inbox/press/a.jpg").exists() == (told == "of it")
+    assert file.exists() == (told != "of it")
+    assert note.exists() == (told == "of another")
