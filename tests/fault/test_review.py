@@ -338,7 +338,7 @@ def test_a_decision_is_about_this_content_alone(home: House, monkeypatch: pytest
     review.release(home.settings, 1, by="anna")
     real = outbox.move
 
-    def replaced(root: Path, source: bytes, folder: Path, path: bytes, **how: str) -> bytes:
+    def replaced(root: Path, source: bytes, folder: Path, path: bytes, **how: Any) -> bytes:
         placed = real(root, source, folder, path, **how)
         (folder / os.fsdecode(path)).unlink()
         (folder / os.fsdecode(path)).write_bytes(picture(5))
