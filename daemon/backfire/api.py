@@ -255,9 +255,8 @@ def _opened(
     else:
         data, known_as = _read(path, most), name or path.name
         own = os.fsencode(path.name)
-        beside = [
-            path.parent / os.fsdecode(one) for one in inbox.scan_beside(path.parent, [own]).masks_of(own)
-        ]
+        seen = inbox.scan_beside(path.parent, [own], used.watch.ignore)
+        beside = [path.parent / os.fsdecode(one) for one in seen.masks_of(own)]
     masks: Sequence[MaskLike] = beside if mask is None else _listed(mask)
     return data, Source(known_as, tuple(_sidecar(one, used) for one in masks)), used, rule
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +16,14 @@ import structlog
 from backfire import config
 from backfire.admin import review
 from backfire.admin.audit import audit
+from backfire.files import inbox
 from backfire.service.intake import READY_AHEAD
 from backfire.service.store.store import Store
 from tests.support import nothing_found
 from tests.support.house import House
 from tests.support.jobs import picture
 from tests.support.sandbox import Sandbox
+from tests.support.system import below, failing
 
 Make = Callable[..., House]
 SOON = {"settle_s": 2, "rescan_s": 1, "mask_wait_s": 0, "incomplete_wait_s": 0}
@@ -268,6 +273,33 @@ def test_a_picture_that_is_only_called_raw_is_worked(house: Make) -> None:
     drop(home, "a.nef", picture(1, "JPEG"))
     home.turn(times=10)
     assert home.states() == ["archived"]
+
+
+def test_one_that_does_not_fit_leaves_no_half_copy(house: Make) -> None:
+    home = house(watch=SOON)
+    drop(home, "a.png", picture())
+    home.turn(times=10)
+    drop(home, "a.mov", b"large" * 1000)
+    spool = home.base / "state/spool"
+    with failing("fsync", number=errno.ENOSPC, when=below(spool)):
+        home.turn(times=10)
+    assert [*spool.iterdir()] == []
+    (spool / "companion").write_bytes(b"half of one, as a crash leaves it")
+    home.crash()
+    home.again()
+    assert [*spool.iterdir()] == []
+    home.turn(60, times=10)
+    assert set(home.files("archive")) == {"a.png", "a.mov"}
+
+
+def test_nothing_is_copied_to_a_disk_that_it_does_not_fit_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mov").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2000, 1001, 999))
+    with pytest.raises(OSError, match="No space left"):
+        inbox.take(tmp_path, b"a.mov", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("step", ["after follow", "before leave"])

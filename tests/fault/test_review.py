@@ -474,16 +474,27 @@ def test_a_mask_in_the_inbox_is_a_decision(
     if moment == "later":
         assert home.states() == ["review"]
         mask.write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["archived"]
     assert job(home).verdict == Verdict.PROTECTED
     assert set(home.files("archive")) == {"p.png", "p.mask.png"}
     assert "the mask p.mask.png" in home.reasons()
 
 
+def test_the_mask_of_the_next_picture_of_the_name_moves_no_held_original(home: House) -> None:
+    (home.base / "inbox/p.mask.png").write_bytes(MASK)
+    home.turn(5, times=8)  # a slow upload: the masks first, then the pictures
+    assert home.states() == ["review"]
+    assert home.files("review")["p.png"] == picture()
+    (home.base / "inbox/p.png").write_bytes(picture(1))
+    home.turn(5, times=6)
+    assert home.states() == ["review", "archived"]
+    assert home.files("review")["p.png"] == picture()
+
+
 def test_a_mask_of_another_picture_decides_nothing(home: House) -> None:
     (home.base / "inbox" / "other.mask.png").write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["review"]
 
 
@@ -648,7 +659,7 @@ def test_a_mask_decides_about_the_newest_of_two_held_pictures_of_a_name(home: Ho
     drop(home, "p.png", picture(1))
     assert home.states() == ["review", "review"]
     (home.base / "inbox" / "p.mask.png").write_bytes(MASK)
-    home.turn(times=10)
+    home.turn(10, times=16)
     assert home.states() == ["review", "archived"]
     assert job(home, 2).verdict == Verdict.PROTECTED
 
@@ -665,7 +676,7 @@ def test_a_person_may_decide_just_before_a_mask_does(home: House, monkeypatch: p
         return found
 
     monkeypatch.setattr(store, "all_in", decided)
-    home.turn(times=2)
+    home.turn(40, times=3)
     assert job(home, 1).choice == Choice.WHOLE
     assert job(home, 2).state == JobState.REVIEW
 
@@ -687,3 +698,76 @@ def test_a_proof_that_is_asked_for_since_a_reload_goes_back_with_its_picture(
     review.work_again(home.settings, 1, by="anna")
     home.turn()
     assert set(home.files("inbox")) == {"p.png", "p.png.done"}
+
+
+def test_a_released_original_is_not_put_back_through_a_link(home: House) -> None:
+    home.drop("d/q.png", content=picture(2))
+    home.turn(times=4)
+    assert home.states() == ["review", "review"]
+    shutil.rmtree(home.base / "inbox/d")
+    (home.base / "inbox/d").symlink_to("../outbox")
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.files("outbox") == {}
+    assert {"d/q.png", "d/q.png.review.json"} < set(home.files("review"))
+    assert "replace the link by a folder" in home.reasons()
+    (home.base / "inbox/d").unlink()
+    home.turn(60, times=4)
+    assert home.states() == ["review", "archived"]
+
+
+def test_a_decision_while_the_jobs_are_read_costs_no_result(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = type(home.service.jobs.store)
+    decided = False
+
+    def deciding(real: Callable[..., list[Job]]) -> Callable[..., list[Job]]:
+        def read(self: Any, *given: Any) -> list[Job]:
+            nonlocal decided
+            found = real(self, *given)
+            if not decided:
+                decided = True
+                self.decide(1, Choice.RELEASE, by="anna", at=home.wall)
+            return found
+
+        return read
+
+    for name in ("active", "all_in"):
+        monkeypatch.setattr(store, name, deciding(getattr(store, name)))
+    home.crash()
+    home.again()
+    assert (home.base / "state/spool/1/output").exists()
+    worked = len(home.sent)
+    home.turn(times=4)
+    assert home.states() == ["archived"]
+    assert len(home.sent) == worked, "it was published as it was"
+
+
+def reloaded(home: House, **sections: Any) -> None:
+    new = {"folders": {"inbox": "inbox"}, "limits": {"free_mb": 0}, "regions": SIDECARS, "watch": SOON}
+    home.service.load = lambda: config.parse({**new, **sections}, base=home.base)
+    home.service.reload()
+    home.turn()
+
+
+def test_the_same_picture_under_other_settings_is_held_once(home: House) -> None:
+    reloaded(home, protect={"strength": "subtle"})
+    drop(home, "p.png", picture())
+    assert home.states() == ["skipped", "review"]
+    assert job(home, 1).key != job(home, 2).key
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["skipped", "archived"]
+
+
+def test_of_two_masks_of_a_held_picture_the_other_does_not_stay_for_ever(house: Callable[..., House]) -> None:
+    home = house(watch=SOON, regions=SIDECARS, verify={"on_weak": "review"})
+    home.process = weak
+    for mask in (MASK, OTHER_MASK):
+        drop(home, "p.png", picture(), mask)
+    assert home.states() == ["review", "review"]
+    review.release(home.settings, 2, by="anna")
+    home.turn(times=4)
+    assert home.states() == ["skipped", "archived"]
+    assert "it is the same picture as job 2, which was decided about" in home.reasons()

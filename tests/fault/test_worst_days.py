@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from backfire import config
 from backfire.admin import retry
-from backfire.errors import Code, ConfigError, ModelError
+from backfire.errors import Code, ConfigError, ModelError, UnavailableError
 from backfire.files import inbox
 from backfire.files.outbox.names import hidden
 from backfire.pipeline.result import PhaseProgress
@@ -97,6 +98,22 @@ def test_half_a_copy_does_not_keep_the_disk_full(house: Make) -> None:
     assert home.states() == ["archived"]
 
 
+@pytest.mark.parametrize("left", [b"", b"half"])
+def test_half_a_private_copy_is_made_anew(house: Make, left: bytes) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png", content=picture(1))
+    with full(home.base / "archive"):
+        home.turn(5, times=4)
+    assert home.states() == ["published"]
+    home.crash()
+    (copy,) = (home.base / "state/spool").rglob("input")
+    copy.write_bytes(left)
+    home.again()
+    home.turn(5, times=2)
+    assert home.states() == ["archived"]
+    assert home.files("archive")["a.png"] == picture(1)
+
+
 def test_a_copy_noted_by_an_older_version_is_archived(house: Make) -> None:
     home = house(watch=SOON)
     home.drop("a.png", content=picture(1))
@@ -122,11 +139,80 @@ def test_mounts_of_any_name_are_understood(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_bytes(b"\n".join(lines) + b"\n")
     inside = Path("/mnt/B\u00fccher neu/in")
-    assert (inbox.mount_of(inside, table), inbox.filesystem(inside, table)) == (
+    assert (inbox.mounted(inside, table).point, inbox.filesystem(inside, table)) == (
         "/mnt/B\u00fccher neu",
         "cifs",
     )
     assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in")), table) == "vfat"
+
+
+def test_what_systemd_mounts_for_its_sandbox_is_no_share(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "1 0 8:1 / / ro - ext4 /dev/sda1 ro\n"
+        "2 1 8:1 /srv/pictures /srv/pictures rw - ext4 /dev/sda1 rw\n"  # ReadWritePaths=
+        "3 2 8:1 /elsewhere /srv/pictures/bound rw - ext4 /dev/sda1 rw\n"
+        "4 2 0:40 / /srv/pictures/share ro - cifs //nas/p ro\n"
+        "5 4 0:40 /in /srv/pictures/share/in rw - cifs //nas/p rw\n"
+    )
+
+    def point(path: str) -> str:
+        return inbox.mounted(Path(path), table).point
+
+    assert point("/srv/pictures/in") == "/"
+    assert point("/srv/pictures/bound/in") == "/srv/pictures/bound"
+    assert point("/srv/pictures/share/in/a") == "/srv/pictures/share"
+
+
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders on which shares are mounted."""
+    mounted: list[Path] = []
+
+    def table(_: Path) -> Iterator[inbox.Mount]:
+        yield inbox.Mount("/", "ext4", "/dev/sda1", "1", "0", "8:1", "/")
+        for number, folder in enumerate(mounted):
+            yield inbox.Mount(str(folder), "nfs4", "nas:/p", f"9{number}", "1", f"0:{number}", "/")
+
+    monkeypatch.setattr("backfire.files.inbox.mounts._mounts", table)
+    return mounted
+
+
+@pytest.mark.parametrize("name", ["archive", "outbox"])
+def test_nothing_is_moved_into_an_empty_mount_point(house: Make, shares: list[Path], name: str) -> None:
+    home = house(watch={**SOON, "rescan_s": 1})
+    shares.append(home.base / name)
+    home.turn(5)
+    home.silent = True
+    home.drop("a.png", content=picture(1))
+    home.turn(5, times=4)
+    shares.clear()
+    home.silent = False
+    home.turn(5, times=4)
+    assert set(home.files("inbox")) == {"a.png"}
+    assert home.files(name) == home.files("outbox") == {}
+    assert f"lay on {home.base / name} (nfs4, nas:/p), which is not mounted now" in home.reasons()
+    told = home.service.jobs.store.fact("daemon")
+    assert told is not None
+    assert "mount it again" in told[0]["trouble"]
+    home.drop("b.png", content=picture(2))
+    home.turn(5, times=4)
+    assert home.states()[1] == "settling", "nothing new is begun"
+    shares.append(home.base / name)
+    home.turn(60, times=6)
+    assert home.states() == ["archived", "archived"]
+
+
+def test_a_folder_whose_share_is_gone_is_not_made_anew(house: Make, shares: list[Path]) -> None:
+    home = house(watch=SOON)
+    shares.append(home.base)
+    home.turn(5)
+    home.crash()
+    shares.clear()
+    (home.base / "archive").rmdir()
+    with pytest.raises(UnavailableError, match=r"^archive .*archive: lay on .*; mount it again"):
+        home.again()
+    assert not (home.base / "archive").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +344,30 @@ def test_a_result_is_taken_over_only_where_its_key_decides_all(
         home.drop(name, content=picture(1))
         home.turn(20, times=4)
     assert (home.states(), sum(map(len, home.sent))) == (["archived", "archived"], worked)
+
+
+@pytest.mark.parametrize("change", ["none", "another surrogate", "another held-out one", "other weights"])
+def test_a_result_of_other_editors_is_not_taken_over(house: Make, tmp_path: Path, change: str) -> None:
+    """`protect.surrogates: auto` is the same key, whatever editors are there."""
+    file = tmp_path / "mine.pt"
+    file.write_bytes(b"never read here")
+    editors = {"mine": {"kind": "torchscript", "weights": [str(file)]}}
+    home = house(watch=SOON, editors=editors, verify={"held_out": ["mine"]})
+    home.wall = time.time() + (-3600 if change == "other weights" else 3600)
+    home.drop("a.png", content=picture(1))
+    home.turn(20, times=4)
+    (made,) = (home.base / "reports").glob("a.png.json")
+    names = {"surrogates": ["flux2-mini"], "held_out": ["mine"]}
+    if change == "another surrogate":
+        names["surrogates"].append("since-removed")
+    elif change == "another held-out one":
+        names["held_out"] = ["flux2-micro"]
+    rows = {field: [{"name": name, "weights_sha256": "0"} for name in some] for field, some in names.items()}
+    made.write_text(json.dumps({**json.loads(made.read_text()), **rows}))
+    home.drop("b.png", content=picture(1))
+    home.turn(20, times=4)
+    assert home.states() == ["archived", "archived"]
+    assert sum(map(len, home.sent)) == (1 if change == "none" else 2)
 
 
 def test_a_hook_whose_retry_was_planned_by_a_clock_that_was_ahead_is_tried_now(

@@ -310,7 +310,7 @@ def test_trade_fault_17_commands_pair_masks_as_the_daemon_does(tmp_path: Path, m
     painted.paste(255, (8, 8, 24, 24))
     painted.save(tmp_path / mask)
     assert inbox.scan(tmp_path, IGNORE).masks_of(b"F.JPG") == [os.fsencode(mask)]
-    assert inbox.scan_beside(tmp_path, [b"F.JPG"]).masks_of(b"F.JPG") == [os.fsencode(mask)]
+    assert inbox.scan_beside(tmp_path, [b"F.JPG"], ()).masks_of(b"F.JPG") == [os.fsencode(mask)]
     found = api.detect(tmp_path / "F.JPG", settings={"regions": {"detectors": ["sidecar"]}})
     assert [region.box for region in found.regions] == [(8, 8, 24, 24)]
 

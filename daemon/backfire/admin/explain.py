@@ -202,7 +202,8 @@ def _settling(settings: Settings, job: Job, events: Sequence[Event]) -> str:
     if told.get("code") in INCOMPLETE:
         longest = watch.settle_s + watch.incomplete_wait_s
         return f"ends too early: waits for the rest, and fails when nothing was added to it for {longest:g} s"
-    proof = inbox.scan_beside(settings.folders.inbox, [job.path], watch.proof_ending).proof_of(job.path)
+    beside = inbox.scan_beside(settings.folders.inbox, [job.path], watch.ignore, watch.proof_ending)
+    proof = beside.proof_of(job.path)
     if watch.proof != "none" and proof is None:
         return f"waits for its .{watch.proof} file"
     more = (

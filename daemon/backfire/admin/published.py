@@ -165,8 +165,8 @@ def _masks(found: Known, original: Path, folders: Sequence[Path]) -> list[Path]:
     path = found.job.path if found.job else place
     names = dict.fromkeys(
         [
-            *inbox.scan_beside(folder, [place]).masks_of(place),
-            *inbox.scan_beside(folder, [path]).masks_of(path),
+            *inbox.scan_beside(folder, [place], ()).masks_of(place),
+            *inbox.scan_beside(folder, [path], ()).masks_of(path),
         ]
     )
     plain = [folder / os.fsdecode(name) for name in names]

@@ -89,22 +89,23 @@ def archived_original(job: Job, settings: Settings) -> Path | None:
 
 def in_failed(job: Job, settings: Settings) -> bytes | None:
     """The path of the job's original below the failed folder, None if it is not there any more."""
-    failed, key = settings.folders.failed, job.key or ""
-    if job.input_sha256 is not None:
-        return outbox.find(failed, job.path, key=key, sha256=job.input_sha256)
-    # It was set aside without being read, so that only its error file tells which one it is.
-    names = outbox.names(failed, job.path, key=key)
-    return next((name for name in names if _is_unread(failed, name, job)), None)
+    failed, key, sha256 = settings.folders.failed, job.key or "", job.input_sha256 or ""
+    if sha256 and (found := outbox.find(failed, job.path, key=key, sha256=sha256)) is not None:
+        return found
+    # It was mended there, or set aside without being read: only its error file tells which one it is.
+    names = outbox.names(failed, job.path, key=key, sha256=sha256)
+    return next((name for name in names if _is_told_of(failed, name, job)), None)
 
 
-def _is_unread(failed: Path, name: bytes, job: Job) -> bool:
+def _is_told_of(failed: Path, name: bytes, job: Job) -> bool:
+    """Whether a file lies beside an error file that is about this job."""
     reason = failed / os.fsdecode(outbox.beside(failed, name, b".error.json", job.key or ""))
     try:
         told = json.loads(reason.read_bytes())
     except (OSError, ValueError):
         return False
-    same = isinstance(told, dict) and (told.get("file"), told.get("input_sha256")) == (job.name, None)
-    return same and inbox.signature(failed, name) is not None
+    about = (told.get("file"), told.get("input_sha256")) if isinstance(told, dict) else ()
+    return about == (job.name, job.input_sha256) and inbox.signature(failed, name) is not None
 
 
 def put_back(job: Job, settings: Settings) -> bool:
@@ -113,44 +114,46 @@ def put_back(job: Job, settings: Settings) -> bool:
     A mask that is why it failed stays behind where the inbox has another one for the picture.
     """
     failed, target, key = settings.folders.failed, settings.folders.inbox, job.key or ""
-    held = in_failed(job, settings)
+    held, ignore = in_failed(job, settings), settings.watch.ignore
     if held is None or (target / os.fsdecode(job.path)).exists():
         return False
     if job.input_sha256 is None:
-        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held]).masks_of(held)]
+        files = [(mask, mask) for mask in inbox.scan_beside(failed, [held], ignore).masks_of(held)]
         for source, name in [*files, *_proofs(job, settings), (held, job.path)]:
-            outbox.shift(failed, source, target, name, key=key, same=lambda _: True, shared=True)
+            outbox.shift(failed, source, target, name, key=key, same=lambda _: True, into_inbox=True)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
-    sha = job.input_sha256
-    written = inbox.scan_beside(failed, [job.path]).masks_of(job.path)  # P.MASK.PNG belongs to p.jpg too
+    written = inbox.scan_beside(failed, [job.path], ignore).masks_of(
+        job.path
+    )  # P.MASK.PNG belongs to p.jpg too
     present = [
         (mask, place, durable.file_sha256(failed / os.fsdecode(place)))
         for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
         for place in (mask, outbox.keyed(failed, mask, key))
         if inbox.signature(failed, place) is not None and not (target / os.fsdecode(mask)).exists()
     ]
-    replaced = bool(inbox.scan_beside(target, [job.path]).masks_of(job.path))
+    replaced = bool(inbox.scan_beside(target, [job.path], ignore).masks_of(job.path))
     if (
         mask_digest([digest for _, _, digest in present]) == job.mask_sha256
     ):  # else they belong to another job
         for mask, place, digest in present:  # before the picture, so that it finds them when it settles
             if not (replaced and _is_why(mask, job)):
-                outbox.move(failed, place, target, mask, sha256=digest, key=key, shared=True)
+                outbox.move(failed, place, target, mask, sha256=digest, key=key, into_inbox=True)
     elif job.mask_sha256 is not None and not replaced:
         return False  # without its mask another region would be protected, or none
-    for name in inbox.scan_beside(failed, [job.path]).companions_of(job.path):
+    for name in inbox.scan_beside(failed, [job.path], ignore).companions_of(job.path):
         if not (target / os.fsdecode(name)).exists():
             digest = durable.file_sha256(failed / os.fsdecode(name))
-            outbox.move(failed, name, target, name, sha256=digest, key=key, shared=True)
+            outbox.move(failed, name, target, name, sha256=digest, key=key, into_inbox=True)
     # An empty marker serves all failed pictures of its name, so that it stays while there are others.
     alone = inbox.rivals(failed, job.path, (), settings.watch.proof_ending) == [held]
     for place, name in _proofs(job, settings):
         digest = durable.file_sha256(failed / os.fsdecode(place))
-        outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key)
+        outbox.place(failed / os.fsdecode(place), target, name, sha256=digest, key=key, into_inbox=True)
         if alone or place != name:
             outbox.remove(failed, place, sha256=digest, key=key)
-    outbox.move(failed, held, target, job.path, sha256=sha, key=key, shared=True)
+    sha256 = durable.file_sha256(failed / os.fsdecode(held))  # it may have been mended there
+    outbox.move(failed, held, target, job.path, sha256=sha256, key=key, into_inbox=True)
     (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
     return True
 
@@ -165,7 +168,9 @@ def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:
     """Where proofs lie in failed that the inbox lacks, and their names there: the picture waits for one."""
     failed, target = settings.folders.failed, settings.folders.inbox
     ending = settings.watch.proof_ending
-    written = inbox.scan_beside(failed, [job.path], ending).proof_of(job.path)  # p.jpg.DONE is one, too
+    written = inbox.scan_beside(failed, [job.path], settings.watch.ignore, ending).proof_of(
+        job.path
+    )  # p.jpg.DONE is one, too
     for name in filter(None, dict.fromkeys((written, *inbox.proof_names(job.path, ending)))):
         for place in (outbox.keyed(failed, name, job.key or ""), name):
             if inbox.signature(failed, place) is not None and inbox.signature(target, name) is None:

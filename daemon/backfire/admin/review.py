@@ -238,16 +238,16 @@ def _require_held(store: Store, job_id: int, settings: Settings) -> Held:
 
 
 def _held(store: Reader, job: Job, settings: Settings) -> Held:
-    folder = settings.folders.review
+    folder, ignore = settings.folders.review, settings.watch.ignore
     place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
     picture = None if place is None else folder / os.fsdecode(place)
     spools, key = settings.folders.state / "spool", job.key or ""
     spool = Spool(spools / str(job.id))
     own = {name: outbox.find(folder, name, key=key, sha256=sha256) for name, sha256, _ in spool.extras()}
     known = not job.mask_sha256 or bool(spool.files())  # otherwise nobody can tell which masks are its own
-    masks = masks_beside(folder, job, place, {}, own) if known else []
+    masks = masks_beside(folder, job, place, {}, own, ignore) if known else []
     if masks:  # they may belong to other held pictures, which cost a look at the database
-        masks = masks_beside(folder, job, place, noted_by_others(store, spools, job), own)
+        masks = masks_beside(folder, job, place, noted_by_others(store, spools, job), own, ignore)
     return Held(job, picture, tuple(folder / os.fsdecode(mask) for mask in masks))
 
 

@@ -29,7 +29,10 @@ def run(config_file: Config = DEFAULT) -> None:
 
 @app.command()
 def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Protect everything that waits, then exit; exit code 3 if pictures failed or folders were unreadable."""
+    """Protect everything that waits, then exit; exit code 3 if pictures failed or folders were unreadable.
+
+    It is 75 if inbox or outbox, or another folder of its own, is not there, so that nothing could be done.
+    """
     log.setup()
     summary = serve(config.load(config_file), until_idle=True)
     if as_json:
@@ -40,6 +43,8 @@ def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
         err.print(f"backfire: {summary.left} could not go on now; backfire explain says why", markup=False)
     if summary.unreadable:
         err.print(f"backfire: folders not readable: {summary.unreadable}; backfire status names them")
+    if summary.trouble:
+        raise UnavailableError(summary.trouble)
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left or summary.unreadable else 0)
 
 

@@ -265,6 +265,25 @@ def present(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in (DEFAULT, *there) if name not in held_out)
 
 
+def files_of(name: str, settings: Settings) -> list[Path]:
+    """The files that make an editor what it is, as far as they are named by paths; opens none of them.
+
+    A model of the hub that is named `owner/name` has none.
+    """
+    declared, folder = declaration(name, settings), settings.models.folder
+    if declared is None:
+        return sorted(weights.INSIDE.glob("*.safetensors"))  # they share parts
+    files = [declared.start] if declared.start is not None else []
+    for wanted in declared.weights:
+        if (model := weights.catalogue().get(wanted)) is not None:
+            files += [folder / wanted / file.path for file in model.files]
+        elif (path := Path(wanted)).is_dir():
+            files += filter(Path.is_file, path.rglob("*"))
+        elif path.is_absolute():
+            files.append(path)
+    return files
+
+
 def _is_there(declared: DeclaredEditor | None, folder: Path) -> bool:
     try:
         return declared is not None and all(

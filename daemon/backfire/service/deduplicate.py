@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from backfire import inpaint
 from backfire.config import Settings
-from backfire.errors import PublishError
+from backfire.errors import ConfigError, ModelError, PublishError
 from backfire.evaluate.receipt import from_json, to_json, with_taken_over
 from backfire.files import inbox, outbox
+from backfire.perturb import methods
 from backfire.service.jobs import Jobs
 from backfire.service.worker.protocol import Finished, on_none, write_result
 from backfire.types import Job, Verdict
@@ -25,7 +29,7 @@ def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
 
     Returns:
         The outcome, as a worker would have left it; None where there is no such job, its files are not what
-        they were, or something outside the key decides what is protected.
+        they were, something outside the key decides what is protected, or the editors are others by now.
     """
     original = jobs.store.latest_result(job.key or "")
     if original is None or original.output_path is None:
@@ -42,6 +46,8 @@ def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
         receipt = from_json((folders.reports / os.fsdecode(report)).read_bytes())
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 != original.output_sha256 or receipt.get("key") != job.key:
+            return None
+        if not _is_by_todays_editors(receipt, original, settings):
             return None
         outbox.replace(data, spool.folder, b"output")
         document = with_taken_over(receipt, file=job.name, worked_as=original.name)
@@ -61,10 +67,27 @@ def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
             worked_as=original.name,
         )
         write_result(spool.folder, result)
-    except (OSError, ValueError, TypeError, PublishError):
-        # The files are gone or damaged: the picture is worked again.
+    except (OSError, ValueError, TypeError, KeyError, PublishError, ConfigError, ModelError):
+        # The files are gone or damaged, or no editor can be used: the picture is worked again.
         return None
     return result
+
+
+def _is_by_todays_editors(receipt: Mapping[str, Any], original: Job, settings: Settings) -> bool:
+    """Whether a result was made and judged with the editors that would be used today, if with any.
+
+    The key has their names as they are configured, `auto` among them, and no weights. Those that were there
+    before the other picture came are the ones that it was worked with; they are not read for this.
+    """
+    if not receipt.get("surrogates"):
+        return True
+    used = methods.with_surrogates(settings)
+    today = {"surrogates": used.protect.surrogates, "held_out": used.verify.held_out}
+    for field, names in today.items():
+        if {one["name"] for one in receipt.get(field, ())} != set(names):
+            return False
+    files = (file for names in today.values() for name in names for file in inpaint.files_of(name, settings))
+    return all(os.stat(file).st_ctime < original.created for file in files)
 
 
 def _is_decided_by_key(job: Job, original: Job, settings: Settings, jobs: Jobs) -> bool:

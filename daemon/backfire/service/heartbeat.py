@@ -35,6 +35,7 @@ class Heartbeat:
     """Reports that the daemon is alive, and looks after what changes slowly.
 
     Attributes:
+        unmounted: which folder's share is gone; empty where none is.
         disk_space: which folder's disk has too little room left; empty where none has.
         refused_config: why the configuration of the last reload was refused; empty if it was not.
     """
@@ -53,7 +54,7 @@ class Heartbeat:
         self._pool, self._operations, self._wake = pool, operations, wake
         self._history = History(jobs.store, jobs.now, jobs.monotonic)
         self._next = self._next_prune = self._next_moved = 0.0
-        self.disk_space = self.refused_config = ""
+        self.unmounted = self.disk_space = self.refused_config = ""
         self._config_read = jobs.now()
         self._progress: dict[int, tuple[str, int, int]] = {}
 
@@ -72,6 +73,7 @@ class Heartbeat:
         if not self._inbox.trouble and hints.renew():
             log.warning("watch_renewed", mode=hints.mode)
             self._wake.set()
+        self._check_mounts()
         self._check_disk_space()
         if now >= self._next_prune:
             pruned = self._history.prune(self._settings.limits.history_days)
@@ -113,7 +115,7 @@ class Heartbeat:
             "workers": len(self._pool.present),
             "nodes": self._pool.by_node,
             "trouble": "; ".join(
-                filter(None, (self._inbox.trouble, self.disk_space, refused, self._pool.trouble))
+                filter(None, (self._inbox.trouble, self.no_room, refused, self._pool.trouble))
             ),
             "progress": {job.id: self._progress.get(job.id) for job in self._pool.running},
             "config": {"at": self._config_read, "refused": self.refused_config},
@@ -141,6 +143,23 @@ class Heartbeat:
     def waiting_for_database(self) -> None:
         """The loop does nothing but wait for the database."""
         notify("WATCHDOG=1", "STATUS=waiting for the database", patience_s=REPEATED_S)
+
+    @property
+    def no_room(self) -> str:
+        """Why nothing new may be begun, as there is no place for results; empty while there is."""
+        return self.unmounted or self.disk_space
+
+    def _check_mounts(self) -> None:
+        try:
+            self._inbox.mounts.require_written()
+        except OSError as error:
+            if not self.unmounted:
+                log.warning("share_gone", error=str(error))
+            self.unmounted = str(error)
+        else:
+            if self.unmounted:
+                log.info("share_back")
+            self.unmounted = ""
 
     def _check_disk_space(self) -> None:
         missing = preflight.missing_space(self._settings)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -19,6 +18,7 @@ from backfire.errors import Code
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
+from backfire.service.mounts import Mounts
 from backfire.service.spool import Copies, Spool
 from backfire.service.unused import Unused
 from backfire.types import Job, JobState, shown
@@ -39,6 +39,7 @@ class Inbox:
     """The inbox folder of one configuration.
 
     Attributes:
+        mounts: refuses a folder whose share is gone.
         unused: its files that no picture uses.
         trouble: why the inbox cannot be read at present; empty while it can.
     """
@@ -52,7 +53,7 @@ class Inbox:
         """The folders for whose pictures masks have been seen since the start."""
         self._maskless: dict[bytes, tuple[float, bool]] = {}
         """By folder, when the job database was asked, and whether it knows only pictures without masks."""
-        self._mount: str | None = None
+        self.mounts = Mounts(settings, jobs)
         self.unused = Unused(settings, jobs, self._tracker, monotonic)
         self.trouble = ""
         self.configure(settings)
@@ -69,6 +70,11 @@ class Inbox:
         return self._settings.folders.inbox
 
     @property
+    def ignore(self) -> tuple[str, ...]:
+        """See `Watch.ignore`."""
+        return tuple(self._watch.ignore)
+
+    @property
     def proof_ending(self) -> bytes:
         """See `Watch.proof_ending`."""
         return self._watch.proof_ending
@@ -76,29 +82,14 @@ class Inbox:
     # Looking
 
     def require_mount(self) -> None:
-        """Refuse to take an empty mount point for the inbox.
-
-        A file system that is mounted further in than before is one that came back.
+        """Refuse to take an empty mount point for the inbox; see `Mounts.require`.
 
         Raises:
             OSError: the share that once held the inbox is gone, or the folder is.
         """
-        mount = inbox.mount_of(self.root)
-        if self._mount is None:
-            noted = self._jobs.store.fact("inbox")
-            known: dict[str, Any] = noted[0] if noted else {}
-            self._mount = known.get("mount", "") if known.get("path") == str(self.root) else ""
-        if mount and self._mount.startswith(mount) and self._mount != mount:
-            raise OSError(
-                f"{self.root}: lay on {self._mount}, which is not mounted now; mount it again, or, if the "
-                "inbox has moved for good, give it another name in folders.inbox"
-            )
+        self.mounts.require("inbox")
         if not self.root.is_dir():
             raise OSError(f"{self.root}: is not there; mount its share or make the folder again")
-        if mount != self._mount:
-            self._mount = mount
-            fact = {"path": str(self.root), "mount": mount}
-            self._jobs.store.set_fact("inbox", fact, at=self._jobs.now())
 
     def look(self) -> bool:
         """Scan the inbox.
@@ -197,13 +188,19 @@ class Inbox:
             OSError: the inbox is gone, so that nobody can tell.
         """
         self.require_mount()
-        return inbox.scan_beside(self.root, [job.path for job in jobs], self._watch.proof_ending)
+        paths = [job.path for job in jobs]
+        return inbox.scan_beside(self.root, paths, self._watch.ignore, self._watch.proof_ending)
 
     def is_unchanged(self, job: Job, scan: Scan | None = None) -> bool:
-        """Whether a scan, by default the last one, shows picture, masks and proof as they were copied."""
+        """Whether a scan, by default the last one, shows picture, masks and proof as they were copied.
+
+        Raises:
+            OSError: nobody can tell, as a folder could not be read.
+        """
         scan = scan or self._scan
         spool = self._jobs.spool(job)
         taken = spool.files()
+        scan.require_known(taken)
         names = set(_beside(job.path, scan))
         if set(taken) != names:
             return False
@@ -216,10 +213,11 @@ class Inbox:
             return False
 
     def _are_only_touched(self, job: Job, spool: Spool, seen: Mapping[bytes, Signature | None]) -> bool:
-        """Whether files differ from their copies in their ctime alone, and not in content; notes that.
+        """Whether files differ from their copies in what is noted of them, and not in content; notes that.
 
-        Rights, owners and attributes change the ctime as well: a `chmod -R` that runs every minute must not
-        have a picture that takes longer worked for ever.
+        Rights, owners and attributes change the ctime, a share that is mounted again may change device and
+        inode, and a sync that runs again the mtime: a job that runs every minute must not have a picture that
+        takes longer worked for ever.
 
         Raises:
             OSError: they cannot be read, or it cannot be noted.
@@ -228,7 +226,7 @@ class Inbox:
         digests[job.path] = job.input_sha256 or ""
         touched: dict[bytes, Signature] = {}
         for path, signature in seen.items():
-            if signature is None or signature._replace(ctime_ns=taken[path].ctime_ns) != taken[path]:
+            if signature is None or signature.size != taken[path].size:
                 return False
             touched[path] = signature
         for path, signature in touched.items():

@@ -135,7 +135,7 @@ class Intake:
         uncopied, ready = jobs.of(*UNCOPIED), jobs.of(JobState.READY)
         for job in ready:
             with isolated(job):
-                if job.path in inbox.files and not inbox.is_unchanged(job):
+                if job.path in inbox.files and self._is_changed(job):
                     detail = {"reason": "picture or mask changed while queued"}
                     jobs.update(job, JobState.SETTLING, detail=detail)
         waiting = [(job, inbox.files[job.path].size) for job in uncopied if job.path in inbox.files]
@@ -152,6 +152,13 @@ class Intake:
         self.pause = max(pause, 10 * self._scan_took)
         self._next_scan = now + self.pause
         self.scanned = True
+
+    def _is_changed(self, job: Job) -> bool:
+        """Whether the last scan shows other files than those that were copied, as far as it can tell."""
+        try:
+            return not self._inbox.is_unchanged(job)
+        except OSError:  # it is asked again before anything is published
+            return False
 
     def _fill(self, ahead: int) -> None:
         """Copy pictures until the workers have enough of them, those first in the queue first."""

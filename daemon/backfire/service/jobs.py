@@ -99,20 +99,24 @@ class Jobs:
     _by_state: dict[JobState, dict[int, Job]] = field(default_factory=lambda: defaultdict(dict))
 
     def load(self) -> None:
-        """Read the active jobs from the store, and delete the spool folders that no job needs any more."""
+        """Read the active jobs from the store, and delete what no job needs any more from the spool."""
         self.active.clear()
         self._by_state.clear()
         self._ended.clear()
+        # Those that are held are read first: one about which a person decides in between is then in both
+        # lists, and not in neither, which would cost its result.
+        held = self.store.all_in(JobState.REVIEW)
         for job in self.store.active():
             self._remember(job)
-        held = self.store.all_in(JobState.REVIEW)
         for job in held:
             self.spool(job).keep_result()
         known = {str(job.id) for job in (*self.active.values(), *held)}
         with suppress(FileNotFoundError):
             for folder in self.spools.iterdir():
-                if folder.name not in known:
+                if folder.is_dir() and folder.name not in known:
                     shutil.rmtree(folder, ignore_errors=True)
+                elif not folder.is_dir():  # half a copy of a companion
+                    folder.unlink(missing_ok=True)
 
     def take_up_decided(self) -> None:
         """Take up the held jobs about which a person has decided, in another process, since the last time."""

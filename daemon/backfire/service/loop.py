@@ -51,14 +51,15 @@ FAILED_ROUNDS_MAX = 10
 
 @dataclass(frozen=True)
 class Summary:
-    """How many jobs were published, held for review, failed and left waiting, and how many folders could not
-    be read."""
+    """How many jobs were published, held for review, failed and left waiting, how many folders could not be
+    read, and why nothing could be done in one of its own, empty if in all."""
 
     published: int = 0
     held: int = 0
     failed: int = 0
     left: int = 0
     unreadable: int = 0
+    trouble: str = ""
 
 
 class Service:
@@ -160,7 +161,8 @@ class Service:
             self._end()
             stop_listening()
         jobs, unreadable = self.jobs, len(self.inbox.unreadable)
-        return Summary(jobs.published, jobs.held, jobs.failed, len(jobs.active), unreadable)
+        trouble = self.inbox.trouble or self.heartbeat.unmounted
+        return Summary(jobs.published, jobs.held, jobs.failed, len(jobs.active), unreadable, trouble)
 
     def close(self) -> None:
         """Give up the store and the locks."""
@@ -203,7 +205,7 @@ class Service:
         if self._reloading:
             self._reloading = False
             self._reconfigure(hints)
-        room = not self.heartbeat.disk_space
+        room = not self.heartbeat.no_room
         self.intake.step(may_copy=room, ahead=self.pool.pace)
         began = room and self.dispatcher.step()
         self.jobs.take_up_decided()
@@ -268,7 +270,7 @@ class Service:
         """Whether nothing is left to do, or only what failed again and again."""
         if self.pool.running:
             return False
-        if self.inbox.trouble or self.heartbeat.disk_space or self.pool.pauses >= STUCK_AFTER:
+        if self.inbox.trouble or self.heartbeat.no_room or self.pool.pauses >= STUCK_AFTER:
             return True
         stuck = all(
             self.jobs.is_stuck(job) or self.inbox.is_out_of_reach(job) for job in self.jobs.active.values()

@@ -81,7 +81,7 @@ class Originals:
         self._take_companions(job, spool)
         times = {path: signature.mtime_ns for path, signature in spool.files().items()}
         placed = None
-        if spool.input.exists() or self._copied_again(job, spool):
+        if outbox.holds(spool.folder, b"input", sha256) or self._copied_again(job, spool):
             if job.path in times:
                 os.utime(spool.input, ns=(times[job.path], times[job.path]))
             placed = outbox.put(spool.input, folder, job.path, sha256=sha256, key=key, unsynced=unsynced)
@@ -108,9 +108,11 @@ class Originals:
             InputError, PublishError, OSError: it cannot be done now.
         """
         copy = self._jobs.spools / "companion"
-        taken = self._inbox.take(path, copy)
-        placed = outbox.put(copy, folder, path, sha256=taken.sha256, key=job.key or "")
-        copy.unlink()
+        try:
+            taken = self._inbox.take(path, copy)
+            placed = outbox.put(copy, folder, path, sha256=taken.sha256, key=job.key or "")
+        finally:
+            copy.unlink(missing_ok=True)
         outbox.confirm(folder, placed, taken.sha256)
         return Entry(placed, taken.sha256)
 
@@ -119,7 +121,7 @@ class Originals:
         self._inbox.remove(path, sha256=entry.sha256, key=job.key or "")
 
     def _copied_again(self, job: Job, spool: Spool) -> bool:
-        """Copy the original once more where a power cut took its private copy; False if it is gone.
+        """Copy the original once more where a crash took its private copy or half of it; False if gone.
 
         A copy and no hard link: its owner may write to the file again at any time.
 
@@ -132,12 +134,10 @@ class Originals:
         except InputError as error:
             spool.input.unlink(missing_ok=True)
             raise PublishError(error.message) from error
-        if taken is None:
-            return False
-        if taken.sha256 != job.input_sha256:
-            spool.input.unlink()
-            return False
-        return True
+        if taken is not None and taken.sha256 == job.input_sha256:
+            return True
+        spool.input.unlink(missing_ok=True)
+        return False
 
     def remove(self, job: Job, folder: Path, copies: Iterable[Copy]) -> list[Entry]:
         """Remove from the inbox what was copied.

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import structlog
 
 from backfire import attack_paths, detectors, inpaint
 from backfire.config import Settings
-from backfire.errors import ConfigError, SigningError, UnavailableError
+from backfire.errors import ConfigError, SigningError, StoreError, UnavailableError
 from backfire.files.locks import TAKEN
 from backfire.perturb import methods
 from backfire.provenance import credentials
+from backfire.service.mounts import WRITTEN, moved_out
+from backfire.service.store.reader import Reader
 from backfire.service.worker import driver
 
 log = structlog.get_logger()
@@ -86,8 +89,10 @@ def require_cluster(settings: Settings) -> None:
 def make_folders(settings: Settings) -> None:
     """Make the folders that are missing, but not an inbox that existed before: its share may be gone.
 
+    Nor is a folder made that lay on a share which is gone.
+
     Raises:
-        UnavailableError: a folder cannot be made, or the inbox has gone.
+        UnavailableError: a folder cannot be made, or its share or the inbox has gone.
     """
     known = settings.folders.database.exists()
     for name, folder in settings.folders.named().items():
@@ -96,6 +101,11 @@ def make_folders(settings: Settings) -> None:
                 f"inbox {folder}: was there before and is gone; mount the share or make the folder again"
             )
             raise UnavailableError(message)
+        if known and name in WRITTEN and not folder.exists():
+            # A database that cannot be read is told when it is opened for writing.
+            with suppress(StoreError), Reader(settings.folders.database) as store:
+                if why := moved_out(store, name, folder):
+                    raise UnavailableError(f"{name} {why}")
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         except OSError as error:

@@ -76,6 +76,13 @@ class Publisher:
         }
         ended = self._due(JobState.PUBLISHING, *moves)
         published = self._due(JobState.PUBLISHED)
+        if ended or published:
+            try:
+                self._inbox.mounts.require_written()
+            except OSError as error:
+                for job in (*ended, *published):
+                    self._jobs.retry_later(job, error)
+                return False
         for job in ended:
             if (move := moves.get(job.state)) is not None:
                 with isolated(job):
@@ -93,6 +100,7 @@ class Publisher:
             if folder is None:
                 continue
             try:
+                self._inbox.mounts.require_written()
                 entry = self._originals.follow(path, job, folder)
                 if folder == self._folders.archive:
                     manifest.append(folder, [entry], at=self._jobs.now())

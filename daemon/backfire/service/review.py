@@ -70,8 +70,11 @@ class Review:
             )
             return
         with self._jobs.together():
+            # The key may be another by now, as it has the configuration in it.
+            content = job.input_sha256, job.mask_sha256
             known = self._jobs.store.by_path(job.path)
-            same = [older for older in known if older.state == JobState.REVIEW and older.key == job.key]
+            held = [older for older in known if older.state == JobState.REVIEW]
+            same = [older for older in held if (older.input_sha256, older.mask_sha256) == content]
             for older in same:
                 told = {"reason": f"the same picture came again and is held as job {job.id}"}
                 self._jobs.store.update(older.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
@@ -113,8 +116,12 @@ class Review:
     # Back into the inbox
 
     def take_up_masks(self) -> None:
-        """Have held pictures worked again whose mask lies in the inbox by now: that is a decision, too."""
-        orphans = {names.folded(path) for path in self._inbox.unused.settled_masks()}
+        """Have held pictures worked again whose mask lies in the inbox by now: that is a decision, too.
+
+        Only a mask counts that has waited for long. It may have come just before the next picture of its
+        name, which would be written over the held original, once that is back in the inbox.
+        """
+        orphans = {names.folded(path) for path in self._inbox.unused.lone_masks()}
         if not orphans or orphans == self._orphans:
             return
         # Of several held pictures of one name, the mask is taken for that of the newest.
@@ -146,9 +153,22 @@ class Review:
                 self._jobs.end(job, JobState.REVIEW, detail=told, choice=None)
                 return
             self._move_back(job, held)
+            self._end_those_without_original(job)
             self._go_on(job)
         except (InputError, PublishError, OSError) as error:
             self._jobs.retry_later(job, error)
+
+    def _end_those_without_original(self, job: Job) -> None:
+        """End the held jobs of the same picture, with other masks, whose original went back with this one."""
+        store, spools = self._jobs.store, self._jobs.spool
+        for other in store.by_path(job.path):
+            sha256 = other.input_sha256 or ""
+            if other.state != JobState.REVIEW or sha256 != job.input_sha256:
+                continue
+            if outbox.find(self._folder, other.path, key=other.key or "", sha256=sha256, strict=True) is None:
+                told = {"reason": f"it is the same picture as job {job.id}, which was decided about"}
+                store.update(other.id, JobState.SKIPPED, at=self._jobs.now(), detail=told)
+                spools(other).drop()
 
     def _end_without_original(self, job: Job) -> None:
         """End a job whose original was taken away; it stays held if all else is gone with it."""
@@ -174,13 +194,13 @@ class Review:
                 if not outbox.holds(root, name, digest):  # what came into the inbox since is newer
                     continue
             elif shared:
-                outbox.place(source, root, name, sha256=digest, key=key)
+                outbox.place(source, root, name, sha256=digest, key=key, into_inbox=True)
             else:
-                outbox.put(source, root, name, sha256=digest, key=key, shared=True)
+                outbox.put(source, root, name, sha256=digest, key=key, into_inbox=True)
             if not shared:
                 outbox.remove(self._folder, place, sha256=digest, key=key)
         if held is not None:
-            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key, shared=True)
+            outbox.move(self._folder, held, root, job.path, sha256=sha256, key=key, into_inbox=True)
         for place in outbox.names(self._folder, job.path, key=key, sha256=sha256):
             if outbox.holds(root, job.path, sha256):
                 outbox.remove(self._folder, place, sha256=sha256, key=key)
@@ -209,7 +229,8 @@ class Review:
                 back[name] = place, sha256
             elif names.is_mask(name) and not outbox.holds(root, name, sha256, strict=True):
                 as_it_is = False  # the mask was replaced, so that the result is not that of the new one
-        here = names.scan_beside(folder, [job.path], proof)
+        here = names.scan_beside(folder, [job.path], self._inbox.ignore, proof)
+        here.require_known([job.path])
         wanted = [*here.companions_of(job.path), *([] if as_it_is else names_beside(here, job, proof))]
         for name, place in put_beside(folder, job, held, wanted, others, own):
             back[name] = place, durable.file_sha256(folder / os.fsdecode(place))
@@ -218,6 +239,7 @@ class Review:
     def _go_on(self, job: Job) -> None:
         """Publish the result that was held, or work the picture again."""
         spool, scan = self._jobs.spool(job), self._inbox.look_beside([job])
+        scan.require_known([job.path, *(mask for mask, _ in spool.masks())])
         result = read_result(spool.folder, job)
         if job.path not in scan.files:  # somebody took its name in the same moment, or took it away
             told = {"reason": "the original went back into the inbox under another name, or was taken away"}
@@ -328,9 +350,15 @@ def masks_beside(
     held: bytes | None,
     others: Mapping[bytes, Set[str]],
     own: Mapping[bytes, bytes | None],
+    ignore: Iterable[str],
 ) -> list[bytes]:
-    """The masks put beside a held picture in the review folder that replace none of its own; `put_beside`."""
-    wanted = names_beside(names.scan_beside(folder, [job.path]), job, b"")
+    """The masks put beside a held picture in the review folder that replace none of its own; `put_beside`.
+
+    Args:
+        folder, job, held, others, own: see `put_beside`.
+        ignore: see `Watch.ignore`.
+    """
+    wanted = names_beside(names.scan_beside(folder, [job.path], ignore), job, b"")
     found = put_beside(folder, job, held, (name for name in wanted if name not in own), others, own)
     return [*dict.fromkeys(place for _, place in found)]
 

@@ -28,7 +28,8 @@ TOLD_MOST = 20
 LATE_S = 3600.0
 """How long after a picture was done a companion of its name may come; cameras give the same names again."""
 STRAY_S = 60.0
-"""How long, at least, a file in a folder `masks` waits for its picture before it is taken for one itself."""
+"""How long, at least, a mask waits for its picture before it is taken to be that of a held picture, or, in a
+folder `masks`, for a picture itself."""
 
 
 class Unused:
@@ -40,6 +41,8 @@ class Unused:
         self._settings, self._jobs = settings, jobs
         self._tracker, self._monotonic = tracker, monotonic
         self._scan = Scan()
+        self._lone_masks: set[bytes] = set()
+        """The masks that have waited for a picture long enough, as of the last scan."""
         self._told_masks: set[bytes] = set()
         self._told_others: set[bytes] = set()
         self._held: set[bytes] = set()
@@ -67,7 +70,9 @@ class Unused:
         """
         self._scan = found
         watch = self._settings.watch
-        lone = self._still_for(found.orphans(), watch.settle_s + max(watch.mask_wait_s, STRAY_S))
+        waited = self._still_for(found.orphans(), watch.settle_s + max(watch.mask_wait_s, STRAY_S))
+        # One that is for a held picture has brought it back by the next scan.
+        lone, self._lone_masks = waited & self._lone_masks, waited
         strays = {path for path in lone if inbox.in_masks_folder(path)}
         misses = self._near_misses()
         self._held = {path for path, miss in misses.items() if path in self._held or self._has_picture(miss)}
@@ -83,10 +88,6 @@ class Unused:
     def _still_for(self, paths: set[bytes], seconds: float) -> set[bytes]:
         now = self._monotonic()
         return {path for path in paths if self._tracker.still_for(path, now) > seconds}
-
-    def _settled(self, paths: set[bytes]) -> set[bytes]:
-        now = self._monotonic()
-        return {path for path in paths if self._tracker.settled(path, now)}
 
     def _sort_out(self, root: Path) -> None:
         """Look into the files without a picture's ending, since such files may be pictures all the same."""
@@ -109,9 +110,9 @@ class Unused:
 
     # Masks
 
-    def settled_masks(self) -> set[bytes]:
-        """The masks that belong to no picture of the inbox and have not changed for the settle time."""
-        return self._settled(self._scan.orphans())
+    def lone_masks(self) -> set[bytes]:
+        """The masks that have waited for a picture so long that none is on its way with them."""
+        return self._lone_masks
 
     def _near_misses(self) -> dict[bytes, NearMiss]:
         """The files with nearly the name of a mask, where masks are used at all."""

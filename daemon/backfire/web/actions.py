@@ -156,7 +156,7 @@ def _beside(job: Job, mask: bytes, options: Options) -> Path | Outcome:
     if os.path.lexists(target / os.fsdecode(name)):
         return Outcome("mask_taken")
     try:
-        placed = outbox.place(mask, target, name, key=job.key or "")
+        placed = outbox.place(mask, target, name, key=job.key or "", into_inbox=True)
     except PublishError as error:
         return Outcome("action_failed", str(error))
     if placed != name:  # another one was put there in the same moment

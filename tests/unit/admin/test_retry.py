@@ -14,7 +14,7 @@ import pytest
 from backfire.admin.retry import put_back
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
-from backfire.errors import InputError
+from backfire.errors import InputError, PublishError
 from backfire.types import Job, mask_digest
 from tests.support.page import Desk, desk
 from tests.support.pictures import encoded, photo
@@ -87,3 +87,26 @@ def test_a_folder_that_it_makes_in_the_inbox_is_the_desks(desk: Desk, read: bool
     finally:
         os.umask(before)
     assert stat.S_IMODE((desk.base / "inbox/press").stat().st_mode) == 0o2770
+
+
+def test_an_original_is_not_put_back_through_a_link(desk: Desk) -> None:
+    job = desk.failed("press/a.jpg")
+    (desk.base / "inbox/press").symlink_to("../outbox")
+    with pytest.raises(PublishError, match="replace the link by a folder"):
+        put_back(job, desk.settings)
+    assert [*(desk.base / "outbox").iterdir()] == []
+    assert (desk.base / "failed/press/a.jpg").exists()
+
+
+@pytest.mark.parametrize("told", ["of it", "of another", "of none"])
+def test_what_was_mended_in_failed_goes_back(desk: Desk, told: str) -> None:
+    job = desk.failed("press/a.jpg")
+    file, note = desk.base / "failed/press/a.jpg", desk.base / "failed/press/a.jpg.error.json"
+    about = job.input_sha256 if told == "of it" else "f" * 64
+    if told != "of none":
+        note.write_text(json.dumps({"file": "press/a.jpg", "input_sha256": about}))
+    file.write_bytes(GOOD)
+    assert put_back(job, desk.settings) == (told == "of it")
+    assert (desk.base / "inbox/press/a.jpg").exists() == (told == "of it")
+    assert file.exists() == (told != "of it")
+    assert note.exists() == (told == "of another")

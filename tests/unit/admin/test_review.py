@@ -45,7 +45,10 @@ def test_a_mask_replaces_none_that_lies_beside_the_picture_or_waits_in_the_inbox
     review.add_mask(desk.settings, job.id, "drawn.png", MASK, by="anna")
     assert (desk.base / "review/a.mask.png").read_bytes() == MINE
     assert (desk.base / "review/masks/a.png").read_bytes() == MASK
-    assert set(masks_beside(desk.base / "review", job, b"a.jpg", {}, {})) == {b"a.mask.png", b"masks/a.png"}
+    assert set(masks_beside(desk.base / "review", job, b"a.jpg", {}, {}, ())) == {
+        b"a.mask.png",
+        b"masks/a.png",
+    }
 
 
 def test_where_all_names_are_taken_a_mask_is_refused(desk: Desk) -> None:
@@ -66,7 +69,7 @@ def test_the_mask_of_a_picture_whose_name_was_taken_is_found_when_it_is_released
     (desk.base / "review/a.jpg").rename(place)
     (desk.base / "review/a.jpg").write_bytes(b"another held picture")
     review.add_mask(desk.settings, job.id, "drawn.png", MASK, by="anna")
-    (mask,) = masks_beside(desk.base / "review", job, os.fsencode(place.name), {}, {})
+    (mask,) = masks_beside(desk.base / "review", job, os.fsencode(place.name), {}, {}, ())
     assert mask == outbox.keyed(desk.base / "review", b"a.mask.png", key)
 
 

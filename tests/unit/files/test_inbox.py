@@ -221,7 +221,7 @@ def test_scan_beside_finds_the_same_masks_as_a_scan(tmp_path: Path) -> None:
     (tmp_path / "sub" / "masks").mkdir(parents=True)
     for name in ("sub/p.jpg", "sub/P.mask.png", "sub/masks/p.png", "sub/other.jpg", "top.mask.png"):
         (tmp_path / name).write_bytes(name.encode())
-    beside, whole = inbox.scan_beside(tmp_path, [b"sub/p.jpg"]), inbox.scan(tmp_path, IGNORE)
+    beside, whole = inbox.scan_beside(tmp_path, [b"sub/p.jpg"], IGNORE), inbox.scan(tmp_path, IGNORE)
     assert beside.masks_of(b"sub/p.jpg") == whole.masks_of(b"sub/p.jpg") != []
     assert beside.files[b"sub/p.jpg"] == whole.files[b"sub/p.jpg"]
 
@@ -285,4 +285,4 @@ def test_annotations_are_sidecars_like_masks(sidecar: bytes, tmp_path: Path) -> 
     assert sorted(seen.pictures) == [b"d/other.jpg", b"d/p.jpg"]
     assert seen.masks_of(b"d/p.jpg") == [sidecar]
     assert seen.masks_of(b"d/other.jpg") == []
-    assert inbox.scan_beside(tmp_path, [b"d/p.jpg"]).masks_of(b"d/p.jpg") == [sidecar]
+    assert inbox.scan_beside(tmp_path, [b"d/p.jpg"], ()).masks_of(b"d/p.jpg") == [sidecar]

@@ -73,6 +73,24 @@ def test_a_file_where_a_folder_is_needed_stays_and_the_folder_gets_another_name(
     )
 
 
+def test_files_of_the_longest_name_leave_room_for_folders(tmp_path: Path) -> None:
+    long = b"x" * 255
+    for name in (long, long[:253] + b".d"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"a file")
+    placed = outbox.place(b"data", tmp_path, long + b"/p.png", key=KEY)
+    assert placed == long[:251] + b".d.d/p.png"
+    assert outbox.place(b"data", tmp_path, long + b"/p.png", key=KEY) == placed, "repeating it is harmless"
+
+
+def test_where_files_have_all_names_of_a_folder_it_ends(tmp_path: Path) -> None:
+    with calling("pathconf", lambda *_: 6):
+        for name in ("abcdef", "abcd.d", "ab.d.d"):
+            (tmp_path / name).write_bytes(b"a file")
+        with pytest.raises(PublishError, match="have all names of its folders; move them away") as refused:
+            outbox.place(b"data", tmp_path, b"abcdef/p.png", key=KEY)
+    assert refused.value.lasting
+
+
 def test_a_folder_that_a_crash_left_is_made_durable_before_anything_is_put_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,3 +519,20 @@ def test_two_daemons_with_one_outbox_leave_each_other_s_unfinished_files_alone(
     outbox.hide_as("11111111")
     outbox.discard(tmp_path, b"p.png", key=KEY)
     assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
+
+
+@pytest.mark.parametrize("path", [b"sub/p.png", b"sub/deep/p.png"])
+def test_where_links_may_not_be_nothing_is_put_through_one(tmp_path: Path, path: bytes) -> None:
+    for name in ("failed", "inbox", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "failed/p.png").write_bytes(b"original")
+    (tmp_path / "inbox/sub").symlink_to(tmp_path / "elsewhere")
+    root, folder, digest = tmp_path / "failed", tmp_path / "inbox", sha(b"original")
+    with pytest.raises(PublishError, match="expected a folder; replace the link by a folder"):
+        outbox.move(root, b"p.png", folder, path, sha256=digest, key=KEY, into_inbox=True)
+    with pytest.raises(PublishError, match="expected a folder"):
+        outbox.shift(root, b"p.png", folder, path, key=KEY, same=lambda _: True, into_inbox=True)
+    with pytest.raises(PublishError, match="expected a folder"):
+        outbox.place(b"mask", folder, path, key=KEY, into_inbox=True)
+    assert (root / "p.png").read_bytes() == b"original"
+    assert [*(tmp_path / "elsewhere").iterdir()] == leftovers(tmp_path) == []

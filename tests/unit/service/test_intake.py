@@ -25,6 +25,7 @@ from backfire.types import Job, JobState
 from benchmarks.soak import png
 from tests.support.house import SOON, House, house
 from tests.support.pictures import encoded, photo
+from tests.support.system import full
 
 __all__ = ["house"]
 
@@ -167,6 +168,44 @@ def test_a_picture_whose_rights_change_while_it_is_worked_is_not_worked_again(
     home.turn(5, times=6)
     assert home.states() == ["archived"]
     assert len(worked) == 1 + changed
+    assert home.files("inbox") == {}
+
+
+@pytest.mark.parametrize("moment", ["while it is queued", "while it is worked", "while it is put in place"])
+def test_a_picture_that_is_copied_over_itself_is_not_worked_again(
+    house: Callable[..., House], moment: str
+) -> None:
+    """Device and inode change, too, when its share is mounted again."""
+    home = house(watch=SOON)
+    home.drop("p.png", "p.mask.png")
+
+    def again() -> None:
+        for file in (home.base / "inbox").iterdir():
+            new = file.with_suffix(".part")
+            new.write_bytes(file.read_bytes())
+            new.replace(file)
+
+    def work(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        if moment == "while it is worked":
+            again()
+        return process(order, progress)
+
+    process, home.process = home.process, work
+    if moment == "while it is queued":
+        home.stuck = True
+        home.turn(5, times=2)
+        again()
+        home.stuck = False
+        home.crash()
+        home.again()
+    elif moment == "while it is put in place":
+        with full(home.base / "outbox"):
+            home.turn(5, times=6)
+        again()
+    home.turn(60, times=6)
+    assert home.states() == ["archived"]
+    assert "changed" not in home.reasons()
+    assert set(home.files("archive")) == {"p.png", "p.mask.png"}
     assert home.files("inbox") == {}
 
 

@@ -18,6 +18,7 @@ from backfire.cli.commands import app
 from backfire.config import load
 from backfire.errors import UnavailableError
 from backfire.service import preflight
+from backfire.service.inbox import Inbox
 from backfire.service.loop import Service
 from backfire.service.store.store import Store
 
@@ -54,6 +55,28 @@ def test_asking_whether_a_daemon_runs_keeps_none_from_starting(tmp_path: Path) -
     with pytest.raises(UnavailableError, match="another backfire daemon"):
         preflight.lock(tmp_path / "lock", patience_s=0)
     os.close(lock)
+
+
+def test_once_says_that_the_inbox_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("folders: {inbox: inbox}")
+    monkeypatch.setattr(sys, "argv", ["backfire", "once", "--json", "-c", str(config)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    real = Inbox.require_mount
+
+    def gone(inbox: Inbox) -> None:
+        (tmp_path / "inbox").rmdir()
+        real(inbox)
+
+    monkeypatch.setattr(Inbox, "require_mount", gone)
+    with pytest.raises(SystemExit) as ended:
+        commands.run()
+    assert ended.value.code == os.EX_TEMPFAIL
+    told = capsys.readouterr()
+    assert "mount its share or make the folder again" in told.err
+    assert "mount its share" in json.loads(told.out)["trouble"]
 
 
 def test_what_time_may_mend_has_an_exit_status_of_its_own(

@@ -7,7 +7,7 @@ Paths are bytes relative to the inbox.
 
 from backfire.files.inbox.companions import belongs, has_ending_of_picture, is_companion, is_raw, owner
 from backfire.files.inbox.hints import Hints
-from backfire.files.inbox.mounts import NETWORK, filesystem, mount_of
+from backfire.files.inbox.mounts import NETWORK, Mount, filesystem, mounted
 from backfire.files.inbox.names import folded
 from backfire.files.inbox.scan import Scan, Signature, closed, rivals, scan, scan_beside, signature
 from backfire.files.inbox.settle import Tracker
@@ -28,10 +28,11 @@ from backfire.files.inbox.sidecars import (
 from backfire.files.inbox.take import Taken, digest, head, require_size, take
 
 __all__ = [
-    "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "NearMiss", "Scan", "Signature", "Taken", "Tracker",
-    "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture", "head",
+    "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "Mount", "NearMiss", "Scan", "Signature", "Taken",
+    "Tracker", "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture",
+    "head",
     "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_proof", "is_raw", "mask_names",
-    "mount_of", "near_miss",
+    "mounted", "near_miss",
     "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
     "why_unused",
 ]  # fmt: skip

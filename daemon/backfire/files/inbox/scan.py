@@ -29,6 +29,7 @@ from backfire.files.inbox.sidecars import (
     near_miss,
     proof_names,
 )
+from backfire.types import shown
 
 HEARTBEAT_EACH = 1000
 """Files between two heartbeats of a scan."""
@@ -189,9 +190,22 @@ class Scan:
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
-        return not any(path.startswith(folder + b"/") for folder in self.unreadable) and (
-            path not in self.unreadable
+        return not any(
+            path == folder or not folder or path.startswith(folder + b"/") for folder in self.unreadable
         )
+
+    def require_known(self, paths: Iterable[bytes]) -> None:
+        """Refuse to take files for gone whose folder could not be read.
+
+        Raises:
+            OSError: one was not found, and nobody can tell whether it is gone.
+        """
+        for path in paths:
+            if path not in self.files and not self.knows(path):
+                folder, why = next(iter(self.unreadable.items()))
+                raise OSError(
+                    f"{shown(path)}: may be there or gone, as {shown(folder) or 'its folder'} {why}"
+                )
 
 
 def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
@@ -273,27 +287,50 @@ def _why_closed(top: bytes, path: bytes, error: OSError) -> str:
     return f"cannot be read as uid {os.geteuid()}{rights} ({error.strerror}); {remedy}"
 
 
-def scan_beside(root: Path, pictures: Iterable[bytes], proof: bytes = b"") -> Scan:
-    """Some pictures, and all masks, proofs and companions in their folders and in `masks` below these."""
-    top, wanted = os.fsencode(root), set(pictures)
+def scan_beside(root: Path, pictures: Iterable[bytes], ignore: Iterable[str], proof: bytes = b"") -> Scan:
+    """Some pictures, and the masks, proofs and companions in their folders and in `masks` below these.
+
+    Of what lies beside the pictures it finds what `scan` finds with the same arguments. Folders that are not
+    there are empty.
+
+    Args:
+        root: the folder.
+        pictures: paths below it.
+        ignore: patterns of names; the pictures themselves are found all the same.
+        proof: see `Scan`.
+    """
+    top, wanted, ignored = os.fsencode(root), set(pictures), _ignored_by(tuple(ignore))
     files: dict[bytes, Signature] = {}
+    unreadable: dict[bytes, str] = {}
     folders = {os.path.dirname(picture) for picture in wanted}
     pending = list(folders)
     while pending:
         place = pending.pop()
         durable.heartbeat()
-        with suppress(OSError), os.scandir(os.path.join(top, place)) as entries:
-            for entry in entries:
-                path = os.path.join(place, entry.name)
-                if place in folders and path not in folders and entry.name.lower() == b"masks":
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(path)
-                elif _lies_beside(path, proof) or path in wanted:
-                    with suppress(OSError):
-                        status = entry.stat(follow_symlinks=False)
+        try:
+            with os.scandir(os.path.join(top, place)) as entries:
+                for entry in entries:
+                    path = os.path.join(place, entry.name)
+                    if path not in wanted and ignored(entry.name):
+                        continue
+                    if place in folders and path not in folders and entry.name.lower() == b"masks":
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(path)
+                    elif _lies_beside(path, proof) or path in wanted:
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        except OSError as error:
+                            unreadable[path] = _why_closed(top, path, error)
+                            continue
                         if stat.S_ISREG(status.st_mode):
                             files[path] = Signature.of(status)
-    return Scan(files, proof=proof)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unreadable[place] = _why_closed(top, place, error)
+    return Scan(files, unreadable, proof)
 
 
 def _claims(pictures: Iterable[bytes]) -> set[bytes]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def take(
         InputError: CHANGED (retryable) if it is gone, is not `expected`, changed while being read, or
             somebody on this machine has it open for writing; UNREADABLE if it is no regular file
             or may not be read; TOO_LARGE if it has more than `most` bytes, before any is copied.
+        OSError: it cannot be written, or there is no room for it, before any of it is copied.
     """
     name = shown(path)
     try:
@@ -67,11 +69,16 @@ def take(
         if _is_being_written(descriptor):
             raise InputError(Code.CHANGED, f"{name}: is still open for writing", retryable=True)
         require_size(name, before.st_size, most)
+        _require_room(copy.parent, before.st_size)
         read = _Read(source, before.st_size)
         # What lies there is not written over: on one file system it may be the very file in the archive.
         copy.unlink(missing_ok=True)
-        with copy.open("xb") as target:
-            durable.write(target, read)
+        try:
+            with copy.open("xb") as target:
+                durable.write(target, read)
+        except BaseException:  # half a copy would fill the disk, and could be taken for a whole one
+            copy.unlink(missing_ok=True)
+            raise
         after = os.fstat(descriptor)
     signature = Signature.of(after)
     stood = Signature.of(before) == signature and read.length == signature.size
@@ -122,6 +129,12 @@ def require_size(name: str, size: int, most: int | None) -> None:
             Code.TOO_LARGE,
             f"{name}: has {size} bytes, limits.max_bytes allows {most}; make it smaller or raise the limit",
         )
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Refuse to fill a disk, on which the job database may lie, with what does not fit on it."""
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 class _Read:

@@ -59,17 +59,36 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
         raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
 
 
-def prepared(folder: Path, path: bytes, *, shared_by: str | None = None) -> bytes:
+def prepared(folder: Path, path: bytes, *, shared_by: str | None = None, links: bool = True) -> bytes:
     """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`.
 
     Args:
         shared_by: the key of the job for which folders are made that get the rights of `folder`. Without one,
             only owner and group may see into the folders that are made.
+        links: whether folders below `folder` may be links. In the inbox they may not: anybody who drops
+            pictures may make one, to a place that the daemon may write to and they may not.
+
+    Raises:
+        PublishError: there is a link where none may be.
+        OSError: a folder cannot be made.
     """
     top = os.fsencode(folder)
+    if not links:
+        _refuse_links(top, path)
     target = os.path.join(top, path)
     _make_folder(os.path.dirname(target), top, shared_by)
     return target
+
+
+def _refuse_links(top: bytes, path: bytes) -> None:
+    place = top
+    for part in path.split(b"/")[:-1]:
+        place = os.path.join(place, part)
+        if os.path.islink(place):
+            raise PublishError(
+                f"{shown(path)}: is not put through the link {shown(place)}, expected a folder; "
+                "replace the link by a folder"
+            )
 
 
 def _make_folder(path: bytes, top: bytes, shared_by: str | None) -> None:

@@ -46,7 +46,7 @@ def shift(
     *,
     key: str,
     same: Callable[[os.stat_result], bool],
-    shared: bool = False,
+    into_inbox: bool = False,
 ) -> bool:
     """Move `root`/`source` to `folder`/`path` without reading it, however large it is.
 
@@ -54,13 +54,13 @@ def shift(
         root, source, folder, path: from where to where.
         key: becomes part of the name if that is taken.
         same: whether a status is that of the intended file.
-        shared: see `put`.
+        into_inbox: see `place`.
 
     Returns:
         Whether it is gone from there; False if there is another file now.
 
     Raises:
-        PublishError: no permission, or `folder` is on another file system.
+        PublishError: no permission, a link where none may be, or `folder` is on another file system.
     """
     with explained(folder, path):
         places = [os.path.join(os.fsencode(folder), one) for one in names(folder, path, key=key)]
@@ -73,7 +73,7 @@ def shift(
                 _clear(inside, leaving_as(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
-                    target = _given_name(inside, name, places, folder, key if shared else None)
+                    target = _given_name(inside, name, places, folder, key if into_inbox else None)
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another file had just replaced it
                         return False
@@ -107,18 +107,25 @@ def discard(folder: Path, path: bytes, *, key: str) -> None:
 
 
 def move(
-    root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str, shared: bool = False
+    root: Path, source: bytes, folder: Path, path: bytes, *, sha256: str, key: str, into_inbox: bool = False
 ) -> bytes:
     """Move a file that nobody else writes: `put`, then `remove`; returns its new path."""
-    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key, shared=shared)
+    placed = put(root / os.fsdecode(source), folder, path, sha256=sha256, key=key, into_inbox=into_inbox)
     remove(root, source, sha256=sha256, key=key)
     return placed
 
 
-def _given_name(inside: int, name: bytes, places: list[bytes], folder: Path, shared_by: str | None) -> bytes:
-    """Give a file of an open folder the first free one of some names elsewhere; returns that name."""
+def _given_name(
+    inside: int, name: bytes, places: list[bytes], folder: Path, put_back_by: str | None
+) -> bytes:
+    """Give a file of an open folder the first free one of some names elsewhere; returns that name.
+
+    Args:
+        put_back_by: the job's key where `folder` is the inbox, see `place`.
+    """
     for place in places:
-        prepared(folder, os.path.relpath(place, os.fsencode(folder)), shared_by=shared_by)
+        below = os.path.relpath(place, os.fsencode(folder))
+        prepared(folder, below, shared_by=put_back_by, links=put_back_by is None)
         try:
             safe_paths.give_name(name, place, folder=inside)
         except FileExistsError:

@@ -30,10 +30,10 @@ def around(folder: Path, path: bytes) -> bytes:
     """The path with other folders where files have their names: `a/b.png` is `a.d/b.png` if `a` is a file.
 
     Raises:
-        PublishError: it is not a plain relative path.
+        PublishError: it is not a plain relative path, or files have all names of a folder.
     """
     try:
-        *parents, name = safe_paths.parts(path)
+        *parents, last = safe_paths.parts(path)
     except OSError:
         message = f"{shown(path)}: is not a plain relative path; it would leave {folder}"
         raise PublishError(message) from None
@@ -42,11 +42,16 @@ def around(folder: Path, path: bytes) -> bytes:
         return path
     free: list[bytes] = []
     for part in parents:
-        while os.path.lexists(os.path.join(place, part)) and not os.path.isdir(os.path.join(place, part)):
-            part = _fitted(part, b".d", name_max(place))
-        free.append(part)
-        place = os.path.join(place, part)
-    return os.path.join(*free, name)
+        name, ending, most = part, b"", name_max(place)
+        while os.path.lexists(os.path.join(place, name)) and not os.path.isdir(os.path.join(place, name)):
+            ending += b".d"
+            if len(ending) >= most:
+                message = f"{shown(path)}: files in {folder} have all names of its folders; move them away"
+                raise PublishError(message, lasting=True)
+            name = _fitted(part, ending, most)
+        free.append(name)
+        place = os.path.join(place, name)
+    return os.path.join(*free, last)
 
 
 def name_max(folder: bytes | int) -> int:

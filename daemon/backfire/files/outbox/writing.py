@@ -30,6 +30,7 @@ def place(
     sha256: str | None = None,
     unsynced: set[bytes] | None = None,
     mode: int | None = None,
+    into_inbox: bool = False,
 ) -> bytes:
     """Write new content as `folder`/`path`; returns the relative path it got.
 
@@ -42,18 +43,21 @@ def place(
         sha256: the content's SHA-256, if it is known.
         unsynced: takes up the folder, which the caller syncs later; None syncs it here.
         mode: the file's rights, less those that the umask takes; None gives it the rights of its folder.
+        into_inbox: whether the folder is the inbox, where others write too: folders that are made get its
+            rights, and none is reached through a link.
 
     Raises:
-        PublishError: no space, no permission, or what was read back differs.
+        PublishError: no space, no permission, a link where none may be, or what was read back differs.
     """
     shared = mode is None
-    with _hidden(folder, path, key, shared=shared) as (path, temporary, begun):
+    with _hidden(folder, path, key, shared=shared, into_inbox=into_inbox) as (path, temporary, begun):
         source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
         with source, create(temporary, shared=shared, mode=PRIVATE if mode is None else mode) as file:
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
-        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced)
+        links = not into_inbox
+        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced, links=links)
 
 
 def put(
@@ -64,7 +68,7 @@ def put(
     sha256: str,
     key: str,
     unsynced: set[bytes] | None = None,
-    shared: bool = False,
+    into_inbox: bool = False,
 ) -> bytes:
     """Put a private file in place as `folder`/`path`, by a link or a copy; returns the path it got.
 
@@ -72,14 +76,12 @@ def put(
 
     Args:
         source, folder, path: from where to where.
-        sha256: the content's SHA-256.
-        key, unsynced: see `place`.
-        shared: folders that are made get the rights of `folder`, as those that people work in need.
+        sha256, key, unsynced, into_inbox: see `place`.
 
     Raises:
-        PublishError: no space, no permission, or the content is not `sha256`.
+        PublishError: no space, no permission, a link where none may be, or the content is not `sha256`.
     """
-    with _hidden(folder, path, key, shared=shared) as (path, temporary, begun):
+    with _hidden(folder, path, key, into_inbox=into_inbox) as (path, temporary, begun):
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         try:
@@ -90,7 +92,8 @@ def put(
             with open(source, "rb") as reader, create(temporary) as writer:
                 durable.write(writer, durable.pieces(reader))
             shutil.copystat(source, temporary)
-        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced)
+        links = not into_inbox
+        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced, links=links)
 
 
 def replace(
@@ -121,7 +124,7 @@ def replace(
 
 @contextmanager
 def _hidden(
-    folder: Path, path: bytes, key: str, *, shared: bool = False
+    folder: Path, path: bytes, key: str, *, shared: bool = False, into_inbox: bool = False
 ) -> Iterator[tuple[bytes, bytes, bool]]:
     """A temporary name in the folder that a file is to be in, with nothing left under it afterwards.
 
@@ -134,7 +137,9 @@ def _hidden(
     """
     with explained(folder, path):
         path = around(folder, path)
-        temporary = hidden(prepared(folder, path, shared_by=key if shared else None), key)
+        shared_by = key if shared or into_inbox else None
+        target = prepared(folder, path, shared_by=shared_by, links=not into_inbox)
+        temporary = hidden(target, key)
         try:
             yield path, temporary, os.path.lexists(temporary)
         finally:
@@ -210,12 +215,13 @@ def _settle(
     *,
     begun: bool,
     unsynced: set[bytes] | None,
+    links: bool,
 ) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if durable.file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in names(folder, path, key=key, sha256=sha256):
-        target = prepared(folder, candidate)
+        target = prepared(folder, candidate, links=links)
         try:
             safe_paths.give_name(temporary, target, resume=begun)
         except FileExistsError:
