@@ -271,8 +271,6 @@ def retry(
     """Move failed originals and their masks back into the inbox, where they become new jobs."""
     if not ids and not failed:
         raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
-    if ids and failed:
-        raise typer.BadParameter("got job ids and --failed, expected one of them")
     moved: list[str] = []
     missing: list[tuple[Job, str]] = []
     with _store(config_file) as (settings, store):

@@ -519,7 +519,6 @@ def test_a_sheet_of_a_folder_holds_its_pictures_however_many_came_since(
         ("jobs", "--since", "9" * 5000 + "d"),
         ("retry", "9" * 20),
         ("retry", "0"),
-        ("retry", "1", "--failed"),
         ("release", "9" * 20),
         ("release", "1", "--all"),
         ("accept", "9" * 20),

@@ -245,7 +245,8 @@ def test_a_strength_stands_for_settings_but_keys_beside_it_take_precedence() -> 
 def test_a_further_round_never_has_less_than_the_one_before() -> None:
     rounds = protect(epsilon=6, iterations=5, escalate=["subtle", "strong"]).rounds()
     assert [(one.epsilon, one.iterations) for one in rounds] == [(6, 5), (8, 80), (16, 160)]
-    assert [one.colour_share for one in rounds] == [0.28, 0.3, 0.32]
+    assert [one.colour_share for one in rounds] == [0.28, 0.5, 0.5]
+    assert [one.coarse_colour_decay for one in rounds] == [0, 0.6, 0.6]
     assert [one.flat_luma_share for one in rounds] == [0.03, 0.05, 0.1]
     assert [one.reach_px for one in rounds] == [40, 40, 56]
     assert protect().rounds() == [protect()]
