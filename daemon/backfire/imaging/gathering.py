@@ -26,7 +26,7 @@ from backfire.imaging.metadata import (
     PNG_CARRIED,
     RESOLUTION,
     STORAGE,
-    UUID_EXIF,
+    UUID_EXIFS,
     UUID_XMP,
     XMP,
     XMP_HEAD,
@@ -197,8 +197,8 @@ def _with_boxes(found: Metadata, data: bytes) -> Metadata:
     parts: list[Part] = []
     for kind, view in containers.boxes(data):
         body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
-        if kind == b"uuid" and body.startswith(UUID_EXIF):
-            found = replace(found, exif=_exif(body[16:]))
+        if kind == b"uuid" and body.startswith(UUID_EXIFS):
+            found = replace(found, exif=found.exif or _exif(body[16:]))
         elif kind == b"uuid" and body.startswith(UUID_XMP):
             found = replace(found, xmp=body[16:])
         elif kind in (b"uuid", b"xml "):

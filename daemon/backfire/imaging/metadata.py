@@ -40,6 +40,7 @@ Raw profiles are how ImageMagick stores both, EXIF only in versions before PNG h
 """
 
 UUID_EXIF = b"JpgTiffExif->JP2"
+UUID_EXIFS = (UUID_EXIF, bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e"))  # the latter by Photoshop
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
@@ -144,18 +145,13 @@ class Metadata:
             kept = replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
             return replace(kept, data_mining=self.data_mining, left_out=self.left_out)
         if policy == "strip-gps":
-            resources = b"".join(
-                body
-                for kind, body in photoshop.resources(self.photoshop or b"")
-                if kind not in photoshop.EXIF_COPIES and not previews.locates(body)
-            )
             return replace(
                 self,
                 exif=_placeless(self.exif),
                 xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
                 extended=None if previews.locates(self.extended or b"") else self.extended,
-                photoshop=resources or None,
-                parts=tuple(part for part in self.parts if not _locates(*part)),
+                photoshop=_placeless_resources(self.photoshop or b"") or None,
+                parts=tuple(part for part in map(_placeless_part, self.parts) if part is not None),
             )
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
@@ -227,6 +223,29 @@ def _placeless(exif: Directory) -> Directory:
     below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
     located = {tag for tag, entry in exif.entries.items() if previews.locates(entry.data)}
     return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES | located)
+
+
+def _placeless_resources(block: bytes) -> bytes:
+    """Photoshop's resources without copies of EXIF, and without what says where the picture was taken."""
+    return b"".join(
+        body
+        for kind, body in photoshop.resources(block)
+        if kind not in photoshop.EXIF_COPIES and not previews.locates(body)
+    )
+
+
+def _placeless_part(part: Part) -> Part | None:
+    """A part, or None if it says where the picture was taken.
+
+    Of Photoshop's resources in the text of a PNG the same stay as in a JPEG.
+    """
+    kind, body = part
+    keyword, text = body.partition(b"\0")[0], previews.unpacked(kind, body)
+    if keyword.startswith(previews.RAW_PROFILE) and text.startswith(photoshop.HEAD):
+        kept = _placeless_resources(text)
+        part = part if kept == text else (b"zTXt", previews.raw_profile(keyword, kept))
+        return part if kept else None
+    return None if _locates(*part) else part
 
 
 def _locates(kind: bytes, body: bytes) -> bool:

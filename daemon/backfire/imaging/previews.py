@@ -96,13 +96,15 @@ def opaque(data: bytes) -> bool:
     return any(_hides(single[start:end]) for start, end in _coded(single))
 
 
-def locates(text: bytes) -> bool:
-    """Whether text mentions GPS or a latitude at all, in UTF-8 or UTF-16.
+def locates(data: bytes) -> bool:
+    """Whether data hold EXIF with a position, or text that mentions GPS or a latitude, in UTF-8 or UTF-16.
 
-    Nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of cameras
-    and drones have names of their own.
+    Of text nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of
+    cameras and drones have names of their own.
     """
-    return _PLACE.search(text.replace(b"\0", b"")) is not None
+    if _PLACE.search(data.replace(b"\0", b"")):
+        return True
+    return any(_has_position(data[at:]) for at in _tiffs(data))
 
 
 def cut_from(xmp: bytes) -> bytes | None:
@@ -153,15 +155,33 @@ def unpacked(kind: bytes, body: bytes) -> bytes:
     return text
 
 
+def raw_profile(keyword: bytes, profile: bytes) -> bytes:
+    """The body of a zTXt chunk with a raw profile, as ImageMagick writes it; `unpacked` is the inverse."""
+    digits = re.sub(rb"(.{72})", rb"\1\n", profile.hex().encode())
+    text = b"\n%s\n%8d\n%s\n" % (keyword.removeprefix(RAW_PROFILE), len(profile), digits)
+    return keyword + b"\0\0" + zlib.compress(text)
+
+
 def _is_signed(data: bytes) -> bool:
     """Whether bytes hold the signature of a picture, or a TIFF or JPEG that shows by its structure."""
     if _SIGNED.search(data):
         return True
     if any(_continues(data, found.start()) for found in _SPOILT_JPEG.finditer(data)):
         return True
-    return any(
-        _is_tiff(data[found.start() :]) for found in itertools.islice(_TIFF.finditer(data), MOST_TIFFS)
-    )
+    return any(_is_tiff(data[at:]) for at in _tiffs(data))
+
+
+def _tiffs(data: bytes) -> Iterator[int]:
+    """Where a TIFF may begin in data."""
+    return (found.start() for found in itertools.islice(_TIFF.finditer(data), MOST_TIFFS))
+
+
+def _has_position(data: bytes) -> bool:
+    """Whether bytes begin with a TIFF, such as EXIF, that has a directory of GPS tags."""
+    try:
+        return tags.GPS in tags.parse(data).below
+    except ValueError:
+        return False
 
 
 def _continues(data: bytes, at: int) -> bool:

@@ -33,6 +33,8 @@ from backfire.imaging import (
     largest_change,
     luma_alone,
     max_change,
+    photoshop,
+    previews,
     psnr,
     scaled,
 )
@@ -553,6 +555,56 @@ def test_strip_gps_finds_a_position_in_text() -> None:
     assert set(again.metadata.exif.entries) == {0x0112, 0x8298}
     assert set(camera(again)) == {0x9003}
     assert again.metadata.parts == ((b"tEXt", b"Title\0A quiet day"),)
+
+
+def test_strip_gps_finds_exif_in_the_box_that_photoshop_writes() -> None:
+    exif = exif_with(6, gps=True).tobytes()[6:]
+    bare = file(scene(), "JPEG2000")
+    at = bare.index(b"jp2c") - 4
+    written = bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e")
+    picture = taken(bare[:at] + box(b"uuid", written + exif) + bare[at:])
+    assert (picture.orientation, picture.metadata.parts) == (6, ())
+    assert gps(taken(encode(picture, picture.rgb, levels=LEVELS).data)) == gps(picture)
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert 0x8825 not in about.exif.below
+    assert about.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+
+
+@pytest.mark.parametrize("numbers", [(1058,), (1010, 1058, 1059)])
+def test_strip_gps_takes_exif_out_of_photoshops_resources_in_a_png(numbers: tuple[int, ...]) -> None:
+    exif, bare = exif_with(6, gps=True).tobytes()[6:], file(scene(), "PNG")
+    resources = {
+        number: photoshop.resource(number, b"kept" if number == 1010 else exif) for number in numbers
+    }
+    block = b"".join(resources.values())
+    picture = taken(bare[:33] + raw_profile("8bim", block.hex()) + bare[33:])
+    ((kind, body),) = picture.metadata.parts
+    assert previews.unpacked(kind, body) == block
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    left = [previews.unpacked(*part) for part in about.parts]
+    assert left == ([resources[1010]] if 1010 in resources else [])
+
+
+@pytest.mark.parametrize("before", [b"", b"any bytes before it "])
+def test_strip_gps_finds_exif_in_any_part_and_keeps_exif_without_a_position(before: bytes) -> None:
+    found = file(scene(), "JPEG2000")
+    for gps in (True, False):
+        found += box(b"uuid", bytes(range(16)) + before + exif_with(6, gps=gps).tobytes()[6:])
+    picture = taken(found)
+    assert len(picture.metadata.parts) == 2
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert about.parts == picture.metadata.parts[1:]
+
+
+def test_strip_gps_keeps_the_names_of_places_in_captions() -> None:
+    packet = described("<photoshop:City>Berlin</photoshop:City>")
+    city = photoshop.resource(photoshop.IIM, b"\x1c\x02\x5a\0\x06Berlin")
+    body = b"Photoshop 3.0\0" + city
+    picture = taken(
+        file(scene(), "JPEG", xmp=packet, extra=b"\xff\xed" + struct.pack(">H", len(body) + 2) + body)
+    )
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert (about.xmp, about.photoshop) == (packet, city)
 
 
 GML = b'<gml:origin xmlns:gml="http://www.opengis.net/gml">389000 5819000</gml:origin>'
