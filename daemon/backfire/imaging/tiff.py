@@ -33,21 +33,24 @@ DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
 
-def _packed(rows: bytes) -> bytes:
-    return bytes(imagecodecs.packbits_encode(rows))
+def _packed(strip: bytes, row: int) -> bytes:
+    """PackBits, a row of so many bytes at a time, as TIFF 6.0 (section 9) demands: some read row by row."""
+    return b"".join(
+        bytes(imagecodecs.packbits_encode(strip[at : at + row])) for at in range(0, len(strip), row)
+    )
 
 
-COMPRESSORS: dict[str, tuple[int, bool, Callable[[bytes], bytes]]] = {
-    "raw": (1, False, bytes),
-    "tiff_lzw": (5, True, lambda rows: bytes(imagecodecs.lzw_encode(rows))),
-    "tiff_adobe_deflate": (8, True, lambda rows: zlib.compress(rows, 6)),
+COMPRESSORS: dict[str, tuple[int, bool, Callable[[bytes, int], bytes]]] = {
+    "raw": (1, False, lambda strip, _: strip),
+    "tiff_lzw": (5, True, lambda strip, _: bytes(imagecodecs.lzw_encode(strip))),
+    "tiff_adobe_deflate": (8, True, lambda strip, _: zlib.compress(strip, 6)),
     "packbits": (32773, False, _packed),
-    "tiff_deflate": (32946, True, lambda rows: zlib.compress(rows, 6)),
-    "lzma": (34925, True, lambda rows: bytes(imagecodecs.lzma_encode(rows))),
-    "zstd": (50000, True, lambda rows: bytes(imagecodecs.zstd_encode(rows))),
+    "tiff_deflate": (32946, True, lambda strip, _: zlib.compress(strip, 6)),
+    "lzma": (34925, True, lambda strip, _: bytes(imagecodecs.lzma_encode(strip))),
+    "zstd": (50000, True, lambda strip, _: bytes(imagecodecs.zstd_encode(strip))),
 }
-"""By name: the tag value, whether the horizontal predictor helps, and the function that compresses a strip.
-All are lossless."""
+"""By name: the tag value, whether the horizontal predictor helps, and the function that compresses a strip
+whose rows have a number of bytes. All are lossless."""
 
 
 def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, big: bool = False) -> bytes:
@@ -62,11 +65,12 @@ def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, b
     big = big or bands.nbytes > CLASSIC_LIMIT
     code, predicted, pack = COMPRESSORS[compression]
     height, width, channels = bands.shape
-    rows = max(1, STRIP // (bands.nbytes // height))
+    row = bands.nbytes // height
+    rows = max(1, STRIP // row)
     file = bytearray(16 if big else 8)
     offsets, sizes = [], []
     for top in range(0, height, rows):
-        strip = pack(_bytes(bands[top : top + rows], exif.order, predicted=predicted))
+        strip = pack(_bytes(bands[top : top + rows], exif.order, predicted=predicted), row)
         file += b"\0" * (len(file) % 2)
         offsets.append(len(file))
         sizes.append(len(strip))

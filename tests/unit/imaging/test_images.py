@@ -37,8 +37,11 @@ from backfire.imaging import (
     previews,
     psnr,
     scaled,
+    tags,
+    tiff,
 )
 from backfire.imaging.decoding import stored
+from backfire.imaging.metadata import Metadata
 from backfire.types import Rgb
 from tests.support.pictures import photo
 from tests.support.programs import tool
@@ -443,6 +446,35 @@ def test_tiff_keeps_a_lossless_compression(compression: str) -> None:
     again = taken(encode(picture, wanted, levels=LEVELS).data)
     assert again.compression == ("tiff_adobe_deflate" if compression == "jpeg" else compression)
     assert np.array_equal(again.rgb, wanted)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_each_row_of_a_tiff_in_packbits_is_packed_by_itself(deep: bool) -> None:
+    pixels = np.full((40, 30, 3), 200, np.uint8)
+    pixels[:10] = scene(10, 30)
+    if deep:
+        written = tiff.written(
+            pixels.astype(np.uint16) * 257, Metadata(), compression="packbits", alpha=False
+        )
+    else:
+        picture = taken(file(pixels, "TIFF", compression="packbits"))
+        written = encode(picture, picture.rgb, levels=LEVELS).data
+    page = tags.parse(written)
+    samples = pixels.astype("<u2") * 257 if deep else pixels
+    rows = [row.tobytes() for row in samples]
+    ((start,), (size,)) = page.numbers(273), page.numbers(279)
+    packed = written[start : start + size]
+    for row in rows:
+        unpacked = b""
+        while len(unpacked) < len(row):
+            head = packed[0]
+            assert head != 128
+            if head < 128:
+                unpacked, packed = unpacked + packed[1 : head + 2], packed[head + 2 :]
+            else:
+                unpacked, packed = unpacked + packed[1:2] * (257 - head), packed[2:]
+        assert unpacked == row
+    assert not packed
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
