@@ -144,6 +144,14 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
         at += size
 
 
+def jp2_headers(data: bytes, kind: bytes) -> list[bytes]:
+    """The bodies of the boxes of a kind in a JPEG 2000's header; none in a bare codestream."""
+    if data[:1] != b"\0":
+        return []
+    heads = [bytes(body) for name, body in boxes(data) if name == b"jp2h"]
+    return [bytes(inner) for head in heads for name, inner in boxes(head) if name == kind]
+
+
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 """Any marker but byte stuffing, restart markers and fill bytes."""
 _FILLED = re.compile(rb"\xff++([^\x00\xd0-\xd7])")

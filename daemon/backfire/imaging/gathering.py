@@ -36,6 +36,8 @@ from backfire.imaging.metadata import (
 from backfire.imaging.tags import Directory
 
 C2PA_TAG = 52545
+PROFILED = (b"\2", b"\3")
+"""The methods of a JPEG 2000's box on colours that hold a profile: a restricted one, and any."""
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
@@ -204,12 +206,15 @@ def _with_boxes(found: Metadata, data: bytes) -> Metadata:
         elif kind in (b"uuid", b"xml "):
             parts.append((kind, body))
         elif kind == b"jp2h":
-            for name, inner in containers.boxes(body, 0):
-                if name == b"res ":
-                    parts.append((name, bytes(inner)))
-                elif name == b"colr" and bytes(inner[:1]) == b"\2":
-                    found = replace(found, icc=bytes(inner[3:]))
-    return replace(found, parts=tuple(parts))
+            parts += [(name, bytes(inner)) for name, inner in containers.boxes(body) if name == b"res "]
+    colours = next(filter(is_known_colour, containers.jp2_headers(data, b"colr")), b"")
+    icc = colours[3:] if colours[:1] in PROFILED else None
+    return replace(found, icc=icc or found.icc, parts=tuple(parts))
+
+
+def is_known_colour(box: bytes) -> bool:
+    """Whether a JPEG 2000's box on colours holds a profile, or says sRGB, grey or sYCC, which become sRGB."""
+    return box[:1] in PROFILED or (box[:1] == b"\1" and int.from_bytes(box[3:7], "big") in (16, 17, 18))
 
 
 def _bytes(value: object) -> bytes | None:

@@ -49,6 +49,11 @@ COMPRESSIONS = {
     1: "raw", 5: "tiff_lzw", 7: "jpeg", 8: "tiff_adobe_deflate", 32773: "packbits", 32946: "tiff_deflate",
     34925: "lzma", 50000: "zstd",
 }  # fmt: skip
+JP2_COLOURS = {
+    1: "YCbCr", 3: "YCbCr", 4: "YCbCr", 9: "PhotoYCC", 11: "CMY", 12: "CMYK", 13: "YCCK", 14: "CIE Lab",
+    19: "CIE Jab", 20: "e-sRGB", 21: "ROMM RGB", 24: "e-sYCC",
+}  # fmt: skip
+"""By number in a JPEG 2000's box on colours: those that are refused, as no profile says what they are."""
 MOST_PAGES = 10_000
 
 
@@ -146,6 +151,8 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         deep = depth > 8
         if not deep or image.mode == "CMYK":
             _check_mode(image.mode, kind, name)
+        if kind == "JPEG2000":
+            _check_jp2(data, name)
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         image.load()
         about = gathering.read(image, data, kind)
@@ -316,6 +323,21 @@ def _check_jpeg(data: bytes, name: str) -> None:
             what = "has its height behind its pixels (DNL)"
             raise refusals.unsupported(name, what, "save it again in an editor", expected="a usual JPEG")
         return
+
+
+def _check_jp2(data: bytes, name: str) -> None:
+    """Refuse a JPEG 2000 whose colours are premultiplied, or would be taken for sRGB and are not."""
+    found = containers.jp2_headers(data, b"colr")
+    if found and not any(map(gathering.is_known_colour, found)):
+        number = int.from_bytes(found[0][3:7], "big")
+        what = JP2_COLOURS.get(number, f"number {number}") if found[0][:1] == b"\1" else "an unknown kind"
+        remedy = "convert it to sRGB, or save it with a colour profile"
+        raise refusals.unsupported(
+            name, f"is a JPEG 2000 whose colours are {what}", remedy, expected="sRGB, grey or a profile"
+        )
+    channels = b"".join(body[2:] for body in containers.jp2_headers(data, b"cdef"))
+    if any(channels[at + 2 : at + 4] == b"\0\2" for at in range(0, len(channels), 6)):
+        raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
 
 
 def _component_depths(data: bytes) -> list[int]:

@@ -77,7 +77,11 @@ def written(kind: str, canvas: Canvas, picture: Picture, about: Metadata) -> tup
                     canvas.values, level=0, reversible=True, codecformat=stream, bitspersample=canvas.depth
                 )
             )
-            data = blocks.jp2(data, about, same=same) if stream == "jp2" else data
+            data = (
+                blocks.jp2(data, about, same=same, alpha=canvas.alpha is not None)
+                if stream == "jp2"
+                else data
+            )
             return data, f"JPEG 2000 lossless{_depth(canvas)}"
         case "BMP":
             return saved(colour.eight(canvas.bands), kind, {"dpi": about.dpi}), "BMP"

@@ -21,7 +21,17 @@ from PIL import Image
 from backfire.config import parse
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, InputError
-from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
+from backfire.imaging import (
+    Picture,
+    colour,
+    containers,
+    decode,
+    encode,
+    heif,
+    largest_change,
+    max_change,
+    readers,
+)
 from backfire.imaging.heif import heif_ready
 from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
@@ -30,7 +40,7 @@ from tests.support import profiles
 from tests.support.pictures import mask_picture, photo
 from tests.support.programs import tool
 from tests.support.sandbox import QUICK
-from tests.unit.imaging.test_images import ICC, file, frames, scene
+from tests.unit.imaging.test_images import ICC, box, file, frames, scene
 
 LIMIT, LEVELS = 1_000_000, 6
 NAMES = {
@@ -122,6 +132,19 @@ def jp2(values: NDArray[np.uint16], depth: int, stream: str = "jp2") -> bytes:
     return bytes(
         imagecodecs.jpeg2k_encode(plain, level=0, reversible=True, codecformat=stream, bitspersample=depth)
     )
+
+
+def with_header(data: bytes, *boxes: tuple[bytes, bytes]) -> bytes:
+    """A JP2 in whose header these boxes take the place of those of their kinds."""
+    made = b""
+    for kind, view in containers.boxes(data):
+        body = bytes(view)
+        if kind == b"jp2h":
+            kinds = {name for name, _ in boxes}
+            inner = [(name, bytes(one)) for name, one in containers.boxes(body) if name not in kinds]
+            body = b"".join(box(*one) for one in [*inner, *boxes])
+        made += box(kind, body)
+    return made
 
 
 DEEP: dict[str, Callable[[], bytes | bytearray]] = {
@@ -405,6 +428,59 @@ def test_other_depths_and_makes_are_refused_by_name(data: bytes, what: str) -> N
         taken(bytes(data))
     assert caught.value.code is Code.UNSUPPORTED
     assert "; " in caught.value.message
+
+
+ENUMERATED = b"\1\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("make", ["jp2 rgb", "jp2 rgb 12", "JPEG2000"])
+@pytest.mark.parametrize(
+    ("colours", "what"),
+    [
+        (ENUMERATED + b"\x0e", "CIE Lab"),
+        (ENUMERATED + b"\x15", "ROMM RGB"),
+        (ENUMERATED + b"\x63", "number 99"),
+        (b"\5\0\0\x0c\x10\0\x80", "an unknown kind"),
+    ],
+)
+def test_a_jpeg_2000_of_other_colours_is_refused_by_name(make: str, colours: bytes, what: str) -> None:
+    data = file(scene(), make) if make == "JPEG2000" else bytes(DEEP[make]())
+    with pytest.raises(InputError, match=f"whose colours are {what}, expected") as caught:
+        taken(with_header(data, (b"colr", colours)))
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("method", [2, 3])
+def test_any_profile_of_a_jpeg_2000_is_kept(method: int) -> None:
+    data = with_header(file(scene(), "JPEG2000"), (b"colr", bytes([method, 0, 0]) + WIDE))
+    picture, _, again = there_and_back(data)
+    assert (picture.metadata.icc, again.metadata.icc) == (WIDE, WIDE)
+
+
+def test_of_several_colours_of_a_jpeg_2000_the_first_that_is_known_counts() -> None:
+    boxes = [(b"colr", body) for body in (ENUMERATED + b"\x15", b"\3\0\0" + WIDE, ENUMERATED + b"\x10")]
+    assert taken(with_header(file(scene(), "JPEG2000"), *boxes)).metadata.icc == WIDE
+    assert taken(with_header(file(scene(), "JPEG2000"), *boxes[::-1])).metadata.icc is None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_jpeg_2000_says_which_channel_is_alpha(channels: int, depth: int) -> None:
+    samples = few(channels, depth).astype(np.uint8) if depth == 8 else few(channels, depth)
+    picture, written, again = there_and_back(jp2(samples, depth))
+    assert (picture.alpha is None) == (again.alpha is None) == (channels % 2 == 1)
+    rows = {
+        2: [(0, 0, 1), (1, 1, 0)],
+        4: [(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 1, 0)],
+    }.get(channels)
+    said = [np.frombuffer(body, ">u2") for body in containers.jp2_headers(written, b"cdef")]
+    assert [one.tolist() for one in said] == ([] if rows is None else [[channels, *sum(rows, ())]])
+
+
+def test_a_jpeg_2000_with_premultiplied_alpha_is_refused_by_name() -> None:
+    cdef = np.array([4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 2, 0], ">u2").tobytes()
+    with pytest.raises(InputError, match="premultiplied"):
+        taken(with_header(jp2(few(4, 12), 12), (b"cdef", cdef)))
 
 
 # ---- CMYK
