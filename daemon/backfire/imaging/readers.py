@@ -154,6 +154,9 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         if kind == "JPEG2000":
             _check_jp2(data, name)
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        if kind == "PNG" and image.mode in GREY and isinstance(key := image.info.get("transparency"), int):
+            most = (1 << min(data[24], 8)) - 1  # the key is of the file's depth, the samples are of 8 bits
+            image.info["transparency"] = (key & most) * 255 // most
         image.load()
         about = gathering.read(image, data, kind)
         left_out = [f"the PNG chunk {chunk}: its checksum is wrong" for chunk in broken]

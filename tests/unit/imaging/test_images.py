@@ -141,6 +141,19 @@ def refusal(data: bytes, name: str = "a.jpg", max_pixels: int = LIMIT) -> InputE
     return caught.value
 
 
+def grey_with_key(depth: int, key: int, extra: int = 0) -> bytes:
+    """A grey PNG of few bits, 16 by 16, whose rows count up, with a colour key."""
+    bits = "".join(f"{at % (1 << depth):0{depth}b}" for at in range(16))
+    row = b"\0" + int(bits, 2).to_bytes(2 * depth, "big")
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, depth, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", key | extra)),
+        (b"IDAT", zlib.compress(row * 16)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 # ---- orientation
 
 
@@ -257,6 +270,25 @@ def test_a_colour_key_becomes_alpha() -> None:
 
 
 # ---- pixels
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+@pytest.mark.parametrize("extra", [0, 0x4000])  # only the low bits of a key count
+def test_a_grey_colour_key_of_any_depth_becomes_alpha(depth: int, extra: int) -> None:
+    picture = taken(grey_with_key(depth, 1, extra))
+    most = (1 << depth) - 1
+    assert picture.samples[0, :, 0].tolist() == [255 // most * (at % (most + 1)) for at in range(16)]
+    assert picture.alpha is not None
+    assert picture.alpha[0].tolist() == [0 if at % (most + 1) == 1 else 255 for at in range(16)]
+    again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert np.array_equal(again.alpha, picture.alpha)
+
+
+@pytest.mark.parametrize("key", [0, 1])
+def test_a_colour_key_of_a_mask_of_one_bit_becomes_alpha(key: int) -> None:
+    painting = decode_painting(grey_with_key(1, key), name="m.png", max_pixels=LIMIT)
+    assert painting[0, :, 0].tolist() == [0, 255] * 8
+    assert painting[0, :, 3].tolist() == [255 * key, 255 * (1 - key)] * 8
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
