@@ -241,11 +241,12 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         raise refusals.cut_short(name, "the TIFF")
     try:
         pages = tags.chain(data, most=MOST_PAGES)
+        cut_short = tags.is_cut_short(data)
     except ValueError as error:
         if "outside" in str(error):
             raise refusals.cut_short(name, "the TIFF") from error
         raise
-    if not pages:
+    if not pages or cut_short:
         raise refusals.cut_short(name, "the TIFF")
     first = pages[0]
     depth = tiff.check(first, data, name, max_pixels)
@@ -258,15 +259,18 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         return Raw(bands, mode, alpha, about, depth, compression=compression, big=big, frames=count)
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         _check_mode(image.mode, kind, name)
+        # Pillow turns a TIFF upright when it loads it, which its tag alone is to say, as of other formats.
+        image.info.pop("xmp", None)
         image.load()
         bands, alpha = _bands(image)
+        if alpha and 338 not in first.entries:
+            raise refusals.unsupported(name, *tiff.NAMELESS)
         if first.number(277, 1) > bands.shape[2]:
             raise refusals.unsupported(
                 name,
                 f"has {first.number(277)} channels, {bands.shape[2]} of which are understood",
                 "save it without the others",
             )
-        # Pillow turns a TIFF upright when it loads it.
         return Raw(bands, image.mode, alpha, about, 8, True, compression, big, count)
 
 

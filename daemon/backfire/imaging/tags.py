@@ -36,6 +36,8 @@ BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 FORMATS = {BYTE: "B", ASCII: "B", SHORT: "H", LONG: "I", UNDEFINED: "B", LONG8: "Q", 13: "I"}
 CAMERA, GPS, INTEROP, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 POINTERS = frozenset({CAMERA, GPS, INTEROP})
+CARRIED = frozenset({700, 33723, 34377, 34675, CAMERA, GPS})
+"""The tags of XMP, IPTC, Photoshop's resources, the profile and EXIF."""
 MOST_ENTRIES = 4096
 DEPTH = 3
 SLACK = 16
@@ -163,9 +165,30 @@ def chain(data: bytes, *, most: int) -> list[Directory]:
     return pages
 
 
+def is_cut_short(data: bytes) -> bool:
+    """Whether the data of a TIFF end within its first page's tags or their values.
+
+    A value that lies outside as a whole does not count, since some writers leave wild offsets; but without
+    the profile, XMP, IPTC or EXIF that it promises, a picture would silently lose what it means.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    reader = _Reader(data)
+    reader.directory()
+    return reader.cut_short
+
+
 class _Reader:
+    """Reads directories.
+
+    Attributes:
+        cut_short: whether the data ended within what was read.
+    """
+
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self.cut_short = False
         self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         if not self.order or len(data) < 8:
             raise ValueError(f"not a TIFF structure (first bytes {data[:4].hex(' ')})")
@@ -182,6 +205,7 @@ class _Reader:
         try:
             (value,) = struct.unpack_from(self.order + letter, self.data, at)
         except struct.error:
+            self.cut_short |= at <= len(self.data)
             raise ValueError(f"a directory lies outside the {len(self.data)} bytes") from None
         return int(value)
 
@@ -211,6 +235,7 @@ class _Reader:
 
     def directory(self, at: int | None = None, depth: int = 0) -> Directory:
         count, start = self._table(self.first if at is None else at)
+        self.cut_short |= start <= len(self.data) < start + count * self.entry
         entries, below = {}, {}
         for place in range(start, start + count * self.entry, self.entry):
             found = self._entry(place)
@@ -221,6 +246,7 @@ class _Reader:
             elif depth < DEPTH and found.type in (LONG, 13, LONG8, 18) and found.count == 1:
                 try:
                     under = Directory(self.order, {found.tag: found}).number(found.tag)
+                    self.cut_short |= found.tag in CARRIED and under >= len(self.data)
                     below[found.tag] = self.directory(under, depth + 1)
                 except ValueError:
                     continue
@@ -238,6 +264,7 @@ class _Reader:
             return None
         start = value if at is None else at
         if start + size > len(self.data):
+            self.cut_short |= start <= len(self.data) or tag in CARRIED
             return None
         self.room -= self.entry + size
         if self.room < 0:

@@ -30,6 +30,15 @@ STRIP = 1 << 20
 DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """By number of channels with alpha: the mode by Pillow's name."""
 
+NAMELESS = (
+    "has a channel beyond colour that it does not call alpha",
+    "save it without that channel, or as unassociated alpha",
+)
+"""What is said of it, and the remedy."""
+
+MOST_CHANNELS = 5
+"""The most that can be understood: CMYK and alpha."""
+
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
 
@@ -143,6 +152,9 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
         raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits per sample")
     if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
         raise refusals.odd_depth(name, max(depths))
+    if max(depths) == 16 and first.number(277, 1) > MOST_CHANNELS:  # before anything is decoded
+        channels = f"has 16 bits and {first.number(277)} channels"
+        raise refusals.unsupported(name, channels, "save it without the others")
     _check_pieces(first, len(data), name)
     return max(depths)
 
@@ -174,16 +186,14 @@ def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
             raise refusals.damaged(name, "TIFF", f"samples of shape {bands.shape}")
         extra, photometric = tuple(page.extrasamples), int(page.photometric)
     colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric)
+    if colours in (1, 3) and not extra and bands.shape[2] == colours + 1:
+        raise refusals.unsupported(name, *NAMELESS)
     if colours is None or bands.shape[2] != colours + len(extra) or len(extra) > (colours < 4):
         raise refusals.unsupported(
             name, f"has 16 bits and an unusual make (photometric {photometric})", "save it as 16-bit RGB"
         )
     if extra and int(extra[0]) == 0:
-        raise refusals.unsupported(
-            name,
-            "has 16 bits and a channel beyond colour that it does not call alpha",
-            "save it without that channel, or as unassociated alpha",
-        )
+        raise refusals.unsupported(name, *NAMELESS)
     if extra and int(extra[0]) != 2:
         raise refusals.unsupported(
             name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,13 @@ def tiff(samples: NDArray[Any], **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, samples, **{"photometric": "rgb", **options})
     return buffer.getvalue()
+
+
+def nameless(samples: NDArray[Any], photometric: str = "rgb") -> bytes:
+    """A TIFF that does not say what its last channel is."""
+    data = tiff(samples, photometric=photometric, extrasamples=["unassalpha"])
+    at = data.index(struct.pack("<HHI", 338, 3, 1))
+    return data[:at] + struct.pack("<H", 336) + data[at + 2 :]
 
 
 def profiled(icc: bytes) -> dict[str, Any]:
@@ -341,6 +349,20 @@ def test_bits_are_read_from_the_item_that_is_shown(kind: str) -> None:
     assert np.array_equal(picture.rgb, taken(file(scene(), kind)).rgb)
 
 
+@pytest.mark.parametrize("deep_samples", [False, True])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_a_tiff_is_turned_by_its_tag_and_not_by_xmp(deep_samples: bool, tagged: bool) -> None:
+    samples = deep(3) if deep_samples else scene()
+    packet = b'<x tiff:Orientation="6"/>'
+    turn = [(274, 3, 1, 8, True)] if tagged else []
+    data = tiff(samples, extratags=[(700, 1, len(packet), packet, True), *turn])
+    picture = taken(data)
+    assert picture.orientation == (8 if tagged else 1)
+    assert np.array_equal(picture.samples, np.rot90(samples) if tagged else samples)
+    assert picture.metadata.packets == (packet,)
+    assert largest_change(picture, taken(encode(picture, picture.rgb, levels=LEVELS).data)) == 0
+
+
 def test_a_tiff_keeps_its_layout() -> None:
     written = there_and_back(bytes(DEEP["bigtiff"]()))[1]
     assert written[:4] == b"II+\0"
@@ -420,6 +442,10 @@ def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
         (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
         (tiff(deep(4), extrasamples=["unspecified"]), "a channel beyond colour"),
         (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
+        (tiff(np.dstack([deep(3)] * 3), extrasamples=["unspecified"] * 6), "16 bits and 9 channels"),
+        (nameless(np.dstack([scene(), scene()])[..., :4]), "a channel beyond colour"),
+        (nameless(deep(4)), "a channel beyond colour"),
+        (nameless(deep(2), photometric="minisblack"), "a channel beyond colour"),
         (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "a thumbnail as its first page"),
     ],
 )
