@@ -36,6 +36,8 @@ from backfire.imaging.metadata import (
 from backfire.imaging.tags import Directory
 
 C2PA_TAG = 52545
+MOST_NAMED = 20
+"""The most tags of unknown types that are named: broken EXIF may have thousands."""
 PROFILED = (b"\2", b"\3")
 """The methods of a JPEG 2000's box on colours that hold a profile: a restricted one, and any."""
 
@@ -92,8 +94,16 @@ def _clean(found: Metadata) -> Metadata:
     exif = found.exif
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         exif = exif.without({ORIENTATION})
-    found = cleaning.without_stale(replace(found, exif=exif, packets=packets))
+    strange = ", ".join(map(str, _strange(exif)[:MOST_NAMED]))
+    said = [f"the tags {strange}: their types are unknown"] if strange else []
+    left_out = (*found.left_out, *said)
+    found = cleaning.without_stale(replace(found, exif=exif, packets=packets, left_out=left_out))
     return cleaning.without_pictures(found)
+
+
+def _strange(exif: Directory) -> list[int]:
+    """The tags of unknown types in all directories."""
+    return [*exif.strange, *(tag for one in exif.below.values() for tag in _strange(one))]
 
 
 def _trimmed(packet: bytes | None) -> bytes | None:

@@ -58,8 +58,12 @@ GEOGRAPHY = frozenset({33550, 33922, 34264, 34735, 34736, 34737})
 PLACES = GEOGRAPHY | {GPS, MAKER_NOTE, XMP, PHOTOSHOP}
 """Tags that say, or may say, where a picture was taken. Maker notes can hold anything."""
 
-SIZES = {CAMERA: (0xA002, 0xA003), INTEROP: (0x1001, 0x1002)}
-"""By directory: the tags of width and height, PixelXDimension and RelatedImageWidth and their like."""
+SIZES: dict[int | None, tuple[int, int]] = {
+    None: (0x0100, 0x0101),
+    CAMERA: (0xA002, 0xA003),
+    INTEROP: (0x1001, 0x1002),
+}
+"""By directory, None for the first: the tags of width and height, such as PixelXDimension."""
 
 XMP_SIZES = (
     {
@@ -203,19 +207,15 @@ def is_map(kind: bytes, body: bytes) -> bool:
     return body.startswith(UUID_MAPS) or (kind == b"xml " and GML in body)
 
 
-def _sized(exif: Directory, width: int, height: int) -> Directory:
-    """The tags with the size of the stored pixels where they name one, in all directories."""
-    below = {tag: _sized(directory, width, height) for tag, directory in exif.below.items()}
-    for tag, names in SIZES.items():
-        sides = dict(zip(names, (width, height), strict=True))
-        wrong = {
-            name: (tags.LONG, [side])
-            for name, side in sides.items()
-            if tag in below and name in below[tag].entries and below[tag].number(name) != side
-        }
-        if wrong:
-            below[tag] = below[tag].having(wrong)
-    return replace(exif, below=below)
+def _sized(exif: Directory, width: int, height: int, at: int | None = None) -> Directory:
+    """The tags with the size of the stored pixels where they name one, in the directory `at` and below."""
+    wrong = {
+        name: (tags.LONG, [side])
+        for name, side in zip(SIZES.get(at, ()), (width, height), strict=False)
+        if name in exif.entries and exif.number(name) != side
+    }
+    below = {tag: _sized(directory, width, height, tag) for tag, directory in exif.below.items()}
+    return replace(exif.having(wrong), below=below)
 
 
 def _placeless(exif: Directory) -> Directory:

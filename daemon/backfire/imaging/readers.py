@@ -187,7 +187,11 @@ def _deep(
 
 
 def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
-    said = {depth for item in isobmff.read(data).shown() for depth in _depths_of(item)}
+    items = isobmff.read(data)
+    if items.cropped:  # by which no decoder for AVIF that is used here goes
+        what, remedy = "is an AVIF that shows a part of its pixels (clap)", "save that part as its own file"
+        raise refusals.unsupported(name, what, remedy, expected="all of them")
+    said = {depth for item in items.shown() for depth in _depths_of(item)}
     depth = max(said, default=8)
     # Pillow opens the file first, because it checks the size.
     with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:

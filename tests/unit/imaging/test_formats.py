@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from backfire.imaging import (
     decode,
     encode,
     heif,
+    isobmff,
     largest_change,
     max_change,
     readers,
@@ -329,6 +331,35 @@ def test_premultiplied_heic_is_refused_by_name() -> None:
     )
     with pytest.raises(InputError, match="premultiplied alpha") as caught:
         taken(buffer.getvalue())
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("shown", [(67, 45), (20, 30)])
+@pytest.mark.parametrize("depth", [8, 10])
+def test_an_avif_that_shows_a_part_of_its_pixels_is_refused_by_name(
+    depth: int, shown: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clap = struct.pack(">IIIIiIiI", shown[0], 1, shown[1], 1, 0, 1, 0, 1)
+    write = isobmff._iprp
+    monkeypatch.setattr(
+        isobmff,
+        "_iprp",
+        lambda items: write(
+            {
+                at: replace(one, properties=(*one.properties, (b"clap", clap)))
+                if one.kind == b"av01"
+                else one
+                for at, one in items.items()
+            }
+        ),
+    )
+    data = file(scene(), "AVIF") if depth == 8 else bytes(DEEP["avif rgb 10"]())
+    cropped = isobmff.described(data, icc=None, orientation=1, exif=None, xmp=None)
+    if shown == (67, 45):
+        assert taken(cropped).rgb.shape == scene().shape
+        return
+    with pytest.raises(InputError, match=r"a part of its pixels \(clap\)") as caught:
+        taken(cropped)
     assert caught.value.code is Code.UNSUPPORTED
 
 

@@ -823,6 +823,22 @@ def test_tags_of_a_strange_type_do_not_cost_a_tiff() -> None:
     assert np.array_equal(again.rgb, picture.rgb)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_text_in_utf_8_as_of_exif_3_is_kept_and_unknown_types_are_named(kind: str) -> None:
+    text = "© Åsa Öberg 2026".encode() + b"\0"
+    first = tags.Directory().having({0x8298: (129, text), 0x0131: (129, b"ok\0")})
+    camera = tags.Directory().having({0xA433: (129, text), 0xA434: (tags.ASCII, text)})
+    block = replace(first, below={tags.CAMERA: camera}).block()
+    place = block.index(struct.pack("<HH", 0xA434, tags.ASCII))
+    block = block[: place + 2] + struct.pack("<H", 99) + block[place + 4 :]
+    picture = taken(file(scene(), kind, exif=b"Exif\0\0" + block))
+    encoded = encode(picture, picture.rgb, levels=LEVELS)
+    exif = taken(encoded.data).metadata.exif
+    assert (exif.entries[0x8298].type, exif.raw(0x8298), exif.raw(0x0131)) == (129, text, b"ok\0")
+    assert exif.below[tags.CAMERA].raw(0xA433) == text
+    assert encoded.left_out == ("the tags 42036: their types are unknown",)
+
+
 @pytest.mark.parametrize("sizes", [{0x927C: 70_000}, {0x927C: 40_000, 0x9286: 30_000}])
 def test_fault_16_exif_too_long_for_a_jpeg_loses_its_largest_tags_only(sizes: dict[int, int]) -> None:
     exif = exif_with(6)
