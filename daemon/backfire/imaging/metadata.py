@@ -77,6 +77,20 @@ XMP_SIZES = (
 )
 """The properties of XMP that give the width, and those that give the height."""
 
+SUBJECTS = 0x9214, 0xA214
+"""EXIF tags that name a place in the picture, in pixels: SubjectArea and SubjectLocation."""
+
+XMP_PLACES = frozenset(
+    {
+        ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "ImageRegion"),
+        ("http://www.metadataworkinggroup.com/schemas/regions/", "Regions"),
+        ("http://ns.microsoft.com/photo/1.2/", "RegionInfo"),
+        ("http://ns.adobe.com/exif/1.0/", "SubjectArea"),
+        ("http://ns.adobe.com/exif/1.0/", "SubjectLocation"),
+    }
+)
+"""The properties of XMP that name places among the stored pixels."""
+
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
 PLAIN = frozenset({1, 2}), frozenset({1, 2, 6, 13, 14, 15})
@@ -164,10 +178,31 @@ class Metadata:
         turned = Directory().having({ORIENTATION: (tags.SHORT, [self.orientation])})
         return Metadata(exif=turned if self.orientation != 1 else Directory())
 
-    def upright(self) -> Metadata:
-        """The metadata for pixels that are stored upright, without an orientation in tags or XMP."""
-        xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
-        return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
+    def upright(self, turned: int = 1) -> Metadata:
+        """The metadata for pixels that are stored upright, without an orientation in tags or XMP.
+
+        Args:
+            turned: the orientation in which the pixels were stored before. If it is not 1, what names a place
+                among them, such as the regions of people in XMP, is left out, as it would name another.
+        """
+        packet = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
+        found = replace(self, exif=self.exif.without({ORIENTATION}), xmp=packet)
+        return found if turned == 1 else found._unplaced()
+
+    def _unplaced(self) -> Metadata:
+        main, extended = (
+            packet and xmp.without(packet, lambda one: (one.namespace, one.name) in XMP_PLACES)
+            for packet in (self.xmp, self.extended)
+        )
+        exif, camera = self.exif, self.exif.below.get(CAMERA)
+        if camera is not None and any(tag in camera.entries for tag in SUBJECTS):
+            below = {**exif.below, CAMERA: camera.without(SUBJECTS)}
+            exif = replace(exif, below={tag: one for tag, one in below.items() if one})
+        said = ["the regions in XMP"] if (main, extended) != (self.xmp, self.extended) else []
+        said += ["EXIF's subject area"] if exif != self.exif else []
+        why = "they name places in the pixels as they were before they were turned upright"
+        left_out = (*self.left_out, *(f"{what}: {why}" for what in said))
+        return replace(self, exif=exif, xmp=main, extended=extended, left_out=left_out)
 
     def sized(self, width: int, height: int) -> Metadata:
         """The metadata with the size of the stored pixels, wherever they give one that is another."""

@@ -232,7 +232,8 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         if image.mode == "RGBa":
             raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
         count = int(getattr(image, "n_frames", 1))
-        about = gathering.read(image, data, kind).upright()  # libheif applies the rotation of the container
+        about = gathering.read(image, data, kind)
+        about = about.upright(about.turned or 1)  # libheif applies the rotation of the container
         if depth > 8:
             return _deep(heif.values(data), about, depth, turned=True, frames=count)
         image.load()

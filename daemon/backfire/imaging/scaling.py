@@ -16,14 +16,12 @@ from PIL import Image
 from backfire.imaging import colour, jpegs, tone_curves
 from backfire.imaging.colour import Samples
 from backfire.imaging.decoding import Picture, stored, upright
-from backfire.imaging.metadata import GEOGRAPHY, Metadata, is_map
+from backfire.imaging.metadata import GEOGRAPHY, SUBJECTS, Metadata, is_map
 from backfire.imaging.readers import pillow
 from backfire.imaging.tags import CAMERA, SHORT, Directory
 from backfire.imaging.tone_curves import STEPS, Curve
 from backfire.types import Rgb
 
-SUBJECTS = 0x9214, 0xA214
-"""EXIF tags that name a place in the picture, in pixels: SubjectArea and SubjectLocation."""
 CLEAR = 1e-4
 """A pixel of less alpha has no colour of its own."""
 

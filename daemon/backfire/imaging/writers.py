@@ -107,7 +107,6 @@ def _png(canvas: Canvas) -> bytes:
 
 def _heif(canvas: Canvas, about: Metadata) -> bytes:
     """A HEIC, stored upright because the encoder would apply an orientation in the tags or the packet."""
-    about = about.upright()
     cicp, exif = about.cicp or SRGB, about.exif_block()
     return heif.written(canvas.bands, canvas.depth, cicp=cicp, icc=about.icc, exif=exif, xmp=about.xmp)
 

@@ -34,12 +34,13 @@ from backfire.imaging import (
     largest_change,
     max_change,
     readers,
+    tags,
 )
 from backfire.imaging.heif import heif_ready
 from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
 from backfire.types import Budget, Rgb
-from tests.support import profiles
+from tests.support import profiles, regions
 from tests.support.pictures import mask_picture, photo
 from tests.support.programs import tool
 from tests.support.sandbox import QUICK
@@ -730,6 +731,45 @@ def test_a_turn_in_xmp_does_not_turn_a_heic() -> None:
     again = taken(encode(picture, picture.rgb, levels=LEVELS, format="heic").data)
     assert np.array_equal(again.rgb, picture.rgb)
     assert again.metadata.xmp == xmp.replace(b' tiff:Orientation="6"', b"")
+
+
+PLACES = regions.mwg(regions.area(0.2, 0.3, 0.2, 0.2), applied='stDim:w="67" stDim:h="45" stDim:unit="pixel"')
+
+
+def with_places(kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x9214: (10, 20, 4, 6)}
+    packet = regions.xmp(PLACES + "<dc:rights xmlns:dc='http://purl.org/dc/elements/1.1/'>Zoe</dc:rights>")
+    return file(scene(), kind, exif=exif.tobytes(), xmp=packet)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("source", "target"), [("HEIF", "heic"), ("HEIF", "avif"), ("JPEG", "heic")])
+def test_places_do_not_stay_where_pixels_are_turned_upright(
+    source: str, target: str, orientation: int
+) -> None:
+    picture = taken(with_places(source, orientation))
+    assert PLACES.encode() in b"".join(picture.metadata.packets), "the detector reads them still"
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format=target)
+    about = taken(encoded.data).metadata
+    assert b"Zoe" in (about.xmp or b"")
+    stay = orientation == 1
+    assert (PLACES.encode() in (about.xmp or b"")) is stay
+    assert about.exif.below[tags.CAMERA].numbers(0x9214) == ((10, 20, 4, 6) if stay else ())
+    assert about.exif.below[tags.CAMERA].raw(0x9003)
+    why = "they name places in the pixels as they were before they were turned upright"
+    said = () if stay else (f"the regions in XMP: {why}", f"EXIF's subject area: {why}")
+    assert encoded.left_out == said
+
+
+def test_places_stay_where_pixels_keep_their_orientation() -> None:
+    picture = taken(with_places("JPEG", 6))
+    for target in ("same", "avif"):
+        encoded = encode(picture, picture.rgb, levels=LEVELS, format=target)
+        about = taken(encoded.data).metadata
+        assert (PLACES.encode() in (about.xmp or b""), encoded.left_out) == (True, ())
+        assert about.exif.below[tags.CAMERA].numbers(0x9214) == (10, 20, 4, 6)
 
 
 # ---- HEIC without its library
