@@ -97,6 +97,11 @@ def _riff_chunks(data: bytes) -> Iterator[bytes]:
         at += 8 + size + size % 2
 
 
+def is_lossless_webp(data: bytes) -> bool:
+    """Whether the picture of a WebP, if it is not animated, was coded without losses."""
+    return any(chunk == b"VP8L" for chunk in _riff_chunks(data))
+
+
 def sound_png(data: bytes) -> tuple[bytes, list[str]]:
     """A PNG without the ancillary chunks whose checksum is wrong, and the names of these.
 
