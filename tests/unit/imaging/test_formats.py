@@ -524,7 +524,7 @@ def test_of_several_colours_of_a_jpeg_2000_the_first_that_is_known_counts() -> N
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_jpeg_2000_says_which_channel_is_alpha(channels: int, depth: int) -> None:
-    samples = few(channels, depth).astype(np.uint8) if depth == 8 else few(channels, depth)
+    samples: NDArray[Any] = few(channels, depth).astype(np.uint8 if depth == 8 else np.uint16)
     picture, written, again = there_and_back(jp2(samples, depth))
     assert (picture.alpha is None) == (again.alpha is None) == (channels % 2 == 1)
     rows = {

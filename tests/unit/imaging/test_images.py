@@ -281,6 +281,7 @@ def test_a_grey_colour_key_of_any_depth_becomes_alpha(depth: int, extra: int) ->
     assert picture.alpha is not None
     assert picture.alpha[0].tolist() == [0 if at % (most + 1) == 1 else 255 for at in range(16)]
     again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert again.alpha is not None
     assert np.array_equal(again.alpha, picture.alpha)
 
 

@@ -50,7 +50,7 @@ def test_of_several_pages_the_first_alone_is_published_also_without_a_region(
     first = given.model_copy(update={"output": given.output.model_copy(update={"frames": "first"})})
     result = protect(data, Source("cat.tif"), first)
     with Image.open(io.BytesIO(result.data)) as published:
-        assert published.n_frames == 1
+        assert getattr(published, "n_frames", 1) == 1
     assert (result.data == data) is (pages == 1)
 
 
