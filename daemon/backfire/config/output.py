@@ -23,7 +23,8 @@ class Output(Section):
     frames: Literal["refuse", "first"] = "refuse"
     """What becomes of a file with several pages or frames; first publishes only the first of them."""
     metadata: Literal["keep", "strip-gps", "strip-all"] = "keep"
-    """Which metadata the published file keeps."""
+    """Which metadata the published file keeps. With strip-gps all but coordinates, in whatever holds them;
+    names of places that a person has written stay, such as IPTC's city and sub-location."""
     opaque: Literal["drop", "keep"] = "drop"
     """Whether metadata of 2 kB or more that is of an unknown kind, such as most maker notes, is dropped,
     because nobody can tell whether it holds the unprotected picture; the receipt names what was dropped."""

@@ -25,9 +25,10 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
         then: that of the published file, where it is known.
     """
     worst, before = _worst(now), _worst(then) if then else {}
-    if worst:
-        yield _left(worst, before, given=then is not None)
     copy = now["as_published"]
+    alike = copy.get("saved_alike", True)
+    if worst:
+        yield _left(worst, before, given=then is not None, at_most="" if alike else "at most ")
     size = f"{copy['width']}x{copy['height']} {copy['format']}, {copy['scale']:.0%} of the published size"
     yield f"the copy: {size}; it lies on the picture to {max(copy['shift_px'], 0.05):.2g} px"
     if copy["colour_off_levels"] >= COLOUR_OFF:
@@ -35,6 +36,11 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
             f"its colours are off by {copy['colour_off_levels']:.0f} levels in the mean, by a filter or "
             "because the site dropped the colour profile; what that does to edits is counted as if it were "
             "protection"
+        )
+    if not alike:
+        yield (
+            f"how coarsely this {copy['format']} was saved cannot be told, as it can of a JPEG; what saving "
+            "with losses does to edits is counted as if it were protection"
         )
     for path, edit in worst.items():
         was = before.get(path)
@@ -44,11 +50,18 @@ def in_words(now: Receipt, then: Receipt | None = None) -> Iterator[str]:
         yield f"{tool(path)}: {_said(edit['visible'], bool(now['tools'].get(path)))}: {seen}, {ssim}"
 
 
-def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]], *, given: bool) -> str:
+def _left(
+    now: Mapping[str, Mapping[str, Any]],
+    then: Mapping[str, Mapping[str, Any]],
+    *,
+    given: bool,
+    at_most: str = "",
+) -> str:
     """How much of the effect on the published file is left in the mean of the tools.
 
     Args:
         given: whether the published file's receipt is known, even if it has none of the tools.
+        at_most: what is said before the share.
     """
     tools = [path for path in now if path in then] or [*now]
 
@@ -66,7 +79,7 @@ def _left(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, 
     was = mean(then, lambda one: 1 - one["ssim"])
     left = min(max(mean(now, lambda one: 1 - one["ssim"]) / was, 0.0), 1.0) if was > 0 else 0.0
     seen += f", {mean(then, lambda one: one['visible']):.0%} as published"
-    return f"{left:.0%} of the effect of the published file is left (1 - SSIM, {in_mean}); {seen}"
+    return f"{at_most}{left:.0%} of the effect of the published file is left (1 - SSIM, {in_mean}); {seen}"
 
 
 def _said(visible: float, broken: bool) -> str:

@@ -261,12 +261,14 @@ def _masks_by_kind(
 ) -> dict[MaskKind, Mask]:
     """The masks to replay on the whole picture; benign ones only where there is room for them.
 
-    An edit that repaints every pixel does not depend on the picture, so none of these does.
+    An edit that repaints every pixel does not depend on the picture, so none of these does. Distances count
+    in the picture's pixels, also where the crop was worked smaller.
     """
-    mask, protected = crop.masks()[index], crop.protected()
+    mask = replace(crop, regions=(crop.regions[index],), neighbours=()).inside()
+    protected = crop.inside()
     kinds = {
         MaskKind.DILATED: masks.dilated(mask),
-        MaskKind.PARTIAL: masks.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        MaskKind.PARTIAL: masks.half(crop.masks()[index], float(rng.uniform(0, 2 * np.pi))),
         MaskKind.NEAR: masks.ring(mask) & ~protected,
     }
     far = masks.far(protected, rng)

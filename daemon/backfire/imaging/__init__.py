@@ -20,7 +20,7 @@ from backfire.imaging.decoding import (
     psnr,
 )
 from backfire.imaging.encoding import Encoded, encode, luma_alone
-from backfire.imaging.scaling import as_saved_again, scaled
+from backfire.imaging.scaling import as_saved_again, is_saved_alike, scaled
 
 __all__ = [
     "TERMS",
@@ -32,6 +32,7 @@ __all__ = [
     "demanding",
     "encode",
     "flattened",
+    "is_saved_alike",
     "largest_change",
     "luma_alone",
     "max_change",

@@ -184,8 +184,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
-    """An encoded JP2 with the profile in its header and the other boxes inserted before its codestream."""
+def jp2(data: bytes, about: Metadata, *, same: bool, alpha: bool = False) -> bytes:
+    """An encoded JP2 with the profile in its header and the other boxes inserted before its codestream.
+
+    Args:
+        alpha: whether the last channel is alpha, which the encoder does not say.
+    """
     parts = about.parts if same else ()
     boxes: list[Part] = []
     for kind, body in containers.boxes(data):
@@ -195,12 +199,19 @@ def jp2(data: bytes, about: Metadata, *, same: bool) -> bytes:
                 boxes.append((b"uuid", UUID_EXIF + exif[6:]))
             if about.xmp is not None:
                 boxes.append((b"uuid", UUID_XMP + about.xmp))
-        boxes.append((kind, _jp2_header(bytes(body), about, parts) if kind == b"jp2h" else bytes(body)))
+        head = kind == b"jp2h"
+        boxes.append((kind, _jp2_header(bytes(body), about, parts, alpha=alpha) if head else bytes(body)))
     return _boxed(boxes)
 
 
-def _jp2_header(body: bytes, about: Metadata, parts: Iterable[Part]) -> bytes:
+def _jp2_header(body: bytes, about: Metadata, parts: Iterable[Part], *, alpha: bool) -> bytes:
     boxes = [(kind, bytes(inner)) for kind, inner in containers.boxes(body)]
+    if alpha:
+        channels = int.from_bytes(dict(boxes)[b"ihdr"][8:10], "big")
+        # Of each channel its number, what it is (0 colour, 1 opacity), and which colour (0 for all of them).
+        rows = [(one, 0, one + 1) for one in range(channels - 1)] + [(channels - 1, 1, 0)]
+        count = struct.pack(">H", channels)
+        boxes.append((b"cdef", count + b"".join(struct.pack(">3H", *row) for row in rows)))
     if about.icc is not None:
         # Method 2 is meant for restricted profiles only, but readers accept any profile there and do not
         # look at the other methods.

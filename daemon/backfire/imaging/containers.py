@@ -97,6 +97,11 @@ def _riff_chunks(data: bytes) -> Iterator[bytes]:
         at += 8 + size + size % 2
 
 
+def is_lossless_webp(data: bytes) -> bool:
+    """Whether the picture of a WebP, if it is not animated, was coded without losses."""
+    return any(chunk == b"VP8L" for chunk in _riff_chunks(data))
+
+
 def sound_png(data: bytes) -> tuple[bytes, list[str]]:
     """A PNG without the ancillary chunks whose checksum is wrong, and the names of these.
 
@@ -142,6 +147,14 @@ def boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
             return
         yield kind, view[at + head : at + size]
         at += size
+
+
+def jp2_headers(data: bytes, kind: bytes) -> list[bytes]:
+    """The bodies of the boxes of a kind in a JPEG 2000's header; none in a bare codestream."""
+    if data[:1] != b"\0":
+        return []
+    heads = [bytes(body) for name, body in boxes(data) if name == b"jp2h"]
+    return [bytes(inner) for head in heads for name, inner in boxes(head) if name == kind]
 
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")

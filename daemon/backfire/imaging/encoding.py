@@ -102,6 +102,8 @@ def encode(
         about = picture.metadata.reduced(metadata)
         about = about if opaque == "keep" else cleaning.without_opaque(about)
         about = data_mining.written(about)
+        if kind in STORED_UPRIGHT:
+            about = about.upright(picture.orientation)
         canvas = _fitted(picture, rgb, kind, levels)
         height, width = canvas.wanted.shape[:2]
         about = _fitting(about.sized(width, height), canvas, kind, same=kind == picture.format)

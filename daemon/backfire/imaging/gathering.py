@@ -26,7 +26,7 @@ from backfire.imaging.metadata import (
     PNG_CARRIED,
     RESOLUTION,
     STORAGE,
-    UUID_EXIF,
+    UUID_EXIFS,
     UUID_XMP,
     XMP,
     XMP_HEAD,
@@ -36,6 +36,10 @@ from backfire.imaging.metadata import (
 from backfire.imaging.tags import Directory
 
 C2PA_TAG = 52545
+MOST_NAMED = 20
+"""The most tags of unknown types that are named: broken EXIF may have thousands."""
+PROFILED = (b"\2", b"\3")
+"""The methods of a JPEG 2000's box on colours that hold a profile: a restricted one, and any."""
 
 
 def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
@@ -90,8 +94,16 @@ def _clean(found: Metadata) -> Metadata:
     exif = found.exif
     if ORIENTATION in exif.entries and not 1 <= exif.number(ORIENTATION) <= 8:
         exif = exif.without({ORIENTATION})
-    found = cleaning.without_stale(replace(found, exif=exif, packets=packets))
+    strange = ", ".join(map(str, _strange(exif)[:MOST_NAMED]))
+    said = [f"the tags {strange}: their types are unknown"] if strange else []
+    left_out = (*found.left_out, *said)
+    found = cleaning.without_stale(replace(found, exif=exif, packets=packets, left_out=left_out))
     return cleaning.without_pictures(found)
+
+
+def _strange(exif: Directory) -> list[int]:
+    """The tags of unknown types in all directories."""
+    return [*exif.strange, *(tag for one in exif.below.values() for tag in _strange(one))]
 
 
 def _trimmed(packet: bytes | None) -> bytes | None:
@@ -197,19 +209,22 @@ def _with_boxes(found: Metadata, data: bytes) -> Metadata:
     parts: list[Part] = []
     for kind, view in containers.boxes(data):
         body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
-        if kind == b"uuid" and body.startswith(UUID_EXIF):
-            found = replace(found, exif=_exif(body[16:]))
+        if kind == b"uuid" and body.startswith(UUID_EXIFS):
+            found = replace(found, exif=found.exif or _exif(body[16:]))
         elif kind == b"uuid" and body.startswith(UUID_XMP):
             found = replace(found, xmp=body[16:])
         elif kind in (b"uuid", b"xml "):
             parts.append((kind, body))
         elif kind == b"jp2h":
-            for name, inner in containers.boxes(body, 0):
-                if name == b"res ":
-                    parts.append((name, bytes(inner)))
-                elif name == b"colr" and bytes(inner[:1]) == b"\2":
-                    found = replace(found, icc=bytes(inner[3:]))
-    return replace(found, parts=tuple(parts))
+            parts += [(name, bytes(inner)) for name, inner in containers.boxes(body) if name == b"res "]
+    colours = next(filter(is_known_colour, containers.jp2_headers(data, b"colr")), b"")
+    icc = colours[3:] if colours[:1] in PROFILED else None
+    return replace(found, icc=icc or found.icc, parts=tuple(parts))
+
+
+def is_known_colour(box: bytes) -> bool:
+    """Whether a JPEG 2000's box on colours holds a profile, or says sRGB, grey or sYCC, which become sRGB."""
+    return box[:1] in PROFILED or (box[:1] == b"\1" and int.from_bytes(box[3:7], "big") in (16, 17, 18))
 
 
 def _bytes(value: object) -> bytes | None:

@@ -79,6 +79,16 @@ class Items:
         turn, mirror = found.get(b"irot", 0) & 3, found.get(b"imir")
         return ORIENTATIONS[turn, None if mirror is None else mirror & 1]
 
+    @property
+    def cropped(self) -> bool:
+        """Whether a clean aperture (`clap`) lets viewers show less than all of the primary picture."""
+        found = dict(self.items[self.primary].properties)
+        size, aperture = found.get(b"ispe", b"")[4:], found.get(b"clap")
+        if aperture is None:
+            return False
+        wide, across, high, down = struct.unpack_from(">4I", aperture.ljust(16, b"\0"))
+        return struct.pack(">II", wide // max(across, 1), high // max(down, 1)) != size
+
     def of_kind(self, kind: bytes) -> Iterator[bytes]:
         """The payloads of all items of a type."""
         return (self.payload(number) for number, item in self.items.items() if item.kind == kind)

@@ -128,9 +128,8 @@ def far(protected: Mask, rng: np.random.Generator, distance: int = FAR) -> Mask 
     if reach < 8:
         return None
     wanted = min(reach, max(8, min(height, width) // 8))
-    rows, columns = np.nonzero(room >= wanted)
-    pick = int(rng.integers(rows.size))
-    row, column = int(rows[pick]), int(columns[pick])
+    places = np.flatnonzero(room >= wanted)
+    row, column = divmod(int(places[int(rng.integers(places.size))]), width)
     plane = np.zeros_like(protected)
     plane[row - wanted + 1 : row + wanted, column - wanted + 1 : column + wanted] = True
     return plane

@@ -40,6 +40,7 @@ Raw profiles are how ImageMagick stores both, EXIF only in versions before PNG h
 """
 
 UUID_EXIF = b"JpgTiffExif->JP2"
+UUID_EXIFS = (UUID_EXIF, bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e"))  # the latter by Photoshop
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
@@ -57,8 +58,12 @@ GEOGRAPHY = frozenset({33550, 33922, 34264, 34735, 34736, 34737})
 PLACES = GEOGRAPHY | {GPS, MAKER_NOTE, XMP, PHOTOSHOP}
 """Tags that say, or may say, where a picture was taken. Maker notes can hold anything."""
 
-SIZES = {CAMERA: (0xA002, 0xA003), INTEROP: (0x1001, 0x1002)}
-"""By directory: the tags of width and height, PixelXDimension and RelatedImageWidth and their like."""
+SIZES: dict[int | None, tuple[int, int]] = {
+    None: (0x0100, 0x0101),
+    CAMERA: (0xA002, 0xA003),
+    INTEROP: (0x1001, 0x1002),
+}
+"""By directory, None for the first: the tags of width and height, such as PixelXDimension."""
 
 XMP_SIZES = (
     {
@@ -71,6 +76,20 @@ XMP_SIZES = (
     },
 )
 """The properties of XMP that give the width, and those that give the height."""
+
+SUBJECTS = 0x9214, 0xA214
+"""EXIF tags that name a place in the picture, in pixels: SubjectArea and SubjectLocation."""
+
+XMP_PLACES = frozenset(
+    {
+        ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "ImageRegion"),
+        ("http://www.metadataworkinggroup.com/schemas/regions/", "Regions"),
+        ("http://ns.microsoft.com/photo/1.2/", "RegionInfo"),
+        ("http://ns.adobe.com/exif/1.0/", "SubjectArea"),
+        ("http://ns.adobe.com/exif/1.0/", "SubjectLocation"),
+    }
+)
+"""The properties of XMP that name places among the stored pixels."""
 
 _XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
 
@@ -144,18 +163,13 @@ class Metadata:
             kept = replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
             return replace(kept, data_mining=self.data_mining, left_out=self.left_out)
         if policy == "strip-gps":
-            resources = b"".join(
-                body
-                for kind, body in photoshop.resources(self.photoshop or b"")
-                if kind not in photoshop.EXIF_COPIES and not previews.locates(body)
-            )
             return replace(
                 self,
                 exif=_placeless(self.exif),
                 xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
                 extended=None if previews.locates(self.extended or b"") else self.extended,
-                photoshop=resources or None,
-                parts=tuple(part for part in self.parts if not _locates(*part)),
+                photoshop=_placeless_resources(self.photoshop or b"") or None,
+                parts=tuple(part for part in map(_placeless_part, self.parts) if part is not None),
             )
         raise ValueError(f"metadata: got {policy!r}, expected keep, strip-gps or strip-all")
 
@@ -164,10 +178,31 @@ class Metadata:
         turned = Directory().having({ORIENTATION: (tags.SHORT, [self.orientation])})
         return Metadata(exif=turned if self.orientation != 1 else Directory())
 
-    def upright(self) -> Metadata:
-        """The metadata for pixels that are stored upright, without an orientation in tags or XMP."""
-        xmp = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
-        return replace(self, exif=self.exif.without({ORIENTATION}), xmp=xmp)
+    def upright(self, turned: int = 1) -> Metadata:
+        """The metadata for pixels that are stored upright, without an orientation in tags or XMP.
+
+        Args:
+            turned: the orientation in which the pixels were stored before. If it is not 1, what names a place
+                among them, such as the regions of people in XMP, is left out, as it would name another.
+        """
+        packet = None if self.xmp is None else _XMP_ORIENTATION.sub(b"", self.xmp)
+        found = replace(self, exif=self.exif.without({ORIENTATION}), xmp=packet)
+        return found if turned == 1 else found._unplaced()
+
+    def _unplaced(self) -> Metadata:
+        main, extended = (
+            packet and xmp.without(packet, lambda one: (one.namespace, one.name) in XMP_PLACES)
+            for packet in (self.xmp, self.extended)
+        )
+        exif, camera = self.exif, self.exif.below.get(CAMERA)
+        if camera is not None and any(tag in camera.entries for tag in SUBJECTS):
+            below = {**exif.below, CAMERA: camera.without(SUBJECTS)}
+            exif = replace(exif, below={tag: one for tag, one in below.items() if one})
+        said = ["the regions in XMP"] if (main, extended) != (self.xmp, self.extended) else []
+        said += ["EXIF's subject area"] if exif != self.exif else []
+        why = "they name places in the pixels as they were before they were turned upright"
+        left_out = (*self.left_out, *(f"{what}: {why}" for what in said))
+        return replace(self, exif=exif, xmp=main, extended=extended, left_out=left_out)
 
     def sized(self, width: int, height: int) -> Metadata:
         """The metadata with the size of the stored pixels, wherever they give one that is another."""
@@ -207,19 +242,15 @@ def is_map(kind: bytes, body: bytes) -> bool:
     return body.startswith(UUID_MAPS) or (kind == b"xml " and GML in body)
 
 
-def _sized(exif: Directory, width: int, height: int) -> Directory:
-    """The tags with the size of the stored pixels where they name one, in all directories."""
-    below = {tag: _sized(directory, width, height) for tag, directory in exif.below.items()}
-    for tag, names in SIZES.items():
-        sides = dict(zip(names, (width, height), strict=True))
-        wrong = {
-            name: (tags.LONG, [side])
-            for name, side in sides.items()
-            if tag in below and name in below[tag].entries and below[tag].number(name) != side
-        }
-        if wrong:
-            below[tag] = below[tag].having(wrong)
-    return replace(exif, below=below)
+def _sized(exif: Directory, width: int, height: int, at: int | None = None) -> Directory:
+    """The tags with the size of the stored pixels where they name one, in the directory `at` and below."""
+    wrong = {
+        name: (tags.LONG, [side])
+        for name, side in zip(SIZES.get(at, ()), (width, height), strict=False)
+        if name in exif.entries and exif.number(name) != side
+    }
+    below = {tag: _sized(directory, width, height, tag) for tag, directory in exif.below.items()}
+    return replace(exif.having(wrong), below=below)
 
 
 def _placeless(exif: Directory) -> Directory:
@@ -227,6 +258,29 @@ def _placeless(exif: Directory) -> Directory:
     below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
     located = {tag for tag, entry in exif.entries.items() if previews.locates(entry.data)}
     return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES | located)
+
+
+def _placeless_resources(block: bytes) -> bytes:
+    """Photoshop's resources without copies of EXIF, and without what says where the picture was taken."""
+    return b"".join(
+        body
+        for kind, body in photoshop.resources(block)
+        if kind not in photoshop.EXIF_COPIES and not previews.locates(body)
+    )
+
+
+def _placeless_part(part: Part) -> Part | None:
+    """A part, or None if it says where the picture was taken.
+
+    Of Photoshop's resources in the text of a PNG the same stay as in a JPEG.
+    """
+    kind, body = part
+    keyword, text = body.partition(b"\0")[0], previews.unpacked(kind, body)
+    if keyword.startswith(previews.RAW_PROFILE) and text.startswith(photoshop.HEAD):
+        kept = _placeless_resources(text)
+        part = part if kept == text else (b"zTXt", previews.raw_profile(keyword, kept))
+        return part if kept else None
+    return None if _locates(*part) else part
 
 
 def _locates(kind: bytes, body: bytes) -> bool:

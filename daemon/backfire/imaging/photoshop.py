@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+HEAD = b"8BIM"
 THUMBNAILS, IIM, EXIF_COPIES = (1033, 1036), 0x0404, (1058, 1059)
 """The numbers of thumbnails, of the IPTC record, and of copies of the EXIF block."""
 
@@ -56,4 +57,4 @@ def datasets(record: bytes) -> Iterator[bytes]:
 
 def resource(kind: int, body: bytes) -> bytes:
     """A resource with an empty name, as bytes."""
-    return b"8BIM" + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)
+    return HEAD + struct.pack(">HHI", kind, 0, len(body)) + body + b"\0" * (len(body) % 2)

@@ -33,6 +33,12 @@ SMALLEST = 256
 MOST_TIFFS = 64
 """The most places in one piece of data that are tried as the beginning of a TIFF, to bound the time."""
 
+MOST_SAMPLES = 1 << 16
+"""The most bytes behind the head of a PBM, PGM or PPM that are looked at."""
+
+BLACK = 32
+"""Zeros that are samples of a black picture; fewer may be the padding of a text."""
+
 DEPTH = 3
 """How many encodings within each other are undone."""
 
@@ -54,9 +60,11 @@ _SIGNED = re.compile(
     rb"|BM.{4}\0{4}.{2}\0\0[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"
     # BMP without its header
     rb"|[\x28\x6c\x7c]\0\0\0..\0\0..(?:\0\0|\xff\xff)\x01\0[\x08\x10\x18\x20]\0[\0-\x03]\0\0\0"
-    rb"|8BPS\0[\x01\x02]|v/1\x01|II\xbc\x01|qoif\0\0|\bP[1-7]\s+(?:#[^\n]*\n)*\d+\s+\d+\s",
+    rb"|8BPS\0[\x01\x02]|v/1\x01|II\xbc\x01|qoif\0\0",
     re.DOTALL,
 )
+_NETPBM = re.compile(rb"\bP[1-7]\s+(?:#[^\n]*\n)*\d+\s+\d+\s")
+_DIGITS = re.compile(rb"[\d\s]{256}")
 _SPOILT_JPEG = re.compile(rb"\xd8\xff[\xc4\xdb\xe0-\xef\xfe]")
 _TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 
@@ -96,13 +104,15 @@ def opaque(data: bytes) -> bool:
     return any(_hides(single[start:end]) for start, end in _coded(single))
 
 
-def locates(text: bytes) -> bool:
-    """Whether text mentions GPS or a latitude at all, in UTF-8 or UTF-16.
+def locates(data: bytes) -> bool:
+    """Whether data hold EXIF with a position, or text that mentions GPS or a latitude, in UTF-8 or UTF-16.
 
-    Nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of cameras
-    and drones have names of their own.
+    Of text nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of
+    cameras and drones have names of their own.
     """
-    return _PLACE.search(text.replace(b"\0", b"")) is not None
+    if _PLACE.search(data.replace(b"\0", b"")):
+        return True
+    return any(_has_position(data[at:]) for at in _tiffs(data))
 
 
 def cut_from(xmp: bytes) -> bytes | None:
@@ -153,15 +163,50 @@ def unpacked(kind: bytes, body: bytes) -> bytes:
     return text
 
 
+def raw_profile(keyword: bytes, profile: bytes) -> bytes:
+    """The body of a zTXt chunk with a raw profile, as ImageMagick writes it; `unpacked` is the inverse."""
+    digits = re.sub(rb"(.{72})", rb"\1\n", profile.hex().encode())
+    text = b"\n%s\n%8d\n%s\n" % (keyword.removeprefix(RAW_PROFILE), len(profile), digits)
+    return keyword + b"\0\0" + zlib.compress(text)
+
+
 def _is_signed(data: bytes) -> bool:
     """Whether bytes hold the signature of a picture, or a TIFF or JPEG that shows by its structure."""
     if _SIGNED.search(data):
         return True
     if any(_continues(data, found.start()) for found in _SPOILT_JPEG.finditer(data)):
         return True
-    return any(
-        _is_tiff(data[found.start() :]) for found in itertools.islice(_TIFF.finditer(data), MOST_TIFFS)
-    )
+    heads = itertools.islice(_NETPBM.finditer(data), MOST_TIFFS)
+    if any(_holds_samples(data[head.end() : head.end() + MOST_SAMPLES]) for head in heads):
+        return True
+    return any(_is_tiff(data[at:]) for at in _tiffs(data))
+
+
+def _holds_samples(data: bytes) -> bool:
+    """Whether samples of a PBM, PGM or PPM follow its head, and not a caption on the car P1 or the like."""
+    bare = data.rstrip(b"\0")
+    if b"\0" in bare or len(data) - len(bare) >= BLACK or _DIGITS.match(bare):
+        return True
+    beyond_ascii = len(bare) - len(bare.translate(None, bytes(range(128, 256))))
+    try:
+        bare.decode("utf-8")
+    except UnicodeDecodeError:
+        if 3 * beyond_ascii > len(bare):  # more than a caption in Latin-1 has
+            return True
+    return _text(bare) is None
+
+
+def _tiffs(data: bytes) -> Iterator[int]:
+    """Where a TIFF may begin in data."""
+    return (found.start() for found in itertools.islice(_TIFF.finditer(data), MOST_TIFFS))
+
+
+def _has_position(data: bytes) -> bool:
+    """Whether bytes begin with a TIFF, such as EXIF, that has a directory of GPS tags."""
+    try:
+        return tags.GPS in tags.parse(data).below
+    except ValueError:
+        return False
 
 
 def _continues(data: bytes, at: int) -> bool:

@@ -49,6 +49,11 @@ COMPRESSIONS = {
     1: "raw", 5: "tiff_lzw", 7: "jpeg", 8: "tiff_adobe_deflate", 32773: "packbits", 32946: "tiff_deflate",
     34925: "lzma", 50000: "zstd",
 }  # fmt: skip
+JP2_COLOURS = {
+    1: "YCbCr", 3: "YCbCr", 4: "YCbCr", 9: "PhotoYCC", 11: "CMY", 12: "CMYK", 13: "YCCK", 14: "CIE Lab",
+    19: "CIE Jab", 20: "e-sRGB", 21: "ROMM RGB", 24: "e-sYCC",
+}  # fmt: skip
+"""By number in a JPEG 2000's box on colours: those that are refused, as no profile says what they are."""
 MOST_PAGES = 10_000
 
 
@@ -146,7 +151,12 @@ def _plain(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         deep = depth > 8
         if not deep or image.mode == "CMYK":
             _check_mode(image.mode, kind, name)
+        if kind == "JPEG2000":
+            _check_jp2(data, name)
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        if kind == "PNG" and image.mode in GREY and isinstance(key := image.info.get("transparency"), int):
+            most = (1 << min(data[24], 8)) - 1  # the key is of the file's depth, the samples are of 8 bits
+            image.info["transparency"] = (key & most) * 255 // most
         image.load()
         about = gathering.read(image, data, kind)
         left_out = [f"the PNG chunk {chunk}: its checksum is wrong" for chunk in broken]
@@ -177,7 +187,11 @@ def _deep(
 
 
 def _avif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
-    said = {depth for item in isobmff.read(data).shown() for depth in _depths_of(item)}
+    items = isobmff.read(data)
+    if items.cropped:  # by which no decoder for AVIF that is used here goes
+        what, remedy = "is an AVIF that shows a part of its pixels (clap)", "save that part as its own file"
+        raise refusals.unsupported(name, what, remedy, expected="all of them")
+    said = {depth for item in items.shown() for depth in _depths_of(item)}
     depth = max(said, default=8)
     # Pillow opens the file first, because it checks the size.
     with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:
@@ -218,7 +232,8 @@ def _heif(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         if image.mode == "RGBa":
             raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
         count = int(getattr(image, "n_frames", 1))
-        about = gathering.read(image, data, kind).upright()  # libheif applies the rotation of the container
+        about = gathering.read(image, data, kind)
+        about = about.upright(about.turned or 1)  # libheif applies the rotation of the container
         if depth > 8:
             return _deep(heif.values(data), about, depth, turned=True, frames=count)
         image.load()
@@ -231,11 +246,12 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         raise refusals.cut_short(name, "the TIFF")
     try:
         pages = tags.chain(data, most=MOST_PAGES)
+        cut_short = tags.is_cut_short(data)
     except ValueError as error:
         if "outside" in str(error):
             raise refusals.cut_short(name, "the TIFF") from error
         raise
-    if not pages:
+    if not pages or cut_short:
         raise refusals.cut_short(name, "the TIFF")
     first = pages[0]
     depth = tiff.check(first, data, name, max_pixels)
@@ -248,15 +264,18 @@ def _tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Raw:
         return Raw(bands, mode, alpha, about, depth, compression=compression, big=big, frames=count)
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         _check_mode(image.mode, kind, name)
+        # Pillow turns a TIFF upright when it loads it, which its tag alone is to say, as of other formats.
+        image.info.pop("xmp", None)
         image.load()
         bands, alpha = _bands(image)
+        if alpha and 338 not in first.entries:
+            raise refusals.unsupported(name, *tiff.NAMELESS)
         if first.number(277, 1) > bands.shape[2]:
             raise refusals.unsupported(
                 name,
                 f"has {first.number(277)} channels, {bands.shape[2]} of which are understood",
                 "save it without the others",
             )
-        # Pillow turns a TIFF upright when it loads it.
         return Raw(bands, image.mode, alpha, about, 8, True, compression, big, count)
 
 
@@ -316,6 +335,21 @@ def _check_jpeg(data: bytes, name: str) -> None:
             what = "has its height behind its pixels (DNL)"
             raise refusals.unsupported(name, what, "save it again in an editor", expected="a usual JPEG")
         return
+
+
+def _check_jp2(data: bytes, name: str) -> None:
+    """Refuse a JPEG 2000 whose colours are premultiplied, or would be taken for sRGB and are not."""
+    found = containers.jp2_headers(data, b"colr")
+    if found and not any(map(gathering.is_known_colour, found)):
+        number = int.from_bytes(found[0][3:7], "big")
+        what = JP2_COLOURS.get(number, f"number {number}") if found[0][:1] == b"\1" else "an unknown kind"
+        remedy = "convert it to sRGB, or save it with a colour profile"
+        raise refusals.unsupported(
+            name, f"is a JPEG 2000 whose colours are {what}", remedy, expected="sRGB, grey or a profile"
+        )
+    channels = b"".join(body[2:] for body in containers.jp2_headers(data, b"cdef"))
+    if any(channels[at + 2 : at + 4] == b"\0\2" for at in range(0, len(channels), 6)):
+        raise refusals.unsupported(name, "has premultiplied alpha", "save it with unassociated alpha")
 
 
 def _component_depths(data: bytes) -> list[int]:

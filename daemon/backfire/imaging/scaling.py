@@ -13,17 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backfire.imaging import colour, jpegs, tone_curves
+from backfire.imaging import colour, containers, jpegs, tone_curves
 from backfire.imaging.colour import Samples
 from backfire.imaging.decoding import Picture, stored, upright
-from backfire.imaging.metadata import GEOGRAPHY, Metadata, is_map
+from backfire.imaging.metadata import GEOGRAPHY, SUBJECTS, Metadata, is_map
 from backfire.imaging.readers import pillow
 from backfire.imaging.tags import CAMERA, SHORT, Directory
 from backfire.imaging.tone_curves import STEPS, Curve
 from backfire.types import Rgb
 
-SUBJECTS = 0x9214, 0xA214
-"""EXIF tags that name a place in the picture, in pixels: SubjectArea and SubjectLocation."""
 CLEAR = 1e-4
 """A pixel of less alpha has no colour of its own."""
 
@@ -85,6 +83,20 @@ def as_saved_again(rgb: Rgb, copy: Picture) -> Rgb:
         rgb if same else np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS))
     )
     return resized if copy.jpeg is None or copy.samples.shape[2] == 4 else jpegs.as_coarse(copy.jpeg, resized)
+
+
+def is_saved_alike(copy: Picture, data: bytes) -> bool:
+    """Whether `as_saved_again` loses what the file of a copy did: of a JPEG, or where nothing was lost.
+
+    Of other formats with losses the file does not say how coarsely it was saved.
+
+    Args:
+        copy: what `data` decode to.
+    """
+    if copy.format == "WEBP":
+        return containers.is_lossless_webp(data)
+    ink = copy.samples.shape[2] == 4
+    return copy.format in ("PNG", "TIFF", "BMP", "GIF") or (copy.format == "JPEG" and not ink)
 
 
 def _resized(

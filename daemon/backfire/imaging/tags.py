@@ -2,7 +2,7 @@
 
 Values are kept as bytes, so that unknown tags survive. A maker note is written to its original offset if
 there is room, because many contain offsets that count from the start of the block. Sources: TIFF 6.0, the
-BigTIFF proposal, EXIF 2.32.
+BigTIFF proposal, EXIF 2.32 and 3.0.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ SIZES = {
     16: 8,
     17: 8,
     18: 8,
+    129: 1,  # UTF-8, of EXIF 3.0
 }
 """By type: the bytes of one value."""
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
+BIG_ONLY = (16, 17, 18)
 FORMATS = {BYTE: "B", ASCII: "B", SHORT: "H", LONG: "I", UNDEFINED: "B", LONG8: "Q", 13: "I"}
 CAMERA, GPS, INTEROP, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 POINTERS = frozenset({CAMERA, GPS, INTEROP})
+CARRIED = frozenset({700, 33723, 34377, 34675, CAMERA, GPS})
+"""The tags of XMP, IPTC, Photoshop's resources, the profile and EXIF."""
 MOST_ENTRIES = 4096
 DEPTH = 3
 SLACK = 16
@@ -63,11 +67,13 @@ class Directory:
 
     Attributes:
         order: `<` little or `>` big endian.
+        strange: the tags of an unknown type that were left out.
     """
 
     order: str = "<"
     entries: Mapping[int, Entry] = field(default_factory=dict)
     below: Mapping[int, Directory] = field(default_factory=dict)
+    strange: tuple[int, ...] = field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.below)
@@ -112,7 +118,7 @@ class Directory:
         """The tree without types that only BigTIFF has."""
         return replace(
             self,
-            entries={tag: entry for tag, entry in self.entries.items() if entry.type < LONG8},
+            entries={tag: entry for tag, entry in self.entries.items() if entry.type not in BIG_ONLY},
             below={tag: directory.classic() for tag, directory in self.below.items()},
         )
 
@@ -163,9 +169,30 @@ def chain(data: bytes, *, most: int) -> list[Directory]:
     return pages
 
 
+def is_cut_short(data: bytes) -> bool:
+    """Whether the data of a TIFF end within its first page's tags or their values.
+
+    A value that lies outside as a whole does not count, since some writers leave wild offsets; but without
+    the profile, XMP, IPTC or EXIF that it promises, a picture would silently lose what it means.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    reader = _Reader(data)
+    reader.directory()
+    return reader.cut_short
+
+
 class _Reader:
+    """Reads directories.
+
+    Attributes:
+        cut_short: whether the data ended within what was read.
+    """
+
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self.cut_short = False
         self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         if not self.order or len(data) < 8:
             raise ValueError(f"not a TIFF structure (first bytes {data[:4].hex(' ')})")
@@ -182,6 +209,7 @@ class _Reader:
         try:
             (value,) = struct.unpack_from(self.order + letter, self.data, at)
         except struct.error:
+            self.cut_short |= at <= len(self.data)
             raise ValueError(f"a directory lies outside the {len(self.data)} bytes") from None
         return int(value)
 
@@ -211,20 +239,32 @@ class _Reader:
 
     def directory(self, at: int | None = None, depth: int = 0) -> Directory:
         count, start = self._table(self.first if at is None else at)
-        entries, below = {}, {}
+        self.cut_short |= start <= len(self.data) < start + count * self.entry
+        entries, below, strange = {}, {}, []
         for place in range(start, start + count * self.entry, self.entry):
             found = self._entry(place)
             if found is None:
+                strange += self._strange(place)
                 continue
             if found.tag not in POINTERS:
                 entries[found.tag] = found
             elif depth < DEPTH and found.type in (LONG, 13, LONG8, 18) and found.count == 1:
                 try:
                     under = Directory(self.order, {found.tag: found}).number(found.tag)
+                    self.cut_short |= found.tag in CARRIED and under >= len(self.data)
                     below[found.tag] = self.directory(under, depth + 1)
                 except ValueError:
                     continue
-        return Directory(self.order, entries, {tag: one for tag, one in below.items() if one})
+        kept = {tag: one for tag, one in below.items() if one}
+        return Directory(self.order, entries, kept, tuple(strange))
+
+    def _strange(self, place: int) -> list[int]:
+        """The tag of an entry if its type is unknown."""
+        try:
+            tag, kind = self._number("H", place), self._number("H", place + 2)
+        except ValueError:
+            return []
+        return [] if kind in SIZES else [tag]
 
     def _entry(self, place: int) -> Entry | None:
         try:
@@ -238,6 +278,7 @@ class _Reader:
             return None
         start = value if at is None else at
         if start + size > len(self.data):
+            self.cut_short |= start <= len(self.data) or tag in CARRIED
             return None
         self.room -= self.entry + size
         if self.room < 0:

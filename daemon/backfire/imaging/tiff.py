@@ -30,24 +30,36 @@ STRIP = 1 << 20
 DEEP_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """By number of channels with alpha: the mode by Pillow's name."""
 
+NAMELESS = (
+    "has a channel beyond colour that it does not call alpha",
+    "save it without that channel, or as unassociated alpha",
+)
+"""What is said of it, and the remedy."""
+
+MOST_CHANNELS = 5
+"""The most that can be understood: CMYK and alpha."""
+
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
 
-def _packed(rows: bytes) -> bytes:
-    return bytes(imagecodecs.packbits_encode(rows))
+def _packed(strip: bytes, row: int) -> bytes:
+    """PackBits, a row of so many bytes at a time, as TIFF 6.0 (section 9) demands: some read row by row."""
+    return b"".join(
+        bytes(imagecodecs.packbits_encode(strip[at : at + row])) for at in range(0, len(strip), row)
+    )
 
 
-COMPRESSORS: dict[str, tuple[int, bool, Callable[[bytes], bytes]]] = {
-    "raw": (1, False, bytes),
-    "tiff_lzw": (5, True, lambda rows: bytes(imagecodecs.lzw_encode(rows))),
-    "tiff_adobe_deflate": (8, True, lambda rows: zlib.compress(rows, 6)),
+COMPRESSORS: dict[str, tuple[int, bool, Callable[[bytes, int], bytes]]] = {
+    "raw": (1, False, lambda strip, _: strip),
+    "tiff_lzw": (5, True, lambda strip, _: bytes(imagecodecs.lzw_encode(strip))),
+    "tiff_adobe_deflate": (8, True, lambda strip, _: zlib.compress(strip, 6)),
     "packbits": (32773, False, _packed),
-    "tiff_deflate": (32946, True, lambda rows: zlib.compress(rows, 6)),
-    "lzma": (34925, True, lambda rows: bytes(imagecodecs.lzma_encode(rows))),
-    "zstd": (50000, True, lambda rows: bytes(imagecodecs.zstd_encode(rows))),
+    "tiff_deflate": (32946, True, lambda strip, _: zlib.compress(strip, 6)),
+    "lzma": (34925, True, lambda strip, _: bytes(imagecodecs.lzma_encode(strip))),
+    "zstd": (50000, True, lambda strip, _: bytes(imagecodecs.zstd_encode(strip))),
 }
-"""By name: the tag value, whether the horizontal predictor helps, and the function that compresses a strip.
-All are lossless."""
+"""By name: the tag value, whether the horizontal predictor helps, and the function that compresses a strip
+whose rows have a number of bytes. All are lossless."""
 
 
 def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, big: bool = False) -> bytes:
@@ -62,11 +74,12 @@ def written(bands: Samples, about: Metadata, *, compression: str, alpha: bool, b
     big = big or bands.nbytes > CLASSIC_LIMIT
     code, predicted, pack = COMPRESSORS[compression]
     height, width, channels = bands.shape
-    rows = max(1, STRIP // (bands.nbytes // height))
+    row = bands.nbytes // height
+    rows = max(1, STRIP // row)
     file = bytearray(16 if big else 8)
     offsets, sizes = [], []
     for top in range(0, height, rows):
-        strip = pack(_bytes(bands[top : top + rows], exif.order, predicted=predicted))
+        strip = pack(_bytes(bands[top : top + rows], exif.order, predicted=predicted), row)
         file += b"\0" * (len(file) % 2)
         offsets.append(len(file))
         sizes.append(len(strip))
@@ -139,6 +152,9 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
         raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits per sample")
     if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
         raise refusals.odd_depth(name, max(depths))
+    if max(depths) == 16 and first.number(277, 1) > MOST_CHANNELS:  # before anything is decoded
+        channels = f"has 16 bits and {first.number(277)} channels"
+        raise refusals.unsupported(name, channels, "save it without the others")
     _check_pieces(first, len(data), name)
     return max(depths)
 
@@ -170,16 +186,14 @@ def deep_samples(data: bytes, name: str) -> tuple[Samples, str, bool]:
             raise refusals.damaged(name, "TIFF", f"samples of shape {bands.shape}")
         extra, photometric = tuple(page.extrasamples), int(page.photometric)
     colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric)
+    if colours in (1, 3) and not extra and bands.shape[2] == colours + 1:
+        raise refusals.unsupported(name, *NAMELESS)
     if colours is None or bands.shape[2] != colours + len(extra) or len(extra) > (colours < 4):
         raise refusals.unsupported(
             name, f"has 16 bits and an unusual make (photometric {photometric})", "save it as 16-bit RGB"
         )
     if extra and int(extra[0]) == 0:
-        raise refusals.unsupported(
-            name,
-            "has 16 bits and a channel beyond colour that it does not call alpha",
-            "save it without that channel, or as unassociated alpha",
-        )
+        raise refusals.unsupported(name, *NAMELESS)
     if extra and int(extra[0]) != 2:
         raise refusals.unsupported(
             name, "has 16 bits and premultiplied alpha", "save it with unassociated alpha"

@@ -77,7 +77,11 @@ def written(kind: str, canvas: Canvas, picture: Picture, about: Metadata) -> tup
                     canvas.values, level=0, reversible=True, codecformat=stream, bitspersample=canvas.depth
                 )
             )
-            data = blocks.jp2(data, about, same=same) if stream == "jp2" else data
+            data = (
+                blocks.jp2(data, about, same=same, alpha=canvas.alpha is not None)
+                if stream == "jp2"
+                else data
+            )
             return data, f"JPEG 2000 lossless{_depth(canvas)}"
         case "BMP":
             return saved(colour.eight(canvas.bands), kind, {"dpi": about.dpi}), "BMP"
@@ -103,7 +107,6 @@ def _png(canvas: Canvas) -> bytes:
 
 def _heif(canvas: Canvas, about: Metadata) -> bytes:
     """A HEIC, stored upright because the encoder would apply an orientation in the tags or the packet."""
-    about = about.upright()
     cicp, exif = about.cicp or SRGB, about.exif_block()
     return heif.written(canvas.bands, canvas.depth, cicp=cicp, icc=about.icc, exif=exif, xmp=about.xmp)
 

@@ -34,7 +34,8 @@ def verify_copy(
     """Replay the edits on a copy that was scaled or recompressed, and judge them as on the published file.
 
     The edits of the copy are compared with those of the original *saved in the same way*: at the copy's size
-    and, if that is a JPEG, with its quantisation. So what saving does to an edit is not taken for protection.
+    and, if that is a JPEG, with its quantisation. So what saving does to an edit is not taken for protection;
+    of a WebP, HEIC, AVIF or JPEG 2000 with losses it is, and the receipt says so (`saved_alike`).
 
     The verdict is `failed`, too, where the edit of the region is broken in no tool any more. Of a file that
     is to be published, `weak` says that something is missing from what was just put in; of a copy whose
@@ -69,7 +70,8 @@ def verify_copy(
     judged = run.judge(Published(seen, imaging.max_change(reference, seen)), crops, editors, Budget(255))
     judged = replace(judged, judgement=_nothing_left(judged.judgement))
     facts = {**run.facts(copy, found), "device": device_name(editors.device)}
-    facts |= {"as_published": _row(other, registered, published_size)}
+    alike = imaging.is_saved_alike(other, copy)
+    facts |= {"as_published": {**_row(other, registered, published_size), "saved_alike": alike}}
     receipt, sheet = run.report(judged, crops, editors, facts)
     return Result(judged.judgement.verdict, copy, "", receipt, sheet)
 

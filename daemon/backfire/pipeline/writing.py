@@ -73,7 +73,12 @@ def may_stay(run: Run) -> bool:
     """Whether a picture to which nothing is done can be published as the file that came in."""
     output, about = run.settings.output, run.picture.metadata
     says_enough = imaging.demanding(about, output.data_mining).data_mining in (None, imaging.stated(about))
-    return not run.is_scaled and (output.format, output.metadata) == ("same", "keep") and says_enough
+    return (
+        not run.is_scaled
+        and run.picture.frames == 1  # otherwise the pages behind the first would be published, too
+        and (output.format, output.metadata) == ("same", "keep")
+        and says_enough
+    )
 
 
 def encode(run: Run, rgb: Rgb, budget: Budget) -> Encoded:

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 import backfire
+from backfire import imaging
 from backfire.cli.commands import app
 from backfire.config import Settings
 from backfire.errors import Code, InputError
@@ -135,6 +136,7 @@ def test_regions_and_edits_follow_the_copy_and_a_site_alone_protects_nothing(des
     receipt = judged(desk, small, "JPEG", quality=40, verify={"held_out": []})
     assert [one["box"] for one in receipt["regions"]] == [[37, 27, 63, 53]]
     assert receipt["verdict"] == "failed"
+    assert receipt["as_published"]["saved_alike"]
     assert {one["visible"] for one in triggers(receipt)} == {0.0}
     assert (receipt["as_published"]["format"], receipt["as_published"]["scale"]) == ("JPEG", 0.625)
     share, copy, *tools = left.in_words(receipt)
@@ -199,6 +201,38 @@ def test_words_tell_what_was_and_what_is_left() -> None:
         assert why in share
         assert ("name the published file" in share) == (then is None)
     assert "edits still come out broken" in list(left.in_words(receipt(0.7, 0.6, True)))[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "alike"),
+    [
+        ("PNG", {}, True),
+        ("JPEG", {"quality": 70}, True),
+        ("WEBP", {"lossless": True}, True),
+        ("WEBP", {"quality": 70}, False),
+        ("AVIF", {"quality": 70}, False),
+        ("JPEG2000", {}, False),
+    ],
+)
+def test_it_is_known_whether_the_original_is_saved_as_coarsely(
+    kind: str, options: dict[str, Any], alike: bool
+) -> None:
+    data = encoded(photo(SIZE), kind, **options)
+    assert imaging.is_saved_alike(imaging.decode(data, name="a", max_pixels=1 << 20), data) is alike
+
+
+def test_of_a_copy_whose_losses_are_not_known_it_is_said_that_they_count() -> None:
+    edit = {"mask_kind": "trigger", "held_out": False, "path": "iopaint", "visible": 0.3, "ssim": 0.8}
+    placed = {"width": 800, "height": 600, "format": "WEBP", "scale": 0.5, "shift_px": 0.2}
+    for alike in (True, False):
+        row = {**placed, "colour_off_levels": 0.0, "saved_alike": alike}
+        receipt = {"edits": [edit], "tools": {"iopaint": False}, "as_published": row}
+        share, _, *said = left.in_words(receipt, {**receipt, "edits": [{**edit, "ssim": 0.5}]})
+        assert share.startswith("40% of the effect" if alike else "at most 40% of the effect")
+        counted = [line for line in said if "counted as if it were protection" in line]
+        assert [line.startswith("how coarsely this WEBP was saved") for line in counted] == [True] * (
+            not alike
+        )
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from backfire.errors import ConfigError
 from backfire.evaluate.edits import CONTEXT, Editors, Replayer, judged_px
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools
 from backfire.evaluate.panels import panels
-from backfire.evaluate.replay import Asked, Replayed, holds, replay
+from backfire.evaluate.replay import Asked, Replayed, _masks_by_kind, holds, replay
 from backfire.evaluate.sheet import caption
+from backfire.imaging import masks
 from backfire.inpaint.denoising import DenoisingEditor, Prompt
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Budget, Family, Mask, MaskKind, Region, Rgb, Verdict
@@ -493,3 +494,38 @@ def test_a_path_that_does_not_break_weakens_and_the_tools_are_named(miss: dict[s
     assert verdict == Verdict.WEAK
     assert reasons[0] == "broken in IOPaint; not broken in Forge or A1111 (whole picture)"
     assert says in " ".join(reasons)
+
+
+@pytest.mark.parametrize("work", [1024, 300])
+def test_distances_of_edits_count_in_the_pictures_pixels_however_small_a_crop_is_worked(work: int) -> None:
+    box = Box(300, 250, 800, 700)
+    (crop,) = cropping.plan([Region(box, "face", 1.0, "test")], 1000, 1200, margin=128, work=work)
+    assert crop.scaled is (work == 300)
+    found = _masks_by_kind(crop, 0, (1000, 1200), np.random.default_rng(3))
+    trigger = found[MaskKind.TRIGGER]
+    assert Box.around(trigger) == box
+    assert np.array_equal(found[MaskKind.DILATED], masks.dilated(trigger))
+    assert np.array_equal(found[MaskKind.NEAR], masks.ring(trigger))
+    assert not (found[MaskKind.FAR] & masks.dilated(trigger, 2 * masks.FAR + 1)).any()
+    assert 0.45 < found[MaskKind.PARTIAL].sum() / trigger.sum() < 0.55
+
+
+def test_the_masks_of_a_crop_that_is_not_worked_smaller_are_those_at_its_size() -> None:
+    regions = [
+        Region(Box(40, 50, 90, 100), "face", 1.0, "test"),
+        Region(Box(100, 60, 130, 99), "a", 1.0, "test"),
+    ]
+    (crop,) = cropping.plan(regions, 240, 320, margin=128, work=800, whole=800)
+    found = _masks_by_kind(crop, 1, (240, 320), np.random.default_rng(3))
+    rng, mask, protected = np.random.default_rng(3), crop.masks()[1], crop.protected()
+    expected = {
+        MaskKind.TRIGGER: mask,
+        MaskKind.DILATED: masks.dilated(mask),
+        MaskKind.PARTIAL: masks.half(mask, float(rng.uniform(0, 2 * np.pi))),
+        MaskKind.NEAR: masks.ring(mask) & ~protected,
+    }
+    far = masks.far(protected, rng)
+    assert far is not None
+    expected[MaskKind.FAR] = far
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[kind], plane) for kind, plane in expected.items())

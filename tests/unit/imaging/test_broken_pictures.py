@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from PIL import Image
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
-from backfire.imaging import containers, decode, encode, formats, tags
+from backfire.imaging import containers, decode, encode, formats, tags, tiff
 from backfire.imaging.heif import heif_ready
+from backfire.imaging.metadata import Metadata
 from tests.support import profiles
 from tests.unit.imaging.test_formats import DEEP, NAMES, inked
 from tests.unit.imaging.test_images import exif_with, file, scene
@@ -336,6 +338,26 @@ def test_bombs_cost_no_memory() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("tag", [700, 33723, 34377, 34675, tags.CAMERA, tags.GPS])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_without_the_end_of_its_tags_is_truncated(tag: int, big: bool) -> None:
+    """The values lie behind the pixels, as libtiff writes them."""
+    if tag in tags.POINTERS:
+        below = tags.Directory().having({1: (tags.ASCII, b"a text of some length\0")})
+        exif = tags.Directory(below={tag: below})
+    else:
+        exif = tags.Directory().having({tag: (tags.BYTE, bytes(range(200)))})
+    pixels, wide = scene(44, 60).tobytes(), tags.LONG8 if big else tags.LONG
+    first = tags.parse(tiff.written(scene(44, 60), Metadata(), compression="raw", alpha=False))
+    start = 16 + len(pixels)
+    page = replace(exif, entries={**first.entries, **exif.entries}).having({273: (wide, [16])})
+    data = tags.header("<", start, big=big).ljust(16, b"\0") + pixels + tags.serialised(page, start, big=big)
+    assert outcome(data) is None
+    last = len(data) - 22
+    for size in [*range(start + 8, last - 8), *range(last, len(data))]:
+        assert outcome(data[:size]) is Code.TRUNCATED, (size, len(data))
 
 
 def test_a_loop_of_tags_is_not_followed_forever() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,28 @@ from PIL import Image
 from backfire.config import parse
 from backfire.detectors import Sidecar, Source
 from backfire.errors import Code, InputError
-from backfire.imaging import Picture, colour, decode, encode, heif, largest_change, max_change, readers
+from backfire.imaging import (
+    Picture,
+    colour,
+    containers,
+    decode,
+    encode,
+    heif,
+    isobmff,
+    largest_change,
+    max_change,
+    readers,
+    tags,
+)
 from backfire.imaging.heif import heif_ready
 from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
 from backfire.types import Budget, Rgb
-from tests.support import profiles
+from tests.support import profiles, regions
 from tests.support.pictures import mask_picture, photo
 from tests.support.programs import tool
 from tests.support.sandbox import QUICK
-from tests.unit.imaging.test_images import ICC, file, frames, scene
+from tests.unit.imaging.test_images import ICC, box, file, frames, scene
 
 LIMIT, LEVELS = 1_000_000, 6
 NAMES = {
@@ -88,6 +102,13 @@ def tiff(samples: NDArray[Any], **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def nameless(samples: NDArray[Any], photometric: str = "rgb") -> bytes:
+    """A TIFF that does not say what its last channel is."""
+    data = tiff(samples, photometric=photometric, extrasamples=["unassalpha"])
+    at = data.index(struct.pack("<HHI", 338, 3, 1))
+    return data[:at] + struct.pack("<H", 336) + data[at + 2 :]
+
+
 def profiled(icc: bytes) -> dict[str, Any]:
     return {"extratags": [(34675, 7, len(icc), icc, True)]}
 
@@ -122,6 +143,19 @@ def jp2(values: NDArray[np.uint16], depth: int, stream: str = "jp2") -> bytes:
     return bytes(
         imagecodecs.jpeg2k_encode(plain, level=0, reversible=True, codecformat=stream, bitspersample=depth)
     )
+
+
+def with_header(data: bytes, *boxes: tuple[bytes, bytes]) -> bytes:
+    """A JP2 in whose header these boxes take the place of those of their kinds."""
+    made = b""
+    for kind, view in containers.boxes(data):
+        body = bytes(view)
+        if kind == b"jp2h":
+            kinds = {name for name, _ in boxes}
+            inner = [(name, bytes(one)) for name, one in containers.boxes(body) if name not in kinds]
+            body = b"".join(box(*one) for one in [*inner, *boxes])
+        made += box(kind, body)
+    return made
 
 
 DEEP: dict[str, Callable[[], bytes | bytearray]] = {
@@ -301,6 +335,35 @@ def test_premultiplied_heic_is_refused_by_name() -> None:
     assert caught.value.code is Code.UNSUPPORTED
 
 
+@pytest.mark.parametrize("shown", [(67, 45), (20, 30)])
+@pytest.mark.parametrize("depth", [8, 10])
+def test_an_avif_that_shows_a_part_of_its_pixels_is_refused_by_name(
+    depth: int, shown: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clap = struct.pack(">IIIIiIiI", shown[0], 1, shown[1], 1, 0, 1, 0, 1)
+    write = isobmff._iprp
+    monkeypatch.setattr(
+        isobmff,
+        "_iprp",
+        lambda items: write(
+            {
+                at: replace(one, properties=(*one.properties, (b"clap", clap)))
+                if one.kind == b"av01"
+                else one
+                for at, one in items.items()
+            }
+        ),
+    )
+    data = file(scene(), "AVIF") if depth == 8 else bytes(DEEP["avif rgb 10"]())
+    cropped = isobmff.described(data, icc=None, orientation=1, exif=None, xmp=None)
+    if shown == (67, 45):
+        assert taken(cropped).rgb.shape == scene().shape
+        return
+    with pytest.raises(InputError, match=r"a part of its pixels \(clap\)") as caught:
+        taken(cropped)
+    assert caught.value.code is Code.UNSUPPORTED
+
+
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
 def test_bits_are_read_from_the_item_that_is_shown(kind: str) -> None:
     """Bytes that look like its header may come anywhere before it."""
@@ -316,6 +379,20 @@ def test_bits_are_read_from_the_item_that_is_shown(kind: str) -> None:
     picture = taken(data[:at] + free + data[at:])
     assert picture.depth == 8
     assert np.array_equal(picture.rgb, taken(file(scene(), kind)).rgb)
+
+
+@pytest.mark.parametrize("deep_samples", [False, True])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_a_tiff_is_turned_by_its_tag_and_not_by_xmp(deep_samples: bool, tagged: bool) -> None:
+    samples = deep(3) if deep_samples else scene()
+    packet = b'<x tiff:Orientation="6"/>'
+    turn = [(274, 3, 1, 8, True)] if tagged else []
+    data = tiff(samples, extratags=[(700, 1, len(packet), packet, True), *turn])
+    picture = taken(data)
+    assert picture.orientation == (8 if tagged else 1)
+    assert np.array_equal(picture.samples, np.rot90(samples) if tagged else samples)
+    assert picture.metadata.packets == (packet,)
+    assert largest_change(picture, taken(encode(picture, picture.rgb, levels=LEVELS).data)) == 0
 
 
 def test_a_tiff_keeps_its_layout() -> None:
@@ -397,6 +474,10 @@ def test_deep_pictures_in_shallow_formats_are_rounded() -> None:
         (tiff(deep(4), extrasamples=["assocalpha"]), "premultiplied"),
         (tiff(deep(4), extrasamples=["unspecified"]), "a channel beyond colour"),
         (tiff(np.dstack([scene(), scene()]), extrasamples=["unspecified"] * 3), "6 channels"),
+        (tiff(np.dstack([deep(3)] * 3), extrasamples=["unspecified"] * 6), "16 bits and 9 channels"),
+        (nameless(np.dstack([scene(), scene()])[..., :4]), "a channel beyond colour"),
+        (nameless(deep(4)), "a channel beyond colour"),
+        (nameless(deep(2), photometric="minisblack"), "a channel beyond colour"),
         (file(Image.new("CMYK", (9, 9)), "TIFF", tiffinfo={254: 1}), "a thumbnail as its first page"),
     ],
 )
@@ -405,6 +486,59 @@ def test_other_depths_and_makes_are_refused_by_name(data: bytes, what: str) -> N
         taken(bytes(data))
     assert caught.value.code is Code.UNSUPPORTED
     assert "; " in caught.value.message
+
+
+ENUMERATED = b"\1\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("make", ["jp2 rgb", "jp2 rgb 12", "JPEG2000"])
+@pytest.mark.parametrize(
+    ("colours", "what"),
+    [
+        (ENUMERATED + b"\x0e", "CIE Lab"),
+        (ENUMERATED + b"\x15", "ROMM RGB"),
+        (ENUMERATED + b"\x63", "number 99"),
+        (b"\5\0\0\x0c\x10\0\x80", "an unknown kind"),
+    ],
+)
+def test_a_jpeg_2000_of_other_colours_is_refused_by_name(make: str, colours: bytes, what: str) -> None:
+    data = file(scene(), make) if make == "JPEG2000" else bytes(DEEP[make]())
+    with pytest.raises(InputError, match=f"whose colours are {what}, expected") as caught:
+        taken(with_header(data, (b"colr", colours)))
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("method", [2, 3])
+def test_any_profile_of_a_jpeg_2000_is_kept(method: int) -> None:
+    data = with_header(file(scene(), "JPEG2000"), (b"colr", bytes([method, 0, 0]) + WIDE))
+    picture, _, again = there_and_back(data)
+    assert (picture.metadata.icc, again.metadata.icc) == (WIDE, WIDE)
+
+
+def test_of_several_colours_of_a_jpeg_2000_the_first_that_is_known_counts() -> None:
+    boxes = [(b"colr", body) for body in (ENUMERATED + b"\x15", b"\3\0\0" + WIDE, ENUMERATED + b"\x10")]
+    assert taken(with_header(file(scene(), "JPEG2000"), *boxes)).metadata.icc == WIDE
+    assert taken(with_header(file(scene(), "JPEG2000"), *boxes[::-1])).metadata.icc is None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_jpeg_2000_says_which_channel_is_alpha(channels: int, depth: int) -> None:
+    samples: NDArray[Any] = few(channels, depth).astype(np.uint8 if depth == 8 else np.uint16)
+    picture, written, again = there_and_back(jp2(samples, depth))
+    assert (picture.alpha is None) == (again.alpha is None) == (channels % 2 == 1)
+    rows = {
+        2: [(0, 0, 1), (1, 1, 0)],
+        4: [(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 1, 0)],
+    }.get(channels)
+    said = [np.frombuffer(body, ">u2") for body in containers.jp2_headers(written, b"cdef")]
+    assert [one.tolist() for one in said] == ([] if rows is None else [[channels, *sum(rows, ())]])
+
+
+def test_a_jpeg_2000_with_premultiplied_alpha_is_refused_by_name() -> None:
+    cdef = np.array([4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 2, 0], ">u2").tobytes()
+    with pytest.raises(InputError, match="premultiplied"):
+        taken(with_header(jp2(few(4, 12), 12), (b"cdef", cdef)))
 
 
 # ---- CMYK
@@ -597,6 +731,45 @@ def test_a_turn_in_xmp_does_not_turn_a_heic() -> None:
     again = taken(encode(picture, picture.rgb, levels=LEVELS, format="heic").data)
     assert np.array_equal(again.rgb, picture.rgb)
     assert again.metadata.xmp == xmp.replace(b' tiff:Orientation="6"', b"")
+
+
+PLACES = regions.mwg(regions.area(0.2, 0.3, 0.2, 0.2), applied='stDim:w="67" stDim:h="45" stDim:unit="pixel"')
+
+
+def with_places(kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x9214: (10, 20, 4, 6)}
+    packet = regions.xmp(PLACES + "<dc:rights xmlns:dc='http://purl.org/dc/elements/1.1/'>Zoe</dc:rights>")
+    return file(scene(), kind, exif=exif.tobytes(), xmp=packet)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("source", "target"), [("HEIF", "heic"), ("HEIF", "avif"), ("JPEG", "heic")])
+def test_places_do_not_stay_where_pixels_are_turned_upright(
+    source: str, target: str, orientation: int
+) -> None:
+    picture = taken(with_places(source, orientation))
+    assert PLACES.encode() in b"".join(picture.metadata.packets), "the detector reads them still"
+    encoded = encode(picture, picture.rgb, levels=LEVELS, format=target)
+    about = taken(encoded.data).metadata
+    assert b"Zoe" in (about.xmp or b"")
+    stay = orientation == 1
+    assert (PLACES.encode() in (about.xmp or b"")) is stay
+    assert about.exif.below[tags.CAMERA].numbers(0x9214) == ((10, 20, 4, 6) if stay else ())
+    assert about.exif.below[tags.CAMERA].raw(0x9003)
+    why = "they name places in the pixels as they were before they were turned upright"
+    said = () if stay else (f"the regions in XMP: {why}", f"EXIF's subject area: {why}")
+    assert encoded.left_out == said
+
+
+def test_places_stay_where_pixels_keep_their_orientation() -> None:
+    picture = taken(with_places("JPEG", 6))
+    for target in ("same", "avif"):
+        encoded = encode(picture, picture.rgb, levels=LEVELS, format=target)
+        about = taken(encoded.data).metadata
+        assert (PLACES.encode() in (about.xmp or b""), encoded.left_out) == (True, ())
+        assert about.exif.below[tags.CAMERA].numbers(0x9214) == (10, 20, 4, 6)
 
 
 # ---- HEIC without its library

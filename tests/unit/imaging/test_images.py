@@ -33,10 +33,15 @@ from backfire.imaging import (
     largest_change,
     luma_alone,
     max_change,
+    photoshop,
+    previews,
     psnr,
     scaled,
+    tags,
+    tiff,
 )
 from backfire.imaging.decoding import stored
+from backfire.imaging.metadata import Metadata
 from backfire.types import Rgb
 from tests.support.pictures import photo
 from tests.support.programs import tool
@@ -134,6 +139,19 @@ def refusal(data: bytes, name: str = "a.jpg", max_pixels: int = LIMIT) -> InputE
         decode(data, name=name, max_pixels=max_pixels)
     assert name in caught.value.message
     return caught.value
+
+
+def grey_with_key(depth: int, key: int, extra: int = 0) -> bytes:
+    """A grey PNG of few bits, 16 by 16, whose rows count up, with a colour key."""
+    bits = "".join(f"{at % (1 << depth):0{depth}b}" for at in range(16))
+    row = b"\0" + int(bits, 2).to_bytes(2 * depth, "big")
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, depth, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", key | extra)),
+        (b"IDAT", zlib.compress(row * 16)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 # ---- orientation
@@ -252,6 +270,26 @@ def test_a_colour_key_becomes_alpha() -> None:
 
 
 # ---- pixels
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+@pytest.mark.parametrize("extra", [0, 0x4000])  # only the low bits of a key count
+def test_a_grey_colour_key_of_any_depth_becomes_alpha(depth: int, extra: int) -> None:
+    picture = taken(grey_with_key(depth, 1, extra))
+    most = (1 << depth) - 1
+    assert picture.samples[0, :, 0].tolist() == [255 // most * (at % (most + 1)) for at in range(16)]
+    assert picture.alpha is not None
+    assert picture.alpha[0].tolist() == [0 if at % (most + 1) == 1 else 255 for at in range(16)]
+    again = taken(encode(picture, picture.rgb, levels=LEVELS).data)
+    assert again.alpha is not None
+    assert np.array_equal(again.alpha, picture.alpha)
+
+
+@pytest.mark.parametrize("key", [0, 1])
+def test_a_colour_key_of_a_mask_of_one_bit_becomes_alpha(key: int) -> None:
+    painting = decode_painting(grey_with_key(1, key), name="m.png", max_pixels=LIMIT)
+    assert painting[0, :, 0].tolist() == [0, 255] * 8
+    assert painting[0, :, 3].tolist() == [255 * key, 255 * (1 - key)] * 8
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -443,6 +481,35 @@ def test_tiff_keeps_a_lossless_compression(compression: str) -> None:
     assert np.array_equal(again.rgb, wanted)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_each_row_of_a_tiff_in_packbits_is_packed_by_itself(deep: bool) -> None:
+    pixels = np.full((40, 30, 3), 200, np.uint8)
+    pixels[:10] = scene(10, 30)
+    if deep:
+        written = tiff.written(
+            pixels.astype(np.uint16) * 257, Metadata(), compression="packbits", alpha=False
+        )
+    else:
+        picture = taken(file(pixels, "TIFF", compression="packbits"))
+        written = encode(picture, picture.rgb, levels=LEVELS).data
+    page = tags.parse(written)
+    samples = pixels.astype("<u2") * 257 if deep else pixels
+    rows = [row.tobytes() for row in samples]
+    ((start,), (size,)) = page.numbers(273), page.numbers(279)
+    packed = written[start : start + size]
+    for row in rows:
+        unpacked = b""
+        while len(unpacked) < len(row):
+            head = packed[0]
+            assert head != 128
+            if head < 128:
+                unpacked, packed = unpacked + packed[1 : head + 2], packed[head + 2 :]
+            else:
+                unpacked, packed = unpacked + packed[1:2] * (257 - head), packed[2:]
+        assert unpacked == row
+    assert not packed
+
+
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
 def test_a_tiff_carries_exif_whatever_its_compression(compression: str) -> None:
     data = file(scene(), "TIFF", exif=exif_with(6, gps=True))
@@ -553,6 +620,56 @@ def test_strip_gps_finds_a_position_in_text() -> None:
     assert set(again.metadata.exif.entries) == {0x0112, 0x8298}
     assert set(camera(again)) == {0x9003}
     assert again.metadata.parts == ((b"tEXt", b"Title\0A quiet day"),)
+
+
+def test_strip_gps_finds_exif_in_the_box_that_photoshop_writes() -> None:
+    exif = exif_with(6, gps=True).tobytes()[6:]
+    bare = file(scene(), "JPEG2000")
+    at = bare.index(b"jp2c") - 4
+    written = bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e")
+    picture = taken(bare[:at] + box(b"uuid", written + exif) + bare[at:])
+    assert (picture.orientation, picture.metadata.parts) == (6, ())
+    assert gps(taken(encode(picture, picture.rgb, levels=LEVELS).data)) == gps(picture)
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert 0x8825 not in about.exif.below
+    assert about.exif.raw(0x8298) == COPYRIGHT.encode() + b"\0"
+
+
+@pytest.mark.parametrize("numbers", [(1058,), (1010, 1058, 1059)])
+def test_strip_gps_takes_exif_out_of_photoshops_resources_in_a_png(numbers: tuple[int, ...]) -> None:
+    exif, bare = exif_with(6, gps=True).tobytes()[6:], file(scene(), "PNG")
+    resources = {
+        number: photoshop.resource(number, b"kept" if number == 1010 else exif) for number in numbers
+    }
+    block = b"".join(resources.values())
+    picture = taken(bare[:33] + raw_profile("8bim", block.hex()) + bare[33:])
+    ((kind, body),) = picture.metadata.parts
+    assert previews.unpacked(kind, body) == block
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    left = [previews.unpacked(*part) for part in about.parts]
+    assert left == ([resources[1010]] if 1010 in resources else [])
+
+
+@pytest.mark.parametrize("before", [b"", b"any bytes before it "])
+def test_strip_gps_finds_exif_in_any_part_and_keeps_exif_without_a_position(before: bytes) -> None:
+    found = file(scene(), "JPEG2000")
+    for gps in (True, False):
+        found += box(b"uuid", bytes(range(16)) + before + exif_with(6, gps=gps).tobytes()[6:])
+    picture = taken(found)
+    assert len(picture.metadata.parts) == 2
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert about.parts == picture.metadata.parts[1:]
+
+
+def test_strip_gps_keeps_the_names_of_places_in_captions() -> None:
+    packet = described("<photoshop:City>Berlin</photoshop:City>")
+    city = photoshop.resource(photoshop.IIM, b"\x1c\x02\x5a\0\x06Berlin")
+    body = b"Photoshop 3.0\0" + city
+    picture = taken(
+        file(scene(), "JPEG", xmp=packet, extra=b"\xff\xed" + struct.pack(">H", len(body) + 2) + body)
+    )
+    about = taken(encode(picture, picture.rgb, levels=LEVELS, metadata="strip-gps").data).metadata
+    assert (about.xmp, about.photoshop) == (packet, city)
 
 
 GML = b'<gml:origin xmlns:gml="http://www.opengis.net/gml">389000 5819000</gml:origin>'
@@ -705,6 +822,22 @@ def test_tags_of_a_strange_type_do_not_cost_a_tiff() -> None:
     again = taken(encode(picture, picture.rgb, levels=LEVELS, format="tiff").data)
     assert again.orientation == 6
     assert np.array_equal(again.rgb, picture.rgb)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_text_in_utf_8_as_of_exif_3_is_kept_and_unknown_types_are_named(kind: str) -> None:
+    text = "© Åsa Öberg 2026".encode() + b"\0"
+    first = tags.Directory().having({0x8298: (129, text), 0x0131: (129, b"ok\0")})
+    camera = tags.Directory().having({0xA433: (129, text), 0xA434: (tags.ASCII, text)})
+    block = replace(first, below={tags.CAMERA: camera}).block()
+    place = block.index(struct.pack("<HH", 0xA434, tags.ASCII))
+    block = block[: place + 2] + struct.pack("<H", 99) + block[place + 4 :]
+    picture = taken(file(scene(), kind, exif=b"Exif\0\0" + block))
+    encoded = encode(picture, picture.rgb, levels=LEVELS)
+    exif = taken(encoded.data).metadata.exif
+    assert (exif.entries[0x8298].type, exif.raw(0x8298), exif.raw(0x0131)) == (129, text, b"ok\0")
+    assert exif.below[tags.CAMERA].raw(0xA433) == text
+    assert encoded.left_out == ("the tags 42036: their types are unknown",)
 
 
 @pytest.mark.parametrize("sizes", [{0x927C: 70_000}, {0x927C: 40_000, 0x9286: 30_000}])

@@ -222,6 +222,38 @@ def test_fault_1_long_text_is_kept(text: str) -> None:
     assert left_out == ()
 
 
+CAPTIONS = [
+    "P1 44 16 63 laps",
+    "Grid: P1 44 16 and P3 4 81 Müller",
+    "P4 81 33 ",
+    "P2 4 5\n" + "and a long story " * 200,
+]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_caption_on_cars_is_no_picture(caption: str, encoding: str) -> None:
+    assert not previews.shows(caption.encode(encoding))
+    assert not previews.shows(caption.encode(encoding) + b"\0")
+    body = packet(f"<dc:description>{caption}</dc:description>")
+    published_, left_out = published(saved("WEBP", scene(), xmp=body))
+    assert (body in published_, left_out) == (True, ())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+@pytest.mark.parametrize("level", [None, 0, 160, 255])
+def test_any_picture_of_netpbm_is_a_picture(mode: str, level: int | None) -> None:
+    image = THUMBNAIL if level is None else Image.new("RGB", THUMBNAIL.size, (level,) * 3)
+    made = saved("PPM", image.convert(mode))
+    lines = 2 if mode == "1" else 3
+    head, samples = made.split(b"\n", lines)[:-1], np.asarray(image.convert(mode)).ravel()
+    digits = b" ".join(str(int(one)).encode() for one in samples)
+    plain = b"\n".join([b"P%d" % (head[0][1] - 51), *head[1:], digits])
+    for data in (made, plain):
+        assert previews.shows(data)
+        assert previews.shows(b"MAKER\0 " + data)
+
+
 def test_fault_1_metadata_around_a_preview_are_kept() -> None:
     hidden = base64.b64encode(KINDS["PNG"]).decode()
     file = jpeg_with(xmp=packet(f"<p:image>{hidden}</p:image><p:more>more</p:more>"))

@@ -143,6 +143,8 @@ def test_the_depth_stays_and_writing_adds_nothing(kind: str, depth: int) -> None
 def test_tags_that_give_the_size_are_right_in_every_orientation(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
+    if kind != "TIFF":  # which says so of its own pixels
+        exif[0x0100], exif[0x0101] = 640, 480
     exif[0x8769] = {0xA002: 640, 0xA003: 480, 0x9214: (320, 240, 100, 60)}
     data = encoded(photo((320, 240)).resize((640, 480)), kind, exif=exif.tobytes())
     small = scaled(opened(data), 320)
@@ -154,6 +156,9 @@ def test_tags_that_give_the_size_are_right_in_every_orientation(kind: str, orien
     camera = again.metadata.exif.below[CAMERA]
     assert (camera.number(0xA002), camera.number(0xA003)) == (320, 240), "they count as stored"
     assert camera.numbers(0x9214) == (160, 120, 50, 30)
+    if kind != "TIFF":
+        first = again.metadata.exif
+        assert (first.number(0x0100), first.number(0x0101)) == (320, 240)
     assert again.orientation == orientation
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from backfire import imaging
 from backfire.config import Folders, Output, Regions, Settings
@@ -36,6 +38,20 @@ def test_the_receipt_of_a_picture_without_region_says_how_much_it_changed(tmp_pa
     assert result.receipt["max_change_levels"] == imaging.max_change(was.rgb, now.rgb)
     assert (result.data == data) is (kind == "same")
     require_documented(result.receipt)
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_of_several_pages_the_first_alone_is_published_also_without_a_region(
+    tmp_path: Path, pages: int
+) -> None:
+    further = [Image.fromarray(scene(seed=1))] * (pages - 1)
+    data = file(scene(), "TIFF", save_all=True, append_images=further)
+    given = settings(tmp_path, "same")
+    first = given.model_copy(update={"output": given.output.model_copy(update={"frames": "first"})})
+    result = protect(data, Source("cat.tif"), first)
+    with Image.open(io.BytesIO(result.data)) as published:
+        assert getattr(published, "n_frames", 1) == 1
+    assert (result.data == data) is (pages == 1)
 
 
 def test_a_picture_that_the_writer_spoils_is_not_published(
