@@ -190,7 +190,10 @@ class Protect(Section):
         for strength in self.escalate:
             last, named = found[-1], STRENGTHS[strength]
             more = {name: max(getattr(last, name), named[name]) for name in GROWING}
-            if named["colour_share"] > last.colour_share:  # so much colour is meant to be fine grain, or not
-                more["coarse_colour_decay"] = named["coarse_colour_decay"]
+            # As fine as where so much colour comes from.
+            has_more = named["colour_share"] > last.colour_share
+            more["coarse_colour_decay"] = (
+                named["coarse_colour_decay"] if has_more else last.coarse_colour_decay
+            )
             found.append(self.model_copy(update={**more, "iterations": named["iterations"]}))
         return found
