@@ -19,6 +19,7 @@ from backfire.errors import Code, ConfigError, ModelError, UnavailableError
 from backfire.files import inbox
 from backfire.files.outbox.names import hidden
 from backfire.pipeline.result import PhaseProgress
+from backfire.service import deduplicate
 from backfire.service.hooks.courier import Courier
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
@@ -489,6 +490,36 @@ def test_a_result_of_other_editors_is_not_taken_over(house: Make, tmp_path: Path
     home.turn(20, times=4)
     assert home.states() == ["archived", "archived"]
     assert sum(map(len, home.sent)) == (1 if change == "none" else 2)
+
+
+@pytest.mark.parametrize("on_nodes", [True, False])
+def test_a_result_made_in_a_cluster_is_taken_over_without_the_editors_of_its_nodes(
+    house: Make, on_nodes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    editors = {"mine": {"kind": "torchscript", "weights": ["/nowhere/mine.pt"]}}
+    cluster = {"cluster": {"address": "head:6379"}} if on_nodes else {}
+    protect, verify = {"surrogates": ["mine"]}, {"held_out": ["mine"]}
+    home = house(watch=SOON)
+    settings = config.parse(
+        {"folders": {"inbox": "inbox"}, "editors": editors, "protect": protect, "verify": verify, **cluster},
+        base=home.base,
+    )
+    (job,) = home.service.jobs.store.add([b"a.png"], at=home.wall)
+    receipt = {field: [{"name": "mine"}] for field in ("surrogates", "held_out")}
+    assert deduplicate._is_by_todays_editors(receipt, job, settings) == on_nodes
+    assert ("the weights cannot be looked at" in capsys.readouterr().out) != on_nodes
+
+
+def test_a_foreign_file_in_the_spool_does_not_end_the_daemon(house: Make) -> None:
+    home = house(watch=SOON)
+    (home.base / "state/spool").mkdir(exist_ok=True)
+    (home.base / "state/spool/foreign").write_bytes(b"")
+    home.crash()
+    with failing("unlink", number=errno.EPERM, when=named("foreign")):
+        home.again()
+    home.drop("a.png", content=picture(1))
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
 
 
 def test_a_hook_whose_retry_was_planned_by_a_clock_that_was_ahead_is_tried_now(
