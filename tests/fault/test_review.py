@@ -27,6 +27,7 @@ from tests.support.house import House
 from tests.support.jobs import events, picture, states, wait_until_idle
 from tests.support.pictures import encoded, mask_picture
 from tests.support.sandbox import Sandbox, wait_for
+from tests.support.system import full
 
 NOTHING = "tests.support.nothing_found"
 SIDECARS: dict[str, Any] = {"detectors": ["sidecar"]}
@@ -490,6 +491,17 @@ def test_the_mask_of_the_next_picture_of_the_name_moves_no_held_original(home: H
     home.turn(5, times=6)
     assert home.states() == ["review", "archived"]
     assert home.files("review")["p.png"] == picture()
+
+
+def test_a_mask_of_a_picture_on_its_way_back_is_no_picture_itself(home: House) -> None:
+    (home.base / "inbox/masks").mkdir()
+    (home.base / "inbox/masks/p.png").write_bytes(MASK)
+    with full(home.base / "inbox"):
+        home.turn(20, times=12)
+        assert home.states() == ["releasing"]
+    home.turn(60, times=8)
+    assert home.states() == ["archived"]
+    assert set(home.files("archive")) == {"p.png", "masks/p.png"}
 
 
 def test_a_mask_of_another_picture_decides_nothing(home: House) -> None:

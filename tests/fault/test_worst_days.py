@@ -19,6 +19,7 @@ from backfire.errors import Code, ConfigError, ModelError, UnavailableError
 from backfire.files import inbox
 from backfire.files.outbox.names import hidden
 from backfire.pipeline.result import PhaseProgress
+from backfire.service import deduplicate
 from backfire.service.hooks.courier import Courier
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
@@ -164,6 +165,35 @@ def test_what_systemd_mounts_for_its_sandbox_is_no_share(tmp_path: Path) -> None
     assert point("/srv/pictures/share/in/a") == "/srv/pictures/share"
 
 
+@pytest.mark.parametrize(
+    ("lines", "path", "point"),
+    [
+        (["1 0 / ext4", "2 1 /srv/a nfs4", "3 1 /srv tmpfs"], "/srv/a/in", "/srv"),
+        (["1 0 / ext4", "3 1 /srv tmpfs", "2 3 /srv/a nfs4"], "/srv/a/in", "/srv/a"),
+        (["1 0 / ext4", "2 1 /srv/a autofs", "3 2 /srv/a nfs4"], "/srv/a/in", "/srv/a"),
+        (["1 1 / rootfs", "2 1 / ext4", "3 2 /srv/a nfs4"], "/srv/a/in", "/srv/a"),
+        (["1 0 / ext4", "2 1 /srv/a nfs4", "3 1 / tmpfs"], "/srv/a/in", "/"),
+        (["7 5 /srv ext4", "8 7 /srv/a nfs4", "9 5 /proc proc"], "/srv/a/in", "/srv/a"),
+        (["1 2 / ext4", "2 1 /srv/a nfs4"], "/srv/a/in", "/srv/a"),
+        (["7 5 /proc proc"], "/srv/a/in", ""),
+        ([], "/srv/a/in", ""),
+    ],
+    ids=["hidden", "inside", "automounted", "rootfs", "hidden root", "chroot", "circle", "elsewhere", "none"],
+)
+def test_a_mount_that_another_one_hides_holds_nothing(
+    tmp_path: Path, lines: list[str], path: str, point: str
+) -> None:
+    table = tmp_path / "mountinfo"
+    with table.open("w") as file:
+        for number, line in enumerate(lines):
+            own, parent, folder, kind = line.split()
+            file.write(f"{own} {parent} 0:{number} / {folder} rw - {kind} source rw\n")
+    found = inbox.mounted(Path(path), table)
+    assert found.point == point
+    kinds = [line.split()[3] for line in lines if line.split()[2] == point]
+    assert found.kind == (kinds[-1] if kinds else "unknown")
+
+
 @pytest.fixture
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders on which shares are mounted."""
@@ -201,6 +231,98 @@ def test_nothing_is_moved_into_an_empty_mount_point(house: Make, shares: list[Pa
     shares.append(home.base / name)
     home.turn(60, times=6)
     assert home.states() == ["archived", "archived"]
+
+
+def test_a_share_that_an_automounter_mounts_when_it_is_entered_is_not_gone(
+    house: Make, shares: list[Path]
+) -> None:
+    home = house(watch={**SOON, "rescan_s": 1})
+    folders = [home.base / "inbox", home.base / "archive"]
+    shares.extend(folders)
+    home.turn(5)
+    shares.clear()
+
+    def entered(real: Callable[..., Any], path: Any, **more: Any) -> Any:
+        shares.extend(one for one in folders if path == f"{one}/." and one not in shares)
+        return real(path, **more)
+
+    with calling("stat", entered):
+        home.drop("a.png", content=picture(1))
+        home.turn(5, times=4)
+    assert home.states() == ["archived"]
+
+
+def test_the_mount_table_is_read_once_for_all_folders(house: Make, shares: list[Path]) -> None:
+    home = house(watch=SOON)
+    home.turn(5)
+    mounts = home.service.inbox.mounts
+    table, reads = inbox.mounts._mounts, 0
+
+    def counted(file: Path) -> Iterator[inbox.Mount]:
+        nonlocal reads
+        reads += 1
+        return table(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backfire.files.inbox.mounts._mounts", counted)
+        mounts.require_written()
+    assert reads == 1
+
+
+def test_where_the_inbox_lay_by_an_older_version_is_still_known(house: Make, shares: list[Path]) -> None:
+    home = house(watch=SOON)
+    folder, store = home.base / "inbox", home.service.jobs.store
+
+    def noted() -> dict[str, Any]:
+        found = store.fact("inbox")
+        assert found is not None
+        return dict(found[0])
+
+    def looked(*points: Path) -> bool:
+        nonlocal store
+        home.crash()
+        shares[:] = points
+        home.again()
+        store = home.service.jobs.store
+        home.turn(5)
+        return not home.service.inbox.trouble
+
+    old = {"path": str(folder), "mount": str(home.base)}
+    store.set_fact("inbox", old, at=0)
+    assert not looked(), "the share is gone"
+    assert noted() == old
+    assert f"lay on {home.base}, which is not mounted now" in home.service.inbox.trouble
+    assert looked(home.base)
+    assert noted() == {**old, "filesystem": "nfs4", "source": "nas:/p"}
+
+
+def test_a_bind_mount_that_an_older_version_took_for_a_share_is_none(
+    house: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    folder = home.base / "inbox"
+
+    def table(_: Path) -> Iterator[inbox.Mount]:
+        yield inbox.Mount("/", "ext4", "/dev/sda1", "1", "0", "8:1", "/")
+        yield inbox.Mount(str(home.base), "ext4", "/dev/sda1", "2", "1", "8:1", str(home.base))
+
+    monkeypatch.setattr("backfire.files.inbox.mounts._mounts", table)
+    home.service.jobs.store.set_fact("inbox", {"path": str(folder), "mount": str(home.base)}, at=0)
+    home.turn(5)
+    assert home.service.inbox.trouble == ""
+
+
+def test_without_a_mount_table_what_was_known_is_kept(
+    house: Make, shares: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    shares.append(home.base)
+    home.turn(5)
+    store = home.service.jobs.store
+    before = store.fact("inbox"), store.fact("archive")
+    monkeypatch.setattr("backfire.files.inbox.mounts._mounts", lambda _: iter(()))
+    home.turn(5)
+    assert (store.fact("inbox"), store.fact("archive")) == before
 
 
 def test_a_folder_whose_share_is_gone_is_not_made_anew(house: Make, shares: list[Path]) -> None:
@@ -368,6 +490,36 @@ def test_a_result_of_other_editors_is_not_taken_over(house: Make, tmp_path: Path
     home.turn(20, times=4)
     assert home.states() == ["archived", "archived"]
     assert sum(map(len, home.sent)) == (1 if change == "none" else 2)
+
+
+@pytest.mark.parametrize("on_nodes", [True, False])
+def test_a_result_made_in_a_cluster_is_taken_over_without_the_editors_of_its_nodes(
+    house: Make, on_nodes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    editors = {"mine": {"kind": "torchscript", "weights": ["/nowhere/mine.pt"]}}
+    cluster = {"cluster": {"address": "head:6379"}} if on_nodes else {}
+    protect, verify = {"surrogates": ["mine"]}, {"held_out": ["mine"]}
+    home = house(watch=SOON)
+    settings = config.parse(
+        {"folders": {"inbox": "inbox"}, "editors": editors, "protect": protect, "verify": verify, **cluster},
+        base=home.base,
+    )
+    (job,) = home.service.jobs.store.add([b"a.png"], at=home.wall)
+    receipt = {field: [{"name": "mine"}] for field in ("surrogates", "held_out")}
+    assert deduplicate._is_by_todays_editors(receipt, job, settings) == on_nodes
+    assert ("the weights cannot be looked at" in capsys.readouterr().out) != on_nodes
+
+
+def test_a_foreign_file_in_the_spool_does_not_end_the_daemon(house: Make) -> None:
+    home = house(watch=SOON)
+    (home.base / "state/spool").mkdir(exist_ok=True)
+    (home.base / "state/spool/foreign").write_bytes(b"")
+    home.crash()
+    with failing("unlink", number=errno.EPERM, when=named("foreign")):
+        home.again()
+    home.drop("a.png", content=picture(1))
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
 
 
 def test_a_hook_whose_retry_was_planned_by_a_clock_that_was_ahead_is_tried_now(

@@ -26,7 +26,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def _from_file(path: Path, info: Info) -> Path:
     """A path as it is meant in the configuration file, absolute where the file is known."""
-    return (info.context["base"] / path.expanduser()).resolve() if info.context else path
+    return (info.context["base"] / _at_home(path)).resolve() if info.context else path
+
+
+def _at_home(path: Path) -> Path:
+    """A path with `~` replaced.
+
+    Raises:
+        ValueError: there is no such user. It names the path alone, as arguments of a program may be secret.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        message = f"path {str(path)!r}: got a user without a home folder; write the whole path"
+        raise ValueError(message) from None
 
 
 def _not_empty(value: object) -> object:
@@ -47,7 +60,7 @@ def _program(words: tuple[str, ...], info: Info) -> tuple[str, ...]:
     """
     if not info.context or not words or "/" not in words[0] or os.path.isabs(words[0]):
         return words
-    return str(info.context["base"].resolve() / Path(words[0]).expanduser()), *words[1:]
+    return str(info.context["base"].resolve() / _at_home(Path(words[0]))), *words[1:]
 
 
 Program = Annotated[tuple[str, ...], AfterValidator(_program)]

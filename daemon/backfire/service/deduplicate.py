@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from backfire import inpaint
 from backfire.config import Settings
 from backfire.errors import ConfigError, ModelError, PublishError
@@ -16,7 +18,9 @@ from backfire.files import inbox, outbox
 from backfire.perturb import methods
 from backfire.service.jobs import Jobs
 from backfire.service.worker.protocol import Finished, on_none, write_result
-from backfire.types import Job, Verdict
+from backfire.types import Job, Verdict, shown
+
+log = structlog.get_logger()
 
 
 def take_over(job: Job, settings: Settings, jobs: Jobs) -> Finished | None:
@@ -77,9 +81,10 @@ def _is_by_todays_editors(receipt: Mapping[str, Any], original: Job, settings: S
     """Whether a result was made and judged with the editors that would be used today, if with any.
 
     The key has their names as they are configured, `auto` among them, and no weights. Those that were there
-    before the other picture came are the ones that it was worked with; they are not read for this.
+    before the other picture came are the ones that it was worked with; they are not read for this. Those of a
+    cluster lie on its nodes, of which this machine knows nothing: there the key alone decides.
     """
-    if not receipt.get("surrogates"):
+    if not receipt.get("surrogates") or settings.cluster.address is not None:
         return True
     used = methods.with_surrogates(settings)
     today = {"surrogates": used.protect.surrogates, "held_out": used.verify.held_out}
@@ -87,7 +92,12 @@ def _is_by_todays_editors(receipt: Mapping[str, Any], original: Job, settings: S
         if {one["name"] for one in receipt.get(field, ())} != set(names):
             return False
     files = (file for names in today.values() for name in names for file in inpaint.files_of(name, settings))
-    return all(os.stat(file).st_ctime < original.created for file in files)
+    try:
+        return all(os.stat(file).st_ctime < original.created for file in files)
+    except OSError as error:
+        why = f"{error.filename}: the weights cannot be looked at ({error.strerror})"
+        log.warning("not_taken_over", path=shown(original.path), error=why)
+        return False
 
 
 def _is_decided_by_key(job: Job, original: Job, settings: Settings, jobs: Jobs) -> bool:

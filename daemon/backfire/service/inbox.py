@@ -34,6 +34,9 @@ INCOMPLETE = frozenset({Code.EMPTY, Code.TRUNCATED, Code.MASK_UNREADABLE})
 ASK_AGAIN_S = 60.0
 """How long the answer of the job database about the masks of a folder is used again."""
 
+READ_BYTES = 256 << 20
+"""The bytes of files, perhaps only touched, that are read after one scan: the loop has other work, too."""
+
 
 class Inbox:
     """The inbox folder of one configuration.
@@ -47,6 +50,8 @@ class Inbox:
     def __init__(self, settings: Settings, jobs: Jobs, monotonic: Callable[[], float]) -> None:
         self._jobs, self._monotonic = jobs, monotonic
         self._scan, self._pictures = Scan(), list[bytes]()
+        self._read = 0
+        """The bytes that were read since the last scan to see whether files changed."""
         self._tracker = Tracker(settings.watch.settle_s)
         self._incomplete: dict[int, dict[bytes, Signature]] = {}
         self._mask_folders: set[bytes] = set()
@@ -112,7 +117,7 @@ class Inbox:
             log.info("inbox_restored", inbox=str(self.root))
             self.trouble = ""
         self._tell_unreadable(found.unreadable)
-        self._scan = found
+        self._scan, self._read = found, 0
         self._mask_folders |= found.mask_folders
         self._tracker.observe(found.files, now)
         self._pictures = self.unused.look(self.root, found)
@@ -194,10 +199,12 @@ class Inbox:
     def is_unchanged(self, job: Job, scan: Scan | None = None) -> bool:
         """Whether a scan, by default the last one, shows picture, masks and proof as they were copied.
 
+        Of files that the last scan shows otherwise `READ_BYTES` are read, and those of one more picture.
+
         Raises:
-            OSError: nobody can tell, as a folder could not be read.
+            OSError: nobody can tell, as a folder could not be read, or too much was read since the last scan.
         """
-        scan = scan or self._scan
+        is_last, scan = scan is None, scan or self._scan
         spool = self._jobs.spool(job)
         taken = spool.files()
         scan.require_known(taken)
@@ -207,6 +214,9 @@ class Inbox:
         seen = {path: signature for path in names if (signature := scan.files.get(path)) != taken[path]}
         if not seen:
             return True
+        if is_last and self._read >= READ_BYTES:
+            raise OSError(f"{job.name}: looks changed; it is read when its turn comes")
+        self._read += sum(signature.size for signature in seen.values() if signature) if is_last else 0
         try:
             return self._are_only_touched(job, spool, seen)
         except OSError:

@@ -116,7 +116,8 @@ class Jobs:
                 if folder.is_dir() and folder.name not in known:
                     shutil.rmtree(folder, ignore_errors=True)
                 elif not folder.is_dir():  # half a copy of a companion
-                    folder.unlink(missing_ok=True)
+                    with suppress(OSError):  # somebody else's, which takes no room of ours
+                        folder.unlink()
 
     def take_up_decided(self) -> None:
         """Take up the held jobs about which a person has decided, in another process, since the last time."""

@@ -94,14 +94,14 @@ def make_folders(settings: Settings) -> None:
     Raises:
         UnavailableError: a folder cannot be made, or its share or the inbox has gone.
     """
-    known = settings.folders.database.exists()
+    known = _is_there("database", settings.folders.database)
     for name, folder in settings.folders.named().items():
-        if name == "inbox" and known and not folder.exists():
+        if name == "inbox" and known and not _is_there(name, folder):
             message = (
                 f"inbox {folder}: was there before and is gone; mount the share or make the folder again"
             )
             raise UnavailableError(message)
-        if known and name in WRITTEN and not folder.exists():
+        if known and name in WRITTEN and not _is_there(name, folder):
             # A database that cannot be read is told when it is opened for writing.
             with suppress(StoreError), Reader(settings.folders.database) as store:
                 if why := moved_out(store, name, folder):
@@ -111,6 +111,15 @@ def make_folders(settings: Settings) -> None:
         except OSError as error:
             remedy = f"make it, or give uid {os.geteuid()} access"
             raise UnavailableError(f"{name} {folder}: cannot be made ({error.strerror}); {remedy}") from error
+
+
+def _is_there(name: str, path: Path) -> bool:
+    """Whether there is such a file or folder; a share that does not answer tells nothing."""
+    try:
+        return path.exists()
+    except OSError as error:
+        remedy = f"check its disk or network share, or give uid {os.geteuid()} access"
+        raise UnavailableError(f"{name} {path}: cannot be looked for ({error.strerror}); {remedy}") from error
 
 
 def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
@@ -123,8 +132,8 @@ def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
     Raises:
         UnavailableError: another daemon holds it, or it cannot be opened.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_CREAT | os.O_RDWR
     try:
+        flags = os.O_RDONLY if path.is_dir() else os.O_CREAT | os.O_RDWR
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise UnavailableError(

@@ -31,6 +31,9 @@ STRAY_S = 60.0
 """How long, at least, a mask waits for its picture before it is taken to be that of a held picture, or, in a
 folder `masks`, for a picture itself."""
 
+HELD = (JobState.HOLDING, JobState.REVIEW, JobState.RELEASING)
+"""The states of a job whose original is in the review folder, or on its way there or back."""
+
 
 class Unused:
     """The files that no picture uses, as far as the last scan tells; each is logged once."""
@@ -73,7 +76,7 @@ class Unused:
         waited = self._still_for(found.orphans(), watch.settle_s + max(watch.mask_wait_s, STRAY_S))
         # One that is for a held picture has brought it back by the next scan.
         lone, self._lone_masks = waited & self._lone_masks, waited
-        strays = {path for path in lone if inbox.in_masks_folder(path)}
+        strays = self._without_those_of_held({path for path in lone if inbox.in_masks_folder(path)})
         misses = self._near_misses()
         self._held = {path for path, miss in misses.items() if path in self._held or self._has_picture(miss)}
         self._sort_out(root)
@@ -134,6 +137,16 @@ class Unused:
         if not known:
             self._free.add(miss.wanted)
         return known
+
+    def _without_those_of_held(self, strays: set[bytes]) -> set[bytes]:
+        """Of masks that may be pictures those that belong to no held picture; it may be on its way back."""
+        if not strays:
+            return strays
+        held = (job for state in HELD for job in self._jobs.store.all_in(state))
+        theirs = {
+            inbox.folded(name) for path in {job.path for job in held} for name in inbox.mask_names(path)
+        }
+        return {path for path in strays if inbox.folded(path) not in theirs}
 
     # Companions and other files
 

@@ -71,6 +71,16 @@ def test_a_repeated_key_is_an_error_that_names_both_lines(
         config.load(path)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [{"hooks": {"command": ["~nobody-such/x", "SECRET"]}}, {"provenance": {"key": "~nobody-such/x"}}],
+)
+def test_a_home_folder_that_is_not_there_is_told(tmp_path: Path, section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"'~nobody-such/x': got a user without a home folder") as refused:
+        parse({"folders": {"inbox": "i"}, **section}, tmp_path)
+    assert "SECRET" not in str(refused.value)
+
+
 def test_merged_keys_of_yaml_are_no_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(

@@ -226,6 +226,13 @@ def test_scan_beside_finds_the_same_masks_as_a_scan(tmp_path: Path) -> None:
     assert beside.files[b"sub/p.jpg"] == whole.files[b"sub/p.jpg"]
 
 
+def test_the_folder_that_hides_a_file_is_named() -> None:
+    scan = inbox.Scan({}, {b"a": "cannot be read", b"b": "is lost"})
+    with pytest.raises(OSError, match=r"^b/p\.png: may be there or gone, as b is lost$"):
+        scan.require_known([b"b/p.png"])
+    scan.require_known([b"c/p.png"])
+
+
 def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shut").mkdir()
     (tmp_path / "p.png").write_bytes(b"1")

@@ -432,6 +432,24 @@ def test_folders_have_the_rights_of_the_outbox_where_a_setgid_bit_may_not_be_set
     assert stat.S_IMODE((tmp_path / "a/b/p.png").stat().st_mode) == file
 
 
+@pytest.mark.parametrize(("top", "asked"), [(0o775, 0), (0o750, 0), (0o2775, 2)])
+def test_the_umask_of_all_threads_changes_only_where_a_folder_hands_its_group_down(
+    tmp_path: Path, top: int, asked: int
+) -> None:
+    calls = 0
+
+    def counted(real: Any, mask: int) -> Any:
+        nonlocal calls
+        calls += 1
+        return real(mask)
+
+    tmp_path.chmod(top)
+    with calling("umask", counted):
+        outbox.place(b"data", tmp_path, b"a/p.png", key=KEY)
+    assert calls == asked
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == top
+
+
 def test_a_folder_that_a_crash_left_unfinished_goes_with_its_job(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with dying("fchmod", "rename", after=0), pytest.raises(Died):

@@ -16,6 +16,7 @@ import pytest
 
 from backfire.admin.explain import explain
 from backfire.errors import InputError
+from backfire.files import inbox
 from backfire.files.inbox import Hints
 from backfire.imaging.decoding import decode
 from backfire.service.originals import Originals
@@ -207,6 +208,34 @@ def test_a_picture_that_is_copied_over_itself_is_not_worked_again(
     assert "changed" not in home.reasons()
     assert set(home.files("archive")) == {"p.png", "p.mask.png"}
     assert home.files("inbox") == {}
+
+
+def test_what_was_touched_in_the_queue_is_read_a_part_at_a_time(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png", "b.png", "c.png")
+    home.stuck = True
+    home.turn(5, times=2)
+    ready = home.service.jobs.of(JobState.READY)
+    real, read = inbox.digest, list[bytes]()
+
+    def digest(root: Path, path: bytes) -> Any:
+        read.append(path)
+        return real(root, path)
+
+    monkeypatch.setattr(inbox, "digest", digest)
+    monkeypatch.setattr("backfire.service.inbox.READ_BYTES", 1)
+    for file in (home.base / "inbox").iterdir():
+        os.utime(file, (1, 1))
+    for done in range(1, len(ready) + 1):
+        assert home.service.inbox.look()
+        for job in ready:
+            home.service.intake._is_changed(job)
+        assert len(read) == done
+    assert home.service.inbox.look()
+    assert not any(map(home.service.intake._is_changed, ready))
+    assert sorted(read) == sorted(job.path for job in ready), "what was read is noted"
 
 
 def test_a_backlog_is_taken_in_a_part_at_a_time(house: Callable[..., House]) -> None:

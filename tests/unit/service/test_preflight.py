@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -111,3 +112,36 @@ def test_what_time_may_mend_has_an_exit_status_of_its_own(
     unit = (Path(__file__).parents[3] / "systemd" / "backfire.service").read_text().splitlines()
     assert "RestartPreventExitStatus=2" in unit
     assert "Restart=on-failure" in unit
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("name", ["inbox", "archive", "state"])
+def test_a_folder_that_cannot_be_looked_for_may_be_there_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("folders: {inbox: inbox}")
+    settings = load(config)
+    preflight.make_folders(settings)
+    Store(settings.folders.database).close()
+    real = Path.exists
+
+    def exists(path: Path) -> bool:
+        if tmp_path / name in (path, path.parent):
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(UnavailableError, match=r"cannot be looked for .*check its disk or network share"):
+        preflight.make_folders(settings)
+
+
+def test_a_folder_that_cannot_be_locked_for_a_stale_share_may_be_there_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_dir(_: Path) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with pytest.raises(UnavailableError, match="cannot be opened"):
+        preflight.lock(tmp_path)

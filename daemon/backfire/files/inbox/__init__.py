@@ -7,7 +7,7 @@ Paths are bytes relative to the inbox.
 
 from backfire.files.inbox.companions import belongs, has_ending_of_picture, is_companion, is_raw, owner
 from backfire.files.inbox.hints import Hints
-from backfire.files.inbox.mounts import NETWORK, Mount, filesystem, mounted
+from backfire.files.inbox.mounts import NETWORK, Mount, filesystem, is_mount_point, mounted, mounted_each
 from backfire.files.inbox.names import folded
 from backfire.files.inbox.scan import Scan, Signature, closed, rivals, scan, scan_beside, signature
 from backfire.files.inbox.settle import Tracker
@@ -31,8 +31,8 @@ __all__ = [
     "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "Mount", "NearMiss", "Scan", "Signature", "Taken",
     "Tracker", "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture",
     "head",
-    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_proof", "is_raw", "mask_names",
-    "mounted", "near_miss",
+    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_mount_point", "is_proof", "is_raw",
+    "mask_names", "mounted", "mounted_each", "near_miss",
     "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
     "why_unused",
 ]  # fmt: skip

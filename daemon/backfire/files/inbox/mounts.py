@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -49,14 +49,43 @@ def mounted(path: Path, table: Path = MOUNTS) -> Mount:
     A bind mount that shows what would lie there without it, as systemd makes one for each of
     `ReadWritePaths=`, is none of its own.
     """
+    return mounted_each([path], table)[0]
+
+
+def mounted_each(paths: Iterable[Path], table: Path = MOUNTS) -> list[Mount]:
+    """The file system that holds each of some paths, by one look at the mount table; see `mounted`."""
     mounts = {mount.number: mount for mount in _mounts(table)}
-    best = NOWHERE
-    for mount in mounts.values():
-        inside = path == Path(mount.point) or Path(mount.point) in path.parents
-        if inside and len(mount.point) >= len(best.point):  # a later mount on a folder hides the earlier one
-            best = mount
+    return [_mounted(path, mounts) for path in paths]
+
+
+def is_mount_point(point: str, table: Path = MOUNTS) -> bool:
+    """Whether something is mounted on a folder itself, be it a bind mount that shows what lies there."""
+    return any(mount.point == point for mount in _mounts(table))
+
+
+def _mounted(path: Path, mounts: Mapping[str, Mount]) -> Mount:
+    best = _reached([mount for mount in mounts.values() if path.is_relative_to(mount.point)], mounts)
     while (outer := mounts.get(best.parent)) is not None and best is not outer and _is_shown_by(outer, best):
         best = outer
+    return best
+
+
+def _reached(left: list[Mount], mounts: Mapping[str, Mount]) -> Mount:
+    """Of the mounts on a path or above it the one that a walk along the path ends in, as the kernel walks.
+
+    One further in is hidden where something was mounted over a folder above it later.
+    """
+    if not left:
+        return NOWHERE
+    # The parent of the outermost mount is not in the table, as it lies outside what this process sees.
+    next_ones = [mount for mount in left if mount.parent not in mounts or mount.parent == mount.number]
+    if not next_ones:  # no table of a kernel
+        return max(reversed(left), key=lambda mount: len(mount.point))
+    while next_ones:
+        # Of several on one folder the later one hides the others.
+        best = min(reversed(next_ones), key=lambda mount: len(mount.point))
+        left = [mount for mount in left if mount.number != best.number]
+        next_ones = [mount for mount in left if mount.parent == best.number]
     return best
 
 

@@ -190,9 +190,12 @@ class Scan:
 
     def knows(self, path: bytes) -> bool:
         """Whether a path that was not found is gone, since its folder could be read."""
-        return not any(
-            path == folder or not folder or path.startswith(folder + b"/") for folder in self.unreadable
-        )
+        return self._hidden_by(path) is None
+
+    def _hidden_by(self, path: bytes) -> bytes | None:
+        """The folder or file that could not be read, because of which nobody can tell what is at a path."""
+        hides = (one for one in self.unreadable if path == one or not one or path.startswith(one + b"/"))
+        return next(hides, None)
 
     def require_known(self, paths: Iterable[bytes]) -> None:
         """Refuse to take files for gone whose folder could not be read.
@@ -201,8 +204,8 @@ class Scan:
             OSError: one was not found, and nobody can tell whether it is gone.
         """
         for path in paths:
-            if path not in self.files and not self.knows(path):
-                folder, why = next(iter(self.unreadable.items()))
+            if path not in self.files and (folder := self._hidden_by(path)) is not None:
+                why = self.unreadable[folder]
                 raise OSError(
                     f"{shown(path)}: may be there or gone, as {shown(folder) or 'its folder'} {why}"
                 )

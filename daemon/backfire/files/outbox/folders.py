@@ -129,14 +129,19 @@ def _make_shared(path: bytes, above: bytes, key: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(path))
         with suppress(FileNotFoundError):
             os.rmdir(begun)  # left by a crash
-        rights = os.stat(above).st_mode & (FOLDERS | stat.S_ISVTX)
-        # Here and not only below: systemd's RestrictSUIDSGID= forbids to change the rights of a folder with a
-        # setgid bit, but not to make one in a folder that hands its own down. Threads share the umask.
-        umask = os.umask(0o777 & ~rights)
-        try:
-            os.mkdir(begun, 0o777 | rights)
-        finally:
-            os.umask(umask)
+        mode = os.stat(above).st_mode
+        if mode & stat.S_ISGID:
+            # Here and not only below: systemd's RestrictSUIDSGID= forbids to change the rights of a folder
+            # with a setgid bit, but not to make one in a folder that hands its own down. Threads share the
+            # umask: what another one makes at this moment gets it, too, so that it is changed only here.
+            rights = mode & (FOLDERS | stat.S_ISVTX)
+            umask = os.umask(0o777 & ~rights)
+            try:
+                os.mkdir(begun, 0o777 | rights)
+            finally:
+                os.umask(umask)
+        else:
+            os.mkdir(begun, 0o777)
         try:
             # Opened without following a link, which somebody may have put there in the meantime.
             made = os.open(begun, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
