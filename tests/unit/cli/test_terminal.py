@@ -59,8 +59,9 @@ def test_no_command_hands_the_terminal_what_a_file_name_says(
 
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
 def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
-    tmp_path: Path, free_mb: int, status: int
+    tmp_path: Path, free_mb: int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("backfire.admin.check._pace", lambda _: "")  # times real edits
     config = configured(tmp_path, limits={"free_mb": free_mb}, regions={"detectors": ["sidecar"]})
     told = CliRunner().invoke(app, ["check", "-c", config])
     lines = told.stdout.splitlines()

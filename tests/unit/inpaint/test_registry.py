@@ -80,8 +80,11 @@ def test_the_registry_names_the_capabilities_of_the_built_in_editors(tmp_path: P
         assert inpaint.capabilities(name, settings(tmp_path, {})) == has
 
 
-def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(tmp_path: Path) -> None:
+def test_a_method_that_cannot_use_a_surrogate_is_refused_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rules are checked, too, and weights are not needed: those of this test do not exist."""
+    monkeypatch.setattr("backfire.admin.check._pace", lambda _: "")  # times real edits
     declared = {
         "lm": {"kind": "lama", "weights": "/absent/lama.pt"},
         "sd": {"kind": "diffusion", "weights": "/absent/sd"},
@@ -165,7 +168,8 @@ def test_surrogates_are_auto_or_a_list(tmp_path: Path, value: Any) -> None:
 
 
 def test_check_says_the_surrogates_and_how_long_they_take(tmp_path: Path) -> None:
-    found = {one.subject: one for one in check.check(settings(tmp_path, {}))}
+    quick = settings(tmp_path, {}, verify={"paths": ["iopaint"]})
+    found = {one.subject: one for one in check.check(quick)}
     assert found["surrogates"].found == "flux2-mini"
     said = found["time for a picture"].found
     assert re.match(r"about [\d,]+ s for one region .* to judge with flux2-mini, flux2-micro;", said)
