@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -444,9 +446,9 @@ def test_it_is_worked_by_keyboard_alone(serving: Serving, desk: Desk, page: Page
 
 
 def test_ten_thousand_jobs_are_searched_and_paged(serving: Serving, desk: Desk, page: Page) -> None:
-    with desk.store.together():
-        for index in range(10_000):
-            desk.job(f"press/IMG_{index:05}.jpg", JobState.ARCHIVED, verdict=Verdict.PROTECTED)
+    desk.store.add((f"press/IMG_{index:05}.jpg".encode() for index in range(10_000)), at=desk.now)
+    with closing(sqlite3.connect(desk.settings.folders.database)) as database, database:
+        database.execute("UPDATE jobs SET state = ?, verdict = ?", (JobState.ARCHIVED, Verdict.PROTECTED))
     serving(desk)
     page.goto(f"{desk.url}/pictures?show=done")
     expect(page.get_by_role("heading", level=1)).to_contain_text("10,000 pictures")

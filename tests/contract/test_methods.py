@@ -542,8 +542,10 @@ def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_mor
         with torch.inference_mode():
             return editor.inpaint(given, mask_of(whole, given))
 
+    unchanged = edited(rgb)
+
     def effect(paths: Literal["all", "first"]) -> float:
-        settings = Protect(iterations=4, margin_px=48, epsilon=6.4, paths=paths)
+        settings = Protect(iterations=2, margin_px=48, epsilon=6.4, paths=paths, stored_start=False)
         changed = (
             Optimiser(settings, [editor], CPU, through=[("iopaint", "forge-whole")])
             .optimise(
@@ -552,7 +554,7 @@ def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_mor
             .rgb
         )
         mask = torch.from_numpy(whole.mask).float()
-        return float((((edited(changed) - edited(rgb)) ** 2) * mask).sum() / mask.sum())
+        return float((((edited(changed) - unchanged) ** 2) * mask).sum() / mask.sum())
 
     assert effect("all") > 1.5 * effect("first") > 0
 

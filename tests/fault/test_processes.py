@@ -16,7 +16,7 @@ from backfire import config
 from backfire.admin.audit import audit
 from backfire.files.inbox import Hints
 from backfire.pipeline.result import PhaseProgress
-from backfire.service.heartbeat import EVERY_S
+from backfire.service import heartbeat
 from backfire.service.worker.protocol import Finished, Order, Outcome, Progress
 from benchmarks import passthrough
 from tests.support.house import SOON, Call, House
@@ -81,7 +81,7 @@ def killed_at(sandbox: Sandbox, step: str) -> None:
     assert sandbox.files("archive") == {"p.png", "p.mask.png"}
     assert_published(sandbox, {"p.png": original})
     assert events(sandbox).count("running") == 1, "the finished result is used"
-    assert json.loads(sandbox.backfire("status", "--json").stdout)["jobs"] == {"archived": 1}
+    assert states(sandbox) == ["archived"]
     kept = audit(config.load(config_file), list)
     assert (kept.files, kept.findings) == (3, ()), "the manifests alone list all files that were archived"
     payloads = [json.loads(line) for line in told.read_text().splitlines()]
@@ -206,6 +206,8 @@ def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(
     house: Callable[..., House], notified: Notified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the loop sends heartbeats: a thread of their own would go on when the loop hangs."""
+    every_s = 0.5
+    monkeypatch.setattr(heartbeat, "EVERY_S", every_s)
     home = house(watch=SOON)
     service, hangs, goes_on = home.service, threading.Event(), threading.Event()
     goes_on.set()
@@ -215,7 +217,7 @@ def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(
         if not goes_on.is_set():
             hangs.set()
             goes_on.wait(120)
-        home.clock += EVERY_S
+        home.clock += every_s
         step(hints)
 
     monkeypatch.setattr(service, "step", one_step)
@@ -226,7 +228,7 @@ def test_fault_07_a_daemon_that_hangs_stops_notifying_systemd(
         goes_on.clear()
         wait_for(hangs.is_set, because="the loop to hang")
         notified.read()
-        assert select.select([notified.socket], [], [], 1.5 * EVERY_S) == ([], [], [])
+        assert select.select([notified.socket], [], [], 1.5 * every_s) == ([], [], [])
         goes_on.set()
         wait_for(lambda: "WATCHDOG=1" in notified.read(), because="the heartbeat to go on")
     finally:

@@ -8,6 +8,7 @@ and this module run by `python -m` the other. Each request and each answer is a 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -143,6 +144,9 @@ def requests(control: socket.socket) -> dict[str, Any] | None:
 def main() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
+    # What is imported stays: forks need not look through it at each collection and once more at their end.
+    gc.collect()
+    gc.freeze()
     order = requests(socket.socket(fileno=int(sys.argv[1])))
     if order is None:
         return

@@ -36,7 +36,9 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0, process: chil
 
 
 if __name__ == "__main__":
+    from backfire.service import loop
     from tests.support import gated
 
     child.serve = gated.serve
+    loop.TICK_S = 0.1
     cli.main()

@@ -15,6 +15,7 @@ from typing import Any
 
 from backfire import cli
 from backfire.files import manifest, outbox
+from backfire.service import loop
 from backfire.service.store.store import Store
 from backfire.service.worker import child
 from backfire.types import JobState
@@ -67,6 +68,7 @@ def main() -> None:
         module = manifest if what == "append" else outbox
         setattr(module, what, around(getattr(module, what), before=before, when=always))
     child.serve = importlib.import_module(worker).serve
+    loop.TICK_S = 0.1
     sys.argv[1:] = ["once"]
     cli.main()
 

@@ -25,5 +25,8 @@ def serve(connection: Connection, parent: int, memory_mb: int = 0, process: chil
 
 
 if __name__ == "__main__":
+    from backfire.service import loop
+
+    loop.TICK_S = 0.1
     child.serve = importlib.import_module("tests.support.nothing_found").serve
     cli.main()

@@ -118,9 +118,14 @@ def test_every_setting_that_is_named_exists() -> None:
     assert looked_at > 100
 
 
+def examples(document: Path) -> list[str]:
+    """Its examples of settings."""
+    return re.findall(r"^```yaml\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_examples_of_settings_are_taken(document: Path) -> None:
-    for example in re.findall(r"^```yaml\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
+    for example in examples(document):
         settings = {"folders": {"inbox": "inbox"}, **yaml.safe_load(example)}
         config.parse(settings, base=ROOT, source=document.name)
 
@@ -167,6 +172,13 @@ def test_commands_in_documents_exist_with_their_options(document: Path) -> None:
         if (not path and rest and not options) or options - commands()[path] - commands()[""]:
             wrong.append(" ".join(words))
     assert not wrong
+
+
+def test_documents_have_what_is_looked_for_in_each() -> None:
+    """Many have none of it, so that their checks would pass if nothing were found any more."""
+    assert sum(len(links(document)) for document in DOCUMENTS) >= 200
+    assert sum(len(examples(document)) for document in DOCUMENTS) >= 20
+    assert sum(len([*told(document)]) for document in set(DOCUMENTS) - HISTORY) >= 100
 
 
 def test_examples_in_python_call_existing_functions() -> None:

@@ -19,7 +19,7 @@ def test_an_inbox_whose_parent_is_missing_is_reported(tmp_path: Path, missing: b
     if not missing:
         inbox.parent.mkdir()
     settings = parse({"folders": {"inbox": str(inbox)}, "regions": {"detectors": ["sidecar"]}}, base=tmp_path)
-    (found,) = [line for line in check.check(settings) if line.subject == "folder inbox"]
+    found = next(line for line in check.check(settings) if line.subject == "folder inbox")
     assert found.ok is not missing
     if missing:
         assert found.found == f"{inbox}: its parent {inbox.parent} does not exist"

@@ -68,8 +68,9 @@ def test_a_name_that_the_locale_cannot_print_is_escaped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
 def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
-    tmp_path: Path, free_mb: int, status: int
+    tmp_path: Path, free_mb: int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("backfire.admin.check._pace", lambda _: "")  # times real edits
     config = configured(tmp_path, limits={"free_mb": free_mb}, regions={"detectors": ["sidecar"]})
     told = CliRunner().invoke(app, ["check", "-c", config])
     lines = told.stdout.splitlines()

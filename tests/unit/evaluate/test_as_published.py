@@ -133,7 +133,9 @@ def test_the_published_file_itself_is_judged_as_by_plain_verify(desk: Path) -> N
 def test_regions_and_edits_follow_the_copy_and_a_site_alone_protects_nothing(desk: Path) -> None:
     """The original, scaled and compressed by the site, must not count as broken by that."""
     small = photo().resize((100, 80), Image.Resampling.BICUBIC)
-    receipt = judged(desk, small, "JPEG", quality=40, verify={"held_out": []})
+    receipt = judged(
+        desk, small, "JPEG", quality=40, verify={"held_out": [], "paths": ["iopaint", "forge-whole"]}
+    )
     assert [one["box"] for one in receipt["regions"]] == [[37, 27, 63, 53]]
     assert receipt["verdict"] == "failed"
     assert receipt["as_published"]["saved_alike"]

@@ -176,16 +176,16 @@ def test_a_region_that_vanishes_in_a_tool_is_not_measured_there() -> None:
 
 
 def test_a_crop_larger_than_editors_are_given_is_scaled_down() -> None:
-    editor, original = Averaging(), picture(900, 900)
-    editors = Editors(CPU, [editor], most_px=256)
-    crops = planned(900, 900, Box(100, 100, 800, 700))
+    editor, original = Averaging(), picture(450, 400)
+    editors = Editors(CPU, [editor], most_px=128)
+    crops = planned(450, 400, Box(50, 50, 400, 350))
     rng = np.random.default_rng(0)
     found = replay(original, original, crops, editors, target="away", rng=rng)
-    assert max(max(size) for size in editor.sizes) <= 256
+    assert max(max(size) for size in editor.sizes) <= 128
     assert all(row.l1 == 0 for row in found.edits)
     told = [said for said in found.not_measured if "judged at" in said]
-    assert told == ["region 0: iopaint hands over 904x856, judged at 256x240"], "width first, and once"
-    editors = dataclasses.replace(editors, most_px=904)
+    assert told == ["region 0: iopaint hands over 456x400, judged at 128x112"], "width first, and once"
+    editors = dataclasses.replace(editors, most_px=456)
     found = replay(original, original, crops, editors, target="away", rng=rng)
     assert not [said for said in found.not_measured if "judged at" in said]
 
@@ -227,19 +227,19 @@ def test_the_distance_to_the_target_is_that_to_the_colour_that_was_optimised_for
 @pytest.mark.parametrize("path", [*attack_paths.PATHS])
 def test_of_an_edit_that_touches_all_of_a_picture_only_its_surroundings_are_kept(path: str) -> None:
     """Of a picture of 24 megapixels the figures took gigabytes in tools that know no mask."""
-    box = Box(500, 300, 560, 340)
-    original = picture(1200, 900)
+    box = Box(250, 150, 280, 170)
+    original = picture(600, 450)
     mask = np.zeros(original.shape[:2], np.bool_)
     mask[box.slices] = True
     replayer = Replayer(Averaging(), None, 0, Editors(CPU, []))
     (edit,) = replayer.edits([original, 255 - original], mask, path, MaskKind.TRIGGER)
-    assert edit.frame == box.grown(CONTEXT, 1200, 900)
+    assert edit.frame == box.grown(CONTEXT, 600, 450)
     assert np.array_equal(edit.mask, mask[edit.frame.slices])
     (handed,) = replayer.calls(mask, path)
     for rgb, shown in zip((original, 255 - original), edit.pictures, strict=True):
         given = handed_pictures([rgb], handed, CPU)
         made = Averaging().inpaint(given, mask_of(handed, given))
-        whole = put_back(made, to_tensor(rgb, (900, 1200), CPU), handed)[0]
+        whole = put_back(made, to_tensor(rgb, (450, 600), CPU), handed)[0]
         np.testing.assert_allclose(shown, to_picture(whole)[edit.frame.slices], atol=1e-6)
 
 

@@ -1207,14 +1207,18 @@ def test_pillows_own_limit_neither_applies_nor_is_changed() -> None:
 def test_damage_is_always_a_refusal_and_no_other_error(kind: str) -> None:
     good = file(scene(), kind, exif=exif_with(6, gps=True), icc_profile=ICC)
     random = np.random.default_rng(5)
-    for _ in range(150):
+    refused, rounds = 0, 60
+    for _ in range(rounds):
         bad = np.frombuffer(good, np.uint8).copy()
         bad[random.integers(4, len(bad), 8)] = random.integers(0, 256, 8)
         try:
             picture = taken(bad.tobytes())
         except InputError:
+            refused += 1
             continue
         encode(picture, picture.rgb, levels=LEVELS, format="png")
+    assert refused
+    assert refused < rounds or kind == "PNG", "which has checksums of nearly all"
 
 
 def test_a_damaged_png_is_unreadable() -> None:
@@ -1247,8 +1251,8 @@ BITMAP = file(scene(), "BMP")
 WHOLE: dict[str, bytes] = {
     "PNG with a wrong checksum of text": PLAIN[:33] + chunk(b"tEXt", b"a\0b", flaw=1) + PLAIN[33:],
     "PNG with a wrong checksum of its time": PLAIN[:33] + chunk(b"tIME", bytes(7), flaw=9) + PLAIN[33:],
-    "PNG with 3 MB of text": PLAIN[:33]
-    + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"word " * 600_000))
+    "PNG with more text than Pillow takes": PLAIN[:33]
+    + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"word " * 230_000))
     + PLAIN[33:],
     "GIF with a line's end behind it": file(scene(), "GIF") + b"\r\n",
     "GIF with bytes behind it": file(scene(), "GIF") + b"any bytes",

@@ -20,7 +20,7 @@ def test_a_black_and_white_photograph_stored_in_colour_gets_no_colour(tmp_path: 
         folders=Folders(inbox=tmp_path / "in", outbox=tmp_path / "out"),
         regions=Regions.model_validate({"detectors": ["fixed"], "fixed": [{"box": [0.3, 0.3, 0.6, 0.6]}]}),
         protect=Protect(iterations=2, paths="first"),
-        verify=Verify(held_out=()),
+        verify=Verify(held_out=(), paths=("iopaint",)),
     )
     grey = np.repeat(scene()[..., :1], 3, axis=2)
     result = protect(file(grey, kind), Source("old.png"), asked)

@@ -6,6 +6,7 @@ import base64
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from backfire.provenance import Area, Original, Policy, Statement, Work, credent
 from backfire.types import Box
 from tests.support.authority import STAMPS, Authority, Wanted, actions, active, by_camera, read
 from tests.support.pictures import encoded, photo
+from tests.support.sandbox import wait_for
 from tests.unit.imaging.test_data_mining import RDF
 from tests.unit.imaging.test_formats import DEEP, FORMAT
 from tests.unit.imaging.test_images import file, scene
@@ -403,15 +405,21 @@ def test_what_is_wrong_with_the_program_is_said(
 
 
 def test_a_program_that_hangs_is_ended_with_all_that_it_started(authority: Authority, tmp_path: Path) -> None:
-    left = tmp_path / "left"
-    command = ("sh", "-c", f"(sleep 2; touch {left}) & sleep 60")
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    # Each process keeps the pipe open, which has an end once all have ended.
+    command = ("sh", "-c", f"exec 3>{held}; sleep 60 & sleep 60")
     data = photograph()
-    with pytest.raises(SigningError, match=r"took longer than 0\.3 s; look after it, or raise"):
-        signing.sign(
-            data, "JPEG", STATEMENT, Original(data, "JPEG", "a"), signer(authority, *command, timeout_s=0.3)
-        )
-    time.sleep(2.2)
-    assert not left.exists()
+    with open(os.open(held, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as reader:
+        with pytest.raises(SigningError, match=r"took longer than 0\.3 s; look after it, or raise"):
+            signing.sign(
+                data,
+                "JPEG",
+                STATEMENT,
+                Original(data, "JPEG", "a"),
+                signer(authority, *command, timeout_s=0.3),
+            )
+        wait_for(lambda: reader.read(1) == b"", seconds=20, because="what it started to be ended, too")
 
 
 def test_a_file_that_the_library_cannot_sign_is_the_files_own_trouble(authority: Authority) -> None:
