@@ -105,8 +105,8 @@ def strengths() -> str:
 
 
 def quick() -> str:
-    """The same of `quick` beside the default and the former one, on more photographs."""
-    return _by(["quick", "dev"], "strength", "`strength`", lambda strength: f"`{strength}`")
+    """The same of `quick` and `subtle` beside the default and the former one, on more photographs."""
+    return _by(["quick", "subtle", "dev"], "strength", "`strength`", lambda strength: f"`{strength}`")
 
 
 def regions() -> str:
