@@ -91,7 +91,14 @@ def test_bad_files_fail_and_others_are_published(sandbox: Sandbox) -> None:
     sandbox.drop(MASK, "z-good.mask.png")
     result = sandbox.backfire("once", "--json")
     assert result.returncode == 3, result.stderr
-    assert json.loads(result.stdout) == {"published": 1, "held": 1, "failed": 5, "left": 0, "unreadable": 0}
+    assert json.loads(result.stdout) == {
+        "published": 1,
+        "held": 1,
+        "failed": 5,
+        "left": 0,
+        "unreadable": 0,
+        "trouble": "",
+    }
     assert sandbox.files("inbox") == set()
     assert sandbox.files("outbox") == {"z-good.png"}
     codes = {
@@ -164,7 +171,7 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
         sandbox.drop(MASK, f"masked/{name}.mask.png")
     result = sandbox.backfire("once", "--json")
     assert result.returncode == 3, result.stderr
-    told = {"published": 3, "held": 1, "failed": 3, "left": 0, "unreadable": 0}
+    told = {"published": 3, "held": 1, "failed": 3, "left": 0, "unreadable": 0, "trouble": ""}
     assert json.loads(result.stdout) == told
     return sandbox
 

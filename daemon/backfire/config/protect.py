@@ -101,7 +101,7 @@ class Protect(Section):
     stay which edits ask for again and again; with more, less is seen, and edits of half of the region break
     less."""
     coarse_colour_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of coarse blotches of colour that each iteration of implant takes back beside that, since
+    """The share of coarse blotches of colour that each iteration takes back beside that, since
     these show on even greys and skies, and fine grain in colour does not; with more, less is seen, and JPEG
     leaves less."""
     stored_start: bool = True

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from backfire import config, inpaint, weights
 from backfire.admin import check
 from backfire.cli.commands import app
-from backfire.config import STRENGTHS, Settings
+from backfire.config import Settings
 from backfire.detectors import Source
 from backfire.errors import ConfigError, ModelError
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
@@ -392,10 +392,9 @@ def test_the_worker_protects_against_a_declared_editor(sandbox: Sandbox) -> None
 
 
 def test_the_receipt_of_an_escalated_picture_says_so_and_it_is_verified_with_its_budget(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox,
 ) -> None:
     """No edit can meet the thresholds, so that the last round is reached."""
-    monkeypatch.setitem(STRENGTHS["subtle"], "iterations", 20)
     configuration = sandbox.configure(
         regions={"detectors": ["sidecar"]},
         protect={
@@ -417,7 +416,7 @@ def test_the_receipt_of_an_escalated_picture_says_so_and_it_is_verified_with_its
     assert result.stdout, result.stderr
     (receipt,) = json.loads(result.stdout)
     assert (receipt["epsilon"], receipt["rounds"]) == (8, [2])
-    assert receipt["iterations_made"] == 1 + 20
+    assert receipt["iterations_made"] == 1 + 80
     assert 2 < receipt["max_change_levels"] <= 8
     assert not any("budget" in reason for reason in receipt["reasons"])
     result = CliRunner().invoke(app, ["verify", str(out), "--original", str(picture), *given])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -114,7 +114,8 @@ class IterativeMethod:
 
     Attributes:
         draws: how many noises of the editor's own are drawn from.
-        decays: whether the perturbation decays, see `Task.decayed`; with other methods it was not measured.
+        decays: whether all of the perturbation decays, see `Task.decayed`, which was measured with `implant`
+            alone; coarse colour does with any method.
         stepper: the optimiser: (task, iterations) -> `Step`, made anew for each run.
         combine: makes one gradient of those of the surrogates, 1,3,H,W each.
     """
@@ -156,12 +157,13 @@ class IterativeMethod:
         # Most of a crop is beyond the reach of its regions, and there nothing is ever changed.
         active = task.active()
         here, part = (..., *active.slices), task.part(active)
+        if not self.decays:
+            part = replace(part, decay=0.0)
         step = self.stepper(part, iterations)
         for iteration in range(iterations):
             gradient = search.gradient(perturbation)[here]
             before = perturbation[here]
-            kept = part.decayed(before) if self.decays else before
-            perturbation[here] = part.project(kept - step(gradient, iteration))
+            perturbation[here] = part.project(part.decayed(before) - step(gradient, iteration))
             done = iteration + 1
             if task.early_stop and _is_check(done, iterations) and task.early_stop(perturbation):
                 progress(iterations, iterations)
