@@ -25,6 +25,7 @@ from backfire.inpaint.base import Editor
 from backfire.perturb import bounds, contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
+from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
 from backfire.perturb.optimiser import Optimiser
@@ -324,6 +325,29 @@ def test_coarse_colour_fades_and_fine_grain_and_brightness_stay() -> None:
     for change, left in ((red, 0.4), (red * checks, 1.0), (torch.full_like(red, 0.02), 1.0)):
         assert torch.allclose(work.decayed(change)[inside], left * change[inside], rtol=0.02, atol=1e-6)
     assert torch.equal(replace(work, there=red).decayed(red), red)
+
+
+@pytest.mark.parametrize(("method", "decay"), [(Implant, 0.05), (Encoder, 0.0)])
+def test_any_method_takes_coarse_colour_back_and_implant_alone_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, method: type[IterativeMethod], decay: float
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def decayed(self: Task, perturbation: torch.Tensor) -> torch.Tensor:
+        asked.append((self.decay, self.coarse_colour_decay))
+        return perturbation
+
+    monkeypatch.setattr(Task, "decayed", decayed)
+    work = replace(task(), decay=0.05, coarse_colour_decay=0.6)
+    method().run(
+        work,
+        [inpaint.get("flux2-mini")],
+        iterations=1,
+        target="away",
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: None,
+    )
+    assert asked == [(decay, 0.6)]
 
 
 def test_texture_hides_and_flat_areas_do_not_also_beside_it() -> None:
