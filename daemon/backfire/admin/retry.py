@@ -123,9 +123,8 @@ def put_back(job: Job, settings: Settings) -> bool:
             outbox.shift(failed, source, target, name, key=key, same=lambda _: True, into_inbox=True)
         (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
         return True
-    written = inbox.scan_beside(failed, [job.path], ignore).masks_of(
-        job.path
-    )  # P.MASK.PNG belongs to p.jpg too
+    # P.MASK.PNG belongs to p.jpg too.
+    written = inbox.scan_beside(failed, [job.path], ignore).masks_of(job.path)
     present = [
         (mask, place, durable.file_sha256(failed / os.fsdecode(place)))
         for mask in dict.fromkeys((*written, *inbox.mask_names(job.path)))
@@ -168,9 +167,8 @@ def _proofs(job: Job, settings: Settings) -> Iterator[tuple[bytes, bytes]]:
     """Where proofs lie in failed that the inbox lacks, and their names there: the picture waits for one."""
     failed, target = settings.folders.failed, settings.folders.inbox
     ending = settings.watch.proof_ending
-    written = inbox.scan_beside(failed, [job.path], settings.watch.ignore, ending).proof_of(
-        job.path
-    )  # p.jpg.DONE is one, too
+    # p.jpg.DONE is one, too.
+    written = inbox.scan_beside(failed, [job.path], settings.watch.ignore, ending).proof_of(job.path)
     for name in filter(None, dict.fromkeys((written, *inbox.proof_names(job.path, ending)))):
         for place in (outbox.keyed(failed, name, job.key or ""), name):
             if inbox.signature(failed, place) is not None and inbox.signature(target, name) is None:

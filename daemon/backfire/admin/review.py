@@ -19,7 +19,7 @@ from backfire.config import Settings
 from backfire.detectors import Sidecar
 from backfire.errors import BackfireError, Code, InputError, StoreError
 from backfire.files import inbox, outbox, safe_paths
-from backfire.service.review import masks_beside, noted_by_others
+from backfire.service.held import masks_beside, noted_by_others
 from backfire.service.spool import Spool
 from backfire.service.store.reader import Reader
 from backfire.service.store.store import Store

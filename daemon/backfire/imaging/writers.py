@@ -77,11 +77,8 @@ def written(kind: str, canvas: Canvas, picture: Picture, about: Metadata) -> tup
                     canvas.values, level=0, reversible=True, codecformat=stream, bitspersample=canvas.depth
                 )
             )
-            data = (
-                blocks.jp2(data, about, same=same, alpha=canvas.alpha is not None)
-                if stream == "jp2"
-                else data
-            )
+            if stream == "jp2":
+                data = blocks.jp2(data, about, same=same, alpha=canvas.alpha is not None)
             return data, f"JPEG 2000 lossless{_depth(canvas)}"
         case "BMP":
             return saved(colour.eight(canvas.bands), kind, {"dpi": about.dpi}), "BMP"

@@ -1,4 +1,8 @@
-"""The pages, their pictures and the forms: what is answered to which address."""
+"""The pages, their pictures and the forms: what is answered to which address.
+
+It is one long class because all answers go by the same store, drawings and guard; what they show is made in
+the modules beside it.
+"""
 
 from __future__ import annotations
 

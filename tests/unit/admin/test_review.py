@@ -10,7 +10,7 @@ import pytest
 from backfire.admin import review
 from backfire.errors import StoreError
 from backfire.files import outbox
-from backfire.service.review import masks_beside
+from backfire.service.held import masks_beside
 from backfire.service.store.store import Store
 from backfire.types import JobState, Verdict
 from tests.support.page import Desk, desk

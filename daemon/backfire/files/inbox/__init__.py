@@ -9,7 +9,8 @@ from backfire.files.inbox.companions import belongs, has_ending_of_picture, is_c
 from backfire.files.inbox.hints import Hints
 from backfire.files.inbox.mounts import NETWORK, Mount, filesystem, is_mount_point, mounted, mounted_each
 from backfire.files.inbox.names import folded
-from backfire.files.inbox.scan import Scan, Signature, closed, rivals, scan, scan_beside, signature
+from backfire.files.inbox.scan import closed, rivals, scan, scan_beside, signature
+from backfire.files.inbox.seen import Scan, Signature
 from backfire.files.inbox.settle import Tracker
 from backfire.files.inbox.sidecars import (
     ANNOTATIONS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backfire.files.inbox.scan import Signature
+from backfire.files.inbox.seen import Signature
 
 
 @dataclass

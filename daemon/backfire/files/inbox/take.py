@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from backfire.errors import Code, InputError
 from backfire.files import durable, safe_paths
-from backfire.files.inbox.scan import Signature
+from backfire.files.inbox.seen import Signature
 from backfire.types import shown
 
 

@@ -59,13 +59,13 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
         raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
 
 
-def prepared(folder: Path, path: bytes, *, shared_by: str | None = None, links: bool = True) -> bytes:
+def prepared(folder: Path, path: bytes, *, shared_by: str | None = None, into_inbox: bool = False) -> bytes:
     """The absolute path of a file that is to be put in place; its folders are made. `around` gave `path`.
 
     Args:
         shared_by: the key of the job for which folders are made that get the rights of `folder`. Without one,
             only owner and group may see into the folders that are made.
-        links: whether folders below `folder` may be links. In the inbox they may not: anybody who drops
+        into_inbox: whether `folder` is the inbox, where no folder below it may be a link: anybody who drops
             pictures may make one, to a place that the daemon may write to and they may not.
 
     Raises:
@@ -73,7 +73,7 @@ def prepared(folder: Path, path: bytes, *, shared_by: str | None = None, links: 
         OSError: a folder cannot be made.
     """
     top = os.fsencode(folder)
-    if not links:
+    if into_inbox:
         _refuse_links(top, path)
     target = os.path.join(top, path)
     _make_folder(os.path.dirname(target), top, shared_by)

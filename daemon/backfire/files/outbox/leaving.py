@@ -73,7 +73,7 @@ def shift(
                 _clear(inside, leaving_as(name, key), name, key, named_there)  # a crash may have left it
                 found = _status(inside, name)
                 if found is not None and same(found):
-                    target = _given_name(inside, name, places, folder, key if into_inbox else None)
+                    target = _given_name(inside, name, places, folder, key, into_inbox=into_inbox)
                     if (there := _status(None, target)) is None or not same(there):
                         _put_back(target, inside, name)  # another file had just replaced it
                         return False
@@ -116,16 +116,12 @@ def move(
 
 
 def _given_name(
-    inside: int, name: bytes, places: list[bytes], folder: Path, put_back_by: str | None
+    inside: int, name: bytes, places: list[bytes], folder: Path, key: str, *, into_inbox: bool
 ) -> bytes:
-    """Give a file of an open folder the first free one of some names elsewhere; returns that name.
-
-    Args:
-        put_back_by: the job's key where `folder` is the inbox, see `place`.
-    """
+    """Give a file of an open folder the first free one of some names elsewhere; returns that name."""
     for place in places:
         below = os.path.relpath(place, os.fsencode(folder))
-        prepared(folder, below, shared_by=put_back_by, links=put_back_by is None)
+        prepared(folder, below, shared_by=key if into_inbox else None, into_inbox=into_inbox)
         try:
             safe_paths.give_name(name, place, folder=inside)
         except FileExistsError:

@@ -56,8 +56,7 @@ def place(
             expected = sha256 or durable.digest(source)
             source.seek(0)
             durable.write(file, durable.pieces(source))
-        links = not into_inbox
-        return _settle(folder, temporary, path, expected, key, begun=begun, unsynced=unsynced, links=links)
+        return _settle(folder, temporary, path, expected, key, unsynced, begun=begun, into_inbox=into_inbox)
 
 
 def put(
@@ -92,8 +91,7 @@ def put(
             with open(source, "rb") as reader, create(temporary) as writer:
                 durable.write(writer, durable.pieces(reader))
             shutil.copystat(source, temporary)
-        links = not into_inbox
-        return _settle(folder, temporary, path, sha256, key, begun=begun, unsynced=unsynced, links=links)
+        return _settle(folder, temporary, path, sha256, key, unsynced, begun=begun, into_inbox=into_inbox)
 
 
 def replace(
@@ -138,7 +136,7 @@ def _hidden(
     with explained(folder, path):
         path = around(folder, path)
         shared_by = key if shared or into_inbox else None
-        target = prepared(folder, path, shared_by=shared_by, links=not into_inbox)
+        target = prepared(folder, path, shared_by=shared_by, into_inbox=into_inbox)
         temporary = hidden(target, key)
         try:
             yield path, temporary, os.path.lexists(temporary)
@@ -212,16 +210,16 @@ def _settle(
     path: bytes,
     sha256: str,
     key: str,
+    unsynced: set[bytes] | None,
     *,
     begun: bool,
-    unsynced: set[bytes] | None,
-    links: bool,
+    into_inbox: bool,
 ) -> bytes:
     """Verify the temporary file, then give it its final name without replacing anything."""
     if durable.file_sha256(temporary) != sha256:
         raise PublishError(f"{shown(path)}: reads back different from what was written; check the disk")
     for candidate in names(folder, path, key=key, sha256=sha256):
-        target = prepared(folder, candidate, links=links)
+        target = prepared(folder, candidate, into_inbox=into_inbox)
         try:
             safe_paths.give_name(temporary, target, resume=begun)
         except FileExistsError:

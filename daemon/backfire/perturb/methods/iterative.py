@@ -7,6 +7,9 @@ takes a momentum step (`budget_step`, after MI-FGSM, arXiv 1710.06081) that push
 edit away and keeps that of a benign edit. The momentum, of which each attack path has its own (`Search`),
 averages the last few iterations: three steps on one edit each cost what one step on three edits does, and
 get further. The responses to the clean picture are constant and computed once.
+
+It is one long module because the steps of a method and the search that asks it for gradients are understood
+together.
 """
 
 from __future__ import annotations
