@@ -7,8 +7,8 @@ classmethod `load(name, path)`, and one line in `KINDS`; the contract tests find
 a dataclass in `options` names, documents and checks them, and `load` gets that object as well. Importing this
 package loads no torch.
 
-It is one long module because it alone knows both sorts: what a name stands for, whether its weights are there,
-and which files they are.
+It is one long module because it alone knows both sorts: what a name stands for, whether its weights are
+there, and which files they are.
 """
 
 from __future__ import annotations
