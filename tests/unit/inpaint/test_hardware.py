@@ -23,11 +23,15 @@ def faults():
         torch.ones(24 * 2**20)  # 96 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults())
+def resident():  # proc(5), statm
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 2**20
+
+plain = faults()
 with memory_kept():
     faults()  # the first blocks come from the system
-    print(faults())
-print(faults())
+    kept = faults()
+    held = resident()
+print(plain, kept, held - resident())
 """
 
 
@@ -52,11 +56,15 @@ def test_the_peak_counts_freed_memory_but_none_from_before_the_count() -> None:
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt"
 )
 def test_freed_memory_is_kept_while_it_is_needed_and_given_back_then() -> None:
-    """In a process of its own: in this one other tests have left free blocks that are as large."""
+    """In a process of its own: in this one other tests have left free blocks that are as large.
+
+    What went back is what is no longer resident. Page faults do not tell: where a small block was put after
+    the large free one, glibc serves later blocks from its addresses and keeps their pages.
+    """
     told = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
-    plain, kept, later = map(int, told.stdout.split())
+    plain, kept, given_back = map(int, told.stdout.split())
     assert kept * 4 < plain
-    assert later > plain // 2
+    assert given_back > 90  # MiB, of a block of 96
 
 
 @pytest.mark.gpu
