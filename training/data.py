@@ -21,6 +21,8 @@ ENDLESS = sys.maxsize
 
 Seen = Callable[[int], tuple[int, int]]
 """Step → the number of crops in its batch, and their side in pixels."""
+Crop = Callable[[Image.Image, int, np.random.Generator], NDArray[np.uint8]]
+"""(photograph, side, random numbers) → a crop, S,S,3."""
 Hole = Callable[[int, np.random.Generator], NDArray[np.float32]]
 """(side, random numbers) → a mask, S,S, 1 = repaint."""
 
@@ -77,6 +79,30 @@ def crop(picture: Image.Image, size: int, rng: np.random.Generator) -> NDArray[n
     return piece[:, ::-1] if rng.random() < 0.5 else piece
 
 
+def toned(piece: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The crop in another light, H,W,3: each channel under a gamma and a gain of its own."""
+    gamma = np.exp(rng.uniform(-0.7, 0.7) + rng.normal(0, 0.1, 3))
+    gain = np.exp(rng.uniform(-0.4, 0.1) + rng.normal(0, 0.1, 3))
+    return np.clip(255 * gain * (piece / 255) ** gamma, 0, 255).astype(np.uint8)
+
+
+def plain(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A backdrop, S,S,3: one colour that runs into another, faint clouds, and grain."""
+    first, second = rng.uniform(0, 1, (2, 3))
+    second = first + (second - first) * rng.choice([0.1, 0.3, 0.8])
+    angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2)
+    down, right = np.mgrid[0:size, 0:size] / size - 0.5
+    along = np.clip(0.5 + (right * np.cos(angle) + down * np.sin(angle)) / 1.4, 0, 1) ** bend
+    cells = int(rng.choice([3, 5, 9]))
+    clouds = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
+    drift = np.asarray(clouds.resize((size, size), Image.Resampling.BICUBIC))[..., None]
+    grain = rng.normal(0, 1, (size, size, 1)) + 0.5 * rng.normal(0, 1, (size, size, 3))
+    shade = first + (second - first) * along[..., None]
+    shade = shade + drift * rng.uniform(0, 0.05) + grain * rng.uniform(0, 0.012)
+    backdrop: NDArray[np.uint8] = np.clip(255 * shade + 0.5, 0, 255).astype(np.uint8)
+    return backdrop
+
+
 def hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """A random mask, H,W, 1 = repaint: a box, an ellipse or brush strokes; a fifth to two thirds wide."""
     canvas = Image.new("L", (size, size), 0)
@@ -114,9 +140,10 @@ def draw(
     rng: np.random.Generator,
     device: torch.device,
     holes: Hole = hole,
+    crops: Crop = crop,
 ) -> tuple[Tensor, Tensor]:
     """A batch of random crops N,3,S,S in [0,1], channels-last, and masks N,1,S,S in {0,1}, 1 = repaint."""
-    return _ready(*_drawn(pictures, count, size, rng, holes), device)
+    return _ready(*_drawn(pictures, count, size, rng, holes, crops), device)
 
 
 def stream(
@@ -151,11 +178,16 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _drawn(
-    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, holes: Hole = hole
+    pictures: list[Image.Image],
+    count: int,
+    size: int,
+    rng: np.random.Generator,
+    holes: Hole = hole,
+    crops: Crop = crop,
 ) -> tuple[Tensor, Tensor]:
     """A batch as uint8: image N,S,S,3 and mask N,1,S,S."""
     chosen = rng.integers(0, len(pictures), count)
-    image = np.stack([crop(pictures[i], size, rng) for i in chosen])
+    image = np.stack([crops(pictures[i], size, rng) for i in chosen])
     mask = np.stack([holes(size, rng) for _ in range(count)]).astype(np.uint8)
     return torch.from_numpy(image), torch.from_numpy(mask)[:, None]
 

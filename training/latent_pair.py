@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from backfire.inpaint.base import Latent
 from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.hardware import memory_kept
 from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
@@ -38,8 +39,8 @@ PENALTY = 2e-4
 PENALISED = 16
 """The penalty is applied once in so many steps."""
 CHUNK = 16
-HOLES = "half of them small"
-"""Which holes the crops have, kept beside their latents."""
+HOLES = "half of them small; half of the crops toned, a tenth plain"
+"""Which crops and holes there are, kept beside their latents."""
 FITTED = 96
 """Crops to which `colours` is fitted."""
 SHOWN = 6
@@ -82,6 +83,14 @@ def coarse(difference: Tensor, hole: Tensor) -> Tensor:
     return weighted(mean.abs() / share.clamp(min=1e-3), share)
 
 
+def spread(shades: Tensor, hole: Tensor) -> Tensor:
+    """The standard deviation of colours N,C,h,w within the hole N,1,h,w of each crop, N,1,1,1."""
+    cells = hole.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    mean = (shades * hole).sum(dim=(2, 3), keepdim=True) / cells
+    square = ((shades - mean).square() * hole).sum(dim=(1, 2, 3), keepdim=True) / (cells * shades.shape[1])
+    return square.sqrt()
+
+
 @torch.no_grad()
 def colours(pictures: list[Image], pair: Latent, options: Options) -> nn.Conv2d:
     """The linear map from latents N,C,h,w to the mean colours of their cells, N,3,h,w in [0,1].
@@ -105,8 +114,19 @@ def draw(
     pictures: list[Image], count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random crops N,3,S,S in [0,1], their masks N,1,S,S (1 = hole), and the crops with grey holes."""
-    image, mask = data.draw(pictures, count, size, rng, device, _hole)
+    image, mask = data.draw(pictures, count, size, rng, device, _hole, _crop)
     return image, mask, torch.where(mask > 0.5, HOLE, image)
+
+
+def _crop(picture: Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A crop as it was photographed or in another light, or a backdrop, since tints are seen most in
+    even places, which few photographs have.
+    """
+    kind = rng.random()
+    if kind < 0.1:
+        return data.plain(size, rng)
+    piece = data.crop(picture, size, rng)
+    return data.toned(piece, rng) if kind < 0.55 else piece
 
 
 def _hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -114,6 +134,7 @@ def _hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return (data.hole if rng.random() < 0.5 else data.small_hole)(size, rng)
 
 
+@memory_kept()
 @torch.inference_mode()
 def encoded(
     pictures: list[Image], pair: Latent, file: Path, count: int, options: Options
@@ -170,6 +191,7 @@ def inpainter(
     pictures, device, seed = data.load(photos), machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
     pair.to(device)
+    prepared(pair.encoder)
     latents = encoded(pictures, pair, folder / "latents.safetensors", crops, options)
     channels, colour = latents["whole"].shape[1], colours(pictures, pair, options)
     torch.manual_seed(seed)
@@ -204,7 +226,9 @@ def inpainter(
             filled = torch.lerp(truth, got, hole)
         judged = duel(critics, opt_d, truth, filled, cells, hole, step % PENALISED == 0, PENALTY)
         difference = got - truth
-        tint = colour(got) - colour(truth)
+        shades = colour(truth)
+        # Where all is of one shade, a tint is plain to the eye; elsewhere it is not.
+        tint = (colour(got) - shades) * (0.16 / (0.04 + spread(shades, hole)))
         out = {
             "known": weighted(difference.abs(), 1 - hole),
             "hole": weighted(difference.abs(), hole),

@@ -7,7 +7,8 @@ The encoder learns the teacher's latents, and above all how they *respond* to pe
 perturbation that is optimised against the student transfers to the teacher only where both respond alike. So
 every crop is encoded twice, clean and perturbed, and the two latents and their difference are matched to the
 teacher's. Three perturbations in four are made by sign steps along a gradient: two along the student's (the
-directions in which it errs), one along the teacher's (the directions that it has missed).
+directions in which it errs), one along the teacher's (the directions that it has missed). Some of the first
+come back and are perturbed further, since a protection is the work of many steps.
 
 The decoder learns to reconstruct the picture from latents, alternately the teacher's and the student's, and
 is judged by the critics of `losses`, so that fills are sharp.
@@ -41,16 +42,20 @@ from training.run import (
     below_names,
     machine,
     prepared,
+    recorded,
     save_half,
     set_rate,
     weights_of,
 )
 
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 1, 0)
-LEVELS = 1.5, 8.0
+LEVELS = 1.5, 12.0
 """Range of the perturbations' random size, in levels of 255."""
 STEPS = 2
-"""Sign steps that make a perturbation."""
+"""Sign steps that make a perturbation, and that follow each time it comes back."""
+KEPT, RENEWED = 24, 24
+"""Batches whose perturbations come back, and the steps after which one of them makes room for a new one. An
+interrupted run forgets them."""
 PENALISED = 16
 """The critics' gradient penalty is applied once in so many steps."""
 
@@ -118,7 +123,12 @@ def _holed(image: Tensor, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def perturbed(
-    image: Tensor, free: Tensor, surrogate: nn.Module | None, latent: Tensor, rng: np.random.Generator
+    image: Tensor,
+    free: Tensor,
+    surrogate: nn.Module | None,
+    latent: Tensor,
+    rng: np.random.Generator,
+    before: Tensor | None = None,
 ) -> Tensor:
     """The crops with a perturbation added, N,3,H,W in [0,1].
 
@@ -128,10 +138,12 @@ def perturbed(
         surrogate: the encoder whose gradient the sign steps follow; None for random signs.
         latent: N,C,h,w, the surrogate's latents of the clean crops.
         rng: draws the perturbation's size, its start and its aim.
+        before: the crops as they were perturbed before, to go on from, in smaller steps.
     """
     device = image.device
     seed = torch.Generator(device).manual_seed(int(rng.integers(1 << 62)))
     size = float(rng.uniform(*LEVELS)) / 255
+    step = size
     cell = int(rng.choice([1, 1, 2, 4, 8]))
     side = [-(-s // cell) for s in image.shape[-2:]]
     coarse = torch.randn((len(image), 3, *side), generator=seed, device=device)
@@ -144,13 +156,17 @@ def perturbed(
     aim = F.avg_pool2d(F.pad(aim, (1, 1, 1, 1), mode="replicate"), 3, 1)
     away = rng.random() < 0.6
     change = change * 0.5
+    if before is not None:
+        change = before - image
+        size = max(float(change.abs().max()), LEVELS[0] / 255)
+        step = size / 3
     for _ in range(STEPS):
         change = change.detach().requires_grad_(True)
         with mixed_precision(device):
             moved = surrogate((image + change).clamp(0, 1)).float() - latent
         gain = moved.square().sum() if away else (moved * aim).sum()
         (slope,) = torch.autograd.grad(gain, change)
-        change = (change.detach() + size * slope.sign()).clamp(-size, size) * free
+        change = (change.detach() + step * slope.sign()).clamp(-size, size) * free
     return (image + change).clamp(0, 1).detach()
 
 
@@ -184,20 +200,26 @@ def train_encoder(
     )
     run.resume()
     crops = data.stream(pictures, lambda step: (options.batch, options.size), options, run.step)
+    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def one(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step, 1])
         image, mask = next(crops)
         clean, free = _holed(image, mask, step)
+        turn, before, place = step % 4, None, step // RENEWED % KEPT
+        if turn == 1:
+            place = int(rng.choice([*kept] or [place]))
+            clean, free, before = kept.get(place, (clean, free, None))
         with torch.no_grad(), mixed_precision(device):
             wanted = taught.encoder(clean).float()
             given = encoder(clean).float()
-        turn = step % 4
         source, latent = (encoder, given) if turn < 2 else (taught.encoder, wanted)
-        moved = perturbed(clean, free, None if turn == 3 else source, latent, rng)
+        moved = perturbed(clean, free, None if turn == 3 else source, latent, rng, before)
+        if before is not None or step % RENEWED == 0:
+            kept[place] = clean, free, moved
         with torch.no_grad(), mixed_precision(device):
             wanted_moved = taught.encoder(moved).float()
-        set_rate(optimiser, run.rate(6e-4))
+        set_rate(optimiser, run.rate(4e-4))
         with mixed_precision(device):
             both = encoder(torch.cat([clean, moved])).float()
         got, got_moved = both.chunk(2)
@@ -215,11 +237,11 @@ def train_encoder(
         optimiser.step()
         ema_update(ema, encoder, step)
         with torch.no_grad():
-            name = ("own", "own", "teacher's", "random")[turn]
+            name = ("own", "own again", "teacher's", "random")[turn]
             share = torch.linalg.vecdot(response.flatten(), wanted_response.flatten())
             sizes = response.norm() * wanted_response.norm() + 1e-9
             # Each name occurs only in some of the steps, but the log divides by all of them: scale it up.
-            out[f"cosine, {name} signs"] = share / sizes * (2 if name == "own" else 4)
+            out[f"cosine, {name} signs"] = share / sizes * 4
             out["off"] = (got - wanted).abs().mean() / wanted.std()
         return out
 
@@ -239,7 +261,7 @@ def train_decoder(
 ) -> None:
     """Train the student's decoder in `folder`/decoder, or resume an interrupted run there.
 
-    The student's encoder is read once at the start, from `folder`/encoder if it has been trained, and
+    The student's encoder is read once, when the run begins, from `folder`/encoder if it has been trained, and
     otherwise from `start`. The arguments are those of `train_encoder`.
 
     Raises:
@@ -268,7 +290,8 @@ def train_decoder(
     run = Run(
         folder / "decoder",
         options,
-        {"decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
+        # The encoder as well, since it may be trained on before this run is resumed.
+        {"encoder": encoder, "decoder": decoder, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
         _made_from(pictures, taught, channels),
     )
     run.resume()
@@ -315,9 +338,13 @@ def export(folder: Path, net: Path, target: Path) -> None:
         net: the run of a net that was trained on the same latents, see `latent_pair`; where there is none,
             the net that ships is taken.
         target: the file.
+
+    Raises:
+        SystemExit: they were not all trained on the latents of one autoencoder.
     """
     state = _pair(folder)
     if (net / "last.pt").exists():
+        _require_one(folder / "decoder", "teacher", net, "autoencoder")
         state |= below_names(net=averages(net))
     else:
         state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
@@ -330,4 +357,21 @@ def export_pair(folder: Path, target: Path) -> None:
 
 
 def _pair(folder: Path) -> dict[str, Tensor]:
-    return below_names(encoder=averages(folder / "encoder"), decoder=averages(folder / "decoder"))
+    encoder, decoder = folder / "encoder", folder / "decoder"
+    _require_one(encoder, "teacher", decoder, "teacher")
+    return below_names(encoder=averages(encoder), decoder=averages(decoder))
+
+
+def _require_one(one: Path, of_one: str, other: Path, of_other: str) -> None:
+    """Refuse runs that learnt from different autoencoders, as their parts speak different latents.
+
+    Args:
+        one, other: the folders of two runs.
+        of_one, of_other: the names under which they recorded their autoencoder.
+    """
+    first, second = recorded(one).get(of_one), recorded(other).get(of_other)
+    if first and second and first != second:
+        raise SystemExit(
+            f"{other}: got a run on the autoencoder {second}, expected {first}, which {one} learnt from; "
+            "delete one of the runs and train it anew"
+        )
