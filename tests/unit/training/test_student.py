@@ -94,3 +94,47 @@ def test_perturbations_keep_their_size_and_area() -> None:
     change = (moved - picture).abs()
     assert change[:, :, 16:].max() == 0
     assert student.LEVELS[0] / 255 <= change.max() <= student.LEVELS[1] / 255
+
+
+def test_what_was_perturbed_before_is_perturbed_further_and_no_more(tmp_path: Path) -> None:
+    teacher = EncoderEditor.load("teacher", pair(tmp_path / "pair"))
+    picture, _ = image()
+    free = torch.ones_like(picture[:, :1])
+    with torch.no_grad():
+        latent = teacher.encoder(picture)
+    rng = np.random.default_rng(0)
+    once = student.perturbed(picture, free, teacher.encoder, latent, rng)
+    more = student.perturbed(picture, free, teacher.encoder, latent, rng, once)
+    assert not torch.equal(once, more)
+    assert (more - picture).abs().max() <= (once - picture).abs().max() + 1e-6
+
+
+def test_a_decoder_keeps_the_encoder_that_it_began_with(tmp_path: Path) -> None:
+    """Both may be trained at once, so that the encoder has changed when the decoder's run is resumed."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo().save(photos / "0.png")
+    teacher, run = pair(tmp_path / "pair"), tmp_path / "student"
+
+    def options(steps: int) -> Options:
+        return Options(steps, batch=2, size=64)
+
+    student.train_encoder(photos, teacher, run, options(1), 16, None)
+    student.train_decoder(photos, teacher, run, options(1), 16, None)
+    kept = torch.load(run / "decoder" / "last.pt", weights_only=True)["parts"]["encoder"]
+    student.train_encoder(photos, teacher, run, options(3), 16, None)
+    student.train_decoder(photos, teacher, run, options(2), 16, None)
+    after = torch.load(run / "decoder" / "last.pt", weights_only=True)["parts"]["encoder"]
+    assert all(torch.equal(kept[name], after[name]) for name in kept)
+
+
+def test_parts_of_different_autoencoders_are_not_joined(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo().save(photos / "0.png")
+    run = tmp_path / "student"
+    one, other = pair(tmp_path / "one"), pair(tmp_path / "other", pooled=False)
+    student.train_encoder(photos, one, run, Options(1, batch=2, size=64), 16, None)
+    student.train_decoder(photos, other, run, Options(1, batch=2, size=64), 16, None)
+    with pytest.raises(SystemExit, match=r"decoder: got a run on the autoencoder \w+, expected \w+, which"):
+        student.export_pair(run, tmp_path / "mini.safetensors")

@@ -114,3 +114,28 @@ def test_crops_of_other_photographs_are_encoded_again(tmp_path: Path) -> None:
     other = latent_pair.encoded([photo(seed=1)], editor, file, 2, options)
     assert not torch.equal(one["whole"], other["whole"])
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+def test_other_lights_and_backdrops_are_pictures_of_the_same_size() -> None:
+    rng = np.random.default_rng(3)
+    piece = np.asarray(photo())[:64, :64]
+    lights = [data.toned(piece, rng) for _ in range(8)]
+    backdrops = [data.plain(64, rng) for _ in range(8)]
+    for made in [*lights, *backdrops]:
+        assert (made.shape, made.dtype) == ((64, 64, 3), np.uint8)
+    assert len({light.tobytes() for light in lights}) == 8
+    # What is light in one place and dark in another stays so; a backdrop has no edges.
+    for light in lights:
+        assert np.corrcoef(piece.mean(axis=2).ravel(), light.mean(axis=2).ravel())[0, 1] > 0.8
+    for backdrop in backdrops:
+        assert np.abs(np.diff(backdrop.astype(float).mean(axis=2), axis=1)).mean() < 5
+
+
+def test_a_tint_counts_more_in_an_even_hole() -> None:
+    hole = torch.ones(2, 1, 8, 8)
+    shades = torch.full((2, 3, 8, 8), 0.5)
+    shades[1, :, ::2] = 0.9
+    even, busy = latent_pair.spread(shades, hole).flatten().tolist()
+    assert even == pytest.approx(0, abs=1e-4)
+    assert busy == pytest.approx(0.2, abs=1e-4)
+    assert latent_pair.spread(shades, torch.zeros_like(hole)).isfinite().all()
