@@ -27,7 +27,7 @@ from backfire.types import shown
 LOW_SPACE = 2 << 30
 """Free bytes below which the check warns."""
 MOST_FOLDERS = 20
-"""The most subfolders of the inbox that are named because they cannot be read."""
+"""The most subfolders of the inbox that are named because they cannot be read, or cannot be emptied."""
 
 
 def check(settings: Settings) -> Iterator[Check]:
@@ -178,11 +178,20 @@ def _folder(name: str, folder: Path) -> Check:
 
 
 def _subfolders(settings: Settings) -> Iterator[Check]:
-    """A line for each folder below the inbox that this process cannot look into."""
+    """A line for each folder below the inbox that this process cannot look into or take files out of."""
+    root = settings.folders.inbox
     with suppress(OSError):  # an inbox that cannot be read has its own line
-        unreadable = inbox.scan(settings.folders.inbox, settings.watch.ignore).unreadable
-        for path, why in islice(sorted(unreadable.items()), MOST_FOLDERS):
+        scan = inbox.scan(root, settings.watch.ignore)
+        for path, why in islice(sorted(scan.unreadable.items()), MOST_FOLDERS):
             found, _, remedy = why.rpartition("; ")
+            yield Check(f"inbox/{shown(path)}", found, remedy)
+        folders = sorted({os.path.dirname(path) for path in scan.files} - {b""})
+        closed = (path for path in folders if not os.access(root / os.fsdecode(path), os.W_OK | os.X_OK))
+        for path in islice(closed, MOST_FOLDERS):
+            folder = root / os.fsdecode(path)
+            found = f"uid {os.geteuid()} cannot remove files (mode {folder.stat().st_mode & 0o7777:04o})"
+            remedy = f"chmod g+w {shlex.quote(str(folder))}, where its group is the daemon's; "
+            remedy += f"and for folders to come: setfacl -d -m g::rwx {shlex.quote(str(root))}"
             yield Check(f"inbox/{shown(path)}", found, remedy)
 
 

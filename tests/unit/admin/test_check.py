@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,29 @@ def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch
     monkeypatch.setattr(check, "space", lambda _: [(["inbox"], 1 << 20), (["outbox", "state"], 1 << 20)])
     alone, others = check._spaces(settings)
     assert (alone.ok, others.ok) == (True, False)
+
+
+def test_subfolders_of_which_files_cannot_be_removed_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    for name, mode in {"open": 0o2775, "the desk": 0o2755, "empty": 0o2755}.items():
+        folder = settings.folders.inbox / name
+        folder.mkdir(parents=True)
+        if name != "empty":
+            (folder / "a.jpg").touch()
+        folder.chmod(mode)
+    # As the owner of none of them sees it, who is in their group; root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: bool(os.stat(path).st_mode & 0o020))
+    (found,) = check._subfolders(settings)
+    assert (found.subject, found.found) == (
+        "inbox/the desk",
+        f"uid {os.geteuid()} cannot remove files (mode 2755)",
+    )
+    assert found.remedy == (
+        f"chmod g+w '{settings.folders.inbox}/the desk', where its group is the daemon's; "
+        f"and for folders to come: setfacl -d -m g::rwx {settings.folders.inbox}"
+    )
 
 
 def test_a_detector_whose_program_cannot_be_run_is_reported(tmp_path: Path) -> None:
