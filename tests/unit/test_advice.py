@@ -203,7 +203,7 @@ def test_nobody_is_asked_to_accept_what_is_accepted_or_was_not_published() -> No
     failed = advice.of(dataclasses.replace(weak, state=JobState.FAILED, code="weak"))
     assert failed is not None
     assert failed.action == (
-        "Set protect.escalate: [balanced, strong] (in config.yaml, under protect); then: backfire retry 17."
+        "Set protect.strength: strong (in config.yaml, under protect); then: backfire retry 17."
     )
 
 

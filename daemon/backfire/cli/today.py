@@ -30,8 +30,7 @@ SETTINGS = (
     "To change a setting: in {config}, under the heading that is named, change the line or write it "
     "(protect: and below it strength: strong); then {reload}. It counts for all "
     "that is worked from then on: set it back afterwards if it is for some pictures only. strong shows more "
-    "and takes longer; subtle shows less and protects less; escalate: [balanced, strong] goes on from one to "
-    "the other only where it must."
+    "and takes longer; subtle shows less and protects less."
 )
 NAMES, REASONS = 2, 9
 """How many pictures are named for each reason, and how many reasons for each kind: as a screen has room."""
