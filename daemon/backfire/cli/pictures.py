@@ -228,8 +228,9 @@ def verify(
 ) -> None:
     """Replay the edits on a protected picture: exit 0 protected, 3 weak or failed, 2 if it cannot be judged.
 
-    The receipt is looked for beside the picture and among the reports of its job. A copy is named with
-    --as-published, beside the protected picture or, where there is none, the --original.
+    The receipt is looked for beside the picture and among the reports of its job. To judge a
+    copy that a site saved, give --as-published COPY together with the protected picture, or with --original
+    if you no longer have that.
     """
     from backfire import api
 

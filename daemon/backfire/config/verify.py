@@ -47,8 +47,9 @@ class Verify(Section):
     far_ssim_min: Share = 0.92
     """The least SSIM that an edit 32 px or more away from the region must keep."""
     control_factor: Annotated[float, Field(ge=0)] = 2.0
-    """An edit of the region must break this many times as much as it does under plain noise of the same
-    size; in other tools than the first it may instead leave so many times less than noise leaves."""
+    """The effect (1 - SSIM) must be so many times that of plain noise. Where that cannot be in another tool
+    than the first, because noise breaks more than half, the SSIM left must be so many times smaller than
+    noise leaves."""
 
     @field_validator("paths")
     @classmethod
