@@ -1,4 +1,4 @@
-"""Tables of figures for the documentation, from the tables that the benchmarks wrote.
+"""Tables of figures for the documentation, from the tables and rows that the benchmarks wrote.
 
 So no figure in the documentation can differ from what was measured. The benchmarks' tables have means, and
 the worst in brackets.
@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 from backfire.attack_paths import PATHS, USUAL
-from backfire.types import Family
+from backfire.config import Verify
+from backfire.evaluate.judge import EditResult, first_paths, misses
+from backfire.types import Family, MaskKind
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
 RESULTS = BENCHMARKS / "protection"
@@ -87,6 +90,36 @@ def kept_edits() -> str:
             edits = (of.get(name) for name in names)
             cells = (f"{row['SSIM (worst)']}, {row['n']}" if row else "" for row in edits)
             lines.append(_line(label, f"`{strength}`", *cells))
+    return "\n".join(lines)
+
+
+def a_little_more() -> str:
+    """How many edits of a little more than the region break in each tool, and what half of it keeps.
+
+    They break by the thresholds of the verdict; the share is of the mean effect, 1 - SSIM, in the first tool.
+    """
+    lines: list[str] = []
+    for label, name in IN_TOOLS.items():
+        more: dict[str, list[tuple[bool, float]]] = {}
+        effects: dict[MaskKind, list[float]] = {MaskKind.TRIGGER: [], MaskKind.PARTIAL: []}
+        for line in (BENCHMARKS / "paths" / name / "rows.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            edits = [EditResult.of(one) for one in row["edits"] if not one["held_out"]]
+            first = first_paths(edits)
+            for edit in edits if row["strength"] == "balanced" else ():
+                is_first = edit.path == first[edit.editor, edit.region]
+                kind = MaskKind(edit.mask_kind)
+                if kind == MaskKind.DILATED:
+                    broken = not misses(edit, Verify(), first=is_first)
+                    more.setdefault(edit.path, []).append((broken, edit.ssim))
+                elif kind in effects and is_first:
+                    effects[kind].append(1 - edit.ssim)
+        lines = lines or _head(
+            "pictures", "edits", *(PATHS[path].tool for path in more), "half of the region keeps"
+        )
+        cells = (f"{sum(b for b, _ in found)}, {mean(s for _, s in found):.3f}" for found in more.values())
+        whole, half = (mean(found) for found in effects.values())
+        lines.append(_line(label, str(len(next(iter(more.values())))), *cells, f"{half / whole:.0%}"))
     return "\n".join(lines)
 
 

@@ -64,6 +64,7 @@ def generated() -> Mapping[Path, bytes]:
         "evaluation.md": {
             "in-tools": figures.in_tools(),
             "kept-edits": figures.kept_edits(),
+            "a-little-more": figures.a_little_more(),
             "verdicts": figures.verdicts(),
             "other-edits": figures.treated("Other edits of the region"),
             "treatments": figures.treated("After treatments"),
