@@ -122,7 +122,8 @@ def test_other_lights_and_backdrops_are_pictures_of_the_same_size() -> None:
     lights = [data.toned(piece, rng) for _ in range(8)]
     backdrops = [data.plain(64, rng) for _ in range(8)]
     for made in [*lights, *backdrops]:
-        assert (made.shape, made.dtype) == ((64, 64, 3), np.uint8)
+        assert made.shape == (64, 64, 3)
+        assert made.dtype == np.uint8
     assert len({light.tobytes() for light in lights}) == 8
     # What is light in one place and dark in another stays so; a backdrop has no edges.
     for light in lights:
