@@ -189,11 +189,12 @@ def judged_px(work_px: int) -> int:
     return max(2 * work_px, MOST_PX)
 
 
-def figures(edits: Sequence[Edit], kind: MaskKind) -> dict[str, Any]:
+def figures(edits: Sequence[Edit], kind: MaskKind) -> list[dict[str, Any]]:
     """The figures of an `EditResult`: means over the masks of all calls.
 
-    Of edits that are to break, those of the call that breaks least: a large one that breaks makes no small
-    one good. SSIM and its control are of the same call, as they are compared.
+    Of edits that are to break, those of each call, of which the worst counts (see `judge.worst`): a large one
+    that breaks makes no small one good. SSIM and its control are of the same call, as they are compared, the
+    others the worst of all calls.
     """
     shares = np.array([edit.mask.sum() for edit in edits]) / sum(edit.mask.sum() for edit in edits)
 
@@ -203,16 +204,16 @@ def figures(edits: Sequence[Edit], kind: MaskKind) -> dict[str, Any]:
     ssim = of_each(lambda edit: masked_ssim(edit.pictures[0], edit.pictures[1], edit.mask))
     l1 = of_each(lambda edit: _l1(edit.pictures[0], edit.pictures[1], edit.mask))
     if kind not in BREAKING:
-        return {"ssim": float(shares @ ssim), "l1": float(shares @ l1)}
-    least = int(ssim.argmax())  # of a NaN, if there is one
+        return [{"ssim": float(shares @ ssim), "l1": float(shares @ l1)}]
     seen = of_each(lambda edit: visible(edit.pictures[0], edit.pictures[1], edit.mask))
-    found = {"ssim": float(ssim[least]), "l1": float(l1.min()), "visible": float(seen.min())}
-    if len(edits[0].pictures) > 2:
-        before, _, after = edits[least].pictures
-        found["control_ssim"] = masked_ssim(before, after, edits[least].mask)
+    common = {"l1": float(l1.min()), "visible": float(seen.min())}
     if all(edit.target is not None for edit in edits):
         far = of_each(lambda edit: _l1(edit.target, edit.pictures[1], edit.mask))
-        found["target_distance"] = float(far.max())
+        common["target_distance"] = float(far.max())
+    found = [{**common, "ssim": float(one)} for one in ssim]
+    if len(edits[0].pictures) > 2:
+        for of_call, edit in zip(found, edits, strict=True):
+            of_call["control_ssim"] = masked_ssim(edit.pictures[0], edit.pictures[2], edit.mask)
     return found
 
 

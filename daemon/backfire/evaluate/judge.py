@@ -159,7 +159,7 @@ def judge(
         decides = is_first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
         name = f"region {edit.region}: {edit.mask_kind} edit in {edit.path} by {edit.editor}"
         name += " of the picture on white" if edit.flattened else ""
-        if not np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all():
+        if not _is_finite(edit):
             failed.append(f"{name} gave no finite picture")
         elif not edit.held_out:
             if is_asked(edit, first=is_first):
@@ -242,6 +242,25 @@ def misses(edit: EditResult, settings: Verify, *, first: bool = True) -> list[st
         first: whether it was replayed on the editor's first attack path, see `first_paths`.
     """
     return [miss for _, miss in _missed(edit, settings, first)]
+
+
+def worst(calls: Sequence[EditResult], settings: Verify, *, first: bool = True) -> EditResult:
+    """Of the calls in which a tool makes one edit, that which counts: it misses most, or keeps the most SSIM.
+
+    Args:
+        first: as in `misses`.
+    """
+
+    def gravity(edit: EditResult) -> tuple[bool, bool, float, float]:
+        decides = first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
+        most = max((factor for factor, _ in _missed(edit, settings, first)), default=0.0)
+        return not _is_finite(edit), decides and bool(_not_broken(edit, "", settings)), most, edit.ssim
+
+    return max(calls, key=gravity)
+
+
+def _is_finite(edit: EditResult) -> bool:
+    return bool(np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all())
 
 
 def limits(edit: EditResult, settings: Verify, *, first: bool = True) -> tuple[str, str, str]:

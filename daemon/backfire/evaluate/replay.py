@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from backfire.attack_paths.handed import MOST_CALLS
 from backfire.attack_paths.tensors import crop_tensor, picture_parts, to_picture
 from backfire.config import Verify
 from backfire.evaluate.edits import Edit, Editors, Replayer, figures, in_levels
-from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter
+from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter, worst
 from backfire.evaluate.panels import edited_part, panels
 from backfire.evaluate.sheet import Pair, Panels, pair
 from backfire.imaging import masks
@@ -33,6 +34,8 @@ from backfire.types import Box, Mask, MaskKind, Rgb
 
 MOST_PANELS = 6
 """Regions shown to a person; the pictures of each take megabytes."""
+USUAL = Verify()
+"""The thresholds where none are set."""
 STEADY = 0.98
 """The SSIM that two edits of one picture by a held-out editor have at least; rounding takes a thousandth."""
 
@@ -60,6 +63,7 @@ def replay(
     *,
     target: str,
     rng: np.random.Generator,
+    thresholds: Verify = USUAL,
     everywhere: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Replayed:
@@ -70,6 +74,7 @@ def replay(
         crops: what was optimised.
         target: `protect.target`; `flat` and `inverted` are measured against their target picture.
         rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
+        thresholds: of an edit that a tool makes in several calls, that call counts which misses most of them.
         everywhere: whether surrogates make all edits on every path, see `wanted`.
         progress: called with (done, total), before the first region and then for each region and editor.
     """
@@ -81,7 +86,7 @@ def replay(
     region = done = 0
     progress(done, total)
     for crop in crops:
-        pictures = [original, published, _controlled(original, published, crop, rng)]
+        pictures = [original, published, controlled(original, published, crop.box, rng)]
         # The colour of `flat` is that furthest from what was optimised, not from what each tool hands over.
         towards = target_picture(target, crop_tensor(original, crop, editors.device))
         for index in range(len(crop.regions)):
@@ -115,17 +120,12 @@ def replay(
                         found.not_measured.extend(f"{of}: {told}" for told in said)
                         smaller.update([path] if said else [])
                     measured = figures(edits, kind)
-                    if is_held_out and measured.pop("control_ssim") < STEADY:
+                    if is_held_out and any(of_call.pop("control_ssim") < STEADY for of_call in measured):
                         steady = False
                         continue
-                    row = EditResult(
-                        editor=editor.name,
-                        region=region,
-                        held_out=is_held_out,
-                        path=path,
-                        mask_kind=kind,
-                        **measured,
-                    )
+                    result = partial(EditResult, editor.name, region, kind, held_out=is_held_out, path=path)
+                    calls = [result(**of_call) for of_call in measured]
+                    row = worst(calls, thresholds, first=path == paths[0])
                     of_region.append(row)
                     if len(found.panels) < MOST_PANELS:
                         before, after = (edited_part(pictures[one], edits, one, crop.box) for one in (0, 1))
@@ -216,15 +216,9 @@ def holds(
                 edits = replayer.edits([original, published], kinds[kind], path, kind)
                 if not edits:
                     continue
-                result = EditResult(
-                    editor.name,
-                    region=0,
-                    held_out=False,
-                    mask_kind=kind,
-                    path=path,
-                    **figures(edits, kind),
-                )
-                if misses(result, thresholds, first=path == first):
+                result = partial(EditResult, editor.name, 0, kind, held_out=False, path=path)
+                calls = [result(**of_call) for of_call in figures(edits, kind)]
+                if any(misses(call, thresholds, first=path == first) for call in calls):
                     return False
     return True
 
@@ -247,12 +241,11 @@ def control(before: Tensor, after: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.where((moved < 0) | (moved > 1), before - noise, moved).clamp(0, 1)
 
 
-def _controlled(original: Rgb, published: Rgb, crop: Crop, rng: np.random.Generator) -> Rgb:
-    """The original with `control` in a crop, in whole levels as a file would hold it."""
-    here = crop.box.slices
-    before, after = (picture_parts([rgb], crop.box, torch.device("cpu")) for rgb in (original, published))
+def controlled(original: Rgb, published: Rgb, box: Box, rng: np.random.Generator) -> Rgb:
+    """The original with `control` in a part of it, in whole levels as a file would hold it."""
+    before, after = (picture_parts([rgb], box, torch.device("cpu")) for rgb in (original, published))
     noisy = original.copy()
-    noisy[here] = in_levels(to_picture(control(before, after, rng)[0]))
+    noisy[box.slices] = in_levels(to_picture(control(before, after, rng)[0]))
     return noisy
 
 

@@ -236,6 +236,7 @@ class Run:
             editors,
             target=self.settings.protect.target,
             rng=_generator(job_key(self.input_sha256, self.mask_sha256, ""), "verify"),
+            thresholds=self.settings.verify,
             progress=lambda done, total: self.progress("verify", done, total),
         )
 

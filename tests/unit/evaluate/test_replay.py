@@ -20,7 +20,7 @@ from backfire.attack_paths.tensors import handed_pictures, to_picture, to_tensor
 from backfire.config import Verify
 from backfire.errors import ConfigError
 from backfire.evaluate.edits import CONTEXT, Editors, Replayer, judged_px
-from backfire.evaluate.judge import EditResult, in_tools, judge, tools
+from backfire.evaluate.judge import EditResult, in_tools, judge, tools, worst
 from backfire.evaluate.panels import panels
 from backfire.evaluate.replay import Asked, Replayed, _masks_by_kind, holds, replay
 from backfire.evaluate.sheet import caption
@@ -418,6 +418,67 @@ def test_of_an_edit_in_parts_the_one_that_breaks_least_counts() -> None:
     assert row.ssim > 0.9, "nearly all of the area is broken, but not the small part"
     assert row.visible is not None
     assert row.visible < 0.1
+
+
+class Startled(Averaging):
+    """Breaks on what has grown brighter; where it repaints few pixels, on anything that has changed."""
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        pattern = torch.rand(image.shape[2:], generator=torch.Generator().manual_seed(0))
+        changed = (image != image[:1]).flatten(1).any(dim=1)[:, None, None, None]
+        brighter = image.mean(dim=(1, 2, 3), keepdim=True) > image[:1].mean() + 2 / 255
+        few = mask.sum(dim=(1, 2, 3), keepdim=True) <= 500
+        broken = torch.where(few, 1 - pattern, 0.1 * pattern + 0.9 * (1 - pattern))
+        return torch.where(mask > 0.5, torch.where(brighter | (few & changed), broken, pattern), image)
+
+
+def test_of_an_edit_in_parts_one_that_noise_breaks_as_much_is_no_protection() -> None:
+    """Although in another part more is left, which noise does not break."""
+    original, region = spotted([40, 20])
+    crops = cropping.plan([region], 900, 1600, margin=128, work=768)
+    published = np.clip(original.astype(int) + 4, 0, 255).astype(np.uint8)
+    editors = Editors(CPU, [Startled()], paths={"averaging": ("iopaint",)})
+    found = replay(original, published, crops, editors, target="away", rng=np.random.default_rng(0))
+    row = found.edits[0]
+    assert row.ssim == pytest.approx(row.control_ssim, abs=0.01), "of the part that noise breaks as much"
+    verdict, reasons = judge(found.edits, 4, Budget(4), Verify())
+    assert verdict == Verdict.FAILED
+    assert "plain noise by" in reasons[0]
+
+
+def test_a_held_out_editor_is_to_be_steady_in_each_part_of_an_edit() -> None:
+    class Unsteady(Averaging):
+        name = "unsteady"
+
+        def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+            fill = torch.rand(image.shape[2:], generator=torch.Generator().manual_seed(0)).expand_as(image)
+            if mask[0].sum() > 500:  # edits of one picture differ, and that of the published one most
+                fill = fill + torch.tensor([0.0, 1.0, 0.3])[:, None, None, None] * torch.rand(image.shape)
+            return torch.where(mask > 0.5, fill.clamp(0, 1), image)
+
+    original, region = spotted([40, 20])
+    crops = cropping.plan([region], 900, 1600, margin=128, work=768)
+    paths = {"averaging": ("iopaint",), "unsteady": ("iopaint",)}
+    editors = Editors(CPU, [Averaging()], [Unsteady()], paths=paths)
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    assert [why for why in found.cannot_judge if "differ" in why]
+
+
+@pytest.mark.parametrize(
+    ("calls", "counts"),
+    [
+        ([{"ssim": 0.6}, {"ssim": 0.5}], 0),
+        ([{"ssim": 0.6}, {"ssim": 0.3, "control_ssim": 0.55}], 1),
+        ([{"ssim": 0.9}, {"ssim": 0.3, "control_ssim": 0.55}], 1),
+        ([{"ssim": 0.9}, {"ssim": float("nan")}], 1),
+        ([{"ssim": 0.9}, {"control_ssim": float("nan")}], 1),
+    ],
+    ids=["more is left", "noise", "what fails before what is weak", "not finite", "control not finite"],
+)
+def test_the_call_counts_that_misses_most(calls: list[dict[str, Any]], counts: int) -> None:
+    usual = edits()[0]
+    made = [dataclasses.replace(usual, **call) for call in calls]
+    assert worst(made, Verify()) is made[counts]
 
 
 def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
