@@ -149,19 +149,31 @@ def _search(
     (crop,) = cropping.plan(
         [region], height, width, margin=settings.margin_px, work=settings.work_px, whole=settings.whole_px
     )
-    paths = Paths(rgb, [crop], (), [through], machine(), settings.work_px).of(region, crop, rng)
-    bounds = Bounds.of(rgb, crop, settings, np.zeros(rgb.shape, np.float32), grey=False)
+    paths = Paths(
+        rgb,
+        [crop],
+        settings.robust_to,
+        [through],
+        machine(),
+        settings.work_px,
+        first_alone=settings.paths == "first",
+    ).of(region, crop, rng)
+    here = rgb[crop.box.slices]
+    bounds = Bounds.of(rgb, crop, settings, np.zeros(here.shape, np.float32), grey=False)
     budget = Budget(settings.epsilon)
     task = Task(
-        image=to_tensor(rgb, crop.size, machine()),
+        image=to_tensor(here, crop.size, machine()),
         regions=crop.masks(),
         protected=crop.protected(),
         area=plane(bounds.most / budget.unit, crop.size, machine()),
         apart=None if bounds.apart is None else plane(bounds.apart / budget.unit, crop.size, machine()),
         budget=budget,
         paths=[paths],
+        grain=settings.grain_px,
         grids=settings.grids,
-        by_need=True,
+        by_need=settings.paths == "all",
+        hide_weight=settings.hide_weight,
+        robust_to=settings.robust_to,
     )
     method = methods.get(settings.method, [editor])
     assert isinstance(method, IterativeMethod)

@@ -14,16 +14,18 @@ from torch import Tensor
 
 from backfire import config, inpaint
 from backfire.attack_paths import cropping
-from backfire.config import Settings
+from backfire.config import Protect, Settings
 from backfire.errors import ModelError
 from backfire.inpaint.base import Editor
 from backfire.perturb import starts
+from backfire.perturb.methods.base import Task
 from backfire.perturb.methods.iterative import IterativeMethod
 from backfire.perturb.optimiser import Optimiser
 from backfire.pipeline.memory import Frugal
 from backfire.types import Box, Region, Rgb
 from tests.support.pictures import photo
 from tests.unit.inpaint.test_encoders import pair
+from training import start
 from training.__main__ import main
 
 
@@ -160,6 +162,33 @@ def test_a_start_is_part_of_the_configuration_and_its_absence_is_not(base: Path)
     without, with_it = settings(base), settings(base, start="tiles/toy.safetensors")
     assert without.deciding["editors"]["toy"] == {"kind": "latent", "weights": [str(base / "pair")]}
     assert with_it.deciding["editors"]["toy"]["start"] == str(base / "tiles" / "toy.safetensors")
+
+
+def test_a_photograph_larger_than_what_is_worked_whole_is_cropped(base: Path) -> None:
+    (base / "large").mkdir()
+    photo((400, 300)).resize((1200, 900)).save(base / "large" / "0.png")
+    folders = f"--data {base / 'large'} --runs {base / 'large-runs'} --out {base / 'large-tiles'}"
+    file = declared(base)
+    main(f"start {folders} --editors toy --steps 1 --count 1 --config {file}".split())
+    assert (base / "large-tiles" / "toy.safetensors").exists()
+
+
+def test_tiles_are_made_as_the_configuration_optimises(base: Path) -> None:
+    """What a run says that it was made from is what it was made from."""
+    editor = inpaint.get("toy", settings=settings(base))
+    rgb: Rgb = np.asarray(photo((128, 96)))
+
+    def made(**keys: Any) -> Task:
+        protect = Protect(stored_start=False, **keys)
+        work, _ = start._search(rgb, editor, protect, ("iopaint", "forge-whole"), np.random.default_rng(0))
+        return work
+
+    work = made(hide_weight=7, grain_px=2, robust_to=("jpeg",), paths="first")
+    assert (work.hide_weight, work.grain, work.robust_to) == (7, 2, ("jpeg",))
+    assert not work.by_need
+    assert len(work.inputs(0)[0]) == 1, "the first of both paths"
+    assert made().by_need
+    assert len(made().inputs(0)[0]) == 2
 
 
 def test_a_method_that_begins_with_no_stored_start_is_refused(base: Path) -> None:
