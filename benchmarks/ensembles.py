@@ -88,24 +88,27 @@ def measured(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """By ensemble, way and editor: the effect, that of the editor alone, and the share that is kept."""
-    lines = ["| ensemble | way | editor | n | effect | alone | kept | PSNR | CPU s |", "|---" * 9 + "|"]
+    """By set, ensemble, way and editor: the effect, that of the editor alone, and the share that is kept."""
+    lines = [
+        "| set | ensemble | way | editor | n | effect | alone | kept | PSNR | CPU s |",
+        "|---" * 10 + "|",
+    ]
     alone = {
         (row["set"], row["picture"], name): effect
         for row in rows
         if row["way"] == ALONE
         for name, effect in row["effects"].items()
     }
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in (row for row in rows if row["way"] != ALONE):
-        groups.setdefault(("+".join(row["effects"]), row["way"]), []).append(row)
-    for (ensemble, way), group in groups.items():
+        groups.setdefault((row["set"], "+".join(row["effects"]), row["way"]), []).append(row)
+    for (of, ensemble, way), group in groups.items():
         psnr, cpu_s = (np.mean([row[key] for row in group]) for key in ("psnr", "cpu_s"))
         for name in group[0]["effects"]:
             got = np.mean([row["effects"][name] for row in group])
             own = np.mean([alone[row["set"], row["picture"], name] for row in group])
             figures = f"{got:.3f} | {own:.3f} | {got / own:.0%} | {psnr:.1f} | {cpu_s:.0f}"
-            lines.append(f"| {ensemble} | {way} | {name} | {len(group)} | {figures} |")
+            lines.append(f"| {of} | {ensemble} | {way} | {name} | {len(group)} | {figures} |")
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ from backfire.evaluate import judge as judging
 from backfire.evaluate.edits import Editors
 from backfire.evaluate.judge import EditResult
 from backfire.evaluate.metrics import Picture, masked_ssim, psnr_over
-from backfire.evaluate.replay import replay
+from backfire.evaluate.replay import controlled, replay
 from backfire.imaging import masks
 from backfire.inpaint import hardware
 from backfire.inpaint.base import Editor
@@ -312,21 +312,28 @@ def verdicts(
         everywhere: whether surrogates make all edits on every path, and not only those of the region.
         controls: whether to judge the two controls, too.
     """
-    perturbation = made.rgb.astype(np.int16) - case.rgb
-    signs = np.random.default_rng([*case.seed, 1]).choice(
-        np.array([-1, 1], np.int16), size=perturbation.shape
-    )
-    noise = np.clip(case.rgb + np.abs(perturbation) * signs, 0, 255).astype(np.uint8)
+    height, width = case.rgb.shape[:2]
+    everything, seed = Box(0, 0, width, height), [*case.seed, 1]
+    noise = controlled(case.rgb, made.rgb, everything, np.random.default_rng(seed))
     edits, found = list[EditResult](), {}
     pictures = {"noise": noise, "unchanged": case.rgb} if controls else {}
+    regions = sum(len(crop.regions) for crop in made.crops)
     for name, rgb in {**pictures, "published": made.rgb}.items():
         rng = np.random.default_rng(case.seed)
         editors = Editors(CPU, surrogates, held_out if rgb is made.rgb else (), paths)
-        edits = replay(
+        replayed = replay(
             case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng, everywhere=everywhere
-        ).edits
-        largest = imaging.max_change(rgb, case.rgb)
-        found[name] = judging.judge(edits, largest, Budget(settings.epsilon), Verify())[0].value
+        )
+        edits, largest = replayed.edits, imaging.max_change(rgb, case.rgb)
+        verdict, _ = judging.judge(
+            edits,
+            largest,
+            Budget(settings.epsilon),
+            Verify(),
+            regions=regions,
+            cannot_judge=replayed.cannot_judge,
+        )
+        found[name] = verdict.value
     return edits, found
 
 

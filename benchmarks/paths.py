@@ -138,28 +138,34 @@ def _verdicts(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Bars of the share of the region over which its edit is plainly another, by tool, as a PNG.
 
-    A bar for each strength, judged by its surrogate, and one for the last strength by the last held-out
-    editor; the marks are single pictures.
+    A bar for each set and strength, judged by its surrogate, and one for the last strength by the last
+    held-out editor; the marks are single pictures.
     """
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
         for edit in row["edits"]:
             if edit["mask_kind"] == "trigger":
-                by = found.setdefault((row["strength"], edit["editor"]), {})
+                by = found.setdefault((row["set"], row["strength"], edit["editor"]), {})
                 by.setdefault(edit["path"], []).append(100 * edit["visible"])
-    strengths, judges = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
-    shown = dict.fromkeys([*((strength, judges[0]) for strength in strengths), (strengths[-1], judges[-1])])
-    found = {key: found[key] for key in shown}
+    last: dict[str, str] = {}
+    for of, strength, _ in found:
+        last[of] = strength
+    judges = list(dict.fromkeys(judge for *_, judge in found))
+    found = {
+        (of, strength, judge): by
+        for (of, strength, judge), by in found.items()
+        if judge == judges[0] or (strength, judge) == (last[of], judges[-1])
+    }
     tools = list(dict.fromkeys(tool for by in found.values() for tool in by))
     wide = 0.8 / len(found)
     with plots.axes(path, (9.0, 4.2), ylabel="share of the region plainly different, %") as axes:
-        for number, ((strength, judge), by) in enumerate(found.items()):
+        for number, ((of, strength, judge), by) in enumerate(found.items()):
             at = [index + (number - (len(found) - 1) / 2) * wide for index in range(len(tools))]
             bars = axes.bar(
                 at,
                 [float(np.mean(by.get(tool, [0]))) for tool in tools],
                 wide * 0.9,
-                label=f"strength {strength}, edits by {judge}",
+                label=f"{of}: strength {strength}, edits by {judge}",
             )
             for x, bar, tool in zip(at, bars, tools, strict=True):
                 axes.plot([x] * len(by.get(tool, [])), by.get(tool, []), ".", color="black", markersize=3)

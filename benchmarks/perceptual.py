@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from backfire.evaluate.metrics import Picture
+from backfire.files import durable
 
 Distance = Callable[[Picture, Picture], float]
 Features = Callable[[Picture], list[float]]
@@ -67,6 +69,13 @@ def clip(folder: Path | None) -> Features | None:
         return [round(value, 5) for value in embedded.tolist()]
 
     return features
+
+
+def clip_digest(folder: Path) -> str:
+    """A digest of the weights and the configuration of a CLIP vision model, which decide its features."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".bin", ".json"})
+    digests = (f"{path.name} {durable.file_sha256(path)}" for path in files)
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:8]
 
 
 def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -108,12 +108,14 @@ def what(
     declared: Settings | None = None,
     *,
     lpips: bool = False,
+    clip: str | None = None,
 ) -> Row:
     """Everything that a row depends on, except for the code.
 
     Args:
         declared: the configuration that declares editors and attack paths.
         lpips: whether the weights of LPIPS are there.
+        clip: the name and the digest of the CLIP vision model, as `NAME@DIGEST`.
     """
     names = [one.name for one in judges]
     more = measure.declarations(declared, names)
@@ -130,7 +132,7 @@ def what(
         "with_lpips": lpips,
         "plain": given.plain,
         "verdicts": given.verdicts,
-        "clip": None if given.clip is None else given.clip.name,
+        "clip": clip,
         "settings": plan.settings.model_dump(mode="json", exclude={"surrogates", "device", "attempts"}),
     }
 
@@ -205,6 +207,7 @@ def main(argv: Sequence[str]) -> int:
         raise SystemExit(str(error)) from error
     ways = plans(given, judges)
     distance, features = perceptual.lpips(), perceptual.clip(given.clip)
+    clip = None if given.clip is None else f"{given.clip.name}@{perceptual.clip_digest(given.clip)}"
     cases = sets.chosen(given)
     measure.warm(judges)
     journal, rows = Journal(given.out / "rows.jsonl"), list[Row]()
@@ -216,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
                 bar.update(task, description=f"{plan.name} {case.name}")
                 rows.append(
                     journal.row(
-                        what(plan, case, judges, given, declared, lpips=distance is not None),
+                        what(plan, case, judges, given, declared, lpips=distance is not None, clip=clip),
                         partial(measured, plan, trial, verdicts=given.verdicts, declared=declared),
                     )
                 )

@@ -149,7 +149,9 @@ def equal(
     wanted_by = of_strength(reference)
     if steps.reference is not None:
         wanted_by = wanted_by.model_copy(update={"iterations": steps.reference})
-    made = measure.protected(case, wanted_by, [editor], whole=whole and fits)
+    paths = measure.paths_of([editor.name], None)
+    through = [paths[editor.name]] if wanted_by.paths == "all" else ()
+    made = measure.protected(case, wanted_by, [editor], whole=whole and fits, through=through)
     cost = made.cpu_s
     if not fits:
         side = int(np.sqrt(most * 1e6))
@@ -177,6 +179,11 @@ def equal(
         "ratio": round(cost / max(reached.cpu_s, 1e-3), 2),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def _of(case: Case) -> Row:
+    """What a row says of its picture."""
+    return {"picture": case.name, "pixels": case.pixels}
 
 
 def point(what: Row) -> Row:
@@ -227,7 +234,8 @@ def table(rows: Sequence[Row]) -> str:
     for key in dict.fromkeys(map(_kind, runs)):
         here = [row for row in runs if _kind(row) == key]
         size, reference, method = key
-        ratios = [row["ratio"] for row in here if not row["short"]]
+        reached = [row for row in here if not row["short"]]
+        ratios = [row["ratio"] for row in reached]
         spread = (
             f"{np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})" if ratios else "not reached"
         )
@@ -238,12 +246,12 @@ def table(rows: Sequence[Row]) -> str:
                 reference,
                 method,
                 f"{len(ratios)} of {len(here)}",
-                _mean(here, "reference", "effect", 3),
-                _mean(here, "ours", "effect", 3),
-                _mean(here, "reference", "psnr", 1),
-                _mean(here, "ours", "psnr", 1),
-                _mean(here, "reference", "cpu_s", 1) + scaled,
-                _mean(here, "ours", "cpu_s", 1),
+                _mean(reached, "reference", "effect", 3),
+                _mean(reached, "ours", "effect", 3),
+                _mean(reached, "reference", "psnr", 1),
+                _mean(reached, "ours", "psnr", 1),
+                _mean(reached, "reference", "cpu_s", 1) + scaled,
+                _mean(reached, "ours", "cpu_s", 1),
                 ", ".join(str(row["ours"]["iterations"]) for row in here),
                 spread,
             ]
@@ -272,6 +280,8 @@ def table(rows: Sequence[Row]) -> str:
     loads = [row["load"] for row in rows]
     cost = "CPU seconds of optimising, the search of its start included"
     note = f"{cost}; the machine's load was {min(loads):g} to {max(loads):g}."
+    if lines:
+        note += " Means are over the pictures in which the effect was reached."
     return "\n\n".join([*parts, note])
 
 
@@ -282,7 +292,8 @@ def _kind(row: Row) -> tuple[tuple[int, int], str, str]:
 
 
 def _mean(rows: Sequence[Row], who: str, what: str, digits: int) -> str:
-    return f"{np.mean([row[who][what] for row in rows]):.{digits}f}"
+    """The mean of a figure, or a dash where there are no rows."""
+    return f"{np.mean([row[who][what] for row in rows]):.{digits}f}" if rows else "-"
 
 
 def plot(rows: Sequence[Row], folder: Path) -> None:
@@ -349,7 +360,7 @@ def main(argv: Sequence[str]) -> int:
             for case in pictures(given.runs, *size, given.data):
                 bar.update(task, description=f"{size[0]}x{size[1]} {reference} {case.name}")
                 method = given.method if given.reach_px is None else f"{given.method} to {given.reach_px} px"
-                what = {"kind": "equal", "size": list(size), "picture": case.name, "method": method}
+                what = {"kind": "equal", "size": list(size), "method": method, **_of(case)}
                 what["reference_strength"] = reference
                 what["settings"] = [
                     one.model_dump(mode="json", exclude={"device", "attempts"})
@@ -365,6 +376,8 @@ def main(argv: Sequence[str]) -> int:
                 rows.append(journal.row(what, run))
                 bar.advance(task)
         for what in points:
+            width, height = what["size"]
+            what |= _of(next(pictures(1, width, height, given.data)))
             bar.update(task, description=f"{what['method']} {what['size'][0]}x{what['size'][1]}")
             rows.append(
                 journal.row({"kind": "growth", **what}, partial(_apart, {**what, "data": str(given.data)}))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,9 +22,11 @@ import torch
 from PIL import Image
 
 from backfire import inpaint
+from backfire.attack_paths.cropping import Crop
 from backfire.config import Protect
+from backfire.evaluate.replay import Replayed
 from backfire.perturb.methods.iterative import summed
-from backfire.types import Rgb
+from backfire.types import Box, Rgb
 from benchmarks import (
     battery,
     detect,
@@ -40,6 +46,7 @@ from benchmarks.measure import Trial
 from benchmarks.rows import CODE, ROOT, Journal, Row, read
 from benchmarks.sets import Case
 from tests.support.pictures import SAMPLES
+from tests.unit.evaluate.test_judge import edits as judged
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +101,16 @@ def test_what_an_ensemble_keeps_is_counted_from_each_editor_alone() -> None:
         return {"set": "dev", "picture": "a", "way": way, "effects": effects, "psnr": 40.0, "cpu_s": 1.0}
 
     rows = [row("alone", x=0.8), row("alone", y=0.4), row("sum", x=0.6, y=0.3), row("pcgrad", x=0.4, y=0.4)]
-    kept_by = [
-        line.split(" | ")[1:3] + line.split(" | ")[6:7] for line in ensembles.table(rows).splitlines()[2:]
-    ]
-    assert kept_by == [
-        ["sum", "x", "75%"],
-        ["sum", "y", "75%"],
-        ["pcgrad", "x", "50%"],
-        ["pcgrad", "y", "100%"],
+    faces = [row("alone", x=0.2), row("alone", y=0.2), row("sum", x=0.1, y=0.2)]
+    rows += [one | {"set": "faces"} for one in faces]
+    cells = [line.strip("| ").split(" | ") for line in ensembles.table(rows).splitlines()[2:]]
+    assert [[of, way, editor, n, kept] for of, _, way, editor, n, _, _, kept, *_ in cells] == [
+        ["dev", "sum", "x", "1", "75%"],
+        ["dev", "sum", "y", "1", "75%"],
+        ["dev", "pcgrad", "x", "1", "50%"],
+        ["dev", "pcgrad", "y", "1", "100%"],
+        ["faces", "sum", "x", "1", "50%"],
+        ["faces", "sum", "y", "1", "100%"],
     ]
 
 
@@ -375,6 +384,32 @@ def test_a_protection_changes_edits_and_an_unchanged_picture_does_not(case: Case
     assert measure.quality(case.rgb, replace(made, rgb=case.rgb))["flip_p99"] == 0
 
 
+def test_verdicts_are_those_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what a held-out editor cannot judge, and with every region, and noise as large at the ends."""
+    white: Rgb = np.full((64, 64, 3), 255, np.uint8)
+    mask = np.zeros((64, 64), np.bool_)
+    mask[16:48, 16:48] = True
+    case = Case("dev", "white", white, (mask,))
+    crop = Crop(Box(0, 0, 64, 64), tuple(case.regions()), (64, 64))
+    made = measure.Made(np.full_like(white, 250), [crop], 0.0, 0.0, 0)
+    replayed, seen = Replayed(judged()), list[Rgb]()
+
+    def replay(original: Rgb, published: Rgb, *_: Any, **__: Any) -> Replayed:
+        seen.append(published)
+        return replayed
+
+    def verdict(made: measure.Made) -> str:
+        return measure.verdicts(case, made, Protect(), [], [], {})[1]["published"]
+
+    monkeypatch.setattr(measure, "replay", replay)
+    assert verdict(made) == "protected"
+    assert np.array_equal(seen[0], made.rgb), "noise that is cut off would be weaker"
+    two = replace(made, crops=[replace(crop, regions=(*crop.regions, *crop.regions))])
+    assert verdict(two) == "failed", "nothing was replayed of one of them"
+    replayed.cannot_judge.append("region 0: the held-out editor cannot judge")
+    assert verdict(made) == "weak"
+
+
 def test_large_pictures_reach_the_editor_cropped() -> None:
     rgb = np.zeros((700, 900, 3), np.uint8)
     mask = np.zeros((700, 900), dtype=np.bool_)
@@ -456,6 +491,75 @@ def test_ours_stops_where_it_reaches_the_reference(case: Case, reference: str) -
     assert f"| 96x96 | {reference} | implant | 1 of 1 |" in speed.table([run])
 
 
+@pytest.mark.parametrize(("reference", "paths"), [("quick", {"all", "first"}), ("single-path", {"first"})])
+def test_a_reference_is_optimised_through_the_tools_of_its_settings(
+    reference: str, paths: set[str], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through: dict[str, bool] = {}
+    height, width = case.rgb.shape[:2]
+    crop = Crop(Box(0, 0, width, height), tuple(case.regions()), (height, width))
+
+    def protected(case: Case, settings: Protect, *_: Any, **how: Any) -> measure.Made:
+        through[settings.paths] = bool(how.get("through"))
+        return measure.Made(case.rgb, [crop], 1.0, 1.0, 0)
+
+    monkeypatch.setattr(measure, "protected", protected)
+    monkeypatch.setattr(measure, "warm", lambda editors: None)
+    monkeypatch.setattr(Trial, "effect", lambda self, rgb: 0.1)
+    speed.equal(case, inpaint.get("flux2-mini"), "implant", most=1.0, few=1, reference=reference)
+    assert through == {name: name == "all" for name in paths}
+
+
+def test_means_are_over_the_pictures_in_which_the_effect_was_reached() -> None:
+    def row(effect: float, *, short: bool) -> Row:
+        own = {"effect": effect, "psnr": 40.0, "cpu_s": 1.0, "iterations": 4}
+        return {
+            "kind": "equal",
+            "size": [96, 96],
+            "method": "implant",
+            "reference_strength": "paper",
+            "reference": own | {"scaled": False},
+            "ours": own,
+            "short": short,
+            "ratio": 1.0,
+            "load": 0.0,
+        }
+
+    rows = [row(0.2, short=False), row(0.8, short=True)]
+    assert "| 96x96 | paper | implant | 1 of 2 | 0.200 | 0.200 |" in speed.table(rows)
+    assert "| 0 of 1 | - | - |" in speed.table(rows[1:])
+
+
+def test_another_picture_of_a_name_is_another_row(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(speed, "equal", lambda *_, **__: {"short": True, "load": 0.0})
+    monkeypatch.setattr(speed, "_apart", lambda what: {"cpu_s": 1.0, "peak_mb": 1, "load": 0.0})
+    monkeypatch.setattr(speed, "table", lambda rows: "")
+    other = tmp_path / "other"
+    shutil.copytree(data / "pairs", other / "pairs")
+    Image.open(SAMPLES / "coffee.png").resize((128, 128)).save(other / "pairs" / "astronaut.png")
+    log = tmp_path / "out" / "rows.jsonl"
+    for folder, lines in ((data, 2), (data, 2), (other, 4)):
+        arguments = ["--equal", "96", "--sizes", "96", "--regions", "", "--most", "0", "--runs", "1"]
+        assert speed.main([*arguments, "--data", str(folder), "--out", str(log.parent)]) == 0
+        rows = read(log)
+        assert len(rows) == lines
+    assert {row["picture"] for row in rows} == {"astronaut.png"}
+    assert len({row["pixels"] for row in rows}) == 2
+
+
+def test_other_weights_in_a_folder_of_the_same_name_are_other_features(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    digests = set[str]()
+    for weights in (b"one", b"other"):
+        (folder / "model.safetensors").write_bytes(weights)
+        digests.add(perceptual.clip_digest(folder))
+    assert len(digests) == 2
+
+
 def test_time_and_memory_by_size_are_measured_in_processes_of_their_own(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--equal", "", "--sizes", "96x80", "--regions", "", "--few", "1", "--data", str(data)]
@@ -530,6 +634,35 @@ def test_a_table_of_paths_has_every_judge_and_the_controls(
     assert {row[2] for row in rows if row[3:4] == ["trigger"]} == {"flux2-mini", "flux2-micro"}
     assert [row[4] for row in rows if row[:3] == ["dev", single, "1"]] == ["2 failed"]
     assert not [row for row in rows if "balanced" in row], "of which no picture was wanted"
+
+
+def test_sets_are_drawn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: dict[str, list[float]] = {}
+
+    def bar(at: Any, heights: list[float], wide: float, *, label: str) -> list[Any]:
+        bars[label] = heights
+        return [SimpleNamespace(get_height=lambda: 0.0) for _ in heights]
+
+    @contextmanager
+    def axes(*_: Any, **__: Any) -> Iterator[Any]:
+        drawn = MagicMock()
+        drawn.bar = bar
+        yield drawn
+
+    def row(of: str, strength: str, visible: float) -> Row:
+        edit = {"mask_kind": "trigger", "path": "iopaint", "visible": visible}
+        return {"set": of, "strength": strength, "edits": [{**edit, "editor": one} for one in ("a", "b")]}
+
+    monkeypatch.setattr(plots, "axes", axes)
+    rows = [row("dev", "quick", 0.2), row("dev", "balanced", 0.6), row("faces", "balanced", 0.4)]
+    paths.plot(rows, tmp_path / "tools.png")
+    assert bars == {
+        "dev: strength quick, edits by a": [20.0],
+        "dev: strength balanced, edits by a": [60.0],
+        "dev: strength balanced, edits by b": [60.0],
+        "faces: strength balanced, edits by a": [40.0],
+        "faces: strength balanced, edits by b": [40.0],
+    }
 
 
 def test_paths_can_be_judged_on_further_paths_with_every_edit_and_without_controls(
