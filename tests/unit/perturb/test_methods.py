@@ -25,6 +25,7 @@ from backfire.inpaint.base import Editor
 from backfire.perturb import bounds, contrast_masking
 from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
+from backfire.perturb.methods.baseline import Baseline
 from backfire.perturb.methods.encoder import Encoder
 from backfire.perturb.methods.implant import Implant
 from backfire.perturb.methods.iterative import MOMENTUM, IterativeMethod, Search, budget_step, neediest
@@ -313,6 +314,33 @@ def test_what_no_iteration_renews_fades_but_not_what_another_crop_made() -> None
     assert torch.allclose(replace(work, there=there).decayed(perturbation), torch.full((1, 3, 8, 8), 0.019))
     assert torch.equal(replace(work, there=there).decayed(there), there)
     assert torch.equal(replace(work, decay=0.0).decayed(perturbation), perturbation)
+
+
+def test_the_baseline_adds_to_what_another_crop_made() -> None:
+    mask = np.zeros((32, 32), dtype=np.bool_)
+    mask[8:24, 8:24] = True
+    work = Task(torch.full((1, 3, 32, 32), 0.5), [mask], mask, torch.ones(1, 1, 32, 32), Budget(6.4))
+    there = torch.zeros(1, 3, 32, 32)
+    there[..., 16:] = work.budget.unit * torch.tensor([1.0, -1.0]).repeat(8)
+
+    def made(work: Task) -> Tensor:
+        return (
+            Baseline()
+            .run(
+                work,
+                [Counting()],
+                iterations=2,
+                target="away",
+                rng=np.random.default_rng(0),
+                progress=lambda done, total: None,
+            )
+            .perturbation
+        )
+
+    found = made(replace(work, start=there, there=there))
+    assert torch.allclose(found[..., 16:], there[..., 16:], atol=1e-6)
+    assert torch.equal(found[..., :16], made(work)[..., :16])
+    assert found[..., :16].any()
 
 
 def test_coarse_colour_fades_and_fine_grain_and_brightness_stay() -> None:

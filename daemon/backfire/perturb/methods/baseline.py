@@ -3,7 +3,8 @@
 Noise drawn from U(0, 0.01), Adam at a rate of 0.1 with betas (0.5, 0.5), the perturbation clipped to the
 budget after every step, a flat colour as the target whatever `protect.target` says, and three edits of
 the picture in each iteration: the region, the dilated region, the ring between them. Each clean edit is
-computed anew in every iteration, as in the published LaMa script.
+computed anew in every iteration, as in the published LaMa script. The published script knows no crops: where
+ours overlap, what an earlier one made stays.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class Baseline:
         )
         colour = furthest_colour(task.image).expand_as(task.image)
         noise = rng.uniform(0, NOISE, tuple(task.image.shape)).astype(np.float32)
-        perturbation = torch.from_numpy(noise).to(task.image.device).requires_grad_(True)
+        there = torch.zeros_like(task.image) if task.there is None else task.there
+        # What an overlapping crop made stays: this one adds what is left of the budget.
+        room = (task.area * task.budget.unit - there.abs()).clamp(min=0)
+        perturbation = (there + torch.from_numpy(noise).to(there)).requires_grad_(True)
         adam = torch.optim.Adam([perturbation], lr=RATE, betas=BETAS, eps=TINY)
         saliency = [torch.zeros_like(task.image[0, 0]) for _ in surrogates]
 
@@ -69,6 +73,7 @@ class Baseline:
                 saliency[index] += gradient[0].abs().mean(dim=0) / iterations
             adam.step()
             with torch.no_grad():
-                perturbation.copy_(task.project(perturbation))
+                own = (perturbation - there).clamp(-room, room)
+                perturbation.copy_(task.project(there + own))
             progress(iteration + 1, iterations)
         return Proposal(perturbation.detach(), tuple(saliency), iterations)
