@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+from torch import Size, Tensor, nn
 
 from backfire import attack_paths, config, inpaint, weights
 from backfire.config import Folders, Settings
 from backfire.errors import BackfireError
 from backfire.files import durable
+from backfire.inpaint.encoders import EncoderEditor
+from backfire.inpaint.latent import InpaintNet
 from training import autoencoder, lama, latent_pair, ldm_mini, start, student
-from training.run import Options
+from training.run import Options, weights_of
 
 WEIGHTS = Path("daemon/backfire/inpaint/weights")
 STARTS = Path("daemon/backfire/perturb/starts")
@@ -44,19 +47,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         help="student, inpainter: an editor's file, with whose weights the training starts",
     )
-    parser.add_argument("--channels", type=int, default=64, help="student: channels of its convolutions")
+    parser.add_argument(
+        "--channels", type=_whole(8, 8), default=64, help="student: channels of its convolutions"
+    )
     parser.add_argument(
         "--kind",
         choices=["latent", "ldm", "lama"],
         default="latent",
         help="judge: kind of editor of --weights",
     )
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=_whole(1), default=6000)
     parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="end after this time if before --steps"
+        "--minutes", type=_minutes, default=math.inf, help="end after this time if before --steps"
     )
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
+    parser.add_argument("--batch", type=_whole(1), default=12)
+    parser.add_argument("--size", type=_whole(8, 8), default=128, help="side of a crop in pixels")
     parser.add_argument("--config", type=Path, help="start: a configuration that declares further editors")
     parser.add_argument(
         "--out",
@@ -65,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models.folder, or the package itself where there is no --config",
     )
     parser.add_argument(
-        "--count", type=int, help="judge: number of pictures (100); start: number of tiles (3)"
+        "--count", type=_whole(1), help="judge: number of pictures (100); start: number of tiles (3)"
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--seed", type=_whole(0), default=1)
+    parser.add_argument("--threads", type=_whole(0), default=0, help="0: all cores")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that prepare crops; about 4 for a GPU"
+        "--workers", type=_whole(0), default=0, help="processes that prepare crops; about 4 for a GPU"
     )
     parser.add_argument(
         "--latents",
@@ -79,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="inpainter, export, judge: the autoencoder on whose latents the net works; student: "
         "the autoencoder to learn from",
     )
-    parser.add_argument("--crops", type=int, default=4800, help="ldm, inpainter: crops encoded in advance")
+    parser.add_argument(
+        "--crops", type=_whole(1), default=4800, help="ldm, inpainter: crops encoded in advance"
+    )
     given = parser.parse_args(argv)
     is_student = given.command.startswith("student")
     if (is_student or given.command == "inpainter") and not given.latents:
@@ -88,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--start {given.start}: it takes the file of an editor, for a student or an inpainter")
     if given.data is None and given.command != "export":
         parser.error(f"{given.command} needs --data, a folder of photographs")
+    if given.start:
+        _require_fit(given)
     if given.threads:
         torch.set_num_threads(given.threads)
     codec, small_lama = given.runs / "autoencoder", given.runs / "lama"
@@ -129,6 +138,68 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"
             )
         state_sum(target)
+
+
+def _whole(least: int, step: int = 1) -> Callable[[str], int]:
+    """Reads an option that is a whole number, `least` or more, in steps of `step`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or int(text) % step:
+            multiple = f" and a multiple of {step}" if step > 1 else ""
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected a whole number, {least} or more{multiple}; give such a one"
+            )
+        return int(text)
+
+    return read
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0 minutes; give such a number")
+    return minutes
+
+
+def _require_fit(given: argparse.Namespace) -> None:
+    """Refuse a `--start` of which nothing can be trained on: a student may be wider than it, a net may not.
+
+    Raises:
+        SystemExit: it is of another width or architecture.
+    """
+    teacher = EncoderEditor.load("teacher", given.latents)
+    encoder, decoder = student.student_of(teacher, given.channels)
+    expected = f"one of the same architecture with {given.channels} channels at most"
+    remedy = "give --channels as many as it has, or another file"
+    parts: dict[str, nn.Module] = {"encoder": encoder}
+    if given.command == "student-decoder":
+        parts["decoder"] = decoder
+    if given.command == "inpainter":
+        latent = teacher.encoder(torch.zeros(1, 3, 64, 64)).shape[1]
+        parts = {"net": InpaintNet(latent, latent_pair.WIDTH)}
+        expected, remedy = "one as wide as that of flux2-mini, on the same latents", "give another file"
+    for part, module in parts.items():
+        mine, theirs = (_shapes(one) for one in (module.state_dict(), weights_of(given.start, part)))
+        narrower = (
+            part != "net"
+            and mine.keys() == theirs.keys()
+            and all(
+                len(theirs[name]) == len(own) and all(a <= b for a, b in zip(theirs[name], own, strict=True))
+                for name, own in mine.items()
+            )
+        )
+        if mine != theirs and not narrower:
+            raise SystemExit(
+                f"--start {given.start}: got an editor whose {part} does not fit, expected {expected}; "
+                f"{remedy}"
+            )
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _starts(given: argparse.Namespace, common: Options) -> None:

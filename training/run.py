@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backfire.inpaint import hardware
 from backfire.inpaint.encoders import below
 
 
@@ -50,14 +51,38 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The options and digests from which a run was made; empty for one of a version that kept none."""
-    found: dict[str, Any] = torch.load(folder / "last.pt", "cpu", weights_only=True).get("made_from", {})
+    """The options and digests from which a run was made; empty for one of a version that kept none.
+
+    Raises:
+        SystemExit: see `_saved`.
+    """
+    found: dict[str, Any] = _saved(folder).get("made_from", {})
     return found
 
 
 def averages(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run that has a part named `ema`, on the CPU."""
-    found: dict[str, Tensor] = torch.load(folder / "last.pt", "cpu", weights_only=True)["parts"]["ema"]
+    """The averaged weights of a run that has a part named `ema`, on the CPU.
+
+    Raises:
+        SystemExit: see `_saved`.
+    """
+    found: dict[str, Tensor] = _saved(folder)["parts"]["ema"]
+    return found
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """What a run saved last, on the CPU.
+
+    Raises:
+        SystemExit: there is no such run.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        raise SystemExit(
+            f"{path}: no such file, expected a run that has been trained; train it first, or name the folder "
+            "of its runs with --runs"
+        )
+    found: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
     return found
 
 
@@ -167,6 +192,8 @@ class Run:
             if self.progress >= 1:
                 print(f"{self.folder}: this run is done; to train on, give --runs another folder", flush=True)
 
+        self._cut_log()
+
     def _compare(self, kept: dict[str, Any] | None) -> None:
         """Refuse to go on with other options or data, which would mix two trainings without a word."""
         path, given = self.folder / "last.pt", self._made_from()
@@ -209,6 +236,7 @@ class Run:
             * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
         )
 
+    @hardware.memory_kept()
     def loop(self, one: Callable[[int], dict[str, Tensor]], sample: Callable[[], Tensor]) -> None:
         """Runs `one(step)` to the end, logging its losses; `sample()` gives rows of pictures N,3,H,W."""
         last_save = began = time.monotonic()
@@ -227,6 +255,13 @@ class Run:
             if time.monotonic() - last_save > self.save_s or self.progress >= 1:
                 self.save()
                 last_save = time.monotonic()
+
+    def _cut_log(self) -> None:
+        """Take out of the log what was logged after the last save, as those steps are made again."""
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            whole = [line for line in log.read_text().splitlines() if line.endswith("}")]
+            log.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= self.step))
 
     def _log(self) -> None:
         means = {k: round(float(v) / self.summed, 4) for k, v in self.sums.items()}

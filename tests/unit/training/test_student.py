@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
+from backfire.inpaint.latent import InpaintNet
 from tests.support.pictures import photo
 from tests.unit.inpaint.test_encoders import image, pair
 from training import latent_pair, student
-from training.run import Options, weights_of
+from training.__main__ import main
+from training.run import Options, below_names, weights_of
 
 
 def test_it_trains_resumes_is_exported_and_goes_on_from_that(
@@ -65,6 +67,38 @@ def test_a_start_without_what_is_trained_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(b"PK")
     with pytest.raises(SystemExit, match=r"old\.pt: cannot be read"):
         weights_of(tmp_path / "old.pt", "encoder")
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "says"),
+    [
+        (
+            "student",
+            "encoder",
+            r"whose encoder does not fit, expected .* with 16 channels at most; give --ch",
+        ),
+        ("student-decoder", "decoder", r"whose decoder does not fit, expected .* with 16 channels at most;"),
+        ("inpainter", "net", r"whose net does not fit, expected one as wide as that of flux2-mini, on the"),
+    ],
+)
+def test_a_start_of_another_width_or_architecture_is_refused(
+    command: str, part: str, says: str, tmp_path: Path
+) -> None:
+    photo().save(tmp_path / "0.png")
+    files = pair(tmp_path / "pair")
+    teacher = EncoderEditor.load("teacher", files)
+    # The encoder fits where the decoder is to be refused.
+    widths = {"encoder": 24 if part == "encoder" else 16, "decoder": 24}
+    modules: dict[str, torch.nn.Module] = {
+        "encoder": student.student_of(teacher, widths["encoder"])[0],
+        "decoder": student.student_of(teacher, widths["decoder"])[1],
+        "net": InpaintNet(4, (32, 48)),
+    }
+    state = below_names(**{name: module.state_dict() for name, module in modules.items()})
+    save_file(state, tmp_path / "mini.safetensors")
+    given = f"{command} --data {tmp_path} --latents {files[0]},{files[1]} --channels 16"
+    with pytest.raises(SystemExit, match=says):
+        main([*given.split(), "--start", str(tmp_path / "mini.safetensors")])
 
 
 def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from backfire.inpaint.lama import Config, Generator, LamaEditor
 from backfire.inpaint.ldm import LdmEditor
 from tests.support.pictures import photo
 from training import autoencoder, data, lama, ldm_mini
+from training.__main__ import main
 from training.run import Options, Run, save_half
 
 TINY = Config(base=8, blocks=1)
@@ -151,6 +155,66 @@ def test_the_losses_in_the_log_are_means_after_a_resume_too(tmp_path: Path) -> N
     run.loop(lambda step: {"loss": torch.tensor(1.0)}, lambda: torch.zeros(1, 1, 3, 8, 8))
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in logged] == [(4, 1.0), (8, 1.0)]
+
+
+def test_what_was_logged_after_the_last_save_is_not_logged_twice(tmp_path: Path) -> None:
+    def run(steps: int) -> Run:
+        return Run(tmp_path, Options(steps), {}, every=2)
+
+    def one(step: int) -> dict[str, torch.Tensor]:
+        return {"loss": torch.tensor(1.0)}
+
+    first, again = run(4), run(8)
+    first.loop(one, lambda: torch.zeros(1, 1, 3, 8, 8))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "seconds": 0, "loss": 3.0}\n{"step": 8, "sec')
+    again.resume()
+    again.loop(one, lambda: torch.zeros(1, 1, 3, 8, 8))
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in logged] == [(2, 1.0), (4, 1.0), (6, 1.0), (8, 1.0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told to")
+def test_memory_that_a_step_frees_stays_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    libc = SimpleNamespace(
+        mallopt=lambda *_: called.append("kept"), malloc_trim=lambda _: called.append("given back")
+    )
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+
+    def one(step: int) -> dict[str, torch.Tensor]:
+        assert set(called) == {"kept"}
+        return {}
+
+    Run(tmp_path, Options(steps=2), {}).loop(one, lambda: torch.zeros(1, 1, 3, 8, 8))
+    assert called[-1] == "given back"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--size 100", "--size: got '100', expected a whole number, 8 or more and a multiple of 8"),
+        ("--batch 0", "--batch: got '0', expected a whole number, 1 or more;"),
+        ("--steps -1", "--steps: got '-1', expected"),
+        ("--steps many", "--steps: got 'many', expected"),
+        ("--minutes 0", "--minutes: got '0', expected more than 0 minutes"),
+        ("--minutes soon", "--minutes: got 'soon', expected more than 0 minutes"),
+        ("--channels 20", "--channels: got '20', expected"),
+        ("--crops 0", "--crops: got '0', expected"),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of_are_refused(
+    given: str, says: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["autoencoder", "--data", str(photos), *given.split()])
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("editor", ["lama-mini", "ldm-mini", "flux2-mini"])
+def test_an_export_of_what_was_not_trained_says_so(editor: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"last\.pt: no such file, .*train it first, or name .* --runs"):
+        main(["export", "--editor", editor, "--runs", str(tmp_path), "--weights", str(tmp_path / "out")])
 
 
 def test_a_run_of_minutes_ends_in_time_and_can_be_exported(photos: Path, tmp_path: Path) -> None:
