@@ -64,7 +64,8 @@ def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | Non
 
 def _why_not(job: Job, settings: Settings, store: Reader) -> str:
     """Why the files of a failed job cannot be moved back, and what to do."""
-    folders, newer = settings.folders, store.by_path(job.path)[0]
+    folders = settings.folders
+    newer = next(one for one in store.by_path(job.path) if one.state != JobState.SKIPPED)
     if in_failed(job, settings) is not None:
         if (folders.inbox / os.fsdecode(job.path)).exists():
             return f"job {job.id} failed, but the inbox has a file of its name; move that one away first"

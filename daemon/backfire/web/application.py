@@ -29,7 +29,7 @@ from backfire.admin import decisions
 from backfire.admin.outcomes import midnight, outcomes
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
-from backfire.types import Job, Verdict, shown
+from backfire.types import Job, JobState, Verdict, shown
 from backfire.web import actions, files, parameters, picture, today
 from backfire.web.board import ENDED_BADLY, FIRST, PAGE, Board, Daemon
 from backfire.web.documents import Documents
@@ -177,7 +177,8 @@ class Page:
             same_path = self.listing.of_path(job.path)  # the newest first
             others = [other for other in same_path if other.id != job.id][:20]
             # A failure that was tried again, or made up for, asks nobody for anything, as in the lists.
-            later = same_path[0].id if job.state in ENDED_BADLY and same_path[0].id > job.id else None
+            newer = (one.id for one in same_path if one.id > job.id and one.state != JobState.SKIPPED)
+            later = next(newer, None) if job.state in ENDED_BADLY else None
             return self.rendering.render(
                 "picture.html",
                 seen,

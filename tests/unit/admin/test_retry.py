@@ -11,11 +11,11 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from backfire.admin.retry import put_back
+from backfire.admin.retry import put_back, retry
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import InputError, PublishError
-from backfire.types import Job, mask_digest
+from backfire.types import Job, JobState, mask_digest
 from tests.support.page import Desk, desk
 from tests.support.pictures import encoded, photo
 
@@ -110,3 +110,12 @@ def test_what_was_mended_in_failed_goes_back(desk: Desk, told: str) -> None:
     assert (desk.base / "inbox/press/a.jpg").exists() == (told == "of it")
     assert file.exists() == (told != "of it")
     assert note.exists() == (told == "of another")
+
+
+def test_a_later_file_that_was_taken_away_is_no_other_try(desk: Desk) -> None:
+    job = desk.failed("a.jpg")
+    (desk.base / "failed/a.jpg").unlink()
+    desk.job("a.jpg", JobState.SKIPPED)
+    why = retry(job, desk.settings, desk.config, desk.store)
+    assert why is not None
+    assert "its original is gone" in why

@@ -116,6 +116,33 @@ def test_the_page_and_the_commands_count_and_list_the_same(store: Store) -> None
     assert len(store.needing("failed", 1)) == 1
 
 
+def test_a_held_picture_waits_for_its_decision_whatever_comes_after_it(store: Store) -> None:
+    fill(
+        store,
+        ("a", JobState.REVIEW, None),
+        ("a", JobState.ARCHIVED, Verdict.PROTECTED),  # another picture of its name
+        ("b", JobState.REVIEW, None),
+        ("b", JobState.FAILED, None),
+    )
+    listing = Listing(store.path)
+    assert names(listing, "needs") == ["b", "b", "a"]
+    assert [job.name for job in store.needing("held", 9)] == ["b", "a"]
+
+
+def test_a_file_that_was_taken_away_again_takes_no_place(store: Store) -> None:
+    fill(
+        store,
+        ("cut", JobState.FAILED, None),
+        ("cut", JobState.SKIPPED, None),
+        ("weak", JobState.ARCHIVED, Verdict.WEAK),
+        ("weak", JobState.SKIPPED, None),
+    )
+    listing = Listing(store.path)
+    assert names(listing, "needs") == ["cut", "weak"]
+    assert outcomes(listing.tally(0)) == {"weak": 1, "failed": 1, "skipped": 2}
+    assert [job.name for job in store.latest(states=(JobState.FAILED,))] == ["cut"], "retry --failed asks so"
+
+
 def steps_of(listing: Listing, ask: Callable[[], object]) -> int:
     """How many steps of a hundred instructions SQLite takes for an answer, however busy the machine is."""
     steps = 0

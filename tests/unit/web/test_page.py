@@ -455,6 +455,16 @@ def test_a_failure_that_was_tried_again_asks_for_nothing(
     assert says not in page
 
 
+def test_a_failure_keeps_its_buttons_where_a_later_file_was_taken_away(serving: Serving, desk: Desk) -> None:
+    job = desk.failed("a.jpg")
+    desk.job("a.jpg", JobState.SKIPPED)
+    server = serving(desk)
+    server.unlock()
+    page = server.ask(f"/picture/{job.id}").text
+    assert f"/picture/{job.id}/region" in page
+    assert "A later job" not in page
+
+
 def test_a_region_drawn_on_a_failed_picture_becomes_its_mask(serving: Serving, desk: Desk) -> None:
     job = desk.failed("press/a.jpg")
     server = serving(desk)

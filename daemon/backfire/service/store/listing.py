@@ -27,8 +27,15 @@ BUSY_S = 5.0
 
 _COLUMNS = ", ".join(f"j.{field.name}" for field in fields(Job))
 
-_IN_FORCE = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.path = j.path AND later.id > j.id)"
-"""Whether a job is the last one of its path: one that was retried does not count any more."""
+_IN_FORCE = f"""
+    NOT EXISTS (
+        SELECT 1 FROM jobs AS later
+        WHERE later.path = j.path AND later.id > j.id AND later.state != '{JobState.SKIPPED.value}'
+    )"""
+"""Whether a job is the last one of its path: one that was retried does not count any more.
+
+A later one that was skipped has taken no place: its file was taken away again before it was worked.
+"""
 
 
 def _in(states: Sequence[JobState]) -> str:
@@ -37,7 +44,8 @@ def _in(states: Sequence[JobState]) -> str:
 
 _BAD = _in((JobState.FAILED, JobState.QUARANTINED))
 _FAILED = f"j.state IN ({_BAD}) AND {_IN_FORCE}"
-_HELD = f"j.state IN ({_in((JobState.REVIEW,))}) AND {_IN_FORCE}"
+_HELD = f"j.state IN ({_in((JobState.REVIEW,))})"
+"""Held pictures wait for a decision each, whatever became of another file of their name."""
 _OUT = _in((JobState.PUBLISHED, JobState.ARCHIVED))
 _WEAK = f"j.verdict = 'weak' AND j.choice IS NOT 'release' AND +j.state IN ({_OUT}) AND {_IN_FORCE}"
 """The plus keeps SQLite from the index of states, in which nearly all jobs are archived."""
