@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, CDPSession, Page, Route, expect
 
 from backfire.types import Job, JobState, Verdict
 from tests.support.page import Desk, Server, Serving
-from tests.support.pictures import SAMPLES, encoded, photo
+from tests.support.pictures import SAMPLES, encoded, photo, turned
 from tests.support.sandbox import BRISK, QUICK, ROOT, Sandbox, wait_for
 
 SIZE, REGION = (224, 208), (70, 60, 160, 140)
@@ -329,6 +329,29 @@ def test_a_drawing_that_is_refused_is_kept_until_it_is_saved(
     page.get_by_role("button", name="Save and protect").click(timeout=120_000)
     expect(page.get_by_role("alert")).to_contain_text("was saved", timeout=60_000)
     until(page, f"sessionStorage.getItem('drawing /picture/{job.id}') === '[]'")
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "profile"])
+def test_a_region_lies_where_it_was_drawn_on_a_turned_picture(
+    serving: Serving, desk: Desk, page: Page, kind: str
+) -> None:
+    job = desk.failed("a.png", data=turned(photo((160, 120)), kind))
+    serving(desk)
+    unlock(page, desk)
+    page.goto(f"{desk.url}/picture/{job.id}#draw")
+    until(page, "document.querySelector('.easel img').naturalWidth === 120")
+    page.locator(".easel canvas").scroll_into_view_if_needed()
+    box = page.locator(".easel canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3 / 4, steps=3)
+    page.mouse.up()
+    page.get_by_role("button", name="Save and protect").click(timeout=120_000)
+    expect(page.get_by_role("alert")).to_contain_text("was saved", timeout=60_000)
+    with Image.open(desk.base / "inbox/a.mask.png") as mask:
+        assert mask.size == (120, 160)
+        assert mask.getbbox() == pytest.approx((30, 80, 60, 120), abs=2)
 
 
 def test_a_finger_moves_the_picture_at_its_actual_size(serving: Serving, desk: Desk, page: Page) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 SAMPLES = Path(skimage.__file__).parent / "data"
 """The photographs that come with scikit-image."""
@@ -34,6 +34,21 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def turned(picture: Image.Image, kind: str) -> bytes:
+    """A file whose stored pixels are to be turned a quarter to the right: EXIF's orientation 6.
+
+    Args:
+        kind: of Pillow's, or `profile`: a PNG with EXIF as ImageMagick writes it, which browsers ignore.
+    """
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind != "profile":
+        return encoded(picture, kind, exif=exif)
+    block, text = exif.tobytes(), PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
+    return encoded(picture, "PNG", pnginfo=text)
 
 
 def differences(a: bytes, b: bytes) -> np.ndarray:

@@ -40,8 +40,8 @@ ACTIONS = {
 
 GOOD = frozenset(ACTIONS.values())
 OUTCOMES = GOOD | {
-    "no_region_drawn", "too_much", "not_painted", "no_original", "no_region_now", "mask_taken", "name_taken",
-    "action_failed",
+    "no_region_drawn", "too_much", "not_painted", "drawn_on_other", "no_original", "no_region_now",
+    "mask_taken", "name_taken", "action_failed",
 }  # fmt: skip
 """The keys of the texts that say what came of an action."""
 
@@ -136,6 +136,10 @@ def _mask(job: Job, form: Mapping[str, Any], options: Options, painter: Painter)
     if original is None:
         return Outcome("no_original")
     try:
+        if drawn_on := str(form.get("drawn_on") or "")[:20]:  # without its script the page drew nothing
+            size = (painter.paint("size", [original]) or b"").decode()
+            if size and size != drawn_on:  # the browser turned it in another way, and each place is another
+                return Outcome("drawn_on_other", f"{drawn_on} / {size}")
         paint = options.mask_paint_of(job.path)
         mask = painter.paint("mask", [original], shapes=shapes, paint=paint)
     finally:
@@ -147,22 +151,30 @@ def _mask(job: Job, form: Mapping[str, Any], options: Options, painter: Painter)
 
 def _beside(job: Job, mask: bytes, options: Options) -> Path | Outcome:
     """Put a mask beside the place where a failed picture will lie again; returns it, or what hindered it."""
-    failed, target = options.folders["failed"], options.folders["inbox"]
+    failed, target, key = options.folders["failed"], options.folders["inbox"], job.key or ""
     if os.path.lexists(target / os.fsdecode(job.path)):
         return Outcome("name_taken")
     names = [name for name in inbox.mask_names(job.path) if name.endswith(b".png")]
-    # A mask that lies with the failed picture is replaced: `retry` leaves it where a newer one has its name.
-    name = next((one for one in names if inbox.signature(failed, one) is not None), names[0])
-    if os.path.lexists(target / os.fsdecode(name)):
+    if any(os.path.lexists(target / os.fsdecode(name)) for name in names):
+        return Outcome("mask_taken")
+    # Masks that lie with the failed picture keep their names, under which `retry` moves them back: all count.
+    places = ((name, outbox.keyed(failed, name, key)) for name in names)
+    free = (one for one, keyed in places if not _holds(failed, one) and not _holds(failed, keyed))
+    name = next(free, None)
+    if name is None:
         return Outcome("mask_taken")
     try:
-        placed = outbox.place(mask, target, name, key=job.key or "", into_inbox=True)
+        placed = outbox.place(mask, target, name, key=key, into_inbox=True)
     except PublishError as error:
         return Outcome("action_failed", str(error))
     if placed != name:  # another one was put there in the same moment
         (target / os.fsdecode(placed)).unlink(missing_ok=True)
         return Outcome("mask_taken")
     return target / os.fsdecode(placed)
+
+
+def _holds(folder: Path, path: bytes) -> bool:
+    return inbox.signature(folder, path) is not None
 
 
 def drawn(form: Mapping[str, Any]) -> list[dict[str, Any]]:

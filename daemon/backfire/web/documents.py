@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -94,7 +95,7 @@ class Documents:
         return jpeg(painted)
 
     async def published(self, request: Request) -> Response:
-        """The published file: as it is, or as browsers can show it."""
+        """The published file: as it is, or upright and as browsers can show it."""
         return await self._file(request, files.published, await self.job(request))
 
     async def original(self, request: Request) -> Response:
@@ -146,14 +147,17 @@ class Documents:
         if descriptor is None:
             raise HTTPException(404)
         kind = files.kind(descriptor)
-        if kind is not None or "download" in request.query_params:
-            extension = os.path.splitext(shown(job.output_path or job.path))[1].lower()
-            other = files.OTHER_TYPES.get(extension, "application/octet-stream")
-            return self._sent(request, job, descriptor, kind or other, "")
-        try:
-            return jpeg(await self._painting(lambda: self._painter.paint("view", [descriptor])))
-        finally:
-            os.close(descriptor)
+        with ExitStack() as opened:
+            opened.callback(os.close, descriptor)
+            if kind != "image/jpeg" and "download" not in request.query_params:
+                order = "turned" if kind else "view"
+                painted = await self._painting(lambda: self._painter.paint(order, [descriptor]))
+                if painted or kind is None:
+                    return jpeg(painted)
+            opened.pop_all()  # the answer closes it
+        extension = os.path.splitext(shown(job.output_path or job.path))[1].lower()
+        other = files.OTHER_TYPES.get(extension, "application/octet-stream")
+        return self._sent(request, job, descriptor, kind or other, "")
 
     def _sent(self, request: Request, job: Job, descriptor: int | None, kind: str, suffix: str) -> Response:
         if descriptor is None:

@@ -30,6 +30,8 @@ THUMBNAIL = 480
 CHANGE = 2000
 """The longer side of the picture of a change, in pixels."""
 AMPLIFIED = 20
+ORIENTED = (b"Exif", b"eXIf", b"EXIF", b"Raw profile type ", b"irot", b"imir")
+"""What a PNG, WebP or AVIF has if its stored pixels may have to be turned: EXIF, or the container's turn."""
 
 
 def thumbnail(file: bytes) -> bytes:
@@ -43,6 +45,23 @@ def thumbnail(file: bytes) -> bytes:
 def view(file: bytes) -> bytes:
     """The whole picture as a JPEG, for formats that browsers do not show."""
     return _jpeg(Image.fromarray(_decoded(file)), 94)
+
+
+def turned(file: bytes) -> bytes | None:
+    """The whole picture as a JPEG if its stored pixels are to be turned; empty if they are upright.
+
+    Of other formats than JPEG, browsers disagree about what turns them.
+    """
+    if not any(mark in file for mark in ORIENTED):
+        return b""
+    picture = _picture(file)
+    return b"" if picture.orientation == 1 else _jpeg(Image.fromarray(picture.rgb), 94)
+
+
+def size(file: bytes) -> bytes:
+    """Width and height of the upright picture, as `160x120`."""
+    height, width = _decoded(file).shape[:2]
+    return f"{width}x{height}".encode()
 
 
 def change(before: bytes, after: bytes) -> bytes | None:
@@ -89,6 +108,8 @@ def mask(file: bytes, shapes: Sequence[Mapping[str, Any]], paint: str = "white")
 ORDERS: Mapping[str, Callable[..., bytes | None]] = {
     "thumbnail": thumbnail,
     "view": view,
+    "turned": turned,
+    "size": size,
     "change": change,
     "mask": mask,
 }
@@ -105,7 +126,11 @@ def _small_jpeg(file: bytes) -> Image.Image | None:
 
 
 def _decoded(file: bytes) -> Rgb:
-    return imaging.decode(file, name="picture", max_pixels=MOST_PIXELS, frames="first").rgb
+    return _picture(file).rgb
+
+
+def _picture(file: bytes) -> imaging.Picture:
+    return imaging.decode(file, name="picture", max_pixels=MOST_PIXELS, frames="first")
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:

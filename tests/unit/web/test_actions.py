@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backfire.admin.retry import put_back
 from backfire.cli.page import options_of
 from backfire.config import Sidecars
 from backfire.detectors.sidecar import marked
@@ -16,7 +18,7 @@ from backfire.types import Job, JobState
 from backfire.web import actions, paint
 from backfire.web.options import Options
 from tests.support.page import Desk
-from tests.support.pictures import encoded, photo
+from tests.support.pictures import encoded, photo, turned
 
 FORM = {"left": "10", "top": "20", "width": "30", "height": "40"}
 
@@ -85,6 +87,19 @@ def test_why_there_is_no_mask_is_told(desk: Desk) -> None:
     assert inbox(desk) == set()
 
 
+@pytest.mark.parametrize(("drawn_on", "came"), [("160x120", "drawn_on_other"), ("120x160", None), ("", None)])
+def test_a_region_that_was_drawn_on_a_picture_turned_in_another_way_is_refused(
+    desk: Desk, drawn_on: str, came: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "_command", lambda *_: None)
+    job = desk.failed("a.webp", data=turned(photo((160, 120)), "WEBP"))
+    form = {**FORM, "drawn_on": drawn_on}
+    outcome = actions.act("region", job, form, options(desk), Painting())  # type: ignore[arg-type]
+    assert outcome.key == (came or "region_saved")
+    assert (inbox(desk) == set()) == bool(came)
+    assert outcome.message == ("160x120 / 120x160" if came else "")
+
+
 def test_a_region_for_a_picture_that_moved_on_is_refused(desk: Desk) -> None:
     assert drawn(desk, desk.published("a.png")) == "no_region_now"
     assert drawn(desk, desk.job("b.jpg", JobState.RELEASING, data=b"b")) == "no_region_now"
@@ -103,6 +118,27 @@ def test_a_mask_of_somebody_else_in_the_inbox_is_left_alone(desk: Desk) -> None:
     (desk.base / "inbox/a.mask.png").write_bytes(b"mine")
     assert drawn(desk, job) == "mask_taken"
     assert (desk.base / "inbox/a.mask.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "moved"),
+    [
+        ("weak", "weak: why", {"a.mask.png", "a.jpg.mask.png"}),
+        ("mask_size", "mask press/a.mask.png: has another size", {"a.jpg.mask.png"}),
+    ],
+)
+def test_masks_that_a_failed_picture_came_with_count_beside_what_is_drawn(
+    desk: Desk, code: str, message: str, moved: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = desk.failed("press/a.jpg", code)
+    (desk.base / "failed/press/a.mask.png").write_bytes(b"came with it")
+    digest = sha256(b"came with it").hexdigest()
+    job = desk.store.update(job.id, job.state, at=desk.now, message=message, mask_sha256=digest)
+    monkeypatch.setattr(actions, "_command", lambda *_: None if put_back(job, desk.settings) else "why")
+    assert drawn(desk, job) == "region_saved"
+    assert {file.name for file in (desk.base / "inbox/press").iterdir()} == {"a.jpg", *moved}
+    kept = desk.base / ("inbox" if "a.mask.png" in moved else "failed") / "press/a.mask.png"
+    assert kept.read_bytes() == b"came with it"
 
 
 def test_no_mask_stays_in_the_inbox_where_the_picture_is_not_tried_again(

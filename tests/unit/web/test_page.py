@@ -26,6 +26,7 @@ from backfire.web.guard import HEADERS, TOKEN_FILE
 from backfire.web.live import KEEP_ALIVE_S
 from backfire.web.parameters import FORM_BYTES
 from tests.support.page import RECEIPT, Desk, Server, Serving, servers
+from tests.support.pictures import photo, turned
 from tests.support.sandbox import wait_for
 
 HOSTILE = {
@@ -243,6 +244,19 @@ def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, d
     (desk.base / "outbox/a").rename(desk.base / "elsewhere")
     (desk.base / "elsewhere/b.png").unlink()
     (desk.base / "elsewhere/b.png").write_bytes(b"secret")
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "profile", "AVIF"])
+def test_a_picture_that_browsers_turn_in_their_own_ways_is_shown_upright(
+    serving: Serving, desk: Desk, kind: str
+) -> None:
+    data = turned(photo((160, 120)), kind)
+    job = desk.failed("a.png", data=data)
+    server = serving(desk)
+    server.unlock()
+    shown = Image.open(io.BytesIO(server.ask(f"/picture/{job.id}/original").body))
+    assert (shown.format, shown.size, shown.getexif()) == ("JPEG", (120, 160), {})
+    assert server.ask(f"/picture/{job.id}/original?download").body == data
+
+
     (desk.base / "outbox/a").symlink_to(desk.base / "elsewhere")
     assert server.ask(f"/picture/{job.id}/published").status == 404
 

@@ -254,6 +254,7 @@ function draw(form) {
   };
   const show = () => {
     if (!picture.naturalWidth) return;
+    form.elements.drawn_on.value = `${picture.naturalWidth}x${picture.naturalHeight}`;
     const { width, height } = canvas.getBoundingClientRect();
     [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
     const pen = canvas.getContext("2d");
