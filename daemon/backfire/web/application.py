@@ -299,8 +299,13 @@ class Page:
     # Forms
 
     async def unlock(self, request: Request) -> Response:
-        """Asks for the token, and gives the browser a session for it."""
-        wrong, back = False, request.query_params.get("back", "/")
+        """Asks for the token, and gives the browser a session for it; leads on where it has one already."""
+        seen = self.rendering.seen(request)
+        wrong, back = "", request.query_params.get("back", "/")
+        if request.method == "GET" and seen.session:
+            # Browsers would take over what stands behind the # of the printed address, which is the token.
+            target = parameters.own(back)
+            return RedirectResponse(target if "#" in target else f"{target}#", 303)
         if request.method == "POST":
             form = await parameters.form(request)
             back = str(form.get("back", "/"))
@@ -309,9 +314,8 @@ class Page:
                 secure = request.headers.get("x-forwarded-proto") == "https"
                 self.guard.let_in(response, secure=secure)
                 return response
-            wrong = True
+            wrong = seen.words("token_wrong") if is_own(request) else _of_another_host(seen)
             await asyncio.sleep(0.5)  # whoever tries all of them takes longer
-        seen = self.rendering.seen(request)
         text = await run_in_threadpool(
             lambda: self.rendering.render(
                 "unlock.html", seen, wrong=wrong, target=parameters.own(back), **self.rendering.frame(seen)
@@ -334,10 +338,12 @@ class Page:
         form = await parameters.form(request)
         seen = self.rendering.seen(request)
         if not self.guard.may_post(request, str(form.get("key", ""))):
-            return await self.rendering.message(seen, 403, seen.words("refused"), seen.words("stale_form"))
+            why = "stale_form" if seen.session else "locked_form"
+            text = seen.words(why) if is_own(request) else _of_another_host(seen)
+            return await self.rendering.message(seen, 403, seen.words("refused"), text)
         job = await self.documents.job(request)
         outcome = await run_in_threadpool(actions.act, action, job, form, self.options, self.painter)
-        told = dict(zip(parameters.TOLD, (outcome.key, job.name, outcome.message), strict=True))
+        told = parameters.told(outcome, job.name, seen.session, self.guard)
         back = parameters.own(str(form.get("back", "")) or f"/picture/{job.id}")
         path, _, query = back.partition("?")
         kept = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k not in told]
@@ -365,6 +371,13 @@ class Page:
     async def _no_database(self, request: Request, error: Exception) -> Response:
         seen = self.rendering.seen(request)
         return await self.rendering.message(seen, 503, seen.words("daemon"), str(error))
+
+
+def _of_another_host(seen: Seen) -> str:
+    """Why a form is refused that seems to come from another site."""
+    headers = seen.request.headers
+    origin, host = headers.get("origin", "?"), headers.get("host", "?")
+    return seen.words("other_host", origin=origin, host=host)
 
 
 def _is_there(descriptor: int | None) -> bool:

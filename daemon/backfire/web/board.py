@@ -79,10 +79,15 @@ class Daemon:
 
     @property
     def troubles(self) -> list[str]:
-        """What keeps the daemon from its work, in its own words."""
-        fact = self.fact or {}
+        """What keeps the daemon from its work, in its own words; nothing while it does not run."""
+        fact = (self.fact or {}) if self.alive else {}
         unreadable = (f"{path}: {why}" for path, why in fact.get("unreadable", {}).items())
         return [*filter(None, [fact.get("trouble")]), *unreadable]
+
+    @property
+    def moves(self) -> bool:
+        """Whether it gets on, so that the time of what waits can be told."""
+        return self.alive and not self.troubles
 
     @property
     def unused(self) -> list[str]:
@@ -135,9 +140,9 @@ class Board:
         return self._now() - at < HEARTBEAT_S
 
     def seconds_each(self) -> float | None:
-        """How long the work on a picture takes, from the last ones; None where nobody knows."""
+        """The mean time that the last pictures took, as the commands tell it; None where nobody knows."""
         found = self.listing.seconds_each()
-        return statistics.median(found) if found else None
+        return statistics.mean(found) if found else None
 
     def section(
         self, name: str, words: Words, daemon: Daemon, *, most: int, count: int | None = None
@@ -212,13 +217,14 @@ class Board:
                 phase, done, total = progress
                 says = words("phase", phase=words(phase), done=done, total=total) if total else words(phase)
             started = self.listing.started(job.id)
-            if each is not None and started is not None and (left := started + each - self._now()) > 1:
+            left = started + each - self._now() if each is not None and started is not None else 0
+            if daemon.alive and left > 1:
                 says += ", " + words("about_left", time=words.duration(left))
         elif job.state == JobState.READY:
             later = job.not_before > self._now()
             line = words("ready", position=position) if position else words("ready_somewhere")
             says = words("ready_later") if later else line
-            if each is not None and position and daemon.alive and not later:
+            if each is not None and position and daemon.moves and not later:
                 ahead = each * position / daemon.workers
                 says += ", " + words("starts_in", time=words.duration(ahead))
         elif job.state == JobState.WAITING_MASK and self._now() >= job.updated + self.options.mask_wait_s:

@@ -124,6 +124,14 @@ class Guard:
         """What a form of this session must carry."""
         return _signed(self._token, "form", session)
 
+    def seal(self, session: str, told: str) -> str:
+        """The signature of what this page tells a session in an address, which anybody may write."""
+        return _signed(self._token, "told", f"{session}:{told}")
+
+    def is_sealed(self, session: str, told: str, seal: str) -> bool:
+        """Whether this page told the session that."""
+        return bool(session) and self._is_signed("told", f"{session}:{told}", seal)
+
     def knows(self, offered: str) -> bool:
         """Whether this is the token."""
         token = self._token
@@ -142,13 +150,13 @@ class Guard:
         session = self.session(request)
         return bool(session) and is_own(request) and self._is_signed("form", session, offered)
 
-    def _is_signed(self, what: str, number: str, signature: str) -> bool:
+    def _is_signed(self, what: str, text: str, signature: str) -> bool:
         token = self._token
-        return bool(token) and _same(_signed(token, what, number), signature)
+        return bool(token) and _same(_signed(token, what, text), signature)
 
 
-def _signed(token: bytes, what: str, number: str) -> str:
-    return hmac.new(token, f"{what}:{number}".encode(), hashlib.sha256).hexdigest()
+def _signed(token: bytes, what: str, text: str) -> str:
+    return hmac.new(token, f"{what}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def _same(expected: str, offered: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
@@ -15,13 +17,26 @@ from starlette.requests import Request
 from backfire.service.store.listing import Filters
 from backfire.types import Verdict
 from backfire.web import actions
+from backfire.web.guard import Guard
 from backfire.web.words import LANGUAGES, Words
 
 LANGUAGE_COOKIE = "language"
-TOLD = ("done", "name", "why")
+TOLD = ("done", "name", "why", "seal")
 """What an address tells of an action, once."""
 FORM_BYTES = 1 << 20
 """The most that a form may hold: some hundred strokes of a brush."""
+
+
+class Notice(NamedTuple):
+    """What came of an action: the key of its text, and the text."""
+
+    key: str
+    text: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the action was done."""
+        return self.key in actions.GOOD
 
 
 def language(request: Request) -> str:
@@ -36,13 +51,19 @@ def language(request: Request) -> str:
     return LANGUAGES[0]
 
 
-def notice(request: Request, words: Words) -> tuple[bool, str] | None:
-    """What came of an action, as the address tells it: whether it was done, and in words."""
-    key, name, why = (request.query_params.get(one, "") for one in TOLD)
-    if key not in actions.OUTCOMES:
+def told(outcome: actions.Outcome, name: str, session: str, guard: Guard) -> dict[str, str]:
+    """What the address tells a session of an action with a picture, with the seal of this page."""
+    fields = {"done": outcome.key, "name": name, "why": outcome.message}
+    return {**fields, "seal": guard.seal(session, json.dumps(fields))}
+
+
+def notice(request: Request, words: Words, session: str, guard: Guard) -> Notice | None:
+    """What came of an action, as the address tells it; None where this page has not told the session that."""
+    *fields, seal = ((name, request.query_params.get(name, "")) for name in TOLD)
+    found = dict(fields)
+    if found["done"] not in actions.OUTCOMES or not guard.is_sealed(session, json.dumps(found), seal[1]):
         return None
-    text = words(key, name=name, message=why)
-    return key in actions.GOOD, text
+    return Notice(found["done"], words(found["done"], name=found["name"], message=found["why"]))
 
 
 def filters(asked: Mapping[str, str], folders: Mapping[str, bytes] = MappingProxyType({})) -> Filters:

@@ -120,15 +120,18 @@ class Rendering:
         passing = {"lang", *parameters.TOLD}
         query = {key: value for key, value in request.query_params.items() if key not in passing}
         other = next(one for one in LANGUAGES if one != words.language)
+        path = request.url.path
+        if request.method == "POST" and "id" in request.path_params:  # nothing is to be read at its address
+            path = f"/picture/{request.path_params['id']}"
         return self._templates.get_template(name).render(
             w=words,
             session=seen.session,
             form_key=self._guard.form_key(seen.session) if seen.session else "",
-            here=request.url.path,
-            back=request.url.path + (f"?{urlencode(query)}" if query else ""),
-            other_language=f"{request.url.path}?{urlencode({**query, 'lang': other})}",
+            here=path,
+            back=path + (f"?{urlencode(query)}" if query else ""),
+            other_language=f"{path}?{urlencode({**query, 'lang': other})}",
             other=other,
-            notice=parameters.notice(request, words),
+            notice=parameters.notice(request, words, seen.session, self._guard),
             **values,
         )
 
@@ -206,7 +209,7 @@ class Rendering:
             return words("watching")
         text = words("busy", working=words.number(working), waiting=words.number(waiting))
         each = self._board.seconds_each()
-        if each is not None:
+        if each is not None and daemon.moves:
             until = self._now() + each * (working + waiting) / daemon.workers
             text += ", " + words("done_about", when=words.clock(until))
         return text + "."

@@ -6,19 +6,23 @@ import asyncio
 import re
 import threading
 import time
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import Message
 
+from backfire.admin.status import status
 from backfire.cli.page import options_of
-from backfire.types import JobState
-from backfire.web import parameters
+from backfire.types import JobState, Verdict
+from backfire.web import actions, parameters
 from backfire.web.application import Page
+from backfire.web.board import HEARTBEAT_S
 from backfire.web.rendering import KEPT_S, _split_comment
-from tests.support.page import Desk
+from backfire.web.words import Words
+from tests.support.page import Answer, Desk
 
 DAY = 86_400.0
 
@@ -31,12 +35,15 @@ class Reader:
         self.page = Page(options_of(desk.settings, desk.config, ("127.0.0.1", desk.port)), lambda: self.now)
         response = Response()
         self.page.guard.let_in(response, secure=False)
-        self._cookie = response.headers["set-cookie"].partition(";")[0]
+        self.cookie = response.headers["set-cookie"].partition(";")[0]
 
     def reads(self, address: str, form: bytes | None = None) -> str:
         return asyncio.run(self.asks(address, form))
 
     async def asks(self, address: str, form: bytes | None = None, host: str = "localhost") -> str:
+        return (await self.answered(address, form, host=host, cookie=self.cookie)).body.decode()
+
+    async def answered(self, address: str, form: bytes | None = None, **headers: str) -> Answer:
         url, sent = urlsplit(address), list[Message]()
 
         async def send(message: Message) -> None:
@@ -45,20 +52,30 @@ class Reader:
         async def receive() -> Message:
             return {"type": "http.request", "body": form or b""}
 
-        headers = [(b"host", host.encode()), (b"cookie", self._cookie.encode())]
         if form is not None:
-            headers += [
-                (b"content-length", str(len(form)).encode()),
-                (b"content-type", b"application/x-www-form-urlencoded"),
-            ]
+            headers |= {
+                "content_length": str(len(form)),
+                "content_type": "application/x-www-form-urlencoded",
+            }
         scope = {
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"},
             "method": "GET" if form is None else "POST",
-            "scheme": "http", "path": url.path, "query_string": url.query.encode(), "headers": headers,
+            "scheme": "http", "path": url.path, "query_string": url.query.encode(),
+            "headers": [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()],
             "root_path": "",
         }  # fmt: skip
         await self.page.application(scope, receive, send)
-        return b"".join(message.get("body", b"") for message in sent).decode()
+        start, *rest = sent
+        found = {name.decode(): text.decode() for name, text in start["headers"]}
+        return Answer(start["status"], found, b"".join(message.get("body", b"") for message in rest))
+
+    def answer(self, address: str, form: Mapping[str, str] | None = None, **headers: str) -> Answer:
+        body = None if form is None else urlencode(form).encode()
+        return asyncio.run(self.answered(address, body, **{"host": "localhost", **headers}))
+
+    @property
+    def session(self) -> str:
+        return self.cookie.partition("=")[2].rpartition(".")[0]
 
 
 @pytest.fixture
@@ -170,6 +187,46 @@ def test_the_place_in_line_is_told_where_it_is_known_alone(desk: Desk, reader: R
     assert len(places("/?x")) == 8, "the first page ranks them"
 
 
+def worked(desk: Desk, *seconds: float) -> None:
+    """Published pictures that took so long."""
+    for number, taken in enumerate(seconds):
+        (job,) = desk.store.add([f"done{number}.jpg".encode()], at=desk.now)
+        desk.store.update(job.id, JobState.RUNNING, at=desk.now - taken)
+        desk.store.update(job.id, JobState.ARCHIVED, at=desk.now, verdict=Verdict.PROTECTED)
+
+
+def test_the_queue_ends_at_the_pace_that_the_commands_tell(desk: Desk, reader: Reader) -> None:
+    worked(desk, 100, 100, 1000)
+    desk.job("a.jpg", JobState.READY)
+    desk.store.set_fact("daemon", {"pid": 1}, at=desk.now)
+    text = reader.reads("/")
+    told = status(desk.base / "state", desk.store)
+    assert told.eta_s == pytest.approx(400)
+    assert f"all done at about {Words('en').clock(desk.now + 400)}" in text
+    assert "starts in about 7 min" in text
+    desk.store.set_fact("daemon", {"pid": 1, "trouble": "the disk is full; free some space"}, at=desk.now)
+    text = reader.reads("/")
+    assert "the disk is full" in text
+    assert "all done at" not in text, "nobody knows while it stands still"
+    assert "starts in about" not in text
+
+
+def test_of_a_daemon_that_does_not_run_neither_trouble_nor_time_left_is_told(
+    desk: Desk, reader: Reader
+) -> None:
+    worked(desk, 100)
+    desk.job("a.jpg", JobState.RUNNING)
+    desk.store.set_fact("daemon", {"pid": 1, "trouble": "the disk is full"}, at=desk.now)
+    text = reader.reads("/")
+    assert "the disk is full" in text
+    assert "left" in text.partition('id="working"')[2].partition("</section>")[0]
+    reader.now += HEARTBEAT_S + KEPT_S
+    text = reader.reads("/")
+    assert "The daemon is not running." in text
+    assert "the disk is full" not in text
+    assert "left" not in text.partition('id="working"')[2].partition("</section>")[0]
+
+
 def test_pictures_that_are_painted_slowly_leave_threads_for_pages(
     desk: Desk, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,3 +285,59 @@ def test_the_change_is_offered_where_both_pictures_have_one_size(desk: Desk, rea
     same, scaled = desk.published("a.png"), desk.published("b.png", scaled_from=[400, 300])
     assert f"/picture/{same.id}/change" in reader.reads(f"/picture/{same.id}")
     assert f"/picture/{scaled.id}/change" not in reader.reads(f"/picture/{scaled.id}")
+
+
+def test_a_notice_is_shown_to_the_session_alone_that_this_page_told_it(desk: Desk, reader: Reader) -> None:
+    outcome = actions.Outcome("action_failed", "<b>call</b> 0800\nnow")
+    fields = parameters.told(outcome, "press/é <script>.jpg", reader.session, reader.page.guard)
+
+    def notice(**changes: str) -> str:
+        text = reader.reads(f"/?{urlencode({**fields, **changes})}")
+        return text.partition('role="alert"')[2].partition("</p>")[0]
+
+    assert "press/é &lt;script&gt;.jpg: &lt;b&gt;call&lt;/b&gt; 0800<br>now" in notice()
+    assert notice(why="call 0900") == ""
+    assert notice(done="region_saved") == "", "nor is what was drawn forgotten"
+    assert notice(seal="") == ""
+    others = parameters.told(outcome, "a.jpg", f"{reader.session}x", reader.page.guard)
+    assert notice(**others) == ""
+
+
+def test_after_a_refused_form_all_links_lead_to_the_picture(desk: Desk, reader: Reader) -> None:
+    job = desk.failed("a.jpg")
+    address = f"/picture/{job.id}"
+    locked = reader.answer(f"{address}/retry", {"key": "x"}).body.decode()
+    assert "Unlock the page first." in locked
+    assert f'href="/unlock?back={address}"' in locked
+    assert f'href="{address}?lang=de"' in locked
+    stale = reader.answer(f"{address}/region", {"key": "x"}, cookie=reader.cookie).body.decode()
+    assert "This form is too old" in stale
+    assert f'href="{address}?lang=de"' in stale
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("en", "from https://desk.example, but the request is for the host localhost"),
+     ("de", "von https://desk.example, die Anfrage nennt aber den Host localhost")],
+)  # fmt: skip
+def test_a_proxy_that_does_not_pass_the_host_on_is_told_apart_from_a_wrong_token(
+    desk: Desk, reader: Reader, language: str, says: str
+) -> None:
+    job = desk.failed("a.jpg")
+    through = {"origin": "https://desk.example", "accept_language": language}
+    for address, form in (("/unlock", {"token": desk.token}), (f"/picture/{job.id}/retry", {"key": "x"})):
+        answer = reader.answer(address, form, cookie=reader.cookie, **through)
+        assert answer.status == 403
+        text = answer.body.decode()
+        assert says in text
+        assert "serve.allowed_hosts" in text
+        assert "token of this page" not in text
+    assert "token of this page" in reader.answer("/unlock", {"token": "wrong"}).body.decode()
+
+
+def test_a_browser_that_is_let_in_already_is_led_on(desk: Desk, reader: Reader) -> None:
+    answer = reader.answer("/unlock?back=/picture/7", cookie=reader.cookie)
+    # The empty fragment keeps the browser from carrying on that of the printed address, which is the token.
+    assert (answer.status, answer.headers["location"]) == (303, "/picture/7#")
+    assert reader.answer("/unlock?back=//evil", cookie=reader.cookie).headers["location"] == "/#"
+    assert reader.answer("/unlock?back=/picture/7").status == 200

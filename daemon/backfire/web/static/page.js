@@ -233,7 +233,7 @@ function keep(shapes) {
   }
 }
 
-if (new URLSearchParams(location.search).get("done") === "region_saved") keep([]);
+if (document.querySelector("[data-done=region_saved]")) keep([]);
 
 function draw(form) {
   const picture = form.querySelector("img");
