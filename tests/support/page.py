@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
@@ -54,6 +55,12 @@ class Desk:
             (self.base / name).mkdir(exist_ok=True)
         self.store = Store(self.settings.folders.database)
         self.now = time.time()
+
+    def runs(self) -> None:
+        """Hold the daemon's lock, as one does that runs."""
+        held = (self.base / "state/lock").open("w")
+        weakref.finalize(self, held.close)
+        fcntl.flock(held, fcntl.LOCK_EX)
 
     @property
     def url(self) -> str:

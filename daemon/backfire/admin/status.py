@@ -51,6 +51,11 @@ class Status:
         workers: int = max(self.daemon.get("workers", 1), 1)
         return self.left * self.seconds_each / workers
 
+    def in_all(self, what: str) -> int:
+        """How many `unreadable` folders or `unused` files there are, of which the daemon names the first."""
+        count: int = self.daemon.get("in_all", {}).get(what, len(self.daemon.get(what, {})))
+        return count
+
 
 def status(state: Path, store: Reader, *, now: float | None = None) -> Status:
     """How the daemon and its queue stand.

@@ -74,7 +74,9 @@ class Today:
         status: of the daemon and its queue.
         space: for each disk the folders on it and its free bytes; None where it cannot be asked.
         needs: what needs a person, the most urgent first.
-        left_over: why files stay in the inbox that no picture uses; nothing has to be done about them.
+        left_over: why files stay in the inbox that no picture uses, of many the first; nothing has to be done
+            about them.
+        left_over_in_all: how many there are.
         earlier: how many failures there are from before, which are not among the needs.
         earlier_weak: how many weak pictures from before nobody has accepted yet.
         advises_settings: whether one of the needs is met by changing a setting.
@@ -85,6 +87,7 @@ class Today:
     space: Sequence[tuple[Sequence[str], int | None]]
     needs: Sequence[Need]
     left_over: Sequence[Reason]
+    left_over_in_all: int
     earlier: int
     earlier_weak: int
 
@@ -122,6 +125,7 @@ def today(settings: Settings, store: Reader, *, now: float | None = None) -> Tod
         space(folders.named()),
         needs,
         left_over=_by_reason(stands.daemon.get("unused")),
+        left_over_in_all=stands.in_all("unused"),
         earlier=len(failed) - len(fresh),
         earlier_weak=len(weak) - len(fresh_weak),
     )
@@ -160,7 +164,7 @@ def _of_several(job: Job) -> str:
 def _of_folders(stands: Status) -> Iterator[Need]:
     """Folders that cannot be read."""
     if reasons := _by_reason(stands.daemon.get("unreadable")):
-        yield Need("folders", sum(len(reason.names) for reason in reasons), "see below", reasons)
+        yield Need("folders", stands.in_all("unreadable"), "see below", reasons)
 
 
 def _by_reason(told: Mapping[str, str] | None) -> list[Reason]:

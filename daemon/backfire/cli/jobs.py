@@ -115,6 +115,10 @@ def _print_daemon(found: Status) -> None:
     told = found.daemon
     for path, why in {**told.get("unreadable", {}), **told.get("unused", {})}.items():
         out.print(Text(f"{printable(path)}: {printable(why)}", "yellow"), soft_wrap=True)
+    for what, are in (("unreadable", "folders cannot be read"), ("unused", "files are used by no picture")):
+        if (count := found.in_all(what)) > len(told.get(what, {})):
+            text = f"{count} {are}; {len(told[what])} of them are named above"
+            out.print(Text(text, "yellow"), soft_wrap=True)
 
 
 def _local(at: float) -> str:

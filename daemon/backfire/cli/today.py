@@ -58,6 +58,7 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             "free_bytes": [{"folders": names, "free": free} for names, free in found.space],
             "needs": [asdict(need) for need in found.needs],
             "left_over": [asdict(reason) for reason in found.left_over],
+            "left_over_in_all": found.left_over_in_all,
             "earlier_failures": found.earlier,
             "earlier_weak": found.earlier_weak,
         }
@@ -92,9 +93,10 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     if found.earlier_weak:
         out.print(f"and {_counted(found.earlier_weak, 'weak picture')} from before today: backfire accept")
     if found.left_over:
-        files = sum(len(reason.names) for reason in found.left_over)
+        files, named = found.left_over_in_all, sum(len(reason.names) for reason in found.left_over)
         stay = "stays" if files == 1 else "stay"
-        out.print(f"{_counted(files, 'file')} that no picture uses {stay} in the inbox:")
+        some = f"; {named} of them" if named < files else ""
+        out.print(f"{_counted(files, 'file')} that no picture uses {stay} in the inbox{some}:")
         _print_reasons(found.left_over)
 
 

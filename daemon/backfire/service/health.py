@@ -41,6 +41,7 @@ class Pulse:
         scan: when the last scan was tried.
         heard: when the busy worker that is silent longest last reported; None while none is busy.
         trouble: why the inbox cannot be read; no reason to restart, because that does not mount a share.
+        no_room: why nothing is begun, as there is no place for results; no reason to restart either.
         warnings: what needs a person but stops nothing else, such as a subfolder that cannot be read.
     """
 
@@ -50,6 +51,7 @@ class Pulse:
     scan: float
     heard: float | None = None
     trouble: str = ""
+    no_room: str = ""
     warnings: Sequence[str] = ()
 
     def moved(self, now: float) -> None:
@@ -127,6 +129,7 @@ class Operations:
         scan: float,
         heard: float | None,
         trouble: str,
+        no_room: str = "",
         warnings: Sequence[str] = (),
         workers: Mapping[str, tuple[int, int]] = MappingProxyType({}),
     ) -> bool:
@@ -135,7 +138,8 @@ class Operations:
         now = self._monotonic()
         self.pulse.loop, self.pulse.scan = now, max(scan, self.pulse.scan)
         self._workers = workers
-        self.pulse.heard, self.pulse.trouble, self.pulse.warnings = heard, trouble, warnings
+        self.pulse.heard, self.pulse.trouble, self.pulse.no_room = heard, trouble, no_room
+        self.pulse.warnings = warnings
         stuck = self.pulse.stuck(now)
         if stuck:
             log.error("heartbeat_missed", parts=stuck)
@@ -177,6 +181,8 @@ class Operations:
         faults = self.pulse.stuck(now)
         if self.pulse.trouble:
             faults.append(f"inbox: {self.pulse.trouble}")
+        if self.pulse.no_room:
+            faults.append(self.pulse.no_room)
         ages = {part: round(age, 1) for part, age in self.pulse.ages(now).items()}
         warnings = [*self.pulse.warnings]
         status = "failing" if faults else "degraded" if warnings else "ok"

@@ -86,9 +86,10 @@ class Heartbeat:
             scan=self._intake.last_scan,
             heard=self._pool.heard,
             trouble=self._inbox.trouble,
+            no_room=self.no_room,
             warnings=[
                 *(f"{path}: {why}" for path, why in fact["unreadable"].items()),
-                *filter(None, [self._pool.trouble]),
+                *filter(None, [self._refused, self._pool.trouble]),
             ],
             workers=fact["nodes"],
         )
@@ -105,9 +106,7 @@ class Heartbeat:
         names = [job.name for job in self._pool.running]
         more = [f"{len(names) - TOLD_MOST} more"] if len(names) > TOLD_MOST else []
         working = ", ".join([*names[:TOLD_MOST], *more]) or None
-        refused = self.refused_config and (
-            f"a reload was refused, and the former configuration stays in use: {self.refused_config}"
-        )
+        unreadable, unused = self._inbox.unreadable, self._inbox.unused.reasons()
         fact: dict[str, Any] = {
             "pid": os.getpid(),
             "working": working,
@@ -115,12 +114,13 @@ class Heartbeat:
             "workers": len(self._pool.present),
             "nodes": self._pool.by_node,
             "trouble": "; ".join(
-                filter(None, (self._inbox.trouble, self.no_room, refused, self._pool.trouble))
+                filter(None, (self._inbox.trouble, self.no_room, self._refused, self._pool.trouble))
             ),
             "progress": {job.id: self._progress.get(job.id) for job in self._pool.running},
             "config": {"at": self._config_read, "refused": self.refused_config},
-            "unreadable": dict(islice(self._inbox.unreadable.items(), TOLD_MOST)),
-            "unused": dict(islice(self._inbox.unused.reasons().items(), TOLD_MOST)),
+            "unreadable": dict(islice(unreadable.items(), TOLD_MOST)),
+            "unused": dict(islice(unused.items(), TOLD_MOST)),
+            "in_all": {"unreadable": len(unreadable), "unused": len(unused)},
         }
         self._jobs.store.set_fact("daemon", fact, at=self._jobs.now())
         return fact
@@ -148,6 +148,13 @@ class Heartbeat:
     def no_room(self) -> str:
         """Why nothing new may be begun, as there is no place for results; empty while there is."""
         return self.unmounted or self.disk_space
+
+    @property
+    def _refused(self) -> str:
+        """What the refusal of the last reload means; empty if it was not refused."""
+        return self.refused_config and (
+            f"a reload was refused, and the former configuration stays in use: {self.refused_config}"
+        )
 
     def _check_mounts(self) -> None:
         try:

@@ -91,8 +91,14 @@ class Daemon:
 
     @property
     def unused(self) -> list[str]:
-        """The files of the inbox that no picture uses, and why they stay there."""
+        """The files of the inbox that no picture uses, and why they stay there; of many the first."""
         return [f"{path}: {why}" for path, why in (self.fact or {}).get("unused", {}).items()]
+
+    @property
+    def unused_in_all(self) -> int:
+        """How many there are."""
+        count: int = (self.fact or {}).get("in_all", {}).get("unused", len(self.unused))
+        return count
 
     @property
     def nodes(self) -> dict[str, tuple[int, int]]:

@@ -319,6 +319,15 @@ def test_files_that_no_picture_uses_need_nobody(weak: House) -> None:
     assert re.search(r"^ +1 +is no picture \(notes\.txt\)$", told, re.MULTILINE)
     store.set_fact("daemon", {"unused": {"a.txt": "x", "b.txt": "x"}}, at=time.time())
     assert "2 files that no picture uses stay in the inbox:\n" in tell("today").stdout
+    fact = {"unused": {"a.txt": "x", "b.txt": "x"}, "unreadable": {"shut": "y"}}
+    store.set_fact("daemon", {**fact, "in_all": {"unused": 300, "unreadable": 40}}, at=time.time())
+    told = tell("today").stdout
+    assert "300 files that no picture uses stay in the inbox; 2 of them:\n" in told
+    assert "40 folders" in told
+    assert json.loads(tell("today", "--json").stdout)["left_over_in_all"] == 300
+    told = tell("status").stdout
+    assert "300 files are used by no picture; 2 of them are named above\n" in told
+    assert "40 folders cannot be read; 1 of them are named above\n" in told
 
 
 def test_a_weak_picture_of_another_day_is_not_forgotten(weak: House) -> None:

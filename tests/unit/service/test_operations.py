@@ -154,6 +154,12 @@ def test_an_unreadable_inbox_is_unhealthy_but_no_reason_to_restart(
     assert (status, json.loads(text)["faults"]) == (503, ["inbox: the share is gone"])
 
 
+def test_a_daemon_without_room_for_results_is_unhealthy(operations: Operations, clock: Clock) -> None:
+    assert operations.beat(scan=clock.now, heard=None, trouble="", no_room="state: 1 MiB is free")
+    status, text = get(operations, "/healthz")
+    assert (status, json.loads(text)["faults"]) == (503, ["state: 1 MiB is free"])
+
+
 def test_a_warning_makes_the_daemon_degraded_but_not_unhealthy(operations: Operations, clock: Clock) -> None:
     assert operations.beat(scan=clock.now, heard=None, trouble="", warnings=["desk: cannot be read"])
     status, text = get(operations, "/healthz")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
-from backfire.errors import UnavailableError
+from backfire.errors import ConfigError, UnavailableError
 from backfire.files.outbox.names import hidden_by
 from backfire.service import preflight
+from backfire.service.heartbeat import TOLD_MOST
 from backfire.service.publisher import Publisher
 from backfire.service.worker.cluster import Cluster
 from backfire.service.worker.protocol import Place
@@ -95,6 +98,7 @@ def test_little_disk_space_is_logged_once_and_its_return_too(house: Make) -> Non
     with capture_logs() as lines:
         home.turn(5, times=6)
         assert "archived" not in home.states()
+        assert "limits.free_mb asks for 1000000000" in home.service.operations._health()[2].decode()
         enough = home.settings.limits.model_copy(update={"free_mb": 0})
         home.service.load = lambda: home.settings.model_copy(update={"limits": enough})
         home.service.reload()
@@ -103,6 +107,29 @@ def test_little_disk_space_is_logged_once_and_its_return_too(house: Make) -> Non
     assert [line["event"] for line in logged] == ["disk_space_low", "disk_space_restored"]
     assert "limits.free_mb asks for 1000000000" in logged[0]["error"]
     assert home.states() == ["archived"]
+    assert home.service.operations._health()[0] == 200
+
+
+def test_a_refused_reload_is_a_warning_of_health(house: Make) -> None:
+    def refuse() -> NoReturn:
+        raise ConfigError("config.yaml: limits.free_mb: got x, expected a number")
+
+    home = house(watch=SOON)
+    home.service.load = refuse
+    home.service.reload()
+    home.turn(5, times=2)
+    status, _, text = home.service.operations._health()
+    assert status == 200
+    (warning,) = json.loads(text)["warnings"]
+    assert warning.startswith("a reload was refused, and the former configuration stays in use: config.yaml")
+
+
+def test_all_files_that_no_picture_uses_are_counted_and_the_first_named(house: Make) -> None:
+    home = house(watch=SOON)
+    home.drop(*(f"{number:02}.txt" for number in range(TOLD_MOST + 3)), content="no picture")
+    home.turn(5, times=4)
+    fact = home.service.heartbeat.report()
+    assert (len(fact["unused"]), fact["in_all"]["unused"]) == (TOLD_MOST, TOLD_MOST + 3)
 
 
 def test_an_internal_error_while_the_daemon_ends_is_logged_and_other_jobs_are_given_back(house: Make) -> None:

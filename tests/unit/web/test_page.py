@@ -96,10 +96,21 @@ def test_a_picture_whose_time_for_a_mask_is_over_waits_in_line(serving: Serving,
 def test_files_that_no_picture_uses_are_folded_below_what_needs_a_person(
     serving: Serving, desk: Desk
 ) -> None:
-    desk.store.set_fact("daemon", {"unused": {"a.txt": "is no picture"}, "trouble": "disk full"}, at=desk.now)
-    text = serving(desk).ask("/").text
-    assert "disk full" in text.partition('<main id="main"')[0]
-    assert "a.txt: is no picture" in text.partition('<details id="unused"')[2].partition("</details>")[0]
+    desk.runs()
+    fact = {"unused": {"a.txt": "is no picture"}, "trouble": "disk full"}
+    desk.store.set_fact("daemon", fact, at=desk.now)
+    server = serving(desk)
+
+    def told() -> str:
+        return server.ask("/").text.partition('<details id="unused"')[2].partition("</details>")[0]
+
+    assert "disk full" in server.ask("/").text.partition('<main id="main"')[0]
+    assert "a.txt: is no picture" in told()
+    assert "no picture uses: 1<" in told()
+    assert "These are" not in told()
+    desk.store.set_fact("daemon", {**fact, "in_all": {"unused": 1300}}, at=desk.now)
+    assert "no picture uses: 1,300<" in told()
+    assert "These are 1 of 1,300." in told()
 
 
 def test_today_names_the_device_while_only_weak_pictures_were_published(serving: Serving, desk: Desk) -> None:
