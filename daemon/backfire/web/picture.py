@@ -20,14 +20,14 @@ class Cell:
     Attributes:
         good: whether it came out as it is to; None where the thresholds of its kind are not known.
         asked: whether the verdict rests on it.
-        ssim: similarity to the clean edit, 1 = the same.
+        ssim: similarity to the clean edit, 1 = the same; None where the edit gave no finite picture.
         visible: the share over which it plainly differs; None where that was not measured.
         place: where the picture sheet shows it: left, top, width, height in pixels; None where it does not.
     """
 
     good: bool | None
     asked: bool
-    ssim: float
+    ssim: float | None
     visible: float | None
     place: tuple[int, int, int, int] | None = None
 
@@ -102,10 +102,12 @@ def _is_edit(row: Any) -> bool:
         "region": int,
         "mask_kind": str,
         "path": str,
-        "ssim": int | float,
-        "l1": int | float,
+        "ssim": int | float | None,
+        "l1": int | float | None,
     }
-    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in wanted.items())
+    return isinstance(row, dict) and all(
+        name in row and isinstance(row[name], kind) for name, kind in wanted.items()
+    )
 
 
 def _cell(row: Mapping[str, Any], thresholds: Mapping[str, float], is_first: bool) -> Cell:
@@ -113,6 +115,8 @@ def _cell(row: Mapping[str, Any], thresholds: Mapping[str, float], is_first: boo
     visible = float(seen) if isinstance(seen, int | float) else None
     asked = is_first or row["mask_kind"] == "trigger"
     place = _on_sheet(row.get("on_sheet"))
+    if row["ssim"] is None or row["l1"] is None:  # whichever edit it is of, the verdict is `failed` for it
+        return Cell(False, True, None, visible, place)
     return Cell(is_good(row, thresholds, is_first), asked, float(row["ssim"]), visible, place)
 
 

@@ -50,3 +50,14 @@ def test_marks_are_by_the_thresholds_of_the_receipt_and_else_by_those_of_the_set
     ):
         table = edits({"edits": [row], "thresholds": own}, {"near_ssim_min": 0.84})
         assert [cell.good for line in table.lines for cell in line.cells if cell] == [good]
+
+
+@pytest.mark.parametrize("broken", [{"ssim": None}, {"l1": None}, {"ssim": None, "l1": None}])
+def test_an_edit_that_gave_no_finite_picture_is_shown_as_failed(broken: dict[str, None]) -> None:
+    paths = ("iopaint", "forge-masked")
+    rows = [EditResult("one", 0, MaskKind.DILATED, 0.5, 0.2, False, path=path).row() for path in paths]
+    table = edits({"edits": [rows[0] | broken, rows[1]]}, Verify().model_dump(include=set(THRESHOLDS)))
+    found = {line.path: cell for line in table.lines for cell in line.cells if cell}
+    assert [*found] == [*paths]
+    assert (found["iopaint"].good, found["iopaint"].asked, found["iopaint"].ssim) == (False, True, None)
+    assert not found["forge-masked"].asked, "it is not the first path for that"

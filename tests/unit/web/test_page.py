@@ -244,17 +244,6 @@ def test_what_a_browser_does_not_show_is_converted(serving: Serving, desk: Desk)
     assert server.ask(f"/picture/{job.id}/original?download").body == buffer.getvalue()
 
 
-def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, desk: Desk) -> None:
-    job = desk.published("a/b.png")
-    secret = desk.base / "secret"
-    secret.write_text("secret")
-    (desk.base / "outbox/a/b.png").unlink()
-    (desk.base / "outbox/a/b.png").symlink_to(secret)
-    server = serving(desk)
-    assert server.ask(f"/picture/{job.id}/published").status == 404
-    (desk.base / "outbox/a").rename(desk.base / "elsewhere")
-    (desk.base / "elsewhere/b.png").unlink()
-    (desk.base / "elsewhere/b.png").write_bytes(b"secret")
 @pytest.mark.parametrize("kind", ["WEBP", "PNG", "profile", "AVIF"])
 def test_a_picture_that_browsers_turn_in_their_own_ways_is_shown_upright(
     serving: Serving, desk: Desk, kind: str
@@ -268,6 +257,17 @@ def test_a_picture_that_browsers_turn_in_their_own_ways_is_shown_upright(
     assert server.ask(f"/picture/{job.id}/original?download").body == data
 
 
+def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, desk: Desk) -> None:
+    job = desk.published("a/b.png")
+    secret = desk.base / "secret"
+    secret.write_text("secret")
+    (desk.base / "outbox/a/b.png").unlink()
+    (desk.base / "outbox/a/b.png").symlink_to(secret)
+    server = serving(desk)
+    assert server.ask(f"/picture/{job.id}/published").status == 404
+    (desk.base / "outbox/a").rename(desk.base / "elsewhere")
+    (desk.base / "elsewhere/b.png").unlink()
+    (desk.base / "elsewhere/b.png").write_bytes(b"secret")
     (desk.base / "outbox/a").symlink_to(desk.base / "elsewhere")
     assert server.ask(f"/picture/{job.id}/published").status == 404
 
@@ -352,6 +352,20 @@ def test_the_receipt_is_a_table_and_json(server: Server) -> None:
     assert "<dt>timings_s.optimise</dt><dd>12.5</dd>" in text
     document = json.loads(server.ask(f"/picture/{one}/receipt.json").body)
     assert document["key"] == server.desk.store.get(one).key  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("en", "✗</span> gave no finite picture"), ("de", "✗</span> ergab kein endliches Bild")],
+)
+def test_an_edit_without_a_finite_picture_is_named(
+    serving: Serving, desk: Desk, language: str, says: str
+) -> None:
+    edits = [{**RECEIPT["edits"][0], "ssim": None, "l1": None, "visible": None}, RECEIPT["edits"][1]]
+    job = desk.published("a.png", edits=edits)
+    text = serving(desk).ask(f"/picture/{job.id}", Accept_Language=language).text
+    assert says in text
+    assert text.count('class="soft">SSIM') == 1
 
 
 @pytest.mark.parametrize("receipt", ["[]", "{", '{"edits": 3, "regions": [{"box": "x"}], "width": "y"}'])
