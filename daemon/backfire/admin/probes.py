@@ -120,9 +120,13 @@ def _day(at: float) -> str:
 
 def surroundings(settings: Settings) -> Iterator[Check]:
     """What `serve` and `hooks` need, if they are set; nothing is sent to anybody."""
-    address = settings.serve.address
-    if address is not None:
-        yield _listening(address)
+    if (metrics := settings.serve.address) is not None:
+        yield _listening("metrics", metrics, "daemon")
+    page = settings.serve.page_address
+    if isinstance(page, Path):
+        yield _socket(page)
+    elif page is not None:
+        yield _listening("page", page, "page")
     if settings.hooks.command:
         program = settings.hooks.command[0]
         found = shutil.which(program)
@@ -132,7 +136,7 @@ def surroundings(settings: Settings) -> Iterator[Check]:
         yield _resolved(settings.hooks.webhook.get_secret_value())
 
 
-def _listening(address: tuple[str, int]) -> Check:
+def _listening(subject: str, address: tuple[str, int], ours: str) -> Check:
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -142,14 +146,34 @@ def _listening(address: tuple[str, int]) -> Check:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 if is_ours(address):
-                    return Check("metrics", f"{host}:{port} is answered by the running daemon")
-                return Check("metrics", f"{host}:{port} is in use", "name another port")
-            return Check("metrics", f"{host}:{port}: {error.strerror}", "name another address")
-    return Check("metrics", f"{host}:{port} is free")
+                    return Check(subject, f"{host}:{port} is answered by the running {ours}")
+                return Check(subject, f"{host}:{port} is in use", "name another port")
+            return Check(subject, f"{host}:{port}: {error.strerror}", "name another address")
+    return Check(subject, f"{host}:{port} is free")
+
+
+def _socket(path: Path) -> Check:
+    """Whether the page can make its socket, or has."""
+    folder = path.parent
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            if probe.connect_ex(os.fspath(path)) == 0:
+                return Check("page", f"{path} is answered by the running page")
+        except OSError as error:  # before anything is asked: the kernel takes 107 bytes
+            return Check("page", f"{path}: {error}", "name a shorter path")
+    if path.exists() and not path.is_socket():
+        return Check("page", f"{path} is no socket", "move it away, or name another path")
+    if not folder.is_dir():
+        remedy = f"make {folder}, or start the unit backfire-page, which makes /run/backfire"
+        return Check("page", f"{path}: its folder is not there", remedy)
+    trouble = write(folder)
+    if trouble is not None:
+        return Check("page", f"{path}: uid {os.geteuid()} cannot {trouble.found} there", trouble.remedy)
+    return Check("page", f"{path} can be made")
 
 
 def is_ours(address: tuple[str, int]) -> bool:
-    """Whether a daemon of ours answers `/healthz` at this address within two seconds."""
+    """Whether a daemon or a page of ours answers at this address within two seconds."""
     connection = http.client.HTTPConnection(*address, timeout=2)
     try:
         connection.request("HEAD", "/healthz")

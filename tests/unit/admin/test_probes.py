@@ -131,6 +131,36 @@ def test_the_running_daemon_may_have_the_metrics_address(tmp_path: Path) -> None
     assert "running daemon" in found.found
 
 
+def test_the_page_s_address_is_free_or_its_own_or_somebody_elses(tmp_path: Path, taken: str) -> None:
+    def found(address: str) -> Check:
+        return only(probes.surroundings(configured(tmp_path, serve={"page": address})))
+
+    assert found("127.0.0.1:0").ok
+    assert found(taken) == Check("page", f"{taken} is in use", "name another port")
+    endpoint = Endpoint(("127.0.0.1", 0), {})
+    endpoint.start()
+    assert "answered by the running page" in found(endpoint.url.removeprefix("http://")).found
+    endpoint.close()
+
+
+def test_the_page_s_socket_can_be_made_or_is_there(tmp_path: Path) -> None:
+    def found(path: Path) -> Check:
+        return only(probes.surroundings(configured(tmp_path, serve={"page": f"unix:{path}"})))
+
+    path = tmp_path / "page.sock"
+    assert found(path) == Check("page", f"{path} can be made")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        assert found(path) == Check("page", f"{path} is answered by the running page")
+    assert found(path).ok, "the page takes the place of a socket that nobody listens at"
+    path.unlink()
+    path.write_bytes(b"")
+    assert found(path).remedy == "move it away, or name another path"
+    assert found(tmp_path / "no" / "page.sock").remedy.startswith(f"make {tmp_path / 'no'}")
+    assert found(tmp_path / ("x" * 200)).remedy == "name a shorter path"
+
+
 @pytest.mark.parametrize(("program", "sound"), [("true", True), ("/nowhere/tell", False)])
 def test_the_hook_command(tmp_path: Path, program: str, sound: bool) -> None:
     assert only(probes.surroundings(configured(tmp_path, hooks={"command": [program]}))).ok == sound
