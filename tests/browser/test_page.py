@@ -68,6 +68,10 @@ def test_the_printed_address_unlocks_and_leaves_no_token_behind(
     unlock(page, desk)
     expect(page.get_by_role("button", name="Lock")).to_be_visible()
     assert desk.token not in page.evaluate("document.cookie + location.href + document.body.innerHTML")
+    page.goto("about:blank")
+    page.goto(f"{desk.url}/unlock#{desk.token}")  # once more, with a session
+    expect(page.get_by_role("button", name="Lock")).to_be_visible()
+    assert desk.token not in page.evaluate("location.href")
     page.get_by_role("button", name="Lock").click()
     expect(page.get_by_role("link", name="Unlock", exact=True)).to_be_visible()
 

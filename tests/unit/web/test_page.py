@@ -253,7 +253,7 @@ def test_a_picture_that_browsers_turn_in_their_own_ways_is_shown_upright(
     server = serving(desk)
     server.unlock()
     shown = Image.open(io.BytesIO(server.ask(f"/picture/{job.id}/original").body))
-    assert (shown.format, shown.size, shown.getexif()) == ("JPEG", (120, 160), {})
+    assert (shown.format, shown.size, dict(shown.getexif())) == ("JPEG", (120, 160), {})
     assert server.ask(f"/picture/{job.id}/original?download").body == data
 
 
