@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backfire.attack_paths import PATHS, AttackPath
-from backfire.attack_paths.hand_over import hand_over, handing_over, mask_of, put_back
+from backfire.attack_paths.hand_over import forget, hand_over, handing_over, mask_of, put_back
 from backfire.types import Box, Mask
 
 MASKS: dict[str, tuple[tuple[int, int], list[Box]]] = {
@@ -175,6 +175,22 @@ def test_a_perturbation_that_is_worked_smaller_is_enlarged_on_the_way(
             torch.autograd.grad((each * against).sum(), small, retain_graph=True)[0] for each in (got, want)
         ]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_enlarged_alike_where_bfloat16_is_computed_in(path: AttackPath) -> None:
+    """As on a processor that prefers it. What is kept for further edits is made in full precision."""
+    mask = np.zeros((90, 120), np.bool_)
+    mask[20:50, 80:112] = True
+    part, size = Box(30, 5, 120, 77), (30, 41)
+    small = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    for one in path.handed(mask):
+        forget()
+        want = handing_over(one, part, size)(small)
+        forget()
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = handing_over(one, part, size)(small)
+        torch.testing.assert_close(coarse.float(), want, rtol=0, atol=0.03)
+        torch.testing.assert_close(handing_over(one, part, size)(small), want)
 
 
 def test_gradients(path: AttackPath) -> None:

@@ -254,7 +254,9 @@ def _mapping(
         return _mapped(axis, start, stop, device, dtype)
     own = _mapped(axis, start, stop, torch.device("cpu"), torch.float32)
     larger = torch.from_numpy(weights_of("cv2-cubic", worked, stop - start).copy())
-    both = _weighted(own.gathered(larger, -2), own.blocks, None)
+    # Not in the lower precision that an optimisation may be in: the weights are made once and kept.
+    with torch.autocast("cpu", enabled=False):
+        both = _weighted(own.gathered(larger, -2), own.blocks, None)
     return _Mapping((0, worked), (0, 0), None, _Blocks.of(both.numpy(), device, dtype))
 
 
