@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from backfire import attack_paths, config, inpaint, weights
 from backfire.config import Folders, Settings
@@ -171,30 +171,29 @@ def _require_fit(given: argparse.Namespace) -> None:
         SystemExit: it is of another width or architecture.
     """
     teacher = EncoderEditor.load("teacher", given.latents)
-    encoder, decoder = student.student_of(teacher, given.channels)
-    expected = f"one of the same architecture with {given.channels} channels at most"
-    remedy = "give --channels as many as it has, or another file"
-    parts: dict[str, nn.Module] = {"encoder": encoder}
-    if given.command == "student-decoder":
-        parts["decoder"] = decoder
     if given.command == "inpainter":
         latent = teacher.encoder(torch.zeros(1, 3, 64, 64)).shape[1]
-        parts = {"net": InpaintNet(latent, latent_pair.WIDTH)}
-        expected, remedy = "one as wide as that of flux2-mini, on the same latents", "give another file"
-    for part, module in parts.items():
-        mine, theirs = (_shapes(one) for one in (module.state_dict(), weights_of(given.start, part)))
-        narrower = (
-            part != "net"
-            and mine.keys() == theirs.keys()
-            and all(
-                len(theirs[name]) == len(own) and all(a <= b for a, b in zip(theirs[name], own, strict=True))
-                for name, own in mine.items()
-            )
+        fits = _shapes(weights_of(given.start, "net")) == _shapes(
+            InpaintNet(latent, latent_pair.WIDTH).state_dict()
         )
-        if mine != theirs and not narrower:
+        if not fits:
             raise SystemExit(
-                f"--start {given.start}: got an editor whose {part} does not fit, expected {expected}; "
-                f"{remedy}"
+                f"--start {given.start}: got an editor whose net does not fit, expected one as wide as "
+                "that of flux2-mini, on the same latents; give another file"
+            )
+        return
+    for index, part in enumerate(("encoder", "decoder")[: 1 + (given.command == "student-decoder")]):
+        theirs = _shapes(weights_of(given.start, part))
+        width = theirs.get("layers.0.weight", (0,))[0]
+        # Only its channels may be fewer: built as wide as it is, a student has its very shapes.
+        alike = 0 < width <= given.channels and theirs == _shapes(
+            student.student_of(teacher, width)[index].state_dict()
+        )
+        if not alike:
+            raise SystemExit(
+                f"--start {given.start}: got an editor whose {part} does not fit, expected one of the same "
+                f"architecture and latents with {given.channels} channels at most; give --channels as many "
+                "as it has, or another file"
             )
 
 

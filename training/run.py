@@ -60,13 +60,13 @@ def recorded(folder: Path) -> dict[str, Any]:
     return found
 
 
-def averages(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run that has a part named `ema`, on the CPU.
+def averages(folder: Path, part: str = "ema") -> dict[str, Tensor]:
+    """The weights of a part of a run, on the CPU; by default the averaged ones of what was trained.
 
     Raises:
         SystemExit: see `_saved`.
     """
-    found: dict[str, Tensor] = _saved(folder)["parts"]["ema"]
+    found: dict[str, Tensor] = _saved(folder)["parts"][part]
     return found
 
 
@@ -261,7 +261,9 @@ class Run:
         log = self.folder / "log.jsonl"
         if log.exists():
             whole = [line for line in log.read_text().splitlines() if line.endswith("}")]
-            log.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= self.step))
+            part = log.with_name(f"{log.name}.part")
+            part.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= self.step))
+            os.replace(part, log)
 
     def _log(self) -> None:
         means = {k: round(float(v) / self.summed, 4) for k, v in self.sums.items()}

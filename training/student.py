@@ -340,7 +340,7 @@ def export(folder: Path, net: Path, target: Path) -> None:
         target: the file.
 
     Raises:
-        SystemExit: they were not all trained on the latents of one autoencoder.
+        SystemExit: the net was not trained on the latents of the same autoencoder.
     """
     state = _pair(folder)
     if (net / "last.pt").exists():
@@ -357,9 +357,9 @@ def export_pair(folder: Path, target: Path) -> None:
 
 
 def _pair(folder: Path) -> dict[str, Tensor]:
-    encoder, decoder = folder / "encoder", folder / "decoder"
-    _require_one(encoder, "teacher", decoder, "teacher")
-    return below_names(encoder=averages(encoder), decoder=averages(decoder))
+    """Both parts: the decoder, and the encoder that it learnt from, which may be trained on since."""
+    decoder = folder / "decoder"
+    return below_names(encoder=averages(decoder, "encoder"), decoder=averages(decoder))
 
 
 def _require_one(one: Path, of_one: str, other: Path, of_other: str) -> None:

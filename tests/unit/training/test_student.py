@@ -101,6 +101,16 @@ def test_a_start_of_another_width_or_architecture_is_refused(
         main([*given.split(), "--start", str(tmp_path / "mini.safetensors")])
 
 
+def test_a_start_of_other_latents_is_refused(tmp_path: Path) -> None:
+    photo().save(tmp_path / "0.png")
+    files, other = pair(tmp_path / "pair"), pair(tmp_path / "other", latent=2)
+    encoder = student.student_of(EncoderEditor.load("other", other), 16)[0]
+    save_file(below_names(encoder=encoder.state_dict()), tmp_path / "mini.safetensors")
+    given = f"student --data {tmp_path} --latents {files[0]},{files[1]} --channels 16"
+    with pytest.raises(SystemExit, match=r"whose encoder does not fit, expected .* and latents with"):
+        main([*given.split(), "--start", str(tmp_path / "mini.safetensors")])
+
+
 def test_a_wider_student_begins_as_the_narrower_one_ended(tmp_path: Path) -> None:
     """Up to the pooled blocks it differs by rounding alone. Their norms include the new channels, so that
     after them it is only near the narrower one.
@@ -160,15 +170,19 @@ def test_a_decoder_keeps_the_encoder_that_it_began_with(tmp_path: Path) -> None:
     student.train_decoder(photos, teacher, run, options(2), 16, None)
     after = torch.load(run / "decoder" / "last.pt", weights_only=True)["parts"]["encoder"]
     assert all(torch.equal(kept[name], after[name]) for name in kept)
+    student.export_pair(run, tmp_path / "mini.safetensors")
+    exported = load_file(tmp_path / "mini.safetensors")
+    assert all(torch.equal(exported[f"encoder.{name}"], kept[name].half()) for name in kept)
 
 
-def test_parts_of_different_autoencoders_are_not_joined(tmp_path: Path) -> None:
+def test_a_net_of_another_autoencoder_is_not_joined(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     photo().save(photos / "0.png")
-    run = tmp_path / "student"
     one, other = pair(tmp_path / "one"), pair(tmp_path / "other", pooled=False)
-    student.train_encoder(photos, one, run, Options(1, batch=2, size=64), 16, None)
-    student.train_decoder(photos, other, run, Options(1, batch=2, size=64), 16, None)
-    with pytest.raises(SystemExit, match=r"decoder: got a run on the autoencoder \w+, expected \w+, which"):
-        student.export_pair(run, tmp_path / "mini.safetensors")
+    options = Options(1, batch=2, size=64)
+    student.train_encoder(photos, one, tmp_path / "student", options, 16, None)
+    student.train_decoder(photos, one, tmp_path / "student", options, 16, None)
+    latent_pair.inpainter(photos, other, tmp_path / "net", options, crops=2)
+    with pytest.raises(SystemExit, match=r"net: got a run on the autoencoder \w+, expected \w+, which"):
+        student.export(tmp_path / "student", tmp_path / "net", tmp_path / "mini.safetensors")
