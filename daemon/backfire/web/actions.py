@@ -137,9 +137,11 @@ def _mask(job: Job, form: Mapping[str, Any], options: Options, painter: Painter)
         return Outcome("no_original")
     try:
         if drawn_on := str(form.get("drawn_on") or "")[:20]:  # without its script the page drew nothing
-            size = (painter.paint("size", [original]) or b"").decode()
-            if size and size != drawn_on:  # the browser turned it in another way, and each place is another
-                return Outcome("drawn_on_other", f"{drawn_on} / {size}")
+            size = painter.paint("size", [original])
+            if size is None:
+                return Outcome("not_painted")
+            if size.decode() != drawn_on:  # the browser turned it in another way, and each place is another
+                return Outcome("drawn_on_other", f"{drawn_on} / {size.decode()}")
         paint = options.mask_paint_of(job.path)
         mask = painter.paint("mask", [original], shapes=shapes, paint=paint)
     finally:

@@ -152,7 +152,7 @@ class Documents:
             if kind != "image/jpeg" and "download" not in request.query_params:
                 order = "turned" if kind else "view"
                 painted = await self._painting(lambda: self._painter.paint(order, [descriptor]))
-                if painted or kind is None:
+                if painted != b"":  # empty: it is upright, and shown as it is
                     return jpeg(painted)
             opened.pop_all()  # the answer closes it
         extension = os.path.splitext(shown(job.output_path or job.path))[1].lower()

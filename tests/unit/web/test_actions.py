@@ -74,11 +74,16 @@ def test_why_there_is_no_mask_is_told(desk: Desk) -> None:
         def paint(self, what: str, files: list[int], **more: Any) -> None:
             return None
 
+    class Sizeless(Painting):
+        def paint(self, what: str, files: list[int], **more: Any) -> bytes | None:
+            return None if what == "size" else super().paint(what, files, **more)
+
     def told(form: dict[str, str], painting: Painting) -> str:
         return actions.act("region", job, form, options(desk), painting).key  # type: ignore[arg-type]
 
     one = {"rectangle": [9, 9, 20, 20]}
     assert told(FORM, Failing()) == "not_painted"
+    assert told({**FORM, "drawn_on": "160x120"}, Sizeless()) == "not_painted"
     assert told({}, Failing()) == "no_region_drawn"
     assert told({"shapes": '[{"rectangle": [900, 900, 950, 950]}]'}, Painting()) == "no_region_drawn", (
         "it is outside"

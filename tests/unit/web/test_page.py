@@ -26,7 +26,7 @@ from backfire.web.guard import HEADERS, TOKEN_FILE
 from backfire.web.live import KEEP_ALIVE_S
 from backfire.web.parameters import FORM_BYTES
 from tests.support.page import RECEIPT, Desk, Server, Serving, servers
-from tests.support.pictures import photo, turned
+from tests.support.pictures import encoded, photo, turned
 from tests.support.sandbox import wait_for
 
 HOSTILE = {
@@ -255,6 +255,21 @@ def test_a_picture_that_browsers_turn_in_their_own_ways_is_shown_upright(
     shown = Image.open(io.BytesIO(server.ask(f"/picture/{job.id}/original").body))
     assert (shown.format, shown.size, dict(shown.getexif())) == ("JPEG", (120, 160), {})
     assert server.ask(f"/picture/{job.id}/original?download").body == data
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_picture_that_may_have_to_be_turned_and_cannot_be_decoded_is_not_shown(
+    serving: Serving, desk: Desk, orientation: int
+) -> None:
+    """A region drawn on the stored pixels would go to a mirrored place, which no size tells."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo((160, 120)), "WEBP", exif=exif)
+    job = desk.failed("a.webp", data=data[:-30])
+    server = serving(desk)
+    server.unlock()
+    assert server.ask(f"/picture/{job.id}/original").status == 404
+    assert server.ask(f"/picture/{job.id}/original?download").body == data[:-30]
 
 
 def test_a_link_in_place_of_a_published_file_is_not_followed(serving: Serving, desk: Desk) -> None:
