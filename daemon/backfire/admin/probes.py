@@ -7,6 +7,7 @@ import http.client
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -161,11 +162,15 @@ def _socket(path: Path) -> Check:
                 return Check("page", f"{path} is answered by the running page")
         except OSError as error:  # before anything is asked: the kernel takes 107 bytes
             return Check("page", f"{path}: {error}", "name a shorter path")
-    if path.exists() and not path.is_socket():
-        return Check("page", f"{path} is no socket", "move it away, or name another path")
-    if not folder.is_dir():
-        remedy = f"make {folder}, or start the unit backfire-page, which makes /run/backfire"
-        return Check("page", f"{path}: its folder is not there", remedy)
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return Check("page", f"{path} is no socket", "move it away, or name another path")
+    except FileNotFoundError:
+        if not folder.is_dir():
+            return Check("page", f"{folder} is not here; the page may run in another container, or make it")
+    except OSError as error:
+        remedy = f"let uid {os.geteuid()} search {folder}, or name another path"
+        return Check("page", f"{path}: {error.strerror}", remedy)
     trouble = write(folder)
     if trouble is not None:
         return Check("page", f"{path}: uid {os.geteuid()} cannot {trouble.found} there", trouble.remedy)

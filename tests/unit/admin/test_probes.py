@@ -157,8 +157,25 @@ def test_the_page_s_socket_can_be_made_or_is_there(tmp_path: Path) -> None:
     path.unlink()
     path.write_bytes(b"")
     assert found(path).remedy == "move it away, or name another path"
-    assert found(tmp_path / "no" / "page.sock").remedy.startswith(f"make {tmp_path / 'no'}")
+    absent = found(tmp_path / "no" / "page.sock")
+    assert absent.ok, "the page may run in a container of its own, which alone has the folder"
+    assert absent.found.startswith(f"{tmp_path / 'no'} is not here; ")
+    assert found(path / "page.sock").remedy.endswith(f"search {path}, or name another path"), "it is a file"
     assert found(tmp_path / ("x" * 200)).remedy == "name a shorter path"
+
+
+def test_a_folder_of_the_page_s_socket_that_may_not_be_searched_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    path = tmp_path / "shut" / "page.sock"
+    settings = configured(tmp_path, serve={"page": f"unix:{path}"})
+    monkeypatch.setattr(Path, "stat", refuses)
+    found = only(probes.surroundings(settings))
+    assert (found.ok, found.found) == (False, f"{path}: Permission denied")
+    assert found.remedy == f"let uid {os.geteuid()} search {path.parent}, or name another path"
 
 
 @pytest.mark.parametrize(("program", "sound"), [("true", True), ("/nowhere/tell", False)])
