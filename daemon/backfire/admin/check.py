@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -185,14 +186,29 @@ def _subfolders(settings: Settings) -> Iterator[Check]:
         for path, why in islice(sorted(scan.unreadable.items()), MOST_FOLDERS):
             found, _, remedy = why.rpartition("; ")
             yield Check(f"inbox/{shown(path)}", found, remedy)
-        folders = sorted({os.path.dirname(path) for path in scan.files} - {b""})
-        closed = (path for path in folders if not os.access(root / os.fsdecode(path), os.W_OK | os.X_OK))
-        for path in islice(closed, MOST_FOLDERS):
-            folder = root / os.fsdecode(path)
-            found = f"uid {os.geteuid()} cannot remove files (mode {folder.stat().st_mode & 0o7777:04o})"
-            remedy = f"chmod g+w {shlex.quote(str(folder))}, where its group is the daemon's; "
-            remedy += f"and for folders to come: setfacl -d -m g::rwx {shlex.quote(str(root))}"
-            yield Check(f"inbox/{shown(path)}", found, remedy)
+        files: dict[bytes, list[bytes]] = {}
+        for path in sorted(scan.files):
+            files.setdefault(os.path.dirname(path), []).append(path)
+        files.pop(b"", None)
+        yield from islice(filter(None, (_closed(root, *entry) for entry in files.items())), MOST_FOLDERS)
+
+
+def _closed(root: Path, path: bytes, files: list[bytes]) -> Check | None:
+    """The line for a folder below the inbox that this process cannot take files out of; None for others."""
+    folder, uid = root / os.fsdecode(path), os.geteuid()
+    with suppress(OSError):  # it is gone by now, with or without its files
+        about = folder.stat()
+        sticky = about.st_mode & stat.S_ISVTX and uid not in (0, about.st_uid)
+        if os.access(folder, os.W_OK | os.X_OK) and not (
+            sticky and any((root / os.fsdecode(file)).lstat().st_uid != uid for file in files)
+        ):
+            return None
+        found = f"uid {uid} cannot remove files (mode {about.st_mode & 0o7777:04o})"
+        mode = "g+w,-t" if sticky else "g+w"
+        remedy = f"chmod {mode} {shlex.quote(str(folder))}, where its group is the daemon's; "
+        remedy += f"and for folders to come: setfacl -R -d -m g::rwx {shlex.quote(str(root))}"
+        return Check(f"inbox/{shown(path)}", found, remedy)
+    return None
 
 
 def _spaces(settings: Settings) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from backfire.admin import check
 from backfire.admin.probes import Check
 from backfire.config import Settings, parse
 from backfire.evaluate.judge import THRESHOLDS
+from backfire.files import inbox
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -54,8 +56,33 @@ def test_subfolders_of_which_files_cannot_be_removed_are_reported(
     )
     assert found.remedy == (
         f"chmod g+w '{settings.folders.inbox}/the desk', where its group is the daemon's; "
-        f"and for folders to come: setfacl -d -m g::rwx {settings.folders.inbox}"
+        f"and for folders to come: setfacl -R -d -m g::rwx {settings.folders.inbox}"
     )
+
+
+def test_a_sticky_subfolder_of_others_is_reported_and_one_that_vanished_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
+    for name, mode in {"gone": 0o2775, "open": 0o2775, "sticky": 0o3777}.items():
+        folder = settings.folders.inbox / name
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").touch()
+        folder.chmod(mode)
+    found = inbox.scan(settings.folders.inbox, settings.watch.ignore)
+    monkeypatch.setattr(inbox, "scan", lambda *_: found)
+    shutil.rmtree(settings.folders.inbox / "gone")
+    monkeypatch.setattr(os, "access", lambda path, _: os.path.exists(path))
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    (line,) = check._subfolders(settings)
+    assert (line.subject, line.found) == (
+        "inbox/sticky",
+        f"uid {owner + 1} cannot remove files (mode 3777)",
+    )
+    assert line.remedy.startswith(f"chmod g+w,-t {settings.folders.inbox}/sticky, ")
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+    assert [*check._subfolders(settings)] == [], "its owner may remove any file"
 
 
 def test_a_detector_whose_program_cannot_be_run_is_reported(tmp_path: Path) -> None:
