@@ -57,7 +57,7 @@ def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | Non
                 "publishes it as it is, with --again, --whole or --mask FILE it is worked again"
             )
         case JobState.SKIPPED:
-            return f"job {job.id} was never worked, as its file left the inbox; drop it into the inbox again"
+            return f"job {job.id} has no file, as it left the inbox before it was worked; drop it there again"
         case _:
             return f"job {job.id} is {job.state.value} and did not fail: backfire explain {name}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -303,3 +304,17 @@ class Intake:
             self._jobs.end(job, JobState.FAILED, detail={"reason": "found in failed after a restart"})
         else:
             self._jobs.end(job, JobState.SKIPPED, detail={"reason": "left the inbox before it was worked"})
+            self._end_former(job)
+
+    def _end_former(self, job: Job) -> None:
+        """End the earlier tries of a picture that was taken away: their original is nowhere any more."""
+        failed, store = self._settings.folders.failed, self._jobs.store
+        for former in store.by_path(job.path):
+            if former.id >= job.id or former.state == JobState.SKIPPED:
+                continue
+            if former.state not in (JobState.FAILED, JobState.QUARANTINED):
+                return
+            places = outbox.names(failed, former.path, key=former.key or "", sha256=former.input_sha256 or "")
+            if not any(os.path.lexists(failed / os.fsdecode(place)) for place in places):
+                detail = {"reason": f"left the inbox as job {job.id} before it was worked again"}
+                store.update(former.id, JobState.SKIPPED, at=self._jobs.now(), detail=detail)

@@ -407,7 +407,7 @@ def test_retry_says_what_a_job_is_that_cannot_be_retried(weak: House) -> None:
     store = weak.service.jobs.store
     said = {
         JobState.REVIEW: "job 2 is held in",
-        JobState.SKIPPED: "job 3 was never worked",
+        JobState.SKIPPED: "job 3 has no file",
         JobState.READY: "job 4 is ready and did not fail",
         JobState.FAILED: "job 5 failed, but its original is gone",
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from backfire.admin import retry
 from backfire.admin.explain import explain
 from backfire.errors import InputError
 from backfire.files import inbox
@@ -415,3 +416,38 @@ def test_a_picture_that_ends_too_early_says_how_long_it_was_waited_for(house: Ca
     (job,) = home.service.jobs.store.jobs()
     assert job.code == "truncated"
     assert re.search(r"; nothing was added to it for 3[2-5] s$", job.message or "")
+
+
+def test_a_failed_picture_that_is_deleted_after_a_retry_needs_nobody(house: Callable[..., House]) -> None:
+    home = house(watch={**SOON, "settle_s": 20, "rescan_s": 1})
+    store = home.service.jobs.store
+    home.drop("a.png", content=b"\x89PNG\r\n\x1a\nno picture")
+    home.turn(15, times=8)
+    assert home.states() == ["failed"]
+    for _ in range(2):
+        (job,) = store.needing("failed", 9)
+        assert retry.put_back(job, home.settings)
+        home.turn(15, times=8)
+    assert home.states() == ["failed"] * 3
+    (job,) = store.needing("failed", 9)
+    assert retry.put_back(job, home.settings)
+    home.turn(2, times=2)
+    assert home.states()[3] == "settling"
+    (home.base / "inbox/a.png").unlink()
+    home.turn(5, times=4)
+    assert home.states() == ["skipped"] * 4
+    assert store.needing("failed", 9) == []
+    assert "left the inbox as job 4 before it was worked again" in home.reasons()
+
+
+def test_a_failed_picture_whose_namesake_is_deleted_still_needs_somebody(house: Callable[..., House]) -> None:
+    home = house(watch={**SOON, "settle_s": 20, "rescan_s": 1})
+    home.drop("a.png", content=b"\x89PNG\r\n\x1a\nno picture")
+    home.turn(15, times=8)
+    home.drop("a.png")
+    home.turn(2, times=2)
+    assert home.states() == ["failed", "settling"]
+    (home.base / "inbox/a.png").unlink()
+    home.turn(5, times=4)
+    assert home.states() == ["failed", "skipped"]
+    assert [job.id for job in home.service.jobs.store.needing("failed", 9)] == [1]
