@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from backfire.config.section import Section
 
@@ -60,6 +61,15 @@ class Serve(Section):
                     "such as 'metrics.example.org' or '*.example.org'; name the one that the proxy sends"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.address is not None and self.address == self.page_address and self.address[1]:
+            raise ValueError(
+                f"serve.page: got {self.page!r}, which is the address of serve.metrics, too, expected "
+                "another one; give each a port of its own"
+            )
+        return self
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -388,6 +388,17 @@ def test_loopback_addresses_are_taken(address: str, host: str) -> None:
     assert found[0] == host
 
 
+def test_metrics_and_page_have_an_address_each() -> None:
+    def parsed(page: str) -> Settings:
+        return parse({"folders": {"inbox": "i"}, "serve": {"metrics": "127.0.0.1:9477", "page": page}})
+
+    for page in ("127.0.0.1:9477", "localhost:9477"):
+        with pytest.raises(ConfigError, match=f"serve.page: got '{page}', .* give each a port of its own"):
+            parsed(page)
+    for page in ("127.0.0.1:9480", "[::1]:9477", "unix:/run/page.sock"):
+        assert parsed(page).serve.page == page
+
+
 @pytest.mark.parametrize("host", ["*", "http://h.example", "h.example:80", "a b", "", "[::1", "h.example/"])
 def test_what_is_no_host_name_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="expected a host name without scheme and port"):
