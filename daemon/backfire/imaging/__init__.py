@@ -20,6 +20,7 @@ from backfire.imaging.decoding import (
     psnr,
 )
 from backfire.imaging.encoding import Encoded, encode, luma_alone
+from backfire.imaging.readers import orientation
 from backfire.imaging.scaling import as_saved_again, is_saved_alike, scaled
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "largest_change",
     "luma_alone",
     "max_change",
+    "orientation",
     "psnr",
     "scaled",
     "stated",

@@ -121,6 +121,18 @@ def sound_png(data: bytes) -> tuple[bytes, list[str]]:
     return (b"".join([*kept, data[at:]]), broken) if broken else (data, [])
 
 
+def pixelless_png(data: bytes) -> bytes:
+    """The sound chunks of a PNG without those of its pixels and frames."""
+    data, _ = sound_png(data)
+    kept, at = [data[:8]], 8
+    for kind, body in png_chunks(data):
+        end = at + 12 + len(body)
+        if kind not in (b"IDAT", b"acTL", b"fcTL", b"fdAT"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def jpeg_segments(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """The marker's second byte and the body of each segment that precedes the pixels of a JPEG."""
     view, at = memoryview(data), 2

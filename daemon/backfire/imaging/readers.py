@@ -107,6 +107,20 @@ def read(data: bytes, *, name: str, max_pixels: int, frames: str) -> tuple[str, 
         return kind, raw
 
 
+def orientation(data: bytes, *, name: str, max_pixels: int) -> int:
+    """The EXIF orientation of a picture's stored pixels, 1..8, for which no pixel is decoded.
+
+    Raises:
+        InputError: see `backfire.imaging.decode`.
+    """
+    kind = formats.sniff(data, name)
+    with _refusing(name, kind, max_pixels):
+        if kind == "PNG":  # EXIF may lie behind the pixels
+            data = containers.pixelless_png(data)
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            return gathering.read(image, data, kind).orientation
+
+
 @contextmanager
 def pillow(max_pixels: int | None) -> Iterator[None]:
     """Pillow without its warnings, with the configured size limit in place of its own, for longer texts."""

@@ -47,15 +47,15 @@ def view(file: bytes) -> bytes:
     return _jpeg(Image.fromarray(_decoded(file)), 94)
 
 
-def turned(file: bytes) -> bytes | None:
+def turned(file: bytes) -> bytes:
     """The whole picture as a JPEG if its stored pixels are to be turned; empty if they are upright.
 
     Of other formats than JPEG, browsers disagree about what turns them.
     """
     if not any(mark in file for mark in ORIENTED):
         return b""
-    picture = _picture(file)
-    return b"" if picture.orientation == 1 else _jpeg(Image.fromarray(picture.rgb), 94)
+    upright = imaging.orientation(file, name="picture", max_pixels=MOST_PIXELS) == 1
+    return b"" if upright else view(file)
 
 
 def size(file: bytes) -> bytes:
@@ -126,11 +126,7 @@ def _small_jpeg(file: bytes) -> Image.Image | None:
 
 
 def _decoded(file: bytes) -> Rgb:
-    return _picture(file).rgb
-
-
-def _picture(file: bytes) -> imaging.Picture:
-    return imaging.decode(file, name="picture", max_pixels=MOST_PIXELS, frames="first")
+    return imaging.decode(file, name="picture", max_pixels=MOST_PIXELS, frames="first").rgb
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 
 import pytest
+from PIL import Image
 
+from backfire import imaging
+from backfire.web import paint
 from backfire.web.painter import AGAIN_S, Painter
+from tests.support.pictures import encoded, photo, turned
 
 
 def test_a_picture_that_hangs_blocks_none_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +72,21 @@ def test_what_two_ask_for_at_the_same_time_is_painted_once(monkeypatch: pytest.M
     for thread in threads:
         thread.join()
     assert (found, len(asked)) == ([b"small"] * 3, 1)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "profile", "AVIF", "late"])
+def test_only_a_picture_that_is_to_be_turned_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def file(orientation: int) -> bytes:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        if kind != "late":
+            return encoded(photo((160, 120)), "PNG" if kind == "profile" else kind, exif=exif)
+        body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        plain = encoded(photo((160, 120)), "PNG")
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return plain[:-12] + chunk + plain[-12:]  # behind the pixels
+
+    sideways = file(6) if kind == "late" else turned(photo((160, 120)), kind)
+    assert paint.turned(sideways)[:3] == b"\xff\xd8\xff"
+    monkeypatch.setattr(imaging, "decode", None)
+    assert paint.turned(file(1)) == b""
