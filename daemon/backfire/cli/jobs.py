@@ -117,7 +117,7 @@ def _print_daemon(found: Status) -> None:
         out.print(Text(f"{printable(path)}: {printable(why)}", "yellow"), soft_wrap=True)
     for what, are in (("unreadable", "folders cannot be read"), ("unused", "files are used by no picture")):
         if (count := found.in_all(what)) > len(told.get(what, {})):
-            text = f"{count} {are}; {len(told[what])} of them are named above"
+            text = f"{count} {are}; named above: {len(told[what])}"
             out.print(Text(text, "yellow"), soft_wrap=True)
 
 

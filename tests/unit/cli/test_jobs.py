@@ -326,8 +326,8 @@ def test_files_that_no_picture_uses_need_nobody(weak: House) -> None:
     assert "40 folders" in told
     assert json.loads(tell("today", "--json").stdout)["left_over_in_all"] == 300
     told = tell("status").stdout
-    assert "300 files are used by no picture; 2 of them are named above\n" in told
-    assert "40 folders cannot be read; 1 of them are named above\n" in told
+    assert "300 files are used by no picture; named above: 2\n" in told
+    assert "40 folders cannot be read; named above: 1\n" in told
 
 
 def test_a_weak_picture_of_another_day_is_not_forgotten(weak: House) -> None:
