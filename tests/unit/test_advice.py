@@ -99,6 +99,17 @@ def test_a_held_out_editor_that_cannot_judge_is_told_in_both_languages() -> None
     assert words.reason(why).startswith("region 0: other (only judged) cannot judge")
 
 
+def test_joined_regions_that_are_judged_in_part_are_told_in_both_languages() -> None:
+    why = "region 0: edited in 7 parts, of which the 4 largest are replayed, and it stands for 7 regions"
+    verdict, reasons = judge(edits(), 5, Budget(5), Verify(), cannot_judge=[why])
+    weak = job(verdict=verdict, message=in_short(reasons))
+    for language, remedy in (("en", "Raise regions.most"), ("de", "Den Wert von regions.most")):
+        found = advice.of(weak, language, "status_page")
+        assert found is not None
+        assert found.key == "joined"
+        assert found.mend.startswith(remedy)
+
+
 def test_over_budget_and_nothing_at_all() -> None:
     for rows, largest, key in ((edits(), 9, "over_budget"), ([], 5, "not_replayed")):
         found = advice.of(judged(rows, largest))

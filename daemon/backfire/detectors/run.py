@@ -16,7 +16,7 @@ from backfire import detectors
 from backfire.config import Regions
 from backfire.detectors import Detector, Source
 from backfire.detectors.fixed import WholeDetector
-from backfire.detectors.shapes import merged, within
+from backfire.detectors.shapes import joined_to, merged, within
 from backfire.errors import ConfigError, InputError, NoRegionError
 from backfire.imaging import Picture, masks
 from backfire.types import Box, Region
@@ -25,10 +25,6 @@ log = structlog.get_logger()
 
 COVERED = 0.9
 """A region is dropped if at least this share of it lies under a region of another detector."""
-
-REACH = 16
-"""If there are too many regions, those closer than this, in pixels, are merged; it doubles until few are
-left."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +108,7 @@ def _arranged(regions: list[Region], height: int, width: int, settings: Regions)
     kept = _without_repeats([padded(region, settings.pad_px, height, width) for region in regions])
     if settings.merge_px is not None:
         kept = merged(kept, _closer_than(settings.merge_px))
-    reach = max(settings.merge_px or 0, REACH)
-    while len(kept) > settings.most:
-        kept = merged(kept, _closer_than(reach))
-        reach *= 2
-    return kept
+    return joined_to(kept, settings.most)
 
 
 def _closer_than(reach: int) -> Callable[[Region, Region], bool]:

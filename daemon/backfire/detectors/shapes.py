@@ -208,6 +208,47 @@ def merged(regions: Sequence[Region], near: Callable[[Region, Region], bool]) ->
         kept = [_joined([kept[i] for i in np.flatnonzero(group == g)]) for g in range(count)]
 
 
+def joined_to(regions: Sequence[Region], most: int) -> list[Region]:
+    """Joins the two regions nearest to each other, again and again, until there are no more than `most`.
+
+    Of pairs at the same distance the one that takes the least space is joined: of evenly spaced regions come
+    pairs, and not one region that grows.
+    """
+    if len(regions) <= most:
+        return list(regions)
+    boxes = np.array([region.box for region in regions], dtype=np.float64).T.copy()
+    space = boxes[2].max() * boxes[3].max() + 1
+    groups = {number: [number] for number in range(len(regions))}
+
+    def costs(one: int) -> NDArray[np.float64]:
+        """The distance to each other group, and as its fraction the space that both take."""
+        (left, top, right, bottom), (x0, y0, x1, y1) = boxes, boxes[:, one]
+        apart = np.maximum(np.maximum(left - x1, x0 - right), np.maximum(top - y1, y0 - bottom))
+        sides = np.maximum(right, x1) - np.minimum(left, x0), np.maximum(bottom, y1) - np.minimum(top, y0)
+        found: NDArray[np.float64] = np.maximum(apart, 0) + sides[0] * sides[1] / space
+        found[one] = np.inf
+        return found
+
+    # No group's cost is less than this. It may be more, where what was nearest has grown or is gone.
+    least = np.array([costs(one).min() for one in groups])
+    while len(groups) > most:
+        one = int(least.argmin())
+        row = costs(one)
+        if row.min() > least[one]:
+            least[one] = row.min()
+            continue
+        other = int(row.argmin())
+        groups[one] += groups.pop(other)
+        boxes[:2, one] = np.minimum(boxes[:2, one], boxes[:2, other])
+        boxes[2:, one] = np.maximum(boxes[2:, one], boxes[2:, other])
+        boxes[:, other] = np.inf  # infinitely far from all
+        row = costs(one)
+        least = np.minimum(least, row)
+        least[one], least[other] = row.min(), np.inf
+    members = [[regions[i] for i in sorted(group)] for group in sorted(groups.values(), key=min)]
+    return [replace(_joined(parts), stands_for=len(parts)) for parts in members]
+
+
 def united(regions: Sequence[Region]) -> tuple[Box, Mask]:
     """The box around several regions, of which there is one or more, and the union of their shapes in it."""
     box = reduce(Box.union, (region.box for region in regions))

@@ -46,7 +46,8 @@ class Replayed:
 
     Attributes:
         not_measured: what could not be replayed, in words.
-        cannot_judge: the regions of which a held-out editor says nothing, and why, in words.
+        cannot_judge: the regions of which a held-out editor says nothing, and why, in words; and those joined
+            of several, of some of which nothing is said.
     """
 
     edits: list[EditResult] = field(default_factory=list)
@@ -113,6 +114,9 @@ def replay(
                     if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
                         left_out = replayer.not_followed(kinds[kind], path)
                         found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
+                        joined = crop.regions[index].stands_for
+                        if edits and left_out and joined > 1:  # an edit of one says nothing of the others
+                            found.cannot_judge.append(f"{of}: {left_out}, and it stands for {joined} regions")
                     if not edits:
                         continue
                     if path not in smaller:
@@ -146,7 +150,8 @@ def replay(
                 shown_first = panels(crop, index, pictures, kinds, first_shown, of_region)
                 found.panels.append(replace(shown_first, pairs=pairs))
             region += 1
-    return replace(found, not_measured=list(dict.fromkeys(found.not_measured)))
+    said_once = {name: [*dict.fromkeys(getattr(found, name))] for name in ("not_measured", "cannot_judge")}
+    return replace(found, **said_once)
 
 
 def wanted(

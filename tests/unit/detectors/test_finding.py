@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from backfire.config import FixedBox, Regions
 from backfire.detectors import Detector, Source, check, run
-from backfire.detectors.shapes import scaled
+from backfire.detectors.shapes import joined_to, scaled
 from backfire.errors import Code, ConfigError, InputError, ModelError
 from backfire.imaging import Picture, tags
 from backfire.imaging.metadata import Metadata
@@ -117,9 +118,29 @@ def test_regions_near_each_other_become_one_shape() -> None:
 def test_too_many_regions_are_joined_and_none_is_lost() -> None:
     regions = [plain(x, y, x + 8, y + 8) for x in range(0, 600, 40) for y in range(0, 400, 100)]
     few = every(*regions, most=5)
-    assert 1 <= len(few) <= 5
+    assert len(few) == 5
+    assert sum(one.stands_for for one in few) == len(regions)
     for region in regions:
         assert any((one.plane(400, 600) & region.plane(400, 600)).sum() == 64 for one in few)
+
+
+def test_no_more_regions_are_joined_than_must_be() -> None:
+    """A class photo: faces at even distances, the nearest of which would all be near each other."""
+    faces = [plain(20 + 60 * x, 20 + 120 * y, 50 + 60 * x, 50 + 120 * y) for y in range(3) for x in range(9)]
+    assert every(*faces, most=27) == faces
+    few = every(*faces, most=24)
+    assert sorted(one.stands_for for one in few) == [1] * 21 + [2] * 3
+    assert max(one.box.width for one in few) == 90, "neighbours, and nobody across the rows"
+    near = plain(300, 360, 330, 390), plain(332, 360, 362, 390)
+    assert every(*faces, *near, most=28)[-1].box == Box(300, 360, 362, 390)
+
+
+def test_thousands_of_regions_are_joined_at_once() -> None:
+    placed = np.random.default_rng(0).integers(0, (4000, 3000), (3000, 2)).tolist()
+    many = [plain(x, y, x + 8, y + 8) for x, y in placed] + [plain(0, 0, 4000, 3000)]
+    began = time.process_time()
+    assert len(joined_to(many, 24)) == 24
+    assert time.process_time() - began < 5
 
 
 def test_joining_a_crowd_takes_the_memory_of_few_planes() -> None:

@@ -18,6 +18,7 @@ from backfire.attack_paths.hand_over import mask_of, put_back
 from backfire.attack_paths.handed import Handed
 from backfire.attack_paths.tensors import handed_pictures, to_picture, to_tensor
 from backfire.config import Verify
+from backfire.detectors.shapes import joined_to
 from backfire.errors import ConfigError
 from backfire.evaluate.edits import CONTEXT, Editors, Replayer, judged_px
 from backfire.evaluate.judge import EditResult, in_tools, judge, tools, worst
@@ -500,6 +501,20 @@ def test_parts_of_an_edit_that_are_not_followed_are_told_and_not_looked_at(
     assert looked == {100, 81, 64, 49}
     told = "iopaint edits it in 7 parts, of which the 4 largest are replayed"
     assert replayer.not_followed(plane, "iopaint") == told
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_joined_regions_of_which_some_are_not_looked_at_cannot_be_better_than_weak(joined: bool) -> None:
+    """Strokes of a painted mask are one thing, and joined faces are several."""
+    original, painted = spotted([40] * 5)
+    faces = [Region(Box(x, 300, x + 40, 340), "face", 1.0, "faces") for x in range(100, 1100, 200)]
+    (region,) = joined_to(faces, 1) if joined else [painted]
+    crops = cropping.plan([region], 900, 1600, margin=128, work=768)
+    editors = Editors(CPU, [Averaging()], paths={"averaging": ("iopaint",)})
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    told = "region 0: iopaint edits it in 5 parts, of which the 4 largest are replayed"
+    assert told in found.not_measured
+    assert found.cannot_judge == ([f"{told}, and it stands for 5 regions"] if joined else [])
 
 
 class Flipping(Averaging):
