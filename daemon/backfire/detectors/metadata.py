@@ -4,8 +4,8 @@ Three vocabularies are read: IPTC Image Region (Iptc4xmpExt), `mwg-rs:Regions` o
 and Microsoft's people tags (`MP:RegionInfo`). All refer to the stored pixels before the EXIF orientation is
 applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary). Only regions whose
 `AppliedToDimensions` have the aspect ratio of the upright picture, and not that of the stored one, are taken
-as upright. Decimal commas and other names of units are read. A region whose place cannot be told is an error,
-because somebody marked it.
+as upright; where they have neither, the picture was cropped since. Decimal commas and other names of units
+are read. A region whose place cannot be told is an error, because somebody marked it.
 """
 
 from __future__ import annotations
@@ -166,13 +166,14 @@ def _mwg(element: Element, stored: Size) -> Iterator[_Shape]:
     fits_stored, fits_turned = (applied is not None and _alike(applied, one) for one in (stored, turned))
     upright = fits_turned and not fits_stored
     frame = turned if upright else stored
-    # Pixels count on the grid that was tagged, which may have been resized since, but not cropped.
-    pixels = frame if applied is None else applied if fits_stored or fits_turned else None
+    pixels = applied or frame  # those of the picture that was tagged, which may have been resized since
     for item in rdf.items(rdf.member(element, MWG + "RegionList")):
         area = rdf.member(item, MWG + "Area")
         kind = (rdf.text(item, MWG + "Type") or "region").lower()
         if area is None or kind in NOT_PEOPLE:
             continue
+        if applied is not None and not (fits_stored or fits_turned):
+            raise ValueError("it is of a picture of another aspect ratio, so that this one was cropped since")
         unit = _unit(rdf.text(area, AREA + "unit") or "normalized", pixels)
         if rdf.text(area, AREA + "d") is not None:
             x, y, diameter = rdf.numbers(area, AREA, "xyd", sizes=1)
@@ -202,11 +203,11 @@ def _alike(one: Size, other: Size) -> bool:
     return abs(one[0] / one[1] * other[1] / other[0] - 1) <= SAME_SHAPE
 
 
-def _unit(name: str | None, pixels: Size | None) -> Size:
+def _unit(name: str | None, pixels: Size) -> Size:
     """What the coordinates of a unit are divided by to become shares of the picture's sides.
 
     Raises:
-        ValueError: the unit is unknown, or it is pixels and their grid is.
+        ValueError: the unit is unknown.
     """
     unit = (name or "none").lower()
     if unit in ("normalized", "normalised", "relative"):
@@ -215,8 +216,6 @@ def _unit(name: str | None, pixels: Size | None) -> Size:
         return 100, 100
     if unit not in ("pixel", "pixels", "px"):
         raise ValueError(f"its unit is {unit!r}, not pixel or a share of the sides")
-    if pixels is None:
-        raise ValueError("it is in pixels of a picture of another aspect ratio")
     return pixels
 
 

@@ -154,6 +154,8 @@ def test_regions_with_the_dimensions_of_the_upright_picture_are_not_turned() -> 
 
 def test_focus_points_of_a_camera_are_not_regions() -> None:
     assert boxes(mwg(area(0.5, 0.5, 0.1, 0.1), kind="Focus")) == []
+    cropped = 'stDim:w="300" stDim:h="200"'
+    assert boxes(mwg(area(0.5, 0.5, 0.1, 0.1), kind="Focus", applied=cropped)) == []
 
 
 def test_regions_are_clipped_and_those_outside_are_left_out() -> None:
@@ -233,6 +235,11 @@ def test_fault_6_pixels_are_scaled_from_the_picture_that_was_tagged(scale: float
                 applied='stDim:w="300" stDim:h="200"',
             ),
             "another aspect ratio",
+        ),
+        (mwg(area(0.5, 0.5, 0.1, 0.1), applied='stDim:w="300" stDim:h="200"'), "cropped since"),
+        (
+            mwg(area(0.5, 0.5, 0.1, 0.1).replace("stArea:w", "stArea:d"), applied='stDim:w="9" stDim:h="9"'),
+            "cropped since",
         ),
         (in_rectangle("0.2, 0.4, 0.1"), "not four numbers"),
         (in_rectangle("left"), "not four numbers"),
