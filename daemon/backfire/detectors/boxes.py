@@ -21,6 +21,8 @@ from backfire.types import Region, Rgb
 GREY = 114 / 255
 MOST = 300
 """The most boxes that are taken, by score."""
+ROUNDED = 1e-3
+"""By how much a score may exceed 1: networks that compute in half precision round so."""
 
 
 class BoxDetector:
@@ -40,7 +42,7 @@ class BoxDetector:
         side = self._settings.size_px
         scale = side / max(height, width)
         with networks.reported(self._name, source.name, image):
-            rows = self._rows(self._look(fitted(image, side, scale))[0])
+            rows = self._rows(self._look(fitted(image, side, scale))[0], source.name)
         regions = []
         for left, top, right, bottom, score, kind in rows:
             corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
@@ -50,23 +52,26 @@ class BoxDetector:
                 regions.append(region)
         return regions
 
-    def _rows(self, output: Floats) -> Floats:
+    def _rows(self, output: Floats, picture: str) -> Floats:
         """The rows with a sufficient score, sorted by score."""
         rows = output[0] if output.ndim == 3 and len(output) == 1 else output
         if rows.ndim != 2 or rows.shape[1] != 6:
-            raise self._breach(f"an output of shape {list(output.shape)}")
+            raise self._breach(f"an output of shape {list(output.shape)}", retryable=False)
         # Not `>=`, which would drop scores that are no numbers as if nothing had been found.
         rows = rows[~(rows[:, 4] < self._settings.score_min)]
-        if not np.isfinite(rows).all() or (rows[:, 4] > 1).any():
-            raise self._breach("boxes that are not finite, or scores above 1")
-        return rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]
+        # What one picture makes it give says nothing of others, so its attempts count.
+        if not np.isfinite(rows).all() or (rows[:, 4] > 1 + ROUNDED).any():
+            raise self._breach(f"boxes that are not finite, or scores above 1, for {picture}", retryable=True)
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]
+        rows[:, 4] = np.minimum(rows[:, 4], 1)
+        return rows
 
-    def _breach(self, what: str) -> ModelError:
+    def _breach(self, what: str, *, retryable: bool) -> ModelError:
         message = (
             f"detector {self._name}: {self._settings.model} gives {what}, expected 1,N,6 (left, top, right, "
             "bottom, score, class); export it with its own box selection (nms=True)"
         )
-        return ModelError(Code.DETECTOR, message, retryable=False)
+        return ModelError(Code.DETECTOR, message, retryable=retryable)
 
     def _label(self, kind: int) -> str:
         labels = self._settings.labels

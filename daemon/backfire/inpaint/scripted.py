@@ -58,12 +58,14 @@ class ScriptedEditor(ModelEditor):
                 raise
             reason = f"failed on an image of {tuple(image.shape)} ({programs.brief(error)})"
             remedy = "save it for any batch, height and width (torch.export: dynamic_shapes) or set multiple"
-            raise self._failed(reason, remedy) from error
+            # It may take other sizes well, so the picture's attempts count.
+            raise self._failed(reason, remedy, retryable=True) from error
         if not isinstance(out, Tensor) or out.shape != image.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             reason = f"returned {got}, expected a picture of {tuple(image.shape)}"
-            raise self._failed(reason, "save a model of (image, mask) that returns the picture alone")
+            remedy = "save a model of (image, mask) that returns the picture alone"
+            raise self._failed(reason, remedy, retryable=False)
         return out
 
-    def _failed(self, reason: str, remedy: str) -> ModelError:
-        return ModelError(Code.MODEL, f"editor {self.name}: {reason}; {remedy}", retryable=False)
+    def _failed(self, reason: str, remedy: str, *, retryable: bool) -> ModelError:
+        return ModelError(Code.MODEL, f"editor {self.name}: {reason}; {remedy}", retryable=retryable)

@@ -143,20 +143,28 @@ def test_the_network_gets_the_picture_at_the_top_left_of_a_grey_square() -> None
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("rows", "one_picture"),
     [
-        [[1, 2, 3, 4, 0.9]],
-        [[[[0, 0, 9, 9, 0.9, 0]]]],
-        [[0, 0, 9, 9, 90, 0]],
-        [[np.nan, 0, 9, 9, 0.9, 0]],
-        [[np.nan] * 6],
+        ([[1, 2, 3, 4, 0.9]], False),
+        ([[[[0, 0, 9, 9, 0.9, 0]]]], False),
+        ([[0, 0, 9, 9, 90, 0]], True),
+        ([[np.nan, 0, 9, 9, 0.9, 0]], True),
+        ([[np.nan] * 6], True),
     ],
 )
 def test_a_result_of_the_wrong_form_is_an_error_that_says_what_is_expected(
-    tmp_path: Path, rows: object
+    tmp_path: Path, rows: object, one_picture: bool
 ) -> None:
-    with pytest.raises(ModelError, match=r"n\.onnx gives .*expected 1,N,6"):
+    """What one picture is to blame for counts as its attempt, and holds up no other."""
+    with pytest.raises(ModelError, match=r"n\.onnx gives .*expected 1,N,6") as caught:
         detected(tmp_path, rows)
+    assert caught.value.retryable is one_picture
+    assert ("cat.jpg" in caught.value.message) is one_picture
+
+
+def test_a_score_that_is_rounded_to_a_little_more_than_one_is_one(tmp_path: Path) -> None:
+    (region,) = detected(tmp_path, [[0, 0, 9, 9, 1.0001, 0]])
+    assert region.score == 1
 
 
 def test_another_network_than_configured_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_a_result_of_the_wrong_kind_is_an_error_that_names_the_model(
         editor.inpaint(*inputs())
     assert caught.value.message.startswith("editor mine: ")
     assert message in caught.value.message
+    assert caught.value.retryable is isinstance(module, Fixed), "another size may do"
 
 
 def test_an_impossible_multiple_is_named(script: tuple[Path, str]) -> None:
