@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from backfire.config import FixedBox
 from backfire.detectors import Source
 from backfire.types import Box, Region, Rgb
 
-CELL_MIN, CELLS = 256, 4
-"""The whole picture is divided into cells of at least the first in pixels, at most the second along a
-side."""
+CELL_PX, CELLS = 256, 4
+"""The whole picture is divided into cells of at most the first in pixels or, where that takes more than the
+second along a side, into so many."""
 
 
 class FixedDetector:
@@ -40,11 +44,18 @@ class WholeDetector:
     """The whole picture as a grid of cells, since an editor needs context around what it repaints."""
 
     def detect(self, image: Rgb, *, source: Source) -> list[Region]:
-        """A grid that covers the picture without gap or overlap; see `Detector.detect`."""
+        """A grid of cells of about one size, without gap or overlap; see `Detector.detect`."""
         height, width = image.shape[:2]
-        side = max(CELL_MIN, -(-max(height, width) // CELLS))
+        side = max(CELL_PX, max(height, width) / CELLS)
+        rows, columns = (_parts(length, side) for length in (height, width))
         return [
-            Region(Box(x, y, min(x + side, width), min(y + side, height)), "whole", 1.0, "whole")
-            for y in range(0, height, side)
-            for x in range(0, width, side)
+            Region(Box(left, top, right, bottom), "whole", 1.0, "whole")
+            for top, bottom in rows
+            for left, right in columns
         ]
+
+
+def _parts(length: int, most: float) -> list[tuple[int, int]]:
+    """A length in as few parts as are needed that none exceeds `most` by more than rounding."""
+    edges = np.linspace(0, length, math.ceil(length / most) + 1).round().astype(int).tolist()
+    return [*itertools.pairwise(edges)]

@@ -67,7 +67,7 @@ def test_shapes_that_two_detectors_found_are_one_region(same: bool) -> None:
     assert found(mark, text) == (["signatures"] if same else ["signatures", "text"])
 
 
-@pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8)])
+@pytest.mark.parametrize("size", [(100, 100), (600, 400), (5000, 300), (8, 8), (257, 257), (800, 533)])
 def test_none_found_whole_makes_regions_of_the_whole_picture(size: tuple[int, int]) -> None:
     rgb: Rgb = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     settings = Regions(detectors=("sidecar",), none_found="whole")
@@ -75,6 +75,9 @@ def test_none_found_whole_makes_regions_of_the_whole_picture(size: tuple[int, in
     covered = sum(region.plane(size[1], size[0]).astype(int) for region in regions)
     assert (np.asarray(covered) == 1).all()
     assert len(regions) <= 16
+    for side in ("width", "height"):
+        lengths = [getattr(region.box, side) for region in regions]
+        assert max(lengths) - min(lengths) <= 1, "no cell is a sliver"
 
 
 def test_a_picture_without_regions_is_an_error_that_names_the_setting() -> None:
