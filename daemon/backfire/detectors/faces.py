@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -23,6 +24,8 @@ from backfire.detectors import Source, networks
 from backfire.detectors.networks import Floats
 from backfire.detectors.scaling import halved
 from backfire.types import Box, Region, Rgb
+
+log = structlog.get_logger()
 
 Network = Callable[[Floats], tuple[Floats, Floats]]
 """Takes squares or strips N,columns,rows,3 in [-1,1]. Gives, for each square of the network's input size, the
@@ -70,7 +73,7 @@ BATCH = 128
 
 
 class FaceDetector:
-    """Finds faces from `min_px` pixels to the whole frame; in 12 megapixels, from some 21 pixels at least.
+    """Finds faces from `min_px` pixels to the whole frame; of large pictures from more, see `_least_px`.
 
     Attributes:
         strip_pixels: P-Net takes a level in strips of this size, which need little memory and stay in the
@@ -93,6 +96,9 @@ class FaceDetector:
             ModelError: `Code.DETECTOR`, a network failed on this picture.
         """
         height, width = image.shape[:2]
+        least, asked = self._least_px(height, width), self._settings.min_px
+        if least > asked:
+            log.info("faces_larger_only", path=source.name, asked_px=asked, from_px=round(least))
         with networks.reported("faces", source.name, image):
             boxes, scores = self._faces(image)
         heads = [_head(box, width, height) for box in boxes]
@@ -112,10 +118,14 @@ class FaceDetector:
         kept = _distinct(boxes, scores, OVERLAP_MAX[3], INSIDE_MAX)
         return boxes[kept], scores[kept]
 
+    def _least_px(self, height: int, width: int) -> float:
+        """The side of the smallest face that is looked for, which `LEVEL_PIXELS` makes larger than asked."""
+        return max(self._settings.min_px, CELL * (height * width / LEVEL_PIXELS) ** 0.5)
+
     def _proposals(self, octaves: list[Rgb]) -> tuple[Floats, Floats]:
         """P-Net's proposals from all levels of the pyramid: boxes N,4 and scores N."""
         height, width = octaves[0].shape[:2]
-        scale = min(CELL / self._settings.min_px, (LEVEL_PIXELS / (height * width)) ** 0.5)
+        scale = CELL / self._least_px(height, width)
         boxes, scores = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
         while min(rows := int(height * scale), columns := int(width * scale)) >= CELL:
             shifts, score = self._scan(octaves, scale, columns, rows)

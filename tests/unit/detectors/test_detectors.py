@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+import structlog
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -324,6 +325,18 @@ def test_the_same_faces_are_found_in_strips_as_in_one_piece() -> None:
     detector.strip_pixels = 10_000
     in_strips = detector.detect(image, source=Source("picture.png"))
     assert [region.box for region in in_strips] == [region.box for region in found(image)]
+
+
+def test_that_only_larger_faces_are_looked_for_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = skimage_picture("astronaut.png")
+    with structlog.testing.capture_logs() as logs:
+        found(image)
+    assert logs == []
+    monkeypatch.setattr(faces, "LEVEL_PIXELS", 128 * 128)
+    with structlog.testing.capture_logs() as logs:
+        assert holds(found(image)[0].box, ASTRONAUT)
+    (told,) = logs
+    assert (told["event"], told["asked_px"], told["from_px"]) == ("faces_larger_only", 16, 48)
 
 
 def test_twelve_megapixels_take_seconds() -> None:
