@@ -12,6 +12,7 @@ import numpy as np
 
 from backfire.config import Onnx
 from backfire.detectors import Source, networks
+from backfire.detectors.markup import SHARE_MOST
 from backfire.detectors.networks import Floats, Network
 from backfire.detectors.scaling import resized
 from backfire.detectors.shapes import region_of
@@ -62,6 +63,9 @@ class BoxDetector:
         # What one picture makes it give says nothing of others, so its attempts count.
         if not np.isfinite(rows).all() or (rows[:, 4] > 1 + ROUNDED).any():
             raise self._breach(f"boxes that are not finite, or scores above 1, for {picture}", retryable=True)
+        reach = rows[:, :4].max(initial=0)
+        if 0 < reach <= SHARE_MOST:
+            raise self._breach(f"coordinates between 0 and {reach:g} for {picture}", retryable=True)
         rows = rows[np.argsort(-rows[:, 4], kind="stable")][:MOST]
         rows[:, 4] = np.minimum(rows[:, 4], 1)
         return rows
@@ -69,7 +73,7 @@ class BoxDetector:
     def _breach(self, what: str, *, retryable: bool) -> ModelError:
         message = (
             f"detector {self._name}: {self._settings.model} gives {what}, expected 1,N,6 (left, top, right, "
-            "bottom, score, class); export it with its own box selection (nms=True)"
+            "bottom in pixels of its input, score, class); export it with its own box selection (nms=True)"
         )
         return ModelError(Code.DETECTOR, message, retryable=retryable)
 

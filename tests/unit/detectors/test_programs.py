@@ -148,6 +148,7 @@ def test_the_network_gets_the_picture_at_the_top_left_of_a_grey_square() -> None
         ([[1, 2, 3, 4, 0.9]], False),
         ([[[[0, 0, 9, 9, 0.9, 0]]]], False),
         ([[0, 0, 9, 9, 90, 0]], True),
+        ([[0.25, 0.25, 0.5, 0.75, 0.9, 0], [0.1, 0, 1, 1, 0.9, 1]], True),
         ([[np.nan, 0, 9, 9, 0.9, 0]], True),
         ([[np.nan] * 6], True),
     ],
