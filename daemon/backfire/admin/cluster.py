@@ -76,7 +76,11 @@ def compared(nodes: Sequence[Node]) -> Iterator[Check]:
             continue
         odd = [said for name, one in node.facts.items() if (said := _differs(name, one, told[name]))]
         broken = [f"{name} is {one}" for name, one in node.facts.items() if one.startswith("not usable")]
-        versions = [f"{name} {one}" for name, one in node.facts.items() if not name.startswith("editor ")]
+        versions = [
+            f"{name} {one}"
+            for name, one in node.facts.items()
+            if not name.startswith(("editor ", "detector "))
+        ]
         editors = sum(name.startswith("editor ") for name in node.facts)
         found = f"{node.devices}; {', '.join(versions)}; {editors} editors; {node.fits} workers fit"
         remedy = "; ".join(dict.fromkeys([*odd, *broken]))

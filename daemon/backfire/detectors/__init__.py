@@ -6,7 +6,11 @@ run over every name there. Nothing heavy is imported before `get` asks for it.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from backfire.config import Regions
@@ -121,6 +125,30 @@ def check(settings: Regions) -> None:
         if name in needs and not needs[name][1]:
             setting = needs[name][0]
             raise ConfigError(f"regions.detectors: {name} needs {setting}, got nothing there; set it")
+
+
+def digest(name: str, settings: Regions) -> str:
+    """The SHA-256 of the files of your own that a detector works with; empty for one that has none.
+
+    Those are logos, networks, and a program with those of its arguments that are files. Nothing is loaded.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    logos, argv = settings.logos, settings.command.argv
+    given: dict[str, tuple[Path | str | None, ...]] = {
+        "logos": (logos.folder, logos.watermarks),
+        "onnx": (settings.onnx.model,),
+        "torchscript": (settings.torchscript.model,),
+        "command": (*(shutil.which(one) or one for one in argv[:1]), *filter(os.path.isfile, argv[1:])),
+    }
+    found = hashlib.sha256()
+    paths = [Path(one) for one in given.get(name, ()) if one]
+    for path in paths:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file() or file == path:
+                found.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest() if paths else ""
 
 
 def get(name: str, settings: Regions = Regions()) -> Detector:  # noqa: B008 (frozen)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
 from backfire.admin.cluster import compared, open_ports
-from backfire.service.worker.survey import Node
+from backfire.service.worker.survey import Node, facts
 
-USUAL = {"Backfire": "1.0", "torch": "2.9", "editor mini": "0123456789ab"}
+USUAL = {"Backfire": "1.0", "torch": "2.9", "editor mini": "0123456789ab", "detector logos": "ba9876543210"}
 
 
 def remedies(*nodes: Node) -> dict[str, str]:
@@ -33,6 +35,7 @@ def test_nodes_that_are_alike_are_all_well() -> None:
     [
         ({"Backfire": "0.9"}, "Backfire is 0.9, on most nodes 1.0"),
         ({"editor_mini": "ba"}, "editor mini is ba"),
+        ({"detector_logos": "ab"}, "detector logos is ab, on most nodes ba9876543210"),
     ],
 )
 def test_the_node_that_differs_is_named_and_no_other(what: dict[str, str], said: str) -> None:
@@ -56,6 +59,16 @@ def test_weights_that_cannot_be_used_anywhere_are_said_of_all() -> None:
 def test_a_node_that_does_not_answer_is_named_with_the_reason() -> None:
     found = remedies(node("a"), Node("b", 1, "8 CPU", trouble="its worker died"))
     assert found == {"a": "", "b": "its worker died"}
+
+
+def test_a_node_tells_the_digest_of_what_its_detectors_work_with(tmp_path: Path) -> None:
+    regions: dict[str, Any] = {"detectors": ["onnx", "command"], "onnx": {"model": str(tmp_path / "n.onnx")}}
+    regions["command"] = {"argv": [str(tmp_path / "find")]}
+    (tmp_path / "n.onnx").write_bytes(b"network")
+    sections = {"regions": regions, "protect": {"surrogates": ["flux2-micro"]}, "verify": {"held_out": []}}
+    told = facts([sections])
+    assert re.fullmatch("[0-9a-f]{12}", told["detector onnx"])
+    assert told["detector command"].startswith("not usable: ")
 
 
 def test_ports_of_ray_that_are_open_to_all_are_found_also_without_ipv6(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backfire import detectors
-from backfire.config import Command, Onnx, Regions, TorchScript
+from backfire.config import Command, Logos, Onnx, Regions, TorchScript
 from backfire.detectors import Source
 from backfire.detectors.command import CommandDetector
 from backfire.detectors.onnx import OnnxDetector
@@ -108,6 +108,31 @@ def test_a_missing_program_is_an_error_with_its_remedy() -> None:
     with pytest.raises(ModelError, match=r"/no/such/program on cat\.jpg cannot be started") as caught:
         detector.detect(PICTURE, source=Source("cat.jpg"))
     assert not caught.value.retryable
+
+
+# the files of a detector
+
+
+def test_the_digest_of_a_detector_is_that_of_the_files_it_works_with(tmp_path: Path) -> None:
+    (tmp_path / "logos").mkdir()
+    (tmp_path / "find").write_text("#!/bin/sh\n")
+    argv = (str(tmp_path / "find"), "--with", str(tmp_path / "model"))
+    settings = Regions(
+        logos=Logos(folder=tmp_path / "logos"),
+        onnx=Onnx(model=tmp_path / "n.onnx"),
+        command=Command(argv=argv),
+    )
+    seen = {name: {detectors.digest(name, settings)} for name in ("logos", "command")}
+    for file, name in (("logos/a.png", "logos"), ("find", "command"), ("model", "command")):
+        (tmp_path / file).write_bytes(b"another")
+        found = detectors.digest(name, settings)
+        assert found not in seen[name], file
+        seen[name].add(found)
+    (tmp_path / "logos" / "a.png").rename(tmp_path / "logos" / "b.png")
+    assert detectors.digest("logos", settings) not in seen["logos"], "regions are labelled by the name"
+    assert detectors.digest("faces", settings) == ""
+    with pytest.raises(FileNotFoundError):
+        detectors.digest("onnx", settings)
 
 
 # onnx

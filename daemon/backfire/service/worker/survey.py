@@ -1,4 +1,4 @@
-"""What each node of a cluster has: versions, devices, and the digests of the editors' weights."""
+"""What each node of a cluster has: versions, devices, and the digests of editors' and detectors' files."""
 
 from __future__ import annotations
 
@@ -91,11 +91,14 @@ def fitting(has: dict[str, float], section: Cluster) -> int:
 
 
 def facts(variants: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What this machine has: the versions that decide results, and the digest of each editor's weights."""
+    """What this machine has: the versions that decide results, and the digest of each editor's weights.
+
+    So it is of each detector that works with files of your own.
+    """
     import numpy
     import torch
 
-    from backfire import inpaint
+    from backfire import detectors, inpaint
     from backfire.errors import BackfireError
     from backfire.perturb import methods
 
@@ -116,4 +119,12 @@ def facts(variants: Sequence[dict[str, Any]]) -> dict[str, str]:
                 found[f"editor {name}"] = editor.weights_sha256[:12]
             except BackfireError as error:
                 found[f"editor {name}"] = f"not usable: {error}"
+        for name in settings.regions.detectors:
+            try:
+                digest = detectors.digest(name, settings.regions)[:12]
+            except OSError as error:
+                digest = f"not usable: {error}"
+            if digest:  # rules may have other files; those of all of them count
+                told = found.get(f"detector {name}", digest)
+                found[f"detector {name}"] = told if digest in told else f"{told}, {digest}"
     return found
