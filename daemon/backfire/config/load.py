@@ -94,7 +94,22 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
     except ValidationError as error:
         lines = [f"{source}: {explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
-    return settings.model_copy(update={"rules": rules_of(data.get("rules"), general, base, source)})
+    complete = settings.model_copy(update={"rules": rules_of(data.get("rules"), general, base, source)})
+    _require_ends(complete, source)
+    return complete
+
+
+def _require_ends(settings: Settings, source: str) -> None:
+    """Refuse a program that may take as long as a worker may be silent, which is killed as hung then."""
+    silence = settings.limits.silence_s
+    for where, variant in settings.variants():
+        most = variant.regions.command.timeout_s
+        if "command" in variant.regions.detectors and most >= silence:
+            raise ConfigError(
+                f"{source}: {where}regions.command.timeout_s: got {most:g}, expected less than "
+                f"limits.silence_s ({silence:g}), after which a worker that waits for the program is killed; "
+                "lower it, or raise limits.silence_s"
+            )
 
 
 def _require_outside(inbox: Path, path: Path, file: Path) -> None:

@@ -76,7 +76,8 @@ class Command(Section):
     argv: Program = ()
     """The program and its arguments; `{picture}` stands for the picture's path."""
     timeout_s: Positive = 60
-    """The seconds after which the program is killed with all that it started."""
+    """The seconds after which the program is killed with all that it started; fewer than
+    `limits.silence_s`."""
     max_bytes: Annotated[int, Field(ge=2)] = 1_000_000
     """The most bytes that the program may print."""
 

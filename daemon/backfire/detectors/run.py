@@ -58,6 +58,7 @@ def find(
     *,
     reviewed: bool = False,
     get: Callable[[str, Regions], Detector] = loaded,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
     """The regions that all configured detectors find.
 
@@ -67,6 +68,7 @@ def find(
         reviewed: somebody holds pictures without a region for review, as the daemon does; otherwise
             `none_found: review` is an error like `fail`.
         get: gives the detector of a name.
+        progress: called with (done, total) before each detector.
 
     Returns:
         No regions only under `none_found: pass`, or `review` if `reviewed`. Under `whole`, a grid that
@@ -82,7 +84,8 @@ def find(
     )
     regions: list[Region] = []
     skipped: dict[str, str] = {}
-    for name in settings.detectors:
+    for number, name in enumerate(settings.detectors):
+        progress(number, len(settings.detectors))
         try:
             regions += get(name, settings).detect(picture.rgb, source=source)
         except (InputError, ConfigError):

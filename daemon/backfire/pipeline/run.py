@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,13 @@ class Run:
         Detectors see the original, where small faces are larger and to whose size masks are painted.
         """
         with self.phase("detect"):
-            self.progress("detect", 0, 1)
-            found = run.find(self._given, self.source, self.settings.regions, reviewed=reviewed)
+            found = run.find(
+                self._given,
+                self.source,
+                self.settings.regions,
+                reviewed=reviewed,
+                progress=partial(self.progress, "detect"),
+            )
             size = self.picture.rgb.shape[:2]
             if size == self.given_size:
                 return found

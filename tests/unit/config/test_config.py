@@ -193,6 +193,18 @@ def test_nesting_through_a_link_is_refused(tmp_path: Path) -> None:
         parse({"folders": {"inbox": "in", "outbox": "way/out"}}, tmp_path)
 
 
+def test_a_program_that_may_outlast_the_patience_with_its_worker_is_refused() -> None:
+    """The worker would be killed as hung, and its picture bear an attempt, while the program does well."""
+    general: dict[str, Any] = {"folders": {"inbox": "in"}, "limits": {"silence_s": 100}}
+    slow = {"detectors": ["command"], "command": {"argv": ["find"], "timeout_s": 100}}
+    said = r"regions\.command\.timeout_s: got 100, expected less than limits\.silence_s \(100\)"
+    for own in ({"regions": slow}, {"rules": [{"match": "a/**", "regions": slow}]}):
+        with pytest.raises(ConfigError, match=said):
+            parse({**general, **own})
+    parse({**general, "regions": {**slow, "detectors": ["faces"]}})
+    parse({**general, "regions": {**slow, "command": {"argv": ["find"], "timeout_s": 99}}})
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [", "just words", ""])
 def test_a_configuration_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"

@@ -181,6 +181,14 @@ def test_a_detector_that_fails_fails_the_job_or_is_reported(error: Exception) ->
     assert str(error) in found.notes[0]
 
 
+def test_progress_is_told_between_detectors() -> None:
+    """A worker that tells nothing for `limits.silence_s` is killed as hung."""
+    told: list[tuple[int, int]] = []
+    settings = Regions(detectors=("sidecar", "whole"))
+    run.find(pictured(RGB), Source("p.png"), settings, progress=lambda *one: told.append(one))
+    assert told == [(0, 2), (1, 2)]
+
+
 def test_a_bad_mask_is_never_skipped() -> None:
     with pytest.raises(InputError):
         failing(InputError(Code.MASK_EMPTY, "marks nothing"), on_error="skip")
