@@ -52,7 +52,7 @@ class CommandDetector:
             printed = self._run(str(picture), folder, source)
         try:
             regions = markup.read(
-                printed, picture=source.name, width=width, height=height, detector="command"
+                printed, picture=source.name, width=width, height=height, detector="command", sized=True
             )
         except ValueError as error:
             what = f"printed something else than regions: {error}"

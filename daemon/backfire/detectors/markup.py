@@ -10,11 +10,12 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from backfire.detectors.shapes import (
@@ -29,6 +30,8 @@ from backfire.detectors.shapes import (
 from backfire.errors import InputError
 from backfire.imaging import decode_painting
 from backfire.types import Mask, Region, composed
+
+log = structlog.get_logger()
 
 MOST = 1000
 """The most regions of one picture."""
@@ -49,6 +52,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class WrongSize(ValueError):
     """The annotations are of a picture of another size."""
+
+
+class NotAnnotated(ValueError):
+    """The file for all pictures of a folder has no annotation of this one."""
 
 
 class _Loose(BaseModel):
@@ -142,9 +149,16 @@ class _Labelme(_Loose):
 
 
 def read(
-    data: bytes, *, picture: str, width: int, height: int, detector: str, shared: bool = False
+    data: bytes,
+    *,
+    picture: str,
+    width: int,
+    height: int,
+    detector: str,
+    shared: bool = False,
+    sized: bool = False,
 ) -> list[Region]:
-    """The regions of an annotation file, without those outside the picture.
+    """The regions of an annotation file, without those outside the picture, which the log counts.
 
     Args:
         data: JSON, UTF-8.
@@ -152,9 +166,12 @@ def read(
         width, height: the size of the upright picture.
         detector: the detector's name, for the regions.
         shared: whether it is a COCO file for all pictures of a folder, which need not mention this one.
+        sized: whether it is known to be of this picture's size, and need not say so.
 
     Raises:
-        WrongSize: the annotations are of a picture of another size.
+        WrongSize: the annotations are of a picture of another size, or only some of them lie in this one and
+            the file does not state its size.
+        NotAnnotated: it is shared, and has none of this picture.
         ValueError: it is not JSON or none of the three formats; the text says where.
     """
     try:
@@ -169,34 +186,44 @@ def read(
         names = [str(one.get("file_name", "")) if isinstance(one, dict) else "" for one in images]
         document = {**document, "images": [images[i] for i in _named(picture, names)]}
         if not document["images"]:
-            return []
+            raise NotAnnotated
     for known, reader in _READERS.items():
         if known in keys:
             try:
-                regions = reader(document, picture, width, height, detector)
-                placed = [*_Area(width, height).taken(regions)]
+                states_size, regions = reader(document, picture, width, height, detector)
+                area = _Area(width, height)
+                placed = [*area.taken(regions)]
                 if "unit" not in document:  # which says what its numbers are
                     _require_pixels(placed, width, height)
-                return placed
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
                 raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+            if shared and not placed and not area.outside:
+                raise NotAnnotated
+            if placed and area.outside:
+                count = f"{area.outside} of {len(placed) + area.outside}"
+                if not (sized or states_size):
+                    raise WrongSize(f"has {count} regions outside the picture, and does not state its size")
+                log.warning("regions_outside", path=picture, detector=detector, count=count)
+            return placed
     raise ValueError(
         "got none of the keys 'regions' (ours), 'annotations' (COCO) and 'shapes' (LabelMe), expected one"
     )
 
 
 class _Area:
-    """The area that masks may still take, see `MOST_AREA`."""
+    """The area that masks may still take, see `MOST_AREA`, and how many regions lay outside the picture."""
 
     def __init__(self, width: int, height: int) -> None:
         self._left = MOST_AREA * width * height
+        self.outside = 0
 
     def taken(self, regions: Iterable[Region | None]) -> Iterator[Region]:
         """Those of the regions that lie in the picture; raises ValueError if their masks take too much."""
         for region in regions:
             if region is None:
+                self.outside += 1
                 continue
             self._left -= 0 if region.mask is None else region.mask.size
             if self._left < 0:
@@ -217,11 +244,17 @@ def _require_pixels(regions: Sequence[Region], width: int, height: int) -> None:
         )
 
 
-def own(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
-    """The regions of our own schema; None for one outside the picture."""
+_Read = tuple[bool, Iterator[Region | None]]
+"""Whether a file states the picture's size, and its regions; None for one outside the picture."""
+
+
+def _own(document: Any, picture: str, width: int, height: int, detector: str) -> _Read:
     file = OwnFile.model_validate(document)
-    if file.size is not None:
-        _require_size(*file.size, width, height)
+    stated = _require_size(*(file.size or (None, None)), width, height)
+    return stated or file.unit == "relative", _own_regions(file, width, height, detector)
+
+
+def _own_regions(file: OwnFile, width: int, height: int, detector: str) -> Iterator[Region | None]:
     scale = (width, height) if file.unit == "relative" else (1, 1)
     for number, region in enumerate(file.regions):
         points = region.points()
@@ -255,7 +288,7 @@ def _folded(name: str) -> str:
     return composed(_base(name)).lower()
 
 
-def _coco(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
+def _coco(document: Any, picture: str, width: int, height: int, detector: str) -> _Read:
     file = _Coco.model_validate(document)
     if len(file.images) == 1:
         image = file.images[0]
@@ -266,14 +299,22 @@ def _coco(document: Any, picture: str, width: int, height: int, detector: str) -
                 f"annotates {len(file.images)} pictures, {len(named)} of them named {_base(picture)}"
             )
         image = file.images[named[0]]
-    _require_size(image.width, image.height, width, height)
-    annotations = [one for one in file.annotations if one.image_id == image.id]
+    stated = _require_size(image.width, image.height, width, height)
+    # Some programs write a number here and its digits there.
+    annotations = [one for one in file.annotations if str(one.image_id) == str(image.id)]
     if len(annotations) > MOST:
         raise ValueError(f"has more than {MOST} regions, expected at most so many")
-    names = {category.id: category.name for category in file.categories}
+    names = {str(category.id): category.name for category in file.categories}
+    runs = any(isinstance(one.segmentation, _CocoRuns) for one in annotations)  # which state their size
+    return stated or runs, _coco_regions(annotations, names, width, height, detector)
+
+
+def _coco_regions(
+    annotations: Sequence[_CocoAnnotation], names: Mapping[str, str], width: int, height: int, detector: str
+) -> Iterator[Region | None]:
     drawn = _Area(width, height)
     for annotation in annotations:
-        label = names.get(annotation.category_id or 0, "region")
+        label = names.get(str(annotation.category_id or 0), "region")
         shape = annotation.segmentation
         if isinstance(shape, _CocoRuns):
             yield region_of_mask(_coco_mask(shape, width, height), label, detector, annotation.score)
@@ -282,6 +323,8 @@ def _coco(document: Any, picture: str, width: int, height: int, detector: str) -
             if parts := [*drawn.taken(outlines)]:
                 box, mask = united(parts)
                 yield region_of_mask(mask, label, detector, annotation.score, at=(box.left, box.top))
+            else:
+                yield None
         elif annotation.bbox is not None:
             x, y, w, h = annotation.bbox
             corners = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
@@ -304,9 +347,13 @@ def _corners(flat: Sequence[float]) -> Points:
     return np.array(flat, dtype=np.float64).reshape(-1, 2)
 
 
-def _labelme(document: Any, picture: str, width: int, height: int, detector: str) -> Iterator[Region | None]:
+def _labelme(document: Any, picture: str, width: int, height: int, detector: str) -> _Read:
     file = _Labelme.model_validate(document)
-    _require_size(file.imageWidth, file.imageHeight, width, height)
+    stated = _require_size(file.imageWidth, file.imageHeight, width, height)
+    return stated, _labelme_regions(file, width, height, detector)
+
+
+def _labelme_regions(file: _Labelme, width: int, height: int, detector: str) -> Iterator[Region | None]:
     for shape in file.shapes:
         points = np.array(shape.points, dtype=np.float64).reshape(-1, 2)
         expected = {"rectangle": 2, "circle": 2, "mask": 2}.get(shape.shape_type, 3)
@@ -343,18 +390,22 @@ def _labelme_mask(encoded: str | None, width: int, height: int) -> Mask:
     return mask
 
 
-def _require_size(got_width: int | None, got_height: int | None, width: int, height: int) -> None:
-    if got_width and got_height and (got_width, got_height) != (width, height):
+def _require_size(got_width: int | None, got_height: int | None, width: int, height: int) -> bool:
+    """Whether the size of the annotated picture is given; raises WrongSize if it is another one."""
+    if not (got_width and got_height):
+        return False
+    if (got_width, got_height) != (width, height):
         turned = (
             " (it looks turned: annotate the upright picture)"
             if (got_width, got_height) == (height, width)
             else ""
         )
         raise WrongSize(f"is for {got_width}x{got_height} pixels{turned}")
+    return True
 
 
-_READERS: dict[str, Callable[[Any, str, int, int, str], Iterator[Region | None]]] = {
+_READERS: dict[str, Callable[[Any, str, int, int, str], _Read]] = {
     "annotations": _coco,
     "shapes": _labelme,
-    "regions": own,
+    "regions": _own,
 }

@@ -166,6 +166,9 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
             detector="sidecar",
             shared=shared,
         )
+    except markup.NotAnnotated:
+        log.info("no_annotation", path=source.name, annotations=sidecar.name)
+        return []
     except markup.WrongSize as error:
         message = f"{subject}: {error}, expected {size}; annotate this very picture"
         raise InputError(Code.MASK_SIZE, message) from error
@@ -173,9 +176,7 @@ def _annotated_regions(sidecar: Sidecar, source: Source, shape: tuple[int, int])
         remedy = f"see {DOCUMENTATION}docs/guides/regions.md for what is read, or remove the file"
         message = f"{subject}: {error}; {remedy}"
         raise InputError(Code.MASK_UNREADABLE, message) from error
-    if not regions and shared:
-        log.info("no_annotation", path=source.name, annotations=sidecar.name)
-    elif not regions:
+    if not regions:
         message = f"{subject}: no region lies within {size}; mark what is to be protected, or remove the file"
         raise InputError(Code.MASK_EMPTY, message)
     return regions

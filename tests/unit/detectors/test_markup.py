@@ -155,6 +155,26 @@ def test_no_region_in_the_picture_is_an_error(regions: list[Any]) -> None:
     assert caught.value.code is Code.MASK_EMPTY
 
 
+def test_a_region_outside_is_of_another_picture_unless_the_size_is_stated() -> None:
+    regions = [{"box": [10, 20, 30, 40]}, {"box": [900, 20, 930, 40]}]
+    said = "has 1 of 2 regions outside the picture, and does not state its size, expected the 300x200"
+    shapes = [{"shape_type": "rectangle", "points": [one["box"][:2], one["box"][2:]]} for one in regions]
+    for unsized in ({"regions": regions}, {"shapes": shapes}):
+        with pytest.raises(InputError, match=said) as caught:
+            found(unsized)
+        assert caught.value.code is Code.MASK_SIZE
+    for sized in (
+        {"size": [300, 200], "regions": regions},
+        {"imageWidth": 300, "imageHeight": 200, "shapes": shapes},
+    ):
+        with structlog.testing.capture_logs() as told:
+            assert [region.box for region in found(sized)] == [Box(10, 20, 30, 40)]
+        (one,) = told
+        assert (one["event"], one["count"]) == ("regions_outside", "1 of 2")
+    data = json.dumps({"regions": regions}).encode()
+    assert len(read(data, picture="p", width=300, height=200, detector="command", sized=True)) == 1
+
+
 # COCO
 
 
@@ -309,6 +329,25 @@ def test_the_log_says_that_a_folders_coco_file_does_not_name_a_picture() -> None
     assert [(one["event"], one["path"], one["annotations"]) for one in told] == [
         ("no_annotation", "in/cat.jpg", "a.coco.json")
     ]
+
+
+def test_annotations_of_a_picture_that_come_to_nothing_are_an_error_in_a_folders_file_too() -> None:
+    outline = [[900.0, 0.0, 950.0, 0.0, 900.0, 50.0]]
+    for outside in ({"bbox": [900, 20, 30, 40]}, {"segmentation": outline}):
+        with pytest.raises(InputError, match="no region lies within") as caught:
+            found(coco(outside), name="a.coco.json")
+        assert caught.value.code is Code.MASK_EMPTY
+
+
+@pytest.mark.parametrize(("image", "annotated"), [(1, "1"), ("1", 1)])
+def test_ids_of_a_coco_file_may_be_numbers_here_and_digits_there(
+    image: int | str, annotated: int | str
+) -> None:
+    document = coco({"bbox": [10, 20, 30, 40], "image_id": annotated, "category_id": str(7)})
+    document["images"][0]["id"] = image
+    document["categories"] = [{"id": 7, "name": "badge"}]
+    (region,) = found(document, name="a.coco.json")
+    assert region.label == "badge"
 
 
 # LabelMe
