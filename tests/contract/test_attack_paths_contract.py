@@ -71,6 +71,14 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
     np.testing.assert_array_equal(mask, kept)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 3), (1, 40), (300, 2), (1000, 1)], ids=str)
+def test_of_a_picture_of_a_few_pixels_something_or_nothing_is_handed_over(
+    path: AttackPath, size: tuple[int, int]
+) -> None:
+    for one in path.handed(np.ones(size, np.bool_)):
+        assert one.edited_pixels or not one.repaints
+
+
 def test_a_path_says_whether_its_scale_follows_from_the_mask(path: AttackPath) -> None:
     """So that an edit of a little more than a region reaches the model at another scale."""
     scales = set()

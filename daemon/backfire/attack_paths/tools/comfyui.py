@@ -19,6 +19,8 @@ def stitch(mask: Mask, *, side: int) -> list[Handed]:
     grown = Filled(), Grown(6), blur, AtLeast(0.1)
     rule = MaskRule(on_picture_grid=grown, blend=(blur,), blend_scaled=True, outside_masked=True)
     box = reached(mask, grown)
+    if box is None:  # the blur thins out masks of pictures that are a few pixels small
+        return []
     # Single precision, halves to even: the node computes the growth with torch.
     down, across = (
         int(np.rint(np.float32(length) * np.float32(0.2) / 2)) for length in (box.height, box.width)

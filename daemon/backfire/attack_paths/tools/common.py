@@ -28,8 +28,10 @@ def whole(mask: Mask) -> Box:
     return Box(0, 0, mask.shape[1], mask.shape[0])
 
 
-def reached(mask: Mask, steps: Sequence[Step]) -> Box:
-    """The part of the picture in which a mask has any value after some steps."""
+def reached(mask: Mask, steps: Sequence[Step]) -> Box | None:
+    """The part of the picture in which a mask has any value after some steps; None if it has none left."""
     plane, at = softened(mask, steps)
+    if not plane.any():
+        return None
     found = Box.around(np.asarray(plane > 0))
     return Box(at.left + found.left, at.top + found.top, at.left + found.right, at.top + found.bottom)

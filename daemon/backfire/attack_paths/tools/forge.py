@@ -24,7 +24,9 @@ def whole(mask: Mask, *, side: int = 512) -> list[Handed]:
 def masked(mask: Mask, *, side: int = 512, margin: int = 32) -> list[Handed]:
     """The box of the blurred mask and `margin` px around it, grown to a square, moved into the picture."""
     height, width = mask.shape
-    box = reached(mask, (BLUR,)).grown(margin, width, height)
+    blurred = reached(mask, (BLUR,))
+    assert blurred is not None, "a blur alone leaves something of every mask"
+    box = blurred.grown(margin, width, height)
     longer = max(box.width, box.height)
     if box.width > box.height:
         top, bottom = moved_inside(box.top - (longer - box.height) // 2, longer, height)
