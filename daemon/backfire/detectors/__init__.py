@@ -146,7 +146,7 @@ def digest(name: str, settings: Regions) -> str:
     paths = [Path(one) for one in given.get(name, ()) if one]
     for path in paths:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file() or file == path:
+            if file == path or (file.is_file() and not file.name.startswith(".")):
                 found.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest() if paths else ""
 

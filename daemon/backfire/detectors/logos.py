@@ -100,7 +100,9 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
     """The logo files of a folder, each with the time of its last change and its size."""
     remedy = "put your logos there, or take 'logos' out of regions.detectors"
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS and path.is_file())
+        # macOS puts `._logo.png`, which is no picture, beside what it copies to a share.
+        visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = [path for path in visible if path.suffix.lower() in KINDS and path.is_file()]
         files = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
     except OSError as error:
         message = f"detector logos: folder {folder} cannot be read ({error.strerror}); {remedy}"

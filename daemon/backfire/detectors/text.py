@@ -62,7 +62,7 @@ class TextDetector:
 
 def parts_of(height: int, width: int, long_px: int) -> Iterator[tuple[Box, float]]:
     """The parts of a picture that are searched, each with its scale."""
-    first = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width))
+    first = min(max(SHORT_PX / min(height, width), 1), LONG_PX / max(height, width), ENLARGED)
     yield Box(0, 0, width, height), first
     closer = min(long_px / max(height, width), ENLARGED)
     if closer >= FINER * first:

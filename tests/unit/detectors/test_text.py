@@ -82,13 +82,14 @@ def test_text_in_a_large_picture_is_placed_at_its_scale(text: TextDetector) -> N
 
 
 @pytest.mark.parametrize("long_px", [1536, 3000, 12_288])
-@pytest.mark.parametrize("size", [(321, 481), (4000, 6000), (300, 9000), (1, 1)])
+@pytest.mark.parametrize("size", [(321, 481), (4000, 6000), (300, 9000), (20, 20), (1, 1)])
 def test_a_large_picture_is_covered_by_parts_that_overlap(size: tuple[int, int], long_px: int) -> None:
     (whole, first), *parts = parts_of(*size, long_px)
     assert whole == Box(0, 0, size[1], size[0])
+    assert first <= 4
     covered = np.zeros(size, dtype=np.bool_)
     for part, scale in parts:
-        assert first < scale <= max(4, first)
+        assert first < scale <= 4
         assert max(part.width, part.height) * scale <= 1540
         covered[part.slices] = True
     assert covered.all() == bool(parts)
@@ -232,6 +233,11 @@ def test_a_logo_of_16_bits_is_the_same_as_one_of_8(
     image, _ = pasted(200, 0)
     found, same = (LogoDetector(Logos(folder=one)).detect(image, source=SOURCE) for one in (deep, folder))
     assert [(region.box, region.score) for region in found] == [(r.box, r.score) for r in same] != []
+
+
+def test_hidden_files_beside_logos_are_left_alone(folder: Path) -> None:
+    (folder / "._acme.png").write_bytes(b"what macOS keeps of acme.png")
+    assert [logo.name for logo in LogoDetector(Logos(folder=folder))._logos] == ["acme"]
 
 
 def test_while_a_logo_is_being_copied_the_others_are_found(
