@@ -136,7 +136,7 @@ class Region:
         detector: the detector's name in the configuration.
         mask: its exact shape as a plane of the box's size (box.height, box.width), or None
             where the box itself is the shape.
-        stands_for: how many regions were joined to it because there were more than `regions.most`.
+        joined: how many regions were joined to it because there were more than `regions.most`.
     """
 
     box: Box
@@ -144,7 +144,7 @@ class Region:
     score: float
     detector: str
     mask: Mask | None = None
-    stands_for: int = 1
+    joined: int = 1
 
     def row(self) -> dict[str, Any]:
         """The region as receipts and `backfire detect --json` write it."""

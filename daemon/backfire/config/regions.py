@@ -46,8 +46,8 @@ class Faces(Section):
     """The detector `faces`."""
 
     min_px: Annotated[int, Field(ge=12, le=512)] = 16
-    """The side, in pixels, of the smallest face that is looked for; a smaller one takes longer. In more
-    than 7 megapixels it is larger: 21 in 12 megapixels, 29 in 24 and 60 in 100."""
+    """The side, in pixels, of the smallest face that is looked for; a smaller one takes longer. In
+    large pictures none is looked for below 15 px in 6 megapixels, 21 in 12, 29 in 24 and 60 in 100."""
     score_min: Share = 0.9
     """The least score of a face; a lower one finds more faces, and more of what is none."""
 

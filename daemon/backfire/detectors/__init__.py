@@ -15,8 +15,11 @@ from typing import Protocol
 
 from backfire.config import Regions
 from backfire.errors import Code, ConfigError, ModelError
+from backfire.files.durable import file_sha256
 from backfire.registry import Entry, Registry
 from backfire.types import Region, Rgb
+
+LOGO_KINDS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -127,28 +130,46 @@ def check(settings: Regions) -> None:
             raise ConfigError(f"regions.detectors: {name} needs {setting}, got nothing there; set it")
 
 
+def logo_files(folder: Path) -> list[Path]:
+    """The files of a folder of logos, in the order of their names; hidden ones are left alone.
+
+    macOS puts `._logo.png`, which is no picture, beside what it copies to a share.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in visible if path.suffix.lower() in LOGO_KINDS and path.is_file()]
+
+
 def digest(name: str, settings: Regions) -> str:
     """The SHA-256 of the files of your own that a detector works with; empty for one that has none.
 
-    Those are logos, networks, and a program with those of its arguments that are files. Nothing is loaded.
+    Those are logos, networks, and a program that is a script with those of its arguments that are files: a
+    binary, such as Python's, may differ from machine to machine. Nothing is loaded.
 
     Raises:
         OSError: one of them cannot be read.
     """
     logos, argv = settings.logos, settings.command.argv
+    program = [shutil.which(one) or one for one in argv[:1]]
     given: dict[str, tuple[Path | str | None, ...]] = {
         "logos": (logos.folder, logos.watermarks),
         "onnx": (settings.onnx.model,),
         "torchscript": (settings.torchscript.model,),
-        "command": (*(shutil.which(one) or one for one in argv[:1]), *filter(os.path.isfile, argv[1:])),
+        "command": (*filter(_is_script, program), *filter(os.path.isfile, argv[1:])),
     }
     found = hashlib.sha256()
     paths = [Path(one) for one in given.get(name, ()) if one]
     for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file == path or (file.is_file() and not file.name.startswith(".")):
-                found.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        for file in logo_files(path) if path.is_dir() else [path]:
+            found.update(os.fsencode(file.name) + file_sha256(file).encode())
     return found.hexdigest() if paths else ""
+
+
+def _is_script(program: str) -> bool:
+    with open(program, "rb") as file:
+        return file.read(2) == b"#!"
 
 
 def get(name: str, settings: Regions = Regions()) -> Detector:  # noqa: B008 (frozen)

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from backfire.config import Logos
-from backfire.detectors import Source
+from backfire.detectors import Source, logo_files
 from backfire.detectors.matching import AGREE_MIN, Logo, features_of, instances
 from backfire.detectors.networks import Floats
 from backfire.detectors.scaling import halved
@@ -23,7 +23,6 @@ from backfire.types import Box, Region, Rgb
 
 log = structlog.get_logger()
 
-KINDS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 MOST_PIXELS = 16_000_000
 """The most pixels of a logo file."""
 
@@ -100,10 +99,7 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
     """The logo files of a folder, each with the time of its last change and its size."""
     remedy = "put your logos there, or take 'logos' out of regions.detectors"
     try:
-        # macOS puts `._logo.png`, which is no picture, beside what it copies to a share.
-        visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        paths = [path for path in visible if path.suffix.lower() in KINDS and path.is_file()]
-        files = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        files = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in logo_files(folder)]
     except OSError as error:
         message = f"detector logos: folder {folder} cannot be read ({error.strerror}); {remedy}"
         raise ModelError(Code.DETECTOR, message, retryable=False) from error

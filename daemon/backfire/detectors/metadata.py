@@ -4,8 +4,9 @@ Three vocabularies are read: IPTC Image Region (Iptc4xmpExt), `mwg-rs:Regions` o
 and Microsoft's people tags (`MP:RegionInfo`). All refer to the stored pixels before the EXIF orientation is
 applied (MWG Guidelines 2.0, 5.9; IPTC Photo Metadata Standard, Region Boundary). Only regions whose
 `AppliedToDimensions` have the aspect ratio of the upright picture, and not that of the stored one, are taken
-as upright; where they have neither, the picture was cropped since. Decimal commas and other names of units
-are read. A region whose place cannot be told is an error, because somebody marked it.
+as upright; where they have neither, the picture was cropped since (a crop of the same ratio cannot be told
+from a smaller copy). Decimal commas and other names of units are read. A region whose place cannot be told
+is an error, because somebody marked it.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def joined_to(regions: Sequence[Region], most: int) -> list[Region]:
         least = np.minimum(least, row)
         least[one], least[other] = row.min(), np.inf
     members = [[regions[i] for i in sorted(group)] for group in sorted(groups.values(), key=min)]
-    return [replace(_joined(parts), stands_for=len(parts)) for parts in members]
+    return [replace(_joined(parts), joined=len(parts)) for parts in members]
 
 
 def united(regions: Sequence[Region]) -> tuple[Box, Mask]:

@@ -114,7 +114,7 @@ def replay(
                     if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
                         left_out = replayer.not_followed(kinds[kind], path)
                         found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
-                        joined = crop.regions[index].stands_for
+                        joined = crop.regions[index].joined
                         if edits and left_out and joined > 1:  # an edit of one says nothing of the others
                             found.cannot_judge.append(f"{of}: {left_out}, and it stands for {joined} regions")
                     if not edits:

@@ -122,7 +122,7 @@ def test_too_many_regions_are_joined_and_none_is_lost() -> None:
     regions = [plain(x, y, x + 8, y + 8) for x in range(0, 600, 40) for y in range(0, 400, 100)]
     few = every(*regions, most=5)
     assert len(few) == 5
-    assert sum(one.stands_for for one in few) == len(regions)
+    assert sum(one.joined for one in few) == len(regions)
     for region in regions:
         assert any((one.plane(400, 600) & region.plane(400, 600)).sum() == 64 for one in few)
 
@@ -132,7 +132,7 @@ def test_no_more_regions_are_joined_than_must_be() -> None:
     faces = [plain(20 + 60 * x, 20 + 120 * y, 50 + 60 * x, 50 + 120 * y) for y in range(3) for x in range(9)]
     assert every(*faces, most=27) == faces
     few = every(*faces, most=24)
-    assert sorted(one.stands_for for one in few) == [1] * 21 + [2] * 3
+    assert sorted(one.joined for one in few) == [1] * 21 + [2] * 3
     assert max(one.box.width for one in few) == 90, "neighbours, and nobody across the rows"
     near = plain(300, 360, 330, 390), plain(332, 360, 362, 390)
     assert every(*faces, *near, most=28)[-1].box == Box(300, 360, 362, 390)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -124,12 +125,22 @@ def test_the_digest_of_a_detector_is_that_of_the_files_it_works_with(tmp_path: P
     )
     seen = {name: {detectors.digest(name, settings)} for name in ("logos", "command")}
     for file, name in (("logos/a.png", "logos"), ("find", "command"), ("model", "command")):
-        (tmp_path / file).write_bytes(b"another")
+        (tmp_path / file).write_bytes(b"#!another")
         found = detectors.digest(name, settings)
         assert found not in seen[name], file
         seen[name].add(found)
     (tmp_path / "logos" / "a.png").rename(tmp_path / "logos" / "b.png")
     assert detectors.digest("logos", settings) not in seen["logos"], "regions are labelled by the name"
+    seen["logos"].add(detectors.digest("logos", settings))
+    (tmp_path / "logos" / ".DS_Store").write_bytes(b"no logo")
+    (tmp_path / "logos" / os.fsdecode(b"\xff.txt")).write_bytes(b"no logo")
+    assert detectors.digest("logos", settings) in seen["logos"]
+    (tmp_path / "logos" / os.fsdecode(b"\xff.png")).write_bytes(b"one of a name that is no UTF-8")
+    assert detectors.digest("logos", settings) not in seen["logos"]
+    binary = settings.model_copy(update={"command": Command(argv=(sys.executable,))})
+    assert detectors.digest("command", binary) == detectors.digest(
+        "command", Regions(command=Command(argv=("sh",)))
+    )
     assert detectors.digest("faces", settings) == ""
     with pytest.raises(FileNotFoundError):
         detectors.digest("onnx", settings)
