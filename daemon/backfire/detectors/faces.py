@@ -11,6 +11,7 @@ OpenCV, and finds no more faces at no false alarm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,7 +121,7 @@ class FaceDetector:
 
     def _least_px(self, height: int, width: int) -> float:
         """The side of the smallest face that is looked for, which `LEVEL_PIXELS` makes larger than asked."""
-        return max(self._settings.min_px, CELL * (height * width / LEVEL_PIXELS) ** 0.5)
+        return max(self._settings.min_px, CELL * math.sqrt(height * width / LEVEL_PIXELS))
 
     def _proposals(self, octaves: list[Rgb]) -> tuple[Floats, Floats]:
         """P-Net's proposals from all levels of the pyramid: boxes N,4 and scores N."""

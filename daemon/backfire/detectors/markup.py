@@ -250,7 +250,8 @@ _Read = tuple[bool, Iterator[Region | None]]
 
 def _own(document: Any, picture: str, width: int, height: int, detector: str) -> _Read:
     file = OwnFile.model_validate(document)
-    stated = _require_size(*(file.size or (None, None)), width, height)
+    got_width, got_height = file.size or (None, None)
+    stated = _require_size(got_width, got_height, width, height)
     return stated or file.unit == "relative", _own_regions(file, width, height, detector)
 
 
