@@ -320,10 +320,9 @@ def verdicts(
     regions = sum(len(crop.regions) for crop in made.crops)
     for name, rgb in {**pictures, "published": made.rgb}.items():
         rng = np.random.default_rng(case.seed)
-        editors = Editors(CPU, surrogates, held_out if rgb is made.rgb else (), paths)
-        replayed = replay(
-            case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng, everywhere=everywhere
-        )
+        judges = held_out if rgb is made.rgb else ()
+        editors = Editors(CPU, surrogates, judges, paths, everywhere=everywhere)
+        replayed = replay(case.rgb, rgb, made.crops, editors, target=settings.target, rng=rng)
         edits, largest = replayed.edits, imaging.max_change(rgb, case.rgb)
         verdict, _ = judging.judge(
             edits,

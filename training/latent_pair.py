@@ -39,8 +39,8 @@ PENALTY = 2e-4
 PENALISED = 16
 """The penalty is applied once in so many steps."""
 CHUNK = 16
-HOLES = "half of them small; half of the crops toned, a tenth plain"
-"""Which crops and holes there are, kept beside their latents."""
+DRAWN = "crops: 45 % toned, 10 % plain; holes: half of them small"
+"""How crops and their holes are drawn, kept beside their latents."""
 FITTED = 96
 """Crops to which `colours` is fitted."""
 SHOWN = 6
@@ -148,7 +148,7 @@ def encoded(
         much of each latent cell is hole.
     """
     seed, size, device = options.seed, options.size, machine()
-    facts = {"encoder": pair.weights_sha256, "holes": HOLES, "photographs": data.digest(pictures)}
+    facts = {"encoder": pair.weights_sha256, "drawn": DRAWN, "photographs": data.digest(pictures)}
     facts |= {"count": str(count), "seed": str(seed), "size": str(size)}
     if file.exists():
         with safe_open(file, "pt") as kept:
@@ -209,7 +209,7 @@ def inpainter(
             "photographs": data.digest(pictures),
             "autoencoder": pair.weights_sha256[:16],
             "crops": crops,
-            "holes": HOLES,
+            "drawn": DRAWN,
         },
     )
     run.resume()

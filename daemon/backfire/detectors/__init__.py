@@ -151,16 +151,18 @@ def digest(name: str, settings: Regions) -> str:
     Raises:
         OSError: one of them cannot be read.
     """
-    logos, argv = settings.logos, settings.command.argv
-    program = [shutil.which(one) or one for one in argv[:1]]
-    given: dict[str, tuple[Path | str | None, ...]] = {
-        "logos": (logos.folder, logos.watermarks),
-        "onnx": (settings.onnx.model,),
-        "torchscript": (settings.torchscript.model,),
-        "command": (*filter(_is_script, program), *filter(os.path.isfile, argv[1:])),
-    }
+    given: tuple[Path | str | None, ...] = ()
+    match name:
+        case "logos":
+            given = settings.logos.folder, settings.logos.watermarks
+        case "onnx" | "torchscript":
+            given = (getattr(settings, name).model,)
+        case "command" if settings.command.argv:
+            program, *arguments = settings.command.argv
+            found_as = shutil.which(program) or program
+            given = (*filter(_is_script, [found_as]), *filter(os.path.isfile, arguments))
     found = hashlib.sha256()
-    paths = [Path(one) for one in given.get(name, ()) if one]
+    paths = [Path(one) for one in given if one]
     for path in paths:
         for file in logo_files(path) if path.is_dir() else [path]:
             found.update(os.fsencode(file.name) + file_sha256(file).encode())

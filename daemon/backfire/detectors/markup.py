@@ -2,6 +2,8 @@
 
 Coordinates are those of the upright picture, as annotation programs show it. Anything unreadable is an error
 that says where it is, because a region that was silently left out would be published unprotected.
+
+It is one long module because the three formats share what is asked of sizes, units and areas.
 """
 
 from __future__ import annotations

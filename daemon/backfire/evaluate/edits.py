@@ -37,6 +37,7 @@ class Editors:
         paths: by editor, the attack paths on which it is replayed; IOPaint's for one that is not named.
         most_px: the long side, in pixels, of what an editor is given at most; larger crops are scaled down.
             See `judged_px`.
+        everywhere: whether surrogates make all edits on every path, see `replay.wanted`.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class Editors:
     held_out: Sequence[Editor] = ()
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     most_px: int = MOST_PX
+    everywhere: bool = False
 
     def paths_of(self, editor: Editor) -> tuple[str, ...]:
         """The attack paths of an editor, the first of which decides whether a region is protected at all."""

@@ -65,7 +65,6 @@ def replay(
     target: str,
     rng: np.random.Generator,
     thresholds: Verify = USUAL,
-    everywhere: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Replayed:
     """Edit both pictures by every editor, region by region.
@@ -76,7 +75,6 @@ def replay(
         target: `protect.target`; `flat` and `inverted` are measured against their target picture.
         rng: seeds the masks, the control and the editors' own noise, so that a job's key repeats them.
         thresholds: of an edit that a tool makes in several calls, that call counts which misses most of them.
-        everywhere: whether surrogates make all edits on every path, see `wanted`.
         progress: called with (done, total), before the first region and then for each region and editor.
     """
     everyone = [(editor, False) for editor in editors.surrogates] + [(one, True) for one in editors.held_out]
@@ -107,7 +105,9 @@ def replay(
                 paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
                 shown: dict[MaskKind, list[Edit]] = {}
                 made, steady = len(of_region), True
-                for path, kind, count in wanted(paths, kinds, is_held_out=is_held_out, everywhere=everywhere):
+                for path, kind, count in wanted(
+                    paths, kinds, is_held_out=is_held_out, everywhere=editors.everywhere
+                ):
                     compared = [original, published, original] if is_held_out else pictures[:count]
                     edits = replayer.edits(compared, kinds[kind], path, kind)
                     of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")

@@ -2,6 +2,8 @@
 
 Pillow reads 8 bits per sample and would silently reduce deeper colour to that. Deeper PNG, AVIF and JPEG
 2000 are therefore read by imagecodecs, HEIC by pillow-heif itself, and TIFF by tifffile.
+
+It is one long module because all formats pass the same checks before and after their samples are read.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ schedule and guides. All of it follows the pipelines of diffusers 0.42, and the 
 
 To add a pipeline: an entry in `FAMILIES`, and a tiny pipeline in `tests/support/flows.py`, on which the
 contract tests run.
+
+It is one long module because its entries, each of them short, are understood by comparing them.
 """
 
 from __future__ import annotations

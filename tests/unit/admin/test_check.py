@@ -37,16 +37,20 @@ def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch
     assert (alone.ok, others.ok) == (True, False)
 
 
+def dropped(folder: Path, mode: int) -> None:
+    """A folder of that mode with a picture."""
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").touch()
+    folder.chmod(mode)
+
+
 def test_subfolders_of_which_files_cannot_be_removed_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    for name, mode in {"open": 0o2775, "the desk": 0o2755, "empty": 0o2755}.items():
-        folder = settings.folders.inbox / name
-        folder.mkdir(parents=True)
-        if name != "empty":
-            (folder / "a.jpg").touch()
-        folder.chmod(mode)
+    for name, mode in {"open": 0o2775, "the desk": 0o2755}.items():
+        dropped(settings.folders.inbox / name, mode)
+    (settings.folders.inbox / "empty").mkdir(mode=0o2755)
     # As the owner of none of them sees it, who is in their group; root may write anywhere.
     monkeypatch.setattr(os, "access", lambda path, _: bool(os.stat(path).st_mode & 0o020))
     (found,) = check._subfolders(settings)
@@ -65,10 +69,7 @@ def test_a_sticky_subfolder_of_others_is_reported_and_one_that_vanished_hides_no
 ) -> None:
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
     for name, mode in {"gone": 0o2775, "open": 0o2775, "sticky": 0o3777}.items():
-        folder = settings.folders.inbox / name
-        folder.mkdir(parents=True)
-        (folder / "a.jpg").touch()
-        folder.chmod(mode)
+        dropped(settings.folders.inbox / name, mode)
     found = inbox.scan(settings.folders.inbox, settings.watch.ignore)
     monkeypatch.setattr(inbox, "scan", lambda *_: found)
     shutil.rmtree(settings.folders.inbox / "gone")

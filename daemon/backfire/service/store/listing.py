@@ -3,6 +3,8 @@
 The page is a process of its own that is to stay small: SQLAlchemy, which all other queries use, would add 25
 MB to it. The file is opened with `mode=ro`, so that nothing here can change it or keep the daemon from
 writing.
+
+It is one long module because its questions share the conditions by which a job needs somebody.
 """
 
 from __future__ import annotations
