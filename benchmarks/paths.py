@@ -161,11 +161,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     with plots.axes(path, (9.0, 4.2), ylabel="share of the region plainly different, %") as axes:
         for number, ((of, strength, judge), by) in enumerate(found.items()):
             at = [index + (number - (len(found) - 1) / 2) * wide for index in range(len(tools))]
+            its_set = f"{of}: " if len(last) > 1 else ""
             bars = axes.bar(
                 at,
                 [float(np.mean(by.get(tool, [0]))) for tool in tools],
                 wide * 0.9,
-                label=f"{of}: strength {strength}, edits by {judge}",
+                label=f"{its_set}strength {strength}, edits by {judge}",
             )
             for x, bar, tool in zip(at, bars, tools, strict=True):
                 axes.plot([x] * len(by.get(tool, [])), by.get(tool, []), ".", color="black", markersize=3)
