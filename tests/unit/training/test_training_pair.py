@@ -102,7 +102,7 @@ def test_crops_with_other_holes_are_encoded_again(tmp_path: Path, monkeypatch: p
     made = file.stat().st_mtime_ns
     latent_pair.encoded([photo()], editor, file, 2, options)
     assert file.stat().st_mtime_ns == made
-    monkeypatch.setattr(latent_pair, "HOLES", "large")
+    monkeypatch.setattr(latent_pair, "DRAWN", "large")
     latent_pair.encoded([photo()], editor, file, 2, options)
     assert file.stat().st_mtime_ns > made
 
