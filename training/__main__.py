@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--crops", type=_whole(1), default=4800, help="ldm, inpainter: crops encoded in advance"
     )
+    parser.add_argument(
+        "--portraits", type=Path, help="inpainter: a folder of portraits, of which it is shown some as well"
+    )
     given = parser.parse_args(argv)
     is_student = given.command.startswith("student")
     if (is_student or given.command == "inpainter") and not given.latents:
@@ -228,7 +231,9 @@ def _starts(given: argparse.Namespace, common: Options) -> None:
 def _on_latents(given: argparse.Namespace, common: Options) -> None:
     folder = given.runs / "pair"
     if given.command == "inpainter":
-        latent_pair.inpainter(given.data, given.latents, folder, common, given.crops, given.start)
+        latent_pair.inpainter(
+            given.data, given.latents, folder, common, given.crops, given.start, given.portraits
+        )
     else:
         target = given.weights or folder / "net.safetensors"
         latent_pair.export(folder, target)

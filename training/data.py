@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -56,6 +57,20 @@ def load(folder: Path, most: int | None = None, seed: int = 0) -> list[Image.Ima
     if not pictures:
         raise SystemExit(f"{folder}: no pictures found; name a folder of photographs with --data")
     return pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Photographs:
+    """What crops are drawn from: pictures of anything, and portraits of one person each, if there are any."""
+
+    pictures: list[Image.Image]
+    portraits: list[Image.Image] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """The function `digest` of the pictures, and of the portraits where there are any."""
+        own = digest(self.pictures)
+        return f"{own}+{digest(self.portraits)}" if self.portraits else own
 
 
 def digest(pictures: list[Image.Image]) -> str:
@@ -133,6 +148,64 @@ def small_hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return (np.asarray(canvas) > 127).astype(np.float32)
 
 
+def portrait(
+    picture: Image.Image, size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A crop S,S,3 around the face of a portrait, and a mask S,S, 1 = repaint, mostly over that face.
+
+    The portrait shows one person from the chest up, with the face in the middle of its upper half, as
+    official ones do. Where it is smaller than the crop, its mirror image goes on beside it, and its backdrop
+    above. What was enlarged is sharpened and gets a grain, as a face is not to be known by its blur.
+    """
+    width = size * float(np.exp(rng.uniform(np.log(0.6), np.log(1.5))))
+    shown = _resized(picture, width, rng)
+    face = width * rng.normal(0.5, 0.02), shown.height * rng.normal(0.37, 0.03)
+    middle = size * rng.uniform(0.3, 0.7, 2)
+    window = _window(np.asarray(shown), round(face[0] - middle[0]), round(face[1] - middle[1]), size)
+    piece = window + rng.normal(0, rng.uniform(0, 3), window.shape)
+    mask = _over_face(size, middle, width, rng)
+    if rng.random() < 0.25:
+        mask = small_hole(size, rng)
+    turn = slice(None, None, -1 if rng.random() < 0.5 else 1)
+    return np.clip(piece + 0.5, 0, 255).astype(np.uint8)[:, turn], mask[:, turn]
+
+
+def _resized(picture: Image.Image, width: float, rng: np.random.Generator) -> Image.Image:
+    scale = width / picture.width
+    shown = picture.resize((round(width), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    if scale <= 1:
+        return shown
+    return shown.filter(ImageFilter.UnsharpMask(radius=scale, percent=int(rng.uniform(40, 140)), threshold=0))
+
+
+def _window(pixels: NDArray[np.uint8], left: int, top: int, size: int) -> NDArray[np.uint8]:
+    """The square at that place. Beside the picture its mirror image goes on, above and below its last row."""
+    height, width = pixels.shape[:2]
+    above, below = max(-top, 0), max(top + size - height, 0)
+    beside = max(-left, 0), max(left + size - width, 0)
+    padded = np.pad(pixels, ((above, below), (0, 0), (0, 0)), mode="edge")
+    padded = np.pad(padded, ((0, 0), beside, (0, 0)), mode="symmetric")
+    return padded[max(top, 0) :, max(left, 0) :][:size, :size]
+
+
+def _over_face(
+    size: int, middle: NDArray[np.float64], width: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """An ellipse or a box over a face or a part of it, S,S, 1 = repaint.
+
+    Args:
+        middle: x and y of the face in pixels.
+        width: that of the portrait in pixels, of which a face takes some two fifths.
+    """
+    canvas = Image.new("L", (size, size), 0)
+    draw = ImageDraw.Draw(canvas)
+    half = width * np.array([0.2, 0.253]) * rng.uniform(0.6, 1.5) * rng.uniform(0.85, 1.15, 2)
+    at = middle + rng.normal(0, 0.06, 2) * width
+    shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+    shape((*(at - half), *(at + half)), fill=255)
+    return (np.asarray(canvas) > 127).astype(np.float32)
+
+
 def draw(
     pictures: list[Image.Image],
     count: int,
@@ -144,6 +217,16 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """A batch of random crops N,3,S,S in [0,1], channels-last, and masks N,1,S,S in {0,1}, 1 = repaint."""
     return _ready(*_drawn(pictures, count, size, rng, holes, crops), device)
+
+
+def draw_portraits(
+    pictures: list[Image.Image], count: int, size: int, rng: np.random.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """As `draw`, of portraits, see `portrait`; nearly half of them in another light."""
+    drawn = [portrait(pictures[i], size, rng) for i in rng.integers(0, len(pictures), count)]
+    pieces = [toned(piece, rng) if rng.random() < 0.45 else piece for piece, _ in drawn]
+    mask = np.stack([mask for _, mask in drawn]).astype(np.uint8)
+    return _ready(torch.from_numpy(np.stack(pieces)), torch.from_numpy(mask)[:, None], device)
 
 
 def stream(

@@ -29,6 +29,7 @@ from backfire.inpaint.hardware import memory_kept
 from backfire.inpaint.latent import DOWNSCALE, HOLE, InpaintNet
 from backfire.perturb.methods.base import mixed_precision
 from training import data
+from training.data import Photographs
 from training.losses import Critics, duel, ema_update, weighted
 from training.run import Options, Run, adam, averages, machine, prepared, save_half, set_rate, weights_of
 
@@ -39,7 +40,9 @@ PENALTY = 2e-4
 PENALISED = 16
 """The penalty is applied once in so many steps."""
 CHUNK = 16
-DRAWN = "crops: 45 % toned, 10 % plain; holes: half of them small"
+PORTRAITS = 0.4
+"""The share of crops that show portraits, where there are any."""
+DRAWN = "crops: 45 % toned, 10 % plain; holes: half of them small; 40 % of portraits, with holes over faces"
 """How crops and their holes are drawn, kept beside their latents."""
 FITTED = 96
 """Crops to which `colours` is fitted."""
@@ -111,10 +114,14 @@ def colours(pictures: list[Image], pair: Latent, options: Options) -> nn.Conv2d:
 
 
 def draw(
-    pictures: list[Image], count: int, size: int, rng: np.random.Generator, device: torch.device
+    photographs: Photographs, count: int, size: int, rng: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random crops N,3,S,S in [0,1], their masks N,1,S,S (1 = hole), and the crops with grey holes."""
-    image, mask = data.draw(pictures, count, size, rng, device, _hole, _crop)
+    of_people = round(count * PORTRAITS) if photographs.portraits else 0
+    image, mask = data.draw(photographs.pictures, count - of_people, size, rng, device, _hole, _crop)
+    if of_people:
+        people = data.draw_portraits(photographs.portraits, of_people, size, rng, device)
+        image, mask = torch.cat([image, people[0]]), torch.cat([mask, people[1]])
     return image, mask, torch.where(mask > 0.5, HOLE, image)
 
 
@@ -137,7 +144,7 @@ def _hole(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
 @memory_kept()
 @torch.inference_mode()
 def encoded(
-    pictures: list[Image], pair: Latent, file: Path, count: int, options: Options
+    photographs: Photographs, pair: Latent, file: Path, count: int, options: Options
 ) -> dict[str, Tensor]:
     """Latents of `count` seeded crops, in half precision, on the machine's device.
 
@@ -148,7 +155,7 @@ def encoded(
         much of each latent cell is hole.
     """
     seed, size, device = options.seed, options.size, machine()
-    facts = {"encoder": pair.weights_sha256, "drawn": DRAWN, "photographs": data.digest(pictures)}
+    facts = {"encoder": pair.weights_sha256, "drawn": DRAWN, "photographs": photographs.digest}
     facts |= {"count": str(count), "seed": str(seed), "size": str(size)}
     if file.exists():
         with safe_open(file, "pt") as kept:
@@ -157,7 +164,7 @@ def encoded(
     parts: dict[str, list[Tensor]] = {"whole": [], "known": [], "cells": []}
     for start in range(0, count, CHUNK):
         rng = np.random.default_rng([seed, start])
-        image, mask, holed = draw(pictures, min(CHUNK, count - start), size, rng, device)
+        image, mask, holed = draw(photographs, min(CHUNK, count - start), size, rng, device)
         with mixed_precision(device):
             parts["whole"].append(pair.encode(image, torch.zeros_like(mask)).half())
             parts["known"].append(pair.encode(holed, mask).half())
@@ -180,6 +187,7 @@ def inpainter(
     options: Options,
     crops: int,
     start: Path | None = None,
+    portraits: Path | None = None,
 ) -> None:
     """Train in `folder`, or resume an interrupted run there.
 
@@ -187,13 +195,15 @@ def inpainter(
         pair_paths: encoder and decoder of the autoencoder.
         crops: how many crops to encode in advance.
         start: the safetensors file of an editor with a net to go on from, or of a net alone.
+        portraits: a folder of portraits, of which a share of the crops is drawn.
     """
-    pictures, device, seed = data.load(photos), machine(), options.seed
+    photographs = Photographs(data.load(photos), data.load(portraits) if portraits else [])
+    device, seed = machine(), options.seed
     pair = EncoderEditor.load("pair", pair_paths)
     pair.to(device)
     prepared(pair.encoder)
-    latents = encoded(pictures, pair, folder / "latents.safetensors", crops, options)
-    channels, colour = latents["whole"].shape[1], colours(pictures, pair, options)
+    latents = encoded(photographs, pair, folder / "latents.safetensors", crops, options)
+    channels, colour = latents["whole"].shape[1], colours(photographs.pictures, pair, options)
     torch.manual_seed(seed)
     net = prepared(InpaintNet(channels, WIDTH))
     critics = prepared(Critics(2, partial(LatentCritic, channels)))
@@ -206,7 +216,7 @@ def inpainter(
         options,
         {"net": net, "critics": critics, "ema": ema, "g": opt_g, "d": opt_d},
         {
-            "photographs": data.digest(pictures),
+            "photographs": photographs.digest,
             "autoencoder": pair.weights_sha256[:16],
             "crops": crops,
             "drawn": DRAWN,
@@ -248,7 +258,7 @@ def inpainter(
     @torch.no_grad()
     def sample() -> Tensor:
         rng = np.random.default_rng([seed + 1])
-        image, mask, holed = draw(pictures, SHOWN, 2 * options.size, rng, device)
+        image, mask, holed = draw(photographs, SHOWN, 2 * options.size, rng, device)
         got = pair.decoder(ema(pair.encode(holed, mask), F.avg_pool2d(mask, DOWNSCALE)))
         return torch.stack([image, holed, torch.where(mask > 0.5, got, image)])
 

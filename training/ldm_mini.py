@@ -96,7 +96,7 @@ def unet(photos: Path, source: Path, folder: Path, options: Options, crops: int)
     device, seed, batch = machine(), options.seed, options.batch
     mean, std = (each[:, None, None] for each in statistics(pictures, base, seed))
     file = folder / f"latents-{options.size}-{crops}.safetensors"
-    latents = encoded(pictures, base, file, crops, options)
+    latents = encoded(data.Photographs(pictures), base, file, crops, options)
     schedule = ldm.schedule()
     schedule.set_timesteps(2 * ldm.STEPS)
     levels, kept = schedule.timesteps.to(device), schedule.alphas_cumprod[schedule.timesteps].to(device)
@@ -141,7 +141,7 @@ def unet(photos: Path, source: Path, folder: Path, options: Options, crops: int)
     @torch.no_grad()
     def sample() -> Tensor:
         rng = np.random.default_rng([seed + 1])
-        image, mask, holed = draw(pictures, 6, 2 * options.size, rng, device)
+        image, mask, holed = draw(data.Photographs(pictures), 6, 2 * options.size, rng, device)
         known = (base.encode(holed, mask) - mean) / std
         cells = F.interpolate(mask, scale_factor=1 / DOWNSCALE)
         schedule = ldm.schedule()

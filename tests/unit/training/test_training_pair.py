@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 
 from backfire.inpaint.base import Latent
 from backfire.inpaint.encoders import EncoderEditor, PairInpainter
@@ -46,7 +47,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, capsys: pytest.Captur
 def test_other_options_encode_the_crops_again(tmp_path: Path) -> None:
     paths = pair(tmp_path / "pair")
     editor = EncoderEditor.load("pair", paths)
-    pictures, file = [photo()], tmp_path / "latents.safetensors"
+    pictures, file = data.Photographs([photo()]), tmp_path / "latents.safetensors"
     one = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=1, size=64))
     again = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=1, size=64))
     other = latent_pair.encoded(pictures, editor, file, 3, Options(1, seed=2, size=64))
@@ -98,22 +99,65 @@ def test_an_offset_costs_as_much_in_a_small_hole_as_in_a_large_one() -> None:
 def test_crops_with_other_holes_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = EncoderEditor.load("pair", pair(tmp_path / "pair"))
     file, options = tmp_path / "latents.safetensors", Options(1, seed=1, size=64)
-    latent_pair.encoded([photo()], editor, file, 2, options)
+    latent_pair.encoded(data.Photographs([photo()]), editor, file, 2, options)
     made = file.stat().st_mtime_ns
-    latent_pair.encoded([photo()], editor, file, 2, options)
+    latent_pair.encoded(data.Photographs([photo()]), editor, file, 2, options)
     assert file.stat().st_mtime_ns == made
     monkeypatch.setattr(latent_pair, "DRAWN", "large")
-    latent_pair.encoded([photo()], editor, file, 2, options)
+    latent_pair.encoded(data.Photographs([photo()]), editor, file, 2, options)
     assert file.stat().st_mtime_ns > made
 
 
 def test_crops_of_other_photographs_are_encoded_again(tmp_path: Path) -> None:
     editor = EncoderEditor.load("pair", pair(tmp_path / "pair"))
     file, options = tmp_path / "latents.safetensors", Options(1, seed=1, size=64)
-    one = latent_pair.encoded([photo()], editor, file, 2, options)
-    other = latent_pair.encoded([photo(seed=1)], editor, file, 2, options)
+    one = latent_pair.encoded(data.Photographs([photo()]), editor, file, 2, options)
+    other = latent_pair.encoded(data.Photographs([photo(seed=1)]), editor, file, 2, options)
     assert not torch.equal(one["whole"], other["whole"])
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+def test_crops_with_portraits_are_encoded_again(tmp_path: Path) -> None:
+    editor = EncoderEditor.load("pair", pair(tmp_path / "pair"))
+    file, options = tmp_path / "latents.safetensors", Options(1, seed=1, size=64)
+    one = latent_pair.encoded(data.Photographs([photo()]), editor, file, 5, options)
+    other = latent_pair.encoded(data.Photographs([photo()], [photo(seed=1)]), editor, file, 5, options)
+    assert len(other["whole"]) == 5
+    assert not torch.equal(one["whole"], other["whole"])
+
+
+@pytest.mark.parametrize("width", [40, 400])
+def test_the_hole_in_a_portrait_is_mostly_over_the_face(width: int) -> None:
+    """Portraits smaller and larger than the crop, with a red face where official ones have it."""
+    picture = Image.new("RGB", (width, width * 4 // 3), (60, 60, 90))
+    half, at = width * 0.15, (width * 0.5, width * 0.49)
+    box = (at[0] - half, at[1] - half, at[0] + half, at[1] + half)
+    ImageDraw.Draw(picture).ellipse(box, fill=(200, 90, 90))
+    rng = np.random.default_rng(5)
+    over, seen = 0, 0
+    for _ in range(40):
+        piece, mask = data.portrait(picture, 96, rng)
+        assert piece.shape == (96, 96, 3)
+        assert piece.dtype == np.uint8
+        assert mask.shape == (96, 96)
+        assert {*np.unique(mask)} <= {0.0, 1.0}
+        assert mask.any()
+        face = piece[..., 0].astype(int) > 130
+        seen += bool(face.sum() > 30)
+        over += bool((mask[face] > 0).mean() > 0.5) if face.any() else 0
+    assert seen == 40, "the face is always in the crop"
+    assert over > 24, "three holes of four are over it, of all sizes"
+
+
+def test_two_crops_of_five_are_of_portraits() -> None:
+    red, blue = Image.new("RGB", (90, 120), (250, 0, 0)), Image.new("RGB", (90, 120), (0, 0, 250))
+    rng, cpu = np.random.default_rng(2), torch.device("cpu")
+    image, mask, holed = latent_pair.draw(data.Photographs([blue], [red]), 10, 64, rng, cpu)
+    assert image.shape == (10, 3, 64, 64)
+    assert mask.shape == (10, 1, 64, 64)
+    reddish = image[:, 0].mean(dim=(1, 2)) > image[:, 2].mean(dim=(1, 2)) + 0.3
+    assert reddish[6:].all()
+    assert (holed == 0.5).any(dim=(1, 2, 3)).all()
 
 
 def test_other_lights_and_backdrops_are_pictures_of_the_same_size() -> None:
