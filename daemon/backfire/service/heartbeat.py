@@ -87,10 +87,7 @@ class Heartbeat:
             heard=self._pool.heard,
             trouble=self._inbox.trouble,
             no_room=self.no_room,
-            warnings=[
-                *(f"{path}: {why}" for path, why in fact["unreadable"].items()),
-                *filter(None, [self._refused, self._pool.trouble]),
-            ],
+            warnings=[*(f"{path}: {why}" for path, why in fact["unreadable"].items()), *self._warnings],
             workers=fact["nodes"],
         )
         working, waiting = fact["working"], fact["waiting"]
@@ -114,7 +111,8 @@ class Heartbeat:
             "workers": len(self._pool.present),
             "nodes": self._pool.by_node,
             "trouble": "; ".join(
-                filter(None, (self._inbox.trouble, self.no_room, self._refused, self._pool.trouble))
+                # Where a share is gone, each step that needs it fails for the same reason.
+                dict.fromkeys(filter(None, (self._inbox.trouble, self.no_room, *self._warnings)))
             ),
             "progress": {job.id: self._progress.get(job.id) for job in self._pool.running},
             "config": {"at": self._config_read, "refused": self.refused_config},
@@ -150,11 +148,12 @@ class Heartbeat:
         return self.unmounted or self.disk_space
 
     @property
-    def _refused(self) -> str:
-        """What the refusal of the last reload means; empty if it was not refused."""
-        return self.refused_config and (
+    def _warnings(self) -> list[str]:
+        """What the refusal of the last reload means, and why workers or steps cannot go on, as far as so."""
+        refused = self.refused_config and (
             f"a reload was refused, and the former configuration stays in use: {self.refused_config}"
         )
+        return [why for why in (refused, self._pool.trouble, self._jobs.trouble) if why]
 
     def _check_mounts(self) -> None:
         try:

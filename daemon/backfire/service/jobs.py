@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import structlog
 
@@ -60,6 +60,13 @@ def isolated(job: Job, *expected: type[Exception]) -> Iterator[None]:
         raise InternalError(job) from error
 
 
+class FailedTries(NamedTuple):
+    """How often in a row a step could not be done, and why the last time."""
+
+    count: int = 0
+    why: str = ""
+
+
 @dataclass
 class Jobs:
     """The active jobs by path.
@@ -71,7 +78,8 @@ class Jobs:
         monotonic: the clock for waiting, which no setting of the wall clock affects.
         listeners: called as listener(job, timings) with the job as it is about to be recorded.
         active: the jobs by their paths in the inbox.
-        failed_tries: by job id, how often in a row its next step could not be done.
+        failed_tries: by job id, how often in a row its next step could not be done, and why; the first
+            to fail come first.
         internal_errors: by job id, how often a bug of Backfire met it.
         hindered: by job id, how often the system prevented its work, and how many jobs had been worked
             before the first time.
@@ -85,7 +93,7 @@ class Jobs:
     monotonic: Callable[[], float] = time.monotonic
     listeners: list[Callable[[Job, dict[str, float] | None], None]] = field(default_factory=list)
     active: dict[bytes, Job] = field(default_factory=dict)
-    failed_tries: dict[int, int] = field(default_factory=dict)
+    failed_tries: dict[int, FailedTries] = field(default_factory=dict)
     internal_errors: dict[int, int] = field(default_factory=dict)
     hindered: dict[int, tuple[int, int]] = field(default_factory=dict)
     settings: dict[int, Settings] = field(default_factory=dict)
@@ -300,7 +308,8 @@ class Jobs:
 
         The first failure and every tenth one after it are logged and added to the job's history.
         """
-        count = self.failed_tries[job.id] = self.failed_tries.get(job.id, 0) + 1
+        count = self.tries(job) + 1
+        self.failed_tries[job.id] = FailedTries(count, str(error))
         wait = min(2.0 * 2 ** min(count, 10), 60.0)
         self.wait(job, wait)
         if count % 10 == 1:
@@ -310,7 +319,17 @@ class Jobs:
     def is_stuck(self, job: Job) -> bool:
         """Whether the job failed or was hindered so often in a row that `once` need not wait for it."""
         hindered = self.hindered.get(job.id, (0, 0))[0]
-        return max(self.failed_tries.get(job.id, 0), hindered) >= STUCK_AFTER
+        return max(self.tries(job), hindered) >= STUCK_AFTER
+
+    def tries(self, job: Job) -> int:
+        """How often in a row the job's next step could not be done."""
+        return self.failed_tries.get(job.id, FailedTries()).count
+
+    @property
+    def trouble(self) -> str:
+        """Why the step fails again and again that has done so longest; empty where none does."""
+        stuck = (tries.why for tries in self.failed_tries.values() if tries.count >= STUCK_AFTER)
+        return next(stuck, "")
 
 
 def _unread_key(signature: Signature) -> str:

@@ -66,6 +66,7 @@ class Worker:
         current: the id of the job that it last reported on; 0 while it has reported on none of a batch.
         pace: how many jobs it gets at a time.
         pauses: how often in a row it could not work for reasons that are not the picture's.
+        hindered_by: why it paused last; empty once it could work again.
         paused_until: when its pause ends, by the monotonic clock.
         retired: its place is gone; it finishes what it has.
     """
@@ -77,6 +78,7 @@ class Worker:
     current: int = 0
     pace: int = 1
     pauses: int = 0
+    hindered_by: str = ""
     paused_until: float = 0.0
     retired: bool = False
 
@@ -198,8 +200,9 @@ class Pool:
 
     @property
     def trouble(self) -> str:
-        """Why there are fewer workers than there should be; empty if there are not."""
-        return self._backend.trouble
+        """Why there are fewer workers than there should be, or why none can work; empty if neither is so."""
+        hindered = self.workers[0].hindered_by if self.pauses >= STUCK_AFTER else ""
+        return self._backend.trouble or hindered
 
     @property
     def is_shared(self) -> bool:
@@ -282,11 +285,12 @@ class Pool:
         for worker in self.workers:
             worker.running = {}
 
-    def pause(self, worker: Worker, *, long: bool) -> None:
+    def pause(self, worker: Worker, why: str, *, long: bool) -> None:
         """Give a worker no jobs for a while, a longer one where that is allowed and it happened often."""
         now = self._monotonic()
         if now >= worker.paused_until:  # several hindered jobs of one batch count once
             worker.pauses += 1
+        worker.hindered_by = why
         wait = LONG_PAUSE_S if worker.pauses > STUCK_AFTER and long else PAUSE_S
         worker.paused_until = now + wait
 

@@ -59,6 +59,8 @@ class RetryPolicy:
         if isinstance(outcome, Finished | Failed):
             self._kills.pop(job.id, None)
             self._jobs.hindered.pop(job.id, None)
+            if worker is not None:
+                worker.hindered_by = ""
         match outcome:
             case Finished():
                 self._finished(job, outcome, worker)
@@ -147,7 +149,7 @@ class RetryPolicy:
         """Give a worker no jobs for a while, because the system prevented its work on one of them."""
         # A job that was not tried yet may not be hindered: it is tried before a long pause.
         untried = any(job.id not in self._jobs.hindered for job in self._jobs.of(JobState.READY))
-        self._pool.pause(worker, long=not untried)
+        self._pool.pause(worker, error, long=not untried)
         place = worker.place
         log.error(
             "worker_paused", path=job.name, code=code, error=error, device=place.device, node=place.node

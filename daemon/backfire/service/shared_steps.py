@@ -51,7 +51,7 @@ def each(jobs: Jobs, some: Iterable[Job], do: Callable[[Job, set[bytes]], T]) ->
 def _is_hopeless(jobs: Jobs, job: Job, result: object) -> bool:
     """Whether a result that is not published yet never can be, as some tries have shown."""
     lasting = isinstance(result, PublishError) and result.lasting
-    return lasting and job.state == JobState.PUBLISHING and jobs.failed_tries.get(job.id, 0) >= LASTING_TRIES
+    return lasting and job.state == JobState.PUBLISHING and jobs.tries(job) >= LASTING_TRIES
 
 
 def for_all(jobs: Jobs, some: Iterable[Job], do: Callable[[], None]) -> bool:

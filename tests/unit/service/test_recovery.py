@@ -11,11 +11,13 @@ from structlog.testing import capture_logs
 
 from backfire.errors import ConfigError, UnavailableError
 from backfire.files.outbox.names import hidden_by
+from backfire.pipeline.result import PhaseProgress
 from backfire.service import preflight
 from backfire.service.heartbeat import TOLD_MOST
 from backfire.service.publisher import Publisher
 from backfire.service.worker.cluster import Cluster
-from backfire.service.worker.protocol import Place
+from backfire.service.worker.protocol import Finished, Order, Place
+from benchmarks import passthrough
 from tests.support.bugs import about, bug
 from tests.support.house import SOON, Call, House, house
 from tests.support.system import full
@@ -122,6 +124,40 @@ def test_a_refused_reload_is_a_warning_of_health(house: Make) -> None:
     assert status == 200
     (warning,) = json.loads(text)["warnings"]
     assert warning.startswith("a reload was refused, and the former configuration stays in use: config.yaml")
+
+
+def test_a_step_that_fails_again_and_again_is_told_by_status_and_a_warning_of_health(house: Make) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png", "b.png")
+    with full(home.base / "outbox"):
+        home.turn(5, times=12)
+    (warning,) = _warnings(home)
+    assert warning.startswith("a.png: cannot be written in ")
+    assert home.service.heartbeat.report()["trouble"] == warning
+    home.turn(30, times=5)
+    assert home.states() == ["archived", "archived"]
+    assert _warnings(home) == []
+
+
+def test_workers_that_can_work_on_no_picture_are_told_until_one_can(house: Make) -> None:
+    def hindered(order: Order, progress: PhaseProgress) -> Finished:
+        raise ConfigError("editor lama: its weights are damaged; fetch them again")
+
+    home = house(watch=SOON)
+    home.process = hindered
+    home.drop("a.png", "b.png")
+    home.turn(5, times=2)
+    assert _warnings(home) == [], "it may have been for a moment"
+    home.turn(5, times=30)
+    assert _warnings(home) == ["editor lama: its weights are damaged; fetch them again"]
+    home.process = passthrough.process
+    home.turn(30, times=5)
+    assert _warnings(home) == []
+
+
+def _warnings(home: House) -> list[str]:
+    warnings: list[str] = json.loads(home.service.operations._health()[2])["warnings"]
+    return warnings
 
 
 def test_all_files_that_no_picture_uses_are_counted_and_the_first_named(house: Make) -> None:
