@@ -65,7 +65,11 @@ class Heartbeat:
         self._next = 0.0
 
     def beat(self, hints: Hints) -> None:
-        """Report, if it is time to."""
+        """Report, if it is time to.
+
+        Raises:
+            StoreError: the job database cannot be used, or is not there any more.
+        """
         now = self._jobs.monotonic()
         if now < self._next:
             return
@@ -73,6 +77,7 @@ class Heartbeat:
         if not self._inbox.trouble and hints.renew():
             log.warning("watch_renewed", mode=hints.mode)
             self._wake.set()
+        self._jobs.store.require_file()
         self._check_mounts()
         self._check_disk_space()
         if now >= self._next_prune:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
-from backfire.errors import ConfigError, UnavailableError
+from backfire.errors import ConfigError, StoreError, UnavailableError
 from backfire.files.outbox.names import hidden_by
 from backfire.pipeline.result import PhaseProgress
 from backfire.service import preflight
@@ -124,6 +125,25 @@ def test_a_refused_reload_is_a_warning_of_health(house: Make) -> None:
     assert status == 200
     (warning,) = json.loads(text)["warnings"]
     assert warning.startswith("a reload was refused, and the former configuration stays in use: config.yaml")
+
+
+@pytest.mark.parametrize("then", ["deleted", "replaced"])
+def test_a_database_that_is_gone_under_the_running_daemon_ends_it(house: Make, then: str) -> None:
+    """What it publishes would be recorded nowhere."""
+    home = house(watch=SOON)
+    home.turn(5)
+    database = home.settings.folders.database
+    database.rename(home.base / "moved")
+    if then == "replaced":
+        shutil.copy(home.base / "moved", database)
+    home.drop("p.png")
+    with pytest.raises(StoreError, match=r"was deleted, .* are taken in again; then start") as raised:
+        home.live(5)
+    assert not raised.value.transient
+    home.crash()
+    home.again()
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
 
 
 def test_a_step_that_fails_again_and_again_is_told_by_status_and_a_warning_of_health(house: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from backfire.errors import StoreError
 from backfire.service.store import schema
-from backfire.service.store.messages import damaged, explain, permission
+from backfire.service.store.messages import damaged, explain, gone, permission
 from backfire.service.store.schema import HEAD
 
 BUSY_TIMEOUT_S = 30.0
@@ -59,13 +59,13 @@ class Database:
             max_overflow=0,
             pool_timeout=BUSY_TIMEOUT_S,
         )
-        if checked:
-            return
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        if not checked:
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
+        self._file = _identity(path)
 
     def close(self) -> None:
         """Close the file. Harmless when repeated."""
@@ -78,6 +78,16 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def require_file(self) -> None:
+        """Refuse to go on with a file that has lost its name: what is recorded in it would be lost.
+
+        Raises:
+            StoreError: it was deleted, moved or replaced since it was opened.
+        """
+        with suppress(OSError):  # nobody can tell, which the next transaction may
+            if _identity(self.path) != self._file:
+                raise StoreError(gone(self.path))
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
@@ -120,6 +130,15 @@ class Database:
                     "start the daemon once (`backfire run`), which brings it up to date"
                 )
             schema.upgrade(connection)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:

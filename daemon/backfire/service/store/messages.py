@@ -11,6 +11,8 @@ TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 UNWRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC)
 """The extended codes of a write that failed, which may pass, too: SQLite has none of its own for a quota."""
 
+ANEW = "put a backup in its place or none: pictures still in the inbox are taken in again"
+
 
 def explain(path: Path, error: Exception, *, waited_s: float) -> tuple[str, bool]:
     """The message for an error of SQLite, and whether it is transient: it may pass by itself.
@@ -50,8 +52,15 @@ def damaged(path: Path, problem: str) -> str:
     """The message for a file that is damaged or holds no database."""
     return (
         f"job database {path}: is damaged or no database ({problem}); stop the daemon, move the file aside "
-        f"together with {path.name}-wal and {path.name}-shm, put a backup in its place or none: "
-        "pictures still in the inbox are taken in again"
+        f"together with {path.name}-wal and {path.name}-shm, {ANEW}"
+    )
+
+
+def gone(path: Path) -> str:
+    """The message for a file that was deleted, moved or replaced while it was in use."""
+    return (
+        f"job database {path}: was deleted, moved or replaced while the daemon ran; move it back, {ANEW}; "
+        "then start the daemon"
     )
 
 
