@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from backfire.config import Settings
-from backfire.errors import Code
+from backfire.errors import Code, InputError
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
@@ -54,6 +54,8 @@ class Inbox:
         """The bytes that were read since the last scan to see whether files changed."""
         self._tracker = Tracker(settings.watch.settle_s)
         self._incomplete: dict[int, dict[bytes, Signature]] = {}
+        self._written: set[int] = set()
+        """By job id, whose files were still written to when they were last to be copied."""
         self._mask_folders: set[bytes] = set()
         """The folders for whose pictures masks have been seen since the start."""
         self._maskless: dict[bytes, tuple[float, bool]] = {}
@@ -309,9 +311,19 @@ class Inbox:
         del self._incomplete[job.id]
         return False
 
+    def is_left_waiting(self, job: Job) -> bool:
+        """Whether a job waits for a proof, or for the end of a program that writes to its file.
+
+        Only once its files have stood still for `incomplete_wait_s` longer than the settle time.
+        """
+        if job.state not in (JobState.SETTLING, JobState.WAITING_MASK) or self.may_grow(job):
+            return False
+        return job.id in self._written or self.lacks_proof(job.path)
+
     def forget(self, job: Job) -> None:
         """Drop what was noted about the files of a job that has left the inbox."""
         self._incomplete.pop(job.id, None)
+        self._written.discard(job.id)
 
     def _stood_still_for(self, path: bytes) -> float:
         return self._tracker.still_for(path, self._monotonic())
@@ -325,7 +337,13 @@ class Inbox:
             InputError, OSError: they cannot be copied.
         """
         most = self._settings.limits.max_bytes
-        return self._jobs.spool(job).fill(self.root, job.path, self._scan, most=most)
+        self._written.discard(job.id)
+        try:
+            return self._jobs.spool(job).fill(self.root, job.path, self._scan, most=most)
+        except InputError as error:
+            if error.code == Code.CHANGED:
+                self._written.add(job.id)
+            raise
 
     def copy_companion(self, spool: Spool, path: bytes, signature: Signature) -> None:
         """Copy a file that accompanies a picture into the job's spool folder.

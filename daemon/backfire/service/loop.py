@@ -267,13 +267,15 @@ class Service:
     # Ending and reloading
 
     def _is_idle(self) -> bool:
-        """Whether nothing is left to do, or only what failed again and again."""
+        """Whether nothing is left to do but what fails again and again, or waits for somebody."""
         if self.pool.running:
             return False
         if self.inbox.trouble or self.heartbeat.no_room or self.pool.pauses >= STUCK_AFTER:
             return True
+        inbox = self.inbox
         stuck = all(
-            self.jobs.is_stuck(job) or self.inbox.is_out_of_reach(job) for job in self.jobs.active.values()
+            self.jobs.is_stuck(job) or inbox.is_out_of_reach(job) or inbox.is_left_waiting(job)
+            for job in self.jobs.active.values()
         )
         return self.intake.scanned and stuck and not self._wake.is_set()
 

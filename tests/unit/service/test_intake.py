@@ -47,6 +47,28 @@ def test_a_done_marker_is_waited_for_and_goes_with_the_original(house: Callable[
     assert home.files("inbox") == {}
 
 
+@pytest.mark.parametrize("lacks", ["its proof", "a writer's end"])
+def test_once_leaves_what_waits_for_somebody_and_ends(house: Callable[..., House], lacks: str) -> None:
+    proof = "done" if lacks == "its proof" else "none"
+    home = house(watch={**SOON, "rescan_s": 1, "mode": "polling", "incomplete_wait_s": 20, "proof": proof})
+    home.drop("a.png", "b.png")
+    (home.base / "inbox" / "a.png.done").touch()
+    began, home.tick = home.clock, 0.05
+    step = home.service.step
+
+    def bounded(hints: Hints) -> None:
+        if home.clock > began + 200:
+            home.service.stop()
+        step(hints)
+
+    home.service.step = bounded  # type: ignore[method-assign]
+    with open(home.base / "inbox" / "b.png", "r+b" if lacks == "a writer's end" else "rb"):
+        summary = home.service.run(until_idle=True)
+    assert (summary.published, summary.left) == (1, 1)
+    assert began + 20 < home.clock < began + 200
+    assert home.states() == ["archived", "settling"]
+
+
 def test_a_proof_may_be_spelt_otherwise_and_a_lone_one_is_named(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "done"})
     home.drop("IMG.JPG", "cafe\N{COMBINING ACUTE ACCENT}.png")
