@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,11 @@ from backfire.files import durable, inbox
 from backfire.files.inbox import Scan, Signature, Taken
 from backfire.imaging import containers, formats, refusals
 from backfire.types import shown
+
+PROOF_BYTES = 32 << 10
+"""The most bytes of a checksum file that are read: more than a path and a digest in two bytes a letter."""
+DIGEST = re.compile(r"^(?:\\?|SHA2?-?256 ?\(.*\) ?= ?)([0-9a-f]{64})\b", re.IGNORECASE | re.MULTILINE)
+"""A line of a checksum file: the digest first, after a backslash for a name with one, or last, as BSD has it."""
 
 
 class Copies(NamedTuple):
@@ -121,14 +128,14 @@ class Spool:
         if not checksum:
             return None
         with self.proof.open("rb") as file:
-            said = file.read(64).lower()
-        if said == copies.picture.sha256.encode():
+            said = _digest_in(file.read(PROOF_BYTES))
+        if said == copies.picture.sha256:
             return None
-        return InputError(
-            Code.CHECKSUM,
-            f"{name}: has SHA-256 {copies.picture.sha256[:12]}…, its checksum file says "
-            f"{said[:12].decode('ascii', 'replace')}…; copy both again",
-        )
+        if said is None:
+            found = "has a checksum file without a SHA-256, expected the output of `sha256sum`; make it again"
+        else:
+            found = f"has SHA-256 {copies.picture.sha256[:12]}…, its checksum file says {said[:12]}…"
+        return InputError(Code.CHECKSUM, f"{name}: {found}; copy both again")
 
     def cut_short(self, name: str) -> InputError | None:
         """The error for a copy of a picture whose end is missing, as the worker would find it.
@@ -222,3 +229,10 @@ class Spool:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         durable.heartbeat()
+
+
+def _digest_in(proof: bytes) -> str | None:
+    """The first SHA-256 that a checksum file states, lower-case hex; None if it states none."""
+    encoding = "utf-16" if proof.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    found = DIGEST.search(proof.decode(encoding, "replace"))
+    return found[1].lower() if found else None

@@ -100,6 +100,35 @@ def test_a_checksum_must_match(house: Callable[..., House]) -> None:
     assert home.files("inbox") == {}
 
 
+def test_a_checksum_is_read_as_programs_write_it(house: Callable[..., House]) -> None:
+    home = house(watch={**SOON, "proof": "sha256"})
+    digest = hashlib.sha256(png("p")).hexdigest()
+    written = {
+        "bare": digest.encode(),
+        "binary": f"{digest} *binary.png\r\n".encode(),
+        "bom": b"\xef\xbb\xbf" + digest.encode(),
+        "bsd": f"SHA256 ({'0' * 64}.png) = {digest}\n".encode(),
+        "certutil": f"SHA256 hash of certutil.png:\r\n{digest}\r\nCertUtil: done\r\n".encode(),
+        "openssl": f"SHA2-256(openssl.png)= {digest}\n".encode(),
+        "powershell": (digest.upper() + "\r\n").encode("utf-16"),
+        "with\\backslash": f"\\{digest}  with\\\\backslash.png\n".encode(),
+        "wrong-none": b"",
+        "wrong-other": f"SHA256 ({digest}) = {'0' * 64}\n".encode(),
+        "wrong-short": digest[:-1].encode(),
+        "wrong-sha512": f"{digest}{digest}  wrong-sha512.png\n".encode(),
+    }
+    for name, proof in written.items():
+        home.drop(f"{name}.png", content="p")
+        (home.base / "inbox" / f"{name}.png.sha256").write_bytes(proof)
+    home.turn(times=80)
+    assert set(home.files("outbox")) == {f"{name}.png" for name in written if not name.startswith("wrong")}
+    told = {job.name: str(job.message) for job in home.service.jobs.store.jobs() if job.code == "checksum"}
+    assert set(told) == {f"{name}.png" for name in written if name.startswith("wrong")}
+    without = [name for name, message in told.items() if "without a SHA-256, expected" in message]
+    assert sorted(without) == ["wrong-none.png", "wrong-sha512.png", "wrong-short.png"]
+    assert "its checksum file says 000000000000…" in told["wrong-other.png"]
+
+
 def test_a_proof_that_two_pictures_share_stays_for_the_second(house: Callable[..., House]) -> None:
     home = house(watch={"settle_s": 1, "mask_wait_s": 0, "rescan_s": 1, "proof": "done"})
     (home.base / "inbox" / "a.png").write_bytes(png("1"))
