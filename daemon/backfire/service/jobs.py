@@ -63,7 +63,7 @@ def isolated(job: Job, *expected: type[Exception]) -> Iterator[None]:
 class FailedTries(NamedTuple):
     """How often in a row a step could not be done, and why the last time."""
 
-    count: int = 0
+    times: int = 0
     why: str = ""
 
 
@@ -323,12 +323,12 @@ class Jobs:
 
     def tries(self, job: Job) -> int:
         """How often in a row the job's next step could not be done."""
-        return self.failed_tries.get(job.id, FailedTries()).count
+        return self.failed_tries.get(job.id, FailedTries()).times
 
     @property
     def trouble(self) -> str:
         """Why the step fails again and again that has done so longest; empty where none does."""
-        stuck = (tries.why for tries in self.failed_tries.values() if tries.count >= STUCK_AFTER)
+        stuck = (tries.why for tries in self.failed_tries.values() if tries.times >= STUCK_AFTER)
         return next(stuck, "")
 
 

@@ -21,7 +21,7 @@ from backfire.types import shown
 PROOF_BYTES = 32 << 10
 """The most bytes of a checksum file that are read: more than a path and a digest in two bytes a letter."""
 DIGEST = re.compile(r"^(?:\\?|SHA2?-?256 ?\(.*\) ?= ?)([0-9a-f]{64})\b", re.IGNORECASE | re.MULTILINE)
-"""A line of a checksum file: the digest first, after a backslash for a name with one, or last, as BSD has it."""
+"""A line of a checksum file: digest first, after a backslash for names with one, or last, as BSD has it."""
 
 
 class Copies(NamedTuple):
