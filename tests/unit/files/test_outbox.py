@@ -18,7 +18,7 @@ from backfire.files import durable, outbox, safe_paths
 from backfire.files.inbox import Signature
 from backfire.files.outbox.names import hidden, leaving_as
 from backfire.files.parallel import in_parallel
-from tests.support.system import Died, calling, dying, short_names, without_links
+from tests.support.system import Died, calling, dying, failing, named, short_names, without_links
 
 KEY = "0123456789abcdef" * 4
 
@@ -364,6 +364,16 @@ def test_derived_names_fit_the_file_system(tmp_path: Path, most: int, spare: int
 def test_the_error_for_a_name_that_the_file_system_does_not_take_has_a_remedy(tmp_path: Path) -> None:
     with short_names(143), pytest.raises(PublishError, match="shorten the name") as caught:
         outbox.place(b"data", tmp_path, b"n" * 140 + b".png", key=KEY)
+    assert caught.value.lasting
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EILSEQ])
+def test_a_name_with_letters_that_the_file_system_does_not_take_is_to_be_changed(
+    tmp_path: Path, number: int
+) -> None:
+    refused = failing("link", number=number, when=named("12:30.png"))
+    with refused, pytest.raises(PublishError, match="rename it or its folders") as caught:
+        outbox.place(b"data", tmp_path, b"12:30.png", key=KEY)
     assert caught.value.lasting
 
 

@@ -20,6 +20,8 @@ _known: dict[bytes, tuple[int, int]] = {}
 """Folders whose names are known to be on the disk, with device and inode; at most `KNOWN_MOST`."""
 FOLDERS = 0o775
 """The rights that a folder may have from the one above it."""
+REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""The errors of a name that a file system does not take: too long, or with `:`, say, on FAT, NTFS or CIFS."""
 _making = threading.Lock()
 """Held while a shared folder is made, because several files may be put into it at once."""
 
@@ -51,12 +53,14 @@ def explained(folder: Path, path: bytes) -> Iterator[None]:
             remedy = "free some space; it is tried again"
         elif error.errno == errno.ENAMETOOLONG:
             remedy = "shorten the name and those of its folders"
+        elif error.errno in REFUSED_NAMES:
+            remedy = "rename it or its folders, as the file system does not take such a name"
         elif error.errno == errno.EXDEV:
             remedy = "it lies on another file system and is too much to copy; move it away yourself"
         else:
             remedy = f"give uid {os.geteuid()} write access"
         message = f"{shown(path)}: cannot be written in {folder} ({error.strerror}); {remedy}"
-        raise PublishError(message, lasting=error.errno == errno.ENAMETOOLONG) from error
+        raise PublishError(message, lasting=error.errno in REFUSED_NAMES) from error
 
 
 def prepared(folder: Path, path: bytes, *, shared_by: str | None = None, into_inbox: bool = False) -> bytes:
