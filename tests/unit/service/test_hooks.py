@@ -257,6 +257,15 @@ def test_a_full_disk_loses_the_message_and_not_the_job(
     assert courier.given_up == 1
 
 
+def test_a_picture_that_is_held_again_is_another_event(tmp_path: Path) -> None:
+    courier = Courier(configured(tmp_path, command=["true"]))
+    held = replace(JOB, state=JobState.REVIEW, lease=1)
+    for job in (held, held, replace(held, lease=2)):
+        courier(job)
+    ids = [json.loads(file.read_bytes())["payload"]["id"] for file in (tmp_path / "state/hooks").iterdir()]
+    assert sorted(ids) == ["0123456789abcdef-7-review-1", "0123456789abcdef-7-review-2"]
+
+
 def test_unreadable_and_orphaned_deliveries_are_logged(tmp_path: Path) -> None:
     courier = Courier(configured(tmp_path, command=["true"]))
     courier(JOB)

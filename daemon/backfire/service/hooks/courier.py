@@ -173,8 +173,10 @@ class Courier:
 
     def _payload(self, job: Job, event: str) -> dict[str, Any]:
         said = advice.of(job)
+        # A job ends once, but one that is held may be worked again and then be held again.
+        which = f"review-{job.lease}" if event == "review" else event
         return {
-            "id": f"{(job.key or '')[:16]}-{job.id}-{event}",
+            "id": f"{(job.key or '')[:16]}-{job.id}-{which}",
             "event": event,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.updated)),
             "job": job.id,
