@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from backfire.config import Settings
-from backfire.errors import Code, InputError
+from backfire.errors import Code, InputError, UnavailableError
 from backfire.files import inbox, outbox
 from backfire.files.inbox import Scan, Signature, Taken, Tracker
 from backfire.service.jobs import Jobs
@@ -41,14 +41,26 @@ READ_BYTES = 256 << 20
 class Inbox:
     """The inbox folder of one configuration.
 
+    Args:
+        settings: the configuration.
+        jobs: what was copied of it.
+        monotonic: the clock by which files stand still.
+        renew_lock: locks the folder that has its name now; see `InboxLock.renew`.
+
     Attributes:
         mounts: refuses a folder whose share is gone.
         unused: its files that no picture uses.
         trouble: why the inbox cannot be read at present; empty while it can.
     """
 
-    def __init__(self, settings: Settings, jobs: Jobs, monotonic: Callable[[], float]) -> None:
-        self._jobs, self._monotonic = jobs, monotonic
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        monotonic: Callable[[], float],
+        renew_lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._jobs, self._monotonic, self._renew_lock = jobs, monotonic, renew_lock
         self._scan, self._pictures = Scan(), list[bytes]()
         self._read = 0
         """The bytes that were read since the last scan to see whether files changed."""
@@ -89,14 +101,18 @@ class Inbox:
     # Looking
 
     def require_mount(self) -> None:
-        """Refuse to take an empty mount point for the inbox; see `Mounts.require`.
+        """Refuse to take an empty mount point for the inbox, or one that another daemon works on.
 
         Raises:
-            OSError: the share that once held the inbox is gone, or the folder is.
+            OSError: the share that once held the inbox is gone, or the folder is, or another daemon has it.
         """
         self.mounts.require("inbox")
         if not self.root.is_dir():
             raise OSError(f"{self.root}: is not there; mount its share or make the folder again")
+        try:
+            self._renew_lock()
+        except UnavailableError as error:
+            raise OSError(str(error)) from error
 
     def look(self) -> bool:
         """Scan the inbox.

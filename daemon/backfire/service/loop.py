@@ -101,15 +101,13 @@ class Service:
         self.settings = settings
         self.load = load or (lambda: settings)
         preflight.make_folders(settings)
-        self._locks = [
-            preflight.lock(settings.folders.state / "lock"),
-            preflight.lock(settings.folders.inbox),
-        ]
+        self._lock = preflight.lock(settings.folders.state / "lock")
+        self._inbox_lock = preflight.InboxLock(settings.folders.inbox)
         store = Store(settings.folders.database)
         outbox.hide_as(_own_digits(store, now()))
         self._wake = threading.Event()
         self.jobs = Jobs(store, settings.folders.state / "spool", now, monotonic)
-        self.inbox = Inbox(settings, self.jobs, monotonic)
+        self.inbox = Inbox(settings, self.jobs, monotonic, self._inbox_lock.renew)
         self.intake = Intake(settings, self.jobs, self.inbox, self._wake, monotonic)
         backend = (Cluster if settings.cluster.address else Devices)(settings, start_worker)
         self.pool = Pool(settings, monotonic, backend)
@@ -169,9 +167,9 @@ class Service:
         self.operations.close()
         self.pool.close()
         self.jobs.store.close()
-        for lock in self._locks:
-            if lock is not None:
-                os.close(lock)
+        self._inbox_lock.close()
+        if self._lock is not None:
+            os.close(self._lock)
 
     # A round, and what may go wrong in it
 

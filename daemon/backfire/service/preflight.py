@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 import time
 from contextlib import suppress
 from importlib import metadata
@@ -15,7 +16,7 @@ import structlog
 from backfire import attack_paths, detectors, inpaint
 from backfire.config import Settings
 from backfire.errors import ConfigError, SigningError, StoreError, UnavailableError
-from backfire.files.locks import TAKEN
+from backfire.files.locks import TAKEN, is_locked
 from backfire.perturb import methods
 from backfire.provenance import credentials
 from backfire.service.mounts import WRITTEN, moved_out
@@ -155,6 +156,49 @@ def lock(path: Path, *, patience_s: float = TRY_S) -> int | None:
                 )
                 raise UnavailableError(message) from None
         time.sleep(0.02)
+
+
+class InboxLock:
+    """The lock on the inbox, which is taken anew where another folder has its name, as after a new mount.
+
+    Raises:
+        UnavailableError: another daemon works on the inbox, or on a folder that it lies in.
+    """
+
+    def __init__(self, inbox: Path) -> None:
+        self._inbox = inbox
+        self._descriptor: int | None = None
+        self._locked: tuple[int, int] | None = None
+        self._renewing = threading.Lock()
+        for outer in inbox.resolve().parents:
+            if is_locked(outer):
+                raise UnavailableError(
+                    f"{inbox}: lies in {outer}, the inbox of another backfire daemon at work; move it out"
+                )
+        self.renew()
+
+    def renew(self) -> None:
+        """Lock the folder that has the name now.
+
+        Raises:
+            UnavailableError: another daemon has locked it, or it cannot be opened.
+            OSError: it is not there.
+        """
+        with self._renewing:
+            status = os.stat(self._inbox)
+            found = status.st_dev, status.st_ino
+            if found == self._locked:
+                return
+            # First, since on a network share it may be our own lock that keeps us from taking it again.
+            self.close()
+            self._descriptor = lock(self._inbox)
+            self._locked = found
+
+    def close(self) -> None:
+        """Give up the lock."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = self._locked = None
 
 
 def missing_space(settings: Settings) -> str:

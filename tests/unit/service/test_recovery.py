@@ -127,6 +127,38 @@ def test_a_refused_reload_is_a_warning_of_health(house: Make) -> None:
     assert warning.startswith("a reload was refused, and the former configuration stays in use: config.yaml")
 
 
+def _second(home: House, inbox: str) -> House:
+    """Another installation, whose inbox lies where the first one says."""
+    folders = {name: str(home.base / "second" / name) for name in home.settings.folders.named()}
+    return House(home.base / "second", watch=SOON, folders={**folders, "inbox": str(home.base / inbox)})
+
+
+def test_an_inbox_that_was_made_again_is_locked_again(house: Make) -> None:
+    """A share that is mounted anew is another folder under the same name."""
+    home = house(watch={**SOON, "rescan_s": 1})
+    home.turn()
+    (home.base / "inbox").rename(home.base / "before")
+    (home.base / "inbox").mkdir()
+    second = _second(home, "inbox")
+    home.drop("p.png")
+    home.turn(5, times=6)
+    assert "another backfire daemon works here" in home.service.heartbeat.report()["trouble"]
+    assert home.states() == []
+    second.crash()
+    home.turn(5, times=6)
+    assert home.states() == ["archived"]
+    with pytest.raises(UnavailableError, match="another backfire daemon works here"):
+        second.again()
+
+
+def test_a_daemon_does_not_start_in_the_inbox_of_another(house: Make) -> None:
+    home = house(watch=SOON)
+    with pytest.raises(UnavailableError, match="the inbox of another backfire daemon at work; move it out"):
+        _second(home, "inbox/desk")
+    home.crash()
+    preflight.InboxLock(home.base / "inbox" / "desk").close()
+
+
 @pytest.mark.parametrize("then", ["deleted", "replaced"])
 def test_a_database_that_is_gone_under_the_running_daemon_ends_it(house: Make, then: str) -> None:
     """What it publishes would be recorded nowhere."""
