@@ -250,6 +250,19 @@ def test_an_unreadable_subfolder_hides_nothing_else(tmp_path: Path, monkeypatch:
     assert scan.knows(b"q.png")
 
 
+def test_an_archive_or_outbox_below_the_inbox_is_left_alone_and_told(tmp_path: Path) -> None:
+    for name in (b"a.png", b"b/c.png", b".manifest-2026-11-24.sha256", b"d/e.png", b"z.png"):
+        for folder in (b"", b"desk/archive/"):
+            path = tmp_path / os.fsdecode(folder + name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+    (tmp_path / "desk" / "p.png").write_bytes(b"x")
+    seen = inbox.scan(tmp_path, IGNORE)
+    assert set(seen.files) == {b"a.png", b"b/c.png", b"d/e.png", b"z.png", b"desk/p.png"}
+    assert "move it out of the inbox" in seen.unreadable[b"desk/archive"]
+    assert not seen.knows(b"desk/archive/b/c.png"), "it is not gone"
+
+
 def test_an_entry_of_which_the_system_says_nothing_hides_no_other_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

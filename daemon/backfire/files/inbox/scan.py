@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from backfire.files import durable
+from backfire.files import durable, manifest
 from backfire.files.inbox.companions import is_companion, is_raw
 from backfire.files.inbox.names import folded
 from backfire.files.inbox.seen import Scan, Signature
@@ -22,12 +22,19 @@ from backfire.files.inbox.sidecars import (
     is_proof,
 )
 
+ANOTHERS = (
+    "is left alone, as it has the manifest of an archive or outbox of Backfire; move it out of the inbox, or "
+    "delete its files .manifest-*.sha256 if its pictures are to be taken in"
+)
+"""Why a folder is not looked into."""
 HEARTBEAT_EACH = 1000
 """Files between two heartbeats of a scan."""
 
 
 def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     """All regular files below `root` but the ignored; links, FIFOs and devices are not followed.
+
+    A folder with a manifest is the archive or outbox of a Backfire, which would be emptied: it is left alone.
 
     Raises:
         OSError: the root itself cannot be read; a missing mount must not look like an empty inbox.
@@ -39,10 +46,15 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
     pending = [b""]
     while pending:
         folder = pending.pop()
+        before = len(pending)
         durable.heartbeat()
         try:
             with os.scandir(os.path.join(top, folder)) as entries:
                 for entry in entries:
+                    if folder and manifest.NAME.fullmatch(entry.name):
+                        unreadable[folder] = ANOTHERS
+                        del pending[before:]
+                        break
                     if ignored(entry.name):
                         continue
                     path = os.path.join(folder, entry.name)
@@ -70,6 +82,9 @@ def scan(root: Path, ignore: Iterable[str], proof: bytes = b"") -> Scan:
             if not folder:
                 raise
             unreadable[folder] = _why_closed(top, folder, error)
+    if ANOTHERS in unreadable.values():  # what was found in it before its manifest
+        theirs = tuple(path + b"/" for path, why in unreadable.items() if why == ANOTHERS)
+        files = {path: seen for path, seen in files.items() if not path.startswith(theirs)}
     return Scan(files, unreadable, proof)
 
 
