@@ -355,6 +355,37 @@ def test_a_result_that_is_gone_is_made_again_and_published(home: House) -> None:
     assert home.files("outbox")["p.png"] == picture()
 
 
+@pytest.mark.parametrize("lost", ["before it is released", "before it is published"])
+def test_a_result_that_is_made_again_is_not_published_by_a_decision_about_another(
+    house: Callable[..., House], lost: str
+) -> None:
+    home = house(watch=SOON, regions={"none_found": "review"}, verify={"on_weak": "review"})
+    home.process = weak
+    home.drop("p.png")
+    home.turn(times=6)
+    assert review.accept(home.settings, 1, by="anna").state == JobState.RELEASING
+    home.service.jobs.take_up_decided()
+    if lost == "before it is published":
+        home.service.publisher._review.release(job(home))
+        assert job(home).state == JobState.PUBLISHING
+    shutil.rmtree(home.base / "state" / "spool")
+    home.process = nothing_found.process
+    home.turn(times=8)
+    assert (job(home).state, job(home).code, job(home).choice) == (JobState.REVIEW, "no_region", None)
+    assert home.files("outbox") == {}
+
+
+def test_a_weak_result_that_is_made_again_is_not_accepted_by_the_release_of_an_unprotected_one(
+    home: House,
+) -> None:
+    (home.base / "state" / "spool" / "1" / "output").write_bytes(b"damaged")
+    review.release(home.settings, 1, by="anna")
+    home.process = weak
+    home.turn(times=8)
+    assert (job(home).state, job(home).verdict) == (JobState.ARCHIVED, Verdict.WEAK)
+    assert job(home).needs_acceptance
+
+
 def test_a_decision_is_about_this_content_alone(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that replaces the released one in the inbox is held again."""
     review.release(home.settings, 1, by="anna")

@@ -7,6 +7,7 @@ a crash, a result that was taken over from another job, the death of a worker, t
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from typing import assert_never
 
 import structlog
@@ -17,6 +18,7 @@ from backfire.evaluate.receipt import in_short
 from backfire.service.inbox import INCOMPLETE, Inbox
 from backfire.service.jobs import RETRY_MAX_S, STUCK_AFTER, Jobs
 from backfire.service.pool import Pool, Worker
+from backfire.service.store.store import Changes
 from backfire.service.worker.protocol import Failed, Finished, GivenBack, Hindered, Interrupted, Outcome
 from backfire.types import Choice, Job, JobState, Verdict
 
@@ -24,6 +26,8 @@ log = structlog.get_logger()
 
 HINDERED_S = 30.0
 """The longest wait of a hindered job for its next try, unless other jobs are worked in the meantime."""
+HELD_AS = {Verdict.WEAK: Code.WEAK, Verdict.UNPROTECTED: Code.NO_REGION}
+"""The verdicts of which a person may decide, each with the code under which such a result is held."""
 INTERNAL_ERRORS_MAX = 3
 """The internal errors after which a job fails, if nothing of it has been published yet."""
 
@@ -86,6 +90,8 @@ class RetryPolicy:
             if worker is not None:
                 worker.pauses = 0
         verdict, reasons = outcome.verdict, "; ".join(outcome.reasons)
+        if job.choice == Choice.RELEASE and not self._was_held_as(job, verdict):
+            job = replace(job, choice=None)  # the result that was released is gone, and this one nobody saw
         if verdict == Verdict.FAILED:
             message = f"{job.name}: verification failed: {reasons}; see the sheet in the reports folder"
             self._set_aside(job, Code.NOT_PROTECTED, message, verdict)
@@ -102,7 +108,21 @@ class RetryPolicy:
             detail = {"worked_as": outcome.worked_as} if outcome.worked_as is not None else None
             # A weak result keeps its reasons, too, so that nobody has to open the receipt to learn them.
             missed = in_short(outcome.reasons) if verdict == Verdict.WEAK else None
-            self._jobs.update(job, JobState.PUBLISHING, detail=detail, verdict=verdict, message=missed)
+            self._jobs.update(
+                job,
+                JobState.PUBLISHING,
+                detail=detail,
+                verdict=verdict,
+                message=missed,
+                choice=job.choice,
+            )
+
+    def _was_held_as(self, job: Job, verdict: Verdict) -> bool:
+        """Whether the result about which a person decided had this verdict."""
+        history = self._jobs.store.history(job.id)
+        held = [event.detail for event in history if event.state == JobState.HOLDING]
+        codes = [detail["code"] for detail in held if "code" in detail]
+        return bool(codes) and codes[-1] == HELD_AS.get(verdict)
 
     def _failed(self, job: Job, outcome: Failed) -> None:
         """Wait for the rest of the file, try again later, or give up."""
@@ -180,7 +200,8 @@ class RetryPolicy:
 
     def _hold(self, job: Job, code: Code, message: str, verdict: Verdict | None = None) -> None:
         """Record that a person is to decide about a result; the publisher moves its original to review."""
-        self._jobs.update(job, JobState.HOLDING, code=code.value, message=message, verdict=verdict)
+        changes: Changes = {"code": code.value, "message": message, "verdict": verdict, "choice": job.choice}
+        self._jobs.update(job, JobState.HOLDING, detail={"code": code.value}, **changes)
 
     # Before the next attempt
 
