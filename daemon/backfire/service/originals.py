@@ -49,6 +49,19 @@ class Originals:
         size = seen.size if seen else None
         return outbox.destined(folder, job.path, sha256=job.input_sha256, key=key, size=size)
 
+    def have_changed(self, job: Job, folder: Path) -> bool:
+        """Whether other files than those that were copied lie in the inbox, so that none is to be set aside.
+
+        Raises:
+            OSError: nobody can tell.
+        """
+        if self._inbox.is_unchanged(job, self._inbox.look_beside([job])):
+            return False
+        # A crash may have come between the move and its record: then the rest is moved now.
+        key, sha256 = job.key or "", job.input_sha256 or ""
+        moved = outbox.find(folder, job.path, key=key, sha256=sha256, strict=True) is not None
+        return not moved or names.signature(self._inbox.root, job.path) is not None
+
     def move_unread(self, job: Job, folder: Path) -> bool:
         """Move an original that was not read, and what is beside it, to `folder` by their names alone.
 

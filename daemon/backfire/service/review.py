@@ -82,12 +82,9 @@ class Review:
 
     def _hold(self, job: Job) -> bool:
         """Note, reports, then original and masks; False if other files lie in the inbox by now."""
-        key, sha256, unsynced = job.key or "", job.input_sha256 or "", set[bytes]()
-        if not self._inbox.is_unchanged(job, self._inbox.look_beside([job])):
-            # A crash may have come between the move and its record: then the rest is moved now.
-            moved = outbox.find(self._folder, job.path, key=key, sha256=sha256, strict=True) is not None
-            if not moved or names.signature(self._inbox.root, job.path) is not None:
-                return False
+        key, unsynced = job.key or "", set[bytes]()
+        if self._originals.have_changed(job, self._folder):
+            return False
         note = outbox.beside(self._folder, self._originals.path_aside(job, self._folder), NOTE, key)
         outbox.replace(self._note(job), self._folder, note, key=key, unsynced=unsynced)
         result = read_result(self._jobs.spool(job).folder, job)

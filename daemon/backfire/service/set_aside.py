@@ -45,7 +45,11 @@ class SetAside:
             return
         if not moved:
             told = {"reason": "picture or mask changed before it was set aside"}
-            self._jobs.update(job, JobState.SETTLING, code=None, message=None, detail=told)
+            self._reports.discard_unfinished(job)
+            # What was found says nothing against the files that lie there now.
+            self._jobs.update(
+                job, JobState.SETTLING, attempts=0, code=None, message=None, verdict=None, detail=told
+            )
             return
         died = job.code == Code.WORKER_DIED
         self._jobs.end(job, JobState.QUARANTINED if died else JobState.FAILED)
@@ -53,6 +57,8 @@ class SetAside:
     def _move(self, job: Job) -> bool:
         """Error file, reports, then original and masks; False if other files lie there by now."""
         key, unsynced = job.key or "", set[bytes]()
+        if job.input_sha256 is not None and self._originals.have_changed(job, self._folder):
+            return False
         aside = self._originals.path_aside(job, self._folder)
         reason = outbox.beside(self._folder, aside, b".error.json", key)
         outbox.replace(self._error_file(job), self._folder, reason, key=key, unsynced=unsynced)

@@ -12,10 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from backfire.cli.commands import app
+from backfire.errors import Code, InputError
 from backfire.service.store.schema import alembic_config
 from backfire.service.store.store import Store
+from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
-from tests.support.house import House, house
+from benchmarks import passthrough
+from benchmarks.soak import png
+from tests.support.house import SOON, House, house
 
 __all__ = ["house"]
 
@@ -40,6 +44,52 @@ def test_explain_says_that_a_picture_is_being_set_aside(
     home.turn(seconds=60, times=3)
     assert home.states() == ["failed"]
     assert set(home.files("failed")) == {"a.png", "a.png.error.json"}
+
+
+@pytest.mark.parametrize("code", [Code.NO_REGION, Code.MASK_EMPTY])
+def test_a_mask_that_comes_while_its_picture_fails_has_it_worked_again(
+    house: Callable[..., House], code: Code
+) -> None:
+    home = house(watch=SOON, regions={"detectors": ["sidecar"], "none_found": "fail"})
+    if code == Code.MASK_EMPTY:
+        home.drop("a.mask.png", content="of nothing")
+    worked = []
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        worked.append(order.name)
+        if len(worked) == 1:
+            home.drop("a.mask.png", content="of a face")
+            raise InputError(code, f"{order.name}: shows nothing to protect")
+        return passthrough.process(order, progress)
+
+    home.process = process
+    home.drop("a.png")
+    home.turn(times=10)
+    assert home.states() == ["archived"]
+    assert home.files("inbox") == home.files("failed") == {}
+    assert home.files("archive") == {"a.png": png("a.png"), "a.mask.png": png("of a face")}
+    assert home.service.jobs.store.jobs()[0].attempts == 1
+
+
+@pytest.mark.parametrize(("replaced", "states"), [(True, ["archived"]), (False, ["skipped"])])
+def test_a_picture_that_is_taken_away_while_it_fails_is_not_set_aside(
+    house: Callable[..., House], replaced: bool, states: list[str]
+) -> None:
+    home = house(watch=SOON)
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        if (order.folder / "input").read_bytes() != png("a.png"):
+            return passthrough.process(order, progress)
+        (home.base / "inbox" / "a.png").unlink()
+        if replaced:
+            home.drop("a.png", content="of today")
+        raise InputError(Code.UNREADABLE, f"{order.name}: cannot be decoded")
+
+    home.process = process
+    home.drop("a.png")
+    home.turn(times=10)
+    assert home.states() == states
+    assert home.files("failed") == {}
 
 
 def test_an_older_database_is_understood(tmp_path: Path) -> None:
