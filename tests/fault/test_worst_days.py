@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -17,6 +17,7 @@ from backfire import config
 from backfire.admin import retry
 from backfire.errors import Code, ConfigError, ModelError, UnavailableError
 from backfire.files import inbox
+from backfire.files.inbox import mounts
 from backfire.files.outbox.names import hidden
 from backfire.pipeline.result import PhaseProgress
 from backfire.service import deduplicate
@@ -24,6 +25,7 @@ from backfire.service.hooks.courier import Courier
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import JobState
 from benchmarks import passthrough
+from benchmarks.soak import png
 from tests.support.house import SOON, House
 from tests.support.jobs import picture
 from tests.support.notified import Notified
@@ -145,6 +147,45 @@ def test_mounts_of_any_name_are_understood(tmp_path: Path) -> None:
         "cifs",
     )
     assert inbox.filesystem(Path(os.fsdecode(b"/media/stick\xff/in")), table) == "vfat"
+
+
+def test_a_lease_that_a_network_share_refuses_says_nothing_of_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFSv4 refuses the lease of every file that its server did not delegate."""
+    table, device = tmp_path / "mountinfo", os.stat(tmp_path).st_dev
+    (tmp_path / "p.png").write_bytes(b"whole")
+    kinds = []
+    with (tmp_path / "p.png").open("r+b") as file:  # so that there is no lease
+        for kind in ("ext4", "nfs4"):
+            table.write_text(f"1 0 {os.major(device)}:{os.minor(device)} / / rw - {kind} /dev/sda1 rw\n")
+            monkeypatch.setattr(mounts.is_on_network, "__defaults__", (table,))
+            kinds.append(inbox.is_being_written(file.fileno()))
+    assert kinds == [True, False]
+
+
+def test_a_new_version_that_is_saved_while_its_picture_is_archived_is_worked(house: Make) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png")
+    writers: list[IO[bytes]] = []
+
+    def process(order: Order, progress: PhaseProgress) -> Finished:
+        if not writers:
+            writers.append((home.base / "inbox" / "a.png").open("r+b"))
+        return passthrough.process(order, progress)
+
+    home.process = process
+    home.turn(times=5)
+    assert home.states() == ["published"]
+    assert "close it there" in home.reasons()
+    assert set(home.files("inbox")) == {"a.png"}
+    with writers[0] as writer:
+        writer.write(png("a newer one"))
+        writer.truncate()
+    home.turn(seconds=60, times=4)
+    assert home.states() == ["archived", "archived"]
+    assert home.files("inbox") == {}
+    assert sorted(home.files("archive").values()) == sorted([png("a.png"), png("a newer one")])
 
 
 def test_what_systemd_mounts_for_its_sandbox_is_no_share(tmp_path: Path) -> None:

@@ -314,6 +314,17 @@ def test_remove_deletes_only_the_content_that_it_was_given(tmp_path: Path) -> No
     )
 
 
+def test_a_file_that_is_open_for_writing_is_not_removed_under_its_writer(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"original")
+    with (tmp_path / "p.png").open("r+b") as writer:
+        with pytest.raises(PublishError, match=r"p\.png: another program has it open for writing"):
+            outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY)
+        writer.write(b"a newer picture")
+        writer.flush()
+        assert outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY) is False
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"p.png": b"a newer picture"}
+
+
 def test_a_file_renamed_over_the_original_at_the_last_moment_survives(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
     (tmp_path / "new").write_bytes(b"a newer picture")

@@ -26,14 +26,13 @@ from backfire.files.inbox.sidecars import (
     proof_names,
     why_unused,
 )
-from backfire.files.inbox.take import Taken, digest, head, require_size, take
+from backfire.files.inbox.take import Taken, digest, head, is_being_written, require_size, take
 
 __all__ = [
     "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "Mount", "NearMiss", "Scan", "Signature", "Taken",
     "Tracker", "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture",
-    "head",
-    "in_masks_folder", "is_companion", "is_for_folder", "is_mask", "is_mount_point", "is_proof", "is_raw",
-    "mask_names", "mounted", "mounted_each", "near_miss",
-    "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
+    "head", "in_masks_folder", "is_being_written", "is_companion", "is_for_folder", "is_mask",
+    "is_mount_point", "is_proof", "is_raw", "mask_names", "mounted", "mounted_each", "near_miss", "owner",
+    "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
     "why_unused",
 ]  # fmt: skip

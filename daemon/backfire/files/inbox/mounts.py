@@ -63,6 +63,13 @@ def is_mount_point(point: str, table: Path = MOUNTS) -> bool:
     return any(mount.point == point for mount in _mounts(table))
 
 
+def is_on_network(descriptor: int, table: Path = MOUNTS) -> bool:
+    """Whether an open file is on a file system that other hosts write to, too."""
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == number and mount.kind in NETWORK for mount in _mounts(table))
+
+
 def _mounted(path: Path, mounts: Mapping[str, Mount]) -> Mount:
     best = _reached([mount for mount in mounts.values() if path.is_relative_to(mount.point)], mounts)
     while (outer := mounts.get(best.parent)) is not None and best is not outer and _is_shown_by(outer, best):

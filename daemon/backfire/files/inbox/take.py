@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from backfire.errors import Code, InputError
 from backfire.files import durable, safe_paths
+from backfire.files.inbox.mounts import is_on_network
 from backfire.files.inbox.seen import Signature
 from backfire.types import shown
 
@@ -66,7 +67,7 @@ def take(
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(Code.UNREADABLE, f"{name}: is not a regular file; only pictures are taken in")
-        if _is_being_written(descriptor):
+        if is_being_written(descriptor):
             raise InputError(Code.CHANGED, f"{name}: is still open for writing", retryable=True)
         require_size(name, before.st_size, most)
         _require_room(copy.parent, before.st_size)
@@ -155,11 +156,12 @@ class _Read:
             yield piece
 
 
-def _is_being_written(descriptor: int) -> bool:
+def is_being_written(descriptor: int) -> bool:
     """Whether a process on this machine has the file open for writing; False where that cannot be told.
 
     The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE). There are no
-    leases on files of other users (without CAP_LEASE) and on some file systems.
+    leases on files of other users (without CAP_LEASE) and on some file systems. NFSv4 and CIFS refuse one
+    with the same error wherever the server has not delegated the file, so that it says nothing there.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
@@ -169,7 +171,7 @@ def _is_being_written(descriptor: int) -> bool:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        return error.errno == errno.EAGAIN
+        return error.errno == errno.EAGAIN and not is_on_network(descriptor)
     return False
 
 

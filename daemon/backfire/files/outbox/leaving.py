@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backfire.errors import PublishError
-from backfire.files import durable, safe_paths
+from backfire.files import durable, inbox, safe_paths
 from backfire.files.outbox.folders import explained, prepared
 from backfire.files.outbox.names import around, hidden_by, keyed, leaving_as, names
 from backfire.files.outbox.writing import put
@@ -28,12 +28,12 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
         Whether the content is gone from there; False if there is other content now.
 
     Raises:
-        PublishError: no permission.
+        PublishError: no permission, or a process on this machine has the file open for writing.
     """
     with explained(root, path):
         try:
             with safe_paths.folder_of(root, path) as (folder, name):
-                return _unlink(folder, name, key, lambda inside, one: _digest(inside, one) == sha256)
+                return _unlink(folder, name, key, lambda inside, one: _has_content(inside, one, sha256, path))
         except FileNotFoundError:  # its folder went too
             return True
 
@@ -150,14 +150,27 @@ def _is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
     return one is not None and other is not None and os.path.samestat(one, other)
 
 
-def _digest(folder: int, name: bytes) -> str | None:
-    """The SHA-256 of a regular file, None for anything else, which is not read."""
+def _has_content(folder: int, name: bytes, sha256: str, path: bytes) -> bool:
+    """Whether `name` is a regular file with this content; anything else is not read.
+
+    Raises:
+        PublishError: it is, and a process on this machine has it open for writing and may save a new one.
+    """
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
-        return None
+        return False
     with os.fdopen(descriptor, "rb") as file:
-        return durable.digest(file) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        is_being_written = inbox.is_being_written(descriptor)  # asked first: it may be closed meanwhile
+        if durable.digest(file) != sha256:
+            return False
+    if is_being_written:
+        raise PublishError(
+            f"{shown(path)}: another program has it open for writing; close it there, it is tried again"
+        )
+    return True
 
 
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
@@ -177,13 +190,22 @@ def _clear(folder: int, aside: bytes, name: bytes, key: str, meant: Meant) -> bo
     """Unlink a file that was renamed if it is the intended one, else give it a free name again."""
     if _status(folder, aside) is None:
         return True
-    if meant(folder, aside):
+    is_meant = False
+    try:
+        is_meant = meant(folder, aside)
+    finally:  # also where nobody can tell, so that its owner finds it under its name
+        if not is_meant:
+            _name_again(folder, aside, name, key)
+    if is_meant:
         os.unlink(aside, dir_fd=folder)
-        return True
+    return is_meant
+
+
+def _name_again(folder: int, aside: bytes, name: bytes, key: str) -> None:
+    """Give a file that was renamed its name, or a free one, again."""
     for free in (name, keyed(folder, name, key)):
         with suppress(FileExistsError):
             safe_paths.give_name(aside, free, folder=folder)
             with suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=folder)
             break
-    return False
