@@ -16,7 +16,7 @@ import pytest
 from backfire import config
 from backfire.admin import retry
 from backfire.errors import Code, ConfigError, ModelError, UnavailableError
-from backfire.files import inbox
+from backfire.files import inbox, manifest
 from backfire.files.inbox import mounts
 from backfire.files.outbox.names import hidden
 from backfire.pipeline.result import PhaseProgress
@@ -186,6 +186,29 @@ def test_a_new_version_that_is_saved_while_its_picture_is_archived_is_worked(hou
     assert home.states() == ["archived", "archived"]
     assert home.files("inbox") == {}
     assert sorted(home.files("archive").values()) == sorted([png("a.png"), png("a newer one")])
+
+
+def test_a_result_that_was_taken_before_its_record_is_not_published_again_after_a_restart(
+    house: Make,
+) -> None:
+    home = house(watch=SOON)
+    home.drop("a.png")
+    obstacle = home.base / "outbox" / os.fsdecode(manifest.name(home.wall))
+    obstacle.mkdir(parents=True)
+    home.turn(times=4)
+    assert home.states() == ["publishing"]
+    assert "move away what has its name" in home.reasons()
+    (home.base / "outbox" / "a.png").unlink()
+    home.crash()
+    home.again()
+    home.turn(times=4)
+    obstacle.rmdir()
+    home.turn(seconds=60, times=2)
+    assert home.states() == ["archived"]
+    assert home.files("outbox") == home.files("inbox") == {}
+    assert manifest.read(home.base / "outbox").entries == (
+        manifest.Entry(b"a.png", home.service.jobs.store.jobs()[0].output_sha256 or ""),
+    )
 
 
 def test_what_systemd_mounts_for_its_sandbox_is_no_share(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def append(folder: Path, entries: Iterable[Entry], *, at: float) -> None:
 def _remedy(error: OSError) -> str:
     if error.errno == errno.EAGAIN:
         return "end the process that `fuser` names for it"
+    if error.errno in (errno.EISDIR, errno.ELOOP):
+        return "move away what has its name, a folder or a link"
     return f"free some space, or give uid {os.geteuid()} write access"
 
 

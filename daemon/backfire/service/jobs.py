@@ -316,6 +316,14 @@ class Jobs:
             log.warning("postponed", path=job.name, state=job.state.value, error=str(error), retry_s=wait)
             self.store.update(job.id, job.state, at=self.now(), detail={"reason": str(error)})
 
+    def note_output(self, job: Job, path: bytes, sha256: str) -> None:
+        """Note where a result was put that cannot be recorded yet: it may be taken before it is."""
+        told = {"output": shown(path)}
+        at, state = self.now(), job.state
+        self._remember(
+            self.store.update(job.id, state, at=at, detail=told, output_path=path, output_sha256=sha256)
+        )
+
     def is_stuck(self, job: Job) -> bool:
         """Whether the job failed or was hindered so often in a row that `once` need not wait for it."""
         hindered = self.hindered.get(job.id, (0, 0))[0]

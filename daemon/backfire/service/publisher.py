@@ -61,7 +61,14 @@ class Publisher:
 
     def is_out(self, job: Job) -> bool:
         """Whether the outbox has the job's result, recorded or not."""
-        return job.state == JobState.PUBLISHED or (job.id, job.lease) in self._unrecorded
+        return job.state == JobState.PUBLISHED or self._put_before(job) is not None
+
+    def _put_before(self, job: Job) -> Entry | None:
+        """The job's result as it was put in the outbox, though its record is still to be written."""
+        entry = self._unrecorded.get((job.id, job.lease))
+        if entry is None and job.output_path is not None and job.output_sha256 is not None:
+            return Entry(job.output_path, job.output_sha256)  # noted before a restart
+        return entry
 
     def step(self) -> bool:
         """Put some of what is finished in its place, also what a crash or a full disk interrupted.
@@ -146,8 +153,10 @@ class Publisher:
 
         def place(job: Job, unsynced: set[bytes]) -> Entry | None:
             (wanted, sha256), spooled = results[job], self._jobs.spool(job).folder
-            before = self._unrecorded.get((job.id, job.lease))
-            if before is not None:  # it was put there before; whatever became of it, nobody must get it twice
+            before = self._put_before(job)
+            if (
+                before is not None and before.sha256 == sha256
+            ):  # it was put there before; whatever became of it, nobody must get it twice
                 target = os.path.join(os.fsencode(folder), before.path)
                 if os.path.lexists(target):
                     unsynced.add(os.path.dirname(target))
@@ -171,6 +180,10 @@ class Publisher:
         if not placed or not for_all(
             self._jobs, placed, lambda: manifest.append(folder, placed.values(), at=now)
         ):
+            with self._jobs.together():
+                for job, entry in placed.items():
+                    if (job.output_path, job.output_sha256) != entry:
+                        self._jobs.note_output(job, *entry)
             return
         with self._jobs.together():
             for job, (path, sha256) in placed.items():
@@ -180,7 +193,7 @@ class Publisher:
                         job, JobState.PUBLISHED, detail=told, output_path=path, output_sha256=sha256
                     )
         for job in placed:
-            del self._unrecorded[job.id, job.lease]
+            self._unrecorded.pop((job.id, job.lease), None)
 
     def _results(self, jobs: Sequence[Job]) -> dict[Job, tuple[bytes, str]]:
         """Wanted path and SHA-256 of each result that is still that of the file in the inbox."""
@@ -227,13 +240,21 @@ class Publisher:
         self._reports.discard_unfinished(job)
         self._unrecorded.pop((job.id, job.lease), None)
         # It was worked to its end, so that the attempt says nothing against the picture.
-        self._jobs.update(job, JobState.SETTLING, attempts=0, message=None, detail=told)
+        self._jobs.update(
+            job,
+            JobState.SETTLING,
+            attempts=0,
+            message=None,
+            output_path=None,
+            output_sha256=None,
+            detail=told,
+        )
         return None
 
     def _placed(self, job: Job, wanted: bytes, sha256: str) -> Entry | None:
         """The job's result in the outbox, put there just now or before a crash, and not recorded yet."""
-        if (just_now := self._unrecorded.get((job.id, job.lease))) is not None:
-            return just_now
+        if (before := self._put_before(job)) is not None:
+            return before
         found = outbox.find(self._folders.outbox, wanted, key=job.key or "", sha256=sha256)
         return None if found is None else Entry(found, sha256)
 
