@@ -13,6 +13,7 @@ from backfire.files import outbox
 from backfire.service.jobs import Jobs
 from backfire.service.originals import Originals
 from backfire.service.reports import Reports
+from backfire.service.worker.protocol import Finished, read_result
 from backfire.types import Job, JobState
 
 
@@ -29,7 +30,7 @@ class SetAside:
         settings: the folders are used.
         jobs: where the end is recorded.
         originals: moves the files.
-        reports: receipt and sheet, where the worker made any.
+        reports: receipt and sheet, where the last attempt came to a verdict.
     """
 
     def __init__(self, settings: Settings, jobs: Jobs, originals: Originals, reports: Reports) -> None:
@@ -62,7 +63,9 @@ class SetAside:
         aside = self._originals.path_aside(job, self._folder)
         reason = outbox.beside(self._folder, aside, b".error.json", key)
         outbox.replace(self._error_file(job), self._folder, reason, key=key, unsynced=unsynced)
-        self._reports.write(job, job.path, unsynced)
+        # An attempt that did not end may have left a receipt, of what was never judged to the end.
+        if isinstance(read_result(self._jobs.spool(job).folder, job), Finished):
+            self._reports.write(job, job.path, unsynced)
         if job.input_sha256 is None:
             outbox.sync(unsynced)
             if not self._originals.move_unread(job, self._folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,26 @@ def test_a_picture_that_is_taken_away_while_it_fails_is_not_set_aside(
     home.turn(times=10)
     assert home.states() == states
     assert home.files("failed") == {}
+
+
+def test_a_receipt_of_an_attempt_that_did_not_end_is_not_that_of_a_failed_picture(
+    house: Callable[..., House],
+) -> None:
+    home = house(watch=SOON)
+    attempts = []
+
+    def process(order: Order, progress: Callable[[str, int, int], None]) -> Finished:
+        attempts.append(order.name)
+        if len(attempts) > 1:
+            raise InputError(Code.UNREADABLE, f"{order.name}: cannot be decoded")
+        passthrough.process(order, progress)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    home.process = process
+    home.drop("a.png")
+    home.turn(times=10)
+    assert home.states() == ["failed"]
+    assert home.files("reports") == {}
 
 
 def test_an_older_database_is_understood(tmp_path: Path) -> None:
