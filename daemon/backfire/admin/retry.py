@@ -100,7 +100,7 @@ def in_failed(job: Job, settings: Settings) -> bytes | None:
 
 def _is_told_of(failed: Path, name: bytes, job: Job) -> bool:
     """Whether a file lies beside an error file that is about this job."""
-    reason = failed / os.fsdecode(outbox.beside(failed, name, b".error.json", job.key or ""))
+    reason = failed / os.fsdecode(outbox.beside(failed, name, inbox.ERROR_NOTE, job.key or ""))
     try:
         told = json.loads(reason.read_bytes())
     except (OSError, ValueError):
@@ -122,7 +122,7 @@ def put_back(job: Job, settings: Settings) -> bool:
         files = [(mask, mask) for mask in inbox.scan_beside(failed, [held], ignore).masks_of(held)]
         for source, name in [*files, *_proofs(job, settings), (held, job.path)]:
             outbox.shift(failed, source, target, name, key=key, same=lambda _: True, into_inbox=True)
-        (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
+        (failed / os.fsdecode(outbox.beside(failed, held, inbox.ERROR_NOTE, key))).unlink(missing_ok=True)
         return True
     # P.MASK.PNG belongs to p.jpg too.
     written = inbox.scan_beside(failed, [job.path], ignore).masks_of(job.path)
@@ -154,7 +154,7 @@ def put_back(job: Job, settings: Settings) -> bool:
             outbox.remove(failed, place, sha256=digest, key=key)
     sha256 = durable.file_sha256(failed / os.fsdecode(held))  # it may have been mended there
     outbox.move(failed, held, target, job.path, sha256=sha256, key=key, into_inbox=True)
-    (failed / os.fsdecode(outbox.beside(failed, held, b".error.json", key))).unlink(missing_ok=True)
+    (failed / os.fsdecode(outbox.beside(failed, held, inbox.ERROR_NOTE, key))).unlink(missing_ok=True)
     return True
 
 

@@ -26,9 +26,6 @@ from backfire.service.set_aside import beside
 from backfire.service.worker.protocol import Finished, read_result
 from backfire.types import Choice, Job, JobState, Verdict, mask_digest, shown
 
-NOTE = b".review.json"
-"""The ending of the file beside a held picture that says why it is held."""
-
 
 class Review:
     """The steps of a job that is held for a person, and of one about which a person has decided.
@@ -85,7 +82,9 @@ class Review:
         key, unsynced = job.key or "", set[bytes]()
         if self._originals.have_changed(job, self._folder):
             return False
-        note = outbox.beside(self._folder, self._originals.path_aside(job, self._folder), NOTE, key)
+        note = outbox.beside(
+            self._folder, self._originals.path_aside(job, self._folder), names.REVIEW_NOTE, key
+        )
         outbox.replace(self._note(job), self._folder, note, key=key, unsynced=unsynced)
         result = read_result(self._jobs.spool(job).folder, job)
         if job.verdict is not None and isinstance(result, Finished):  # otherwise they tell nothing
@@ -168,7 +167,7 @@ class Review:
         """End a job whose original was taken away; it stays held if all else is gone with it."""
         key = job.key or ""
         places = outbox.names(self._folder, job.path, key=key, sha256=job.input_sha256 or "")
-        notes = (outbox.beside(self._folder, place, NOTE, key) for place in places)
+        notes = (outbox.beside(self._folder, place, names.REVIEW_NOTE, key) for place in places)
         if any(note_of(self._folder / os.fsdecode(note)) == job.id for note in notes):
             told = {"reason": "the original was taken out of the review folder"}
             self._jobs.end(job, JobState.SKIPPED, detail=told)
@@ -198,7 +197,7 @@ class Review:
         for place in outbox.names(self._folder, job.path, key=key, sha256=sha256):
             if outbox.holds(root, job.path, sha256):
                 outbox.remove(self._folder, place, sha256=sha256, key=key)
-            note = self._folder / os.fsdecode(outbox.beside(self._folder, place, NOTE, key))
+            note = self._folder / os.fsdecode(outbox.beside(self._folder, place, names.REVIEW_NOTE, key))
             if note_of(note) == job.id:
                 note.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from backfire import advice
 from backfire.config import Settings
 from backfire.errors import Code, PublishError
 from backfire.files import outbox
+from backfire.files.inbox import ERROR_NOTE
 from backfire.service.jobs import Jobs
 from backfire.service.originals import Originals
 from backfire.service.reports import Reports
@@ -61,7 +62,7 @@ class SetAside:
         if job.input_sha256 is not None and self._originals.have_changed(job, self._folder):
             return False
         aside = self._originals.path_aside(job, self._folder)
-        reason = outbox.beside(self._folder, aside, b".error.json", key)
+        reason = outbox.beside(self._folder, aside, ERROR_NOTE, key)
         outbox.replace(self._error_file(job), self._folder, reason, key=key, unsynced=unsynced)
         # An attempt that did not end may have left a receipt, of what was never judged to the end.
         if isinstance(read_result(self._jobs.spool(job).folder, job), Finished):

@@ -72,6 +72,14 @@ def test_masks_are_paired_by_name(picture: bytes, mask: bytes) -> None:
     assert scan.orphans() == {b"other.mask.png"}
 
 
+@pytest.mark.parametrize("note", [b"a.png.error.json", b"d/A.PNG.REVIEW.JSON"])
+def test_a_note_that_was_moved_back_with_its_picture_is_told_to_be_deleted(note: bytes) -> None:
+    signature = Signature(1, 2, 3, 4, 5)
+    scan = Scan({b"a.png": signature, b"d/A.PNG": signature, note: signature})
+    assert scan.orphans() == {note}
+    assert "delete it" in inbox.why_unused(note)
+
+
 def test_of_two_names_that_differ_in_spelling_each_has_its_own_mask() -> None:
     stems = ("é".encode(), "e\u0301".encode(), b"a", b"A")
     scan = Scan({stem + end: signature() for stem in stems for end in (b".png", b".mask.png")})

@@ -14,7 +14,9 @@ from backfire.files.inbox.seen import Scan, Signature
 from backfire.files.inbox.settle import Tracker
 from backfire.files.inbox.sidecars import (
     ANNOTATIONS,
+    ERROR_NOTE,
     MASK_ENDING,
+    REVIEW_NOTE,
     NearMiss,
     claimants,
     in_masks_folder,
@@ -29,10 +31,10 @@ from backfire.files.inbox.sidecars import (
 from backfire.files.inbox.take import Taken, digest, head, is_being_written, require_size, take
 
 __all__ = [
-    "ANNOTATIONS", "MASK_ENDING", "NETWORK", "Hints", "Mount", "NearMiss", "Scan", "Signature", "Taken",
-    "Tracker", "belongs", "claimants", "closed", "digest", "filesystem", "folded", "has_ending_of_picture",
-    "head", "in_masks_folder", "is_being_written", "is_companion", "is_for_folder", "is_mask",
-    "is_mount_point", "is_proof", "is_raw", "mask_names", "mounted", "mounted_each", "near_miss", "owner",
-    "proof_names", "require_size", "rivals", "scan", "scan_beside", "signature", "take",
-    "why_unused",
+    "ANNOTATIONS", "ERROR_NOTE", "MASK_ENDING", "NETWORK", "REVIEW_NOTE", "Hints", "Mount", "NearMiss",
+    "Scan", "Signature", "Taken", "Tracker", "belongs", "claimants", "closed", "digest", "filesystem",
+    "folded", "has_ending_of_picture", "head", "in_masks_folder", "is_being_written", "is_companion",
+    "is_for_folder", "is_mask", "is_mount_point", "is_proof", "is_raw", "mask_names", "mounted",
+    "mounted_each", "near_miss", "owner", "proof_names", "require_size", "rivals", "scan", "scan_beside",
+    "signature", "take", "why_unused",
 ]  # fmt: skip

@@ -13,6 +13,8 @@ from backfire.types import EXTENSIONS, shown
 
 MASK_ENDING = b".mask.png"
 ANNOTATIONS = b".json"
+ERROR_NOTE, REVIEW_NOTE = b".error.json", b".review.json"
+"""The endings of the notes that Backfire itself puts beside pictures that failed, and that are held."""
 FOR_A_FOLDER = re.compile(rb".*\.coco\.json|instances_.*\.json", re.DOTALL)
 """Names, in lower case, of COCO files that hold the annotations of all pictures beside them, as Roboflow
 (`_annotations.coco.json`) and CVAT (`instances_default.json`) write them."""
@@ -113,6 +115,8 @@ def why_unused(path: bytes) -> str:
             "drop the picture again with it. If it is a picture itself, give it a name without mask"
         )
     folder, name = os.path.split(path)
+    if name.lower().endswith((ERROR_NOTE, REVIEW_NOTE)):
+        return "is a note of Backfire about a picture that failed or was held; delete it, no picture needs it"
     if is_for_folder(path):
         return (
             "holds the annotations of the pictures beside it, and there are none (any more); move it away "
