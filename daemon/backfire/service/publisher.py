@@ -154,9 +154,8 @@ class Publisher:
         def place(job: Job, unsynced: set[bytes]) -> Entry | None:
             (wanted, sha256), spooled = results[job], self._jobs.spool(job).folder
             before = self._put_before(job)
-            if (
-                before is not None and before.sha256 == sha256
-            ):  # it was put there before; whatever became of it, nobody must get it twice
+            # What was put there before, whatever became of it, nobody must get twice.
+            if before is not None and before.sha256 == sha256:
                 target = os.path.join(os.fsencode(folder), before.path)
                 if os.path.lexists(target):
                     unsynced.add(os.path.dirname(target))
