@@ -116,7 +116,6 @@ class Edits:
         shapes: the incomplete triggers.
         incomplete, far: at most so many of them are drawn from. Without incomplete triggers the dilated
             region is not drawn either: trigger edits are then those of the region alone.
-        by_need: see `Task.by_need`; here, whether incomplete triggers are drawn more often than benign edits.
 
     Attributes:
         surrogates: by number, the editors that are looked at.
@@ -132,13 +131,12 @@ class Edits:
         *,
         incomplete: int = INCOMPLETE,
         far: int = FAR,
-        by_need: bool = False,
     ) -> None:
         self.given = given
         numbers = range(len(surrogates)) if given.surrogates is None else given.surrogates
         self.surrogates = {index: surrogates[index] for index in numbers}
         self._rng, self._respond, self._shapes = rng, respond, shapes
-        self._incomplete, self._far, self._by_need = incomplete, far, by_need
+        self._incomplete, self._far = incomplete, far
         self._known: dict[tuple[str, int, int], dict[int, _Stored]] = {}
         self._schedule = self._kinds()
         self._errors: dict[tuple[str, int], float] = {}
@@ -200,25 +198,20 @@ class Edits:
     def _kinds(self) -> Iterator[Sequence[str]]:
         """For each iteration the kinds of edits to draw from: the first that there is room for.
 
-        The region itself, a benign edit and an incomplete trigger take turns. With `by_need` a benign edit
-        comes in every second turn, and an incomplete trigger takes its place in the others: benign edits are
-        soon fine, and the verdict asks incomplete ones to break. The incomplete trigger is the dilated
-        region, as in the published method, or another shape, whichever breaks less. While benign edits are
-        off by more than is tolerated another one follows, so that they cost no more of the effect than they
-        must.
+        The region itself, a benign edit and an incomplete trigger take turns. The incomplete trigger is the
+        dilated region, as in the published method, or another shape, whichever breaks less. While benign
+        edits are off by more than is tolerated another one follows, so that they cost no more of the effect
+        than they must.
         """
         drawn = {kind: 0 for kind in ("dilated", "incomplete") if self._planes[kind]}
         for turn in itertools.count():
             yield ("full",)
-            benign, odd = divmod(turn, 2) if self._by_need else (turn, 0)
-            if not odd:
-                yield BENIGN if benign % 2 else BENIGN[::-1]
-            for _ in range(2 if self._by_need and not odd else 1):
-                if self._incomplete and drawn:
-                    kind = min(drawn, key=lambda kind: (self._broken(kind), drawn[kind]))
-                    drawn[kind] += 1
-                    yield (kind,)
-            if self.spoilt and not odd:
+            yield BENIGN if turn % 2 else BENIGN[::-1]
+            if self._incomplete and drawn:
+                kind = min(drawn, key=lambda kind: (self._broken(kind), drawn[kind]))
+                drawn[kind] += 1
+                yield (kind,)
+            if self.spoilt:
                 yield BENIGN if "ring" in self.spoilt else BENIGN[::-1]
 
     def take(self, kind: str, draw: int = 0) -> Edit | None:

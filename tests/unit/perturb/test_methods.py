@@ -23,7 +23,7 @@ from backfire.errors import Code, ModelError
 from backfire.evaluate.metrics import masked_ssim
 from backfire.inpaint.base import Editor
 from backfire.perturb import bounds, contrast_masking
-from backfire.perturb.edit_masks import BENIGN, Edits, relative_error, repainted, triggers
+from backfire.perturb.edit_masks import Edits, relative_error, repainted, triggers
 from backfire.perturb.methods.base import EditorInput, Proposal, Task, in_fixed_order
 from backfire.perturb.methods.baseline import Baseline
 from backfire.perturb.methods.encoder import Encoder
@@ -294,20 +294,6 @@ def test_shapes_painted_otherwise_begin_with_the_usual_ones_and_touch_the_region
     assert all(np.array_equal(one, other) for one, other in zip(usual, more, strict=False))
     assert len(more) > 2 * len(usual)
     assert all((plane & mask).any() for plane in more)
-
-
-def test_by_need_every_second_benign_edit_makes_room_for_an_incomplete_one() -> None:
-    def kinds(*, by_need: bool) -> list[str]:
-        edits = Edits(crop(task()), [Counting()], np.random.default_rng(0), by_need=by_need)
-        return [edits.drawn().kind for _ in range(60)]
-
-    def shares(drawn: list[str]) -> list[float]:
-        benign = sum(kind in BENIGN for kind in drawn)
-        full = drawn.count("full")
-        return [full / 60, benign / 60, (60 - full - benign) / 60]
-
-    assert shares(kinds(by_need=False)) == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=0.02)
-    assert shares(kinds(by_need=True)) == pytest.approx([1 / 3, 1 / 6, 1 / 2], abs=0.02)
 
 
 def test_a_crop_without_room_has_no_far_edit() -> None:

@@ -52,8 +52,7 @@ PINNED = {
     "attempts": 3,
 }
 MADE = Path(__file__).with_name("single-path.png")
-"""The perturbation of the picture below after eight iterations, by the weights of 2026-12-01 that were shown
-portraits; 128 for none."""
+"""The perturbation of the picture below after eight iterations (weights of 2026-12-01), 128 for none."""
 ITERATIONS = 8
 TOLERATED = 0.25
 """The mean difference, in levels, that is still taken for rounding. Without oneDNN it came to 0.001. Another

@@ -322,10 +322,7 @@ class Search:
             incomplete = REPAINTED if given.first else REPAINTED_ELSEWHERE
             shapes = partial(edit_masks.repainted, shapes=shapes)
         drawn_from = method.respond, shapes
-        by_need = self._task.by_need
-        return Edits(
-            given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far, by_need=by_need
-        )
+        return Edits(given, self._surrogates, self._rng, *drawn_from, incomplete=incomplete, far=far)
 
     def _sample(self, path: Edits) -> _Sample:
         """What an iteration looks at on a path. Half of the time nothing happens to the picture before."""
