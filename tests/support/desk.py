@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,9 +89,9 @@ def finished(order: Order, data: bytes) -> Finished:
     return Finished(order.job, order.lease, verdict, ".png", sha256, on_weak, on_none)
 
 
-def left(order: Order, data: bytes, *, settings: Settings | None = None) -> Finished:
+def left(order: Order, data: bytes, *, settings: Settings | None = None, extension: str = ".png") -> Finished:
     """Leave what an actor returns for an order; the receipt may be that of other settings."""
-    outcome = finished(order, data)
+    outcome = replace(finished(order, data), extension=extension)
     key = job_key(hashlib.sha256(PICTURE).hexdigest(), None, (settings or order.settings).sha256)
     receipt = {"key": key, "output_sha256": outcome.output_sha256, "verdict": outcome.verdict.value}
     files = {"output": data, "receipt.json": json.dumps(receipt).encode()}

@@ -139,13 +139,13 @@ def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
 
 def _format_of(picture: Path, settings: Settings) -> str | None:
     """The name of a picture's format in `output.format`; None if it has none, or the file cannot be read."""
-    from backfire.imaging import encoding, formats
+    from backfire.imaging import formats
 
     try:
         kind = formats.sniff(safe_paths.read_regular(picture, settings.limits.max_bytes), picture.name)
     except (OSError, InputError):
         return None  # protecting it will say what is wrong with it
-    return next((name for name, known in encoding.KINDS.items() if known == kind), None)
+    return next((name for name, known in formats.KINDS.items() if known == kind), None)
 
 
 def _write(

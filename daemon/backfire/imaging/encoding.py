@@ -6,17 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backfire.imaging import blocks, cleaning, colour, data_mining, jpegs, writers
+from backfire.imaging import blocks, cleaning, colour, data_mining, formats, jpegs, writers
 from backfire.imaging.colour import Samples
 from backfire.imaging.decoding import Picture, stored
+from backfire.imaging.formats import KINDS
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import Metadata
 from backfire.imaging.readers import pillow
 from backfire.imaging.writers import Canvas
-from backfire.types import EXTENSIONS, Rgb
-
-KINDS = {name: {"heic": "HEIF"}.get(name, name.upper()) for name in EXTENSIONS}
-"""By format in the settings: Pillow's name."""
+from backfire.types import Rgb
 
 DEPTHS = {"PNG": {16}, "TIFF": {16}, "JPEG2000": {*range(9, 17)}, "HEIF": {10, 12}, "AVIF": {10, 12}}
 """By format: the bits per sample, beyond 8, with which it can be written."""
@@ -114,10 +112,9 @@ def encode(
     notes = [hurdle] if hurdle else []
     if picture.frames > 1:
         notes.append(f"first of {picture.frames}")
-    (extension,) = (EXTENSIONS[name][0] for name, known in KINDS.items() if known == kind)
     how = f"{how} ({'; '.join(notes)})" if notes else how
     says = data_mining.stated(replace(about, packets=()))
-    return Encoded(data, extension, how, kind, says, about.left_out)
+    return Encoded(data, formats.extensions(kind)[0], how, kind, says, about.left_out)
 
 
 def luma_alone(picture: Picture, *, format: str = "same", jpeg: str = "strong") -> bool:  # noqa: A002

@@ -11,6 +11,8 @@ from backfire.errors import Code, InputError
 from backfire.imaging import refusals
 from backfire.types import EXTENSIONS
 
+KINDS = {name: {"heic": "HEIF"}.get(name, name.upper()) for name in EXTENSIONS}
+"""By format in the settings: Pillow's name."""
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -88,6 +90,11 @@ def sniff(data: bytes, name: str) -> str:
     what = _guess(data)
     remedy = REMEDIES.get(what, "export it as JPEG or TIFF")
     raise InputError(Code.UNSUPPORTED, f"{name}: {says} {what}, expected {FORMATS}; {remedy}")
+
+
+def extensions(kind: str) -> tuple[str, ...]:
+    """The extensions of a format by Pillow's name, with dots; files are written with the first one."""
+    return next(EXTENSIONS[name] for name, known in KINDS.items() if known == kind)
 
 
 def raw_by_name(head: bytes, name: str) -> InputError | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from backfire import imaging
 from backfire.attack_paths.cropping import Crop
-from backfire.imaging import Encoded
+from backfire.imaging import Encoded, formats
 from backfire.imaging.metadata import C2PA
 from backfire.pipeline import budget_check
 from backfire.pipeline.run import Published, Run
@@ -66,7 +66,8 @@ def unchanged(run: Run) -> Written:
     facts: dict[str, Any] = {"written_as": "unchanged", "left_out": [], **_mining(run, published)}
     if run.settings.provenance.on:
         facts["signature"] = _unsigned("nothing was done to the file; what it says of itself still holds")
-    return Written(run.data, os.path.splitext(run.source.name)[1].lower(), published, facts)
+    own, known = os.path.splitext(run.source.name)[1].lower(), formats.extensions(run.picture.format)
+    return Written(run.data, own if own in known else known[0], published, facts)
 
 
 def may_stay(run: Run) -> bool:

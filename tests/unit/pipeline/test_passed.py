@@ -40,6 +40,16 @@ def test_the_receipt_of_a_picture_without_region_says_how_much_it_changed(tmp_pa
     require_documented(result.receipt)
 
 
+@pytest.mark.parametrize("name", ["cat.jpg", "cat", "cat.tar.gz", "cat.PNG"])
+def test_the_extension_is_that_of_the_content_whatever_the_name_says(tmp_path: Path, name: str) -> None:
+    result = protect(file(scene(), "PNG"), Source(name), settings(tmp_path, "same"))
+    assert (result.receipt["written_as"], result.extension) == ("unchanged", ".png")
+
+
+def test_another_extension_of_the_same_format_stays(tmp_path: Path) -> None:
+    assert protect(file(scene(), "JPEG"), Source("a.JPEG"), settings(tmp_path, "same")).extension == ".jpeg"
+
+
 @pytest.mark.parametrize("pages", [1, 2])
 def test_of_several_pages_the_first_alone_is_published_also_without_a_region(
     tmp_path: Path, pages: int

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backfire import imaging
 from backfire.errors import Code, JobError
 from backfire.pipeline.result import no_progress
 from backfire.service.spool import Spool
@@ -32,6 +33,15 @@ def test_what_came_back_as_it_was_ordered_is_taken_over(tmp_path: Path) -> None:
     outcome = left(order, brighter(order.settings.protect.epsilon))
     assert returned.check(order, no_progress) == outcome
     assert (tmp_path / "output").read_bytes() == brighter(order.settings.protect.epsilon)
+
+
+def test_a_heic_is_taken_over_too(tmp_path: Path) -> None:
+    order = Order(7, 3, tmp_path, "p.png", (), configured(tmp_path))
+    (tmp_path / "input").write_bytes(PICTURE)
+    picture = imaging.decode(PICTURE, name="p.png", max_pixels=10**6)
+    heic = imaging.encode(picture, picture.rgb, levels=1, format="heic")
+    outcome = left(order, heic.data, extension=heic.extension)
+    assert returned.check(order, no_progress) == outcome
 
 
 def brighter(levels: float) -> bytes:

@@ -19,7 +19,7 @@ from backfire.pipeline import budget_check
 from backfire.pipeline.result import PhaseProgress
 from backfire.service.worker import protocol
 from backfire.service.worker.protocol import FILES, Failed, Finished, Hindered, Order, from_json
-from backfire.types import EXTENSIONS, Verdict, job_key, mask_digest
+from backfire.types import Verdict, job_key, mask_digest
 
 TOLD = "told.json"
 """Beside the files: the outcome, and the digests of the files, as the node told them."""
@@ -106,7 +106,7 @@ def check(order: Order, progress: PhaseProgress) -> Finished:
         budget_check.require_within(files["output"], original, order.settings, name=name)
     except (BudgetExceeded, InputError) as error:
         raise _wrong(name, f"is not the picture within its budget ({error.message})") from error
-    if outcome.extension not in EXTENSIONS[kind.lower()]:
+    if outcome.extension not in formats.extensions(kind):
         raise _wrong(name, f"is a {kind} and called {outcome.extension[:20]!r}")
     for one in FILES:
         if one not in moved:
