@@ -73,11 +73,13 @@ def unchanged(run: Run) -> Written:
 def may_stay(run: Run) -> bool:
     """Whether a picture to which nothing is done can be published as the file that came in."""
     output, about = run.settings.output, run.picture.metadata
+    same = output.format == "same" or formats.KINDS[output.format] == run.picture.format
     says_enough = imaging.demanding(about, output.data_mining).data_mining in (None, imaging.stated(about))
     return (
         not run.is_scaled
         and run.picture.frames == 1  # otherwise the pages behind the first would be published, too
-        and (output.format, output.metadata) == ("same", "keep")
+        and same
+        and output.metadata == "keep"
         and says_enough
     )
 

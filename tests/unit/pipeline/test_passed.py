@@ -40,6 +40,11 @@ def test_the_receipt_of_a_picture_without_region_says_how_much_it_changed(tmp_pa
     require_documented(result.receipt)
 
 
+def test_a_picture_that_has_the_format_asked_for_is_published_as_it_came(tmp_path: Path) -> None:
+    data = file(scene(), "JPEG")
+    assert protect(data, Source("cat.jpg"), settings(tmp_path, "jpeg")).data == data
+
+
 @pytest.mark.parametrize("name", ["cat.jpg", "cat", "cat.tar.gz", "cat.PNG"])
 def test_the_extension_is_that_of_the_content_whatever_the_name_says(tmp_path: Path, name: str) -> None:
     result = protect(file(scene(), "PNG"), Source(name), settings(tmp_path, "same"))
