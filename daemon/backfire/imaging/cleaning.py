@@ -18,7 +18,7 @@ NAMED = GEOGRAPHY | {TRANSFER_FUNCTION}
 """Tags whose values may be large numbers and hold no picture."""
 
 NAMES = {MAKER_NOTE: "the maker note", 0x9286: "the user comment"}
-PARTS = {b"\xfe": "a JPEG comment", b"uuid": "a uuid box", b"xml ": "an XML box"}
+PARTS = {b"\xfe": "a JPEG comment", b"!\xfe": "a GIF comment", b"uuid": "a uuid box", b"xml ": "an XML box"}
 
 
 GOOGLE_CAMERA, MOTION = "http://ns.google.com/photos/1.0/camera/", ("MotionPhoto", "MicroVideo")

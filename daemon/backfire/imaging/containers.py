@@ -15,6 +15,8 @@ ISO_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"s
 """The boxes that the top level of a HEIF or AVIF may have."""
 
 C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+GIF_XMP = b"\x0bXMP DataXMP"
+"""How the application extension of a GIF begins in which XMP lies."""
 SEGMENTS = 10_000
 """The most segments of a JPEG that a quick look walks through; one of 600 MB can have as many."""
 END = 4096
@@ -222,24 +224,56 @@ def _jpeg2000_ends(data: bytes) -> bool:
 
 def _gif_ends(data: bytes) -> bool:
     """Whether the blocks of a GIF lead to its trailer; what follows it does not count."""
+    return any(kind == b";" for kind, _, _ in _gif_blocks(data))
+
+
+def gif_texts(data: bytes) -> tuple[bytes, bytes]:
+    """The XMP of a GIF, and its comments, one a line; empty where it has none."""
+    packet, comments = b"", bytearray()
+    for kind, start, end in _gif_blocks(data):
+        blocks = data[start:end]
+        if kind == b"!\xfe":
+            comments += _gif_joined(blocks) + b"\n"
+        elif kind == b"!\xff" and blocks.startswith(GIF_XMP) and not packet:
+            # It lies there as it is. Readers who take its bytes for sub-blocks are led to the end by a run of
+            # falling lengths behind it (XMP Specification Part 3, 1.1.2); some writers make true sub-blocks.
+            packet, run, _ = blocks[len(GIF_XMP) :].rpartition(b"\1\xff\xfe\xfd")
+            packet = packet if run else _gif_joined(blocks[len(GIF_XMP) :])
+    return packet, bytes(comments[:-1])
+
+
+def _gif_joined(blocks: bytes) -> bytes:
+    """The content of sub-blocks, each of which begins with its length."""
+    joined, at = bytearray(), 0
+    while at < len(blocks):
+        joined += blocks[at + 1 : at + 1 + blocks[at]]
+        at += 1 + blocks[at]
+    return bytes(joined)
+
+
+def _gif_blocks(data: bytes | mmap) -> Iterator[tuple[bytes, int, int]]:
+    """Introducer and label of each block of a GIF, and where its sub-blocks start and end."""
     at = 13 + _gif_colours(data, 10)
     while at < len(data):
         introducer = data[at]
         at += 1
         if introducer == 0x3B:
-            return True
+            yield b";", at, at
+            return
         if introducer == 0:  # some programs write one too many
             continue
+        kind = data[at - 1 : at + 1] if introducer == 0x21 else b","
         if introducer == 0x21:
             at += 1
         elif introducer == 0x2C:
             at += 10 + _gif_colours(data, at + 8)
         else:
-            return False
+            return
+        start = at
         while at < len(data) and data[at]:
             at += 1 + data[at]
+        yield kind, start, at
         at += 1
-    return False
 
 
 def _gif_colours(data: bytes, at: int) -> int:

@@ -62,6 +62,9 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
             found = _with_chunks(found, data)
         case "JPEG2000":
             found = _with_boxes(found, data)
+        case "GIF":
+            packet, comment = containers.gif_texts(data)
+            found = replace(found, xmp=packet or None, parts=((b"!\xfe", comment),) if comment else ())
         case "AVIF" | "HEIF":
             items = isobmff.read(data)
             found = replace(found, cicp=_cicp(items), turned=items.orientation if kind == "HEIF" else None)

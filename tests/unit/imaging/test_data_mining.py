@@ -96,6 +96,26 @@ def test_a_gif_says_it_in_its_png() -> None:
     assert terms(packet_of(data)) == ["DMI-PROHIBITED"]
 
 
+@pytest.mark.parametrize("landing", [bytes([1, *range(255, -1, -1)]), b""], ids=["as it is", "sub-blocks"])
+def test_the_word_of_a_gif_stays_and_its_comment_is_named(landing: bytes) -> None:
+    packet = described(attributes=f' p:DataMining="{VOCABULARY}DMI-PROHIBITED"', inside=WORDS)
+    stored = packet + landing if landing else in_blocks(packet)
+    data = file(scene(), "GIF", comment=b"who made it")
+    data = data[:-1] + b"\x21\xff\x0bXMP DataXMP" + stored + b"\0;"
+    taken = decode(data, name="a", max_pixels=10**6)
+    assert taken.metadata.xmp == packet
+    assert terms(packet_of(published(taken, "prohibited-genai"))) == ["DMI-PROHIBITED"]
+    assert encode(taken, taken.rgb, levels=6).left_out == ("a GIF comment: PNG has no place for it",)
+
+
+WORDS = f"<dc:rights>{'© Zoë; all rights are reserved. ' * 20}</dc:rights>"
+
+
+def in_blocks(content: bytes) -> bytes:
+    pieces = (content[at : at + 255] for at in range(0, len(content), 255))
+    return b"".join(bytes([len(piece)]) + piece for piece in pieces)
+
+
 @pytest.mark.parametrize("how", ["text", "attribute", "resource", "bare"])
 @pytest.mark.parametrize(
     ("there", "setting", "left"),

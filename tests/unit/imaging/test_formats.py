@@ -837,7 +837,7 @@ def sources(folder: Path) -> dict[str, Path]:
         ([turn, "-PNG:Author=Zoe"], ["PNG"]),
         ([turn, f"-icc_profile<={folder}/wide.icc"], ["JPEG2000"]),
         ([turn], ["TIFF", "WEBP"]),
-        ([], ["HEIF", "AVIF"]),
+        ([], ["HEIF", "AVIF", "GIF"]),
     ):
         command += [*extra, *(str(paths[kind]) for kind in kinds), "-execute"]
     subprocess.run([*command[:-1], "-common_args", *shared], check=True, timeout=120)
