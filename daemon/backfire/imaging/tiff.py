@@ -36,8 +36,11 @@ NAMELESS = (
 )
 """What is said of it, and the remedy."""
 
-MOST_CHANNELS = 5
-"""The most that can be understood: CMYK and alpha."""
+MOST_CHANNELS = 4
+"""The most that can be understood: RGB and alpha, or CMYK without it."""
+
+UNREAD = {34712: "JPEG 2000", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}
+"""By the value of its tag: the compressions in which Pillow, which reads 8 bits, takes a TIFF for damaged."""
 
 CLASSIC_LIMIT = (1 << 32) - (1 << 24)
 
@@ -152,9 +155,13 @@ def check(first: Directory, data: bytes, name: str, max_pixels: int) -> int:
         raise refusals.unsupported(name, "has signed samples", "save it with 8 or 16 bits per sample")
     if len(depths) > 1 or max(depths) not in (1, 2, 4, 8, 16):
         raise refusals.odd_depth(name, max(depths))
-    if max(depths) == 16 and first.number(277, 1) > MOST_CHANNELS:  # before anything is decoded
-        channels = f"has 16 bits and {first.number(277)} channels"
-        raise refusals.unsupported(name, channels, "save it without the others")
+    if first.number(277, 1) > MOST_CHANNELS:  # before anything is decoded
+        channels = f"has {max(depths)} bits and {first.number(277)} channels"
+        remedy = "save it without those beyond colour and alpha, of CMYK without alpha, too"
+        raise refusals.unsupported(name, channels, remedy)
+    if max(depths) < 16 and (method := UNREAD.get(first.number(259, 1))):
+        what = f"is a TIFF of 8 bits compressed as {method}"
+        raise refusals.unsupported(name, what, "save it as one of these", expected="LZW, ZIP or none")
     _check_pieces(first, len(data), name)
     return max(depths)
 
