@@ -251,7 +251,7 @@ def _gif_joined(blocks: bytes) -> bytes:
     return bytes(joined)
 
 
-def _gif_blocks(data: bytes | mmap) -> Iterator[tuple[bytes, int, int]]:
+def _gif_blocks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Introducer and label of each block of a GIF, and where its sub-blocks start and end."""
     at = 13 + _gif_colours(data, 10)
     while at < len(data):
