@@ -34,10 +34,10 @@ STRICTNESS = (
 """The terms that can be compared, the strictest last."""
 
 _PROHIBITION = re.compile(r"DMI-PROHIBITED[\w-]*")
-_VALUE = re.compile(rb"(?:[\w.-]+:)?resource\s*=\s*[\"']([^\"']*)[\"']|>([^<]*)<")
-_END = re.compile(rb"</[^\s<>/]*RDF\s*>(?!.*</[^\s<>/]*RDF\s*>)", re.DOTALL)
-_ABOUT = re.compile(rb"[\w.-]+:about\s*=\s*(\"[^\"]*\"|'[^']*')")
-_ENCODING = re.compile(r"(<\?xml[^>]*?)\s+encoding\s*=\s*(?:\"[^\"]*\"|'[^']*')")
+_VALUE = re.compile(rb"resource\s*=\s*[\"']([^\"']*)[\"']|>([^<]*)<")
+_END = re.compile(rb"</[^\s<>/]*RDF\s*>")
+_ABOUT = re.compile(rb"(?<=[\w.-]):about\s*=\s*(\"[^\"]*\"|'[^']*')")
+_ENCODING = re.compile(r"(<\?xml[^<>]*?)(?<!\s)\s+encoding\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 _NEW = (
     f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     f'<rdf:RDF xmlns:rdf="{xmp.RDF}"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
@@ -76,9 +76,9 @@ def written(about: Metadata) -> Metadata:
     if not xmp.is_whole(packet):
         return about
     packet = xmp.without(packet, _is_ours)
-    if (end := _END.search(packet)) is None:  # it describes nothing
-        packet, end = _NEW, _END.search(_NEW)
-    assert end is not None
+    if not _END.search(packet):  # it describes nothing
+        packet = _NEW
+    *_, end = _END.finditer(packet)
     subject = found[1] if (found := _ABOUT.search(packet)) else b'""'
     said = (
         f'<rdf:Description xmlns:rdf="{xmp.RDF}" xmlns:plus="{PLUS}" rdf:about='.encode()

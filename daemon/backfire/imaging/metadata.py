@@ -91,7 +91,9 @@ XMP_PLACES = frozenset(
 )
 """The properties of XMP that name places among the stored pixels."""
 
-_XMP_ORIENTATION = re.compile(rb"\s*tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>")
+_XMP_ORIENTATION = re.compile(
+    rb"(?<!\s)\s*+tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>"
+)
 
 PLAIN = frozenset({1, 2}), frozenset({1, 2, 6, 13, 14, 15})
 """Colour primaries and transfer functions of H.273 that are sRGB's, nearly so, or not specified."""

@@ -63,19 +63,24 @@ _SIGNED = re.compile(
     rb"|8BPS\0[\x01\x02]|v/1\x01|II\xbc\x01|qoif\0\0",
     re.DOTALL,
 )
-_NETPBM = re.compile(rb"\bP[1-7]\s+(?:#[^\n]*\n)*\d+\s+\d+\s")
+_NETPBM = re.compile(rb"\bP[1-7]\s++(?=[#\d])")
+_COMMENTS = re.compile(rb"(?:#[^\n]*+(?:\n|\Z))*+")
+_NETPBM_SIZE = re.compile(rb"\d++\s++\d++\s")
 _DIGITS = re.compile(rb"[\d\s]{256}")
 _SPOILT_JPEG = re.compile(rb"\xd8\xff[\xc4\xdb\xe0-\xef\xfe]")
 _TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 
-_GAP = rb"(?:\s|&#x?[0-9A-Fa-f]{1,4};|\\[nrt])"
+_ENTITY = rb"&#x?[0-9A-Fa-f]{1,4};"
+_GAP = rb"(?:\s|" + _ENTITY + rb"|\\[nrt])"
 _LETTER = rb"[A-Za-z0-9+/_-]"
+# Each finds a run as group 1. A gap may hold letters or digits of its own; it is found too, without a group,
+# so that no run is tried from within it: a long row of gaps would be read anew from each of them.
 # At least 48 letters; then whole runs of them, since a pattern that counts takes long texts letter by letter.
 _BASE64 = re.compile(
-    rb"(?=" + _LETTER + rb"(?:" + _GAP + rb"*" + _LETTER + rb"){47})"
-    + _LETTER + rb"++(?:" + _GAP + rb"++" + _LETTER + rb"++)*+"
+    rb"((?=" + _LETTER + rb"(?:" + _GAP + rb"*+" + _LETTER + rb"){47})"
+    + _LETTER + rb"++(?:" + _GAP + rb"++" + _LETTER + rb"++)*+)|" + _ENTITY + rb"|\\[nrt]"
 )  # fmt: skip
-_HEX = re.compile(rb"(?:(?:\\x|0x|[%=])?[0-9A-Fa-f]{2}(?:[,:;-]|" + _GAP + rb")*+){32,}+")
+_HEX = re.compile(rb"((?:(?:\\x|0x|[%=])?[0-9A-Fa-f]{2}(?:[,:;-]|" + _GAP + rb")*+){32,}+)|" + _ENTITY)
 _HEX_MARKS = re.compile(rb"\\x|0x|[%=,:;-]|" + _GAP)
 _GAPS = re.compile(_GAP)
 
@@ -176,10 +181,23 @@ def _is_signed(data: bytes) -> bool:
         return True
     if any(_continues(data, found.start()) for found in _SPOILT_JPEG.finditer(data)):
         return True
-    heads = itertools.islice(_NETPBM.finditer(data), MOST_TIFFS)
-    if any(_holds_samples(data[head.end() : head.end() + MOST_SAMPLES]) for head in heads):
+    heads = itertools.islice(_netpbm_heads(data), MOST_TIFFS)
+    if any(_holds_samples(data[end : end + MOST_SAMPLES]) for end in heads):
         return True
     return any(_is_tiff(data[at:]) for at in _tiffs(data))
+
+
+def _netpbm_heads(data: bytes) -> Iterator[int]:
+    """Where heads of PBM, PGM or PPM end in data."""
+    read = 0
+    for start in _NETPBM.finditer(data):
+        at = start.end()
+        if at < read:  # within the comments of the head before, so that it ends where that does
+            continue
+        found = _COMMENTS.match(data, at)
+        read = found.end() if found else at
+        if size := _NETPBM_SIZE.match(data, read):
+            yield size.end()
 
 
 def _holds_samples(data: bytes) -> bool:
@@ -248,8 +266,7 @@ def _decoded(data: bytes) -> Iterator[bytes]:
 def _coded(text: bytes) -> Iterator[tuple[int, int]]:
     """Where text may be encoded data."""
     for pattern in (_HEX, _BASE64):
-        for found in pattern.finditer(text):
-            yield found.span()
+        yield from (found.span(1) for found in pattern.finditer(text) if found[1])
 
 
 def _readings(run: bytes) -> Iterator[bytes]:
@@ -277,8 +294,8 @@ def _hides(run: bytes) -> bool:
 def _without_coded(text: bytes, unwanted: Callable[[bytes], bool]) -> bytes:
     for pattern in (_HEX, _BASE64):
         # A run of base64 ends in padding, which goes with it.
-        padded = re.compile(pattern.pattern + rb"(?:" + _GAP + rb"|=)*")
-        text = padded.sub(lambda found: b"" if unwanted(found[0].rstrip(b"=\r\n ")) else found[0], text)
+        padded = re.compile(rb"(?:" + pattern.pattern + rb")(?:" + _GAP + rb"|=)*+")
+        text = padded.sub(lambda found: b"" if found[1] and unwanted(found[1]) else found[0], text)
     return text
 
 

@@ -15,9 +15,10 @@ RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 NOTE = "http://ns.adobe.com/xmp/note/"
 
 _TAG = re.compile(rb"<[^<>\"']*(?:\"[^\"]*\"[^<>\"']*|'[^']*'[^<>\"']*)*>")
-_ATTRIBUTE = re.compile(rb"\s+([^\s=<>\"']+)\s*=\s*(\"[^\"]*\"|'[^']*')")
+# Without the look behind, a long row of spaces would be read anew from each of them.
+_ATTRIBUTE = re.compile(rb"(?<!\s)\s++([^\s=<>\"']+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 _NUMBER = re.compile(rb"(?<=[\"'>])\d+(?=[\"'<])")
-_PADDING = re.compile(rb"\s{64,}(?=<\?xpacket end)")
+_PADDING = re.compile(rb"(?<!\s)\s{64,}+(?=<\?xpacket end)")
 
 
 @dataclass(frozen=True)

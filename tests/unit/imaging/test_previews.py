@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backfire.imaging import containers, decode, encode, previews
+from backfire.imaging import containers, decode, encode, previews, xmp
+from backfire.imaging.metadata import Metadata
 from tests.support.pictures import photo
 
 THUMBNAIL = photo((56, 40))
@@ -293,3 +295,36 @@ def test_fault_1_a_preview_in_extended_xmp_is_taken_out_of_it() -> None:
     assert needle(picture) not in written
     assert packet("<p:image></p:image><p:more>more</p:more>") in written
     assert left_out == ("a part of the XMP: it shows the unprotected picture",)
+
+
+PACKET = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b"<rdf:RDF><rdf:Description%s></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\\n", b"A.\\n\\n\\n", b"&#10;", b"ab&#xA;", b" ", b"P1 #", b"#P1 \n"], ids=repr
+)
+def test_the_time_that_a_text_takes_grows_no_faster_than_its_length(unit: bytes) -> None:
+    hostile = unit * ((1 << 16) // len(unit))  # quadratic patterns took from half a minute
+    began = time.process_time()
+    assert not previews.shows(hostile)
+    assert previews.cut_from(hostile) == hostile
+    assert Metadata(xmp=hostile).upright().xmp == hostile
+    assert xmp.split(b"<a>" + hostile, 300) is None
+    assert xmp.without(PACKET % (b" " * (1 << 16)), lambda _: True)
+    assert time.process_time() - began < 3
+
+
+def test_a_run_of_base64_is_found_behind_gaps_that_are_letters_and_digits() -> None:
+    for gap in (b"\\n", b"&#10;", b"&#x0A;"):
+        text = gap * 3 + gap.join(bytes([letter]) for letter in base64.b64encode(saved("JPEG"))) + gap * 3
+        assert previews.shows(text)
+        assert previews.cut_from(b"<a>" + text + b"</a>") == b"<a>" + gap * 3 + b"</a>"
+
+
+@pytest.mark.parametrize("comments", [b"", b"# by hand\n", b"# P1 is not this\n# P4 nor this\n"])
+def test_a_picture_of_netpbm_with_comments_is_a_picture(comments: bytes) -> None:
+    magic, rest = saved("PPM").split(b"\n", 1)
+    assert previews.shows(magic + b"\n" + comments + rest)
