@@ -165,11 +165,15 @@ class Metadata:
             kept = replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
             return replace(kept, data_mining=self.data_mining, left_out=self.left_out)
         if policy == "strip-gps":
+            main, extended = (packet and _placeless_packet(packet) for packet in (self.xmp, self.extended))
+            lost = (self.xmp and not main) or (self.extended and not extended)
+            said = ("an XMP packet: it mentions a position that cannot be taken out of it",) if lost else ()
             return replace(
                 self,
                 exif=_placeless(self.exif),
-                xmp=None if self.xmp is not None and previews.locates(self.xmp) else self.xmp,
-                extended=None if previews.locates(self.extended or b"") else self.extended,
+                xmp=main,
+                extended=extended,
+                left_out=(*self.left_out, *said),
                 photoshop=_placeless_resources(self.photoshop or b"") or None,
                 parts=tuple(part for part in map(_placeless_part, self.parts) if part is not None),
             )
@@ -259,16 +263,35 @@ def _placeless(exif: Directory) -> Directory:
     """The tags without those of a place, and without text that mentions one, in all directories."""
     below = {tag: _placeless(directory) for tag, directory in exif.below.items()}
     located = {tag for tag, entry in exif.entries.items() if previews.locates(entry.data)}
-    return replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES | located)
+    found = replace(exif, below={tag: one for tag, one in below.items() if one}).without(PLACES | located)
+    record = _placeless_record(exif.raw(IPTC) or b"") if IPTC in located else b""
+    return found.having({IPTC: (tags.UNDEFINED, record)}) if record else found
+
+
+def _placeless_packet(packet: bytes) -> bytes | None:
+    """An XMP packet without the properties that mention a position; None if it mentions one elsewhere."""
+    if previews.locates(packet):
+        packet = xmp.without(packet, lambda one: previews.locates(one.element))
+    return None if previews.locates(packet) else packet
+
+
+def _placeless_record(record: bytes) -> bytes:
+    """An IPTC record without the datasets that mention a position."""
+    values = photoshop.datasets(record)
+    return b"".join(one for one in values if not previews.locates(photoshop.value_of(one)))
 
 
 def _placeless_resources(block: bytes) -> bytes:
     """Photoshop's resources without copies of EXIF, and without what says where the picture was taken."""
-    return b"".join(
-        body
-        for kind, body in photoshop.resources(block)
-        if kind not in photoshop.EXIF_COPIES and not previews.locates(body)
-    )
+    kept = []
+    for kind, whole in photoshop.resources(block):
+        if kind in photoshop.EXIF_COPIES:
+            continue
+        if not previews.locates(whole):
+            kept.append(whole)
+        elif kind == photoshop.IIM and (record := _placeless_record(photoshop.body_of(whole))):
+            kept.append(photoshop.resource(kind, record))
+    return b"".join(kept)
 
 
 def _placeless_part(part: Part) -> Part | None:

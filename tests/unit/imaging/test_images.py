@@ -583,6 +583,28 @@ def test_strip_gps_removes_the_position_and_keeps_the_rest(kind: str) -> None:
     assert about.orientation == 6
 
 
+def test_strip_gps_takes_properties_and_datasets_and_not_the_packet_and_the_record() -> None:
+    rights = '<dc:rights xmlns:dc="http://purl.org/dc/elements/1.1/">Zoe</dc:rights>'
+    gps = "<exif:GPSLatitude xmlns:exif='http://ns.adobe.com/exif/1.0/'>52,31N</exif:GPSLatitude>"
+    byline, caption = b"\x1c\x02\x50\0\x03Zoe", b"\x1c\x02\x78\0\x0bGPS 52.5163"
+    body = b"Photoshop 3.0\0" + photoshop.resource(photoshop.IIM, byline + caption)
+    extra = b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
+    exif = tags.Directory().having({33723: (tags.UNDEFINED, byline + caption)})
+    picture = taken(file(scene(), "JPEG", xmp=described(rights + gps), extra=extra))
+    picture = replace(picture, metadata=replace(picture.metadata, exif=exif, extended=described(gps)))
+    about = picture.metadata.reduced("strip-gps")
+    assert (about.xmp, about.extended) == (described(rights), described(""))
+    assert about.photoshop == photoshop.resource(photoshop.IIM, byline)
+    assert about.exif.raw(33723) == byline
+    assert about.left_out == ()
+
+
+def test_strip_gps_says_that_a_packet_is_left_out_that_cannot_be_taken_apart() -> None:
+    about = Metadata(xmp=described("<a:b>latitude 52")).reduced("strip-gps")
+    assert about.xmp is None
+    assert about.left_out == ("an XMP packet: it mentions a position that cannot be taken out of it",)
+
+
 def test_strip_gps_finds_the_copies_that_photoshop_and_exif_hold() -> None:
     packet = b'<d exif:GPSLatitude="48,12.5N"/>'
     exif = exif_with(1)
