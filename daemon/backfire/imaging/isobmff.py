@@ -21,6 +21,8 @@ ORIENTATIONS = {
 """The inverse of `TURNS`, for every pair that a file may hold."""
 
 MOST_ITEMS = 10_000
+MOST_PARTS = 100_000
+"""The most pieces of payload in a file, of which even those that take no byte of the table count."""
 ESSENTIAL = frozenset({b"av1C", b"hvcC", b"irot", b"imir", b"clap"})
 
 Property = tuple[bytes, bytes]
@@ -165,7 +167,7 @@ def _parts(
     """
     version = body[0]
     offset_size, length_size, base_size, index_size = (body[4] >> 4, body[4] & 15, body[5] >> 4, body[5] & 15)
-    at = 6
+    at, room = 6, MOST_PARTS
 
     def number(size: int) -> int:
         nonlocal at
@@ -179,7 +181,11 @@ def _parts(
         method = number(2) & 15 if version else 0
         number(2)  # data_reference_index: which file holds the payload; 0 is this one
         base, parts, left = number(base_size), [], len(places[0])
-        for _ in range(number(2)):
+        pieces = number(2)
+        room -= pieces
+        if room < 0:
+            raise ValueError(f"its items have more than {MOST_PARTS} pieces")
+        for _ in range(pieces):
             number(index_size if version else 0)
             start = base + number(offset_size)
             size = number(length_size)

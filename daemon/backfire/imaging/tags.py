@@ -241,7 +241,9 @@ class _Reader:
         count, start = self._table(self.first if at is None else at)
         self.cut_short |= start <= len(self.data) < start + count * self.entry
         entries, below, strange = {}, {}, []
-        for place in range(start, start + count * self.entry, self.entry):
+        for place in range(start, min(start + count * self.entry, len(self.data)), self.entry):
+            # Pages may lie over each other, also with entries of which none can be read.
+            self._charge(self.entry)
             found = self._entry(place)
             if found is None:
                 strange += self._strange(place)
@@ -280,10 +282,13 @@ class _Reader:
         if start + size > len(self.data):
             self.cut_short |= start <= len(self.data) or tag in CARRIED
             return None
-        self.room -= self.entry + size
+        self._charge(size)
+        return Entry(tag, kind, count, bytes(self.data[start : start + size]), at)
+
+    def _charge(self, size: int) -> None:
+        self.room -= size
         if self.room < 0:
             raise ValueError(f"its tags hold more than twice its {len(self.data)} bytes")
-        return Entry(tag, kind, count, bytes(self.data[start : start + size]), at)
 
 
 def serialised(directory: Directory, start: int, *, big: bool = False) -> bytes:

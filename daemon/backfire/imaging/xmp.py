@@ -131,8 +131,10 @@ class _Reader:
         raise ValueError("a document type")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        scope = {**(self.open[-1][2] if self.open else {})}
-        scope |= {key[6:]: uri for key, uri in attributes.items() if key.startswith("xmlns:")}
+        scope = self.open[-1][2] if self.open else {}
+        # Elements share one scope unless they declare more: a copy for each would take quadratic memory.
+        if new := {key[6:]: uri for key, uri in attributes.items() if key.startswith("xmlns:")}:
+            scope = scope | new
         at = self.parser.CurrentByteIndex
         self.open.append((_full(name, scope), at, scope))
         if self._level() == (RDF, "Description"):

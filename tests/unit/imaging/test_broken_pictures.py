@@ -24,7 +24,7 @@ from PIL import Image
 from backfire.detectors import Sidecar, Source
 from backfire.detectors.sidecar import SidecarDetector
 from backfire.errors import Code, InputError
-from backfire.imaging import containers, decode, encode, formats, tags, tiff
+from backfire.imaging import containers, decode, encode, formats, isobmff, tags, tiff, xmp
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import Metadata
 from tests.support import profiles
@@ -338,6 +338,27 @@ def test_bombs_cost_no_memory() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_table_of_pieces_that_take_no_bytes_is_refused() -> None:
+    items = b"".join(struct.pack(">HHH", number, 0, 65_535) for number in range(60))
+    place = struct.pack(">IBBH", 0, 0, 0, 60) + items
+    meta = bytes(4) + b"".join(
+        struct.pack(">I4s", len(body) + 8, kind) + body
+        for kind, body in ((b"pitm", bytes(6)), (b"iinf", bytes(6)), (b"iloc", place))
+    )
+    with pytest.raises(ValueError, match="more than 100000 pieces"):
+        isobmff.read(struct.pack(">I4s", len(meta) + 8, b"meta") + meta)
+
+
+def test_properties_share_the_namespaces_that_hold_for_all_of_them() -> None:
+    packet = (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{xmp.RDF}"><rdf:Description xmlns:a="a">'
+        '<a:b/><a:c/><a:d xmlns:e="e"/></rdf:Description></rdf:RDF></x:xmpmeta>'
+    )
+    first, second, third = xmp.properties(packet.encode())
+    assert first.scope is second.scope
+    assert dict(third.scope) == {**first.scope, "e": "e"}
 
 
 @pytest.mark.parametrize("tag", [700, 33723, 34377, 34675, tags.CAMERA, tags.GPS])

@@ -22,6 +22,17 @@ def test_tags_that_all_point_at_the_same_bytes_are_a_bomb() -> None:
         tags.parse(data)
 
 
+def test_pages_that_lie_over_each_other_are_a_bomb_although_no_tag_can_be_read() -> None:
+    first = 8  # each page begins four bytes behind the one before, and has 4,095 entries of an unknown type
+    data = bytearray(struct.pack(">2sHI", b"MM", 42, first) + b"\x77" * (2 + 12 * 4095 + 4 * 400))
+    for page in range(400):
+        at = first + 4 * page
+        struct.pack_into(">H", data, at, 4095)
+        struct.pack_into(">I", data, at + 2 + 12 * 4095, at + 4)
+    with pytest.raises(ValueError, match="hold more than twice"):
+        tags.chain(bytes(data), most=10_000)
+
+
 def tree(order: str = "<") -> Directory:
     gps = Directory(order).having({2: (tags.RATIONAL, [(48, 1), (12, 1), (305, 10)])})
     camera = Directory(order).having(
