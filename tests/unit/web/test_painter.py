@@ -54,19 +54,22 @@ def test_what_could_not_be_painted_is_tried_again_after_a_while(monkeypatch: pyt
 
 
 def test_what_two_ask_for_at_the_same_time_is_painted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    paints, asked = Painter(), []
+    paints, asked, in_line = Painter(), [], threading.Semaphore(0)
+    found: list[bytes | None] = []
 
     def slow(order: bytes, files: Sequence[int]) -> bytes | None:
         asked.append(order)
-        time.sleep(0.2)
+        if len(asked) == 1:  # until all three are in: one that came later would find what is kept
+            assert all(in_line.acquire(timeout=60) for _ in range(3))
         return b"small"
 
+    def ask() -> None:
+        assert paints.kept(("a",)) == (False, None)
+        in_line.release()
+        found.append(paints.paint("thumbnail", [], key=("a",)))
+
     monkeypatch.setattr(paints, "_asked", slow)
-    found: list[bytes | None] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(paints.paint("thumbnail", [], key=("a",))))
-        for _ in range(3)
-    ]
+    threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
