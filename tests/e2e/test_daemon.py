@@ -6,13 +6,16 @@ import hashlib
 import io
 import json
 import os
+import stat
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from tests.support.pictures import SAMPLES, differences, encoded, mask_picture, photo
 from tests.support.receipts import require_documented
-from tests.support.sandbox import LENIENT, QUICK, Sandbox, wait_for
+from tests.support.sandbox import LENIENT, QUICK, Sandbox, environment, wait_for
 
 SIZE, REGION = (64, 48), (16, 16, 40, 40)
 """Of most pictures here and of their masks: what the daemon does with them is the same at any size."""
@@ -74,6 +77,17 @@ def test_pictures_and_masks_in_any_order_and_depth(sandbox: Sandbox) -> None:
     assert sandbox.backfire("jobs").returncode == 0
     for path in map(os.fsdecode, difficult):
         assert "is done" in sandbox.backfire("explain", path).stdout
+
+
+def test_nobody_but_owner_and_group_reads_originals_and_jobs(sandbox: Sandbox) -> None:
+    """Whatever the umask that the daemon was started with, such as a shell's."""
+    sandbox.configure(**QUICK)
+    sandbox.drop(small(), "p.png").chmod(0o644)
+    sandbox.drop(MASK, "p.mask.png")
+    command = [sys.executable, "-m", "backfire.cli", "once"]
+    subprocess.run(command, cwd=sandbox.base, env=environment(), umask=0o022, check=True)
+    for path in (sandbox.archive / "p.png", sandbox.state / "backfire.sqlite"):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o007, path
 
 
 def test_bad_files_fail_and_others_are_published(sandbox: Sandbox) -> None:
