@@ -132,9 +132,9 @@ def judge(
 ) -> tuple[Verdict, list[str]]:
     """The verdict and its reasons, the gravest first; thresholds by the factor by which they are missed.
 
-    * `failed`: the budget is exceeded, a number is not finite, or of some region the trigger edit through a
-      surrogate, on the first attack path, is missing, changes nothing, breaks by less than an eighth of what
-      is asked, or no more than plain noise breaks it.
+    * `failed`: the budget is exceeded, a surrogate's edit is not finite, or of some region the trigger edit
+      through a surrogate, on the first attack path, is missing, changes nothing, breaks by less than an
+      eighth of what is asked, or no more than plain noise breaks it.
     * `weak`: some threshold is missed, or in some other tool the edit changes nothing, or by less than twice
       (`control_factor`) what plain noise changes it while more than half of that edit is left; where edits
       do not break in some tool, that is named.
@@ -159,8 +159,12 @@ def judge(
         decides = is_first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
         name = f"region {edit.region}: {edit.mask_kind} edit in {edit.path} by {edit.editor}"
         name += " of the picture on white" if edit.flattened else ""
-        if not _is_finite(edit):
-            failed.append(f"{name} gave no finite picture")
+        if not is_finite(edit):
+            why = f"{name} gave no finite picture"
+            if edit.held_out:
+                missed.append((float("inf"), why))
+            else:
+                failed.append(why)
         elif not edit.held_out:
             if is_asked(edit, first=is_first):
                 missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, is_first)]
@@ -254,12 +258,13 @@ def worst(calls: Sequence[EditResult], settings: Verify, *, first: bool = True) 
     def gravity(edit: EditResult) -> tuple[bool, bool, float, float]:
         decides = first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
         most = max((factor for factor, _ in _missed(edit, settings, first)), default=0.0)
-        return not _is_finite(edit), decides and bool(_not_broken(edit, "", settings)), most, edit.ssim
+        return not is_finite(edit), decides and bool(_not_broken(edit, "", settings)), most, edit.ssim
 
     return max(calls, key=gravity)
 
 
-def _is_finite(edit: EditResult) -> bool:
+def is_finite(edit: EditResult) -> bool:
+    """Whether an edit's figures are numbers; they are not where an editor gave no finite picture."""
     return bool(np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all())
 
 

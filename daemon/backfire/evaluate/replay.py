@@ -25,7 +25,7 @@ from backfire.attack_paths.handed import MOST_CALLS
 from backfire.attack_paths.tensors import crop_tensor, picture_parts, to_picture
 from backfire.config import Verify
 from backfire.evaluate.edits import Edit, Editors, Replayer, figures, in_levels
-from backfire.evaluate.judge import BREAKING, EditResult, misses, stricter, worst
+from backfire.evaluate.judge import BREAKING, EditResult, is_finite, misses, stricter, worst
 from backfire.evaluate.panels import edited_part, panels
 from backfire.evaluate.sheet import Pair, Panels, pair
 from backfire.imaging import masks
@@ -104,7 +104,7 @@ def replay(
                 replayer = Replayer(editor, towards, seed, editors)
                 paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
                 shown: dict[MaskKind, list[Edit]] = {}
-                made, steady = len(of_region), True
+                made, unable = len(of_region), ""
                 for path, kind, count in wanted(
                     paths, kinds, is_held_out=is_held_out, everywhere=editors.everywhere
                 ):
@@ -124,11 +124,13 @@ def replay(
                         found.not_measured.extend(f"{of}: {told}" for told in said)
                         smaller.update([path] if said else [])
                     measured = figures(edits, kind)
-                    if is_held_out and any(of_call.pop("control_ssim") < STEADY for of_call in measured):
-                        steady = False
-                        continue
                     result = partial(EditResult, editor.name, region, kind, held_out=is_held_out, path=path)
                     calls = [result(**of_call) for of_call in measured]
+                    if is_held_out:
+                        if why := _cannot_judge(calls):
+                            unable = why
+                            continue
+                        calls = [replace(call, control_ssim=None) for call in calls]
                     row = worst(calls, thresholds, first=path == paths[0])
                     of_region.append(row)
                     if len(found.panels) < MOST_PANELS:
@@ -136,9 +138,8 @@ def replay(
                         pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
                     if path == paths[0]:
                         shown[kind] = edits
-                if is_held_out and (not steady or len(of_region) == made):
-                    differ = "its edits of one and the same picture differ"
-                    why = "its tools leave nothing of the region to edit" if steady else differ
+                if is_held_out and (unable or len(of_region) == made):
+                    why = unable or "its tools leave nothing of the region to edit"
                     of = f"region {region}: the held-out editor {editor.name}"
                     found.cannot_judge.append(f"{of} cannot judge, as {why}")
                 if editor is everyone[0][0]:
@@ -152,6 +153,18 @@ def replay(
             region += 1
     said_once = {name: [*dict.fromkeys(getattr(found, name))] for name in ("not_measured", "cannot_judge")}
     return replace(found, **said_once)
+
+
+def _cannot_judge(calls: Sequence[EditResult]) -> str:
+    """Why a held-out editor cannot judge by the calls of an edit, in words; empty where it can.
+
+    Args:
+        calls: their control is the original, edited again.
+    """
+    if not all(map(is_finite, calls)):
+        return "it gave no finite picture"
+    is_steady = all((call.control_ssim or 0.0) >= STEADY for call in calls)
+    return "" if is_steady else "its edits of one and the same picture differ"
 
 
 def wanted(

@@ -200,6 +200,13 @@ def test_a_held_out_editor_can_weaken_but_not_fail() -> None:
     assert verdict([*edits(), edit(MaskKind.TRIGGER, 0.99, held_out=True)]) == Verdict.WEAK
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_held_out_edit_that_is_not_finite_is_weak_and_told(broken: float) -> None:
+    outcome, reasons = judge([*edits(), edit(MaskKind.TRIGGER, broken, held_out=True)], 6, BUDGET, Verify())
+    assert outcome == Verdict.WEAK
+    assert "region 0: trigger edit in iopaint by flux2-mini gave no finite picture" in reasons
+
+
 def test_a_held_out_editor_is_asked_for_the_thresholds_of_an_incomplete_edit() -> None:
     """It was not optimised against; and no noise control is replayed with it."""
     assert verdict([*edits(), edit(MaskKind.TRIGGER, 0.84, held_out=True)]) == Verdict.PROTECTED

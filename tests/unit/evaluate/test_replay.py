@@ -329,6 +329,35 @@ def test_a_held_out_editor_with_noise_of_its_own_cannot_judge() -> None:
     assert judge(edits(), 6, Budget(6.4), Verify(), cannot_judge=found.cannot_judge) == (Verdict.WEAK, [why])
 
 
+class Overflowing(Averaging):
+    """Gives no finite picture of some that it is given at once."""
+
+    name = "overflowing"
+
+    def __init__(self, which: slice) -> None:
+        super().__init__()
+        self._which = which
+
+    def inpaint(self, image: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        edit = super().inpaint(image, mask, generator=generator)
+        edit[self._which] = torch.nan
+        return edit
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(1, 2)], ids=["every picture", "the published one"])
+def test_a_held_out_editor_that_gives_no_finite_picture_cannot_judge(which: slice) -> None:
+    """Its numbers are no measurement of the picture, so that a judge that overflows fails none."""
+    original = picture(700, 520)
+    crops = planned(700, 520, Box(300, 200, 420, 320))
+    paths = {"averaging": ("iopaint",), "overflowing": ("iopaint",)}
+    editors = Editors(CPU, [Averaging()], [Overflowing(which)], paths=paths)
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    assert found.cannot_judge == [
+        "region 0: the held-out editor overflowing cannot judge, as it gave no finite picture"
+    ]
+    assert "overflowing" not in {row.editor for row in found.edits}
+
+
 def test_a_held_out_editor_whose_tools_edit_nothing_cannot_judge() -> None:
     original = picture(4000, 3000)
     crops = planned(4000, 3000, Box(2000, 1500, 2003, 1503))
