@@ -72,11 +72,16 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 3), (1, 40), (300, 2), (1000, 1)], ids=str)
-def test_of_a_picture_of_a_few_pixels_something_or_nothing_is_handed_over(
+def test_an_edit_of_a_picture_of_a_few_pixels_is_finite_or_changes_nothing(
     path: AttackPath, size: tuple[int, int]
 ) -> None:
-    for one in path.handed(np.ones(size, np.bool_)):
-        assert one.edited_pixels or not one.repaints
+    mask = np.ones(size, np.bool_)
+    image = _pictures(mask)
+    for one in path.handed(mask):
+        given = hand_over(image, one)
+        result = put_back(torch.where(mask_of(one, image) > 0.5, 1 - given, given), image, one)
+        assert torch.isfinite(result).all()
+        assert torch.equal(result, image) != one.repaints
 
 
 def test_a_path_says_whether_its_scale_follows_from_the_mask(path: AttackPath) -> None:
