@@ -16,7 +16,7 @@ from pathlib import Path
 from backfire import attack_paths, detectors, inpaint
 from backfire.admin import cluster, probes
 from backfire.admin.probes import Check
-from backfire.admin.today import space
+from backfire.admin.space import space
 from backfire.config import Regions, Settings, Verify
 from backfire.errors import BackfireError, ConfigError
 from backfire.evaluate import judge
@@ -213,7 +213,8 @@ def _closed(root: Path, path: bytes, files: list[bytes]) -> Check | None:
 
 def _spaces(settings: Settings) -> Iterator[Check]:
     """One line for each disk, with all the folders on it."""
-    for names, free in space(settings.folders.named()):
+    for disk in space(settings.folders.named()):
+        names, free = disk.folders, disk.free
         subject = f"space for {', '.join(names)}"
         if free is None:
             yield Check(subject, "cannot be asked", "mount the disk again, or name another folder")

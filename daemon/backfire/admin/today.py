@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from backfire import advice
 from backfire.admin.outcomes import midnight
+from backfire.admin.space import Space, space
 from backfire.admin.status import Status, status
 from backfire.config import Settings
 from backfire.service.store.reader import Reader
@@ -72,7 +72,7 @@ class Today:
     Attributes:
         since: when it began, Unix seconds.
         status: of the daemon and its queue.
-        space: for each disk the folders on it and its free bytes; None where it cannot be asked.
+        space: of each disk that folders lie on.
         needs: what needs a person, the most urgent first.
         left_over: why files stay in the inbox that no picture uses, of many the first; nothing has to be done
             about them.
@@ -84,7 +84,7 @@ class Today:
 
     since: float
     status: Status
-    space: Sequence[tuple[Sequence[str], int | None]]
+    space: Sequence[Space]
     needs: Sequence[Need]
     left_over: Sequence[Reason]
     left_over_in_all: int
@@ -183,18 +183,3 @@ def reason_of(job: Job) -> str:
     for name in (job.name, os.path.basename(job.name)):
         text = text.removeprefix(f"{name}: ")
     return next(iter(text.splitlines()), "")
-
-
-def space(folders: Mapping[str, Path]) -> list[tuple[list[str], int | None]]:
-    """For each disk the names of the folders on it, or that will be made there, and its free bytes."""
-    disks: dict[int, tuple[list[str], int | None]] = {}
-    gone: list[tuple[list[str], int | None]] = []
-    for name, folder in folders.items():
-        try:
-            existing = next(path for path in (folder, *folder.parents) if path.exists())
-            disk, found = existing.stat().st_dev, os.statvfs(existing)
-        except OSError:
-            gone.append(([name], None))
-            continue
-        disks.setdefault(disk, ([], found.f_bavail * found.f_frsize))[0].append(name)
-    return [*disks.values(), *gone]

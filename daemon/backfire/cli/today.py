@@ -55,7 +55,7 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
             "waiting": stands.waiting,
             "eta_s": stands.eta_s,
             "seconds_a_picture": stands.seconds_each,
-            "free_bytes": [{"folders": names, "free": free} for names, free in found.space],
+            "free_bytes": [{"folders": disk.folders, "free": disk.free} for disk in found.space],
             "needs": [asdict(need) for need in found.needs],
             "left_over": [asdict(reason) for reason in found.left_over],
             "left_over_in_all": found.left_over_in_all,
@@ -75,7 +75,7 @@ def today(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
     if stands.working:
         out.print(f"{stands.working:6d}  working")
     out.print(f"{stands.waiting:6d}  waiting      {waiting(stands)}".rstrip(), soft_wrap=True)
-    free = ", ".join("unknown" if free is None else f"{free / 1e9:.1f} GB" for _, free in found.space)
+    free = ", ".join("unknown" if disk.free is None else f"{disk.free / 1e9:.1f} GB" for disk in found.space)
     out.print(f"free space: {free}")
     if not found.needs:
         out.print("nothing needs a person")

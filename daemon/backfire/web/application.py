@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 
 from backfire.admin import decisions
 from backfire.admin.outcomes import midnight, outcomes
+from backfire.admin.space import space
 from backfire.errors import StoreError
 from backfire.service.store.listing import SECTIONS, Listing
 from backfire.types import Job, JobState, Verdict, shown
@@ -244,7 +245,7 @@ class Page:
                 outcomes=[(one, counts.get(one, 0)) for one in told],
                 plot=today.plot(found.hours),
                 each=each,
-                space=today.space(self.options.folders),
+                space=space(self.options.folders),
                 **self.rendering.frame(seen),
             )
 

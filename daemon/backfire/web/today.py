@@ -1,18 +1,16 @@
-"""What the page says of the day: a plot of throughput and queue over 24 hours, free space, GPUs."""
+"""What the page says of the day: a plot of throughput and queue over 24 hours, GPUs."""
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from backfire.admin.outcomes import Outcome, outcome
 from backfire.service.store.listing import Ended
@@ -205,28 +203,3 @@ def _gpus() -> list[Gpu]:
             busy, used, total = map(int, figures)
             found.append(Gpu(name, busy / 100, used << 20, total << 20))
     return found
-
-
-@dataclass(frozen=True)
-class Space:
-    """The free space on the disk of some folders, in bytes; None where it cannot be asked."""
-
-    folders: Sequence[str]
-    free: int | None
-    total: int = 0
-
-
-def space(folders: Mapping[str, Path]) -> list[Space]:
-    """The free space of each disk that folders lie on."""
-    disks: dict[tuple[int, int, int], list[str]] = {}
-    gone = []
-    for name, folder in folders.items():
-        try:
-            status = os.statvfs(folder)
-            device = os.stat(folder).st_dev
-        except OSError:
-            gone.append(Space([name], None))
-            continue
-        key = device, status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-        disks.setdefault(key, []).append(name)
-    return [Space(names, free, total) for (_, free, total), names in disks.items()] + gone

@@ -11,6 +11,7 @@ import pytest
 
 from backfire.admin import check
 from backfire.admin.probes import Check
+from backfire.admin.space import Space
 from backfire.config import Settings, parse
 from backfire.evaluate.judge import THRESHOLDS
 from backfire.files import inbox
@@ -32,7 +33,8 @@ def test_an_inbox_whose_parent_is_missing_is_reported(tmp_path: Path, missing: b
 
 def test_little_space_for_an_inbox_alone_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parse({"folders": {"inbox": "inbox"}}, base=tmp_path)
-    monkeypatch.setattr(check, "space", lambda _: [(["inbox"], 1 << 20), (["outbox", "state"], 1 << 20)])
+    disks = [Space(["inbox"], 1 << 20), Space(["outbox", "state"], 1 << 20)]
+    monkeypatch.setattr(check, "space", lambda _: disks)
     alone, others = check._spaces(settings)
     assert (alone.ok, others.ok) == (True, False)
 
