@@ -164,9 +164,9 @@ def print_error(message: str) -> None:
     err.print(Text(f"backfire: {lines}", style="red"), soft_wrap=True)
 
 
-def colour_of(verdict: str) -> str:
-    """In which colour a verdict is shown."""
-    return {"protected": "green", "weak": "yellow"}.get(verdict, "red")
+def colour(what: str) -> str:
+    """In which colour a verdict or an outcome is shown."""
+    return {"protected": "green", "weak": "yellow", "held": "blue", "failed": "red"}.get(what, "default")
 
 
 def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> None:
@@ -176,9 +176,7 @@ def print_receipt(receipt: dict[str, Any], asked: Verify, to: Console = out) -> 
         to: where it is printed.
         asked: the thresholds that the verdict rests on.
     """
-    line = Text.assemble(
-        (receipt["verdict"], colour_of(receipt["verdict"])), "  ", printable(receipt["file"])
-    )
+    line = Text.assemble((receipt["verdict"], colour(receipt["verdict"])), "  ", printable(receipt["file"]))
     if receipt.get("output"):
         line.append(f" -> {printable(receipt['output'])}")
     if receipt.get("psnr_db"):

@@ -31,12 +31,13 @@ from backfire.cli.common import (
     AsJson,
     Config,
     app,
+    colour,
     moment,
     out,
     printable,
     wrapped,
 )
-from backfire.cli.today import colour, waiting
+from backfire.cli.today import waiting
 from backfire.config import Settings
 from backfire.config.folders import DATABASE
 from backfire.errors import ConfigError, PublishError

@@ -24,7 +24,7 @@ from backfire.cli.common import (
     OptionalConfig,
     app,
     bar,
-    colour_of,
+    colour,
     err,
     named,
     out,
@@ -181,7 +181,7 @@ def _print(document: dict[str, Any], output: str | None, written: list[str]) -> 
     verdict, _, rest = said.partition(":")
     place = f"{document['file']} -> {output}" if output else document["file"]
     line = Text.assemble(
-        f"{printable(place)}: ", (verdict, colour_of(document["verdict"])), f":{rest}" if rest else ""
+        f"{printable(place)}: ", (verdict, colour(document["verdict"])), f":{rest}" if rest else ""
     )
     out.print(line, soft_wrap=True)
     for text in measured:
@@ -281,7 +281,7 @@ def verify(
         print(json.dumps(result.receipt, indent=2))
     elif as_published is not None:
         said = Text.assemble(
-            (result.verdict, colour_of(result.verdict)), printable(f"  {as_published}, a copy of {name}")
+            (result.verdict, colour(result.verdict)), printable(f"  {as_published}, a copy of {name}")
         )
         if result.verdict == "failed":
             said.append(f": {words.reason(result.receipt['reasons'][0])}")

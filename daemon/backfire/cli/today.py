@@ -14,7 +14,7 @@ from backfire.admin.outcomes import Outcome
 from backfire.admin.status import Status
 from backfire.admin.today import Need, Reason
 from backfire.admin.today import today as day
-from backfire.cli.common import DEFAULT, AsJson, Config, app, out, printable, wrapped
+from backfire.cli.common import DEFAULT, AsJson, Config, app, colour, out, printable, wrapped
 from backfire.service.store.reader import Reader
 from backfire.types import duration
 
@@ -149,11 +149,6 @@ def _in_line(reason: Reason) -> str:
 def _brief(name: str) -> str:
     """A path that leaves room for others on the screen: of a long one beginning and end."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 3]}…{name[-LONGEST * 2 // 3 + 1 :]}"
-
-
-def colour(what: str) -> str:
-    """In which colour an outcome is shown."""
-    return {"protected": "green", "weak": "yellow", "held": "blue", "failed": "red"}.get(what, "default")
 
 
 def waiting(stands: Status) -> str:
