@@ -179,7 +179,7 @@ class Silent:
 def test_trouble_with_the_signer_holds_up_the_picture_and_does_not_fail_it(authority: Authority) -> None:
     asked = settings(authority, found=False, format="png", provenance=authority.issue(signer=("false",)))
     with pytest.raises(SigningError) as told:
-        protect(encoded(photo()), Source("a.jpg"), asked)
+        protect(encoded(photo(), "JPEG"), Source("a.jpg"), asked)
     order = Order(1, 1, authority.folder, "a.jpg", (), asked)
 
     def process(*_: Any) -> Any:
