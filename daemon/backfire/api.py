@@ -119,6 +119,7 @@ def protect(
     from backfire.pipeline import protect as pipeline
 
     data, source, used, _ = _opened(picture, mask, name, settings)
+    _require_read(mask, source, used)
     if attempt is not None:
         return pipeline.protect(data, source, used, progress=progress, **vars(attempt))
     with _asking_for_mask():
@@ -191,6 +192,7 @@ def detect(
     from backfire.detectors.run import find
 
     data, source, used, rule = _opened(picture, mask, name, settings)
+    _require_read(mask, source, used)
     decoded = imaging.decode(
         data, name=source.name, max_pixels=used.output.max_pixels, frames=used.output.frames
     )
@@ -259,6 +261,21 @@ def _opened(
         beside = [path.parent / os.fsdecode(one) for one in seen.masks_of(own)]
     masks: Sequence[MaskLike] = beside if mask is None else _listed(mask)
     return data, Source(known_as, tuple(_sidecar(one, used) for one in masks)), used, rule
+
+
+def _require_read(mask: MaskLike | Sequence[MaskLike] | None, source: Source, settings: Settings) -> None:
+    """Refuse a mask that somebody named and no detector would read: all but it would be protected.
+
+    Raises:
+        ConfigError: why.
+    """
+    detectors = settings.regions.detectors
+    if mask is not None and source.sidecars and "sidecar" not in detectors:
+        named = ", ".join(one.name for one in source.sidecars)
+        raise ConfigError(
+            f"mask {named}: would not be read, as regions.detectors are {', '.join(detectors)}; expected "
+            "sidecar among them: add it, or name no mask"
+        )
 
 
 def _listed(mask: MaskLike | Sequence[MaskLike]) -> Sequence[MaskLike]:

@@ -165,6 +165,17 @@ def test_rules_of_a_mapping_are_followed(desk: Path) -> None:
     assert ([region.label for region in found.regions], found.rule) == (["logo"], "*.png")
 
 
+@pytest.mark.parametrize("mask", ["m.png", plane()], ids=["file", "array"])
+def test_a_mask_that_no_detector_would_read_is_refused(desk: Path, mask: Any) -> None:
+    """Else only what the detectors find would be protected, and the picture be called so."""
+    named = desk / mask if isinstance(mask, str) else mask
+    settings = {**QUICK, "regions": {"detectors": ["faces"], "none_found": "pass"}}
+    for work in (backfire.protect, backfire.detect):
+        with pytest.raises(ConfigError, match=r"mask .*: would not be read, as regions\.detectors are faces"):
+            work(desk / "a.png", mask=named, settings=settings)
+    assert backfire.detect(desk / "a.png", mask=(), settings=settings).regions == []
+
+
 def test_errors_say_why_an_argument_cannot_be_used(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.png: cannot be read .*; name a readable file"):
         backfire.protect(desk / "missing.png")

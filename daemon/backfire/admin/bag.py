@@ -88,12 +88,19 @@ def bag(
         progress: called as progress(what, done, total).
 
     Raises:
-        ConfigError: `target` exists or has no room, a day is malformed, or the library is not installed.
+        ConfigError: `target` exists, lies in one of the daemon's folders or has no room, a day is malformed,
+            or the library is not installed.
         BackfireError: an original is missing, or a file was changed; nothing is left behind.
     """
     bagit = _library()
     if os.path.lexists(target):
         raise ConfigError(f"bag {target}: exists already; nothing is overwritten; name another folder")
+    for setting, folder in settings.folders.named().items():
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"bag {target}: lies in folders.{setting}, whose files are published, taken in or tidied up; "
+                "name a folder elsewhere"
+            )
     if wrong := [day for day in days if not re.fullmatch(r"\d{4}-\d\d-\d\d", day)]:
         raise ConfigError(f"--day {', '.join(wrong)}: expected days as 2026-11-24")
     items, absent = _collected(settings, list(jobs), days)

@@ -176,6 +176,9 @@ def test_nothing_is_overwritten_and_a_lack_of_space_is_an_error(
     jobs = fill(settings)
     with pytest.raises(ConfigError, match="exists already"):
         bag(settings, settings.folders.outbox, jobs)
+    for name, folder in settings.folders.named().items():
+        with pytest.raises(ConfigError, match=f"lies in folders.{name}"):
+            bag(settings, folder / "deliveries" / "one", jobs)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="name another place"):
         bag(settings, tmp_path / "bag", jobs)
