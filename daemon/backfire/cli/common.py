@@ -27,6 +27,7 @@ from rich.text import Text
 from backfire.admin.outcomes import midnight
 from backfire.cli import edits
 from backfire.config import Verify
+from backfire.errors import ConfigError
 from backfire.evaluate import words
 from backfire.evaluate.judge import EditResult
 from backfire.types import printable as printable
@@ -73,6 +74,25 @@ NAME_A_MASK = (
 MOST_ID = (1 << 63) - 1
 """The largest number that the database holds."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def require_sheet(option: str, path: Path) -> None:
+    """Refuse to draw a sheet over anything but an earlier one: `--sheet *.jpg` names a picture first.
+
+    Raises:
+        ConfigError: another file has that name.
+    """
+    from backfire.imaging.drawing import is_drawn  # here, as most commands need none of the imaging libraries
+
+    try:
+        with path.open("rb") as file:
+            is_sheet = is_drawn(file.read(1024))
+    except OSError:  # there is none, or to write it will fail and say why
+        return
+    if not is_sheet:
+        raise ConfigError(
+            f"{option} {path}: exists already and is no sheet; nothing else is overwritten; name another file"
+        )
 
 
 def write_as_user() -> None:

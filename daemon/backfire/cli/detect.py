@@ -22,6 +22,7 @@ from backfire.cli.common import (
     err,
     out,
     printable,
+    require_sheet,
     write_as_user,
 )
 from backfire.config import Settings
@@ -50,6 +51,8 @@ def detect(
 
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise ConfigError(f"--sheet {sheet}: got {sheet.suffix or 'no extension'}, expected .jpg or .png")
+    if sheet is not None:
+        require_sheet("--sheet", sheet)
     write_as_user()
     rows: list[dict[str, Any]] = []
     pages: list[tuple[str, Rgb]] = []

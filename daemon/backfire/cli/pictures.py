@@ -31,6 +31,7 @@ from backfire.cli.common import (
     print_error,
     print_receipt,
     printable,
+    require_sheet,
     write_as_user,
 )  # fmt: skip
 from backfire.config import Settings
@@ -238,6 +239,7 @@ def verify(
     if sheet is not None:
         with _explained(f"--sheet {sheet}"):  # before the edits are replayed for it
             _require_writable(sheet.parent)
+        require_sheet("--sheet", sheet)
     masks: Path | list[Path] | None = mask
     known: dict[str, Any] | None = None
     if protected is None and (original is None or as_published is None):

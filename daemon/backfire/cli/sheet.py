@@ -24,6 +24,7 @@ from backfire.cli.common import (
     moment,
     out,
     print_error,
+    require_sheet,
     write_as_user,
 )
 from backfire.errors import ConfigError
@@ -60,6 +61,7 @@ def sheet(
     settings = config.load(config_file)
     if output.suffix.lower() not in (".jpg", ".jpeg"):
         raise ConfigError(f"--output {output}: expected a name that ends in .jpg")
+    require_sheet("--output", output)
     begins = moment("today") if since is None and folder is None else since or 0.0
     top = os.path.normpath(folder.strip("/") or ".") if folder is not None else "."
     below = os.fsencode(top) if top != "." else b""
@@ -75,6 +77,7 @@ def sheet(
     with bar() as advance:
         for number, page in enumerate(contact_sheet(settings, jobs, title, progress=advance), start=1):
             file = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
+            require_sheet("--output", file)
             file.write_bytes(page)
             written.append(str(file))
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from backfire.evaluate.judge import (
     is_asked,
     misses,
 )
+from backfire.imaging import drawing
 from backfire.imaging.masks import dilated
 from backfire.types import Mask, Rgb
 
@@ -151,9 +151,7 @@ def sheet(
         page.paste(pictures, (0, top))
         places |= {i: (left, y + top, wide, tall) for i, (left, y, wide, tall) in of_region.items()}
         top += pictures.height
-    buffer = io.BytesIO()
-    page.save(buffer, "JPEG", quality=90)
-    return Sheet(buffer.getvalue(), page.width, page.height, places)
+    return Sheet(drawing.saved(page, quality=90), page.width, page.height, places)
 
 
 def pair(edit: EditResult, original: Rgb, protected: Rgb, mask: Mask) -> Pair:

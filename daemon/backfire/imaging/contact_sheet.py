@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from backfire.imaging import drawing
 from backfire.imaging.decoding import decode
 from backfire.types import Rgb
 
@@ -124,9 +124,7 @@ def _page(title: str, bands: Iterable[tuple[str, Sequence[Tile]]], height: int, 
         for column, tile in enumerate(tiles):
             _draw_tile(page, draw, (GAP + column * (layout.side + GAP), top), tile, layout.side)
         top += layout.row
-    buffer = io.BytesIO()
-    page.save(buffer, "JPEG", quality=85, subsampling=0)  # small letters on colour
-    return buffer.getvalue()
+    return drawing.saved(page, quality=85, subsampling=0)  # small letters on colour
 
 
 def _draw_tile(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from backfire.imaging.masks import dilated
 from backfire.types import Box, Mask, Region, Rgb
@@ -14,6 +16,8 @@ from backfire.types import Box, Mask, Region, Rgb
 WIDE, TALL = 1200, 900
 """The largest size of a drawn picture, in pixels."""
 
+NOTE = "Drawn by Backfire"
+"""The comment of every sheet, so that no other picture is taken for one and replaced."""
 GAP, CAPTION = 12, 30
 INK, PAPER = (32, 32, 32), (250, 250, 248)
 COLOURS = ((220, 38, 38), (37, 99, 235), (22, 163, 74), (202, 92, 4), (147, 51, 234), (8, 145, 178))
@@ -107,9 +111,21 @@ def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
             paper.paste(Image.fromarray(picture), (left, top + CAPTION))
             left += _wide((caption, picture))
         top += CAPTION + _tall(line) + GAP
+    return saved(paper, kind, quality=90)
+
+
+def saved(page: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """A drawn page as a file in Pillow's format `kind`, JPEG or PNG, that `is_drawn` knows again."""
+    note = PngInfo()
+    note.add_text("Comment", NOTE)
     buffer = io.BytesIO()
-    paper.save(buffer, kind, quality=90)
+    page.save(buffer, kind, comment=NOTE, pnginfo=note, **options)
     return buffer.getvalue()
+
+
+def is_drawn(start: bytes) -> bool:
+    """Whether a file, of which these are the first bytes, 1 kB at least, was made by `saved`."""
+    return NOTE.encode() in start[:1024]
 
 
 def _wide(page: tuple[str, Rgb]) -> int:

@@ -75,6 +75,20 @@ def test_the_sheet_shows_the_regions(desk: Path, name: str) -> None:
     assert red.sum() > 200
 
 
+@pytest.mark.parametrize("name", ["s.png", "s.jpg"])
+def test_an_earlier_sheet_is_replaced_and_nothing_else(desk: Path, name: str) -> None:
+    """`--sheet *.png` names a picture first, which would be lost."""
+    picture, other = desk / "in" / "a.png", desk / f"other{Path(name).suffix}"
+    Image.open(picture).convert("RGB").save(other)
+    for named in (other, *([picture] if name.endswith(".png") else [])):
+        before = named.read_bytes()
+        with pytest.raises(ConfigError, match="exists already and is no sheet"):
+            detect(picture, "--sheet", named, "-c", desk / "c.yaml")
+        assert named.read_bytes() == before
+    for _ in range(2):
+        detect(picture, "--sheet", desk / name, "-c", desk / "c.yaml")
+
+
 @pytest.mark.parametrize("none_found", ["fail", "review"])
 def test_where_nothing_is_found_the_sheet_shows_the_picture_and_the_remedy_is_the_commands_own(
     desk: Path, none_found: str
