@@ -77,6 +77,10 @@ class _Entry:
     page: str
 
 
+DECIDED = frozenset({JobState.RELEASING, JobState.SETTLING, JobState.READY, JobState.RUNNING})
+"""The states of a job that goes on as a person decided, in which its code is still that of before."""
+
+
 def of(job: Job, language: str = "en", where: Where = "command_line", *, masks: bool = True) -> Advice | None:
     """What to say of a job that failed, is held or is weak; None of others.
 
@@ -88,6 +92,8 @@ def of(job: Job, language: str = "en", where: Where = "command_line", *, masks: 
     message, key = job.message or "", job.code or ""
     known = Code(key) if key in [*Code] else None
     if known is None and job.verdict != Verdict.WEAK:
+        return None
+    if job.choice is not None and job.state in DECIDED:
         return None
     held = job.state in (JobState.HOLDING, JobState.REVIEW)
     found = None

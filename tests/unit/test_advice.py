@@ -323,3 +323,12 @@ def test_an_animation_is_named_with_the_count_of_its_frames() -> None:
         "publish the first alone: set output.frames: first (in config.yaml, under output), and then: "
         in found.action
     )
+
+
+@pytest.mark.parametrize("state", [JobState.RELEASING, JobState.SETTLING, JobState.READY, JobState.RUNNING])
+def test_a_job_that_goes_on_as_a_person_decided_needs_no_advice(state: JobState) -> None:
+    """Its code is that of before the decision; to retry it would be refused."""
+    held = job(JobState.REVIEW, code="no_region", message="a.jpg: no region found")
+    assert advice.of(held)
+    assert advice.of(dataclasses.replace(held, state=state, choice=Choice.AGAIN)) is None
+    assert advice.of(dataclasses.replace(held, state=JobState.FAILED, choice=Choice.AGAIN))

@@ -254,6 +254,17 @@ def _written_as(settings: Settings, name: str) -> Settings:
     return settings.model_copy(update={"output": settings.output.model_copy(update={"format": name})})
 
 
+def other_weights(then: Receipt, now: Receipt) -> list[str]:
+    """The editors of two receipts of one picture, by name, that had other weights then than now."""
+
+    def weights(receipt: Receipt) -> dict[str, str]:
+        editors = (*receipt.get("surrogates", ()), *receipt.get("held_out", ()))
+        return {one["name"]: one["weights_sha256"] for one in editors if "weights_sha256" in one}
+
+    before, today = weights(then), weights(now)
+    return sorted(name for name in before.keys() & today.keys() if before[name] != today[name])
+
+
 def at_size_of(receipt: Receipt, settings: Settings) -> Settings:
     """The settings with the size to which the picture of a receipt was scaled."""
     long_px = max(int(receipt["width"]), int(receipt["height"])) if receipt.get("scaled_from") else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from backfire.admin.published import at_size_of, how_made
+from backfire.admin.published import at_size_of, how_made, other_weights
 from backfire.cli.common import (
     BAD_CONFIG,
     BY_HAND,
@@ -276,6 +276,9 @@ def verify(
             error = error.with_remedy(NAME_A_MASK)
         print_error(str(error))
         raise typer.Exit(BAD_CONFIG) from error
+    if known is not None and (others := other_weights(known, result.receipt)):
+        told = "other weights than when it was made, so that its edits are others than those of its receipt"
+        err.print(Text(printable(f"{protected}: {', '.join(others)}: {told}"), "yellow"), soft_wrap=True)
     if sheet is not None and result.sheet is not None:
         with _explained(f"--sheet {sheet}"):
             sheet.write_bytes(result.sheet)

@@ -11,6 +11,13 @@ from backfire.config.renamed import GONE, SETTINGS
 from backfire.config.section import Section, sections_below
 from backfire.config.settings import Settings
 
+EXPECTED = {
+    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "a list, such as [a, b], also of a single one"),
+    **dict.fromkeys(("dict_type", "model_type", "mapping_type"), "settings below it, each as `key: value`"),
+    "path_type": "a path; leave the line out for the default",
+    "string_type": "text; put it in quotes if it is a number, a date, or yes or no",
+}
+"""By pydantic's type of mistake, of which its own words are those of its types: what to write instead."""
 EXAMPLE = "`backfire init` writes an example"
 """The remedy where a configuration lacks what it needs."""
 
@@ -27,6 +34,8 @@ def explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return message  # our own validators name their subject
     got = "a value" if where == "hooks" else repr(problem["input"])  # it may be an address with a password
+    if problem["type"] in EXPECTED:
+        return f"{where!r}: got {got}, expected {EXPECTED[problem['type']]}"
     return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
 
 

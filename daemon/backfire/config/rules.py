@@ -64,9 +64,11 @@ def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, 
         owners = [name for name, model in fields.items() if model and key in model.model_fields]
         if key in sections and (value is None or isinstance(value, Mapping)):
             value = value or {}  # a section whose entries are all commented out
-            sections[key] = _laid_over(sections[key], value)
+            sections[key] = _joined(key, sections[key], value)
+        elif key in sections:
+            raise ConfigError(f"{key!r}: got {value!r}, expected its settings, such as {key}: {{…}}")
         elif len(owners) == 1:
-            sections[owners[0]] = _laid_over(sections[owners[0]], {key: value})
+            sections[owners[0]] = _joined(owners[0], sections[owners[0]], {key: value})
         elif owners:
             either = " or ".join(f"{name}: {{{key}: …}}" for name in owners)
             raise ConfigError(f"{key!r}: is a setting of {' and of '.join(owners)}; write {either}")
@@ -79,6 +81,18 @@ def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, 
             raise ConfigError(unknown_key(str(key), valid))
     sections["protect"] = resolved(sections["protect"])
     return {name: _laid_over(dict(general.get(name) or {}), sections[name]) for name in RULED}
+
+
+def _joined(section: str, some: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rule sets of a section, in it and by keys that stand alone.
+
+    Raises:
+        ConfigError: a key stands in both ways, of which only one could count.
+    """
+    for key in some.keys() & more.keys():
+        if not (isinstance(some[key], Mapping) and isinstance(more[key], Mapping)):
+            raise ConfigError(f"{key!r}: stands alone and in {section!r}; leave one of them")
+    return _laid_over(some, more)
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from backfire import config
-from backfire.admin.published import how_made
+from backfire.admin.published import how_made, other_weights
 from backfire.errors import ConfigError
 from backfire.files import durable
 from backfire.service.worker.protocol import Finished, Order
@@ -402,3 +403,16 @@ def test_what_is_missing_or_another_is_named(home: House) -> None:
         how_made(published(home))
     with pytest.raises(ConfigError, match=r"nothing\.png: cannot be read"):
         how_made(home.base / "nothing.png")
+
+
+def test_editors_of_other_weights_are_named() -> None:
+    def receipt(mini: str, micro: str) -> dict[str, Any]:
+        return {
+            "surrogates": [{"name": "flux2-mini", "weights_sha256": mini}],
+            "held_out": [{"name": "flux2-micro", "weights_sha256": micro}],
+        }
+
+    assert other_weights(receipt("a", "b"), receipt("a", "b")) == []
+    assert other_weights(receipt("a", "b"), receipt("c", "b")) == ["flux2-mini"]
+    assert other_weights(receipt("a", "b"), receipt("c", "d")) == ["flux2-micro", "flux2-mini"]
+    assert other_weights({}, receipt("a", "b")) == [], "of a receipt that names none nothing is known"

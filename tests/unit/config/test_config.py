@@ -179,6 +179,28 @@ def test_errors_name_the_key_and_the_remedy(data: dict[str, Any], says: str) -> 
         parse(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"regions": {"detectors": "faces"}}, "'regions.detectors': got 'faces', expected a list"),
+        ({"watch": {"ignore": "*.tmp"}}, "'watch.ignore': got '*.tmp', expected a list"),
+        ({"protect": "strong"}, "'protect': got 'strong', expected settings below it"),
+        ({"rules": [{"match": "a", "protect": "strong"}]}, "'protect': got 'strong', expected its settings"),
+        (
+            {"rules": [{"match": "a", "strength": "strong", "protect": {"strength": "quick"}}]},
+            "'strength': stands alone and in 'protect'; leave one of them",
+        ),
+        (
+            {"rules": [{"match": "a", "protect": {"strength": "quick"}, "strength": "strong"}]},
+            "'strength': stands alone and in 'protect'; leave one of them",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_the_terms_of_the_file(data: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse({"folders": {"inbox": "in"}, **data})
+
+
 def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"folders": {"inbox": "i"}, "watch": {"settle": 3}, "verify": {"onweak": "fail"}})
