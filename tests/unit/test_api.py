@@ -309,6 +309,27 @@ def test_the_command_prints_verdict_measurements_and_files_in_three_lines(desk: 
     assert same.data == out.read_bytes(), "the command gives the bytes of the function"
 
 
+def test_receipt_and_sheet_have_the_name_of_the_result_whose_extension_changes(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that name `verify` looks for them, and a second run sees in time that the result is there."""
+    photo().save(desk / "b.jpg", quality=95)
+    (desk / "c.yaml").write_text(
+        json.dumps({**QUICK, "folders": {"inbox": "inbox"}, "output": {"format": "png"}})
+    )
+    out = desk / "out"
+    out.mkdir()
+    command = ["protect", *map(str, (desk / "b.jpg", "-o", out, "-m", desk / "m.png", "-c", desk / "c.yaml"))]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert {file.name for file in out.iterdir()} == {"b.png", "b.png.receipt.json", "b.png.sheet.jpg"}
+    with pytest.raises(ConfigError, match=r"original b\.jpg of .*: no file with SHA-256"):
+        how_made(out / "b.png")  # the receipt was found, and the original is looked for beside it
+    monkeypatch.setattr(api, "protect", lambda *_, **__: pytest.fail("it was optimised again"))
+    again = CliRunner().invoke(app, command)
+    assert "b.png: exists already" in str(again.exception)
+
+
 @pytest.mark.parametrize("where", ["a.png/out/b.png", "sealed/b.png", "a.png/out"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_optimised(
     desk: Path, monkeypatch: pytest.MonkeyPatch, where: str

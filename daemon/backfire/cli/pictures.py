@@ -80,6 +80,8 @@ def protect(
                 raise ConfigError(f"{target}: exists already; nothing is overwritten; name another --output")
             settings, _ = api.settings_for(picture, config_file)
             settings = settings if several else _writing_as(output, picture, settings)
+            if (taken := _named_as(target, settings)).exists():
+                raise ConfigError(f"{taken}: exists already; nothing is overwritten; name another --output")
             with bar() as advance:
                 result = api.protect(
                     picture, mask=mask, settings=settings, progress=named(advance, picture.name)
@@ -138,6 +140,16 @@ def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
     return settings.model_copy(update={"output": settings.output.model_copy(update={"format": wanted})})
 
 
+def _named_as(target: Path, settings: Settings) -> Path:
+    """The target with the extension of the format that the settings ask for."""
+    from backfire.imaging import formats
+
+    if settings.output.format == "same":
+        return target
+    extension = formats.extensions(formats.KINDS[settings.output.format])[0]
+    return target.parent / os.fsdecode(outbox.renamed(target.parent, os.fsencode(target.name), extension))
+
+
 def _format_of(picture: Path, settings: Settings) -> str | None:
     """The name of a picture's format in `output.format`; None if it has none, or the file cannot be read."""
     from backfire.imaging import formats
@@ -161,16 +173,16 @@ def _write(
         The receipt, the path of the result, None where none was written, and the receipt's and the sheet's
         paths.
     """
-    folder, output = target.parent, None
+    folder, output, name = target.parent, None, os.fsencode(target.name)
     weak = result.verdict == "weak" and settings.verify.on_weak == "fail"
     if result.verdict != "failed" and not weak:
-        name = outbox.renamed(folder, os.fsencode(target.name), result.extension)
-        placed = outbox.place(result.data, folder, name, key=result.receipt["key"], mode=BY_HAND)
-        output = str(folder / os.fsdecode(placed))
+        name = outbox.renamed(folder, name, result.extension)
+        name = outbox.place(result.data, folder, name, key=result.receipt["key"], mode=BY_HAND)
+        output = str(folder / os.fsdecode(name))
     document, written = receipt.by_hand(result.receipt, output, mask), []
     for suffix, data in ((b".receipt.json", receipt.to_json(document)), (b".sheet.jpg", result.sheet)):
         if data is not None:
-            report = outbox.beside(folder, os.fsencode(target.name), suffix, result.receipt["key"])
+            report = outbox.beside(folder, name, suffix, result.receipt["key"])
             outbox.replace(data, folder, report, mode=BY_HAND)
             written.append(str(folder / os.fsdecode(report)))
     return document, output, written
