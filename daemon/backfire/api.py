@@ -264,7 +264,7 @@ def _opened(
 
 
 def _require_read(mask: MaskLike | Sequence[MaskLike] | None, source: Source, settings: Settings) -> None:
-    """Refuse a mask that somebody named and no detector would read: all but it would be protected.
+    """Refuse a mask that somebody named and no detector would read: all else would be protected, but not it.
 
     Raises:
         ConfigError: why.

@@ -17,7 +17,7 @@ EXPECTED = {
     "path_type": "a path; leave the line out for the default",
     "string_type": "text; put it in quotes if it is a number, a date, or yes or no",
 }
-"""By pydantic's type of mistake, of which its own words are those of its types: what to write instead."""
+"""What is expected, by the type of mistake, where pydantic's own words speak of Python's types."""
 EXAMPLE = "`backfire init` writes an example"
 """The remedy where a configuration lacks what it needs."""
 

@@ -1,4 +1,7 @@
-"""The verdict: replayed edits compared with the thresholds of the settings. No torch, no model."""
+"""The verdict: replayed edits compared with the thresholds of the settings. No torch, no model.
+
+It is one long module because the rules of a verdict are to be read together.
+"""
 
 from __future__ import annotations
 
