@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=_whole(1), default=6000)
     parser.add_argument(
-        "--minutes", type=_minutes, default=math.inf, help="end after this time if before --steps"
+        "--minutes", type=_positive, default=math.inf, help="end after this time if before --steps"
     )
     parser.add_argument("--batch", type=_whole(1), default=12)
     parser.add_argument("--size", type=_whole(8, 8), default=128, help="side of a crop in pixels")
@@ -89,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--portraits", type=Path, help="inpainter: a folder of portraits, of which it is shown some as well"
+    )
+    parser.add_argument(
+        "--critics-weight", type=_positive, default=1.0, help="inpainter: how much the critics' losses count"
     )
     given = parser.parse_args(argv)
     is_student = given.command.startswith("student")
@@ -157,14 +160,14 @@ def _whole(least: int, step: int = 1) -> Callable[[str], int]:
     return read
 
 
-def _minutes(text: str) -> float:
+def _positive(text: str) -> float:
     try:
-        minutes = float(text)
+        number = float(text)
     except ValueError:
-        minutes = math.nan
-    if not minutes > 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0 minutes; give such a number")
-    return minutes
+        number = math.nan
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0; give such a one")
+    return number
 
 
 def _require_fit(given: argparse.Namespace) -> None:
@@ -232,7 +235,14 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
     folder = given.runs / "pair"
     if given.command == "inpainter":
         latent_pair.inpainter(
-            given.data, given.latents, folder, common, given.crops, given.start, given.portraits
+            given.data,
+            given.latents,
+            folder,
+            common,
+            given.crops,
+            given.start,
+            given.portraits,
+            given.critics_weight,
         )
     else:
         target = given.weights or folder / "net.safetensors"

@@ -188,6 +188,7 @@ def inpainter(
     crops: int,
     start: Path | None = None,
     portraits: Path | None = None,
+    critics_weight: float = 1.0,
 ) -> None:
     """Train in `folder`, or resume an interrupted run there.
 
@@ -196,6 +197,9 @@ def inpainter(
         crops: how many crops to encode in advance.
         start: the safetensors file of an editor with a net to go on from, or of a net alone.
         portraits: a folder of portraits, of which a share of the crops is drawn.
+        critics_weight: how much the critics' losses count, as a multiple of the usual: the more, the more
+            texture and the less likeness to the truth. It may change when a run is resumed, since raising
+            it is of use only with critics that have learnt what to look for.
     """
     photographs = Photographs(data.load(photos), data.load(portraits) if portraits else [])
     device, seed = machine(), options.seed
@@ -247,7 +251,7 @@ def inpainter(
             **judged,
         }
         loss = out["known"] + 0.1 * out["hole"] + 1.5 * out["coarse"] + 6.0 * out["colour"]
-        loss = loss + 0.15 * out["g"] + 0.5 * out["fm"]
+        loss = loss + critics_weight * (0.15 * out["g"] + 0.5 * out["fm"])
         opt_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
