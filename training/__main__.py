@@ -93,6 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--critics-weight", type=_positive, default=1.0, help="inpainter: how much the critics' losses count"
     )
+    parser.add_argument(
+        "--width",
+        type=_width,
+        default=latent_pair.WIDTH,
+        metavar="OUTER,INNER",
+        help="inpainter: channels of the net at full and at half resolution",
+    )
     given = parser.parse_args(argv)
     is_student = given.command.startswith("student")
     if (is_student or given.command == "inpainter") and not given.latents:
@@ -135,10 +142,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             lama.export(small_lama, target)
         elif given.editor == "ldm-mini":
             ldm_mini.export(given.runs, target)
-        elif given.editor == "flux2-mini":
-            student.export(given.runs / f"student-{given.channels}", given.runs / "pair", target)
-        elif given.editor == "flux2-micro":
-            student.export_pair(given.runs / f"student-{given.channels}", target)
+        elif given.editor in ("flux2-mini", "flux2-micro"):
+            folder, shipped = (
+                given.runs / f"student-{given.channels}",
+                WEIGHTS / f"{given.editor}.safetensors",
+            )
+            student.export(folder, given.runs / "pair", target, shipped)
         else:
             parser.error(
                 f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"
@@ -158,6 +167,15 @@ def _whole(least: int, step: int = 1) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _width(text: str) -> tuple[int, int]:
+    parts = [_whole(16, 16)(part) for part in text.split(",")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected two numbers with a comma; give such as 96,144"
+        )
+    return parts[0], parts[1]
 
 
 def _positive(text: str) -> float:
@@ -180,12 +198,13 @@ def _require_fit(given: argparse.Namespace) -> None:
     if given.command == "inpainter":
         latent = teacher.encoder(torch.zeros(1, 3, 64, 64)).shape[1]
         fits = _shapes(weights_of(given.start, "net")) == _shapes(
-            InpaintNet(latent, latent_pair.WIDTH).state_dict()
+            InpaintNet(latent, given.width).state_dict()
         )
         if not fits:
             raise SystemExit(
-                f"--start {given.start}: got an editor whose net does not fit, expected one as wide as "
-                "that of flux2-mini, on the same latents; give another file"
+                f"--start {given.start}: got an editor whose net does not fit, expected one of "
+                f"{given.width[0]} and {given.width[1]} channels, on the same latents; give another file, or "
+                "--width"
             )
         return
     for index, part in enumerate(("encoder", "decoder")[: 1 + (given.command == "student-decoder")]):
@@ -243,6 +262,7 @@ def _on_latents(given: argparse.Namespace, common: Options) -> None:
             given.start,
             given.portraits,
             given.critics_weight,
+            given.width,
         )
     else:
         target = given.weights or folder / "net.safetensors"

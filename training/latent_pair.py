@@ -189,6 +189,7 @@ def inpainter(
     start: Path | None = None,
     portraits: Path | None = None,
     critics_weight: float = 1.0,
+    width: tuple[int, int] = WIDTH,
 ) -> None:
     """Train in `folder`, or resume an interrupted run there.
 
@@ -200,6 +201,7 @@ def inpainter(
         critics_weight: how much the critics' losses count, as a multiple of the usual: the more, the more
             texture and the less likeness to the truth. It may change when a run is resumed, since raising
             it is of use only with critics that have learnt what to look for.
+        width: the net's outer and inner channels, multiples of 16.
     """
     photographs = Photographs(data.load(photos), data.load(portraits) if portraits else [])
     device, seed = machine(), options.seed
@@ -209,7 +211,7 @@ def inpainter(
     latents = encoded(photographs, pair, folder / "latents.safetensors", crops, options)
     channels, colour = latents["whole"].shape[1], colours(photographs.pictures, pair, options)
     torch.manual_seed(seed)
-    net = prepared(InpaintNet(channels, WIDTH))
+    net = prepared(InpaintNet(channels, width))
     critics = prepared(Critics(2, partial(LatentCritic, channels)))
     if start is not None:
         net.load_state_dict(weights_of(start, "net"))
@@ -224,6 +226,7 @@ def inpainter(
             "autoencoder": pair.weights_sha256[:16],
             "crops": crops,
             "drawn": DRAWN,
+            "width": list(width),
         },
     )
     run.resume()

@@ -330,14 +330,14 @@ def train_decoder(
     run.loop(one, sample)
 
 
-def export(folder: Path, net: Path, target: Path) -> None:
+def export(folder: Path, net: Path, target: Path, shipped: Path = NET_FILE) -> None:
     """One safetensors file in half precision: encoder and decoder of a student, and an inpainting net.
 
     Args:
         folder: the runs of the student's encoder and decoder.
-        net: the run of a net that was trained on the same latents, see `latent_pair`; where there is none,
-            the net that ships is taken.
+        net: the run of a net that was trained on the same latents, see `latent_pair`.
         target: the file.
+        shipped: an editor's file, whose net is taken where there is no such run.
 
     Raises:
         SystemExit: the net was not trained on the latents of the same autoencoder.
@@ -347,13 +347,8 @@ def export(folder: Path, net: Path, target: Path) -> None:
         _require_one(folder / "decoder", "teacher", net, "autoencoder")
         state |= below_names(net=averages(net))
     else:
-        state |= {name: value for name, value in load_file(NET_FILE).items() if name.startswith("net.")}
+        state |= {name: value for name, value in load_file(shipped).items() if name.startswith("net.")}
     save_half(state, target)
-
-
-def export_pair(folder: Path, target: Path) -> None:
-    """The same without a net, for a student that is used with the net of the default editor."""
-    save_half(_pair(folder), target)
 
 
 def _pair(folder: Path) -> dict[str, Tensor]:

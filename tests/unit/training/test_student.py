@@ -46,11 +46,27 @@ def test_it_trains_resumes_is_exported_and_goes_on_from_that(
     student.export(again, tmp_path / "net again", tmp_path / "again.safetensors")
     for name, weight in load_file(tmp_path / "again.safetensors").items():
         assert torch.allclose(weight.float(), exported[name].float(), atol=2e-3), name
-    student.export_pair(run, tmp_path / "micro.safetensors")
-    assert {name.partition(".")[0] for name in load_file(tmp_path / "micro.safetensors")} == {
-        "encoder",
-        "decoder",
-    }
+
+
+def test_a_net_may_be_narrower_and_that_of_an_editor_is_kept_where_none_was_trained(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo().save(photos / "0.png")
+    teacher, run = pair(tmp_path / "pair", latent=32), tmp_path / "student"
+    options = Options(1, batch=2, size=64)
+    student.train_encoder(photos, teacher, run, options, 16, None)
+    student.train_decoder(photos, teacher, run, options, 16, None)
+    latent_pair.inpainter(photos, teacher, tmp_path / "net", options, crops=2, width=(16, 32))
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    student.export(run, tmp_path / "net", one)
+    assert load_file(one)["net.down.weight"].shape[:2] == (32, 16)
+    PairInpainter.from_file("one", one)
+    student.export(run, tmp_path / "no net", other, one)
+    kept, given = load_file(other), load_file(one)
+    assert kept.keys() == given.keys()
+    assert all(torch.equal(kept[name], given[name]) for name in kept)
+    with pytest.raises(SystemExit, match=r"got a run with width \[16, 32\] \(now \[96, 144\]\)"):
+        latent_pair.inpainter(photos, teacher, tmp_path / "net", options, crops=2)
 
 
 def test_a_decoder_is_not_trained_on_an_encoder_that_has_learnt_nothing(tmp_path: Path) -> None:
@@ -78,7 +94,7 @@ def test_a_start_without_what_is_trained_is_refused(tmp_path: Path) -> None:
             r"whose encoder does not fit, expected .* with 16 channels at most; give --ch",
         ),
         ("student-decoder", "decoder", r"whose decoder does not fit, expected .* with 16 channels at most;"),
-        ("inpainter", "net", r"whose net does not fit, expected one as wide as that of flux2-mini, on the"),
+        ("inpainter", "net", r"whose net does not fit, expected one of 96 and 144 channels, on the"),
     ],
 )
 def test_a_start_of_another_width_or_architecture_is_refused(
@@ -170,7 +186,7 @@ def test_a_decoder_keeps_the_encoder_that_it_began_with(tmp_path: Path) -> None:
     student.train_decoder(photos, teacher, run, options(2), 16, None)
     after = torch.load(run / "decoder" / "last.pt", weights_only=True)["parts"]["encoder"]
     assert all(torch.equal(kept[name], after[name]) for name in kept)
-    student.export_pair(run, tmp_path / "mini.safetensors")
+    student.export(run, tmp_path / "no net", tmp_path / "mini.safetensors")
     exported = load_file(tmp_path / "mini.safetensors")
     assert all(torch.equal(exported[f"encoder.{name}"], kept[name].half()) for name in kept)
 

@@ -201,6 +201,9 @@ def test_memory_that_a_step_frees_stays_for_the_next(tmp_path: Path, monkeypatch
         ("--minutes soon", "--minutes: got 'soon', expected a number above 0"),
         ("--channels 20", "--channels: got '20', expected"),
         ("--crops 0", "--crops: got '0', expected"),
+        ("--critics-weight -1", "--critics-weight: got '-1', expected a number above 0"),
+        ("--width 96", "--width: got '96', expected two numbers with a comma; give such as 96,144"),
+        ("--width 96,100", "expected a whole number, 16 or more and a multiple of 16"),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of_are_refused(
