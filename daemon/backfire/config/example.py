@@ -20,7 +20,8 @@ This file is made from the code: python -m backfire.config > config.example.yaml
 _STARTER = """\
 The configuration of Backfire. Only folders.inbox must be set. Relative paths are relative to this file.
 `backfire check` says whether it will work. Every setting is explained in config.example.yaml and in the
-documentation. A line without its # is a setting; those below show the defaults."""
+documentation. A comment that is a setting shows its default: to change it, take away its # and the space
+after that."""
 
 ESSENTIAL = (
     "folders.inbox",
@@ -52,15 +53,14 @@ def starter(long_px: int | None = None) -> str:
         long_px: the value of `output.long_px`; all other settings have their defaults.
     """
     lines = [*_comment(_STARTER, "")]
-    essential = {name.partition(".")[0] for name in ESSENTIAL}
     for setting in settings():
         pad = "  " * setting.depth
-        top = setting.path.partition(".")[0]
         if setting.depth == 0:
             lines += ["", *_comment(setting.text, "")]
         if setting.path in ESSENTIAL:
             lines += _comment(_told(setting), pad)
-        live = setting.path in ESSENTIAL or (setting.depth == 0 and top in essential)
+        # Headings are no comments, or a key that somebody takes the # from would end up in the section above.
+        live = setting.path in ESSENTIAL or setting.section
         given = long_px is not None and setting.path == "output.long_px"
         value = "" if setting.section else f" {long_px if given else setting.default}"
         # The # stands where the key belongs, so that taking it away leaves a valid line.

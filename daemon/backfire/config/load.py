@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from backfire.config.folders import Folders
-from backfire.config.messages import EXAMPLE, explain
+from backfire.config.messages import EXAMPLE, belongs, explain
 from backfire.config.rules import rules_of
 from backfire.config.settings import Settings
 from backfire.errors import ConfigError
@@ -34,7 +35,10 @@ def load(path: Path) -> Settings:
     except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a password
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: is not valid YAML: {where}{error.problem or error.context}") from None
+        hint = _misplaced(text, mark.line) if mark else ""
+        raise ConfigError(
+            f"{path}: is not valid YAML: {where}{error.problem or error.context}{hint}"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date; brackets without end
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     try:
@@ -44,6 +48,13 @@ def load(path: Path) -> Settings:
         return settings
     except (OSError, RuntimeError) as error:  # `~nobody`, links in a circle, a name that is too long
         raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
+
+
+def _misplaced(text: str, line: int) -> str:
+    """Where the setting belongs at which YAML stopped, as one space too many is enough for that."""
+    found = re.match(r"\s*(\w+):", "".join(text.splitlines()[line : line + 1]))
+    hint = belongs(found[1]) if found else ""
+    return f"; {hint}" if hint else ""
 
 
 def _read(path: Path) -> str:

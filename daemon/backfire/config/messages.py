@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from backfire.config.renamed import GONE, SETTINGS
-from backfire.config.section import Section, sections_below
+from backfire.config.section import Section, section_in, sections_below
 from backfire.config.settings import Settings
 
 EXPECTED = {
@@ -27,7 +27,7 @@ def explain(problem: Any) -> str:
     location = problem["loc"]
     where = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        return unknown_key(where, _valid_keys(location[:-1]))
+        return unknown_key(where, _valid_keys(location[:-1]), belongs(str(location[-1])))
     if problem["type"] == "missing":
         return f"{where!r} is missing; {EXAMPLE}"
     message = re.sub(r"^Value error, ", "", problem["msg"])
@@ -39,12 +39,13 @@ def explain(problem: Any) -> str:
     return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
 
 
-def unknown_key(where: str, valid: Collection[str]) -> str:
+def unknown_key(where: str, valid: Collection[str], hint: str = "") -> str:
     """A key that is none, with its present name, the nearest valid one, or all of them.
 
     Args:
         where: its path from the top, or from the rule that holds it.
         valid: the keys that it may be.
+        hint: what to say in place of one of these, such as where it belongs.
     """
     section, _, key = where.rpartition(".")
     # A rule may hold the key without its section.
@@ -54,9 +55,32 @@ def unknown_key(where: str, valid: Collection[str]) -> str:
         return f"{where!r} is now called {new if section else new.rpartition('.')[2]!r}; write that"
     if old in GONE:
         return f"{where!r} is no setting any more: {GONE[old]}; take it out"
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+    if not hint:
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
     return f"unknown key {where!r}; {hint}"
+
+
+def belongs(key: str) -> str:
+    """In which sections a key is a setting, and how it is written there; empty where it is one in none.
+
+    Such a key lost its place: its section's heading is a comment, or it has too many or too few spaces.
+    """
+    places = [*_places(key, Settings)]
+    if not places:
+        return ""
+    owners = [".".join(place[:-1]) or "no section" for place in places]
+    first = f", for that of {owners[0]}," if len(places) > 1 else ""
+    lines = " and below it ".join(f"`{'  ' * depth}{part}:`" for depth, part in enumerate(places[0]))
+    return f"{key} belongs to {' or '.join(owners)}; write{first} {lines}, with as many spaces before it"
+
+
+def _places(key: str, model: type[Section], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        if name == key:
+            yield *above, name
+        if (inner := section_in(field.annotation)) is not None:
+            yield from _places(key, inner, (*above, name))
 
 
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:

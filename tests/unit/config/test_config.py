@@ -46,11 +46,16 @@ def test_every_setting_is_described() -> None:
 
 def test_the_first_configuration_is_short_and_each_line_of_it_can_be_uncommented() -> None:
     live = yaml.safe_load(starter())
-    paths = {f"{section}.{key}" for section, keys in live.items() for key in keys}
-    assert paths == set(ESSENTIAL)
-    assert parse(live) == parse({"folders": {"inbox": "inbox"}})
-    uncommented = re.sub(r"^( *)# (?=[a-z0-9_]+:( [^ ]|$))", r"\1", starter(), flags=re.MULTILINE)
-    assert yaml.safe_load(uncommented) == yaml.safe_load(everything())
+    paths = {f"{section}.{key}" for section, keys in live.items() for key, value in (keys or {}).items()}
+    headings = {setting.path for setting in settings() if setting.section}
+    assert paths - headings == set(ESSENTIAL)
+    defaults = parse({"folders": {"inbox": "inbox"}})
+    assert parse(live) == defaults
+    comment = re.compile(r"^( *)# (?=[a-z0-9_]+: [^ ])", re.MULTILINE)
+    assert yaml.safe_load(comment.sub(r"\1", starter())) == yaml.safe_load(everything())
+    for found in comment.finditer(starter()):  # a line alone, without another one
+        alone = starter()[: found.start()] + found[1] + starter()[found.end() :]
+        assert parse(yaml.safe_load(alone)) == defaults
 
 
 @pytest.mark.parametrize(
@@ -199,6 +204,38 @@ def test_errors_name_the_key_and_the_remedy(data: dict[str, Any], says: str) -> 
 def test_mistakes_are_told_in_the_terms_of_the_file(data: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         parse({"folders": {"inbox": "in"}, **data})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "output: {}\n  # serve:\npage: 127.0.0.1:9480",
+            "unknown key 'page'; page belongs to serve; write `serve:` and below it `  page:`, with",
+        ),
+        (
+            "output:\n  page: null",
+            "unknown key 'output.page'; page belongs to serve; write `serve:` and below",
+        ),
+        (
+            "regions:\n  min_px: 8",
+            "write `regions:` and below it `  faces:` and below it `    min_px:`, with",
+        ),
+        ("verify:\n  attempts: 2", "belongs to protect or hooks; write, for that of protect, `protect:` and"),
+        ("protect:\n  verify: {}", "verify belongs to no section; write `verify:`, with as many spaces"),
+        (
+            "protect:\n  strength: quick\n   epsilon: 8",
+            "line 4, column 11: mapping values are not allowed here; epsilon belongs to protect; write",
+        ),
+        ("protect:\n  strength: quick\n   nothing: 8", "mapping values are not allowed here"),
+    ],
+)
+def test_a_setting_that_lost_its_place_is_told_where_it_belongs(tmp_path: Path, text: str, says: str) -> None:
+    """As where the # was taken from a setting and not from its section's heading."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"folders: {{inbox: in}}\n{text}\n")
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        config.load(file)
 
 
 def test_all_errors_are_reported_at_once() -> None:
