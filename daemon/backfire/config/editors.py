@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator
 
 from backfire.config.section import Section
+from backfire.errors import ConfigError
 
 
 class DeclaredEditor(Section):
@@ -36,10 +37,24 @@ class DeclaredEditor(Section):
         return (value,) if isinstance(value, str) else value
 
 
+NO_HOME = "there is no such home folder"
+
+
 def _models_home() -> Path:
-    """The folder that the XDG base directory specification gives to an application's own data."""
+    """The folder that the XDG base directory specification gives to an application's own data.
+
+    Raises:
+        ConfigError: the user has no home folder, as with a number of its own in a container.
+    """
     home = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(home) if home.startswith("/") else Path("~/.local/share").expanduser()) / "backfire/models"
+    try:
+        data = Path(home) if home.startswith("/") else Path("~/.local/share").expanduser()
+    except RuntimeError:
+        remedy = "set models.folder in the configuration, or HOME or XDG_DATA_HOME in the environment"
+        raise ConfigError(
+            f"models.folder: lies in ~/.local/share by default, but {NO_HOME}; {remedy}"
+        ) from None
+    return data / "backfire/models"
 
 
 class Models(Section):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from backfire.config.editors import NO_HOME
 from backfire.config.folders import Folders
 from backfire.config.messages import EXAMPLE, belongs, explain
 from backfire.config.rules import rules_of
@@ -105,6 +106,8 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
     except ValidationError as error:
         lines = [f"{source}: {explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     complete = settings.model_copy(update={"rules": rules_of(data.get("rules"), general, base, source)})
     _require_ends(complete, source)
     return complete
@@ -164,10 +167,7 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
     folders = data.get("folders")
     if not isinstance(folders, Mapping) or not isinstance(folders.get("inbox"), str | Path):
         return data  # the models' check words the error
-    for name, value in folders.items():
-        if isinstance(value, str) and not value.strip():
-            raise ConfigError(f"folders.{name}: is empty, expected the path of a folder; name one")
-    inbox = _absolute(Path(folders["inbox"]), base)
+    inbox = _absolute("folders.inbox", folders["inbox"], base)
     absolute: dict[str, Any] = dict(folders)
     for name, field in Folders.model_fields.items():
         value = folders.get(name)
@@ -176,7 +176,7 @@ def _with_folders(data: dict[str, Any], base: Path) -> dict[str, Any]:
         elif value is None:
             absolute[name] = inbox.parent / field.default
         elif isinstance(value, str | Path):
-            absolute[name] = _absolute(Path(value), base)
+            absolute[name] = _absolute(f"folders.{name}", value, base)
     return {**data, "folders": absolute}
 
 
@@ -188,33 +188,45 @@ def _with_weights(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """
     models, editors = data.get("models"), data.get("editors")
     if isinstance(models, Mapping) and isinstance(models.get("folder"), str | Path):
-        data = {**data, "models": {**models, "folder": _absolute(Path(models["folder"]), base)}}
+        data = {**data, "models": {**models, "folder": _absolute("models.folder", models["folder"], base)}}
     if not isinstance(editors, Mapping):
         return data  # the models' check words the error
 
-    def place(weights: object) -> object:
+    def place(where: str, weights: object) -> object:
         if isinstance(weights, list):
-            return [place(one) for one in weights]
+            return [place(where, one) for one in weights]
         if not isinstance(weights, str):
             return weights
-        path = _absolute(Path(weights), base)
+        path = _absolute(where, weights, base)
         return str(path) if weights.startswith((".", "/", "~")) or path.exists() else weights
 
-    def declared(editor: object) -> object:
+    def declared(name: str, editor: object) -> object:
         if not isinstance(editor, Mapping):
             return editor
         placed = dict(editor)
         if "weights" in placed:
-            placed["weights"] = place(placed["weights"])
+            placed["weights"] = place(f"editors.{name}.weights", placed["weights"])
         if isinstance(placed.get("start"), str | Path):
-            placed["start"] = _absolute(Path(placed["start"]), base)
+            placed["start"] = _absolute(f"editors.{name}.start", placed["start"], base)
         return placed
 
-    return {**data, "editors": {name: declared(one) for name, one in editors.items()}}
+    return {**data, "editors": {name: declared(name, one) for name, one in editors.items()}}
 
 
-def _absolute(path: Path, base: Path) -> Path:
-    """An absolute path with its links resolved, so that no folder hides inside another behind a link."""
-    if "\0" in str(path):
-        raise ConfigError(f"folder {str(path)!r}: holds a NUL character; name another folder")
-    return (base / path.expanduser()).resolve()
+def _absolute(where: str, value: str | Path, base: Path) -> Path:
+    """An absolute path with its links resolved, so that no folder hides inside another behind a link.
+
+    Args:
+        where: the setting that holds it.
+
+    Raises:
+        ConfigError: it is empty, which would stand for `base`, holds a NUL, or begins in no home folder.
+    """
+    if not str(value).strip():
+        raise ConfigError(f"{where}: is empty, expected a path; name one")
+    if "\0" in str(value):
+        raise ConfigError(f"{where}: got {str(value)!r}, which holds a NUL character; name another path")
+    try:
+        return (base / Path(value).expanduser()).resolve()
+    except RuntimeError:
+        raise ConfigError(f"{where}: got {str(value)!r}, but {NO_HOME}; write the whole path") from None

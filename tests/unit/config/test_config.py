@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,51 @@ def test_a_home_folder_that_is_not_there_is_told(tmp_path: Path, section: dict[s
     with pytest.raises(ConfigError, match=r"'~nobody-such/x': got a user without a home folder") as refused:
         parse({"folders": {"inbox": "i"}, **section}, tmp_path)
     assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [
+        ({"folders": {"inbox": "i", "outbox": "{}"}}, "folders.outbox"),
+        ({"models": {"folder": "{}"}}, "models.folder"),
+        ({"editors": {"one": {"kind": "lama", "weights": ["w", "{}"]}}}, "editors.one.weights"),
+        ({"editors": {"one": {"kind": "lama", "weights": "w", "start": "{}"}}}, "editors.one.start"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("", "is empty, expected a path"),
+        ("~nobody-such/x", "got '~nobody-such/x', but there is no such home folder; write the whole path"),
+        ("\0", "holds a NUL character"),
+    ],
+)
+def test_a_path_that_is_none_is_told_with_its_setting(
+    tmp_path: Path, section: dict[str, Any], where: str, path: str, says: str
+) -> None:
+    given = json.loads(
+        json.dumps({"folders": {"inbox": "i"}, **section}).replace("{}", json.dumps(path)[1:-1])
+    )
+    with pytest.raises(ConfigError, match=f"^settings: {where}: .*{says}"):
+        parse(given, tmp_path)
+
+
+def test_without_a_home_folder_the_setting_is_named_that_would_lie_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user without an entry has none in a container."""
+
+    def nobody(_: object) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    inbox = {"folders": {"inbox": "i"}}
+    for section in ({}, {"models": {"folder": None}}):
+        with pytest.raises(ConfigError, match=r"models\.folder: .* no such home folder; set models\.folder"):
+            parse({**inbox, **section}, tmp_path)
+    assert parse({**inbox, "models": {"folder": "m"}}, tmp_path).models.folder == tmp_path / "m"
 
 
 def test_merged_keys_of_yaml_are_no_duplicates(tmp_path: Path) -> None:
