@@ -129,7 +129,8 @@ def by_job(published: Path, sha256: str, settings: Settings) -> Iterator[Known]:
         except (OSError, PublishError):
             continue
         for one in _read(files[0]) if files else ():
-            yield replace(one, job=job)
+            # A result that somebody put in place was not made with the settings and masks of the job.
+            yield replace(one, job=job if one.receipt.get("key") == job.key else None)
 
 
 def _read(file: Path) -> Iterator[Known]:

@@ -134,7 +134,7 @@ def _original(found: Known, published: Path, folders: Sequence[Path]) -> Path:
         there = folder / os.fsdecode(path)
         if absolute(there) != absolute(published) and (digest := _digest(there)) is not None:
             others.append((there, digest))
-    for folder in folders[1:]:
+    for folder in filter(Path.is_dir, folders[1:]):
         for entry in manifest.read(folder).entries:
             if entry.sha256 == wanted and outbox.holds(folder, entry.path, wanted):
                 return folder / os.fsdecode(entry.path)

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from backfire import config
+from backfire.admin.explain import reports_of
 from backfire.admin.published import how_made, other_weights
 from backfire.errors import ConfigError
 from backfire.files import durable
+from backfire.service.store.reader import Reader
 from backfire.service.worker.protocol import Finished, Order
 from backfire.types import Verdict, mask_digest
 from benchmarks import passthrough
@@ -111,6 +113,34 @@ def test_what_was_written_beside_the_result_is_read_without_a_configuration(tmp_
     (tmp_path / "out.png.receipt.json").write_text(json.dumps(receipt))
     made = how_made(tmp_path / "out.png")
     assert (made.original, made.masks, made.settings) == (tmp_path / "me.png", [], None)
+
+
+def test_without_the_archive_the_original_is_asked_for(home: House) -> None:
+    home.settings.folders.archive.rename(home.base / "elsewhere")
+    with pytest.raises(ConfigError, match=r"no file with SHA-256 .*archive; name it with --original"):
+        how_made(published(home))
+
+
+def test_a_result_that_was_put_in_place_by_hand_is_known_with_its_reports(home: House) -> None:
+    """As in the documentation: `backfire protect` made another of the original, and three files are moved."""
+    with Reader(home.settings.folders.database) as store:
+        (job,) = store.jobs()
+    reports = home.base / "reports" / "desk"
+    receipt = json.loads((reports / "me.png.json").read_text())
+    result = encoded(photo(seed=3))
+    published(home).write_bytes(result)
+    by_hand = {"file": "me.png", "output": "new.png", "key": "0ddba11", "config_sha256": "of another"}
+    by_hand["output_sha256"] = hashlib.sha256(result).hexdigest()
+    (reports / "me.png.json").write_text(json.dumps(receipt | by_hand))
+    (reports / "me.png.sheet.jpg").write_bytes(b"its sheet")
+    made = how_made(published(home))
+    assert made.original == home.base / "archive" / "desk" / "me.png"
+    assert made.masks == [home.base / "archive" / "desk" / "me.mask.png"]
+    assert (made.receipt["output"], made.changed) == ("new.png", True)
+    both = [str(reports / name) for name in ("me.png.json", "me.png.sheet.jpg")]
+    assert reports_of(job, home.settings) == both
+    (reports / "me.png.json").write_text(json.dumps(receipt | by_hand | {"input_sha256": "5" * 64}))
+    assert reports_of(job, home.settings) == []  # it is of another original
 
 
 @pytest.fixture
