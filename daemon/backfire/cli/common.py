@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 BAD_CONFIG, SOME_FAILED, BAD_STORE, UNKNOWN_FILE, INTERRUPTED = 2, 3, 4, 5, 130
 UNAVAILABLE = os.EX_TEMPFAIL
 """What systemd tries again, other than a bad configuration."""
+NOT_ANSWERED, OUTPUT_LOST = 1, os.EX_IOERR
+"""Typer's own where a question is not answered with yes, and that of an output that cannot be written."""
 DEFAULT = Path("config.yaml")
 BY_HAND = 0o666
 """The rights of a file that a person has written for themselves, less those that their umask takes."""

@@ -15,6 +15,8 @@ from backfire.cli.common import (
     BAD_CONFIG,
     BAD_STORE,
     INTERRUPTED,
+    NOT_ANSWERED,
+    OUTPUT_LOST,
     SOME_FAILED,
     UNAVAILABLE,
     UNKNOWN_FILE,
@@ -22,11 +24,13 @@ from backfire.cli.common import (
 
 EXIT_STATUS = {
     0: "All is well.",
+    NOT_ANSWERED: "A question was not answered with yes, and nothing was done; with a traceback, a bug.",
     BAD_CONFIG: "The configuration or the arguments cannot be used, or `backfire verify` cannot judge it.",
-    SOME_FAILED: "Some pictures failed, or something is missing or changed.",
+    SOME_FAILED: "Some pictures failed, or something is missing, changed or cannot be fetched.",
     BAD_STORE: "The job database cannot be used.",
     UNKNOWN_FILE: "`backfire explain` knows no such file, or several.",
-    UNAVAILABLE: "`backfire run` and `once`: a folder cannot be used now; systemd tries again.",
+    OUTPUT_LOST: "Standard output cannot be written: it is full, or whoever reads it has ended.",
+    UNAVAILABLE: "`backfire run`, `once` and `demo`: a folder cannot be used now; systemd tries again.",
     INTERRUPTED: "Interrupted by Ctrl-C.",
 }
 

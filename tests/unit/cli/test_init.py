@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import re
@@ -122,6 +123,25 @@ def test_the_manual_page_names_every_command_and_option() -> None:
     documented = re.findall(r"(?m)^\| (\d+) \|", ERRORS.read_text())
     assert [*map(int, documented)] == [*manual.EXIT_STATUS]
     assert "\\fB--failed\\fR\nAll that failed or were set aside." in page
+
+
+def test_every_command_that_may_end_with_3_is_named_where_that_is_explained() -> None:
+    """A command may in functions that it calls, also in those of another of the modules."""
+    functions: dict[str, set[str]] = {}
+    commands: dict[str, str] = {}
+    for file in Path(manual.__file__).parent.glob("*.py"):
+        group = "" if file.stem not in ("models", "cluster") else f"{file.stem} "
+        for one in ast.parse(file.read_text()).body:
+            if isinstance(one, ast.FunctionDef):
+                name = f"{file.stem}.{one.name}"
+                used = {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}
+                functions[name] = used & {"SOME_FAILED", "report", "_each"}
+                if any("command" in ast.unparse(decorator) for decorator in one.decorator_list):
+                    commands[name] = group + one.name
+    ends = {command for name, command in commands.items() if functions[name]}
+    ends |= {"bag", "models fetch"}  # by errors that are no mistakes in the configuration
+    (row,) = re.findall(r"(?m)^\| 3 \| (.*)", ERRORS.read_text())
+    assert [command for command in sorted(ends) if f"`{command}`" not in row] == []
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")

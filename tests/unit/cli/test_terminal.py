@@ -66,6 +66,23 @@ def test_a_name_that_the_locale_cannot_print_is_escaped(tmp_path: Path) -> None:
     assert r"\u65e5\u672c.png: " in told.stdout
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_cannot_be_written_ends_the_command_with_one_line_at_most(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "backfire.cli", "man"]
+    given = {**environment(), "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(command, env=given, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = (
+        "backfire: standard output: cannot be written (No space left on device); write it to another place\n"
+    )
+    assert (told.returncode, told.stderr) == (74, line)
+    reads, writes = os.pipe()
+    os.close(reads)
+    told = subprocess.run(command, env=given, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (told.returncode, told.stderr) == (74, "")  # as `| head` does with what it has no use for
+
+
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])
 def test_check_says_line_by_line_what_is_good_and_what_to_do_about_the_rest(
     tmp_path: Path, free_mb: int, status: int, monkeypatch: pytest.MonkeyPatch
