@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +103,8 @@ def bag(
                 f"bag {target}: lies in folders.{setting}, whose files are published, taken in or tidied up; "
                 "name a folder elsewhere"
             )
-    if wrong := [day for day in days if not re.fullmatch(r"\d{4}-\d\d-\d\d", day)]:
-        raise ConfigError(f"--day {', '.join(wrong)}: expected days as 2026-11-24")
+    if wrong := [day for day in days if not _is_day(day)]:
+        raise ConfigError(f"--day {', '.join(wrong)}: expected days of the calendar, as 2026-11-24")
     items, absent = _collected(settings, list(jobs), days)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a crash
@@ -139,6 +141,12 @@ def bag(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return Bagged(target, len(kept), size, tuple(absent))
+
+
+def _is_day(text: str) -> bool:
+    with suppress(ValueError):
+        return date.fromisoformat(text).isoformat() == text
+    return False
 
 
 def _collected(settings: Settings, jobs: list[Job], days: Collection[str]) -> tuple[list[_Item], list[str]]:

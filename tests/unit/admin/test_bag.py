@@ -119,8 +119,9 @@ def test_a_bag_of_one_day(settings: Settings, tmp_path: Path) -> None:
     assert validated(bag(settings, tmp_path / "bag", [], days=["1970-01-02"])) == {"archive/later.png"}
     with pytest.raises(BackfireError, match="nothing was published or archived on 1999-01-01"):
         bag(settings, tmp_path / "none", [], days=["1999-01-01"])
-    with pytest.raises(ConfigError, match="expected days as"):
-        bag(settings, tmp_path / "none", [], days=["yesterday"])
+    for wrong in ("yesterday", "2026-13-99", "20261124"):
+        with pytest.raises(ConfigError, match=f"--day {wrong}: expected days of the calendar, as"):
+            bag(settings, tmp_path / "none", [], days=[wrong])
 
 
 def test_receipts_of_renamed_results_come_along(settings: Settings, tmp_path: Path) -> None:
