@@ -331,6 +331,14 @@ def test_receipt_and_sheet_have_the_name_of_the_result_whose_extension_changes(
 
 
 @pytest.mark.parametrize("where", ["a.png/out/b.png", "sealed/b.png", "a.png/out"])
+def test_a_format_that_is_not_written_is_refused_before_a_folder_is_made(desk: Path) -> None:
+    command = ["protect", str(desk / "a.png"), "-o", str(desk / "new" / "x.gif")]
+    told = CliRunner().invoke(app, command)
+    assert isinstance(told.exception, ConfigError)
+    assert "x.gif: got .gif, expected .jpg" in str(told.exception)
+    assert not (desk / "new").exists()
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_optimised(
     desk: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

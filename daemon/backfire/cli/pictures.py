@@ -68,7 +68,7 @@ def protect(
         raise ConfigError(
             f"--output {output}: has the name of a picture, expected a folder for {len(pictures)} pictures"
         )
-    folder = output if several else output.parent
+    folder, wanted = (output, "") if several else (output.parent, _format_named(output))
     with _explained(f"--output {output}"):  # before pictures are optimised for it
         folder.mkdir(parents=True, exist_ok=True)
         _require_writable(folder)
@@ -79,7 +79,7 @@ def protect(
             if target.exists():
                 raise ConfigError(f"{target}: exists already; nothing is overwritten; name another --output")
             settings, _ = api.settings_for(picture, config_file)
-            settings = settings if several else _writing_as(output, picture, settings)
+            settings = settings if several else _writing_as(wanted, picture, settings)
             if (taken := _named_as(target, settings)).exists():
                 raise ConfigError(f"{taken}: exists already; nothing is overwritten; name another --output")
             with bar() as advance:
@@ -124,17 +124,26 @@ def _require_writable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-def _writing_as(output: Path, picture: Path, settings: Settings) -> Settings:
-    """The settings with the format that the output's own extension names.
+def _format_named(output: Path) -> str:
+    """The format that the output's extension names.
 
-    They are returned as they are if that is the format which they would give the picture anyway: another
-    value of `output.format` is another configuration, whose perturbation would not be the daemon's.
+    Raises:
+        ConfigError: it names none that is written.
     """
     wanted = FORMATS.get(output.suffix.lower())
     if wanted is None:
         raise ConfigError(
             f"--output {output}: got {output.suffix or 'no extension'}, expected {', '.join(FORMATS)}"
         )
+    return wanted
+
+
+def _writing_as(wanted: str, picture: Path, settings: Settings) -> Settings:
+    """The settings with the format that the output's own extension names.
+
+    They are returned as they are if that is the format which they would give the picture anyway: another
+    value of `output.format` is another configuration, whose perturbation would not be the daemon's.
+    """
     if settings.output.format == "same" and wanted == _format_of(picture, settings):
         return settings
     return settings.model_copy(update={"output": settings.output.model_copy(update={"format": wanted})})
