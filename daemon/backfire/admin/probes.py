@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from backfire.config import Settings
+from backfire.files import locks
 from backfire.service.hooks import webhook
 
 FEW_WATCHES, FEW_INSTANCES = 8192, 16
@@ -122,7 +124,7 @@ def _day(at: float) -> str:
 def surroundings(settings: Settings) -> Iterator[Check]:
     """What `serve` and `hooks` need, if they are set; nothing is sent to anybody."""
     if (metrics := settings.serve.address) is not None:
-        yield _listening("metrics", metrics, "daemon")
+        yield _listening("metrics", metrics, "daemon" if _may_run(settings.folders.state / "lock") else "")
     page = settings.serve.page_address
     if isinstance(page, Path):
         yield _socket(page)
@@ -137,6 +139,17 @@ def surroundings(settings: Settings) -> Iterator[Check]:
         yield _resolved(settings.hooks.webhook.get_secret_value())
 
 
+def _may_run(lock: Path) -> bool:
+    """Whether the daemon of this configuration runs, or nobody can tell: it holds its lock."""
+    try:
+        lock.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return locks.is_locked(lock) is not False
+
+
 def _listening(subject: str, address: tuple[str, int], ours: str) -> Check:
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -146,7 +159,7 @@ def _listening(subject: str, address: tuple[str, int], ours: str) -> Check:
             probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                if is_ours(address):
+                if ours and answering(address) == ours:
                     return Check(subject, f"{host}:{port} is answered by the running {ours}")
                 return Check(subject, f"{host}:{port} is in use", "name another port")
             return Check(subject, f"{host}:{port}: {error.strerror}", "name another address")
@@ -177,14 +190,18 @@ def _socket(path: Path) -> Check:
     return Check("page", f"{path} can be made")
 
 
-def is_ours(address: tuple[str, int]) -> bool:
-    """Whether a daemon or a page of ours answers at this address within two seconds."""
+def answering(address: tuple[str, int]) -> str:
+    """Which of ours answers at this address within two seconds: `daemon`, `page`, or nothing."""
     connection = http.client.HTTPConnection(*address, timeout=2)
     try:
         connection.request("HEAD", "/healthz")
-        return (connection.getresponse().getheader("Server") or "").startswith("backfire/")
+        answer = connection.getresponse()
+        if not (answer.getheader("Server") or "").startswith("backfire/"):
+            return ""
+        # The page has none, and may refuse the host before it looks, which the daemon never does here.
+        return "page" if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST) else "daemon"
     except (OSError, http.client.HTTPException):
-        return False
+        return ""
     finally:
         connection.close()
 

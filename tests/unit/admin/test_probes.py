@@ -18,6 +18,7 @@ from backfire.admin import probes
 from backfire.admin.probes import Check
 from backfire.config import Settings, parse
 from backfire.service.endpoint import Endpoint
+from backfire.service.preflight import lock
 
 
 def test_a_sound_folder_is_left_as_it_was(tmp_path: Path) -> None:
@@ -120,12 +121,21 @@ def test_the_metrics_address_is_free_or_somebody_elses(tmp_path: Path, taken: st
     assert found.remedy == "name another port"
 
 
-def test_the_running_daemon_may_have_the_metrics_address(tmp_path: Path) -> None:
+def test_the_running_daemon_may_have_the_metrics_address_and_no_other_one(tmp_path: Path) -> None:
     pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {"/healthz": lambda: (503, "text/plain", b"")}
     endpoint = Endpoint(("127.0.0.1", 0), pages)
     endpoint.start()
     address = endpoint.url.removeprefix("http://")
-    found = only(probes.surroundings(configured(tmp_path, serve={"metrics": address})))
+    settings = configured(tmp_path, serve={"metrics": address})
+    in_use = Check("metrics", f"{address} is in use", "name another port")
+    assert only(probes.surroundings(settings)) == in_use  # that of another configuration
+    settings.folders.state.mkdir(exist_ok=True)
+    held = lock(settings.folders.state / "lock")
+    assert held is not None
+    found = only(probes.surroundings(settings))
+    os.close(held)
+    assert only(probes.surroundings(settings)) == in_use
+    assert only(probes.surroundings(configured(tmp_path, serve={"page": address}))).remedy
     endpoint.close()
     assert found.ok
     assert "running daemon" in found.found

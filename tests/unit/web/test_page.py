@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from PIL import Image
 
+from backfire.admin import probes
 from backfire.types import JobState, Verdict
 from backfire.web import today
 from backfire.web.guard import TOKEN_FILE
@@ -78,6 +79,10 @@ def test_a_host_that_is_not_allowed_is_refused(server: Server) -> None:
     assert server.ask("/", Host="evil.example").status == 400
     assert server.ask("/", Host="desk.example.org").status == 200
     assert server.ask("/", Host="localhost:1").status == 200
+
+
+def test_the_page_is_not_taken_for_the_daemon(server: Server) -> None:
+    assert probes.answering(("127.0.0.1", server.desk.port)) == "page"
 
 
 def test_lists_say_what_needs_a_person_and_why(server: Server) -> None:
