@@ -247,8 +247,9 @@ def _waits_for(
     again = f"; when it is mended: backfire retry {job.id}" if advice.may_retry(job) else ""
     archived = archived_original(job, settings) if job.state == JobState.ARCHIVED else None
     original = archived or f"not in {folders.archive} (any more)"
+    settling = _settling(settings, job, events) if job.state == JobState.SETTLING else ""
     sentences = {
-        JobState.SETTLING: _settling(settings, job, events),
+        JobState.SETTLING: settling,
         JobState.WAITING_MASK: (
             f"waits up to {watch.mask_wait_s:g} s for a mask"
             if time.time() < job.updated + watch.mask_wait_s

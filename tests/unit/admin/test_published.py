@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from backfire import config
-from backfire.admin.explain import reports_of
+from backfire.admin.explain import explain, reports_of
 from backfire.admin.published import how_made, other_weights
 from backfire.errors import ConfigError
 from backfire.files import durable
@@ -141,6 +141,18 @@ def test_a_result_that_was_put_in_place_by_hand_is_known_with_its_reports(home: 
     assert reports_of(job, home.settings) == both
     (reports / "me.png.json").write_text(json.dumps(receipt | by_hand | {"input_sha256": "5" * 64}))
     assert reports_of(job, home.settings) == []  # it is of another original
+
+
+def test_what_is_done_is_explained_without_a_look_into_the_inbox(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("the inbox is not looked into")
+
+    monkeypatch.setattr("backfire.files.inbox.scan_beside", refused)
+    with Reader(home.settings.folders.database) as store:
+        told = explain(published(home), home.settings, home.base / "config.yaml", store)
+    assert "desk/me.png: is done; the result is" in told.waits_for
 
 
 @pytest.fixture
