@@ -330,7 +330,6 @@ def test_receipt_and_sheet_have_the_name_of_the_result_whose_extension_changes(
     assert "b.png: exists already" in str(again.exception)
 
 
-@pytest.mark.parametrize("where", ["a.png/out/b.png", "sealed/b.png", "a.png/out"])
 def test_a_format_that_is_not_written_is_refused_before_a_folder_is_made(desk: Path) -> None:
     command = ["protect", str(desk / "a.png"), "-o", str(desk / "new" / "x.gif")]
     told = CliRunner().invoke(app, command)
@@ -339,6 +338,7 @@ def test_a_format_that_is_not_written_is_refused_before_a_folder_is_made(desk: P
     assert not (desk / "new").exists()
 
 
+@pytest.mark.parametrize("where", ["a.png/out/b.png", "sealed/b.png", "a.png/out"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_optimised(
     desk: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
