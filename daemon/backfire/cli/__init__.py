@@ -15,7 +15,7 @@ class Output(io.FileIO):
     It is not left to `OSError`: of the errors of all files only this one has nothing to do with the pictures.
     """
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write some bytes.
 
         Raises:
