@@ -119,9 +119,9 @@ def protect(
     from backfire.pipeline import protect as pipeline
 
     data, source, used, _ = _opened(picture, mask, name, settings)
-    _require_read(mask, source, used)
-    if attempt is not None:
+    if attempt is not None:  # its masks lie beside the picture; nobody named them
         return pipeline.protect(data, source, used, progress=progress, **vars(attempt))
+    _require_read(mask, source, used)
     with _asking_for_mask():
         return pipeline.protect(data, source, used, progress=progress, **vars(Attempt()))
 

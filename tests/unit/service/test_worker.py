@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from backfire import config
 from backfire.config import Settings
 from backfire.errors import Code, ConfigError
 from backfire.service.worker.child import worked
@@ -27,6 +28,7 @@ from backfire.service.worker.protocol import (
     write_result,
 )
 from backfire.types import Job, JobState, Verdict
+from benchmarks.soak import png
 
 JOB = Job(7, b"p.png", JobState.RUNNING, lease=2)
 FINISHED = Finished(
@@ -76,6 +78,18 @@ def test_what_the_settings_alone_are_to_blame_for_is_no_fault_of_the_picture(tmp
     outcome = worked(order, Unused(), refusing)
     assert isinstance(outcome, Hindered)
     assert (outcome.code, outcome.message) == (Code.MODEL, "verify.held_out: got copied")
+
+
+def test_a_mask_beside_a_picture_is_left_where_masks_are_not_read(tmp_path: Path) -> None:
+    """Nobody named it, so that it is no mistake in the settings, for which the worker would pause."""
+    (tmp_path / "input").write_bytes(png("p.png"))
+    (tmp_path / "mask-0").write_bytes(png("p.mask.png"))
+    sections = {"detectors": ["metadata"], "none_found": "pass"}
+    settings = config.parse({"folders": {"inbox": "inbox"}, "regions": sections}, base=tmp_path)
+    order = Order(7, 2, tmp_path, "p.png", (("p.mask.png", "mask-0"),), settings)
+    outcome = worked(order, Unused())
+    assert isinstance(outcome, Finished), outcome
+    assert outcome.verdict is Verdict.UNPROTECTED
 
 
 def test_what_a_worker_logs_is_json_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
