@@ -325,6 +325,50 @@ def test_a_file_that_is_open_for_writing_is_not_removed_under_its_writer(tmp_pat
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"p.png": b"a newer picture"}
 
 
+def test_a_file_that_is_open_for_writing_has_its_name_while_it_is_read(tmp_path: Path) -> None:
+    """It would be missing at every try again, and a program that saves it would find none."""
+    (tmp_path / "p.png").write_bytes(b"original")
+    missing = []
+    stop = durable.on_heartbeat(lambda: missing.append(not (tmp_path / "p.png").exists()))
+    with (tmp_path / "p.png").open("r+b"), pytest.raises(PublishError, match="open for writing"):
+        outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY)
+    stop()
+    assert missing == [False]
+
+
+@pytest.mark.parametrize("content", [b"original", b"edited"])
+def test_what_a_program_replaces_while_it_has_it_open_is_not_taken_for_a_new_picture(
+    tmp_path: Path, content: bytes
+) -> None:
+    """Its content is archived, unless it was edited: then this file may be all there is of it."""
+    (tmp_path / "p.png").write_bytes(b"original")
+    (tmp_path / "new").write_bytes(b"a newer picture")
+    opened = []
+
+    def rename(real: Any, *given: Any, **more: Any) -> None:
+        """The program opens the file at the last moment."""
+        opened.append((tmp_path / "p.png").open("r+b"))
+        opened[0].write(content)
+        opened[0].flush()
+        real(*given, **more)
+
+    def meanwhile() -> None:
+        if (tmp_path / "new").exists():
+            (tmp_path / "new").replace(tmp_path / "p.png")
+
+    stop = durable.on_heartbeat(meanwhile)
+    with calling("rename", rename):
+        gone = outbox.remove(tmp_path, b"p.png", sha256=sha(b"original"), key=KEY)
+    stop()
+    opened[0].close()
+    found = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    newer = {"p.png": b"a newer picture"}
+    if content == b"original":
+        assert (gone, found) == (True, newer)
+    else:
+        assert (gone, found) == (False, newer | {"p.01234567.png": b"editedal"})
+
+
 def test_a_file_renamed_over_the_original_at_the_last_moment_survives(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"original")
     (tmp_path / "new").write_bytes(b"a newer picture")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from backfire.errors import PublishError
 from backfire.files import durable, inbox, safe_paths
@@ -17,6 +18,10 @@ from backfire.types import shown
 
 Meant = Callable[[int, bytes], bool]
 """Whether a name in a folder, given by its descriptor, is that of the intended file."""
+
+
+class _StillWritten(PublishError):
+    """A file has the intended content, and a process on this machine has it open for writing."""
 
 
 def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
@@ -30,10 +35,18 @@ def remove(root: Path, path: bytes, *, sha256: str, key: str) -> bool:
     Raises:
         PublishError: no permission, or a process on this machine has the file open for writing.
     """
+
+    def meant(inside: int, one: bytes) -> bool:
+        return _has_content(inside, one, sha256, path)
+
     with explained(root, path):
         try:
             with safe_paths.folder_of(root, path) as (folder, name):
-                return _unlink(folder, name, key, lambda inside, one: _has_content(inside, one, sha256, path))
+                _clear(folder, leaving_as(name, key), name, key, meant)  # a crash may have left it
+                # Asked before it is renamed, or it would be missing while it is hashed, at every try again.
+                if _is_being_written(folder, name) and not meant(folder, name):
+                    return False
+                return _unlink(folder, name, key, meant)
         except FileNotFoundError:  # its folder went too
             return True
 
@@ -154,23 +167,36 @@ def _has_content(folder: int, name: bytes, sha256: str, path: bytes) -> bool:
     """Whether `name` is a regular file with this content; anything else is not read.
 
     Raises:
-        PublishError: it is, and a process on this machine has it open for writing and may save a new one.
+        _StillWritten: it is, and a process on this machine has it open for writing and may save a new one.
     """
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return False
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with _opened(folder, name) as file:
+        if file is None:
             return False
-        is_being_written = inbox.is_being_written(descriptor)  # asked first: it may be closed meanwhile
+        is_being_written = inbox.is_being_written(file.fileno())  # asked first: it may be closed meanwhile
         if durable.digest(file) != sha256:
             return False
     if is_being_written:
-        raise PublishError(
+        raise _StillWritten(
             f"{shown(path)}: another program has it open for writing; close it there, it is tried again"
         )
     return True
+
+
+def _is_being_written(folder: int, name: bytes) -> bool:
+    with _opened(folder, name) as file:
+        return file is not None and inbox.is_being_written(file.fileno())
+
+
+@contextmanager
+def _opened(folder: int, name: bytes) -> Iterator[BinaryIO | None]:
+    """A regular file; None for anything else, and where it cannot be opened."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        yield None
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        yield file if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def _unlink(folder: int, name: bytes, key: str, meant: Meant) -> bool:
@@ -193,6 +219,13 @@ def _clear(folder: int, aside: bytes, name: bytes, key: str, meant: Meant) -> bo
     is_meant = False
     try:
         is_meant = meant(folder, aside)
+    except _StillWritten:
+        # A file that was saved under its name meanwhile would have replaced it, together with what its writer
+        # may add. With another name it would be taken for a new picture.
+        newer = _status(folder, name)
+        is_meant = newer is not None and stat.S_ISREG(newer.st_mode)
+        if not is_meant:
+            raise
     finally:  # also where nobody can tell, so that its owner finds it under its name
         if not is_meant:
             _name_again(folder, aside, name, key)
