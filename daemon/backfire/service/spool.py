@@ -20,8 +20,11 @@ from backfire.types import shown
 
 PROOF_BYTES = 32 << 10
 """The most bytes of a checksum file that are read: more than a path and a digest in two bytes a letter."""
-DIGEST = re.compile(r"^(?:\\?|SHA2?-?256 ?\(.*\) ?= ?)([0-9a-f]{64})\b", re.IGNORECASE | re.MULTILINE)
-"""A line of a checksum file: digest first, after a backslash for names with one, or last, as BSD has it."""
+DIGEST = re.compile(
+    r"^\\?(?:SHA2?-?256(?: ?\(.*\) ?= ?| +)|Hash *: )?([0-9a-f]{64})\b", re.IGNORECASE | re.MULTILINE
+)
+"""A line of a checksum file: digest first, or last, as BSD has it, both after a backslash for names with one;
+or in a row of the table or the list as which PowerShell shows it."""
 
 
 class Copies(NamedTuple):

@@ -100,6 +100,14 @@ def test_a_checksum_must_match(house: Callable[..., House]) -> None:
     assert home.files("inbox") == {}
 
 
+LIST = "\r\n\r\nAlgorithm : {}\r\nHash      : {}\r\nPath      : C:\\p.png\r\n\r\n"
+TABLE = (
+    "\r\nAlgorithm       Hash                            Path\r\n"
+    "---------       ----                            ----\r\n{:<16}{}       C:\\p.png\r\n\r\n"
+)
+"""What PowerShell writes of an object, narrower than it is."""
+
+
 def test_a_checksum_is_read_as_programs_write_it(house: Callable[..., House]) -> None:
     home = house(watch={**SOON, "proof": "sha256"})
     digest = hashlib.sha256(png("p")).hexdigest()
@@ -108,13 +116,18 @@ def test_a_checksum_is_read_as_programs_write_it(house: Callable[..., House]) ->
         "binary": f"{digest} *binary.png\r\n".encode(),
         "bom": b"\xef\xbb\xbf" + digest.encode(),
         "bsd": f"SHA256 ({'0' * 64}.png) = {digest}\n".encode(),
+        "bsd\\backslash": f"\\SHA256 (bsd\\\\backslash.png) = {digest}\n".encode(),
         "certutil": f"SHA256 hash of certutil.png:\r\n{digest}\r\nCertUtil: done\r\n".encode(),
         "openssl": f"SHA2-256(openssl.png)= {digest}\n".encode(),
         "powershell": (digest.upper() + "\r\n").encode("utf-16"),
+        "powershell-list": LIST.format("SHA256", digest.upper()).encode("utf-16"),
+        "powershell-table": TABLE.format("SHA256", digest.upper()).encode("utf-16"),
         "with\\backslash": f"\\{digest}  with\\\\backslash.png\n".encode(),
         "wrong-none": b"",
         "wrong-other": f"SHA256 ({digest}) = {'0' * 64}\n".encode(),
         "wrong-short": digest[:-1].encode(),
+        "wrong-list": LIST.format("SHA512", digest * 2).encode(),
+        "wrong-table": TABLE.format("SHA512", digest * 2).encode(),
         "wrong-sha512": f"{digest}{digest}  wrong-sha512.png\n".encode(),
     }
     for name, proof in written.items():
@@ -125,7 +138,9 @@ def test_a_checksum_is_read_as_programs_write_it(house: Callable[..., House]) ->
     told = {job.name: str(job.message) for job in home.service.jobs.store.jobs() if job.code == "checksum"}
     assert set(told) == {f"{name}.png" for name in written if name.startswith("wrong")}
     without = [name for name, message in told.items() if "without a SHA-256, expected" in message]
-    assert sorted(without) == ["wrong-none.png", "wrong-sha512.png", "wrong-short.png"]
+    assert sorted(without) == [
+        *("wrong-list.png", "wrong-none.png", "wrong-sha512.png", "wrong-short.png", "wrong-table.png")
+    ]
     assert "its checksum file says 000000000000…" in told["wrong-other.png"]
 
 
