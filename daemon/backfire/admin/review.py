@@ -241,7 +241,7 @@ def _held(store: Reader, job: Job, settings: Settings) -> Held:
     folder, ignore = settings.folders.review, settings.watch.ignore
     place = outbox.find(folder, job.path, key=job.key or "", sha256=job.input_sha256 or "")
     picture = None if place is None else folder / os.fsdecode(place)
-    spools, key = settings.folders.state / "spool", job.key or ""
+    spools, key = settings.folders.spool, job.key or ""
     spool = Spool(spools / str(job.id))
     own = {name: outbox.find(folder, name, key=key, sha256=sha256) for name, sha256, _ in spool.extras()}
     known = not job.mask_sha256 or bool(spool.files())  # otherwise nobody can tell which masks are its own

@@ -35,6 +35,11 @@ class Folders(Section):
         """The file of the job database."""
         return self.state / DATABASE
 
+    @property
+    def spool(self) -> Path:
+        """The folder of the jobs' private folders, which is made once the database has a job."""
+        return self.state / "spool"
+
     def named(self) -> dict[str, Path]:
         """All folders by the names of their settings."""
         return {name: getattr(self, name) for name in type(self).model_fields}

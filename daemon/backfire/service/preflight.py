@@ -20,6 +20,7 @@ from backfire.files.locks import TAKEN, is_locked
 from backfire.perturb import methods
 from backfire.provenance import credentials
 from backfire.service.mounts import WRITTEN, moved_out
+from backfire.service.store.messages import missing
 from backfire.service.store.reader import Reader
 from backfire.service.worker import driver
 
@@ -85,6 +86,22 @@ def require_cluster(settings: Settings) -> None:
         )
     if "RAY_AUTH_TOKEN" not in os.environ:
         driver.token_file(settings.cluster)
+
+
+def require_database(settings: Settings) -> None:
+    """Refuse to begin with a new job database in place of one that is gone.
+
+    All results in the spool would be deleted as those of no job, and the old database could not be put back
+    without losing what the new one recorded.
+
+    Raises:
+        StoreError: it is gone or empty.
+        UnavailableError: nobody can tell.
+    """
+    database, spool = settings.folders.database, settings.folders.spool
+    is_there = _is_there("database", database) and database.stat().st_size
+    if not is_there and _is_there("spool", spool):
+        raise StoreError(missing(database))
 
 
 def make_folders(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from backfire.service.publisher import Publisher
 from backfire.service.worker.cluster import Cluster
 from backfire.service.worker.protocol import Finished, Order, Place
 from benchmarks import passthrough
+from tests.support import nothing_found
 from tests.support.bugs import about, bug
 from tests.support.house import SOON, Call, House, house
 from tests.support.system import full
@@ -176,6 +177,37 @@ def test_a_database_that_is_gone_under_the_running_daemon_ends_it(house: Make, t
     home.again()
     home.turn(5, times=6)
     assert home.states() == ["archived"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file"])
+def test_a_daemon_does_not_begin_anew_while_results_of_a_lost_database_lie_in_the_spool(
+    house: Make, left: str
+) -> None:
+    """systemd starts it again after the database was moved, and what is held would have been deleted."""
+    home = house(watch=SOON)
+    home.process = nothing_found.process
+    home.drop("held.png")
+    home.turn(5, times=6)
+    assert home.states() == ["review"]
+    home.crash()
+    database, held = home.settings.folders.database, home.files("state/spool")
+    assert held
+    database.rename(home.base / "moved")
+    if left != "nothing":
+        database.touch()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"is gone or empty.* move the file back.*the folder spool"):
+            home.again()
+    assert home.files("state/spool") == held
+    (home.base / "moved").replace(database)
+    home.again()
+    assert (home.states(), home.files("state/spool")) == (["review"], held)
+    home.crash()
+    # Where it is lost, the message names what to do.
+    database.unlink()
+    home.settings.folders.spool.rename(home.base / "away")
+    home.again()
+    assert home.states() == []
 
 
 def test_a_step_that_fails_again_and_again_is_told_by_status_and_a_warning_of_health(house: Make) -> None:

@@ -11,7 +11,11 @@ TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 UNWRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC)
 """The extended codes of a write that failed, which may pass, too: SQLite has none of its own for a quota."""
 
-ANEW = "put a backup in its place or none: pictures still in the inbox are taken in again"
+ANEW = (
+    "put a backup in its place, or none and move the folder spool beside it away, too: pictures still in the "
+    "inbox are taken in again"
+)
+BACK = f"stop the daemon if it was started again, move the file back, or {ANEW}; then start the daemon"
 
 
 def explain(path: Path, error: Exception, *, waited_s: float) -> tuple[str, bool]:
@@ -58,10 +62,12 @@ def damaged(path: Path, problem: str) -> str:
 
 def gone(path: Path) -> str:
     """The message for a file that was deleted, moved or replaced while it was in use."""
-    return (
-        f"job database {path}: was deleted, moved or replaced while the daemon ran; move it back, {ANEW}; "
-        "then start the daemon"
-    )
+    return f"job database {path}: was deleted, moved or replaced while the daemon ran; {BACK}"
+
+
+def missing(path: Path) -> str:
+    """The message for a file that is missing or empty, though its jobs have left a spool."""
+    return f"job database {path}: is gone or empty, and the results in spool beside it belong to it; {BACK}"
 
 
 def permission() -> str:
