@@ -14,8 +14,8 @@ class Verify(Section):
 
     held_out: tuple[str, ...] = ("flux2-micro",)
     """The held-out editors, which are not optimised against and judge the edit of the region; with [] every
-    editor that judges was optimised against. None may have the weights of a surrogate; flux2-micro is of
-    the same family as flux2-mini, and shares no weights with it."""
+    editor that judges was optimised against. None may have the weights of a surrogate; flux2-micro shares the
+    net of flux2-mini, but neither its encoder nor its decoder."""
     paths: Literal["auto"] | tuple[str, ...] = "auto"
     """The attack paths on which an edit of the region must break, named by the tools in
     docs/concepts/attack-paths.md, such as [iopaint, forge-whole]; each editor is replayed on those that suit

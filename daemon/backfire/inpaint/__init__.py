@@ -169,7 +169,7 @@ BUILT_IN = Registry(
             "backfire.inpaint.encoders:PairInpainter",
             "flux2-micro",
             "latent inpainting on FLUX.2's latents, a smaller student, ours",
-            "2.0 M",
+            "1.0 M + 2.3 M",
             0.4,
             ("encode",),
         ),

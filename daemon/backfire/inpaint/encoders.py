@@ -129,13 +129,19 @@ class PairInpainter(LatentEditor):
     def from_file(cls, name: str, path: Path) -> Self:
         """Load `encoder.*`, `net.*` and `decoder.*` from one safetensors file, as for a built-in editor.
 
+        The network of a file without `net.*` is that of `NET_FILE`.
+
         Raises:
             ModelError: the file is missing, damaged or of another architecture.
         """
         state, digest = read_state(name, path)
         encoder, decoder = (_part(name, path, below(state, role))[0] for role in ("encoder.", "decoder."))
-        net, _ = _net(name, path, below(state, "net."))
-        return cls(name, digest, encoder, net, decoder)
+        net = below(state, "net.")
+        if not net:
+            path = NET_FILE
+            shared, net_sha256 = read_state(name, path)
+            net, digest = below(shared, "net."), _joint([digest, net_sha256])
+        return cls(name, digest, encoder, _net(name, path, net)[0], decoder)
 
 
 def _net(name: str, path: Path, state: State) -> tuple[InpaintNet, int]:
