@@ -15,7 +15,7 @@ class Verify(Section):
     held_out: tuple[str, ...] = ("flux2-micro",)
     """The held-out editors, which are not optimised against and judge the edit of the region; with [] every
     editor that judges was optimised against. None may have the weights of a surrogate; flux2-micro shares the
-    net of flux2-mini, but neither its encoder nor its decoder."""
+    net of flux2-mini, but neither its encoder nor its decoder, and so says nothing of other nets."""
     paths: Literal["auto"] | tuple[str, ...] = "auto"
     """The attack paths on which an edit of the region must break, named by the tools in
     docs/concepts/attack-paths.md, such as [iopaint, forge-whole]; each editor is replayed on those that suit
