@@ -91,6 +91,16 @@ XMP_PLACES = frozenset(
 )
 """The properties of XMP that name places among the stored pixels."""
 
+GENERAL = (
+    "http://ns.adobe.com/",
+    "http://cipa.jp/exif/",
+    "http://iptc.org/std/",
+    "http://ns.useplus.org/",
+    "http://purl.org/dc/",
+)
+"""How the namespaces of XMP begin that hold much else beside a position."""
+
+_MACHINE_TAG = re.compile(rb"\s*([A-Za-z]\w*):\w+\s*=")
 _XMP_ORIENTATION = re.compile(
     rb"(?<!\s)\s*+tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>"
 )
@@ -165,7 +175,7 @@ class Metadata:
             kept = replace(self.bare(), icc=self.icc, cicp=self.cicp, parts=colour)
             return replace(kept, data_mining=self.data_mining, left_out=self.left_out)
         if policy == "strip-gps":
-            main, extended = (packet and _placeless_packet(packet) for packet in (self.xmp, self.extended))
+            main, extended = _placeless_packets(self.xmp, self.extended)
             lost = (self.xmp and not main) or (self.extended and not extended)
             said = ("an XMP packet: it mentions a position that cannot be taken out of it",) if lost else ()
             return replace(
@@ -268,17 +278,36 @@ def _placeless(exif: Directory) -> Directory:
     return found.having({IPTC: (tags.UNDEFINED, record)}) if record else found
 
 
-def _placeless_packet(packet: bytes) -> bytes | None:
-    """An XMP packet without the properties that mention a position; None if it mentions one elsewhere."""
-    if previews.locates(packet):
-        packet = xmp.without(packet, lambda one: previews.locates(one.element))
-    return None if previews.locates(packet) else packet
+def _placeless_packets(*packets: bytes | None) -> list[bytes | None]:
+    """XMP packets without the properties of a position, None for one that mentions one elsewhere, too.
+
+    What shares a namespace with a coordinate goes with it, unless that holds much else: names that nobody
+    here knows give the other coordinates.
+    """
+    found = [one for packet in packets if packet for one in xmp.properties(packet)]
+    named = {one.namespace for one in found if previews.names_place(one.name.encode())}
+    spaces = {space for space in named if space and not space.startswith(GENERAL)}
+
+    def unwanted(one: xmp.Property) -> bool:
+        known = one.namespace in spaces or previews.names_place(one.name.encode())
+        return known or previews.locates(one.element)
+
+    left = [packet and xmp.without(packet, unwanted) for packet in packets]
+    return [None if packet and previews.locates(packet) else packet for packet in left]
 
 
 def _placeless_record(record: bytes) -> bytes:
-    """An IPTC record without the datasets that mention a position."""
-    values = photoshop.datasets(record)
-    return b"".join(one for one in values if not previews.locates(photoshop.value_of(one)))
+    """An IPTC record without the datasets of a position and machine tags that share a prefix with one."""
+    parts = [(one, photoshop.value_of(one)) for one in photoshop.datasets(record)]
+    gone = {value for _, value in parts if previews.locates(value)}
+    prefixes = {_prefix(value) for value in gone} - {None}
+    return b"".join(one for one, value in parts if value not in gone and _prefix(value) not in prefixes)
+
+
+def _prefix(keyword: bytes) -> bytes | None:
+    """The prefix of a machine tag such as geo:lat=48.1; None for any other keyword."""
+    found = _MACHINE_TAG.match(keyword)
+    return found[1].lower() if found else None
 
 
 def _placeless_resources(block: bytes) -> bytes:
@@ -311,4 +340,4 @@ def _placeless_part(part: Part) -> Part | None:
 def _locates(kind: bytes, body: bytes) -> bool:
     """Whether a part says where the picture was taken; of a PNG text, the keyword may be all that tells."""
     keyword, text = body.partition(b"\0")[0], previews.unpacked(kind, body)
-    return is_map(kind, body) or previews.locates(keyword) or previews.locates(text)
+    return is_map(kind, body) or previews.names_place(keyword) or previews.locates(text)

@@ -85,7 +85,22 @@ _HEX_MARKS = re.compile(rb"\\x|0x|[%=,:;-]|" + _GAP)
 _GAPS = re.compile(_GAP)
 
 _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
-_PLACE = re.compile(rb"GPS|Gps|(?<![a-z])gps|(?i:latitude|longitude|geo:lat)")
+
+_QUOTE = rb"(?:[\"']|&(?:quot|apos|#34|#39);)?"
+_DEGREES = rb"\s?(?:\xc2?\xb0|&(?:deg|#176);)"
+_MINUTES = rb"(?:[\d\s.,:'\"\xb4]|\xc2\xb4|\xe2\x80[\x98-\x9d\xb2\xb3]|&(?:quot|apos|#34|#39);)"
+_PLACE = re.compile(
+    rb"GPS|Gps|(?<![a-z])gps"
+    rb"|(?i:latitude|longt?itude|iso.?6709|georss:|geo\.position|geo:(?:lat|lon|lng|alt|pos|[-+]?\d))"
+    # Shorter names are words as well, and count only with a number.
+    rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long|altitude)"
+    + _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d)"
+    # ISO 6709 as videos have it, such as +48.1372+011.5761/
+    rb"|[-+]\d{2,6}(?:\.\d+)?[-+]\d{3,7}(?:\.\d+)?(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"
+    # 48° 08' 13.8" N; without minutes or decimals, binary data would look like it.
+    rb"|\d(?:\.\d{2,}" + _DEGREES + rb"|" + _DEGREES + rb"\s?\d)" + _MINUTES + rb"{0,40}+[NSEWO](?![A-Za-z])"
+)  # fmt: skip
+_PLACE_NAME = re.compile(rb"(?i)lat(?:_?(?:long?|lng))?|long?|lng")
 _CHARSET = re.compile(rb"\A(?:ASCII\0\0\0|UNICODE\0|JIS\0{5}|\0{8})")
 _WORDS = re.compile(r"[^\s,.;:<>\"'()\[\]{}\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+")
 
@@ -110,7 +125,7 @@ def opaque(data: bytes) -> bool:
 
 
 def locates(data: bytes) -> bool:
-    """Whether data hold EXIF with a position, or text that mentions GPS or a latitude, in UTF-8 or UTF-16.
+    """Whether data hold EXIF with a position, or text that mentions GPS or coordinates, in UTF-8 or UTF-16.
 
     Of text nothing more exact would do, since prefixes of XML namespaces are free to choose, and makers of
     cameras and drones have names of their own.
@@ -118,6 +133,11 @@ def locates(data: bytes) -> bool:
     if _PLACE.search(data.replace(b"\0", b"")):
         return True
     return any(_has_position(data[at:]) for at in _tiffs(data))
+
+
+def names_place(name: bytes) -> bool:
+    """Whether the name of a value, without a prefix, is one of coordinates, so that it needs no number."""
+    return _PLACE_NAME.fullmatch(name) is not None or _PLACE.search(name) is not None
 
 
 def cut_from(xmp: bytes) -> bytes | None:

@@ -599,6 +599,74 @@ def test_strip_gps_takes_properties_and_datasets_and_not_the_packet_and_the_reco
     assert about.left_out == ()
 
 
+@pytest.mark.parametrize("prefix", ["geo", "w"])
+@pytest.mark.parametrize("names", ["lat long", "lat lon alt", "lat lng", "long alt", "latitude y z"])
+def test_strip_gps_takes_the_other_coordinates_with_the_one_it_knows(prefix: str, names: str) -> None:
+    space = f'xmlns:{prefix}="http://www.w3.org/2003/01/geo/wgs84_pos#"'
+    values = [(f"{prefix}:{name}", 10 + at) for at, name in enumerate(names.split())]
+    rights = '<dc:rights xmlns:dc="http://purl.org/dc/elements/1.1/">Zoe</dc:rights>'
+    inside = rights + "".join(f"<{name}>{value}.5</{name}>" for name, value in values)
+    attributes = "".join(f' {name}="{value}.5"' for name, value in values)
+    first, second = described(inside, f" {space}"), described(rights, f" {space}{attributes}")
+    for main, extended in ((first, second), (second, first)):
+        about = Metadata(xmp=main, extended=extended).reduced("strip-gps")
+        assert (about.xmp, about.extended) == (described(rights, f" {space}"),) * 2
+        assert about.left_out == ()
+
+
+def test_strip_gps_takes_single_properties_of_a_namespace_that_holds_much_else() -> None:
+    space = ' xmlns:exif="http://ns.adobe.com/exif/1.0/"'
+    about = Metadata(
+        xmp=described("<exif:GPSAltitude>519/1</exif:GPSAltitude><exif:Flash>1</exif:Flash>", space)
+    )
+    assert about.reduced("strip-gps").xmp == described("<exif:Flash>1</exif:Flash>", space)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        ["geo:lat=48.137154", "geo:lon=11.576124"],
+        ["geo:long=11.576124", "geo:lat=48.137154", "geo:alt=519"],
+        ["place:latitude=48.137154", "place:y=11.576124"],
+        ["lat=48.137154", "lng=11.576124"],
+    ],
+)
+def test_strip_gps_takes_all_machine_tags_of_a_position(keywords: list[str]) -> None:
+    def keyword(text: str) -> bytes:
+        return b"\x1c\x02\x19" + struct.pack(">H", len(text)) + text.encode()
+
+    kept = keyword("Melon: 5") + keyword("event:year=2026")
+    record = kept + b"".join(map(keyword, keywords))
+    about = Metadata(photoshop=photoshop.resource(photoshop.IIM, record)).reduced("strip-gps")
+    assert about.photoshop == photoshop.resource(photoshop.IIM, kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "located"),
+    [
+        ("+48.1372+011.5761/", True),
+        ("+48.137154-011.576124+519.000/", True),
+        ("geo:48.137154,11.576124", True),
+        ('{"lat": 48.137154, "lng": 11.576124}', True),
+        ("{&quot;lon&quot;:11.576124}", True),
+        ("<x:long>11.576124</x:long>", True),
+        ("d:AbsoluteAltitude='+519.2'", True),
+        ("48°08'13.8\"N", True),
+        ("48° 08\N{PRIME} 13.8\N{DOUBLE PRIME} N", True),
+        ("48.137154° N, 11.576124° E", True),
+        ("48° 08.231&apos; E", True),
+        ("A long day at high altitude, flat: 20 °C in the North", False),
+        ("2026-12-01T10:11:12+01:00/ a melon: 5", False),
+        ("cut at 45° 12 mm, platform no. 7", False),
+    ],
+)
+def test_coordinates_are_known_by_how_they_are_written(text: str, located: bool) -> None:
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+        assert previews.locates(text.encode(encoding)) is located
+    keyword = Metadata(parts=((b"tEXt", b"lon\x0011.576124"), (b"tEXt", b"Title\x00A quiet day")))
+    assert keyword.reduced("strip-gps").parts == keyword.parts[1:]
+
+
 def test_strip_gps_says_that_a_packet_is_left_out_that_cannot_be_taken_apart() -> None:
     about = Metadata(xmp=described("<a:b>latitude 52")).reduced("strip-gps")
     assert about.xmp is None
