@@ -7,6 +7,7 @@ Specification Part 1 (properties) and Part 3, 1.1.3.1 (extended XMP).
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from xml.parsers import expat
@@ -14,10 +15,17 @@ from xml.parsers import expat
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 NOTE = "http://ns.adobe.com/xmp/note/"
 
+DEEPEST = 64
+"""The most elements within each other that declare namespaces; packets have a few.
+
+Each of them makes the scopes below it larger, and the look-up of a prefix longer.
+"""
+
 _TAG = re.compile(rb"<[^<>\"']*(?:\"[^\"]*\"[^<>\"']*|'[^']*'[^<>\"']*)*>")
 # Without the look behind, a long row of spaces would be read anew from each of them.
 _ATTRIBUTE = re.compile(rb"(?<!\s)\s++([^\s=<>\"']+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 _NUMBER = re.compile(rb"(?<=[\"'>])\d+(?=[\"'<])")
+_PREFIX = re.compile(rb"[<\s]([^\s<>/\"'=:]++):")
 _PADDING = re.compile(rb"(?<!\s)\s{64,}+(?=<\?xpacket end)")
 
 
@@ -110,8 +118,10 @@ def _without(packet: bytes, gone: list[Property]) -> bytes:
 
 
 def _described(one: Property) -> bytes:
+    # Only the namespaces that it uses: all that hold there, for each property, would take quadratic memory.
+    used = {prefix.decode() for prefix in _PREFIX.findall(one.element)} - {"rdf"}
     spaces = "".join(
-        f' xmlns:{prefix}="{uri}"' for prefix, uri in one.scope.items() if prefix not in ("", "rdf", "x")
+        f' xmlns:{prefix}="{one.scope[prefix]}"' for prefix in sorted(used) if prefix in one.scope
     )
     return f'<rdf:Description rdf:about=""{spaces}>'.encode() + one.element + b"</rdf:Description>"
 
@@ -121,7 +131,7 @@ class _Reader:
 
     def __init__(self, packet: bytes) -> None:
         self.packet, self.found = packet, list[Property]()
-        self.open: list[tuple[tuple[str, str], int, dict[str, str]]] = []
+        self.open: list[tuple[tuple[str, str], int, ChainMap[str, str]]] = []
         self.parser = expat.ParserCreate()
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
@@ -131,10 +141,12 @@ class _Reader:
         raise ValueError("a document type")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        scope = self.open[-1][2] if self.open else {}
-        # Elements share one scope unless they declare more: a copy for each would take quadratic memory.
+        scope = self.open[-1][2] if self.open else ChainMap[str, str]()
+        # Elements share what is declared around them: a copy for each would take quadratic memory.
         if new := {key[6:]: uri for key, uri in attributes.items() if key.startswith("xmlns:")}:
-            scope = scope | new
+            if len(scope.maps) > DEEPEST:
+                raise ValueError(f"more than {DEEPEST} elements within each other that declare namespaces")
+            scope = scope.new_child(new)
         at = self.parser.CurrentByteIndex
         self.open.append((_full(name, scope), at, scope))
         if self._level() == (RDF, "Description"):
