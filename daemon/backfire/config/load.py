@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from backfire.config.editors import NO_HOME
 from backfire.config.folders import Folders
-from backfire.config.messages import EXAMPLE, belongs, explain
+from backfire.config.messages import EXAMPLE, belongs, mistakes
 from backfire.config.rules import rules_of
 from backfire.config.settings import Settings
 from backfire.errors import ConfigError
@@ -104,7 +104,7 @@ def parse(data: object, *, base: Path, source: str = "settings") -> Settings:
         absolute = _with_weights(_with_folders(general, base), base)
         settings = Settings.model_validate(absolute, context={"base": base})
     except ValidationError as error:
-        lines = [f"{source}: {explain(problem)}" for problem in error.errors()]
+        lines = [f"{source}: {mistake}" for mistake in mistakes(error)]
         raise ConfigError("\n".join(lines)) from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from backfire.config.renamed import GONE, SETTINGS
 from backfire.config.section import Section, section_in, sections_below
@@ -14,29 +18,68 @@ from backfire.config.settings import Settings
 EXPECTED = {
     **dict.fromkeys(("tuple_type", "list_type", "set_type"), "a list, such as [a, b], also of a single one"),
     **dict.fromkeys(("dict_type", "model_type", "mapping_type"), "settings below it, each as `key: value`"),
-    "path_type": "a path; leave the line out for the default",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    "greater_than_equal": "a number of {ge:g} or more",
+    "path_type": "a path",
     "string_type": "text; put it in quotes if it is a number, a date, or yes or no",
 }
 """What is expected, by the type of mistake, where pydantic's own words speak of Python's types."""
 EXAMPLE = "`backfire init` writes an example"
 """The remedy where a configuration lacks what it needs."""
 
+Location = tuple[int | str, ...]
 
-def explain(problem: Any) -> str:
-    """One mistake that pydantic found, as subject, got, expected and remedy."""
-    location = problem["loc"]
+
+def mistakes(error: ValidationError) -> list[str]:
+    """What pydantic found: a sentence for each wrong value, with subject, got, expected and remedy."""
+    found: dict[Location, list[Any]] = {}
+    for problem in error.errors():
+        found.setdefault(_place(problem["loc"])[0], []).append(problem)
+    # Of a value that may be of several types pydantic tells what each of them lacks. Where one of them has
+    # a mistake within the value, that one is meant.
+    above = {location[:depth] for location in found for depth in range(len(location))}
+    return [_explain(problems) for location, problems in found.items() if location not in above]
+
+
+def _explain(problems: list[Any]) -> str:
+    """What is wrong with one value; there are several problems if it may be of several types."""
+    problem = problems[0]
+    location, section, field = _place(problem["loc"])
     where = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        return unknown_key(where, _valid_keys(location[:-1]), belongs(str(location[-1])))
+        return unknown_key(where, list(section.model_fields), belongs(str(location[-1])))
     if problem["type"] == "missing":
         return f"{where!r} is missing; {EXAMPLE}"
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if problem["type"] == "value_error":
         return message  # our own validators name their subject
     got = "a value" if where == "hooks" else repr(problem["input"])  # it may be an address with a password
-    if problem["type"] in EXPECTED:
-        return f"{where!r}: got {got}, expected {EXPECTED[problem['type']]}"
-    return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
+    if len(problems) == 1 and problem["type"] not in EXPECTED:
+        return f"{where!r}: got {got}; {message[0].lower()}{message[1:]}"
+    expected = " or ".join(
+        EXPECTED[one["type"]].format(**one.get("ctx", {}))
+        if one["type"] in EXPECTED
+        else one["msg"].removeprefix("Input should be ")
+        for one in problems
+    )
+    if problem["type"] == "path_type" and field is not None and not field.is_required():
+        expected += "; leave the line out for the default"
+    return f"{where!r}: got {got}, expected {expected}"
+
+
+def _place(location: Location) -> tuple[Location, type[Section], FieldInfo | None]:
+    """A location without the types that pydantic puts into it, its section, and the field that it names."""
+    model: type[Section] = Settings
+    field, plain, parts = None, list[int | str](), iter(location)
+    for part in parts:
+        plain.append(part)
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is not None:
+            model = sections_below(field.annotation) or model
+            types = set(get_args(field.annotation)) - {type(None)}
+            if get_origin(field.annotation) in (Union, UnionType) and len(types) > 1:
+                next(parts, None)
+    return tuple(plain), model, field
 
 
 def unknown_key(where: str, valid: Collection[str], hint: str = "") -> str:
@@ -81,11 +124,3 @@ def _places(key: str, model: type[Section], above: tuple[str, ...] = ()) -> Iter
             yield *above, name
         if (inner := section_in(field.annotation)) is not None:
             yield from _places(key, inner, (*above, name))
-
-
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: type[Section] = Settings
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = sections_below(model.model_fields[part].annotation) or model
-    return list(model.model_fields)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backfire.config.messages import EXAMPLE, explain, unknown_key
+from backfire.config.messages import EXAMPLE, mistakes, unknown_key
 from backfire.config.protect import resolved
 from backfire.config.settings import RULED, Rule, Settings
 from backfire.errors import ConfigError
@@ -46,7 +46,7 @@ def rules_of(rules: object, general: Mapping[str, Any], base: Path, source: str)
         except ConfigError as error:
             lines.append(f"{source}: rules.{index}: {error}")
         except ValidationError as error:
-            lines += [f"{source}: rules.{index}: {explain(problem)}" for problem in error.errors()]
+            lines += [f"{source}: rules.{index}: {mistake}" for mistake in mistakes(error)]
     if lines:
         raise ConfigError("\n".join(lines))
     return tuple(checked.values())
@@ -83,16 +83,28 @@ def _overlaid(rule: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, 
     return {name: _laid_over(dict(general.get(name) or {}), sections[name]) for name in RULED}
 
 
-def _joined(section: str, some: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(
+    section: str, some: Mapping[str, Any], more: Mapping[str, Any], below: str = ""
+) -> dict[str, Any]:
     """What a rule sets of a section, in it and by keys that stand alone.
+
+    Args:
+        section: its name.
+        some, more: what is set in either way.
+        below: the key within the section of which they are the values, with a point at its end.
 
     Raises:
         ConfigError: a key stands in both ways, of which only one could count.
     """
+    inner = {}
     for key in some.keys() & more.keys():
-        if not (isinstance(some[key], Mapping) and isinstance(more[key], Mapping)):
-            raise ConfigError(f"{key!r}: stands alone and in {section!r}; leave one of them")
-    return _laid_over(some, more)
+        one, other, name = some[key], more[key], f"{below}{key}"
+        if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+            raise ConfigError(
+                f"'{section}.{name}': is set in {section!r} and as {name!r} alone; leave one of them"
+            )
+        inner[key] = _joined(section, one, other, f"{name}.")
+    return {**some, **more, **inner}
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,17 +239,44 @@ def test_errors_name_the_key_and_the_remedy(data: dict[str, Any], says: str) -> 
         ({"rules": [{"match": "a", "protect": "strong"}]}, "'protect': got 'strong', expected its settings"),
         (
             {"rules": [{"match": "a", "strength": "strong", "protect": {"strength": "quick"}}]},
-            "'strength': stands alone and in 'protect'; leave one of them",
+            "'protect.strength': is set in 'protect' and as 'strength' alone; leave one of them",
         ),
         (
             {"rules": [{"match": "a", "protect": {"strength": "quick"}, "strength": "strong"}]},
-            "'strength': stands alone and in 'protect'; leave one of them",
+            "'protect.strength': is set in 'protect' and as 'strength' alone; leave one of them",
+        ),
+        (
+            {"rules": [{"match": "a", "faces": {"min_px": 12}, "regions": {"faces": {"min_px": 20}}}]},
+            "'regions.faces.min_px': is set in 'regions' and as 'faces.min_px' alone; leave one of them",
+        ),
+        (
+            {"rules": [{"match": "a", "regions": {"faces": {"min_px": 20}}, "faces": {"min_px": 12}}]},
+            "'regions.faces.min_px': is set in 'regions' and as 'faces.min_px' alone; leave one of them",
+        ),
+        ({"folders": {"inbox": None}}, "settings: 'folders.inbox': got None, expected a path"),
+        ({"folders": {"inbox": "in", "state": 5}}, "expected a path; leave the line out for the default"),
+        ({"verify": {"paths": "x"}}, "'verify.paths': got 'x', expected 'auto' or a list, such as [a, b]"),
+        ({"verify": {"paths": ["a", 5]}}, "'verify.paths.1': got 5, expected text"),
+        ({"cluster": {"actors": 0}}, "'cluster.actors': got 0, expected 'auto' or a number of 1 or more"),
+        ({"cluster": {"actors": "x"}}, "'cluster.actors': got 'x', expected 'auto' or a whole number"),
+        (
+            {"rules": [{"match": "a", "verify": {"paths": 5}}]},
+            "rules.0: 'verify.paths': got 5, expected 'auto' or",
         ),
     ],
 )
 def test_mistakes_are_told_in_the_terms_of_the_file(data: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(says)):
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
         parse({"folders": {"inbox": "in"}, **data})
+    assert "\n" not in str(caught.value)
+    assert ("for the default" in str(caught.value)) is ("for the default" in says)
+
+
+def test_a_rule_may_set_other_keys_of_a_section_alone_and_in_it() -> None:
+    (rule,) = ruled(
+        {"match": "a", "faces": {"min_px": 12}, "regions": {"merge_px": 3, "faces": {"score_min": 0.5}}}
+    ).rules
+    assert (rule.regions.faces.min_px, rule.regions.faces.score_min, rule.regions.merge_px) == (12, 0.5, 3)
 
 
 @pytest.mark.parametrize(
