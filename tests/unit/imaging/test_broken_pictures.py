@@ -29,8 +29,8 @@ from backfire.imaging import containers, decode, encode, formats, isobmff, tags,
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import Metadata
 from tests.support import profiles
+from tests.support.images import exif_with, file, scene
 from tests.unit.imaging.test_formats import DEEP, NAMES, inked
-from tests.unit.imaging.test_images import exif_with, file, scene
 
 LIMIT = 100_000
 SECONDS = 5.0

@@ -16,9 +16,9 @@ from backfire.imaging import TERMS, Picture, containers, decode, demanding, enco
 from backfire.imaging.data_mining import PLUS, VOCABULARY
 from backfire.imaging.heif import heif_ready
 from backfire.imaging.metadata import UUID_XMP, Metadata
+from tests.support.images import file, scene
 from tests.support.programs import tool
 from tests.unit.imaging.test_formats import EXTENSIONS, FORMAT, NAMES
-from tests.unit.imaging.test_images import file, scene
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 WITH_XMP = [kind for kind in NAMES if kind not in ("BMP", "GIF")]

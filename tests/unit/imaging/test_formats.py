@@ -41,10 +41,10 @@ from backfire.perturb.optimiser import Optimised, Optimiser
 from backfire.pipeline.protect import protect
 from backfire.types import Budget, Rgb
 from tests.support import profiles, regions
+from tests.support.images import ICC, box, file, frames, scene
 from tests.support.pictures import mask_picture, photo
 from tests.support.programs import tool
 from tests.support.sandbox import QUICK
-from tests.unit.imaging.test_images import ICC, box, file, frames, scene
 
 LIMIT, LEVELS = 1_000_000, 6
 NAMES = {

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from backfire.config import Sidecars
@@ -43,40 +43,14 @@ from backfire.imaging import (
 from backfire.imaging.decoding import stored
 from backfire.imaging.metadata import Metadata
 from backfire.types import Rgb
+from tests.support.images import COPYRIGHT, ICC, LIMIT, box, chunk, exif_with, file, frames, scene, taken
 from tests.support.pictures import photo
 from tests.support.programs import tool
 
-LIMIT = 1_000_000
 LEVELS = 6
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 LOSSLESS = ("PNG", "TIFF", "WEBP")
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:li>Caf\xc3\xa9</rdf:li></x:xmpmeta>'
-COPYRIGHT = "© Zoë"
-
-
-def scene(height: int = 45, width: int = 67, seed: int = 0) -> Rgb:
-    """Smooth colours with some texture; sides that are no multiple of a JPEG block."""
-    y, x = np.mgrid[:height, :width]
-    planes = np.stack([x * 200 / width + 20, y * 200 / height + 20, (x + y) % 64 * 3], axis=2)
-    noise = np.random.default_rng(seed).normal(0, 3, planes.shape)
-    pixels: Rgb = np.clip(planes + noise, 0, 255).astype(np.uint8)
-    return pixels
-
-
-def file(pixels: NDArray[np.uint8] | Image.Image, kind: str, **options: Any) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    if kind == "WEBP":
-        options = {"lossless": True, "exact": True} | options
-    if isinstance(options.get("exif"), Image.Exif):
-        exif = Image.Exif()
-        exif.load(options["exif"].tobytes())
-        if 0x8298 in exif:
-            exif[0x8298] = exif[0x8298].encode("latin-1")  # Pillow writes text as ASCII
-        options["exif"] = exif
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def opened(data: bytes) -> Image.Image:
@@ -84,16 +58,6 @@ def opened(data: bytes) -> Image.Image:
     if image.format != "TIFF":  # loading a TIFF turns it upright and takes the tag away
         image.load()
     return image
-
-
-def exif_with(orientation: int = 1, *, gps: bool = False) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    exif[0x8298] = COPYRIGHT.encode()
-    exif[0x8769] = {0x9003: "2024:05:06 07:08:09", 0x927C: b"secret of the maker"}
-    if gps:
-        exif[0x8825] = {1: "N", 2: (48.0, 12.0, 30.0)}
-    return exif
 
 
 def with_thumbnail(exif: Image.Exif, thumbnail: bytes) -> bytes:
@@ -110,10 +74,6 @@ def with_thumbnail(exif: Image.Exif, thumbnail: bytes) -> bytes:
     block += struct.pack(f"{order}HHII", 0x0202, 4, 1, len(thumbnail))
     block += struct.pack(f"{order}I", 0) + thumbnail
     return b"Exif\0\0" + bytes(block)
-
-
-def taken(data: bytes, name: str = "a.jpg") -> Picture:
-    return decode(data, name=name, max_pixels=LIMIT)
 
 
 def changed(picture: Picture, kind: str = "sign", seed: int = 1) -> Rgb:
@@ -1198,10 +1158,6 @@ def test_the_format_is_that_of_the_content_and_not_of_the_name() -> None:
     assert taken(file(scene(), "PNG"), name="liar.jpg").format == "PNG"
 
 
-def frames() -> list[Image.Image]:
-    return [Image.fromarray(scene(seed=seed)) for seed in range(3)]
-
-
 @pytest.mark.parametrize(
     ("data", "what"),
     [
@@ -1318,14 +1274,6 @@ def test_a_damaged_png_is_unreadable() -> None:
 
 
 # ---- files that are complete, though something about them is odd
-
-
-def box(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body) + 8) + kind + body
-
-
-def chunk(kind: bytes, body: bytes, *, flaw: int = 0) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ flaw)
 
 
 def odd_next_page(at: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from backfire.imaging import tags
 from backfire.imaging.tags import CAMERA, GPS, MAKER_NOTE, Directory
-from tests.unit.imaging.test_images import exif_with
+from tests.support.images import exif_with
 
 ORDERS = ("<", ">")
 

@@ -11,7 +11,7 @@ from backfire import imaging
 from backfire.config import Folders, Protect, Regions, Settings, Verify
 from backfire.detectors import Source
 from backfire.pipeline.protect import protect
-from tests.unit.imaging.test_images import file, scene
+from tests.support.images import file, scene
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

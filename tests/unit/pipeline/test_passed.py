@@ -17,8 +17,8 @@ from backfire.detectors import Source
 from backfire.errors import BudgetExceeded
 from backfire.pipeline.protect import protect
 from backfire.types import Verdict
+from tests.support.images import file, scene
 from tests.support.receipts import require_documented
-from tests.unit.imaging.test_images import file, scene
 
 
 def settings(folder: Path, kind: Any) -> Settings:

@@ -26,11 +26,11 @@ from backfire.imaging import containers, decode, encode, previews
 from backfire.provenance import Area, Original, Policy, Statement, Work, credentials, signing
 from backfire.types import Box
 from tests.support.authority import STAMPS, Authority, Wanted, actions, active, by_camera, read
+from tests.support.images import file, scene
 from tests.support.pictures import encoded, photo
 from tests.support.sandbox import wait_for
 from tests.unit.imaging.test_data_mining import RDF
 from tests.unit.imaging.test_formats import DEEP, FORMAT
-from tests.unit.imaging.test_images import file, scene
 
 WORK = Work((Area(Box(10, 20, 60, 70), ("face", "logo")),), 8, "implant", 40)
 STATEMENT = Statement("a.jpg", WORK)
