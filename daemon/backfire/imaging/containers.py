@@ -27,7 +27,7 @@ def is_complete(data: bytes, kind: str) -> bool:
     """Whether the file ends as its format requires. Always true of a TIFF, which `tiff.check` examines."""
     match kind:
         case "JPEG":
-            return _jpeg_ends(data)
+            return _jpeg_end(data) > 0
         case "PNG":
             return any(chunk == b"IEND" for chunk, _ in png_chunks(data))
         case "WEBP":
@@ -59,6 +59,22 @@ def is_cut_short(data: bytes | mmap, kind: str) -> bool:
     return False
 
 
+def behind(data: bytes, kind: str) -> bytes:
+    """What follows the end of a JPEG, PNG, WebP or GIF, such as a phone's video; empty for other formats."""
+    match kind:
+        case "JPEG":
+            end = _jpeg_end(data)
+        case "PNG":
+            end = 8 + sum(12 + len(body) for _, body in png_chunks(data))
+        case "WEBP":
+            end = 8 + int.from_bytes(data[4:8], "little")
+        case "GIF":
+            end = next((at for kind, at, _ in gif_blocks(data) if kind == b";"), len(data))
+        case _:
+            end = len(data)
+    return data[end:]
+
+
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Type and body of each chunk of a PNG, up to the first that is incomplete."""
     view, at = memoryview(data), 8
@@ -84,16 +100,16 @@ def has_c2pa(data: bytes, kind: str) -> bool:
         case "HEIF" | "AVIF":
             return any(name == b"uuid" and body[:16] == C2PA_UUID for name, body in boxes(data))
         case "WEBP":
-            return any(chunk == b"C2PA" for chunk in _riff_chunks(data))
+            return any(chunk == b"C2PA" for chunk in riff_chunks(data))
         case "GIF":
             return b"\x21\xff\x0bC2PA_GIF" in data
     return False
 
 
-def _riff_chunks(data: bytes) -> Iterator[bytes]:
+def riff_chunks(data: bytes) -> Iterator[bytes]:
     """The kinds of a WebP's chunks."""
-    at = 12
-    while at + 8 <= len(data):
+    at, end = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while at + 8 <= end:
         yield data[at : at + 4]
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + size + size % 2
@@ -101,7 +117,7 @@ def _riff_chunks(data: bytes) -> Iterator[bytes]:
 
 def is_lossless_webp(data: bytes) -> bool:
     """Whether the picture of a WebP, if it is not animated, was coded without losses."""
-    return any(chunk == b"VP8L" for chunk in _riff_chunks(data))
+    return any(chunk == b"VP8L" for chunk in riff_chunks(data))
 
 
 def sound_png(data: bytes) -> tuple[bytes, list[str]]:
@@ -177,16 +193,16 @@ _FILLED = re.compile(rb"\xff++([^\x00\xd0-\xd7])")
 """The same after any number of fill bytes, as between segments (T.81, B.1.1.2)."""
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG has its end marker; segments are skipped, since an embedded thumbnail has one too."""
+def _jpeg_end(data: bytes) -> int:
+    """Where a JPEG's end marker ends, 0 without one; segments are skipped, as a thumbnail has one too."""
     at = 2
     while marker := _MARKER.search(data, at):
         at = marker.end()
         if marker[1] == b"\xd9":
-            return True
+            return at
         if marker[1] not in (b"\x01", b"\xd8"):
             at += int.from_bytes(data[at : at + 2], "big")
-    return False
+    return 0
 
 
 def _jpeg_pixels(data: bytes | mmap) -> int:
@@ -224,13 +240,13 @@ def _jpeg2000_ends(data: bytes) -> bool:
 
 def _gif_ends(data: bytes) -> bool:
     """Whether the blocks of a GIF lead to its trailer; what follows it does not count."""
-    return any(kind == b";" for kind, _, _ in _gif_blocks(data))
+    return any(kind == b";" for kind, _, _ in gif_blocks(data))
 
 
 def gif_texts(data: bytes) -> tuple[bytes, bytes]:
     """The XMP of a GIF, and its comments, one a line; empty where it has none."""
     packet, comments = b"", bytearray()
-    for kind, start, end in _gif_blocks(data):
+    for kind, start, end in gif_blocks(data):
         blocks = data[start:end]
         if kind == b"!\xfe":
             comments += _gif_joined(blocks) + b"\n"
@@ -251,7 +267,7 @@ def _gif_joined(blocks: bytes) -> bytes:
     return bytes(joined)
 
 
-def _gif_blocks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def gif_blocks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Introducer and label of each block of a GIF, and where its sub-blocks start and end."""
     at = 13 + _gif_colours(data, 10)
     while at < len(data):

@@ -2,7 +2,7 @@
 
 Left out are EXIF thumbnails, maker notes with a preview, XMP thumbnails, Photoshop's thumbnail and layers,
 and further pictures of the file. A C2PA manifest is left out too, since its signature would no longer
-match. Broken EXIF is dropped; the picture is not refused because of it.
+match. Broken EXIF is dropped, and named; the picture is not refused because of it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import Any
 
 from PIL import Image
 
-from backfire.imaging import cleaning, containers, isobmff, previews, tags
+from backfire.imaging import cleaning, containers, isobmff, previews, tags, uncarried
 from backfire.imaging.metadata import (
     C2PA,
     ELSEWHERE,
     EXTENDED_DIGEST,
     EXTENDED_XMP,
     ICC,
+    JPEG_XR,
+    LAYERS,
     ORIENTATION,
     PHOTOSHOP,
     PNG_CARRIED,
     RESOLUTION,
     STORAGE,
+    SUBFILES,
     UUID_EXIFS,
     UUID_XMP,
     XMP,
@@ -48,11 +51,10 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
     found = Metadata(
         icc=_bytes(info.get("icc_profile")),
         xmp=_bytes(info.get("xmp")) or _bytes(info.get("XML:com.adobe.xmp")),
-        exif=_exif(_bytes(info.get("exif"))),
         dpi=_dpi(info.get("dpi")),
+        left_out=(*((C2PA,) if containers.has_c2pa(data, kind) else ()), *uncarried.parts(data, kind)),
     )
-    if containers.has_c2pa(data, kind):
-        found = replace(found, left_out=(C2PA,))
+    found = _with_exif(found, _bytes(info.get("exif")))
     match kind:
         case "JPEG":
             found = _with_segments(found, data)
@@ -77,7 +79,9 @@ def read(image: Image.Image, data: bytes, kind: str) -> Metadata:
 def of_tiff(first: Directory) -> Metadata:
     """The metadata in the first directory of a TIFF file."""
     exif = first.without(STORAGE | {XMP, PHOTOSHOP, ICC, C2PA_TAG})
-    said = (C2PA,) if C2PA_TAG in first.entries else ()
+    hidden = [tag for tag in (SUBFILES, LAYERS, JPEG_XR) if tag in first.entries]
+    said = [C2PA] if C2PA_TAG in first.entries else []
+    said += [f"the tag {tag}: it could hold the unprotected picture" for tag in hidden]
     resolution = [first.raw(tag) for tag in RESOLUTION[:2]]
     dpi = None
     if (
@@ -88,7 +92,7 @@ def of_tiff(first: Directory) -> Metadata:
         scale = 2.54 if first.number(RESOLUTION[2], 2) == 3 else 1.0
         dpi = _dpi([above * scale / below if below else 0 for above, below in pairs])
     icc, packet, resources = (first.raw(tag) for tag in (ICC, XMP, PHOTOSHOP))
-    return _clean(Metadata(exif=exif, icc=icc, xmp=packet, photoshop=resources, dpi=dpi, left_out=said))
+    return _clean(Metadata(exif=exif, icc=icc, xmp=packet, photoshop=resources, dpi=dpi, left_out=(*said,)))
 
 
 def _clean(found: Metadata) -> Metadata:
@@ -99,7 +103,7 @@ def _clean(found: Metadata) -> Metadata:
         exif = exif.without({ORIENTATION})
     strange = ", ".join(map(str, _strange(exif)[:MOST_NAMED]))
     said = [f"the tags {strange}: their types are unknown"] if strange else []
-    left_out = (*found.left_out, *said)
+    left_out = tuple(dict.fromkeys((*found.left_out, *said)))
     found = cleaning.without_stale(replace(found, exif=exif, packets=packets, left_out=left_out))
     return cleaning.without_pictures(found)
 
@@ -120,14 +124,14 @@ def _trimmed(packet: bytes | None) -> bytes | None:
     return packet if b"\0" in bare else bare or None
 
 
-def _exif(block: bytes | None) -> Directory:
-    """The tags of an EXIF block; none if it is broken."""
+def _with_exif(found: Metadata, block: bytes | None) -> Metadata:
+    """The metadata with the tags of an EXIF block in place of others; with none if it is broken."""
     if block is None:
-        return Directory()
+        return found
     try:
-        return tags.parse(block.removeprefix(b"Exif\0\0"))
+        return replace(found, exif=tags.parse(block.removeprefix(b"Exif\0\0")))
     except ValueError:
-        return Directory()
+        return replace(found, exif=Directory(), left_out=(*found.left_out, "EXIF: it cannot be read"))
 
 
 def _with_segments(found: Metadata, data: bytes) -> Metadata:
@@ -164,7 +168,7 @@ def _with_chunks(found: Metadata, data: bytes) -> Metadata:
 
 def _with_profile(found: Metadata, profile: bytes) -> Metadata:
     if profile.startswith((b"Exif\0\0", b"II", b"MM")):
-        return replace(found, exif=found.exif or _exif(profile))
+        return found if found.exif else _with_exif(found, profile)
     if b"<" in profile and not profile.startswith(previews.RAW_PROFILE):  # that could not be unpacked
         return replace(found, xmp=found.xmp or profile)
     return replace(found, left_out=(*found.left_out, "a raw profile in a PNG text: it cannot be read"))
@@ -195,9 +199,11 @@ def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:
     Its orientation is replaced by the container's, which is the one that readers obey.
     """
     block = next(items.of_kind(b"Exif"), None)
-    orientation = (tags.SHORT, [found.orientation])
-    exif = found.exif if block is None else _exif(block[4 + int.from_bytes(block[:4], "big") :])
-    exif = exif.having({ORIENTATION: orientation}) if found.orientation != 1 else exif.without({ORIENTATION})
+    orientation = found.orientation
+    if block is not None:
+        found = _with_exif(found, block[4 + int.from_bytes(block[:4], "big") :])
+    exif = found.exif.without({ORIENTATION})
+    exif = exif.having({ORIENTATION: (tags.SHORT, [orientation])}) if orientation != 1 else exif
     return replace(found, exif=exif)
 
 
@@ -213,7 +219,7 @@ def _with_boxes(found: Metadata, data: bytes) -> Metadata:
     for kind, view in containers.boxes(data):
         body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
         if kind == b"uuid" and body.startswith(UUID_EXIFS):
-            found = replace(found, exif=found.exif or _exif(body[16:]))
+            found = found if found.exif else _with_exif(found, body[16:])
         elif kind == b"uuid" and body.startswith(UUID_XMP):
             found = replace(found, xmp=body[16:])
         elif kind in (b"uuid", b"xml "):

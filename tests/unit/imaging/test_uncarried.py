@@ -1,0 +1,107 @@
+"""What the receipt names of a file's parts that no published file holds."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from backfire.imaging import decode, encode
+from tests.support.images import ICC, LIMIT, box, chunk, exif_with, file, scene, taken
+
+WHY = "nothing of these kinds is carried"
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def png_with(*kinds: bytes) -> bytes:
+    plain = file(scene(), "PNG")
+    return plain[:33] + b"".join(chunk(kind, b"\1\1\1") for kind in kinds) + plain[33:]
+
+
+def webp_with(kind: bytes, body: bytes) -> bytes:
+    data = file(scene(), "WEBP", exif=exif_with(), icc_profile=ICC) + kind + struct.pack("<I", 4) + body
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+SEGMENTS = b"".join(
+    segment(*one)
+    for one in [
+        (0xE2, b"MPF\0" + bytes(9)), (0xE3, b"_JPSJPS_"), (0xE5, b"RMETA\0"), (0xEC, b"Ducky\0\1"),
+        (0xE0, b"JFXX\0\x10"), (0xEB, b"HDR_RI ver=11"), (0xFE, b"a comment"),
+    ]
+)  # fmt: skip
+NAMED = "APP2 MPF, APP3 _JPSJPS_, APP5 RMETA, APP12 Ducky, APP0 JFXX, APP11 HDR_RI ver=11"
+VIDEO = b"a video\0\0"
+PARTS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "JPEG": (lambda: file(scene(), "JPEG", extra=SEGMENTS) + VIDEO, f"{NAMED}, 7 bytes behind the picture"),
+    "PNG": (
+        lambda: png_with(b"sBIT", b"bKGD", b"sCAL", b"xyZZ") + VIDEO,
+        "sBIT, bKGD, sCAL, xyZZ, 7 bytes behind the picture",
+    ),
+    "WEBP": (lambda: webp_with(b"ODDS", b"odds") + VIDEO, "ODDS, 7 bytes behind the picture"),
+    "GIF": (
+        lambda: file(scene(), "GIF")[:-1] + b"\x21\xff\x0bICCRGBG1012\1a\0;" + VIDEO,
+        "ICCRGBG1012, 7 bytes behind the picture",
+    ),
+    "JPEG2000": (lambda: file(scene(), "JPEG2000") + box(b"jp2i", b"rights"), "jp2i"),
+    "AVIF": (lambda: file(scene(), "AVIF") + box(b"mpvd", VIDEO), "mpvd"),
+    "HEIF": (lambda: file(scene(), "HEIF") + box(b"mpvd", VIDEO), "mpvd"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_that_are_never_carried_are_named_whatever_they_are(kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    made, names = PARTS[kind]
+    data = made()
+    assert taken(data).metadata.left_out == (f"the file's parts {names}: {WHY}",)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "JPEG2000", "AVIF", "HEIF", "TIFF", "BMP"])
+def test_of_a_file_that_is_carried_whole_nothing_is_named(kind: str, mode: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    image = Image.fromarray(scene()).convert("RGB" if kind == "JPEG" and mode == "RGBA" else mode)
+    told: dict[str, Any] = (
+        {} if kind in ("GIF", "BMP", "JPEG2000") else {"exif": exif_with(6), "dpi": (300, 300)}
+    )
+    picture = taken(file(image, kind, **told))
+    assert picture.metadata.left_out == ()
+    again = taken(encode(picture, picture.rgb, levels=6).data)
+    assert again.metadata.left_out == ()
+
+
+def test_further_pictures_of_a_heic_are_named() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    made = heif.from_pillow(Image.fromarray(scene()))
+    made.add_from_pillow(Image.fromarray(scene(seed=1)))
+    buffer = io.BytesIO()
+    made.save(buffer, quality=90)
+    picture = decode(buffer.getvalue(), name="a", max_pixels=LIMIT, frames="first")
+    assert picture.metadata.left_out == (f"the file's parts item hvc1: {WHY}",)
+
+
+def test_thousands_of_odd_parts_are_counted() -> None:
+    kinds = [bytes((97, 98, one, two)) for one in range(65, 91) for two in range(65, 91)]
+    (said,) = taken(png_with(*kinds)).metadata.left_out
+    assert said.endswith(f" abAT and 656 more: {WHY}")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_broken_exif_is_named(kind: str) -> None:
+    picture = taken(file(scene(), kind, exif=b"Exif\0\0no directory"))
+    assert picture.metadata.left_out == ("EXIF: it cannot be read",)
+
+
+def test_the_layers_of_a_tiff_are_named() -> None:
+    picture = taken(file(scene(), "TIFF", tiffinfo={37724: b"Adobe Photoshop Document Data Block\0"}))
+    assert picture.metadata.left_out == ("the tag 37724: it could hold the unprotected picture",)
