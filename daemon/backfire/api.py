@@ -290,9 +290,9 @@ def _sidecar(mask: MaskLike, settings: Settings) -> Sidecar:
     if isinstance(mask, bytes):
         return Sidecar("mask", mask)
     if isinstance(mask, np.ndarray):
-        if mask.dtype != np.bool_ or mask.ndim != 2:
+        if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.size:
             got = f"{mask.dtype} of shape {mask.shape}"
-            raise ConfigError(f"mask: got {got}, expected a bool array H,W; True is what is protected")
+            raise ConfigError(f"mask: got {got}, expected a bool array H,W of its picture; True is protected")
         # As a file that these settings read as the array.
         inverted = settings.regions.sidecar.protected == "black"
         return Sidecar("mask", drawing.mask_png(~mask if inverted else mask))

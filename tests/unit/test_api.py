@@ -181,6 +181,8 @@ def test_errors_say_why_an_argument_cannot_be_used(desk: Path) -> None:
         backfire.protect(desk / "missing.png")
     with pytest.raises(ConfigError, match="expected a bool array H,W"):
         backfire.detect(desk / "a.png", mask=np.zeros((128, 160)))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"mask: got bool of shape \(0, 0\), expected a bool array H,W"):
+        backfire.detect(desk / "a.png", mask=np.zeros((0, 0), dtype=np.bool_))
     with pytest.raises(ConfigError, match="did you mean 'iterations'"):
         backfire.protect(desk / "a.png", settings={"protect": {"iteration": 3}})
     with pytest.raises(InputError, match="expected the 160x128"):

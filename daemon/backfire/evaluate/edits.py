@@ -224,6 +224,6 @@ def _l1(one: Any, other: Any, mask: Mask) -> float:
 
 
 def in_levels(picture: Picture) -> Rgb:
-    """A picture H,W,3 in [0,1] as a file would hold it."""
-    out: Rgb = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    """A picture H,W,3 in [0,1] as a file would hold it; what is no number is black, as tools save it."""
+    out: Rgb = np.rint(np.nan_to_num(picture).clip(0, 1) * 255).astype(np.uint8)
     return out

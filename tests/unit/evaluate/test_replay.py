@@ -358,6 +358,20 @@ def test_a_held_out_editor_that_gives_no_finite_picture_cannot_judge(which: slic
     assert "overflowing" not in {row.editor for row in found.edits}
 
 
+@pytest.mark.parametrize("which", [slice(None), slice(1, 2)], ids=["every picture", "the published one"])
+def test_a_surrogate_that_gives_no_finite_picture_fails_without_a_warning(which: slice) -> None:
+    """It is said in the verdict's reasons, and its picture on the sheet is black, as the tools save it."""
+    original = picture(700, 520)
+    crops = planned(700, 520, Box(300, 200, 420, 320))
+    editors = Editors(CPU, [Overflowing(which)], paths={"overflowing": ("iopaint",)})
+    found = replay(original, original, crops, editors, target="away", rng=np.random.default_rng(0))
+    verdict, reasons = judge(found.edits, 6, Budget(6.4), Verify(), cannot_judge=found.cannot_judge)
+    assert verdict == Verdict.FAILED
+    assert any("gave no finite picture" in reason for reason in reasons)
+    pair = found.panels[0].pairs[0]
+    assert not pair.protected[pair.mask].any(axis=1).all()
+
+
 def test_a_held_out_editor_whose_tools_edit_nothing_cannot_judge() -> None:
     original = picture(4000, 3000)
     crops = planned(4000, 3000, Box(2000, 1500, 2003, 1503))
