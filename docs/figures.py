@@ -107,12 +107,12 @@ def a_little_more() -> str:
             edits = [EditResult.of(one) for one in row["edits"] if not one["held_out"]]
             first = first_paths(edits)
             for edit in edits if row["strength"] == "balanced" else ():
-                is_first = edit.path == first[edit.editor, edit.region]
+                on_first_path = edit.path == first[edit.editor, edit.region]
                 kind = MaskKind(edit.mask_kind)
                 if kind == MaskKind.DILATED:
-                    broken = not misses(edit, Verify(), first=is_first)
+                    broken = not misses(edit, Verify(), on_first_path=on_first_path)
                     more.setdefault(edit.path, []).append((broken, edit.ssim))
-                elif kind in effects and is_first:
+                elif kind in effects and on_first_path:
                     effects[kind].append(1 - edit.ssim)
         lines = lines or _head(
             "pictures", "edits", *(PATHS[path].tool for path in more), "half of the region keeps"

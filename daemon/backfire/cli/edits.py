@@ -38,10 +38,10 @@ def lines(edits: Sequence[EditResult], asked: Verify) -> Iterator[Text]:
         for part in textwrap.wrap(heading, COLUMNS, subsequent_indent=INDENT):
             yield Text(part, "bold")
         for one in own:
-            is_first = first[one.editor, one.region] == one.path
-            missed = misses(one, asked, first=is_first)
+            on_first_path = first[one.editor, one.region] == one.path
+            missed = misses(one, asked, on_first_path=on_first_path)
             line = Text(INDENT + _aligned(next(told), widths) + "  ")
-            if is_asked(one, first=is_first):
+            if is_asked(one, on_first_path=on_first_path):
                 yield line.append("missed" if missed else "met", "red" if missed else "green")
             else:
                 yield line.append("works" if missed else "breaks")  # the verdict does not rest on it
@@ -56,9 +56,9 @@ def _heading(edit: EditResult, several: bool) -> str:
     return f"{region}{words.tool(edit.path, flattened=edit.flattened)}, by {edit.editor}{judged}"
 
 
-def _row(edit: EditResult, asked: Verify, first: bool) -> Row:
+def _row(edit: EditResult, asked: Verify, on_first_path: bool) -> Row:
     seen = "" if edit.visible is None else f"{edit.visible:.0%}"
-    most, least, plainly = limits(edit, asked, first=first)
+    most, least, plainly = limits(edit, asked, on_first_path=on_first_path)
     kind = words.EDITS[edit.mask_kind]
     return (kind, f"{edit.ssim:.3f}", most, f"{edit.l1:.3f}", least, seen, plainly)
 

@@ -158,8 +158,8 @@ def judge(
     if largest > budget.levels:
         failed.append(f"largest change is {largest} levels, the budget {budget.levels}")
     for edit in edits:
-        is_first = edit.path == first[edit.editor, edit.region]
-        decides = is_first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
+        on_first_path = edit.path == first[edit.editor, edit.region]
+        decides = on_first_path and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
         name = f"region {edit.region}: {edit.mask_kind} edit in {edit.path} by {edit.editor}"
         name += " of the picture on white" if edit.flattened else ""
         if not is_finite(edit):
@@ -169,8 +169,10 @@ def judge(
             else:
                 failed.append(why)
         elif not edit.held_out:
-            if is_asked(edit, first=is_first):
-                missed += [(factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, is_first)]
+            if is_asked(edit, on_first_path=on_first_path):
+                missed += [
+                    (factor, f"{name} {miss}") for factor, miss in _missed(edit, settings, on_first_path)
+                ]
             if decides:
                 decided.add(edit.region)
                 failed += _not_broken(edit, name, settings)
@@ -186,15 +188,15 @@ def judge(
     return verdict, [*dict.fromkeys(failed + weak)]
 
 
-def is_asked(edit: EditResult, *, first: bool) -> bool:
+def is_asked(edit: EditResult, *, on_first_path: bool) -> bool:
     """Whether the verdict rests on an edit, of which else it is only told what becomes of it.
 
     On its editor's first attack path it rests on every kind, elsewhere on the edit of the region alone.
 
     Args:
-        first: as in `misses`.
+        on_first_path: as in `misses`.
     """
-    return first or edit.mask_kind == MaskKind.TRIGGER
+    return on_first_path or edit.mask_kind == MaskKind.TRIGGER
 
 
 def tools(
@@ -209,7 +211,7 @@ def tools(
     broken: dict[str, bool] = {}
     for edit in edits:
         if edit.mask_kind == kind and not edit.held_out:
-            missed = misses(edit, settings, first=edit.path == first[edit.editor, edit.region])
+            missed = misses(edit, settings, on_first_path=edit.path == first[edit.editor, edit.region])
             broken[edit.path] = broken.get(edit.path, True) and not missed
     return broken
 
@@ -221,7 +223,7 @@ def _not_carried_over(edits: Sequence[EditResult], settings: Verify) -> Iterator
         if edit.held_out and edit.mask_kind == MaskKind.TRIGGER:
             groups.setdefault((edit.editor, edit.region, edit.flattened), []).append(edit)
     for (editor, region, flattened), own in groups.items():
-        broken = sum(not misses(edit, settings, first=False) for edit in own)
+        broken = sum(not misses(edit, settings, on_first_path=False) for edit in own)
         if 2 * broken < len(own):
             said = f"edits by the held-out editor {editor} "
             said += "of the picture on white " if flattened else ""
@@ -242,25 +244,25 @@ def in_tools(broken: Mapping[str, bool]) -> str:
     return "; ".join(said)
 
 
-def misses(edit: EditResult, settings: Verify, *, first: bool = True) -> list[str]:
+def misses(edit: EditResult, settings: Verify, *, on_first_path: bool = True) -> list[str]:
     """The thresholds that an edit misses, in words.
 
     Args:
-        first: whether it was replayed on the editor's first attack path, see `first_paths`.
+        on_first_path: whether it was replayed on the editor's first attack path, see `first_paths`.
     """
-    return [miss for _, miss in _missed(edit, settings, first)]
+    return [miss for _, miss in _missed(edit, settings, on_first_path)]
 
 
-def worst(calls: Sequence[EditResult], settings: Verify, *, first: bool = True) -> EditResult:
+def worst(calls: Sequence[EditResult], settings: Verify, *, on_first_path: bool = True) -> EditResult:
     """Of the calls in which a tool makes one edit, that which counts: it misses most, or keeps the most SSIM.
 
     Args:
-        first: as in `misses`.
+        on_first_path: as in `misses`.
     """
 
     def gravity(edit: EditResult) -> tuple[bool, bool, float, float]:
-        decides = first and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
-        most = max((factor for factor, _ in _missed(edit, settings, first)), default=0.0)
+        decides = on_first_path and edit.mask_kind == MaskKind.TRIGGER and not edit.held_out
+        most = max((factor for factor, _ in _missed(edit, settings, on_first_path)), default=0.0)
         return not is_finite(edit), decides and bool(_not_broken(edit, "", settings)), most, edit.ssim
 
     return max(calls, key=gravity)
@@ -271,25 +273,25 @@ def is_finite(edit: EditResult) -> bool:
     return bool(np.isfinite([edit.ssim, edit.l1, edit.control_ssim or 0.0]).all())
 
 
-def limits(edit: EditResult, settings: Verify, *, first: bool = True) -> tuple[str, str, str]:
-    """What is asked of SSIM, L1 and the share that is seen, for a table; `first` as in `misses`.
+def limits(edit: EditResult, settings: Verify, *, on_first_path: bool = True) -> tuple[str, str, str]:
+    """What is asked of SSIM, L1 and the share that is seen, for a table; `on_first_path` as in `misses`.
 
     A figure of which nothing is asked has an empty text.
     """
     if edit.mask_kind not in BREAKING:
         return f">={_floor(edit, settings):g}", "", ""
-    most, least, seen = _asked(edit, settings, first)
-    most_ssim = "" if _is_plain(edit, settings, first) else f"<={most:g}"
+    most, least, seen = _asked(edit, settings, on_first_path)
+    most_ssim = "" if _is_plain(edit, settings, on_first_path) else f"<={most:g}"
     return most_ssim, f">={least:g}", "" if edit.visible is None else f">={seen:.0%}"
 
 
-def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float, str]]:
+def _missed(edit: EditResult, settings: Verify, on_first_path: bool) -> list[tuple[float, str]]:
     """The thresholds that an edit misses: by which factor, and in words."""
     if edit.mask_kind not in BREAKING:
         floor = _floor(edit, settings)
         miss = f"changes to SSIM {edit.ssim:.3f}, at least {floor:g} asked"
         return [] if edit.ssim >= floor else [(_factor(1 - edit.ssim, 1 - floor), miss)]
-    most, least, seen = _asked(edit, settings, first)
+    most, least, seen = _asked(edit, settings, on_first_path)
     found = []
     effect, noise = 1 - edit.ssim, 0.0 if edit.control_ssim is None else 1 - edit.control_ssim
     by_noise = f"breaks by {effect:.2f}, plain noise by {noise:.2f}"
@@ -299,10 +301,10 @@ def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float
     # Where noise alone breaks half of an edit, nothing can break it twice as much: then, elsewhere than on
     # the first path, twice as little must be left of it.
     elif effect < settings.control_factor * noise and (
-        first or edit.ssim * settings.control_factor > 1 - noise
+        on_first_path or edit.ssim * settings.control_factor > 1 - noise
     ):
         found.append((settings.control_factor * noise / effect, by_noise))
-    if not edit.ssim <= most and not _is_plain(edit, settings, first):
+    if not edit.ssim <= most and not _is_plain(edit, settings, on_first_path):
         miss = f"keeps SSIM {edit.ssim:.3f} of the clean edit, at most {most:g} asked"
         found.append((_factor(1 - most, 1 - edit.ssim), miss))
     if not edit.l1 >= least:
@@ -314,18 +316,22 @@ def _missed(edit: EditResult, settings: Verify, first: bool) -> list[tuple[float
     return found
 
 
-def _is_plain(edit: EditResult, settings: Verify, first: bool) -> bool:
+def _is_plain(edit: EditResult, settings: Verify, on_first_path: bool) -> bool:
     """Whether a person sees another edit nearly everywhere, so that SSIM is not asked.
 
     SSIM says little of areas without texture: one that is filled evenly in a wrong colour keeps most of it.
     """
-    share = settings.plain_visible_min if _is_whole(edit, first) else settings.incomplete_plain_visible_min
+    share = (
+        settings.plain_visible_min
+        if _is_whole(edit, on_first_path)
+        else settings.incomplete_plain_visible_min
+    )
     return edit.visible is not None and edit.visible >= share
 
 
-def _is_whole(edit: EditResult, first: bool) -> bool:
+def _is_whole(edit: EditResult, on_first_path: bool) -> bool:
     """Whether the thresholds of a trigger edit are asked, and not those of an incomplete one."""
-    return edit.mask_kind == MaskKind.TRIGGER and first and not edit.held_out
+    return edit.mask_kind == MaskKind.TRIGGER and on_first_path and not edit.held_out
 
 
 def _factor(larger: float, smaller: float) -> float:
@@ -363,9 +369,9 @@ def first_paths(edits: Sequence[EditResult]) -> dict[tuple[str, int], str]:
     return found
 
 
-def _asked(edit: EditResult, settings: Verify, first: bool) -> tuple[float, float, float]:
+def _asked(edit: EditResult, settings: Verify, on_first_path: bool) -> tuple[float, float, float]:
     """The largest SSIM, the smallest L1 and the smallest visible share that a broken edit may have."""
-    if not _is_whole(edit, first):
+    if not _is_whole(edit, on_first_path):
         return settings.incomplete_ssim_max, settings.incomplete_l1_min, settings.incomplete_visible_min
     return settings.trigger_ssim_max, settings.trigger_l1_min, settings.trigger_visible_min
 

@@ -200,7 +200,7 @@ def _asked(document: Receipt) -> list[EditResult]:
     """The edits by surrogates that the verdict rests on."""
     edits = [EditResult.of(row) for row in document.get("edits") or () if not row.get("held_out")]
     first = first_paths(edits)
-    return [one for one in edits if is_asked(one, first=one.path == first[one.editor, one.region])]
+    return [one for one in edits if is_asked(one, on_first_path=one.path == first[one.editor, one.region])]
 
 
 def in_words(document: Receipt) -> list[str]:

@@ -12,7 +12,7 @@ any picture look protected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -36,6 +36,12 @@ MOST_PANELS = 6
 """Regions shown to a person; the pictures of each take megabytes."""
 USUAL = Verify()
 """The thresholds where none are set."""
+LACKING = {
+    MaskKind.NEAR: "no space in its crop for an edit beside it",
+    MaskKind.FAR: "no space in its crop for an edit 32 px away",
+    MaskKind.DILATED: "a little more than it is all of the picture",
+}
+"""Why a region lacks an edit, in words."""
 STEADY = 0.98
 """The SSIM that two edits of one picture by a held-out editor have at least; rounding takes a thousandth."""
 
@@ -90,69 +96,105 @@ def replay(
         towards = target_picture(target, crop_tensor(original, crop, editors.device))
         for index in range(len(crop.regions)):
             kinds = _masks_by_kind(crop, index, original.shape[:2], rng)
-            if MaskKind.NEAR not in kinds:
-                found.not_measured.append(f"region {region}: no space in its crop for an edit beside it")
-            if MaskKind.FAR not in kinds:
-                found.not_measured.append(f"region {region}: no space in its crop for an edit 32 px away")
-            if MaskKind.DILATED not in kinds:
-                found.not_measured.append(f"region {region}: a little more than it is all of the picture")
-            of_region: list[EditResult] = []
+            lacking = (f"region {region}: {why}" for kind, why in LACKING.items() if kind not in kinds)
+            found.not_measured.extend(lacking)
+            one = _Region(region, crop, index, pictures, kinds, thresholds, found)
             first_shown: dict[MaskKind, list[Edit]] = {}
-            pairs: list[Pair] = []
-            smaller = set[str]()  # where a tool's edit of the region is, so are its others; it is said once
             for editor, is_held_out in everyone:
-                replayer = Replayer(editor, towards, seed, editors)
-                paths = replayer.tried(editors.paths_of(editor), kinds[MaskKind.TRIGGER])
-                shown: dict[MaskKind, list[Edit]] = {}
-                made, unable = len(of_region), ""
-                for path, kind, count in wanted(
-                    paths, kinds, is_held_out=is_held_out, everywhere=editors.everywhere
-                ):
-                    compared = [original, published, original] if is_held_out else pictures[:count]
-                    edits = replayer.edits(compared, kinds[kind], path, kind)
-                    of = f"region {region}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
-                    if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
-                        left_out = replayer.not_followed(kinds[kind], path)
-                        found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
-                        joined = crop.regions[index].joined
-                        if edits and left_out and joined > 1:  # an edit of one says nothing of the others
-                            found.cannot_judge.append(f"{of}: {left_out}, and it stands for {joined} regions")
-                    if not edits:
-                        continue
-                    if path not in smaller:
-                        said = [told for edit in edits if (told := edit.judged_smaller(path))]
-                        found.not_measured.extend(f"{of}: {told}" for told in said)
-                        smaller.update([path] if said else [])
-                    measured = figures(edits, kind)
-                    result = partial(EditResult, editor.name, region, kind, held_out=is_held_out, path=path)
-                    calls = [result(**of_call) for of_call in measured]
-                    if is_held_out:
-                        if why := _cannot_judge(calls):
-                            unable = why
-                            continue
-                        calls = [replace(call, control_ssim=None) for call in calls]
-                    row = worst(calls, thresholds, first=path == paths[0])
-                    of_region.append(row)
-                    if len(found.panels) < MOST_PANELS:
-                        before, after = (edited_part(pictures[one], edits, one, crop.box) for one in (0, 1))
-                        pairs.append(pair(row, before, after, kinds[kind][crop.box.slices]))
-                    if path == paths[0]:
-                        shown[kind] = edits
-                if is_held_out and (unable or len(of_region) == made):
-                    why = unable or "its tools leave nothing of the region to edit"
-                    of = f"region {region}: the held-out editor {editor.name}"
-                    found.cannot_judge.append(f"{of} cannot judge, as {why}")
+                shown = one.replay(Replayer(editor, towards, seed, editors), is_held_out=is_held_out)
                 if editor is everyone[0][0]:
                     first_shown = shown
                 done += 1
                 progress(done, total)
-            found.edits.extend(of_region)
+            found.edits.extend(one.rows)
             if len(found.panels) < MOST_PANELS and first_shown:
-                shown_first = panels(crop, index, pictures, kinds, first_shown, of_region)
-                found.panels.append(replace(shown_first, pairs=pairs))
+                shown_first = panels(crop, index, pictures, kinds, first_shown, one.rows)
+                found.panels.append(replace(shown_first, pairs=one.pairs))
             region += 1
     said_once = {name: [*dict.fromkeys(getattr(found, name))] for name in ("not_measured", "cannot_judge")}
     return replace(found, **said_once)
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """A region whose edits are replayed by one editor after the other, and what has come of it.
+
+    Attributes:
+        number: of the region among all of the picture.
+        crop, index: the crop that it was optimised in, and its number there.
+        pictures: uint8 H,W,3: the original, the published picture and the control.
+        kinds: the masks of its edits, on the whole picture.
+        found: gets in words what could not be replayed or judged.
+        rows, pairs: the figures of its edits, and small pictures of them for the sheet.
+        smaller: the tools of which it is said that they are judged smaller: where the edit of the region is,
+            so are the others, and it is said once.
+    """
+
+    number: int
+    crop: Crop
+    index: int
+    pictures: Sequence[Rgb]
+    kinds: Mapping[MaskKind, Mask]
+    thresholds: Verify
+    found: Replayed
+    rows: list[EditResult] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    smaller: set[str] = field(default_factory=set)
+
+    def replay(self, replayer: Replayer, *, is_held_out: bool) -> dict[MaskKind, list[Edit]]:
+        """Replay the edits by one editor; those in its first tool are returned, by their masks."""
+        editor, editors = replayer.editor, replayer.editors
+        paths = replayer.tried(editors.paths_of(editor), self.kinds[MaskKind.TRIGGER])
+        shown: dict[MaskKind, list[Edit]] = {}
+        made, unable = len(self.rows), ""
+        for path, kind, count in wanted(
+            paths, self.kinds, is_held_out=is_held_out, everywhere=editors.everywhere
+        ):
+            original, published, *_ = self.pictures
+            compared = [original, published, original] if is_held_out else self.pictures[:count]
+            edits = replayer.edits(compared, self.kinds[kind], path, kind)
+            self._say_what_is_lacking(replayer, edits, path, kind)
+            if not edits:
+                continue
+            result = partial(EditResult, editor.name, self.number, kind, held_out=is_held_out, path=path)
+            calls = [result(**of_call) for of_call in figures(edits, kind)]
+            if is_held_out:
+                if why := _cannot_judge(calls):
+                    unable = why
+                    continue
+                calls = [replace(call, control_ssim=None) for call in calls]
+            row = worst(calls, self.thresholds, on_first_path=path == paths[0])
+            self.rows.append(row)
+            if len(self.found.panels) < MOST_PANELS:
+                self.pairs.append(self._pair(row, edits))
+            if path == paths[0]:
+                shown[kind] = edits
+        if is_held_out and (unable or len(self.rows) == made):
+            why = unable or "its tools leave nothing of the region to edit"
+            of = f"region {self.number}: the held-out editor {editor.name}"
+            self.found.cannot_judge.append(f"{of} cannot judge, as {why}")
+        return shown
+
+    def _say_what_is_lacking(
+        self, replayer: Replayer, edits: Sequence[Edit], path: str, kind: MaskKind
+    ) -> None:
+        """Tell which parts of an edit were not replayed, and which were judged smaller."""
+        of = f"region {self.number}" + ("" if kind == MaskKind.TRIGGER else f", {kind} edit")
+        if not edits or (kind == MaskKind.TRIGGER and len(edits) == MOST_CALLS):
+            left_out = replayer.not_followed(self.kinds[kind], path)
+            self.found.not_measured.extend([f"{of}: {left_out}"] if left_out else [])
+            joined = self.crop.regions[self.index].joined
+            if edits and left_out and joined > 1:  # an edit of one says nothing of the others
+                self.found.cannot_judge.append(f"{of}: {left_out}, and it stands for {joined} regions")
+        if path not in self.smaller:
+            said = [told for edit in edits if (told := edit.judged_smaller(path))]
+            self.found.not_measured.extend(f"{of}: {told}" for told in said)
+            self.smaller.update([path] if said else [])
+
+    def _pair(self, row: EditResult, edits: Sequence[Edit]) -> Pair:
+        box = self.crop.box
+        before, after = (edited_part(self.pictures[which], edits, which, box) for which in (0, 1))
+        return pair(row, before, after, self.kinds[row.mask_kind][box.slices])
 
 
 def _cannot_judge(calls: Sequence[EditResult]) -> str:
@@ -236,7 +278,7 @@ def holds(
                     continue
                 result = partial(EditResult, editor.name, 0, kind, held_out=False, path=path)
                 calls = [result(**of_call) for of_call in figures(edits, kind)]
-                if any(misses(call, thresholds, first=path == first) for call in calls):
+                if any(misses(call, thresholds, on_first_path=path == first) for call in calls):
                     return False
     return True
 

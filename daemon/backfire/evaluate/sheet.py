@@ -201,10 +201,10 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
     return page, places
 
 
-def _mark(edit: EditResult, settings: Verify, first: bool) -> tuple[str, tuple[int, int, int]]:
+def _mark(edit: EditResult, settings: Verify, on_first_path: bool) -> tuple[str, tuple[int, int, int]]:
     """Whether an edit came out as it is to, in words, and their colour, plain where it is only told."""
-    good = not misses(edit, settings, first=first)
-    ink = INK if not is_asked(edit, first=first) else GOOD if good else BAD
+    good = not misses(edit, settings, on_first_path=on_first_path)
+    ink = INK if not is_asked(edit, on_first_path=on_first_path) else GOOD if good else BAD
     if edit.mask_kind in BREAKING:
         return ("broken" if good else "not broken"), ink
     return ("kept" if good else "not kept"), ink

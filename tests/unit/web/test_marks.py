@@ -13,10 +13,10 @@ from backfire.web.picture import edits, is_good
 
 
 @pytest.mark.parametrize("kind", list(MaskKind))
-@pytest.mark.parametrize(("first", "held_out"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("on_first_path", "held_out"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("thresholds", [{}, {"trigger_l1_min": 0.0, "incomplete_l1_min": 0.0}])
 def test_the_page_marks_an_edit_as_the_verdict_does(
-    kind: MaskKind, first: bool, held_out: bool, thresholds: dict[str, float]
+    kind: MaskKind, on_first_path: bool, held_out: bool, thresholds: dict[str, float]
 ) -> None:
     settings = Verify.model_validate(thresholds)
     asked = settings.model_dump(include=set(THRESHOLDS))
@@ -26,8 +26,8 @@ def test_the_page_marks_an_edit_as_the_verdict_does(
     )
     for ssim, l1, visible, noise in figures:
         edit = EditResult("one", 0, kind, ssim, l1, held_out, visible=visible, control_ssim=noise)
-        mark = is_good(edit.row(), asked, first)
-        assert mark is (not misses(edit, settings, first=first)), edit
+        mark = is_good(edit.row(), asked, on_first_path)
+        assert mark is (not misses(edit, settings, on_first_path=on_first_path)), edit
         marks.add(mark)
     assert marks == {True, False}
 
@@ -37,7 +37,7 @@ def test_the_page_knows_which_edits_the_verdict_rests_on(kind: MaskKind) -> None
     rows = [EditResult("one", 0, kind, 0.97, 0.2, False, path=path) for path in ("iopaint", "forge-masked")]
     table = edits({"edits": [row.row() for row in rows]}, Verify().model_dump(include=set(THRESHOLDS)))
     asked = {line.path: cell.asked for line in table.lines for cell in line.cells if cell}
-    assert asked == {row.path: is_asked(row, first=row.path == "iopaint") for row in rows}
+    assert asked == {row.path: is_asked(row, on_first_path=row.path == "iopaint") for row in rows}
 
 
 def test_marks_are_by_the_thresholds_of_the_receipt_and_else_by_those_of_the_settings() -> None:
