@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,19 +59,7 @@ def protect(
     from backfire import api  # here, as the daemon needs none of the imaging libraries it brings
 
     write_as_user()
-    several = len(pictures) > 1 or output.is_dir()
-    if len(pictures) > 1 and mask is not None:
-        raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
-    if several and output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output}: is a file, expected a folder for {len(pictures)} pictures")
-    if several and output.suffix.lower() in FORMATS and not output.exists():
-        raise ConfigError(
-            f"--output {output}: has the name of a picture, expected a folder for {len(pictures)} pictures"
-        )
-    folder, wanted = (output, "") if several else (output.parent, _format_named(output))
-    with _explained(f"--output {output}"):  # before pictures are optimised for it
-        folder.mkdir(parents=True, exist_ok=True)
-        _require_writable(folder)
+    several, wanted = _prepared(output, pictures, mask)
     receipts, failed = [], 0
     for picture in pictures:
         target = output / picture.name if several else output
@@ -104,6 +92,31 @@ def protect(
     if as_json:
         print(json.dumps(receipts, indent=2))
     raise typer.Exit(SOME_FAILED if failed else 0)
+
+
+def _prepared(output: Path, pictures: Sequence[Path], mask: Path | None) -> tuple[bool, str]:
+    """Make the output's folder if there is none, and try whether it can be written to.
+
+    Returns:
+        Whether the output is that folder, and the format that it names if it is a file.
+
+    Raises:
+        ConfigError: the results cannot be written there, which is said before pictures are optimised for it.
+    """
+    several = len(pictures) > 1 or output.is_dir()
+    if len(pictures) > 1 and mask is not None:
+        raise ConfigError(f"--mask {mask}: one mask cannot serve {len(pictures)} pictures; give one picture")
+    if several and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output}: is a file, expected a folder for {len(pictures)} pictures")
+    if several and output.suffix.lower() in FORMATS and not output.exists():
+        raise ConfigError(
+            f"--output {output}: has the name of a picture, expected a folder for {len(pictures)} pictures"
+        )
+    folder, wanted = (output, "") if several else (output.parent, _format_named(output))
+    with _explained(f"--output {output}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_writable(folder)
+    return several, wanted
 
 
 @contextmanager
@@ -306,14 +319,17 @@ def verify(
     if as_json:
         print(json.dumps(result.receipt, indent=2))
     elif as_published is not None:
-        said = Text.assemble(
-            (result.verdict, colour(result.verdict)), printable(f"  {as_published}, a copy of {name}")
-        )
-        if result.verdict == "failed":
-            said.append(f": {words.reason(result.receipt['reasons'][0])}")
-        out.print(said, soft_wrap=True)
-        for line in left.in_words(result.receipt, known):
-            out.print(Text(f"  {line}"), soft_wrap=True)
+        _print_copy(as_published, name, result, known)
     else:
         print_receipt(result.receipt, settings.verify)
     raise typer.Exit(0 if result.verdict == "protected" else SOME_FAILED)
+
+
+def _print_copy(copy: Path, name: str, result: Result, known: dict[str, Any] | None) -> None:
+    """Print the verdict on a copy that a site saved again, and what is left; `known` is the receipt."""
+    said = Text.assemble((result.verdict, colour(result.verdict)), printable(f"  {copy}, a copy of {name}"))
+    if result.verdict == "failed":
+        said.append(f": {words.reason(result.receipt['reasons'][0])}")
+    out.print(said, soft_wrap=True)
+    for line in left.in_words(result.receipt, known):
+        out.print(Text(f"  {line}"), soft_wrap=True)
