@@ -126,12 +126,12 @@ def warm(surrogates: Sequence[Editor]) -> None:
         protected(scrap, Protect(method=method, iterations=1), surrogates)
 
 
-def handed(rgb: Rgb, mask: Mask) -> Treated:
+def as_given(rgb: Rgb, mask: Mask) -> Treated:
     """The part of a picture and a mask that the most common tool gives to the editor."""
-    return _cut(rgb, mask, _handed_box(mask))
+    return _cut(rgb, mask, _given_box(mask))
 
 
-def _handed_box(mask: Mask) -> Box:
+def _given_box(mask: Mask) -> Box:
     height, width = mask.shape
     if max(height, width) <= CROP_OVER:
         return Box(0, 0, width, height)
@@ -144,7 +144,7 @@ def _cut(rgb: Rgb, mask: Mask, box: Box) -> Treated:
 
 def _after(rgb: Rgb, mask: Mask, treat: Treatment) -> Treated | None:
     treated = treat(rgb, mask)
-    return handed(*treated) if treated is not None and treated[1].any() else None
+    return as_given(*treated) if treated is not None and treated[1].any() else None
 
 
 def incomplete(mask: Mask, rng: np.random.Generator) -> dict[str, Mask]:
@@ -178,11 +178,11 @@ def views(case: Case, index: int, judges: Sequence[Editor], *, plain: bool) -> d
     planes = {"full": mask, **{k: plane for k, plane in benign.items() if plane is not None and plane.any()}}
     if not plain:
         planes |= incomplete(mask, rng)
-    found: dict[str, View] = {name: partial(handed, mask=plane) for name, plane in planes.items()}
+    found: dict[str, View] = {name: partial(as_given, mask=plane) for name, plane in planes.items()}
     if plain:
         return found
     height, width = mask.shape
-    plain_box = _handed_box(mask)
+    plain_box = _given_box(mask)
     around = Box.around(mask)
     left, top, right, bottom = rng.integers(SHIFTS[0], SHIFTS[1] + 1, size=4).tolist()
     cuts = {

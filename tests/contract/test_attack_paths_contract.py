@@ -49,9 +49,9 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
     """Each masked pixel lies in a crop; sizes are multiples, aspects are kept, and planes have their size."""
     kept = mask.copy()
     covered = np.zeros_like(mask)
-    handed = path.handed(mask)
-    assert handed
-    for one in handed:
+    calls = path.calls(mask)
+    assert calls
+    for one in calls:
         assert 0 <= one.inside.left < one.inside.right <= mask.shape[1]
         assert 0 <= one.inside.top < one.inside.bottom <= mask.shape[0]
         covered[one.inside.slices] = True
@@ -67,7 +67,7 @@ def test_what_is_handed_over(path: AttackPath, mask: Mask) -> None:
         assert one.weights.min(initial=0) >= 0
         assert one.weights.max(initial=0) <= 1
     # An editor without a mask gets the middle of a picture of an unusual aspect.
-    assert covered[mask].all() or all(one.rule.everything for one in handed)
+    assert covered[mask].all() or all(one.rule.everything for one in calls)
     np.testing.assert_array_equal(mask, kept)
 
 
@@ -77,7 +77,7 @@ def test_an_edit_of_a_picture_of_a_few_pixels_is_finite_or_changes_nothing(
 ) -> None:
     mask = np.ones(size, np.bool_)
     image = _pictures(mask)
-    for one in path.handed(mask):
+    for one in path.calls(mask):
         given = hand_over(image, one)
         result = put_back(torch.where(mask_of(one, image) > 0.5, 1 - given, given), image, one)
         assert torch.isfinite(result).all()
@@ -90,7 +90,7 @@ def test_a_path_says_whether_its_scale_follows_from_the_mask(path: AttackPath) -
     for across in (100, 132, 880):  # Fooocus has a least size
         plane = np.zeros((900, 1400), np.bool_)
         plane[450 - across // 2 : 450 + across // 2, 600 : 600 + across] = True
-        scales |= {one.scale for one in path.handed(plane)}
+        scales |= {one.scale for one in path.calls(plane)}
     assert path.scales_to_mask == (len(scales) > 1)
 
 
@@ -103,7 +103,7 @@ def test_handing_a_picture_over_and_putting_it_back_unedited_changes_nothing(
     image = torch.from_numpy(smooth).float().expand(1, 3, -1, -1)
     result = image
     reached = torch.zeros(mask.shape, dtype=torch.bool)
-    for one in path.handed(mask):
+    for one in path.calls(mask):
         given = hand_over(image, one)
         assert tuple(given.shape) == (1, 3, *one.size)
         assert tuple(mask_of(one, image).shape) == (1, 1, *one.size)
@@ -116,12 +116,12 @@ def test_handing_a_picture_over_and_putting_it_back_unedited_changes_nothing(
 
 def test_all_that_the_model_repaints_in_the_mask_is_blended_in(path: AttackPath, mask: Mask) -> None:
     """A step that grows the model's mask must be in `blend` too, or a border of the edit is never pasted."""
-    handed = path.handed(mask)
+    calls = path.calls(mask)
     weights = np.zeros(mask.shape, np.float32)
-    for one in handed:
+    for one in calls:
         part = weights[one.touched.slices]
         np.maximum(part, one.weights, out=part)
-    for one in handed:
+    for one in calls:
         # A pixel at the outline may reach half into the next pixel of the picture, so it does not count.
         repainted = ndimage.minimum_filter(one.mask, 3)
         inside, (down, across) = one.inside, one.scale
@@ -129,7 +129,7 @@ def test_all_that_the_model_repaints_in_the_mask_is_blended_in(path: AttackPath,
         columns = ((np.arange(inside.left, inside.right) + 0.5 - one.box.left) * across).astype(int)
         repainted = repainted[np.ix_(rows + one.padding.top, columns + one.padding.left)]
         assert weights[inside.slices][repainted].all()
-    if any(one.mask.any() for one in handed) and not any(one.rule.everything for one in handed):
+    if any(one.mask.any() for one in calls) and not any(one.rule.everything for one in calls):
         assert weights[mask].all()
 
 
@@ -137,10 +137,10 @@ def test_an_edit_stays_near_the_mask(path: AttackPath, mask: Mask) -> None:
     """What is blended in reaches no further beyond the mask than the steps that were applied to the mask."""
     image = _pictures(mask, 2)
     result, farthest = image, 0
-    handed = path.handed(mask)
-    if any(one.rule.everything for one in handed):
+    calls = path.calls(mask)
+    if any(one.rule.everything for one in calls):
         pytest.skip("takes the whole result")
-    for one in handed:
+    for one in calls:
         result = put_back(torch.full((2, 3, *one.size), 9.0), result, one)
         reach = sum(step.reach for step in one.rule.blend)
         if one.rule.blend_scaled:  # resizing there and back reaches a few of the larger pixels further
@@ -153,7 +153,7 @@ def test_an_edit_stays_near_the_mask(path: AttackPath, mask: Mask) -> None:
     near[box.slices] = True
     changed = (result != image).any(1).any(0).numpy()
     assert not changed[~near].any()
-    if any(one.mask.any() for one in handed):
+    if any(one.mask.any() for one in calls):
         assert changed[mask].any()
 
 
@@ -165,7 +165,7 @@ def test_a_perturbation_of_a_part_adds_to_what_is_handed_over(path: AttackPath) 
         change = 0.1 * torch.rand(1, 3, part.height, part.width, dtype=torch.float64)
         perturbed = image.clone()
         perturbed[..., part.slices[0], part.slices[1]] += change
-        for one in path.handed(mask):
+        for one in path.calls(mask):
             added = hand_over(image, one) + hand_over(change, one, part)
             torch.testing.assert_close(added, hand_over(perturbed, one), rtol=0, atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_a_perturbation_that_is_worked_smaller_is_enlarged_on_the_way(
     part = Box(30, 5, 120, 77)
     small = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
     large = functional.interpolate(small, size=(part.height, part.width), mode="bicubic")
-    for one in path.handed(mask):
+    for one in path.calls(mask):
         got, want = handing_over(one, part, size)(small), hand_over(large, one, part)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
         against = torch.rand(got.shape, generator=torch.Generator().manual_seed(1))
@@ -196,7 +196,7 @@ def test_it_is_enlarged_alike_where_bfloat16_is_computed_in(path: AttackPath) ->
     mask[20:50, 80:112] = True
     part, size = Box(30, 5, 120, 77), (30, 41)
     small = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    for one in path.handed(mask):
+    for one in path.calls(mask):
         forget()
         want = handing_over(one, part, size)(small)
         forget()
@@ -210,7 +210,7 @@ def test_gradients(path: AttackPath) -> None:
     """`hand_over` is differentiated by the picture, `put_back` by the edit and by the picture."""
     mask = np.zeros((20, 28), np.bool_)
     mask[6:14, 9:20] = True
-    (one,) = path.handed(mask)
+    (one,) = path.calls(mask)
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(1, 3, *mask.shape, dtype=torch.float64, generator=generator).requires_grad_()
     direction = torch.rand(image.shape, dtype=torch.float64, generator=generator)
@@ -240,7 +240,7 @@ def test_gradients(path: AttackPath) -> None:
 def test_arguments_are_not_mutated_and_wrong_sizes_refused(path: AttackPath) -> None:
     mask = np.zeros((40, 50), np.bool_)
     mask[10:20, 10:30] = True
-    (one,) = path.handed(mask)
+    (one,) = path.calls(mask)
     image = _pictures(mask)
     kept = image.clone()
     given = hand_over(image, one)

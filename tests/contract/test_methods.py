@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from backfire import attack_paths, inpaint
 from backfire.attack_paths import cropping
 from backfire.attack_paths.hand_over import mask_of
-from backfire.attack_paths.tensors import handed_pictures, to_tensor
+from backfire.attack_paths.tensors import given_pictures, to_tensor
 from backfire.config import Protect
 from backfire.errors import ConfigError
 from backfire.imaging import masks
@@ -535,10 +535,10 @@ def test_optimising_over_attack_paths_breaks_the_edit_of_the_resized_picture_mor
     rgb: Rgb = np.asarray(photo((400, 200)).resize((640, 320)))
     region = Region(Box(250, 120, 330, 200), "x", 1.0, "x")
     (crop,) = cropping.plan([region], 320, 640, margin=48, work=768)
-    (whole,) = attack_paths.get("forge-whole").handed(region.plane(320, 640))
+    (whole,) = attack_paths.get("forge-whole").calls(region.plane(320, 640))
 
     def edited(picture: Rgb) -> torch.Tensor:
-        given = handed_pictures([picture], whole, CPU)
+        given = given_pictures([picture], whole, CPU)
         with torch.inference_mode():
             return editor.inpaint(given, mask_of(whole, given))
 

@@ -176,7 +176,7 @@ class _Probe:
 
     def _pixels(self, mask: Mask, path: str) -> int:
         """How many pixels a tool hands over for an edit, in all its calls."""
-        calls = [call.at_most(self.editors.most_px) for call in attack_paths.get(path).handed(mask)]
+        calls = [call.at_most(self.editors.most_px) for call in attack_paths.get(path).calls(mask)]
         return sum(call.size[0] * call.size[1] for call in calls[:MOST_CALLS])
 
 

@@ -1,6 +1,6 @@
 """How real tools hand a region to their model: which crop, at which size, with which padding and mask.
 
-`get(NAME).handed(mask)` says what a tool hands over for an edit; `hand_over.hand_over` does it to tensors,
+`get(NAME).calls(mask)` says what a tool hands over for an edit; `hand_over.hand_over` does it to tensors,
 and `hand_over.put_back` puts the result back.
 
 The numbers are facts from the tools' own sources, of the versions named; the code is ours. Every entry holds
@@ -101,7 +101,7 @@ class AttackPath(Entry):
     scales_to_mask: bool = False
     note: str = ""
 
-    def handed(self, mask: Mask) -> list[Handed]:
+    def calls(self, mask: Mask) -> list[Handed]:
         """The calls of the model that the tool makes for one edit, in its order: later results lie on top.
 
         Args:

@@ -56,7 +56,7 @@ def crop_tensor(rgb: Rgb, crop: Crop, device: torch.device) -> Tensor:
     return to_tensor(part, crop.size, device)
 
 
-def handed_pictures(pictures: Sequence[Rgb], handed: Handed, device: torch.device) -> Tensor:
+def given_pictures(pictures: Sequence[Rgb], handed: Handed, device: torch.device) -> Tensor:
     """What a model gets of pictures on an attack path, some rows at a time: as floats they could take
     gigabytes.
 

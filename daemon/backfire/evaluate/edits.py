@@ -16,7 +16,7 @@ from torch import Tensor
 from backfire import attack_paths
 from backfire.attack_paths.hand_over import mask_of, put_back_part
 from backfire.attack_paths.handed import MOST_CALLS, Handed, common, within
-from backfire.attack_paths.tensors import handed_pictures, picture_parts, to_picture
+from backfire.attack_paths.tensors import given_pictures, picture_parts, to_picture
 from backfire.evaluate.judge import BREAKING
 from backfire.evaluate.metrics import Picture, masked_ssim
 from backfire.evaluate.visibility import visible
@@ -100,7 +100,7 @@ class Replayer:
         A mask may have thousands of contours, so of those that are not followed no more than the pixels are
         counted.
         """
-        ranked = sorted(attack_paths.get(path).handed(mask), key=lambda call: -call.edited_pixels)
+        ranked = sorted(attack_paths.get(path).calls(mask), key=lambda call: -call.edited_pixels)
         given = (call.at_most(self.editors.most_px) for call in ranked)
         return list(islice(filter(self._depends, given), MOST_CALLS))
 
@@ -110,12 +110,12 @@ class Replayer:
 
     def not_followed(self, mask: Mask, path: str) -> str | None:
         """Which part of an edit `calls` leaves out, in words that follow the name of the region."""
-        handed, followed = attack_paths.get(path).handed(mask), self.calls(mask, path)
-        if len(followed) == MOST_CALLS < len(handed):
-            return f"{path} edits it in {len(handed)} parts, of which the {MOST_CALLS} largest are replayed"
+        calls, followed = attack_paths.get(path).calls(mask), self.calls(mask, path)
+        if len(followed) == MOST_CALLS < len(calls):
+            return f"{path} edits it in {len(calls)} parts, of which the {MOST_CALLS} largest are replayed"
         if followed:
             return None
-        if any(call.repaints for call in handed):
+        if any(call.repaints for call in calls):
             return f"{path} hands over nothing but what is repainted, so nothing of the picture counts"
         return f"{path} leaves nothing of it to edit"
 
@@ -154,7 +154,7 @@ class Replayer:
         # Around the edit alone: a tool without a mask touches all of a picture, of which the figures would
         # take gigabytes.
         frame = edited.grown(CONTEXT, width, height)
-        given = handed_pictures(pictures, handed, device)
+        given = given_pictures(pictures, handed, device)
         # A new generator each time: an editor that draws noise must draw the same for all pictures.
         # On the CPU, as the noise of a seed is another one on a GPU, and with it the verdict.
         generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,7 @@ from backfire.attack_paths import variants
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.hand_over import handing_over
 from backfire.attack_paths.handed import MOST_CALLS, Handed
-from backfire.attack_paths.tensors import crop_tensor, handed_pictures, to_tensor
+from backfire.attack_paths.tensors import crop_tensor, given_pictures, to_tensor
 from backfire.perturb.methods.base import EditorInput
 from backfire.perturb.transforms import chained, half_of
 from backfire.types import Box, Mask, Region, Rgb
@@ -74,12 +74,12 @@ class Paths:
 
     def _tools(self, region: Region, crop: Crop) -> list[EditorInput]:
         """What each tool hands over, once for the surrogates of which it is the first and once for others."""
-        handed: dict[str, list[EditorInput]] = {}
+        inputs: dict[str, list[EditorInput]] = {}
 
         def edits(name: str) -> bool:
-            if name not in handed:
-                handed[name] = self._handed(name, region, crop)
-            return bool(handed[name])
+            if name not in inputs:
+                inputs[name] = self._inputs(name, region, crop)
+            return bool(inputs[name])
 
         users: dict[tuple[str, bool], list[int]] = {}
         for index, paths in enumerate(self.through):
@@ -92,7 +92,7 @@ class Paths:
             alone = attack_paths.get(name).scales_to_mask and not first
             one, *others = (
                 replace(given, first=first, alone=alone, surrogates=tuple(surrogates))
-                for given in handed[name]
+                for given in inputs[name]
             )
             found.append(one)
             further += others
@@ -132,7 +132,7 @@ class Paths:
                 together |= one.plane(height, width)
         return together
 
-    def _handed(self, name: str, region: Region, crop: Crop) -> list[EditorInput]:
+    def _inputs(self, name: str, region: Region, crop: Crop) -> list[EditorInput]:
         """What a tool hands over for an edit of the region: an input for each call that the verdict follows.
 
         The worst of them counts there. A mask may have thousands of contours, and what the model gets of each
@@ -140,7 +140,7 @@ class Paths:
         """
         if self.first_alone and name == CROPPED_AS:
             return [_cropped(self.rgb, crop, region, self.device)]
-        calls = attack_paths.get(name).handed(region.plane(*self.rgb.shape[:2]))
+        calls = attack_paths.get(name).calls(region.plane(*self.rgb.shape[:2]))
         ranked = sorted(calls, key=lambda one: -one.edited_pixels)
         found = (self._called(one, region, crop) for one in ranked)
         return [*islice((one for one in found if one is not None), MOST_CALLS)]
@@ -160,10 +160,10 @@ class Paths:
     def _picture(self, handed: Handed) -> Tensor:
         """What the model gets; of the whole picture it is the same for all regions, and kept."""
         if handed.inside != Box(0, 0, self.rgb.shape[1], self.rgb.shape[0]):
-            return handed_pictures([self.rgb], handed, self.device)
+            return given_pictures([self.rgb], handed, self.device)
         key = handed.box, handed.scaled, handed.filters, handed.padding, handed.outside
         if key not in self._pictures:
-            self._pictures[key] = handed_pictures([self.rgb], handed, self.device)
+            self._pictures[key] = given_pictures([self.rgb], handed, self.device)
         return self._pictures[key]
 
     def _tensor(self, variant: Crop) -> Tensor:

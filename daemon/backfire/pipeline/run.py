@@ -305,7 +305,7 @@ def _handed_over(crops: Sequence[Crop], editors: Editors, shape: tuple[int, ...]
         for region in crop.regions:
             mask = masks.dilated(region.plane(*shape[:2]))  # an edit of a little more reaches furthest
             for path in paths:
-                yield from (call.inside for call in attack_paths.get(path).handed(mask))
+                yield from (call.inside for call in attack_paths.get(path).calls(mask))
 
 
 def _generator(key: str, purpose: str) -> np.random.Generator:

@@ -54,7 +54,7 @@ def _mask(picture: str) -> Mask:
 
 
 def _handed(path: str, picture: str) -> list[Handed]:
-    return attack_paths.get(path).handed(_mask(picture))
+    return attack_paths.get(path).calls(_mask(picture))
 
 
 IOPAINT: dict[str, tuple[Boxes, list[Size], list[Size], Size]] = {
@@ -278,7 +278,7 @@ def test_blends_are_blurred_as_opencv_does_it(picture: str) -> None:
         ("iopaint-sd", cv2.GaussianBlur(levels, (25, 25), 0)),
         ("forge-masked", cv2.GaussianBlur(cv2.GaussianBlur(levels, (21, 1), 4), (1, 21), 4)),
     ):
-        (handed,) = attack_paths.get(path).handed(mask)
+        (handed,) = attack_paths.get(path).calls(mask)
         ours = np.zeros(mask.shape)
         ours[handed.touched.slices] = 255 * handed.weights
         # For 8-bit pictures, OpenCV rounds the kernel to 8 bits, too.
@@ -317,7 +317,7 @@ def test_growth_and_filters_are_those_that_the_tool_states(path: str) -> None:
     square = Box(550, 400, 650, 500)
     mask = np.zeros((900, 1200), np.bool_)
     mask[square.slices] = True
-    (handed,) = attack_paths.get(path).handed(mask)
+    (handed,) = attack_paths.get(path).calls(mask)
     assert handed.filters == filters
     if growth == EVERYTHING:
         assert handed.mask.all()
@@ -370,7 +370,7 @@ def test_an_unknown_path_names_the_nearest() -> None:
 )
 def test_something_else_than_a_mask_is_refused(mask: Any) -> None:
     with pytest.raises(ValueError, match="expected H,W bool with a pixel set"):
-        attack_paths.get("iopaint").handed(mask)
+        attack_paths.get("iopaint").calls(mask)
 
 
 def test_a_ring_is_one_contour_including_its_inside() -> None:
@@ -378,7 +378,7 @@ def test_a_ring_is_one_contour_including_its_inside() -> None:
     mask[300:600, 300:600] = True
     mask[340:560, 340:560] = False
     mask[440:460, 440:460] = True
-    (handed,) = attack_paths.get("iopaint").handed(mask)
+    (handed,) = attack_paths.get("iopaint").calls(mask)
     assert tuple(handed.box) == (172, 172, 728, 728)
 
 
@@ -435,7 +435,7 @@ def test_iopaint_itself_hands_over_the_same(iopaint: Any, path: str, picture: st
 
     pictures = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     ours = pictures
-    handed = attack_paths.get(path).handed(mask)
+    handed = attack_paths.get(path).calls(mask)
     assert len(handed) == len(seen)
     for one, (given, masked) in zip(handed, seen, strict=True):
         got = hand_over(pictures, one)
@@ -451,12 +451,12 @@ def test_of_a_mask_that_is_scaled_down_no_separate_part_vanishes() -> None:
     """A hairline and a dot beside a wide area, which the tool itself hands over as they are."""
     mask = np.zeros((900, 1200), np.bool_)
     mask[100:500, 100:500] = True
-    (wide,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").handed(mask))
+    (wide,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").calls(mask))
     assert wide.meant == (904, 1200)
     assert np.array_equal(wide.mask, wide._soft > 0.5), "where all parts survive nothing changes"
     mask[700, 200:900] = True
     mask[800, 1100] = True
-    (more,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").handed(mask))
+    (more,) = (call.at_most(300) for call in attack_paths.get("iopaint-sd").calls(mask))
     down, across = more.size
     added = np.zeros_like(more.mask)
     added[700 * down // 900, 200 * across // 1200 : 899 * across // 1200 + 1] = True
@@ -464,9 +464,9 @@ def test_of_a_mask_that_is_scaled_down_no_separate_part_vanishes() -> None:
     assert np.array_equal(more.mask, wide.mask | added)
     (alone,) = (
         call.at_most(300)
-        for call in attack_paths.get("iopaint-sd").handed(mask & (np.arange(900) > 600)[:, None])
+        for call in attack_paths.get("iopaint-sd").calls(mask & (np.arange(900) > 600)[:, None])
     )
     assert np.array_equal(alone.mask, added)
-    (whole,) = attack_paths.get("iopaint-sd").handed(mask)
+    (whole,) = attack_paths.get("iopaint-sd").calls(mask)
     assert whole.at_most(1200) is whole
     assert whole.meant is None

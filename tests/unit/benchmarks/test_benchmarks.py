@@ -414,10 +414,10 @@ def test_large_pictures_reach_the_editor_cropped() -> None:
     rgb = np.zeros((700, 900, 3), np.uint8)
     mask = np.zeros((700, 900), dtype=np.bool_)
     mask[300:320, 400:440] = True
-    part, plane = measure.handed(rgb, mask)
+    part, plane = measure.as_given(rgb, mask)
     assert part.shape == (276, 296, 3)
     assert plane.sum() == mask.sum()
-    assert measure.handed(rgb[:600, :800], mask[:600, :800])[0].shape == (600, 800, 3)
+    assert measure.as_given(rgb[:600, :800], mask[:600, :800])[0].shape == (600, 800, 3)
 
 
 def test_a_run_measures_each_plan_on_each_set_once(

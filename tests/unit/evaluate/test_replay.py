@@ -16,7 +16,7 @@ from backfire.attack_paths import cropping
 from backfire.attack_paths.cropping import Crop
 from backfire.attack_paths.hand_over import mask_of, put_back
 from backfire.attack_paths.handed import Handed
-from backfire.attack_paths.tensors import handed_pictures, to_picture, to_tensor
+from backfire.attack_paths.tensors import given_pictures, to_picture, to_tensor
 from backfire.config import Verify
 from backfire.detectors.shapes import joined_to
 from backfire.errors import ConfigError
@@ -238,7 +238,7 @@ def test_of_an_edit_that_touches_all_of_a_picture_only_its_surroundings_are_kept
     assert np.array_equal(edit.mask, mask[edit.frame.slices])
     (handed,) = replayer.calls(mask, path)
     for rgb, shown in zip((original, 255 - original), edit.pictures, strict=True):
-        given = handed_pictures([rgb], handed, CPU)
+        given = given_pictures([rgb], handed, CPU)
         made = Averaging().inpaint(given, mask_of(handed, given))
         whole = put_back(made, to_tensor(rgb, (450, 600), CPU), handed)[0]
         np.testing.assert_allclose(shown, to_picture(whole)[edit.frame.slices], atol=1e-6)

@@ -92,7 +92,7 @@ def test_where_memory_is_not_enough_for_an_optimisation_of_full_size_the_next_ru
 
 def test_a_rung_that_runs_out_of_memory_leaves_no_matrices_to_the_next_one() -> None:
     """They lie on the device, where they take gigabytes."""
-    (handed,) = attack_paths.get("forge-whole").handed(np.eye(64, dtype=np.bool_))
+    (handed,) = attack_paths.get("forge-whole").calls(np.eye(64, dtype=np.bool_))
 
     def work(rung: memory.Rung) -> int:
         left = hand_over._mapping.cache_info().currsize

@@ -62,14 +62,14 @@ def migan(mask: Mask, *, side: int = 512) -> list[Handed]:
     """Crops at every size of picture but one that fits exactly, and scales crops down to `side`."""
     if mask.shape == (side, side):
         return crops(mask, multiple=side, least=side, square=True)
-    handed = []
+    calls = []
     for contour in _contours(mask):
         box = _around(contour, mask)
         ratio = min(side / max(box.height, box.width), 1)
         scaled = int(box.height * ratio + 0.5), int(box.width * ratio + 0.5)
         padding = Padding(right=side - scaled[1], bottom=side - scaled[0])
-        handed.append(Handed(mask, box, scaled, Filters.all("cv2-cubic"), padding))
-    return handed
+        calls.append(Handed(mask, box, scaled, Filters.all("cv2-cubic"), padding))
+    return calls
 
 
 def diffusion(mask: Mask) -> list[Handed]:
