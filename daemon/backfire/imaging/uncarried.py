@@ -13,7 +13,7 @@ from backfire.imaging import containers, isobmff
 from backfire.imaging.metadata import EXTENDED_XMP, PNG_CARRIED, XMP_HEAD
 
 MOST_NAMED = 20
-"""The most parts that are named: a hostile file may have thousands of kinds."""
+"""The most parts that are named: a hostile file may have millions of kinds."""
 
 JPEG_SEGMENTS = {
     0xE0: (b"JFIF\0",),
@@ -46,12 +46,15 @@ def parts(data: bytes, kind: str) -> list[str]:
     """
     found = {"JPEG": _segments, "PNG": _chunks, "WEBP": _riff, "GIF": _extensions, "JPEG2000": _jp2_boxes}
     found |= {"HEIF": _items, "AVIF": _items}
-    names = list(dict.fromkeys(map(_plain, found[kind](data)))) if kind in found else []
+    unique = dict[str, None]()
+    for name in found[kind](data) if kind in found else ():
+        unique[_plain(name)] = None
+        if len(unique) > MOST_NAMED:  # the rest would take gigabytes of a hostile file
+            break
+    names = [*unique][:MOST_NAMED] + (["others"] if len(unique) > MOST_NAMED else [])
     size = len(containers.behind(data, kind).strip(b"\0 \t\r\n"))
     names += [f"{size} bytes behind the picture"] if size else []
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    listed = ", ".join(names[:MOST_NAMED])
-    return [f"the file's parts {listed}{more}: nothing of these kinds is carried"] if names else []
+    return [f"the file's parts {', '.join(names)}: nothing of these kinds is carried"] if names else []
 
 
 def _plain(name: bytes) -> str:
