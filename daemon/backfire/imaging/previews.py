@@ -88,7 +88,8 @@ _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
 
 _QUOTE = rb"(?:[\"']|&(?:quot|apos|#34|#39);)?"
 _DEGREES = rb"\s?(?:\xc2?\xb0|&(?:deg|#176);)"
-_MINUTES = rb"(?:[\d\s.,:'\"\xb4]|\xc2\xb4|\xe2\x80[\x98-\x9d\xb2\xb3]|&(?:quot|apos|#34|#39);)"
+# The last two are a prime in UTF-16.
+_PRIME = rb"(?:['\"\xb4]|\xc2\xb4|\xe2\x80[\x98-\x9d\xb2\xb3]|&(?:quot|apos|#34|#39);|2\x20|\x202)"
 _PLACE = re.compile(
     rb"GPS|Gps|(?<![a-z])gps"
     rb"|(?i:latitude|longt?itude|iso.?6709|georss:|geo\.position|geo:(?:lat|lon|lng|alt|pos|[-+]?\d))"
@@ -97,8 +98,9 @@ _PLACE = re.compile(
     + _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d)"
     # ISO 6709 as videos have it, such as +48.1372+011.5761/
     rb"|[-+]\d{2,6}(?:\.\d+)?[-+]\d{3,7}(?:\.\d+)?(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"
-    # 48° 08' 13.8" N; without minutes or decimals, binary data would look like it.
-    rb"|\d(?:\.\d{2,}" + _DEGREES + rb"|" + _DEGREES + rb"\s?\d)" + _MINUTES + rb"{0,40}+[NSEWO](?![A-Za-z])"
+    # 48.137° N and 48° 08' 13.8" N; without decimals or a prime, binary data would look like it.
+    rb"|\d(?:\.\d{2,}" + _DEGREES + rb"|" + _DEGREES + rb"\s?\d{1,2}(?:[.,]\d{1,9})?\s?" + _PRIME + rb")"
+    rb"(?:[\d\s.,]|" + _PRIME + rb"){0,40}+[NSEWO](?![A-Za-z])"
 )  # fmt: skip
 _PLACE_NAME = re.compile(rb"(?i)lat(?:_?(?:long?|lng))?|long?|lng")
 _CHARSET = re.compile(rb"\A(?:ASCII\0\0\0|UNICODE\0|JIS\0{5}|\0{8})")

@@ -618,6 +618,7 @@ def test_strip_gps_takes_all_machine_tags_of_a_position(keywords: list[str]) -> 
         ("A long day at high altitude, flat: 20 °C in the North", False),
         ("2026-12-01T10:11:12+01:00/ a melon: 5", False),
         ("cut at 45° 12 mm, platform no. 7", False),
+        ("6°2E", False),
     ],
 )
 def test_coordinates_are_known_by_how_they_are_written(text: str, located: bool) -> None:

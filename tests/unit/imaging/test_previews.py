@@ -304,12 +304,25 @@ PACKET = (
 
 
 @pytest.mark.parametrize(
-    "unit", [b"\\n", b"A.\\n\\n\\n", b"&#10;", b"ab&#xA;", b" ", b"P1 #", b"#P1 \n"], ids=repr
+    "unit",
+    [
+        b"\\n",
+        b"A.\\n\\n\\n",
+        b"&#10;",
+        b"ab&#xA;",
+        b" ",
+        b"P1 #",
+        b"#P1 \n",
+        b"lat:  ",
+        b"2\xc2\xb02 2 2 2 2 2 2 ",
+    ],
+    ids=repr,
 )
 def test_the_time_that_a_text_takes_grows_no_faster_than_its_length(unit: bytes) -> None:
     hostile = unit * ((1 << 16) // len(unit))  # quadratic patterns took from half a minute
     began = time.process_time()
     assert not previews.shows(hostile)
+    assert not previews.locates(hostile)
     assert previews.cut_from(hostile) == hostile
     assert Metadata(xmp=hostile).upright().xmp == hostile
     assert xmp.split(b"<a>" + hostile, 300) is None
