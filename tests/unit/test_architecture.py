@@ -77,6 +77,7 @@ DOORS = {
                 "drawing",
                 "gathering",
                 "jpegs",
+                "lettering",
                 "scaling",
                 "writers",
             )

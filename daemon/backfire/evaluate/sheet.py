@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from backfire.config import Verify
@@ -23,11 +23,13 @@ from backfire.evaluate.judge import (
     misses,
 )
 from backfire.imaging import drawing
+from backfire.imaging.lettering import fitted, length, write
 from backfire.imaging.masks import dilated
 from backfire.types import Mask, Rgb
 
 PANEL, COLUMNS, GAP = 300, 4, 8
-CAPTION = 26
+CAPTION, SIZE = 26, 16
+"""The height of a line of caption, and of the letters in it and in all text but the title, in pixels."""
 HEADER, LINE = 58, 22
 """Height of the title with the facts below it, and of each further line of text, in pixels."""
 BETWEEN = "   ·   "
@@ -140,10 +142,10 @@ def sheet(
         facts.append(f"PSNR {judgement.psnr_db:.1f} dB in the crop")
     if len(panels) > most:
         facts.append(f"{len(panels) - most} more regions not shown")
-    draw.text((GAP, 6), _fitted(title, 76), fill=INK, font=font(22))
-    draw.text((GAP, 34), BETWEEN.join(facts), fill=INK, font=font(16))
+    write(draw, (GAP, 6), fitted(title, 22, width - 2 * GAP), 22, INK)
+    write(draw, (GAP, 34), BETWEEN.join(facts), SIZE, INK)
     for number, line in enumerate(said):
-        draw.text((GAP, 56 + LINE * number), line, fill=INK, font=font(16))
+        write(draw, (GAP, 56 + LINE * number), line, SIZE, INK)
     top, places = header, dict[int, Place]()
     for band, (pictures, of_region) in zip(bands, drawn, strict=True):
         page.paste(band, (0, top))
@@ -181,16 +183,16 @@ def _pairs(pairs: Sequence[Pair], judgement: Judgement) -> tuple[Image.Image, di
     rows = -(-len(pairs) // PAIRS)
     page = Image.new("RGB", (PAIRS * across + (PAIRS + 1) * GAP, CAPTION + rows * line), PAPER)
     draw, first, places = ImageDraw.Draw(page), first_paths(judgement.edits), dict[int, Place]()
-    draw.text((GAP, 4), PAIRS_TEXT, fill=INK, font=font(16))
+    write(draw, (GAP, 4), PAIRS_TEXT, SIZE, INK)
     for number, (pair, said) in enumerate(zip(pairs, captions, strict=True)):
         edit = pair.edit
         x, y = GAP + number % PAIRS * (across + GAP), CAPTION + number // PAIRS * line
         mark, ink = _mark(edit, judgement.settings, first[edit.editor, edit.region] == edit.path)
-        draw.text((x, y + 4), f"{mark}:", fill=ink, font=font(16))
-        indent = round(font(16).getlength(f"{mark}: "))
-        draw.text((x + indent, y + 4), f"edit {words.EDITS[edit.mask_kind]}", fill=INK, font=font(16))
+        write(draw, (x, y + 4), f"{mark}:", SIZE, ink)
+        indent = round(length(f"{mark}: ", SIZE))
+        write(draw, (x + indent, y + 4), f"edit {words.EDITS[edit.mask_kind]}", SIZE, INK)
         for below, text in enumerate(said, start=1):
-            draw.text((x, y + 4 + LINE * below), text, fill=INK, font=font(16))
+            write(draw, (x, y + 4 + LINE * below), text, SIZE, INK)
         for which, pixels in enumerate((pair.original, pair.protected)):
             shown = _outlined(pixels, pair.mask, TRIGGER if edit.mask_kind in BREAKING else BENIGN)
             picture = Image.fromarray(shown).resize((wide, tall), Image.Resampling.LANCZOS)
@@ -226,7 +228,7 @@ def _wrapped(text: str, width: float) -> list[str]:
     found: list[str] = []
     for word in text.split():
         longer = f"{found[-1]} {word}" if found else word
-        if found and font(16).getlength(longer) <= width:
+        if found and length(longer, SIZE) <= width:
             found[-1] = longer
         else:
             found.append(word)
@@ -266,11 +268,11 @@ def _band(panels: Panels, saliency: Sequence[Saliency]) -> Image.Image:
     band = Image.new("RGB", (across, rows + above), PAPER)
     draw = ImageDraw.Draw(band)
     for index, line in enumerate(lines):
-        draw.text((GAP, CAPTION * index), line, fill=INK, font=font(16))
+        write(draw, (GAP, CAPTION * index), line, SIZE, INK)
     for index, (text, pixels, mask, colour) in enumerate(cells):
         x = GAP + index % COLUMNS * (PANEL + GAP)
         y = above + index // COLUMNS * (tall + CAPTION + GAP)
-        draw.text((x, y + 4), _fitted(text, 36), fill=colour, font=font(16))
+        write(draw, (x, y + 4), fitted(text, SIZE, PANEL), SIZE, colour)
         if pixels is None:
             continue
         picture = Image.fromarray(pixels if mask is None else _outlined(pixels, mask, colour))
@@ -288,7 +290,7 @@ def _lines(words: Sequence[str], width: int) -> list[str]:
     lines = [words[0]]
     for word in words[1:]:
         longer = lines[-1] + BETWEEN + word
-        if font(16).getlength(longer) <= width:
+        if length(longer, SIZE) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -316,12 +318,3 @@ def _outlined(pixels: Rgb, mask: Mask, colour: tuple[int, int, int]) -> Rgb:
     out = pixels.copy()
     out[edge] = colour
     return out
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of the sheet at a size in pixels."""
-    return ImageFont.load_default(size)
-
-
-def _fitted(text: str, most: int) -> str:
-    return text if len(text) <= most else "…" + text[-(most - 1) :]

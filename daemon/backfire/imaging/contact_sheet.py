@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from backfire.imaging import drawing
 from backfire.imaging.decoding import decode
+from backfire.imaging.lettering import fitted, write
 from backfire.types import Rgb
 
 WIDE = 1600
@@ -115,11 +112,11 @@ def pages(title: str, groups: Sequence[Group], *, tall_most: int = TALL_MOST) ->
 def _page(title: str, bands: Iterable[tuple[str, Sequence[Tile]]], height: int, layout: _Layout) -> bytes:
     page = Image.new("RGB", (WIDE, height), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, 6), fitted(title, 22, WIDE - 2 * GAP), fill=INK, font=_font(22))
+    write(draw, (GAP, 6), fitted(title, 22, WIDE - 2 * GAP), 22, INK)
     top = HEAD + GAP
     for heading, tiles in bands:
         if heading:
-            draw.text((GAP, top + 8), fitted(heading, 18, WIDE - 2 * GAP), fill=INK, font=_font(18))
+            write(draw, (GAP, top + 8), fitted(heading, 18, WIDE - 2 * GAP), 18, INK)
             top += HEAD
         for column, tile in enumerate(tiles):
             _draw_tile(page, draw, (GAP + column * (layout.side + GAP), top), tile, layout.side)
@@ -134,50 +131,12 @@ def _draw_tile(
     colour = COLOURS.get(tile.mark, (120, 120, 120))
     draw.rectangle((left, top, left + side - 1, top + side - 1), fill=EMPTY)
     if tile.picture is None:
-        draw.text((left + 6, top + 6), fitted("cannot be shown", 12, side - 12), fill=INK, font=_font(12))
+        write(draw, (left + 6, top + 6), fitted("cannot be shown", 12, side - 12), 12, INK)
     else:
         picture = Image.fromarray(tile.picture)
         inside = ((side - picture.width) // 2, (side - picture.height) // 2)
         page.paste(picture, (left + inside[0], top + inside[1]))
     draw.rectangle((left, top + side, left + side - 1, top + side + BAND - 1), fill=colour)
     mark = fitted(f"{tile.mark}  #{tile.number}", 12, side - 6)
-    draw.text((left + 4, top + side + 2), mark, fill=PAPER, font=_font(12))
-    name = fitted(tile.name, 11, side)
-    draw.text((left, top + side + BAND + 2), name, fill=INK, font=_font(11))
-
-
-def fitted(text: str, size: int, wide: int) -> str:
-    """A text in one line of so many pixels: its middle is left out where it is too long.
-
-    What the font has no letter for, and what is no letter at all, becomes the plain letter below its accent,
-    or a backslash escape.
-    """
-    text = "".join(map(_drawable, unicodedata.normalize("NFC", text)))
-    font = _font(size)
-    if font.getlength(text) <= wide:
-        return text
-
-    def short(keep: int) -> str:
-        return f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}" if keep else "…"
-
-    # A text is the wider the more of it is kept.
-    most = bisect_right(range(1, len(text)), wide, key=lambda keep: ceil(font.getlength(short(keep))))
-    return short(most if most > 1 else 0)
-
-
-@cache
-def _drawable(one: str) -> str:
-    if one.isprintable() and _has_letter(one):
-        return one
-    plain = unicodedata.normalize("NFD", one)[0]
-    return plain if plain.isascii() and plain.isalpha() else one.encode("unicode_escape").decode()
-
-
-def _has_letter(one: str) -> bool:
-    """Whether the font draws a character as itself and not as the box for unknown ones."""
-    return one.isascii() or bytes(_font(16).getmask(one)) != bytes(_font(16).getmask("\U0010ffff"))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    write(draw, (left + 4, top + side + 2), mark, 12, PAPER)
+    write(draw, (left, top + side + BAND + 2), fitted(tile.name, 11, side), 11, INK)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from backfire.imaging import lettering
 from backfire.imaging.masks import dilated
 from backfire.types import Box, Mask, Region, Rgb
 
@@ -41,7 +42,8 @@ def drawn(image: Rgb, regions: Sequence[Region]) -> Rgb:
     for region, plate, colour in zip(regions, plates(regions, scale, size), colours, strict=True):
         left, top, _, _ = _bounds(caption(region))
         draw.rectangle((*plate[:2], plate.right - 1, plate.bottom - 1), fill=colour)
-        draw.text((plate.left + 2 - left, plate.top + 2 - top), caption(region), fill=PAPER, font=_font(14))
+        place = plate.left + 2 - left, plate.top + 2 - top
+        lettering.write(draw, place, caption(region), 14, PAPER)
     return np.array(picture)
 
 
@@ -56,7 +58,7 @@ def plates(regions: Sequence[Region], scale: float, size: tuple[int, int]) -> li
 
 def _bounds(text: str) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a caption that is drawn at the origin, in pixels."""
-    left, top, right, bottom = (round(edge) for edge in _font(14).getbbox(text))
+    left, top, right, bottom = (round(edge) for edge in lettering.bounds(text, 14))
     return left, top, right, bottom
 
 
@@ -107,7 +109,7 @@ def sheet(pages: Sequence[tuple[str, Rgb]], *, kind: str = "JPEG") -> bytes:
     for line in lines:
         left = GAP
         for caption, picture in line:
-            draw.text((left, top), caption, fill=INK, font=_font(18))
+            lettering.write(draw, (left, top), caption, 18, INK)
             paper.paste(Image.fromarray(picture), (left, top + CAPTION))
             left += _wide((caption, picture))
         top += CAPTION + _tall(line) + GAP
@@ -131,15 +133,11 @@ def is_drawn(start: bytes) -> bool:
 def _wide(page: tuple[str, Rgb]) -> int:
     """The width of a picture with its caption and the gap after it, in pixels."""
     caption, picture = page
-    return max(int(picture.shape[1]), round(_font(18).getlength(caption))) + GAP
+    return max(int(picture.shape[1]), round(lettering.length(caption, 18))) + GAP
 
 
 def _tall(line: Sequence[tuple[str, Rgb]]) -> int:
     return max(int(picture.shape[0]) for _, picture in line)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def mask_png(mask: Mask) -> bytes:

@@ -23,10 +23,10 @@ from backfire.evaluate.sheet import (
     Panels,
     Saliency,
     caption,
-    font,
     pair,
     sheet,
 )
+from backfire.imaging import lettering
 from backfire.types import MaskKind, Rgb, Verdict
 from tests.support.pictures import photo
 
@@ -195,7 +195,7 @@ def test_a_caption_names_tool_and_editor_in_full_within_its_pair(path: str) -> N
     edit = EditResult("flux2-micro", 0, MaskKind.TRIGGER, 0.4, 0.2, True, path=path, flattened=True)
     lines = caption(edit, 2 * PAIR_PX)
     assert " ".join(lines) == f"{PATHS[path].tool}, on white by flux2-micro (only judged): SSIM 0.40"
-    assert max(map(font(16).getlength, lines)) <= 2 * PAIR_PX
+    assert max(lettering.length(line, 16) for line in lines) <= 2 * PAIR_PX
 
 
 def test_a_long_reason_is_wrapped_and_all_lines_begin_at_one_edge() -> None:
@@ -213,6 +213,14 @@ def test_a_long_reason_is_wrapped_and_all_lines_begin_at_one_edge() -> None:
         edges += [np.nonzero(dark[top : top + LINE].any(axis=0))[0].min() for top in rows]
     assert [(height - heights[0]) / LINE for height in heights] == [0, 1, 3]
     assert max(edges) - min(edges) <= 2
+
+
+def test_a_title_is_written_letter_by_letter_as_lettering_says() -> None:
+    odd, told = (
+        sheet(title, Judgement(Verdict.PROTECTED, [], 34.5, 6), panels()).jpeg
+        for title in ("gpj.\u202eexe", r"gpj.\u202eexe")
+    )
+    assert odd == told
 
 
 def test_a_pair_is_small() -> None:

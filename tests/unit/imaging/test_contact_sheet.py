@@ -73,30 +73,6 @@ def test_an_empty_sheet_is_a_page() -> None:
     assert opened(page).shape[1] == contact_sheet.WIDE
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("a\x1b[31m\nb.jpg", r"a\x1b[31m\nb.jpg"),
-        ("caf\xe9 e\u0301.jpg", "cafe e.jpg"),
-        ("日本.jpg", r"\u65e5\u672c.jpg"),
-        ("gpj.\u202eexe", r"gpj.\u202eexe"),
-        (r"caf\xe9.jpg", r"caf\xe9.jpg"),
-    ],
-)
-def test_odd_names_are_written_so_that_they_can_be_told(name: str, shown: str) -> None:
-    assert contact_sheet.fitted(name, 11, 2000) == shown
-    (page,) = contact_sheet.pages("", [Group(name, tiles(1, name=name))])
-    assert opened(page).shape[1] == contact_sheet.WIDE
-
-
-def test_long_names_keep_their_beginning_and_their_end() -> None:
-    short = contact_sheet.fitted("long" * 60 + ".jpg", 11, 100)
-    assert short.startswith("long")
-    assert short.endswith(".jpg")
-    assert "…" in short
-    assert len(contact_sheet.fitted("x" * 4000, 11, 5)) <= 2
-
-
 def test_thumbnails_are_upright_small_and_never_an_error() -> None:
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees
