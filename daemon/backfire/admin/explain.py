@@ -17,6 +17,7 @@ from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
 from backfire.errors import PublishError
+from backfire.evaluate.judge import of_larger_masks
 from backfire.files import inbox
 from backfire.service import report_files
 from backfire.service.inbox import INCOMPLETE
@@ -146,12 +147,19 @@ def reports_of(job: Job, settings: Settings) -> list[str]:
 
 
 def details_of(job: Job, settings: Settings) -> list[str]:
-    """All that a verdict was missed by, from the receipt; the job's own message where there is none."""
+    """All that a verdict was missed by, and what becomes of edits by a larger mask, from the receipt.
+
+    Where it has no reasons, the job's own message.
+    """
+    details = [job.message] if job.message else []
     with suppress(OSError, PublishError, ValueError, AttributeError):
         for file in report_files.find(settings.folders.reports, job):
-            if file.suffix == ".json" and (reasons := json.loads(file.read_bytes()).get("reasons")):
-                return [str(reason) for reason in reasons]
-    return [job.message] if job.message else []
+            if file.suffix == ".json":
+                receipt = json.loads(file.read_bytes())
+                details = [str(reason) for reason in receipt.get("reasons") or ()] or details
+                larger = of_larger_masks(receipt.get("verdict"), receipt.get("tools_dilated") or {})
+                return [*details, larger] if larger else details
+    return details
 
 
 def _near(path: bytes, paths: list[bytes], settings: Settings) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from backfire.config import Verify
-from backfire.evaluate.words import tool
+from backfire.evaluate.words import EDITS, tool
 from backfire.types import Budget, MaskKind, Verdict
 
 HARDLY = 8
@@ -242,6 +242,19 @@ def in_tools(broken: Mapping[str, bool]) -> str:
         if named
     ]
     return "; ".join(said)
+
+
+def of_larger_masks(verdict: str, broken: Mapping[str, bool]) -> str:
+    """In which tools edits of a little more than the region break, for a person; empty if it is not told.
+
+    Of a `failed` picture it is not, of which the edit of the region itself hardly breaks.
+
+    Args:
+        broken: as `Judgement.tools_dilated`.
+    """
+    if verdict == Verdict.FAILED or not broken:
+        return ""
+    return f"edits {EDITS[MaskKind.DILATED]}: {in_tools(broken)}"
 
 
 def misses(edit: EditResult, settings: Verify, *, on_first_path: bool = True) -> list[str]:

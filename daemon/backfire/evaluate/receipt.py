@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
 from backfire.evaluate import premis, words
-from backfire.evaluate.judge import BREAKING, EditResult, Judgement, first_paths, in_tools, is_asked
-from backfire.types import Choice, MaskKind, Region, Verdict
+from backfire.evaluate.judge import (
+    BREAKING,
+    EditResult,
+    Judgement,
+    first_paths,
+    in_tools,
+    is_asked,
+    of_larger_masks,
+)
+from backfire.types import Choice, Region, Verdict
 
 if TYPE_CHECKING:
     from backfire.evaluate.sheet import Sheet
@@ -223,8 +231,8 @@ def in_words(document: Receipt) -> list[str]:
         # Beside another verdict than `protected` the bare sentence reads as if all were well.
         about = "" if verdict == Verdict.PROTECTED else "edits of exactly the region are "
         said += f"; {about}{in_tools(told)}"
-    if verdict != Verdict.FAILED and (larger := document.get("tools_dilated")):
-        said += f"; edits {words.EDITS[MaskKind.DILATED]}: {in_tools(larger)}"
+    if larger := of_larger_masks(verdict, document.get("tools_dilated") or {}):
+        said += f"; {larger}"
     seen = [edit.visible for edit in edits if edit.visible is not None]
     if not touching:
         return [said]

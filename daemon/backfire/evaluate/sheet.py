@@ -21,6 +21,7 @@ from backfire.evaluate.judge import (
     in_tools,
     is_asked,
     misses,
+    of_larger_masks,
 )
 from backfire.imaging import drawing
 from backfire.imaging.lettering import fitted, length, write
@@ -133,7 +134,8 @@ def sheet(
     below = [pictures for pictures, _ in drawn]
     width = COLUMNS * PANEL + (COLUMNS + 1) * GAP
     reason = words.reason(judgement.reasons[0]) if judgement.reasons else in_tools(judgement.tools)
-    said = _wrapped(reason, width - 2 * GAP)
+    told = [reason, of_larger_masks(judgement.verdict, judgement.tools_dilated)]
+    said = _wrapped("; ".join(filter(None, told)), width - 2 * GAP)
     header = HEADER + LINE * len(said)
     page = Image.new("RGB", (width, header + sum(band.height for band in (*bands, *below)) + GAP), PAPER)
     draw = ImageDraw.Draw(page)

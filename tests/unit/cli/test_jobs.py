@@ -85,6 +85,16 @@ def test_a_weak_job_says_why_where_the_measurements_are_and_what_to_do(weak: Hou
     assert (job["message"], job["reports"]) == (why, reports)
 
 
+@pytest.mark.parametrize(("verdict", "told"), [("protected", True), ("weak", True), ("failed", False)])
+def test_what_becomes_of_edits_by_a_larger_mask_is_told(weak: House, verdict: str, told: bool) -> None:
+    file = weak.base / "reports" / "desk" / "me.png.json"
+    known = {**json.loads(file.read_text()), "verdict": verdict, "tools_dilated": {"iopaint": True}}
+    sentence = "edits of the region and a little more: broken in IOPaint"
+    for reasons in (REASONS, ()):
+        file.write_text(json.dumps({**known, "reasons": reasons}))
+        assert (sentence in tell("explain", "desk/me.png").stdout) == told
+
+
 def test_jobs_are_listed_by_verdict(weak: House) -> None:
     assert len(json.loads(tell("jobs", "--verdict", "weak", "--json").stdout)) == 1
     assert json.loads(tell("jobs", "--verdict", "protected", "--json").stdout) == []

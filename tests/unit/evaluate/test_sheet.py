@@ -12,7 +12,7 @@ from PIL import Image
 
 from backfire.attack_paths import PATHS
 from backfire.config import Verify
-from backfire.evaluate.judge import EditResult, Judgement
+from backfire.evaluate.judge import EditResult, Judgement, in_tools, of_larger_masks
 from backfire.evaluate.sheet import (
     CAPTION,
     GAP,
@@ -213,6 +213,19 @@ def test_a_long_reason_is_wrapped_and_all_lines_begin_at_one_edge() -> None:
         edges += [np.nonzero(dark[top : top + LINE].any(axis=0))[0].min() for top in rows]
     assert [(height - heights[0]) / LINE for height in heights] == [0, 1, 3]
     assert max(edges) - min(edges) <= 2
+
+
+@pytest.mark.parametrize(("verdict", "reasons"), [(Verdict.PROTECTED, []), (Verdict.WEAK, ["why"])])
+def test_the_heading_tells_what_a_larger_mask_does_as_the_commands_do(
+    verdict: Verdict, reasons: list[str]
+) -> None:
+    """The lines are those that the reason alone would be if it said both."""
+    tools = dict.fromkeys(("iopaint", "comfyui-stitch-512", "forge-whole", "forge-masked"), True)
+    larger = {**tools, "forge-whole": False}
+    drawn = sheet("a", Judgement(verdict, reasons, 34.5, 6, tools=tools, tools_dilated=larger), panels())
+    said = "; ".join([*(reasons or [in_tools(tools)]), of_larger_masks(verdict, larger)])
+    assert "a little more: broken in IOPaint" in said
+    assert drawn.jpeg == sheet("a", Judgement(verdict, [said], 34.5, 6), panels()).jpeg
 
 
 def test_a_title_is_written_letter_by_letter_as_lettering_says() -> None:
