@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from backfire import inpaint
 from backfire.config import Verify
 from backfire.evaluate import words
 from backfire.evaluate.judge import (
@@ -40,6 +41,11 @@ PAIRS_TEXT = (
     "All edits: on the left that of the original, on the right that of the protected copy. The verdict does "
     "not rest on what is marked in black."
 )
+SMALL_TEXT = (
+    "Built-in editors are small: they fill small holes and draw no faces. Their edit of the original may "
+    "look bad, too; what counts is how far the two differ."
+)
+"""What is said where one of them judged."""
 MOST_PAIRS = 48
 """Of a region, so many pairs are shown at most."""
 Place = tuple[int, int, int, int]
@@ -136,6 +142,8 @@ def sheet(
     reason = words.reason(judgement.reasons[0]) if judgement.reasons else in_tools(judgement.tools)
     told = [reason, of_larger_masks(judgement.verdict, judgement.tools_dilated)]
     said = _wrapped("; ".join(filter(None, told)), width - 2 * GAP)
+    if any(edit.editor in inpaint.NAMES for edit in judgement.edits):
+        said += _wrapped(SMALL_TEXT, width - 2 * GAP)
     header = HEADER + LINE * len(said)
     page = Image.new("RGB", (width, header + sum(band.height for band in (*bands, *below)) + GAP), PAPER)
     draw = ImageDraw.Draw(page)

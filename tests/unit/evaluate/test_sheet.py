@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backfire import inpaint
 from backfire.attack_paths import PATHS
 from backfire.config import Verify
 from backfire.evaluate.judge import EditResult, Judgement, in_tools, of_larger_masks
@@ -226,6 +227,28 @@ def test_the_heading_tells_what_a_larger_mask_does_as_the_commands_do(
     said = "; ".join([*(reasons or [in_tools(tools)]), of_larger_masks(verdict, larger)])
     assert "a little more: broken in IOPaint" in said
     assert drawn.jpeg == sheet("a", Judgement(verdict, [said], 34.5, 6), panels()).jpeg
+
+
+@pytest.mark.parametrize("editors", [["one"], [inpaint.DEFAULT], ["one", *inpaint.NAMES]])
+def test_that_built_in_editors_draw_no_faces_is_said_once_where_one_judged(
+    editors: list[str],
+) -> None:
+    edits = [EditResult(name, region, MaskKind.FAR, 0.4, 0.2, False) for name in editors for region in (0, 1)]
+    judgement = Judgement(Verdict.WEAK, ["why"], 34.5, 6, edits)
+    drawn, without = (sheet("a", one, panels(2)) for one in (judgement, replace(judgement, edits=[])))
+    told = editors != ["one"]
+    assert drawn.height - without.height == (LINE if told else 0)
+    pages = []
+    for one in (drawn, without):
+        with Image.open(io.BytesIO(one.jpeg)) as picture:
+            pages.append(np.asarray(picture.convert("L")).astype(int))
+    below = HEADER + LINE
+    start = below + LINE if told else below
+    assert np.abs(pages[0][start + 16 :] - pages[1][below + 16 :]).max() < 80, "the rest is as without"
+    if told:
+        line = pages[0][below - 2 : start - 2] < 128
+        assert np.nonzero(line.any(axis=0))[0].max() > 800, "it is written"
+        assert not line[:, -GAP:].any()
 
 
 def test_a_title_is_written_letter_by_letter_as_lettering_says() -> None:
