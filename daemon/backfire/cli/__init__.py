@@ -25,20 +25,33 @@ class Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is still to come
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for what is still to come
             from backfire.cli.common import OUTPUT_LOST, print_error
 
             if not isinstance(error, BrokenPipeError):
-                print_error(
-                    f"standard output: cannot be written ({error.strerror}); write it to another place"
-                )
+                try:
+                    print_error(
+                        f"standard output: cannot be written ({error.strerror}); write it to another place"
+                    )
+                except OSError:  # standard error lies on the same full disk
+                    os.dup2(nowhere, sys.stderr.fileno())
             raise SystemExit(OUTPUT_LOST) from None
+
+
+def _descriptor(file: io.TextIOWrapper) -> int | None:
+    """The descriptor of an open file; None for one in memory, with which a program captures what we print."""
+    try:
+        return file.fileno()
+    except io.UnsupportedOperation:
+        return None
 
 
 def main() -> None:
     """Run the program."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        ours, plain = sys.stdout, Output(sys.stdout.fileno(), "w", closefd=False)
+    ours = sys.stdout
+    if isinstance(ours, io.TextIOWrapper) and (descriptor := _descriptor(ours)) is not None:
+        plain = Output(descriptor, "w", closefd=False)
         sys.stdout = io.TextIOWrapper(
             plain if isinstance(ours.buffer, io.RawIOBase) else io.BufferedWriter(plain),
             encoding=ours.encoding,
@@ -60,5 +73,5 @@ def main() -> None:
     try:
         commands.run()
     finally:
-        if sys.stdout is not None:  # it is closed
+        if sys.stdout is not None:  # as where it is closed
             sys.stdout.flush()  # here, as the interpreter tells of an error in words of its own

@@ -36,7 +36,7 @@ def load(path: Path) -> Settings:
     except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a password
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        hint = _misplaced(text, mark.line) if mark else ""
+        hint = _misplaced(text, mark.line, mark.column) if mark else ""
         raise ConfigError(
             f"{path}: is not valid YAML: {where}{error.problem or error.context}{hint}"
         ) from None
@@ -51,10 +51,13 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: a path in it cannot be used ({error}); name another one") from error
 
 
-def _misplaced(text: str, line: int) -> str:
-    """Where the setting belongs at which YAML stopped, as one space too many is enough for that."""
+def _misplaced(text: str, line: int, column: int) -> str:
+    """Where the setting belongs at whose colon YAML stopped, as one space too many is enough for that.
+
+    It stops at a later colon of the line for a value that wants quotes.
+    """
     found = re.match(r"\s*(\w+):", "".join(text.splitlines()[line : line + 1]))
-    hint = belongs(found[1]) if found else ""
+    hint = belongs(found[1]) if found and found.end() - 1 == column else ""
     return f"; {hint}" if hint else ""
 
 

@@ -100,6 +100,8 @@ GENERAL = (
 )
 """How the namespaces of XMP begin that hold much else beside a position."""
 
+_RIGHTS = re.compile(r"(?i)rights|copyright|creator|author|owner|licen[cs]|credit")
+"""What stays of a namespace that goes with its coordinates."""
 _MACHINE_TAG = re.compile(rb"\s*([A-Za-z]\w*):\w+\s*=")
 _XMP_ORIENTATION = re.compile(
     rb"(?<!\s)\s*+tiff:Orientation=[\"']\d[\"']|<tiff:Orientation>\d</tiff:Orientation>"
@@ -289,8 +291,8 @@ def _placeless_packets(*packets: bytes | None) -> list[bytes | None]:
     spaces = {space for space in named if space and not space.startswith(GENERAL)}
 
     def unwanted(one: xmp.Property) -> bool:
-        known = one.namespace in spaces or previews.names_place(one.name.encode())
-        return known or previews.locates(one.element)
+        beside = one.namespace in spaces and not _RIGHTS.search(one.name)
+        return beside or previews.names_place(one.name.encode()) or previews.locates(one.element)
 
     left = [packet and xmp.without(packet, unwanted) for packet in packets]
     return [None if packet and previews.locates(packet) else packet for packet in left]

@@ -96,8 +96,9 @@ _PLACE = re.compile(
     # Shorter names are words as well, and count only with a number.
     rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long|altitude)"
     + _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d)"
-    # ISO 6709 as videos have it, such as +48.1372+011.5761/
-    rb"|[-+]\d{2,6}(?:\.\d+)?[-+]\d{3,7}(?:\.\d+)?(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"
+    # ISO 6709 as videos have it, such as +48.1372+011.5761/,
+    # with decimals, as telephone numbers, ISBN and dates before a slash look like it otherwise.
+    rb"|(?<![\w)/.+-])[-+](?:\d\d){1,3}\.\d+[-+]\d(?:\d\d){1,3}\.\d+(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"
     # 48.137° N and 48° 08' 13.8" N; without decimals or a prime, binary data would look like it.
     rb"|\d(?:\.\d{2,}" + _DEGREES + rb"|" + _DEGREES + rb"\s?\d{1,2}(?:[.,]\d{1,9})?\s?" + _PRIME + rb")"
     rb"(?:[\d\s.,]|" + _PRIME + rb"){0,40}+[NSEWO](?![A-Za-z])"

@@ -119,7 +119,7 @@ def _without(packet: bytes, gone: list[Property]) -> bytes:
 
 def _described(one: Property) -> bytes:
     # Only the namespaces that it uses: all that hold there, for each property, would take quadratic memory.
-    used = {prefix.decode() for prefix in _PREFIX.findall(one.element)} - {"rdf"}
+    used = {prefix.decode(errors="replace") for prefix in _PREFIX.findall(one.element)} - {"rdf"}
     spaces = "".join(
         f' xmlns:{prefix}="{one.scope[prefix]}"' for prefix in sorted(used) if prefix in one.scope
     )

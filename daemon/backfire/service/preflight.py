@@ -100,7 +100,7 @@ def require_database(settings: Settings) -> None:
     """
     database, spool = settings.folders.database, settings.folders.spool
     is_there = _is_there("database", database) and database.stat().st_size
-    if not is_there and _is_there("spool", spool):
+    if not is_there and _is_there("spool", spool) and any(spool.iterdir()):
         raise StoreError(missing(database))
 
 

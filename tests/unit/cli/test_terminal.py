@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pty
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from backfire import weights
+from backfire import cli, weights
 from backfire.admin.probes import Check
 from backfire.cli import commands
 from backfire.cli.commands import app
@@ -76,11 +77,24 @@ def test_an_output_that_cannot_be_written_ends_the_command_with_one_line_at_most
         "backfire: standard output: cannot be written (No space left on device); write it to another place\n"
     )
     assert (told.returncode, told.stderr) == (74, line)
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, env=given, stdout=full, stderr=full, check=False).returncode == 74
     reads, writes = os.pipe()
     os.close(reads)
     told = subprocess.run(command, env=given, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writes)
     assert (told.returncode, told.stderr) == (74, "")  # as `| head` does with what it has no use for
+
+
+def test_what_is_printed_can_be_captured_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", captured)
+    monkeypatch.setattr(sys, "argv", ["backfire", "man"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    captured.seek(0)
+    assert captured.read().startswith(".TH")
 
 
 @pytest.mark.parametrize(("free_mb", "status"), [(0, 0), (10**9, 3)])

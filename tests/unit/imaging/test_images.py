@@ -39,6 +39,7 @@ from backfire.imaging import (
     scaled,
     tags,
     tiff,
+    xmp,
 )
 from backfire.imaging.decoding import stored
 from backfire.imaging.metadata import Metadata
@@ -582,6 +583,16 @@ def test_strip_gps_takes_single_properties_of_a_namespace_that_holds_much_else()
     assert about.reduced("strip-gps").xmp == described("<exif:Flash>1</exif:Flash>", space)
 
 
+def test_strip_gps_keeps_the_rights_in_a_namespace_that_holds_coordinates() -> None:
+    space = ' xmlns:dwc="http://rs.tdwg.org/dwc/terms/"'
+    about = Metadata(
+        xmp=described(
+            "<dwc:decimalLatitude>48.1</dwc:decimalLatitude><dwc:rightsHolder>Zoe</dwc:rightsHolder>", space
+        )
+    )
+    assert about.reduced("strip-gps").xmp == described("<dwc:rightsHolder>Zoe</dwc:rightsHolder>", space)
+
+
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -619,6 +630,10 @@ def test_strip_gps_takes_all_machine_tags_of_a_position(keywords: list[str]) -> 
         ("2026-12-01T10:11:12+01:00/ a melon: 5", False),
         ("cut at 45° 12 mm, platform no. 7", False),
         ("6°2E", False),
+        ("(c) Jane Doe, +49-89-1234567/jane@x.de", False),
+        ("Jane 212-555-0123/NYC, opening 05-11-2025/evening", False),
+        ("https://orcid.org/0000-0002-1825-0097/", False),
+        ("https://example.com/licence-10-2025/", False),
     ],
 )
 def test_coordinates_are_known_by_how_they_are_written(text: str, located: bool) -> None:
@@ -968,6 +983,13 @@ def test_fault_16_padding_of_xmp_is_removed_first() -> None:
     picture = taken(file(scene(), "WEBP", xmp=described("<dc:rights>Zoe</dc:rights>", padding=70_000)))
     about = taken(encode(picture, picture.rgb, levels=LEVELS, format="jpeg").data).metadata
     assert b"<dc:rights>Zoe</dc:rights>" in (about.xmp or b"")
+
+
+def test_fault_16_xmp_in_latin_letters_is_split() -> None:
+    head = b'<?xml version="1.0" encoding="ISO-8859-1"?>'
+    packet = head + described(f"<dc:rights>Zoe</dc:rights><dc:title>{' caf?: x' * 12_000}</dc:title>")
+    main, extended = xmp.split(packet.replace(b"?:", b"\xe9:"), 60_000) or (b"", b"")
+    assert b"caf\xe9: x" in main + extended
 
 
 def test_fault_16_xmp_that_cannot_be_split_is_named() -> None:

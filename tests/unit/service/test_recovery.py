@@ -199,6 +199,12 @@ def test_a_daemon_does_not_begin_anew_while_results_of_a_lost_database_lie_in_th
         with pytest.raises(StoreError, match=r"is gone or empty.* move the file back.*the folder spool"):
             home.again()
     assert home.files("state/spool") == held
+    spool = home.settings.folders.spool
+    spool.replace(home.base / "spool")
+    spool.mkdir()
+    preflight.require_database(home.settings)  # an empty one has nothing to lose
+    spool.rmdir()
+    (home.base / "spool").replace(spool)
     (home.base / "moved").replace(database)
     home.again()
     assert (home.states(), home.files("state/spool")) == (["review"], held)
