@@ -23,6 +23,7 @@ from backfire.evaluate import judge
 from backfire.files import inbox
 from backfire.perturb import methods
 from backfire.provenance import credentials, signing
+from backfire.service.store.messages import is_lost, missing
 from backfire.types import shown
 
 LOW_SPACE = 2 << 30
@@ -39,6 +40,7 @@ def check(settings: Settings) -> Iterator[Check]:
     yield Check("config", f"valid, digest {settings.sha256[:12]}…")
     for name, folder in settings.folders.named().items():
         yield _folder(name, folder)
+    yield from _database(settings.folders.database)
     yield from _subfolders(settings)
     yield from _spaces(settings)
     yield from _filesystems(settings)
@@ -88,6 +90,14 @@ def check(settings: Settings) -> Iterator[Check]:
         ):
             yield _loads(f"{where}time for a picture", partial(_pace, variant))
         seen.add((variant.protect, judged))
+
+
+def _database(path: Path) -> Iterator[Check]:
+    """A line where the daemon would refuse to begin with a new job database in place of a lost one."""
+    with suppress(OSError):  # of its folder there is a line already
+        if is_lost(path):
+            found, _, remedy = missing(path).partition("; ")
+            yield Check("database", found, remedy)
 
 
 def thresholds(settings: Settings) -> Iterator[Check]:

@@ -20,7 +20,7 @@ from backfire.files.locks import TAKEN, is_locked
 from backfire.perturb import methods
 from backfire.provenance import credentials
 from backfire.service.mounts import WRITTEN, moved_out
-from backfire.service.store.messages import missing
+from backfire.service.store.messages import is_lost, missing
 from backfire.service.store.reader import Reader
 from backfire.service.worker import driver
 
@@ -98,9 +98,10 @@ def require_database(settings: Settings) -> None:
         StoreError: it is gone or empty.
         UnavailableError: nobody can tell.
     """
-    database, spool = settings.folders.database, settings.folders.spool
-    is_there = _is_there("database", database) and database.stat().st_size
-    if not is_there and _is_there("spool", spool) and any(spool.iterdir()):
+    database = settings.folders.database
+    for name, place in (("database", database), ("spool", settings.folders.spool)):
+        _is_there(name, place)  # or nobody can tell
+    if is_lost(database):
         raise StoreError(missing(database))
 
 

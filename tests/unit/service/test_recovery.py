@@ -10,12 +10,14 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
+from backfire.admin import check
 from backfire.errors import ConfigError, StoreError, UnavailableError
 from backfire.files.outbox.names import hidden_by
 from backfire.pipeline.result import PhaseProgress
 from backfire.service import preflight
 from backfire.service.heartbeat import TOLD_MOST
 from backfire.service.publisher import Publisher
+from backfire.service.store.reader import Reader
 from backfire.service.worker.cluster import Cluster
 from backfire.service.worker.protocol import Finished, Order, Place
 from benchmarks import passthrough
@@ -199,6 +201,9 @@ def test_a_daemon_does_not_begin_anew_while_results_of_a_lost_database_lie_in_th
         with pytest.raises(StoreError, match=r"is gone or empty.* move the file back.*the folder spool"):
             home.again()
     assert home.files("state/spool") == held
+    with pytest.raises(StoreError, match="is gone or empty"):
+        Reader(database)  # as `status` and `jobs` open it
+    assert [line.subject for line in check._database(database)] == ["database"]
     spool = home.settings.folders.spool
     spool.replace(home.base / "spool")
     spool.mkdir()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from backfire.errors import StoreError
 from backfire.service.store import schema
-from backfire.service.store.messages import damaged, explain, gone, permission
+from backfire.service.store.messages import damaged, explain, gone, is_lost, missing, permission
 from backfire.service.store.schema import HEAD
 
 BUSY_TIMEOUT_S = 30.0
@@ -45,6 +45,8 @@ class Database:
         self._open: sa.Connection | None = None
         if self._writable:
             _make_room(path)
+        elif is_lost(path):
+            raise StoreError(missing(path))
         elif not path.exists():
             raise StoreError(
                 f"job database {path}: is not there, as nothing has run yet; what lies in the inbox waits "

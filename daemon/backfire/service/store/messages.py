@@ -65,6 +65,21 @@ def gone(path: Path) -> str:
     return f"job database {path}: was deleted, moved or replaced while the daemon ran; {BACK}"
 
 
+def is_lost(path: Path) -> bool:
+    """Whether a job database is missing or empty although jobs have left a spool beside it.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        if path.stat().st_size:
+            return False
+    except FileNotFoundError:
+        pass
+    spool = path.with_name("spool")
+    return spool.is_dir() and any(spool.iterdir())
+
+
 def missing(path: Path) -> str:
     """The message for a file that is missing or empty, though its jobs have left a spool."""
     return f"job database {path}: is gone or empty, and the results in spool beside it belong to it; {BACK}"
