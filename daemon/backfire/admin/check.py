@@ -59,6 +59,7 @@ def check(settings: Settings) -> Iterator[Check]:
         yield _loads("declared editors", partial(_declared, settings))
     seen: set[tuple[object, object]] = set()
     broken: set[str] = set()
+    times: list[Callable[[], Check]] = []  # come last, as each takes minutes on a busy machine
     for where, variant in settings.variants():
         for name in variant.regions.detectors:
             if (name, variant.regions) not in seen:
@@ -88,8 +89,10 @@ def check(settings: Settings) -> Iterator[Check]:
         if (variant.protect, judged) not in seen and not broken.intersection(
             (*surrogates, *variant.verify.held_out)
         ):
-            yield _loads(f"{where}time for a picture", partial(_pace, variant))
+            times.append(partial(_loads, f"{where}time for a picture", partial(_pace, variant)))
         seen.add((variant.protect, judged))
+    for time_for_a_picture in times:
+        yield time_for_a_picture()
 
 
 def _database(path: Path) -> Iterator[Check]:

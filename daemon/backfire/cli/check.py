@@ -26,14 +26,15 @@ def check(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
 
 def report(findings: Iterable[Check], *, as_json: bool) -> NoReturn:
     """Print the lines of a check and exit, with a code that says whether all of them are good."""
-    found = [*findings]
-    if as_json:
-        rows = [{"subject": f.subject, "ok": f.ok, "found": f.found, "remedy": f.remedy} for f in found]
-        print(json.dumps(rows, indent=2))
-    else:
-        for finding in found:
+    found = []
+    for finding in findings:  # each is printed when it is known, as the estimate of the time takes minutes
+        found.append(finding)
+        if not as_json:
             mark = Text("ok  ", "green") if finding.ok else Text("BAD ", "red")
             out.print(mark + Text(printable(f"{finding.subject}: {finding.found}")), soft_wrap=True)
             if not finding.ok:
                 out.print(Text(f"      {printable(finding.remedy)}"), soft_wrap=True)
+    if as_json:
+        rows = [{"subject": f.subject, "ok": f.ok, "found": f.found, "remedy": f.remedy} for f in found]
+        print(json.dumps(rows, indent=2))
     raise typer.Exit(0 if all(f.ok for f in found) else SOME_FAILED)
