@@ -194,6 +194,14 @@ def test_what_is_held_names_the_decision(code: str) -> None:
     assert ["draw" in one.action.lower() for one in page if one] == [True, False]
 
 
+def test_to_publish_unprotected_is_the_last_that_is_offered() -> None:
+    held = job(JobState.REVIEW, code="no_region", message="why")
+    for where, least in (("command_line", "backfire release 17."), ("status_page", "unprotected.")):
+        found = advice.of(held, where=where)  # type: ignore[arg-type]
+        assert found is not None
+        assert found.action.endswith(least)
+
+
 def test_of_a_picture_that_is_well_there_is_nothing_to_say() -> None:
     assert advice.of(job(verdict=Verdict.PROTECTED)) is None
     assert advice.of(job(JobState.RUNNING)) is None

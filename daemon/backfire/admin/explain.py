@@ -269,8 +269,8 @@ def _waits_for(
         JobState.SETTING_ASIDE: f"cannot be protected and is being moved to {folders.failed}",
         JobState.HOLDING: f"has nothing to protect, or a weak result, and is being moved to {folders.review}",
         JobState.REVIEW: (
-            f"is held in {folders.review} until a person decides: backfire release {job.id} publishes it as "
-            "it is, with --whole or --mask FILE it is protected"
+            f"is held in {folders.review} until a person decides: backfire release {job.id} with "
+            "--mask FILE or --whole protects it, alone it publishes it as it is"
         ),
         JobState.RELEASING: "was decided about and goes on",
         JobState.PUBLISHED: "is published; its original waits for the archive",

@@ -54,7 +54,7 @@ def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | Non
         case JobState.REVIEW:
             return (
                 f"job {job.id} is held in {folders.review} until a person decides: backfire release {job.id} "
-                "publishes it as it is, with --again, --whole or --mask FILE it is worked again"
+                "with --mask FILE, --whole or --again has it worked again, alone it publishes it as it is"
             )
         case JobState.SKIPPED:
             return f"job {job.id} has no file, as it left the inbox before it was worked; drop it there again"

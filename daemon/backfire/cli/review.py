@@ -26,8 +26,9 @@ By = Annotated[
 ]
 HEADING = f"{'job':>6}  picture: why"
 WAYS = (
-    "backfire release ID publishes one as it is, --whole protects all of it, --mask FILE a part of it: "
-    "what is white in a PNG of the picture's size, or what annotations (.json) mark"
+    "backfire release ID --mask FILE protects a part of one: what is white in a PNG of the picture's size, "
+    "or what annotations (.json) mark; --whole protects all of it; "
+    "backfire release ID alone publishes it as it is"
 )
 
 
