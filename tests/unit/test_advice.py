@@ -287,6 +287,12 @@ def test_every_page_is_there() -> None:
     ("data", "name", "sentence", "action"),
     [
         (
+            b"\xff\xd8" + bytes(99),
+            "a.jpg",
+            "The file is a damaged JPEG.",
+            "Copy it again from where it came, and drop",
+        ),
+        (
             b"FUJIFILMCCD-RAW " + bytes(99),
             "a.raf",
             "The file is a camera raw file.",
@@ -315,7 +321,7 @@ def test_a_file_that_is_no_picture_is_named_by_its_kind(
         job(JobState.FAILED, code="unsupported", message=caught.value.message), "de", "status_page"
     )
     assert german is not None
-    assert re.search("Kamera-Rohdatei|Photoshop-Dokument", german.sentence)
+    assert re.search("beschädigtes JPEG|Kamera-Rohdatei|Photoshop-Dokument", german.sentence)
 
 
 def test_an_animation_is_named_with_the_count_of_its_frames() -> None:

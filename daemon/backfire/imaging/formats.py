@@ -27,7 +27,10 @@ SIGNATURES = {
     b"\xff\x4f\xff\x51": "JPEG2000",
 }
 RAW = "a camera raw file"
+DAMAGED_JPEG, DAMAGED_PNG = "a damaged JPEG", "a damaged PNG"
 OTHERS = {
+    b"\xff\xd8": DAMAGED_JPEG,  # the start of a signature that `sniff` knows, and then something else
+    b"\x89PNG": DAMAGED_PNG,
     b"%PDF": "a PDF document",
     b"%!PS": "PostScript",
     b"\xc5\xd0\xd3\xc6": "EPS",
@@ -46,6 +49,8 @@ OTHERS = {
     b"\x7fELF": "a program",
 }
 REMEDIES = {
+    DAMAGED_JPEG: "copy it again from where it came",
+    DAMAGED_PNG: "copy it again from where it came",
     RAW: "export it as JPEG or TIFF",
     "an HTML page": "get the picture in place of this web page",
     "a Photoshop document": "save a copy as TIFF (8 or 16 bits) or PNG",

@@ -1168,6 +1168,8 @@ def test_an_empty_file_is_refused_as_empty() -> None:
         (b"Dear Sir,\n\nthe picture is late. Gr\xc3\xbc\xc3\x9fe\n", "says .jpg, is text"),
         (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"\xff\xd8\x00\x12", "is a damaged JPEG, expected JPEG, PNG"),
+        (b"\x89PNG\n\x1a\n", "is a damaged PNG, expected JPEG, PNG"),
         (b"\x07\x01\x99\xfe\x00\x12", "unknown content (first bytes 07 01 99 fe 00 12)"),
     ],
 )
