@@ -133,8 +133,9 @@ def test_where_no_tool_breaks_it_the_strength_is_to_be_raised() -> None:
     assert found.sentence == "An edit of the region breaks enough in no tool that was tried: IOPaint."
     assert found.action == (
         "It is in the outbox all the same. Accept it, which changes no file and ends this notice: backfire "
-        "accept 17; or set protect.strength: strong (in config.yaml, under protect) and drop the original, "
-        "with its mask if it has one, into the inbox again: its new result comes to lie beside this one, "
+        "accept 17; or set protect.strength: strong (in config.yaml, under protect; then reload or restart "
+        "the daemon) and drop the original, with its mask if it has one, into the inbox again: its new "
+        "result comes to lie beside this one, "
         "under a longer name."
     )
 
@@ -222,14 +223,15 @@ def test_nobody_is_asked_to_accept_what_is_accepted_or_was_not_published() -> No
     failed = advice.of(dataclasses.replace(weak, state=JobState.FAILED, code="weak"))
     assert failed is not None
     assert failed.action == (
-        "Set protect.strength: strong (in config.yaml, under protect); then: backfire retry 17."
+        "Set protect.strength: strong (in config.yaml, under protect; then reload or restart the "
+        "daemon); then: backfire retry 17."
     )
 
 
 def test_where_a_setting_stands_is_said_once_and_each_setting_exists() -> None:
     large = advice.of(job(JobState.FAILED, code="too_large", message="a.jpg: too large"), "de", "status_page")
     assert large is not None
-    where = "(in config.yaml unter output und limits)"
+    where = "(in config.yaml unter output und limits; danach den Dienst neu laden oder neu starten)"
     assert large.mend == f"Verkleinern, oder output.max_pixels oder limits.max_bytes {where} erhöhen."
     entries = [*advice.CATALOGUE["reason"].values(), *advice.CATALOGUE["code"].values()]
     mends = [mend for one in entries for mend in (one["en"][1], one["de"][1])]
@@ -334,8 +336,8 @@ def test_an_animation_is_named_with_the_count_of_its_frames() -> None:
     assert found is not None
     assert found.sentence == "The file has 2 pages or frames."
     assert (
-        "publish the first alone: set output.frames: first (in config.yaml, under output), and then: "
-        in found.action
+        "publish the first alone: set output.frames: first (in config.yaml, under output; then reload or "
+        "restart the daemon), and then: " in found.action
     )
 
 
