@@ -97,7 +97,7 @@ class RateLimit:
 
 
 class ForPeople:
-    """Writes the end of a job, and that the daemon stops, as a sentence; all else as structlog does.
+    """Writes the end of a job, what is no picture and a stop as sentences; all else as structlog does.
 
     A key without a value is left out.
 
@@ -118,6 +118,10 @@ class ForPeople:
                 sentence = of_job(told)
             case "stopping":
                 sentence = "stopping; nothing is lost"
+            case "no_picture":
+                unnamed = told["count"] - len(told["paths"])
+                names = ", ".join(told["paths"]) + (f" and {unnamed} more" if unnamed else "")
+                sentence = printable(f"{names}: {told['reason']}")
             case "drained":
                 name = printable(str(told.get("path")))
                 again = "is done again after the next start" if told.get("again") else "is finished"

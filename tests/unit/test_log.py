@@ -84,6 +84,10 @@ def test_on_a_terminal_what_is_done_again_after_a_stop_is_named_and_empty_keys_a
     assert line(event="stopping") == "stopping; nothing is lost"
     assert line(event="drained", path="a.jpg", again=True) == "a.jpg: is done again after the next start"
     assert line(event="drained", path="a.jpg", again=False) == "a.jpg: is finished"
+    stays = "is no picture and stays in the inbox"
+    assert line(event="no_picture", count=1, paths=["notes.txt"], reason=stays) == f"notes.txt: {stays}"
+    many = line(event="no_picture", count=3, paths=["a", "b"], reason="stay")
+    assert many == "a, b and 1 more: stay"
     other = line(event="worker_paused", path="a.jpg", node=None)
     assert "path=a.jpg" in other
     assert "None" not in other

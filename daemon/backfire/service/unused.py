@@ -207,7 +207,10 @@ class Unused:
             log.warning("mask_without_picture", path=shown(path), reason=inbox.why_unused(path))
         if new := sorted(others - self._told_others):
             names = [shown(path) for path in new[:TOLD_MOST]]
-            log.info("no_picture", count=len(new), paths=names, reason="they stay in the inbox")
+            reason = "stay in the inbox; backfire status says why"
+            if len(new) == 1:
+                reason = _why_it_stays(new[0], self._scan.proof)
+            log.info("no_picture", count=len(new), paths=names, reason=reason)
         self._told_masks, self._told_others = masks, others
 
     def reasons(self) -> dict[str, str]:
