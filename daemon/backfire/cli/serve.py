@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from contextlib import closing
@@ -93,7 +94,11 @@ def demo(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, expected a folder that is new or empty; name another one")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: is not empty; delete it or name another folder")
+        goes_on = shlex.join(["backfire", "once", "-c", str(folder / "config.yaml")])
+        or_go_on = (
+            f"; to go on with one that was stopped: {goes_on}" if (folder / "config.yaml").exists() else ""
+        )
+        raise ConfigError(f"{folder}: is not empty; delete it or name another folder{or_go_on}")
     if fetch:  # before the folder is made, so that after a "no" the same command can be given again
         fetch_all(weights.members("light"), config.Models().folder, ask=not yes)
     log.setup(pretty=True)  # somebody reads it, also through a pipe
@@ -113,7 +118,10 @@ def demo(
         out.print(f"{name}:" if files else f"{name}: nothing", style="bold")
         for file in files:
             out.print(f"  {file}", markup=False, soft_wrap=True)
-    out.print("open the *.sheet.jpg files in reports to see edits of the original and of the protected copy")
+    if any(settings.folders.reports.rglob("*.sheet.jpg")):  # of one that was stopped there may be none yet
+        out.print(
+            "open the *.sheet.jpg files in reports to see edits of the original and of the protected copy"
+        )
     if not fetch:
         out.print("backfire demo ANOTHER --fetch also protects against published autoencoders")
     raise typer.Exit(SOME_FAILED if summary.failed or summary.left else 0)
