@@ -75,6 +75,15 @@ NAME_A_MASK = (
 """What helps a command that found nothing to protect."""
 MOST_ID = (1 << 63) - 1
 """The largest number that the database holds."""
+
+
+def job_number(text: str) -> int:
+    """The number of a job, as the user wrote it."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= MOST_ID):
+        raise typer.BadParameter(f"got {text!r}, expected the number of a job; `backfire jobs` lists them")
+    return int(text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

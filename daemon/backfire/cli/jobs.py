@@ -25,13 +25,13 @@ from backfire.admin.today import reason_of
 from backfire.cli.common import (
     BAD_CONFIG,
     DEFAULT,
-    MOST_ID,
     SOME_FAILED,
     UNKNOWN_FILE,
     AsJson,
     Config,
     app,
     colour,
+    job_number,
     moment,
     out,
     printable,
@@ -267,7 +267,8 @@ def _detail(key: str, value: Any) -> str:
 @app.command()
 def retry(
     ids: Annotated[
-        list[int] | None, typer.Argument(min=1, max=MOST_ID, help="Job ids.", show_default=False)
+        list[int] | None,
+        typer.Argument(parser=job_number, help="Job ids.", show_default=False),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed or were set aside.")] = False,
     config_file: Config = DEFAULT,

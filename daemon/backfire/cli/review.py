@@ -14,7 +14,7 @@ from rich.text import Text
 
 from backfire import advice, config
 from backfire.admin import review
-from backfire.cli.common import DEFAULT, MOST_ID, SOME_FAILED, AsJson, Config, app, out, printable
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, job_number, out, printable
 from backfire.config import Settings
 from backfire.errors import ConfigError, InputError
 from backfire.files import safe_paths
@@ -36,7 +36,12 @@ WAYS = (
 def release(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(min=1, max=MOST_ID, help="Job ids; none lists what is held.", show_default=False),
+        typer.Argument(
+            parser=job_number,
+            metavar="[IDS]...",
+            help="Job ids; none lists what is held.",
+            show_default=False,
+        ),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Protect the whole of the picture.")] = False,
     mask: Annotated[
@@ -81,7 +86,12 @@ def release(
 def accept(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(min=1, max=MOST_ID, help="Job ids; none lists what is weak.", show_default=False),
+        typer.Argument(
+            parser=job_number,
+            metavar="[IDS]...",
+            help="Job ids; none lists what is weak.",
+            show_default=False,
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that is weak.")] = False,
     by: By = None,

@@ -1,0 +1,16 @@
+"""What the commands that take numbers of jobs say of anything else."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from backfire.cli.commands import app
+
+
+@pytest.mark.parametrize("command", ["retry", "release", "accept"])
+@pytest.mark.parametrize("text", ["broken.jpg", "0", "9" * 30])
+def test_what_is_no_number_of_a_job_is_named(command: str, text: str) -> None:
+    ended = CliRunner().invoke(app, [command, text], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert ended.exit_code == 2
+    assert f"got '{text}', expected the number of a job; `backfire jobs` lists them" in ended.output
