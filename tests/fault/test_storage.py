@@ -233,9 +233,13 @@ def test_fault_26_after_the_database_was_deleted_the_inbox_is_taken_in_again(gat
     for file in gated.state.glob("backfire.sqlite*"):
         file.unlink()
     gated.drop(data, "p.png")
+    spool = gated.state / "spool"
+    (spool / "7").mkdir()  # as of a picture that is held, whose result would be deleted
     refused = gated.backfire("once")
     assert refused.returncode == 4
     assert "move the folder spool beside it away, too" in refused.stderr
-    (gated.state / "spool").rename(gated.base / "away")
+    assert (spool / "7").is_dir()
+    spool.rename(gated.base / "away")
+    spool.mkdir()  # an empty one has nothing to lose
     assert gated.backfire("once").returncode == 0
     assert_published(gated, {"p.png": data})
