@@ -143,11 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif given.editor == "ldm-mini":
             ldm_mini.export(given.runs, target)
         elif given.editor in ("flux2-mini", "flux2-micro"):
-            folder, shipped = (
-                given.runs / f"student-{given.channels}",
-                WEIGHTS / f"{given.editor}.safetensors",
-            )
-            student.export(folder, given.runs / "pair", target, shipped)
+            shipped = WEIGHTS / f"{given.editor}.safetensors"
+            student.export(given.runs / f"student-{given.channels}", given.runs / "pair", target, shipped)
         else:
             parser.error(
                 f"--editor {given.editor}: export knows flux2-mini, flux2-micro, ldm-mini and lama-mini"

@@ -76,13 +76,15 @@ def behind(data: bytes, kind: str) -> bytes:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and body of each chunk of a PNG, up to the first that is incomplete."""
+    """Type and body of each chunk of a PNG, up to its end or the first that is incomplete."""
     view, at = memoryview(data), 8
     while at + 12 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if not kind.isalpha() or at + 12 + size > len(data):
             return
         yield kind, view[at + 8 : at + 8 + size]
+        if kind == b"IEND":  # what follows, such as a phone's video, may look like a chunk
+            return
         at += 12 + size
 
 

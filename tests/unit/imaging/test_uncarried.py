@@ -105,3 +105,11 @@ def test_broken_exif_is_named(kind: str) -> None:
 def test_the_layers_of_a_tiff_are_named() -> None:
     picture = taken(file(scene(), "TIFF", tiffinfo={37724: b"Adobe Photoshop Document Data Block\0"}))
     assert picture.metadata.left_out == ("the tag 37724: it could hold the unprotected picture",)
+
+
+def test_a_video_behind_a_png_that_looks_like_a_chunk_is_counted_whole() -> None:
+    video = box(b"ftyp", b"mp42" + bytes(30)) + chunk(b"tEXt", b"Title\0not of the picture")
+    picture = taken(file(scene(), "PNG") + video)
+    size = len(video.strip(b"\0 \t\r\n"))
+    assert picture.metadata.left_out == (f"the file's parts {size} bytes behind the picture: {WHY}",)
+    assert not picture.metadata.parts
