@@ -16,6 +16,7 @@ from backfire.imaging import cleaning, containers, photoshop, xmp
 from backfire.imaging.metadata import (
     EXTENDED_DIGEST,
     EXTENDED_XMP,
+    ICC_HEAD,
     ORIENTATION,
     PNG_COLOUR,
     RESOLUTION,
@@ -131,7 +132,7 @@ def jpeg(about: Metadata, *, same: bool) -> bytes:
         parts = [about.icc[at : at + ICC_PIECE] for at in range(0, len(about.icc), ICC_PIECE)]
         if len(parts) < 256:
             count = len(parts)
-            heads = (b"ICC_PROFILE\0" + bytes((number, count)) for number in range(1, count + 1))
+            heads = (ICC_HEAD + bytes((number, count)) for number in range(1, count + 1))
             segments += [(b"\xe2", head + part) for head, part in zip(heads, parts, strict=True)]
     if same:
         segments += about.parts

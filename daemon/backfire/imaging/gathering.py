@@ -21,6 +21,7 @@ from backfire.imaging.metadata import (
     EXTENDED_DIGEST,
     EXTENDED_XMP,
     ICC,
+    ICC_HEAD,
     JPEG_XR,
     LAYERS,
     ORIENTATION,
@@ -135,7 +136,8 @@ def _with_exif(found: Metadata, block: bytes | None) -> Metadata:
 
 
 def _with_segments(found: Metadata, data: bytes) -> Metadata:
-    resources, parts, extended = b"", [], list[bytes]()
+    """The metadata with the segments of a JPEG that are carried; those that belong to none are named."""
+    resources, parts, extended, further, pieces = b"", list[Part](), list[bytes](), 0, 0
     for marker, segment in containers.jpeg_segments(data):
         body = bytes(segment)
         if marker == b"\xed" and body.startswith(b"Photoshop 3.0\0"):
@@ -143,9 +145,18 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
         elif marker == b"\xfe":
             parts.append((marker, body))
         elif marker == b"\xe1" and body.startswith(EXTENDED_XMP):
-            extended.append(body)
-    packet = _extended(extended, found.xmp or b"")
-    return replace(found, photoshop=resources or None, parts=tuple(parts), extended=packet)
+            extended.append(body.removeprefix(EXTENDED_XMP))
+        elif marker == b"\xe1" and body.startswith(XMP_HEAD) and body != XMP_HEAD + (found.xmp or b""):
+            further += len(body) - len(XMP_HEAD)
+        elif marker == b"\xe2" and body.startswith(ICC_HEAD):
+            pieces += len(body) - len(ICC_HEAD) - 2  # its number, and how many there are
+    packet, unnamed = _extended(extended, found.xmp or b"")
+    said = [f"further XMP ({further} bytes): one packet of a JPEG is carried"] if further else []
+    said += [f"extended XMP ({unnamed} bytes): the XMP that is carried does not name it"] if unnamed else []
+    if pieces and found.icc is None:
+        said.append(f"the colour profile ({pieces} bytes): its segments are not all there")
+    said = [*found.left_out, *said]
+    return replace(found, photoshop=resources or None, parts=(*parts,), extended=packet, left_out=(*said,))
 
 
 def _with_chunks(found: Metadata, data: bytes) -> Metadata:
@@ -174,23 +185,21 @@ def _with_profile(found: Metadata, profile: bytes) -> Metadata:
     return replace(found, left_out=(*found.left_out, "a raw profile in a PNG text: it cannot be read"))
 
 
-def _extended(segments: list[bytes], xmp: bytes) -> bytes | None:
-    """The extended packet that the main packet names, assembled from its JPEG segments; None without one.
+def _extended(segments: list[bytes], xmp: bytes) -> tuple[bytes | None, int]:
+    """The extended packet that the main packet names, None without one, and the bytes of any other.
 
-    A segment consists of a signature, the packet's digest (32 hexadecimal digits), its length, the offset
-    of this piece in it, and the piece (XMP Specification Part 3, 1.1.3.1). Gaps are not checked for here:
-    they leave invalid XML, which the parser reports.
+    It is assembled from its JPEG segments. Behind a signature, each consists of the packet's digest (32
+    hexadecimal digits), its length, the offset of this piece in it, and the piece (XMP Specification Part 3,
+    1.1.3.1). Gaps are not checked for here: they leave invalid XML, which the parser reports.
     """
     named = EXTENDED_DIGEST.search(xmp)
-    if named is None:
-        return None
-    start = len(EXTENDED_XMP)
-    pieces = {
-        int.from_bytes(segment[start + 36 : start + 40], "big"): segment[start + 40 :]
-        for segment in segments
-        if segment[start : start + 32] == named[1]
-    }
-    return b"".join(piece for _, piece in sorted(pieces.items())) or None
+    pieces, others = dict[int, bytes](), 0
+    for segment in segments:
+        if named is not None and segment[:32] == named[1]:
+            pieces[int.from_bytes(segment[36:40], "big")] = segment[40:]
+        else:
+            others += len(segment[40:])
+    return b"".join(piece for _, piece in sorted(pieces.items())) or None, others
 
 
 def _with_exif_of_avif(found: Metadata, items: isobmff.Items) -> Metadata:

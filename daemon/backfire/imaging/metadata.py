@@ -44,6 +44,7 @@ UUID_EXIFS = (UUID_EXIF, bytes.fromhex("0537cdab9d0c4431a72afa561f2a113e"))  # t
 UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+ICC_HEAD = b"ICC_PROFILE\0"
 UUID_MAPS = (
     bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"),  # GeoJP2
     bytes.fromhex("96a9f1f1dc98402da7aed68e34451809"),  # a world file

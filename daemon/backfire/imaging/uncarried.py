@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from backfire.imaging import containers, isobmff
-from backfire.imaging.metadata import EXTENDED_XMP, PNG_CARRIED, XMP_HEAD
+from backfire.imaging.metadata import EXTENDED_XMP, ICC_HEAD, PNG_CARRIED, XMP_HEAD
 
 MOST_NAMED = 20
 """The most parts that are named: a hostile file may have millions of kinds."""
@@ -18,7 +18,7 @@ MOST_NAMED = 20
 JPEG_SEGMENTS = {
     0xE0: (b"JFIF\0",),
     0xE1: (b"Exif\0\0", XMP_HEAD, EXTENDED_XMP),
-    0xE2: (b"ICC_PROFILE\0",),
+    0xE2: (ICC_HEAD,),
     0xED: (b"Photoshop 3.0\0",),
     0xEE: (b"Adobe",),
     0xFE: (b"",),
@@ -32,6 +32,9 @@ WEBP_CHUNKS = frozenset(
     {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ", b"C2PA"}
 )
 GIF_EXTENSIONS = frozenset({b"NETSCAPE2.0", b"ANIMEXTS1.0", b"XMP DataXMP", b"C2PA_GIF\1\0\0"})
+"""The applications whose extensions are read."""
+GIF_BLOCKS = frozenset({b",", b";", b"!\xf9", b"!\xfe"})
+"""Pictures, the end, how long each is shown, and comments."""
 JP2_BOXES = frozenset({b"jP  ", b"ftyp", b"jp2h", b"jp2c", b"uuid", b"xml ", b"free"})
 JP2_HEADERS = frozenset({b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef", b"res "})
 HEIF_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"free", b"skip"})
@@ -82,10 +85,12 @@ def _riff(data: bytes) -> Iterator[bytes]:
 
 
 def _extensions(data: bytes) -> Iterator[bytes]:
-    blocks = (
-        data[start + 1 : start + 12] for kind, start, _ in containers.gif_blocks(data) if kind == b"!\xff"
-    )
-    return (name for name in blocks if name not in GIF_EXTENSIONS)
+    for kind, start, _ in containers.gif_blocks(data):
+        name = data[start + 1 : start + 12]
+        if kind == b"!\xff" and name not in GIF_EXTENSIONS:
+            yield name
+        elif kind not in GIF_BLOCKS | {b"!\xff"}:
+            yield b"plain text" if kind == b"!\1" else b"extension 0x" + kind[1:].hex().encode()
 
 
 def _jp2_boxes(data: bytes) -> Iterator[bytes]:

@@ -65,6 +65,49 @@ def test_parts_that_are_never_carried_are_named_whatever_they_are(kind: str) -> 
     assert taken(data).metadata.left_out == (f"the file's parts {names}: {WHY}",)
 
 
+PIECE = b"\0\0\0\x0a\0\0\0\0<a/>"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (
+            segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<first/>"),
+            ["further XMP (8 bytes): one packet of a JPEG is carried"],
+        ),
+        (
+            segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + PIECE),
+            ["extended XMP (4 bytes): the XMP that is carried does not name it"],
+        ),
+        (segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<carried/>"), []),
+        (
+            segment(0xE2, b"ICC_PROFILE\0\1\2" + ICC[:300]),
+            ["the colour profile (300 bytes): its segments are not all there"],
+        ),
+        (segment(0xE2, b"ICC_PROFILE\0\1\1" + ICC), []),
+    ],
+    ids=["second packet", "undeclared extended packet", "the same packet", "profile in part", "profile"],
+)
+def test_segments_of_a_jpeg_that_belong_to_nothing_that_is_carried_are_named(
+    extra: bytes, said: list[str]
+) -> None:
+    data = file(scene(), "JPEG")
+    carried = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<carried/>")
+    about = taken(data[:2] + extra + carried + data[2:]).metadata
+    assert about.xmp == b"<carried/>"
+    assert about.left_out == tuple(said)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [(b"\1", "plain text"), (b"\x77", "extension 0x77")], ids=["plain text", "unknown"]
+)
+def test_extensions_of_a_gif_that_are_not_of_programs_are_named(label: bytes, name: str) -> None:
+    text = b"!" + label + b"\x0c" + bytes(12) + b"\5Hello\0"
+    assert taken(file(scene(), "GIF")[:-1] + text + b";").metadata.left_out == (
+        f"the file's parts {name}: {WHY}",
+    )
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "JPEG2000", "AVIF", "HEIF", "TIFF", "BMP"])
 def test_of_a_file_that_is_carried_whole_nothing_is_named(kind: str, mode: str) -> None:
