@@ -87,21 +87,28 @@ _GAPS = re.compile(_GAP)
 _THUMBNAILS = re.compile(rb"<(\w+):Thumbnails\b")
 
 _QUOTE = rb"(?:[\"']|&(?:quot|apos|#34|#39);)?"
-_DEGREES = rb"\s?(?:\xc2?\xb0|&(?:deg|#176);)"
+_DEGREES = rb"\s?(?:\xc2?\xb0|&(?:deg|#176);|deg(?:rees)?)"
 # The last two are a prime in UTF-16.
 _PRIME = rb"(?:['\"\xb4]|\xc2\xb4|\xe2\x80[\x98-\x9d\xb2\xb3]|&(?:quot|apos|#34|#39);|2\x20|\x202)"
+_NUMBER = _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d"
+_HEIGHT = (
+    rb"\d*+(?:[.,/]\d++)*+(?:\s?(?:m|ft|feet|met(?:er|re)s?)(?![a-z\x80-\xff])|(?![ \t]*[a-z\x80-\xff]))"
+)
+"""The rest of a height: digits with a unit, or with no word behind them."""
 _PLACE = re.compile(
     rb"GPS|Gps|(?<![a-z])gps"
     rb"|(?i:latitude|longt?itude|iso.?6709|georss:|geo\.position|geo:(?:lat|lon|lng|alt|pos|[-+]?\d))"
-    # Shorter names are words as well, and count only with a number.
-    rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long|altitude)"
-    + _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d)"
+    # Shorter names are words as well, and count only with a number, altitudes only with a height.
+    rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long|altitude(?=" + _NUMBER + _HEIGHT + rb"))" + _NUMBER + rb")"
     # ISO 6709 as videos have it, such as +48.1372+011.5761/,
     # with decimals, as telephone numbers, ISBN and dates before a slash look like it otherwise.
     rb"|(?<![\w)/.+-])[-+](?:\d\d){1,3}\.\d+[-+]\d(?:\d\d){1,3}\.\d+(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"
     # 48.137° N and 48° 08' 13.8" N; without decimals or a prime, binary data would look like it.
     rb"|\d(?:\.\d{2,}" + _DEGREES + rb"|" + _DEGREES + rb"\s?\d{1,2}(?:[.,]\d{1,9})?\s?" + _PRIME + rb")"
     rb"(?:[\d\s.,]|" + _PRIME + rb"){0,40}+[NSEWO](?![A-Za-z])"
+    # 52,30.6N as XMP has it; whole seconds such as 52,30,36N count in pairs, as lists look like them.
+    rb"|(?<!\d)(?<!\d[.,])\d{1,3},[0-5]?\d(?:\.\d{1,9}[NSEW]|,[0-5]?\d[NS][\s,;/]{0,4}\d{1,3},[0-5]?\d,[0-5]?\d[EW])"
+    rb"(?![A-Za-z])"
 )  # fmt: skip
 _PLACE_NAME = re.compile(rb"(?i)lat(?:_?(?:long?|lng))?|long?|lng")
 _CHARSET = re.compile(rb"\A(?:ASCII\0\0\0|UNICODE\0|JIS\0{5}|\0{8})")

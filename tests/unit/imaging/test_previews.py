@@ -315,6 +315,10 @@ PACKET = (
         b"#P1 \n",
         b"lat:  ",
         b"2\xc2\xb02 2 2 2 2 2 2 ",
+        b"2 deg 2' ",
+        b"altitude: 2 a",
+        b"2,2.2",
+        b"2,2,2N  ",
     ],
     ids=repr,
 )
