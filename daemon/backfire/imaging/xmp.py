@@ -25,6 +25,7 @@ _TAG = re.compile(rb"<[^<>\"']*(?:\"[^\"]*\"[^<>\"']*|'[^']*'[^<>\"']*)*>")
 # Without the look behind, a long row of spaces would be read anew from each of them.
 _ATTRIBUTE = re.compile(rb"(?<!\s)\s++([^\s=<>\"']+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 _NUMBER = re.compile(rb"(?<=[\"'>])\d+(?=[\"'<])")
+_DECLARATION = re.compile(rb"<\?xml\s[^<>]*\?>")
 _PREFIX = re.compile(rb"[<\s]([^\s<>/\"'=:]++):")
 _PADDING = re.compile(rb"(?<!\s)\s{64,}+(?=<\?xpacket end)")
 
@@ -96,7 +97,9 @@ def split(packet: bytes, most: int) -> tuple[bytes, bytes] | None:
         return None
     note = f' xmlns:xmpNote="{NOTE}" xmpNote:HasExtendedXMP="{"0" * 32}"'.encode()
     described = b"".join(map(_described, moved))
-    extended = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">'.encode() + described
+    declared = _DECLARATION.match(packet)  # it says the encoding, without which it would be read as UTF-8
+    extended = declared[0] if declared else b""
+    extended += f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">'.encode() + described
     return main[: head.end()] + note + main[head.end() :], extended + b"</rdf:RDF></x:xmpmeta>"
 
 

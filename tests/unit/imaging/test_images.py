@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -1007,6 +1008,8 @@ def test_fault_16_xmp_in_latin_letters_is_split() -> None:
     packet = head + described(f"<dc:rights>Zoe</dc:rights><dc:title>{' caf?: x' * 12_000}</dc:title>")
     main, extended = xmp.split(packet.replace(b"?:", b"\xe9:"), 60_000) or (b"", b"")
     assert b"caf\xe9: x" in main + extended
+    for part, text in ((main, "Zoe"), (extended, " café: x" * 12_000)):
+        assert text in "".join(ElementTree.fromstring(part).itertext())
 
 
 def test_fault_16_xmp_that_cannot_be_split_is_named() -> None:
