@@ -15,6 +15,7 @@ from backfire.evaluate.judge import EditResult, first_paths, is_asked, limits, m
 COLUMNS, INDENT = 80, "  "
 NOISE = "  under plain noise instead"
 """What the line says that follows an edit of the region."""
+EMPTY = "an empty field: of this figure nothing is asked, or it was not measured"
 Row = tuple[str, ...]
 """What is edited, then SSIM, L1 and the share that is seen, each with what was asked."""
 HEADINGS: Row = ("edit", "SSIM", "asked", "L1", "asked", "seen", "asked")
@@ -22,6 +23,8 @@ HEADINGS: Row = ("edit", "SSIM", "asked", "L1", "asked", "seen", "asked")
 
 def lines(edits: Sequence[EditResult], asked: Verify) -> Iterator[Text]:
     """A line for each edit under a heading for each tool and editor, the columns' names above all of them.
+
+    Where fields are empty, a last line says why.
 
     Args:
         edits: as the receipt has them.
@@ -48,6 +51,8 @@ def lines(edits: Sequence[EditResult], asked: Verify) -> Iterator[Text]:
             if one.control_ssim is not None:
                 noise: Row = (NOISE, f"{one.control_ssim:.3f}", *[""] * (len(HEADINGS) - 2))
                 yield Text((INDENT + _aligned(noise, widths)).rstrip())
+    if any("" in row for row in rows) or any(one.control_ssim is not None for one in edits):
+        yield Text(EMPTY)
 
 
 def _heading(edit: EditResult, several: bool) -> str:

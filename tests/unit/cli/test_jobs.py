@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from backfire import advice
 from backfire.admin import decisions
+from backfire.cli import edits
 from backfire.cli.commands import app
 from backfire.cli.common import UNKNOWN_FILE, print_receipt
 from backfire.config import Verify
@@ -458,7 +459,7 @@ def test_before_the_first_run_both_commands_name_what_to_run(
 
 def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
     tool, micro = "comfyui-stitch-512", "flux2-micro"
-    edits = [
+    replayed = [
         EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.7, 0.1, False, control_ssim=0.97, visible=0.6),
         EditResult("flux2-mini", 0, MaskKind.DILATED, 0.869, 0.1, held_out=False, visible=1.0),
         EditResult("flux2-mini", 0, MaskKind.PARTIAL, -0.869, 0.1, held_out=False, visible=0.2),
@@ -468,7 +469,7 @@ def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
         EditResult(micro, 0, MaskKind.TRIGGER, 0.9, 0.1, True, path=tool, visible=0.3, flattened=True),
     ]
     receipt: dict[str, Any] = {"verdict": "weak", "file": "me.jpg", "reasons": []}
-    receipt["edits"] = [{**edit.row(), "on_sheet": [0, 0, 9, 9]} for edit in edits]
+    receipt["edits"] = [{**edit.row(), "on_sheet": [0, 0, 9, 9]} for edit in replayed]
     printed = io.StringIO()
     print_receipt(receipt, Verify(), Console(file=printed, width=80))
     _, *lines = printed.getvalue().splitlines()
@@ -487,7 +488,15 @@ def test_each_threshold_is_shown_beside_the_measurement_in_80_columns() -> None:
         "ComfyUI with Inpaint Crop and Stitch (512 px), on white, by flux2-micro (only",
         "judged)",
         "of the region 0.900 <=0.85 0.100 >=0.03 30% >=25% missed",
+        "an empty field: of this figure nothing is asked, or it was not measured",
     ]
+
+
+def test_empty_fields_are_explained_where_there_are_any() -> None:
+    full = EditResult("flux2-mini", 0, MaskKind.TRIGGER, 0.7, 0.1, held_out=False, visible=0.6)
+    assert edits.EMPTY not in [line.plain for line in edits.lines([full], Verify())]
+    for part in (replace(full, visible=None), replace(full, control_ssim=0.97)):
+        assert [line.plain for line in edits.lines([part], Verify())][-1] == edits.EMPTY
 
 
 def test_a_sheet_shows_what_is_done_by_folder_and_day(weak: House) -> None:
