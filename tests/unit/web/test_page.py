@@ -380,6 +380,8 @@ def test_the_receipt_is_a_table_and_json(server: Server) -> None:
         "SSIM 0.30, plainly seen over 90%",
         "SSIM 0.88",
     ]
+    for language, says in (("en", "SSIM, the structural similarity"), ("de", "SSIM, die strukturelle")):
+        assert says in server.ask(f"/picture/{one}", Accept_Language=language).text
     assert "<dt>timings_s.optimise</dt><dd>12.5</dd>" in text
     document = json.loads(server.ask(f"/picture/{one}/receipt.json").body)
     assert document["key"] == server.desk.store.get(one).key  # type: ignore[union-attr]
@@ -618,6 +620,7 @@ def test_to_publish_unchanged_is_asked_once_more(
     assert says in asked
     assert 'class="name">a.jpg<' in asked
     assert f'<img src="/picture/{job.id}/original"' in asked
+    assert f'<a class="button" href="{listed.replace("&", "&amp;")}">' in asked.partition("<form")[0], "first"
     form = asked.partition(f'action="/picture/{job.id}/release"')[2].partition("</form>")[0]
     back = re.search('name="back" value="([^"]*)"', form)
     assert back is not None
