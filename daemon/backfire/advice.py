@@ -52,6 +52,7 @@ class Advice:
         sentence: what became of the picture.
         action: what to do.
         mend: the part of the action that holds for all pictures with this reason.
+        bare_mend: the same without where a setting stands, for who is told that once for all pictures.
         page: the address of the page of the documentation that says more, with its anchor.
         details: the job's own message, with names and numbers.
     """
@@ -60,6 +61,7 @@ class Advice:
     sentence: str
     action: str
     mend: str
+    bare_mend: str
     page: str
     details: str
 
@@ -107,11 +109,17 @@ def of(job: Job, language: str = "en", where: Where = "command_line", *, masks: 
     sentence = CATALOGUE["waits"][language].format(sentence=found.sentence) if held else found.sentence
     frames = CATALOGUE["frame"][where][language]
     mends = _placed(found.mend, language)
-    mend = mends[:1].upper() + mends[1:]
+    mend = _begun(mends)
     frame = frames[_frame(job, known, where, found.mend, masks=masks)]
     action = frame.format(id=job.id, mend=mends, Mend=mend)
     key = f"held_{known.value}" if held and known else found.key
-    return Advice(key, sentence, action, f"{mend}.", DOCUMENTATION + found.page, message)
+    bare = f"{_begun(found.mend)}."
+    return Advice(key, sentence, action, f"{mend}.", bare, DOCUMENTATION + found.page, message)
+
+
+def _begun(text: str) -> str:
+    """A text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def may_retry(job: Job) -> bool:

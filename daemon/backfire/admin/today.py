@@ -154,11 +154,14 @@ def _of_jobs(what: str, jobs: Sequence[Job], do: str) -> Iterator[Need]:
 
 
 def _of_several(job: Job) -> str:
-    """The reason of a job without what concerns it alone; what to do with held ones is said once for all."""
+    """The reason of a job without what concerns it alone.
+
+    What to do with held ones, and how a setting is changed, is said once for all.
+    """
     if (said := advice.of(job)) is None:
         return reason_of(job)
     sentence = ENDING.sub("", said.sentence)
-    return sentence if job.state == JobState.REVIEW else f"{sentence} {said.mend}"
+    return sentence if job.state == JobState.REVIEW else f"{sentence} {said.bare_mend}"
 
 
 def _of_folders(stands: Status) -> Iterator[Need]:

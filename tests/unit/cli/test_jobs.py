@@ -356,11 +356,13 @@ def test_a_changed_setting_is_told_to_the_daemon_as_it_runs(
     store.update(1, JobState.ARCHIVED, at=now, message="not broken in IOPaint")
     store.set_fact("daemon", {"pid": 4321}, at=now)
     monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: False)
-    assert "the daemon reads it when it is started" in " ".join(tell("today").stdout.split())
+    told = " ".join(tell("today").stdout.split())
+    assert "the daemon reads it when it is started" in told
+    assert "reload" not in told
     monkeypatch.setattr("backfire.admin.status.is_alive", lambda *_: True)
-    assert "where the daemon is a service of the system, else kill -HUP 4321" in " ".join(
-        tell("today").stdout.split()
-    )
+    told = " ".join(tell("today").stdout.split())
+    assert "where the daemon is a service of the system, else kill -HUP 4321" in told
+    assert told.count("reload") == 1, "once for all pictures"
 
 
 def test_status_of_an_empty_day_has_no_heading_without_figures(weak: House) -> None:
