@@ -36,7 +36,11 @@ _COMMANDS = """\
 
 Commands read `config.yaml` in the current folder, or the file that `-c` names. `protect` and
 `detect` use the defaults without `-c`. On a terminal long work shows a progress bar; off one, standard error
-gets JSON lines. See also the [exit codes](errors.md#exit-codes).
+gets JSON lines.
+
+Every command ends with 0 where all is well, with 2 for a bad configuration or bad arguments, and, if it needs
+the job database, with 4 where that cannot be used. [Exit codes](errors.md#exit-codes) names those that a
+command has beside these.
 """
 
 _SETTINGS = """\

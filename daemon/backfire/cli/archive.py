@@ -41,7 +41,7 @@ def audit(
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Read all published and archived files again and compare them; exit code 3 if something changed."""
+    """Read all published and archived files again and compare them; exit code 3 if one changed or is gone."""
     from backfire.admin.audit import FOLDERS, Kind, document
     from backfire.admin.audit import audit as audited
 

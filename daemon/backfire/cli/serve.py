@@ -30,9 +30,11 @@ def run(config_file: Config = DEFAULT) -> None:
 
 @app.command()
 def once(config_file: Config = DEFAULT, as_json: AsJson = False) -> None:
-    """Protect everything that waits, then exit; exit code 3 if pictures failed or folders were unreadable.
+    """Protect everything that waits, then exit; exit code 3 if pictures failed or could not go on.
 
-    It is 75 if inbox or outbox, or another folder of its own, is not there, so that nothing could be done.
+    It is 3, too, if folders in the inbox could not be read; 4 if the job database cannot be used or is gone;
+    and 75 if inbox or outbox, or another folder of its own, cannot be used now, or belongs to another daemon
+    at work.
     """
     log.setup()
     summary = serve(config.load(config_file), until_idle=True)
