@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from backfire.admin import named as jobs_named
 from backfire.admin.outcomes import midnight
 from backfire.cli import edits
 from backfire.config import Verify
@@ -77,11 +78,13 @@ MOST_ID = (1 << 63) - 1
 """The largest number that the database holds."""
 
 
-def job_number(text: str) -> int:
-    """The number of a job, as the user wrote it."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= MOST_ID):
-        raise typer.BadParameter(f"got {text!r}, expected the number of a job; `backfire jobs` lists them")
-    return int(text)
+def job_or_name(text: str) -> str:
+    """What names a job: its number, or its picture, as the user wrote it."""
+    if jobs_named.is_number(text) and not 1 <= int(text[:20]) <= MOST_ID:
+        raise typer.BadParameter(
+            f"got {text!r}, expected the number of a job or the name of a picture; `backfire jobs` lists both"
+        )
+    return text
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

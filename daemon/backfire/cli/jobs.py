@@ -16,6 +16,7 @@ from backfire import advice, config
 from backfire.admin import decisions
 from backfire.admin.explain import details_of, reports_of
 from backfire.admin.explain import explain as explained
+from backfire.admin.named import numbers_of
 from backfire.admin.outcomes import Outcome, in_words, midnight, outcome
 from backfire.admin.retry import in_failed
 from backfire.admin.retry import retry as retried
@@ -31,7 +32,7 @@ from backfire.cli.common import (
     Config,
     app,
     colour,
-    job_number,
+    job_or_name,
     moment,
     out,
     printable,
@@ -266,26 +267,34 @@ def _detail(key: str, value: Any) -> str:
 
 @app.command()
 def retry(
-    ids: Annotated[
-        list[int] | None,
-        typer.Argument(parser=job_number, help="Job ids.", show_default=False),
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            parser=job_or_name,
+            metavar="[PICTURES]...",
+            help="Pictures by name, or jobs by number.",
+            show_default=False,
+        ),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed or were set aside.")] = False,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
     """Move failed originals and their masks back into the inbox, where they become new jobs."""
-    if not ids and not failed:
-        raise typer.BadParameter("got no job; name ids that `backfire jobs` shows, or give --failed")
+    if not pictures and not failed:
+        raise typer.BadParameter("got no job; name pictures that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
     missing: list[tuple[Job, str]] = []
     with _store(config_file) as (settings, store):
-        chosen = {job.id: job for i in ids or () if (job := store.get(i)) is not None}
-        unknown = sorted(set(ids or ()) - chosen.keys())
+
+        def ended() -> list[Job]:
+            return store.latest(100_000, states=(JobState.FAILED, JobState.QUARANTINED))
+
+        numbers = numbers_of(pictures or (), ended, settings, config_file, store)
+        chosen = {job.id: job for number in numbers if (job := store.get(number)) is not None}
+        unknown = sorted(set(numbers) - chosen.keys())
         if failed:
-            ends = (JobState.FAILED, JobState.QUARANTINED)
-            held = store.latest(100_000, states=ends)
-            chosen |= {job.id: job for job in held if in_failed(job, settings)}
+            chosen |= {job.id: job for job in ended() if in_failed(job, settings)}
         for job in chosen.values():
             try:
                 why = retried(job, settings, config_file, store)

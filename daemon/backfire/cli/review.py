@@ -14,10 +14,12 @@ from rich.text import Text
 
 from backfire import advice, config
 from backfire.admin import review
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, job_number, out, printable
+from backfire.admin.named import numbers_of
+from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, job_or_name, out, printable
 from backfire.config import Settings
 from backfire.errors import ConfigError, InputError
 from backfire.files import safe_paths
+from backfire.service.store.reader import Reader
 from backfire.types import Job, JobState
 
 By = Annotated[
@@ -34,12 +36,12 @@ WAYS = (
 
 @app.command()
 def release(
-    ids: Annotated[
-        list[int] | None,
+    pictures: Annotated[
+        list[str] | None,
         typer.Argument(
-            parser=job_number,
-            metavar="[IDS]...",
-            help="Job ids; none lists what is held.",
+            parser=job_or_name,
+            metavar="[PICTURES]...",
+            help="Pictures by name, or jobs by number; none lists what is held.",
             show_default=False,
         ),
     ] = None,
@@ -62,17 +64,21 @@ def release(
 ) -> None:
     """List the pictures that are held for review; publish them as they are, or protect them after all."""
     settings = config.load(config_file)
-    _require_either(ids, every)
+    _require_either(pictures, every)
     if sum((whole, again, mask is not None)) > 1:
         raise typer.BadParameter("got several of --whole, --mask and --again, expected one of them")
-    if not ids and not every:
+    if not pictures and not every:
         if whole or again or mask:
-            raise typer.BadParameter("got no job; name the ids that `backfire release` lists, or give --all")
+            raise typer.BadParameter("got no job; name pictures that `backfire release` lists, or give --all")
         _list(settings, as_json)
         return
-    numbers = list(ids or ()) or [found.job.id for found in review.held(settings)]
+
+    def held() -> list[Job]:
+        return [found.job for found in review.held(settings)]
+
+    numbers = _numbers(pictures, held, settings, config_file)
     if mask is not None and len(numbers) > 1:
-        raise typer.BadParameter(f"got a mask for {len(numbers)} pictures, expected one job id")
+        raise typer.BadParameter(f"got a mask for {len(numbers)} pictures, expected one picture")
     who = by or _user()
 
     def decide(number: int) -> Job:
@@ -84,12 +90,12 @@ def release(
 
 @app.command()
 def accept(
-    ids: Annotated[
-        list[int] | None,
+    pictures: Annotated[
+        list[str] | None,
         typer.Argument(
-            parser=job_number,
-            metavar="[IDS]...",
-            help="Job ids; none lists what is weak.",
+            parser=job_or_name,
+            metavar="[PICTURES]...",
+            help="Pictures by name, or jobs by number; none lists what is weak.",
             show_default=False,
         ),
     ] = None,
@@ -103,11 +109,11 @@ def accept(
     A picture that is held for its weak result is published; of one that is published already no file changes.
     """
     settings = config.load(config_file)
-    _require_either(ids, every)
-    if not ids and not every:
+    _require_either(pictures, every)
+    if not pictures and not every:
         _list_weak(settings, as_json)
         return
-    numbers = list(ids or ()) or [job.id for job in review.weak(settings)]
+    numbers = _numbers(pictures, lambda: review.weak(settings), settings, config_file)
     who = by or _user()
 
     def told(decided: list[Job]) -> str:
@@ -117,9 +123,19 @@ def accept(
     _each(numbers, lambda number: review.accept(settings, number, by=who), told, as_json)
 
 
-def _require_either(ids: list[int] | None, every: bool) -> None:
-    if ids and every:
-        raise typer.BadParameter("got job ids and --all, expected one of them")
+def _require_either(pictures: list[str] | None, every: bool) -> None:
+    if pictures and every:
+        raise typer.BadParameter("got pictures and --all, expected one of them")
+
+
+def _numbers(
+    pictures: list[str] | None, those: Callable[[], list[Job]], settings: Settings, config_file: Path
+) -> list[int]:
+    """The numbers of the jobs that are named, or else of all those that can be decided about."""
+    if not pictures:
+        return [job.id for job in those()]
+    with Reader(settings.folders.database) as store:
+        return numbers_of(pictures, those, settings, config_file, store)
 
 
 def _each(

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from backfire import advice
 from backfire.admin import decisions
+from backfire.admin.named import NotOneJob
 from backfire.cli import edits
 from backfire.cli.commands import app
 from backfire.cli.common import UNKNOWN_FILE, print_receipt
@@ -432,6 +433,31 @@ def test_retry_says_what_a_job_is_that_cannot_be_retried(weak: House) -> None:
     for sentence in said.values():
         assert sentence in told.stdout
     assert "no job 99" in told.stdout
+
+
+def test_a_name_stands_for_the_job_that_can_be_decided_about(weak: House) -> None:
+    store, now = weak.service.jobs.store, time.time()
+    for name in (b"desk/me.png", b"web/me.png"):
+        (job,) = store.add([name], at=now)
+        store.update(job.id, JobState.FAILED, at=now, code="no_region")
+    several = r"me\.png: is the name of 2 jobs, 3 \(web/me\.png\), 2 \(desk/me\.png\); give the number of one"
+    with pytest.raises(NotOneJob, match=several):
+        tell("retry", "me.png")
+    gone = "desk/me.png: not moved: job 2 failed, but its original is gone"
+    for named in ("desk/me.png", str(weak.base / "failed" / "desk" / "me.png")):
+        assert tell("retry", named, "2").stdout.count(gone) == 1, named
+    for command in ("retry", "release", "accept"):
+        with pytest.raises(NotOneJob, match=r"no picture of this name has a job; near names: desk/me\.png"):
+            tell(command, "desk/ma.png")
+    (job,) = store.add([b"held.png"], at=now)
+    store.update(job.id, JobState.REVIEW, at=now, code="no_region")
+    assert "job 4 (held.png): its original is not in" in tell("release", "held.png").stdout
+    assert "job 4 (held.png): is not weak" in tell("accept", "held.png").stdout
+
+
+def test_a_weak_picture_is_accepted_by_its_name(weak: House) -> None:
+    assert tell("accept", "me.png").stdout == "1 accepted\n"
+    assert "job 1 (desk/me.png): was accepted already" in tell("accept", "me.png").stdout
 
 
 def test_a_path_may_be_relative_to_the_working_folder_the_configuration_or_the_inbox(
