@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from backfire import advice
 from backfire.config import Settings
 from backfire.errors import Code
 from backfire.files import durable, inbox, outbox
@@ -33,6 +34,18 @@ def retry(job: Job, settings: Settings, config_file: Path, store: Reader) -> str
     if (why := _is_no_failure(job, settings, config_file)) is not None:
         return why
     return None if put_back(job, settings) else _why_not(job, settings, store)
+
+
+def would_fail_again(job: Job, settings: Settings) -> bool:
+    """Whether a failed job needs another file, and the failed folder still holds the one that failed.
+
+    A file that changed while it was read may be whole by now.
+    """
+    if job.state not in (JobState.FAILED, JobState.QUARANTINED) or job.code == Code.CHANGED:
+        return False
+    failed, key, sha256 = settings.folders.failed, job.key or "", job.input_sha256 or ""
+    needs_another = sha256 != "" and not advice.may_retry(job)
+    return needs_another and outbox.find(failed, job.path, key=key, sha256=sha256) is not None
 
 
 def _is_no_failure(job: Job, settings: Settings, config_file: Path) -> str | None:

@@ -18,7 +18,7 @@ from backfire.admin.explain import details_of, reports_of
 from backfire.admin.explain import explain as explained
 from backfire.admin.named import numbers_of
 from backfire.admin.outcomes import Outcome, in_words, midnight, outcome
-from backfire.admin.retry import in_failed
+from backfire.admin.retry import in_failed, would_fail_again
 from backfire.admin.retry import retry as retried
 from backfire.admin.status import Status
 from backfire.admin.status import status as stands
@@ -44,6 +44,10 @@ from backfire.config.folders import DATABASE
 from backfire.errors import ConfigError, PublishError
 from backfire.service.store.reader import Reader
 from backfire.types import Job, JobState, Verdict, shown
+
+LIKELY_TO_FAIL = "will most likely fail again, as only another file helps and the same one went back"
+NAMED = 3
+"""How many of them are named."""
 
 
 @contextmanager
@@ -284,6 +288,7 @@ def retry(
     if not pictures and not failed:
         raise typer.BadParameter("got no job; name pictures that `backfire jobs` shows, or give --failed")
     moved: list[str] = []
+    alike: list[str] = []
     missing: list[tuple[Job, str]] = []
     with _store(config_file) as (settings, store):
 
@@ -296,22 +301,28 @@ def retry(
         if failed:
             chosen |= {job.id: job for job in ended() if in_failed(job, settings)}
         for job in chosen.values():
+            is_alike = would_fail_again(job, settings)
             try:
                 why = retried(job, settings, config_file, store)
             except PublishError as error:  # the others can be moved all the same
                 why = str(error)
             if why is None:
                 moved.append(job.name)
+                alike += [job.name] if is_alike else []
             else:
                 missing.append((job, why))
     if as_json:
         reasons = {job.id: why for job, why in missing}
         names = [job.name for job, _ in missing]
-        told = {"retried": moved, "not_moved": names, "why": reasons, "unknown": unknown}
-        print(json.dumps(told))
+        told = {"retried": moved, "likely_to_fail": alike, "not_moved": names}
+        print(json.dumps({**told, "why": reasons, "unknown": unknown}))
     else:
         if moved or not (missing or unknown):
-            out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False)
+            out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False, soft_wrap=True)
+        if alike:
+            more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+            named = f"{printable(', '.join(alike[:NAMED]))}{more}"
+            out.print(Text(f"{len(alike)} of them {LIKELY_TO_FAIL}: {named}"), soft_wrap=True)
         for job, why in missing:
             out.print(Text(f"{printable(job.name)}: not moved: {printable(why)}"), soft_wrap=True)
         for number in unknown:

@@ -460,6 +460,25 @@ def test_a_weak_picture_is_accepted_by_its_name(weak: House) -> None:
     assert "job 1 (desk/me.png): was accepted already" in tell("accept", "me.png").stdout
 
 
+def test_retry_says_which_pictures_will_most_likely_fail_again(weak: House) -> None:
+    store, failed, data = weak.service.jobs.store, weak.base / "failed", b"damaged"
+    failed.mkdir(exist_ok=True)
+    sha256 = hashlib.sha256(data).hexdigest()
+    for name, code in (("a", "unreadable"), ("b", "no_region"), ("c", "changed"), ("d", "unreadable")):
+        (job,) = store.add([f"{name}.jpg".encode()], at=time.time())
+        store.update(job.id, JobState.FAILED, at=time.time(), code=code, input_sha256=sha256)
+        (failed / f"{name}.jpg").write_bytes(data)
+    (failed / "d.jpg").write_bytes(b"mended")
+    about = {"file": "d.jpg", "input_sha256": sha256}
+    (failed / "d.jpg.error.json").write_text(json.dumps(about))
+    told = tell("retry", "--failed")
+    assert told.exit_code == 0
+    first, second = told.stdout.splitlines()
+    assert first.startswith("4 moved back into ")
+    assert second.startswith("1 of them will most likely fail again")
+    assert second.endswith(": a.jpg")
+
+
 def test_a_path_may_be_relative_to_the_working_folder_the_configuration_or_the_inbox(
     weak: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@ def test_one_that_cannot_be_moved_does_not_keep_the_others(
     told = backfire(desk, "retry", first.id, second.id, "--json")
     assert told.exit_code == SOME_FAILED
     assert json.loads(told.stdout) == {
-        "retried": ["b.jpg"], "not_moved": ["a.jpg"], "why": {"1": "a.jpg: no space left"}, "unknown": [],
+        "retried": ["b.jpg"], "likely_to_fail": [], "not_moved": ["a.jpg"],
+        "why": {"1": "a.jpg: no space left"}, "unknown": [],
     }  # fmt: skip
 
 
