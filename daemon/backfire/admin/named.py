@@ -51,7 +51,7 @@ def numbers_of(
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number and no name: no picture has a name of digits alone."""
+    """Whether a text is the number of a job. A picture whose name is digits alone is given as `./123`."""
     return text.isascii() and text.isdigit()
 
 
