@@ -151,7 +151,7 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
         elif marker == b"\xe2" and body.startswith(ICC_HEAD):
             pieces += len(body) - len(ICC_HEAD) - 2  # its number, and how many there are
     packet, unnamed = _extended(extended, found.xmp or b"")
-    said = [f"further XMP ({further} bytes): one packet of a JPEG is carried"] if further else []
+    said = _further(further)
     said += [f"extended XMP ({unnamed} bytes): the XMP that is carried does not name it"] if unnamed else []
     if pieces and found.icc is None:
         said.append(f"the colour profile ({pieces} bytes): its segments are not all there")
@@ -159,22 +159,34 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
     return replace(found, photoshop=resources or None, parts=(*parts,), extended=packet, left_out=(*said,))
 
 
+def _further(size: int) -> list[str]:
+    """A phrase about so many bytes of XMP beside the packet that is carried; none of none."""
+    return [f"further XMP ({size} bytes): one packet is carried"] if size else []
+
+
 def _with_chunks(found: Metadata, data: bytes) -> Metadata:
     """The metadata with the chunks of a PNG that are carried, and with EXIF and XMP in raw profiles.
 
-    A raw profile counts where the file has no chunk that was made for its content.
+    A raw profile counts where the file has no chunk that was made for its content. Further XMP, and a colour
+    profile that cannot be read, are named.
     """
-    parts: list[Part] = []
+    parts, packets = list[Part](), list[bytes]()
     for kind, view in containers.png_chunks(data):
         body = bytes(view) if kind in PNG_CARRIED else b""
         if body.startswith(ELSEWHERE):
             if body.startswith(previews.RAW_PROFILE):
                 found = _with_profile(found, previews.unpacked(kind, body).removeprefix(XMP_HEAD))
+            else:
+                packets.append(body)
         elif kind in PNG_CARRIED:
             parts.append((kind, body))
         if kind == b"cICP" and len(body) == 4:
             found = replace(found, cicp=(body[0], body[1]))
-    return replace(found, parts=tuple(parts))
+        if kind == b"iCCP" and found.icc is None:
+            unread = f"the colour profile ({len(view)} bytes): it cannot be read"
+            found = replace(found, left_out=(*found.left_out, unread))
+    further = sum(len(packet) for packet in packets if packet != packets[-1])  # the last one is read
+    return replace(found, parts=tuple(parts), left_out=(*found.left_out, *_further(further)))
 
 
 def _with_profile(found: Metadata, profile: bytes) -> Metadata:
@@ -224,12 +236,13 @@ def _cicp(items: isobmff.Items) -> tuple[int, int] | None:
 
 
 def _with_boxes(found: Metadata, data: bytes) -> Metadata:
-    parts: list[Part] = []
+    parts, further = list[Part](), 0
     for kind, view in containers.boxes(data):
         body = bytes(view) if kind in (b"uuid", b"xml ", b"jp2h") else b""
         if kind == b"uuid" and body.startswith(UUID_EXIFS):
             found = found if found.exif else _with_exif(found, body[16:])
         elif kind == b"uuid" and body.startswith(UUID_XMP):
+            further += len(found.xmp or b"")
             found = replace(found, xmp=body[16:])
         elif kind in (b"uuid", b"xml "):
             parts.append((kind, body))
@@ -237,7 +250,8 @@ def _with_boxes(found: Metadata, data: bytes) -> Metadata:
             parts += [(name, bytes(inner)) for name, inner in containers.boxes(body) if name == b"res "]
     colours = next(filter(is_known_colour, containers.jp2_headers(data, b"colr")), b"")
     icc = colours[3:] if colours[:1] in PROFILED else None
-    return replace(found, icc=icc or found.icc, parts=tuple(parts))
+    left_out = (*found.left_out, *_further(further))
+    return replace(found, icc=icc or found.icc, parts=tuple(parts), left_out=left_out)
 
 
 def is_known_colour(box: bytes) -> bool:

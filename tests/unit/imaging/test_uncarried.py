@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from backfire.imaging import decode, encode
+from backfire.imaging.metadata import UUID_XMP
 from tests.support.images import ICC, LIMIT, box, chunk, exif_with, file, scene, taken
 
 WHY = "nothing of these kinds is carried"
@@ -73,7 +74,7 @@ PIECE = b"\0\0\0\x0a\0\0\0\0<a/>"
     [
         (
             segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<first/>"),
-            ["further XMP (8 bytes): one packet of a JPEG is carried"],
+            ["further XMP (8 bytes): one packet is carried"],
         ),
         (
             segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + PIECE),
@@ -96,6 +97,33 @@ def test_segments_of_a_jpeg_that_belong_to_nothing_that_is_carried_are_named(
     about = taken(data[:2] + extra + carried + data[2:]).metadata
     assert about.xmp == b"<carried/>"
     assert about.left_out == tuple(said)
+
+
+def xmp_chunk(packet: bytes) -> bytes:
+    return chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (xmp_chunk(b"<first/>"), ["further XMP (30 bytes): one packet is carried"]),
+        (xmp_chunk(b"<carried/>"), []),
+        (chunk(b"iCCP", b"name\0\0damaged"), ["the colour profile (13 bytes): it cannot be read"]),
+    ],
+    ids=["second packet", "the same packet", "damaged profile"],
+)
+def test_chunks_of_a_png_that_cannot_be_carried_are_named(extra: bytes, said: list[str]) -> None:
+    data = file(scene(), "PNG")
+    about = taken(data[:33] + extra + xmp_chunk(b"<carried/>") + data[33:]).metadata
+    assert about.xmp == b"<carried/>"
+    assert about.left_out == tuple(said)
+
+
+def test_further_xmp_of_a_jpeg_2000_is_named() -> None:
+    packets = (box(b"uuid", UUID_XMP + packet) for packet in (b"<first/>", b"<carried/>"))
+    about = taken(file(scene(), "JPEG2000") + b"".join(packets)).metadata
+    assert about.xmp == b"<carried/>"
+    assert about.left_out == ("further XMP (8 bytes): one packet is carried",)
 
 
 @pytest.mark.parametrize(
