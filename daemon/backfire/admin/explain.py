@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from backfire import advice
-from backfire.admin import decisions, named
+from backfire.admin import decisions
 from backfire.admin.retry import archived_original
 from backfire.admin.status import is_alive
 from backfire.config import Settings
@@ -26,6 +27,8 @@ from backfire.types import Event, Job, JobState, Verdict, shown
 
 WAITING = "; the daemon is not running: backfire run, or backfire once"
 MASK_OF = "is the mask of"
+NEAR_AMONG = 5000
+"""How many former paths, the newest ones, are looked at for names like one that is not known."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,10 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
         store: the job database.
     """
     root = settings.folders.inbox
-    meant = named.paths_meant(path, settings, config_file)
+    meant = _meant(path, settings, config_file)
     known = (one for one in meant if store.by_path(one) or inbox.signature(root, one) is not None)
     exact = next(known, None) or next((one for one in meant if _followed(one, settings, store)), None)
-    of_name = [] if exact is not None else named.of_name(meant, settings, store)
+    of_name = [] if exact is not None else _of_name(meant, settings, store)
     relative = exact if exact is not None else of_name[0] if len(of_name) == 1 else meant[0]
     found = store.by_path(relative)
     fact = store.fact("daemon")
@@ -93,7 +96,7 @@ def explain(path: Path, settings: Settings, config_file: Path, store: Reader) ->
         waits_for=waits_for,
         rule=None if rule is None else f"rules.{rule} ({settings.rules[rule].match})",
         jobs=jobs,
-        near=named.near(relative, settings, store) if unknown and not candidates else [],
+        near=near(relative, store.paths(NEAR_AMONG), settings) if unknown and not candidates else [],
         candidates=candidates,
         unknown=unknown,
     )
@@ -118,6 +121,24 @@ def _followed(path: bytes, settings: Settings, store: Reader) -> str | None:
     return None
 
 
+def _of_name(meant: Sequence[bytes], settings: Settings, store: Reader) -> list[bytes]:
+    """The pictures, waiting or known, of a name without folders, or whose result has one of these paths."""
+    results = [
+        picture
+        for path in meant
+        for picture in store.named(os.path.basename(path))
+        if any(job.output_path == path for job in store.by_path(picture))
+    ]
+    name = meant[-1]
+    if results or os.path.dirname(name):
+        return list(dict.fromkeys(results))
+    waiting: list[bytes] = []
+    with suppress(OSError):
+        files = inbox.scan(settings.folders.inbox, settings.watch.ignore).files
+        waiting = [path for path in files if os.path.basename(path) == name]
+    return list(dict.fromkeys([*waiting, *store.named(name)]))
+
+
 def reports_of(job: Job, settings: Settings) -> list[str]:
     """The paths of a job's receipt and sheet, as far as there are any, for people and JSON."""
     with suppress(OSError, PublishError):
@@ -139,6 +160,37 @@ def details_of(job: Job, settings: Settings) -> list[str]:
                 larger = of_larger_masks(receipt.get("verdict"), receipt.get("tools_dilated") or {})
                 return [*details, larger] if larger else details
     return details
+
+
+def near(path: bytes, paths: list[bytes], settings: Settings) -> list[str]:
+    """Up to three known paths that are like one that is not: those of its file name come first."""
+    with suppress(OSError):
+        paths = [*inbox.scan(settings.folders.inbox, settings.watch.ignore).files, *paths]
+    names = list(dict.fromkeys(map(shown, paths)))
+    wanted = shown(path)
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        by_name.setdefault(os.path.basename(name), []).append(name)
+    alike = get_close_matches(os.path.basename(wanted), by_name)
+    of_its_name = by_name.get(os.path.basename(wanted), [])
+    like_it = [name for one in alike for name in by_name[one]]
+    return list(dict.fromkeys([*of_its_name, *get_close_matches(wanted, names), *like_it]))[:3]
+
+
+def _meant(path: Path, settings: Settings, config_file: Path) -> list[bytes]:
+    """What a path may mean, relative to the inbox; the likeliest first.
+
+    It may be seen from the working folder, from that of the configuration, or from the inbox, and may lead
+    into the inbox or to a file of the same name in another of the folders.
+    """
+    meant = []
+    for base in (Path.cwd(), config_file.absolute().parent):
+        absolute = Path(os.path.normpath(base / path))
+        for folder in settings.folders.named().values():
+            if folder in absolute.parents:
+                meant.append(os.fsencode(absolute.relative_to(folder)))
+    # What lies elsewhere is at least known by its name.
+    return list(dict.fromkeys([*meant, os.fsencode(path.name if path.is_absolute() else path)]))
 
 
 def _closed(path: bytes, settings: Settings, unreadable: Mapping[str, str]) -> str | None:

@@ -1,21 +1,24 @@
-"""Which pictures and jobs somebody means by a path, a name or a number."""
+"""Which job somebody means who names a picture.
+
+Commands act on it, and some publish. So nothing is guessed, as `explain` does: a path is one below the inbox,
+and a name that several pictures have or had stands for none of them.
+"""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
+from backfire.admin.explain import NEAR_AMONG, near
 from backfire.config import Settings
 from backfire.errors import BackfireError
 from backfire.files import inbox
 from backfire.service.store.reader import Reader
-from backfire.types import Job, shown
+from backfire.types import Job, printable
 
-NEAR_AMONG = 5000
-"""How many former paths, the newest ones, are looked at for names like one that is not known."""
 LISTED = 9
 """The most jobs of one name that are listed."""
 
@@ -25,28 +28,24 @@ class NotOneJob(BackfireError):
 
 
 def numbers_of(
-    texts: Iterable[str],
-    those: Callable[[], Sequence[Job]],
-    settings: Settings,
-    config_file: Path,
-    store: Reader,
+    texts: Iterable[str], those: Callable[[], Sequence[Job]], settings: Settings, store: Reader
 ) -> list[int]:
     """The numbers of the jobs that somebody names, each once.
 
     Args:
-        texts: numbers of jobs, known or not, and pictures as `explain` takes them.
-        those: gives the jobs about which something can be done now: a name stands for one of them. Where none
-            of them has it, it stands for the newest job of its picture, so that it can be told why not.
-        settings, config_file: the configuration and its file.
+        texts: numbers of jobs, known or not; names of pictures; or their paths, below the inbox or leading
+            into it or to the folders of failed and of held originals.
+        those: gives the jobs about which something can be done now, and is asked once at most. A picture
+            stands for the one of its jobs that is among them, or for its newest one, so that it can be told
+            why nothing can be done.
+        settings: the folders are used.
         store: the job database.
 
     Raises:
-        NotOneJob: a name stands for no job, or for several.
+        NotOneJob: a picture has no job, several jobs could be meant, or several pictures have the name.
     """
-    numbers = (
-        int(text) if is_number(text) else _number_of(text, those(), settings, config_file, store)
-        for text in texts
-    )
+    once = cache(lambda: tuple(those()))
+    numbers = (int(text) if is_number(text) else _number_of(text, once, settings, store) for text in texts)
     return list(dict.fromkeys(numbers))
 
 
@@ -55,70 +54,44 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _number_of(text: str, those: Sequence[Job], settings: Settings, config_file: Path, store: Reader) -> int:
-    meant = paths_meant(Path(text), settings, config_file)
-    exact = next((one for one in meant if store.by_path(one)), None)
-    paths = of_name(meant, settings, store) if exact is None else [exact]
-    jobs = [job for job in those if job.path in paths]
-    jobs = jobs or [newest for path in paths for newest in store.by_path(path)[:1]]
-    if len(jobs) == 1:
-        return jobs[0].id
-    if not jobs:
-        like = ", ".join(near(meant[0], settings, store))
-        hint = f"near names: {like}" if like else "backfire jobs lists those that are known"
-        raise NotOneJob(f"{text}: no picture of this name has a job; {hint}")
+def _number_of(text: str, those: Callable[[], Sequence[Job]], settings: Settings, store: Reader) -> int:
+    paths = [path for path in _paths(text, settings, store) if store.by_path(path)]
+    jobs = [job for job in those() if job.path in paths]
+    if len(paths) == 1 and len(jobs) < 2:
+        return (jobs or store.by_path(paths[0]))[0].id
+    if not paths:
+        raise NotOneJob(printable(f"{text}: {_why_none(text, settings, store)}; nothing was done"))
+    jobs = jobs or [store.by_path(path)[0] for path in paths]
     listed = ", ".join(f"{job.id} ({job.name})" for job in jobs[:LISTED])
     more = f" and {len(jobs) - LISTED} more" if len(jobs) > LISTED else ""
-    raise NotOneJob(
-        f"{text}: is the name of {len(jobs)} jobs, {listed}{more}; give the number of one; nothing was done"
-    )
+    got = f"{len(paths)} pictures have this name" if len(paths) > 1 else "it has several jobs"
+    said = f"{text}: {got}; give the number of a job: {listed}{more}; nothing was done"
+    raise NotOneJob(printable(said))
 
 
-def paths_meant(path: Path, settings: Settings, config_file: Path) -> list[bytes]:
-    """What a path may mean, relative to the inbox; the likeliest first.
-
-    It may be seen from the working folder, from that of the configuration, or from the inbox, and may lead
-    into the inbox or to a file of the same name in another of the folders.
-    """
-    meant = []
-    for base in (Path.cwd(), config_file.absolute().parent):
-        absolute = Path(os.path.normpath(base / path))
-        for folder in settings.folders.named().values():
-            if folder in absolute.parents:
-                meant.append(os.fsencode(absolute.relative_to(folder)))
-    # What lies elsewhere is at least known by its name.
-    return list(dict.fromkeys([*meant, os.fsencode(path.name if path.is_absolute() else path)]))
-
-
-def of_name(meant: Sequence[bytes], settings: Settings, store: Reader) -> list[bytes]:
-    """The pictures, waiting or known, of a name without folders, or whose result has one of these paths."""
-    results = [
-        picture
-        for path in meant
-        for picture in store.named(os.path.basename(path))
-        if any(job.output_path == path for job in store.by_path(picture))
-    ]
-    name = meant[-1]
-    if results or os.path.dirname(name):
-        return list(dict.fromkeys(results))
-    waiting: list[bytes] = []
-    with suppress(OSError):
-        files = inbox.scan(settings.folders.inbox, settings.watch.ignore).files
-        waiting = [path for path in files if os.path.basename(path) == name]
-    return list(dict.fromkeys([*waiting, *store.named(name)]))
+def _paths(text: str, settings: Settings, store: Reader) -> list[bytes]:
+    """The paths below the inbox that a text may mean: one, but for a name that stands in several folders."""
+    if os.path.basename(text) == text:
+        # macOS writes é as two characters, others as one.
+        written = {text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))}
+        forms = set(map(os.fsencode, written))
+        known = {path for form in forms for path in store.named(form)}
+        return sorted(path for path in known if os.path.basename(path) in forms)
+    folders = settings.folders
+    absolute = Path(os.path.normpath(Path.cwd() / text))
+    for seen in (absolute, absolute.resolve()):
+        for folder in (folders.inbox, folders.failed, folders.review):
+            for place in (folder, folder.resolve()):
+                if place in seen.parents:
+                    return [os.fsencode(seen.relative_to(place))]
+    return [os.fsencode(os.path.normpath(text))]
 
 
-def near(path: bytes, settings: Settings, store: Reader) -> list[str]:
-    """Up to three known paths that are like one that is not: those of its file name come first."""
-    paths = store.paths(NEAR_AMONG)
-    with suppress(OSError):
-        paths = [*inbox.scan(settings.folders.inbox, settings.watch.ignore).files, *paths]
-    names = list(dict.fromkeys(map(shown, paths)))
-    wanted = shown(path)
-    by_name: dict[str, list[str]] = {}
-    for name in names:
-        by_name.setdefault(os.path.basename(name), []).append(name)
-    alike = get_close_matches(os.path.basename(wanted), by_name)
-    of_its_name = by_name.get(os.path.basename(wanted), [])
-    like_it = [name for one in alike for name in by_name[one]]
-    return list(dict.fromkeys([*of_its_name, *get_close_matches(wanted, names), *like_it]))[:3]
+def _why_none(text: str, settings: Settings, store: Reader) -> str:
+    path = _paths(text, settings, store)[:1] or [os.fsencode(text)]
+    if inbox.signature(settings.folders.inbox, path[0]) is not None:
+        return "it waits in the inbox and has no job yet"
+    alike = near(path[0], store.paths(NEAR_AMONG), settings)
+    like = ", ".join(one for one in alike if store.by_path(os.fsencode(one)))
+    hint = f"near names: {like}" if like else "backfire jobs lists those that are known"
+    return f"no picture of this name has a job; {hint}"

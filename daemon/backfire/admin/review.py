@@ -62,6 +62,12 @@ def held(settings: Settings) -> list[Held]:
         return [_held(store, job, settings) for job in store.all_in(JobState.REVIEW)]
 
 
+def held_jobs(settings: Settings) -> list[Job]:
+    """The jobs of `held`, without a look at their originals."""
+    with Reader(settings.folders.database) as store:
+        return store.all_in(JobState.REVIEW)
+
+
 def release(settings: Settings, job_id: int, *, by: str) -> Job:
     """Have a held picture published as it is: without protection, or with its weak one.
 

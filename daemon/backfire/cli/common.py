@@ -6,7 +6,7 @@ import os
 import re
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +44,9 @@ NOT_ANSWERED, OUTPUT_LOST = 1, os.EX_IOERR
 DEFAULT = Path("config.yaml")
 BY_HAND = 0o666
 """The rights of a file that a person has written for themselves, less those that their umask takes."""
+
+NAMED = 3
+"""The most pictures that are named where it is said how many something was done with."""
 
 users_umask: int | None = None
 """The umask that the program was started with; None where a command runs within another program."""
@@ -85,6 +88,12 @@ def job_or_name(text: str) -> str:
             f"got {text!r}, expected the number of a job or the name of a picture; `backfire jobs` lists both"
         )
     return text
+
+
+def few(names: Sequence[str]) -> str:
+    """Some names, of many the first ones, for a terminal."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return printable(", ".join(names[:NAMED])) + more
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -32,6 +32,7 @@ from backfire.cli.common import (
     Config,
     app,
     colour,
+    few,
     job_or_name,
     moment,
     out,
@@ -46,8 +47,6 @@ from backfire.service.store.reader import Reader
 from backfire.types import Job, JobState, Verdict, shown
 
 LIKELY_TO_FAIL = "will most likely fail again, as only another file helps and the same one went back"
-NAMED = 3
-"""How many of them are named."""
 
 
 @contextmanager
@@ -295,7 +294,7 @@ def retry(
         def ended() -> list[Job]:
             return store.latest(100_000, states=(JobState.FAILED, JobState.QUARANTINED))
 
-        numbers = numbers_of(pictures or (), ended, settings, config_file, store)
+        numbers = numbers_of(pictures or (), ended, settings, store)
         chosen = {job.id: job for number in numbers if (job := store.get(number)) is not None}
         unknown = sorted(set(numbers) - chosen.keys())
         if failed:
@@ -320,9 +319,7 @@ def retry(
         if moved or not (missing or unknown):
             out.print(f"{len(moved)} moved back into {settings.folders.inbox}", markup=False, soft_wrap=True)
         if alike:
-            more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
-            named = f"{printable(', '.join(alike[:NAMED]))}{more}"
-            out.print(Text(f"{len(alike)} of them {LIKELY_TO_FAIL}: {named}"), soft_wrap=True)
+            out.print(Text(f"{len(alike)} of them {LIKELY_TO_FAIL}: {few(alike)}"), soft_wrap=True)
         for job, why in missing:
             out.print(Text(f"{printable(job.name)}: not moved: {printable(why)}"), soft_wrap=True)
         for number in unknown:

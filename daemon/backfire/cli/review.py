@@ -15,7 +15,17 @@ from rich.text import Text
 from backfire import advice, config
 from backfire.admin import review
 from backfire.admin.named import numbers_of
-from backfire.cli.common import DEFAULT, SOME_FAILED, AsJson, Config, app, job_or_name, out, printable
+from backfire.cli.common import (
+    DEFAULT,
+    SOME_FAILED,
+    AsJson,
+    Config,
+    app,
+    few,
+    job_or_name,
+    out,
+    printable,
+)
 from backfire.config import Settings
 from backfire.errors import ConfigError, InputError
 from backfire.files import safe_paths
@@ -73,10 +83,7 @@ def release(
         _list(settings, as_json)
         return
 
-    def held() -> list[Job]:
-        return [found.job for found in review.held(settings)]
-
-    numbers = _numbers(pictures, held, settings, config_file)
+    numbers = _numbers(pictures, review.held_jobs, settings)
     if mask is not None and len(numbers) > 1:
         raise typer.BadParameter(f"got a mask for {len(numbers)} pictures, expected one picture")
     who = by or _user()
@@ -113,7 +120,7 @@ def accept(
     if not pictures and not every:
         _list_weak(settings, as_json)
         return
-    numbers = _numbers(pictures, lambda: review.weak(settings), settings, config_file)
+    numbers = _numbers(pictures, review.weak, settings)
     who = by or _user()
 
     def told(decided: list[Job]) -> str:
@@ -129,13 +136,13 @@ def _require_either(pictures: list[str] | None, every: bool) -> None:
 
 
 def _numbers(
-    pictures: list[str] | None, those: Callable[[], list[Job]], settings: Settings, config_file: Path
+    pictures: list[str] | None, those: Callable[[Settings], list[Job]], settings: Settings
 ) -> list[int]:
     """The numbers of the jobs that are named, or else of all those that can be decided about."""
     if not pictures:
-        return [job.id for job in those()]
+        return [job.id for job in those(settings)]
     with Reader(settings.folders.database) as store:
-        return numbers_of(pictures, those, settings, config_file, store)
+        return numbers_of(pictures, lambda: those(settings), settings, store)
 
 
 def _each(
@@ -150,10 +157,12 @@ def _each(
         except (review.DecisionRefused, InputError) as error:
             refused[number] = str(error)
     if as_json:
-        print(json.dumps({"decided": [job.id for job in decided], "refused": refused}))
+        files = {job.id: job.name for job in decided}
+        print(json.dumps({"decided": [*files], "files": files, "refused": refused}))
     else:
         if decided or not refused:
-            out.print(told(decided), markup=False)
+            which = f": {few([job.name for job in decided])}" if decided else ""
+            out.print(Text(told(decided) + which), soft_wrap=True)
         for why in refused.values():
             out.print(Text(printable(why)), soft_wrap=True)
     raise typer.Exit(SOME_FAILED if refused else 0)

@@ -435,28 +435,63 @@ def test_retry_says_what_a_job_is_that_cannot_be_retried(weak: House) -> None:
     assert "no job 99" in told.stdout
 
 
-def test_a_name_stands_for_the_job_that_can_be_decided_about(weak: House) -> None:
-    store, now = weak.service.jobs.store, time.time()
-    for name in (b"desk/me.png", b"web/me.png"):
-        (job,) = store.add([name], at=now)
-        store.update(job.id, JobState.FAILED, at=now, code="no_region")
-    several = r"me\.png: is the name of 2 jobs, 3 \(web/me\.png\), 2 \(desk/me\.png\); give the number of one"
-    with pytest.raises(NotOneJob, match=several):
-        tell("retry", "me.png")
-    gone = "desk/me.png: not moved: job 2 failed, but its original is gone"
-    for named in ("desk/me.png", str(weak.base / "failed" / "desk" / "me.png")):
-        assert tell("retry", named, "2").stdout.count(gone) == 1, named
-    for command in ("retry", "release", "accept"):
-        with pytest.raises(NotOneJob, match=r"no picture of this name has a job; near names: desk/me\.png"):
-            tell(command, "desk/ma.png")
-    (job,) = store.add([b"held.png"], at=now)
-    store.update(job.id, JobState.REVIEW, at=now, code="no_region")
-    assert "job 4 (held.png): its original is not in" in tell("release", "held.png").stdout
-    assert "job 4 (held.png): is not weak" in tell("accept", "held.png").stdout
+def put(house: House, state: JobState, *names: str) -> None:
+    """One job after the other in a state, of pictures of these names."""
+    store = house.service.jobs.store
+    for name in names:
+        (job,) = store.add([os.fsencode(name)], at=time.time())
+        store.update(job.id, state, at=time.time(), code="no_region")
 
 
-def test_a_weak_picture_is_accepted_by_its_name(weak: House) -> None:
-    assert tell("accept", "me.png").stdout == "1 accepted\n"
+def test_a_name_that_pictures_in_several_folders_have_or_had_stands_for_none(weak: House) -> None:
+    # The fixture's desk/me.png is archived.
+    put(weak, JobState.REVIEW, "me.png")
+    several = r"me\.png: 2 pictures have this name; give the number of a job: 2 \(me\.png\); nothing was done"
+    for command in ("release", "retry", "accept"):
+        with pytest.raises(NotOneJob, match=several if command == "release" else "me.png: 2 pictures"):
+            tell(command, "me.png")
+    assert "job 2 (me.png): its original is not in" in tell("release", "./me.png").stdout
+    put(weak, JobState.REVIEW, "me.png")
+    with pytest.raises(NotOneJob, match=r"it has several jobs; give the number of a job: 2 \(me\.png\), 3"):
+        tell("release", "./me.png")
+
+
+def test_a_path_that_leads_elsewhere_names_no_picture(weak: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(weak, JobState.REVIEW, "held.png", "web/b.png")
+    link = weak.base.parent / "share"
+    link.symlink_to(weak.base)
+    for path in (
+        "/mnt/share/held.png", "outbox/held.png", f"{weak.base}/archive/held.png", f"{link}/outbox/held.png",
+        f"{weak.base}/review/web/held.png", "other/held.png",
+    ):  # fmt: skip
+        with pytest.raises(NotOneJob, match=r"has a job; .*; nothing was done$"):
+            tell("release", path)
+    refused = "job 2 (held.png): its original is not in"
+    for path in (f"{weak.base}/review/held.png", f"{link}/inbox/held.png", "inbox/held.png", "held.png"):
+        assert refused in tell("release", path).stdout, path
+    (weak.base / "inbox/web").mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(weak.base / "inbox/web")
+    told = tell("release", "./b.png", "-c", str(weak.base / "config.yaml"))
+    assert "job 3 (web/b.png): its original is not in" in told.stdout
+
+
+def test_names_are_told_as_they_are_and_cannot_forge_lines(weak: House) -> None:
+    put(weak, JobState.FAILED, "Zoe\u0301.jpg", "x\nbackfire: all of them are safe/a.jpg", "a.jpg", "7")
+    gone = "not moved: job {} failed, but its original is gone"
+    assert gone.format(2) in tell("retry", "Zo\xe9.jpg").stdout
+    assert gone.format(5) in tell("retry", "./7").stdout
+    with pytest.raises(NotOneJob, match="2 pictures") as error:
+        tell("retry", "a.jpg")
+    assert "\n" not in str(error.value)
+    with pytest.raises(NotOneJob, match=r"near names: desk/me\.png, .*; nothing was done$"):
+        tell("retry", "desk/ma.png")
+    (weak.base / "inbox/new.jpg").write_bytes(b"waits")
+    with pytest.raises(NotOneJob, match=r"new\.jpg: it waits in the inbox and has no job yet"):
+        tell("release", "new.jpg")
+
+
+def test_a_weak_picture_is_accepted_by_its_name_and_named(weak: House) -> None:
+    assert tell("accept", "me.png").stdout == "1 accepted: desk/me.png\n"
     assert "job 1 (desk/me.png): was accepted already" in tell("accept", "me.png").stdout
 
 
