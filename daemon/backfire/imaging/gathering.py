@@ -152,16 +152,16 @@ def _with_segments(found: Metadata, data: bytes) -> Metadata:
             pieces += len(body) - len(ICC_HEAD) - 2  # its number, and how many there are
     packet, unnamed = _extended(extended, found.xmp or b"")
     said = _further(further)
-    said += [f"extended XMP ({unnamed} bytes): the XMP that is carried does not name it"] if unnamed else []
+    said += [f"extended XMP ({unnamed} bytes): the file's main XMP does not name it"] if unnamed else []
     if pieces and found.icc is None:
-        said.append(f"the colour profile ({pieces} bytes): its segments are not all there")
+        said.append(f"the colour profile ({pieces} bytes): its segments do not make a whole")
     said = [*found.left_out, *said]
     return replace(found, photoshop=resources or None, parts=(*parts,), extended=packet, left_out=(*said,))
 
 
 def _further(size: int) -> list[str]:
-    """A phrase about so many bytes of XMP beside the packet that is carried; none of none."""
-    return [f"further XMP ({size} bytes): one packet is carried"] if size else []
+    """A phrase about so many bytes of XMP beside the packet that is read; none of none."""
+    return [f"further XMP ({size} bytes): one packet of a file is read"] if size else []
 
 
 def _with_chunks(found: Metadata, data: bytes) -> Metadata:

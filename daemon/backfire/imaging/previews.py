@@ -92,14 +92,15 @@ _DEGREES = rb"\s?(?:\xc2?\xb0|&(?:deg|#176);|deg(?:rees)?)"
 _PRIME = rb"(?:['\"\xb4]|\xc2\xb4|\xe2\x80[\x98-\x9d\xb2\xb3]|&(?:quot|apos|#34|#39);|2\x20|\x202)"
 _NUMBER = _QUOTE + rb"\s*[=:>]\s*" + _QUOTE + rb"[-+]?\d"
 _HEIGHT = (
-    rb"\d*+(?:[.,/]\d++)*+(?:\s?(?:m|ft|feet|met(?:er|re)s?)(?![a-z\x80-\xff])|(?![ \t]*[a-z\x80-\xff]))"
+    rb"(?!\d*+(?:[.,/]\d++)*+"
+    rb"(?!(?:k?m|ft|feet|met(?:er|re)s?|masl|yards?|e[-+]?\d++)(?![a-z]))[a-z])"
 )
-"""The rest of a height: digits with a unit, or with no word behind them."""
+"""Holds behind the first digit of any number but one that goes on as a word, such as 8000er; units do not."""
 _PLACE = re.compile(
     rb"GPS|Gps|(?<![a-z])gps"
     rb"|(?i:latitude|longt?itude|iso.?6709|georss:|geo\.position|geo:(?:lat|lon|lng|alt|pos|[-+]?\d))"
-    # Shorter names are words as well, and count only with a number, altitudes only with a height.
-    rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long|altitude(?=" + _NUMBER + _HEIGHT + rb"))" + _NUMBER + rb")"
+    # Shorter names are words as well, and count only with a number.
+    rb"|(?i:(?:(?<![a-z])(?:lat|lon|lng)|[:.]long)" + _NUMBER + rb"|altitude" + _NUMBER + _HEIGHT + rb")"
     # ISO 6709 as videos have it, such as +48.1372+011.5761/,
     # with decimals, as telephone numbers, ISBN and dates before a slash look like it otherwise.
     rb"|(?<![\w)/.+-])[-+](?:\d\d){1,3}\.\d+[-+]\d(?:\d\d){1,3}\.\d+(?:[-+]\d+(?:\.\d+)?)?(?:CRS\w+)?/"

@@ -316,7 +316,7 @@ PACKET = (
         b"lat:  ",
         b"2\xc2\xb02 2 2 2 2 2 2 ",
         b"2 deg 2' ",
-        b"altitude: 2 a",
+        b"altitude: 2aa",
         b"2,2.2",
         b"2,2,2N  ",
     ],

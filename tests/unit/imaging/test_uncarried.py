@@ -74,16 +74,16 @@ PIECE = b"\0\0\0\x0a\0\0\0\0<a/>"
     [
         (
             segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<first/>"),
-            ["further XMP (8 bytes): one packet is carried"],
+            ["further XMP (8 bytes): one packet of a file is read"],
         ),
         (
             segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + PIECE),
-            ["extended XMP (4 bytes): the XMP that is carried does not name it"],
+            ["extended XMP (4 bytes): the file's main XMP does not name it"],
         ),
         (segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<carried/>"), []),
         (
             segment(0xE2, b"ICC_PROFILE\0\1\2" + ICC[:300]),
-            ["the colour profile (300 bytes): its segments are not all there"],
+            ["the colour profile (300 bytes): its segments do not make a whole"],
         ),
         (segment(0xE2, b"ICC_PROFILE\0\1\1" + ICC), []),
     ],
@@ -106,7 +106,7 @@ def xmp_chunk(packet: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (xmp_chunk(b"<first/>"), ["further XMP (30 bytes): one packet is carried"]),
+        (xmp_chunk(b"<first/>"), ["further XMP (30 bytes): one packet of a file is read"]),
         (xmp_chunk(b"<carried/>"), []),
         (chunk(b"iCCP", b"name\0\0damaged"), ["the colour profile (13 bytes): it cannot be read"]),
     ],
@@ -123,7 +123,7 @@ def test_further_xmp_of_a_jpeg_2000_is_named() -> None:
     packets = (box(b"uuid", UUID_XMP + packet) for packet in (b"<first/>", b"<carried/>"))
     about = taken(file(scene(), "JPEG2000") + b"".join(packets)).metadata
     assert about.xmp == b"<carried/>"
-    assert about.left_out == ("further XMP (8 bytes): one packet is carried",)
+    assert about.left_out == ("further XMP (8 bytes): one packet of a file is read",)
 
 
 @pytest.mark.parametrize(
