@@ -14,7 +14,7 @@ from rich.text import Text
 
 from backfire import advice, config
 from backfire.admin import review
-from backfire.admin.named import numbers_of
+from backfire.admin.named import is_number, numbers_of
 from backfire.cli.common import (
     DEFAULT,
     SOME_FAILED,
@@ -141,6 +141,8 @@ def _numbers(
     """The numbers of the jobs that are named, or else of all those that can be decided about."""
     if not pictures:
         return [job.id for job in those(settings)]
+    if all(map(is_number, pictures)):  # what is wrong with them is told by the decision itself
+        return list(dict.fromkeys(map(int, pictures)))
     with Reader(settings.folders.database) as store:
         return numbers_of(pictures, lambda: those(settings), settings, store)
 
