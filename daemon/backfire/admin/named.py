@@ -89,7 +89,8 @@ def _paths(text: str, settings: Settings, store: Reader) -> list[bytes]:
 
 def _why_none(text: str, settings: Settings, store: Reader) -> str:
     path = _paths(text, settings, store)[:1] or [os.fsencode(text)]
-    if inbox.signature(settings.folders.inbox, path[0]) is not None:
+    below = not path[0].startswith((b"/", b"../"))
+    if below and inbox.signature(settings.folders.inbox, path[0]) is not None:
         return "it waits in the inbox and has no job yet"
     alike = near(path[0], store.paths(NEAR_AMONG), settings)
     like = ", ".join(one for one in alike if store.by_path(os.fsencode(one)))
