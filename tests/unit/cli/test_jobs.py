@@ -467,9 +467,9 @@ def test_a_path_that_leads_elsewhere_names_no_picture(weak: House, monkeypatch: 
         with pytest.raises(NotOneJob, match=r"has a job; .*; nothing was done$"):
             tell("release", path)
     (weak.base.parent / "new.jpg").write_bytes(b"elsewhere")
-    for path in (weak.base.parent / "new.jpg", Path("../new.jpg")):
+    for elsewhere in (weak.base.parent / "new.jpg", Path("../new.jpg")):
         with pytest.raises(NotOneJob, match=r"no picture of this name has a job"):
-            tell("release", str(path))
+            tell("release", str(elsewhere))
     refused = "job 2 (held.png): its original is not in"
     for path in (f"{weak.base}/review/held.png", f"{link}/inbox/held.png", "inbox/held.png", "held.png"):
         assert refused in tell("release", path).stdout, path
