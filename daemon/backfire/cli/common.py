@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from backfire.admin import named as jobs_named
+from backfire.admin.named import is_number
 from backfire.admin.outcomes import midnight
 from backfire.cli import edits
 from backfire.config import Verify
@@ -83,11 +83,21 @@ MOST_ID = (1 << 63) - 1
 
 def job_or_name(text: str) -> str:
     """What names a job: its number, or its picture, as the user wrote it."""
-    if jobs_named.is_number(text) and not 1 <= int(text[:20]) <= MOST_ID:
+    if is_number(text) and not 1 <= int(text[:20]) <= MOST_ID:
         raise typer.BadParameter(
             f"got {text!r}, expected the number of a job or the name of a picture; `backfire jobs` lists both"
         )
     return text
+
+
+def of_pictures(none: str = "") -> Any:
+    """The argument that names jobs, for commands that act on them; `none` says what happens without one."""
+    return typer.Argument(
+        parser=job_or_name,
+        metavar="[PICTURES]...",
+        help=f"Pictures by name, or jobs by number{none}.",
+        show_default=False,
+    )
 
 
 def few(names: Sequence[str]) -> str:

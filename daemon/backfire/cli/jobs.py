@@ -33,8 +33,8 @@ from backfire.cli.common import (
     app,
     colour,
     few,
-    job_or_name,
     moment,
+    of_pictures,
     out,
     printable,
     wrapped,
@@ -270,15 +270,7 @@ def _detail(key: str, value: Any) -> str:
 
 @app.command()
 def retry(
-    pictures: Annotated[
-        list[str] | None,
-        typer.Argument(
-            parser=job_or_name,
-            metavar="[PICTURES]...",
-            help="Pictures by name, or jobs by number.",
-            show_default=False,
-        ),
-    ] = None,
+    pictures: Annotated[list[str] | None, of_pictures()] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed or were set aside.")] = False,
     config_file: Config = DEFAULT,
     as_json: AsJson = False,

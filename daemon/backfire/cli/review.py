@@ -22,7 +22,7 @@ from backfire.cli.common import (
     Config,
     app,
     few,
-    job_or_name,
+    of_pictures,
     out,
     printable,
 )
@@ -46,15 +46,7 @@ WAYS = (
 
 @app.command()
 def release(
-    pictures: Annotated[
-        list[str] | None,
-        typer.Argument(
-            parser=job_or_name,
-            metavar="[PICTURES]...",
-            help="Pictures by name, or jobs by number; none lists what is held.",
-            show_default=False,
-        ),
-    ] = None,
+    pictures: Annotated[list[str] | None, of_pictures("; none lists what is held")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Protect the whole of the picture.")] = False,
     mask: Annotated[
         Path | None,
@@ -97,15 +89,7 @@ def release(
 
 @app.command()
 def accept(
-    pictures: Annotated[
-        list[str] | None,
-        typer.Argument(
-            parser=job_or_name,
-            metavar="[PICTURES]...",
-            help="Pictures by name, or jobs by number; none lists what is weak.",
-            show_default=False,
-        ),
-    ] = None,
+    pictures: Annotated[list[str] | None, of_pictures("; none lists what is weak")] = None,
     every: Annotated[bool, typer.Option("--all", help="All that is weak.")] = False,
     by: By = None,
     config_file: Config = DEFAULT,
